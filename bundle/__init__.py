@@ -1,0 +1,1 @@
+"""Packages: a trained student as transformers, llama.cpp, Ollama and we load it."""

@@ -1,0 +1,1 @@
+"""Parses, prints, exits. The command is `dream`."""

@@ -1,0 +1,1 @@
+"""Learns: teacher → corpus → tokens → student → training → evaluation."""

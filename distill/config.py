@@ -1,0 +1,204 @@
+"""Every setting, its default and its meaning, in one tree. Nothing else in the project holds a default.
+
+`load_settings` merges, later wins: these defaults, a YAML file, `key=value` overrides. OmegaConf checks types
+and refuses unknown keys.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from distill.errors import BadInput
+
+
+@dataclass
+class TeacherSettings:
+    """Who is asked."""
+
+    model: str = "embedded:smollm2"
+    """`ollama:NAME`, `embedded:smollm2` or `embedded:/path/model.gguf`."""
+    hosts: list[str] = field(default_factory=list[str])
+    """Ollama servers to share the work; empty: $OLLAMA_HOST or the default address."""
+    timeout: float = 300.0
+    """Seconds that one request may take, queueing included."""
+    retries: int = 5
+    in_flight: int = 0
+    """Requests kept in flight per host; 0: found out while capturing."""
+    threads: int = 0
+    """CPU threads of the embedded engine; 0: all cores."""
+
+
+@dataclass
+class CaptureSettings:
+    """What it is asked, and how it samples."""
+
+    prompts: list[str] = field(default_factory=lambda: ["everyday"])
+    """Prompt files, or names of the sets that ship with us."""
+    limit: int = 0
+    """Prompts taken at most, spread evenly over the set; 0: all."""
+    held_out: float = 0.1
+    """Share of prompts, by hash of the prompt, that is never trained on."""
+    max_tokens: int = 96
+    temperature: float = 0.7
+    top_k: int = 40
+    top_p: float = 0.95
+    top_logprobs: int = 20
+    system: str = ""
+    minutes: float = 0.0
+    """Stop asking after so many minutes and go on with what is there; 0: no limit."""
+
+
+@dataclass
+class MineSettings:
+    """How triplets are found."""
+
+    miner: str = "syntax"
+    """`syntax` (dependency parse) or `teacher` (the teacher itself, with a JSON schema)."""
+    steps: int = 5
+    """Triplets a lens at most."""
+    graph_nodes: int = 10000
+    """Nodes kept in knowledge.graphml, the most important first."""
+
+
+@dataclass
+class TokenizeSettings:
+    """How text and dreams become ids."""
+
+    kind: str = "auto"
+    """`aligned` (the teacher's BPE, cut down), `sentencepiece`, or `auto`: aligned where it can be."""
+    vocab_size: int = 8192
+    """Tokens in all at most, image tokens included; aligned keeps what the corpus needs even past it."""
+    image_tokens: int = 512
+    """Codebook size at most (1,024 is the design's bound)."""
+    encoder: str = "local"
+    """`local` (needs no download) or `ollama:MODEL` (its /api/embed)."""
+
+
+@dataclass
+class StudentSettings:
+    """Who learns. Sizes of 0 are the preset's."""
+
+    preset: str = "nano"
+    """`nano`, `micro` or `small`."""
+    hidden: int = 0
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    ffn: int = 0
+    context: int = 512
+    init: str = ""
+    """Folder of a Llama-architecture checkpoint (config.json, model*.safetensors) to start from."""
+
+
+@dataclass
+class TrainSettings:
+    """How it learns."""
+
+    steps: int = 1000
+    minutes: float = 0.0
+    """Train so long instead of for `steps`; 0: by steps."""
+    batch_rows: int = 8
+    """Packed rows of `student.context` tokens in one optimizer step."""
+    lr: float = 2e-3
+    min_lr: float = 0.0
+    warmup: int = 50
+    schedule: str = "wsd"
+    """`wsd` (constant, then linear decay over the last fifth) or `cosine`."""
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    clip: float = 1.0
+    soft_weight: float = 0.8
+    """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
+    dreams: bool = True
+    """False: the same student, without any dream."""
+    empty_dreams: float = 0.25
+    """Share of examples whose dream is empty, so that `think: false` works."""
+    drafts_from: float = 0.7
+    """Share of training after which some dreams are the student's own; 1: never."""
+    drafts_share: float = 0.3
+    """Share of dreams, from then on, that are the student's own."""
+    precision: str = "auto"
+    """`auto` (a short trial decides), `float32` or `bfloat16`."""
+    compile: str = "auto"
+    """`auto` (the trial decides), `on` or `off`."""
+    device: str = "auto"
+    checkpoint_every: int = 200
+    keep_last: int = 2
+    validate_every: int = 100
+    log_every: int = 10
+    processes: int = 1
+    """Data-parallel processes (torch.distributed)."""
+
+
+@dataclass
+class EvaluateSettings:
+    """How well it learned."""
+
+    prompts: int = 64
+    """Held-out prompts used at most; 0: all."""
+    dreams: int = 4
+    """K: dreams sampled per prompt for the marginal likelihood of an answer."""
+    temperature: float = 0.7
+    max_tokens: int = 96
+    baselines: list[str] = field(default_factory=list[str])
+    """Any of `hard` (hard labels only) and `nodream` (no dreams), trained at equal tokens."""
+    bootstrap: int = 2000
+
+
+@dataclass
+class ExportSettings:
+    """What is shipped."""
+
+    dtype: str = "f16"
+    """Of model.gguf: `f32`, `f16`, `bf16` or `q8_0`."""
+    system: str = ""
+    temperature: float = 0.7
+    context: int = 0
+    """Context window told to Ollama; 0: the one trained with."""
+
+
+@dataclass
+class Settings:
+    """All of them. `seed` reaches every stage that draws."""
+
+    seed: int = 0
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
+    mine: MineSettings = field(default_factory=MineSettings)
+    tokenize: TokenizeSettings = field(default_factory=TokenizeSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+
+
+def load_settings(file: Path | None = None, overrides: list[str] | None = None) -> Settings:
+    """Defaults, then `file` (YAML), then `overrides` such as "train.lr=3e-4". Raises BadInput."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    tree = OmegaConf.structured(Settings)
+    try:
+        if file is not None:
+            source: Any = str(file)
+            tree = OmegaConf.merge(tree, OmegaConf.load(file))
+        source = "--set"
+        for override in overrides or []:
+            source = f"--set {override}"
+            if "=" not in override:
+                raise BadInput(f"{source}: write it as section.key=value, for example train.lr=3e-4")
+            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
+        return cast(Settings, OmegaConf.to_object(tree))
+    except FileNotFoundError as error:
+        raise BadInput(f"{file}: no such settings file") from error
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{source}: {reason} (configs/default.yaml lists every setting)") from error
+
+
+def settings_yaml(settings: Settings) -> str:
+    """The tree as YAML, every key written out."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(settings))

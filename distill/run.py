@@ -1,0 +1,234 @@
+"""The run folder: the only place where stages meet.
+
+`run.json` records, for each finished stage, a fingerprint of all that it depends on, the SHA-256 of what it
+wrote, its counts and its seconds. A stage whose fingerprint is unchanged is skipped. Nothing is ever half
+written: files and folders are made beside their place and renamed into it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.config import Settings, load_settings, settings_yaml
+from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch
+
+UPSTREAM: dict[str, tuple[str, ...]] = {
+    "capture": (),
+    "mine": ("capture",),
+    "tokenize": ("capture", "mine"),
+    "train": ("capture", "mine", "tokenize"),
+    "evaluate": ("train",),
+    "export": ("train", "evaluate"),
+}
+"""Which stages each stage reads from. Evaluation is optional for an export."""
+
+COMMANDS = {"capture": "capture", "mine": "mine", "tokenize": "tokenize", "train": "train"}
+OPTIONAL_UPSTREAM = {("export", "evaluate")}
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: object) -> str:
+    """Hex SHA-256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise DistillError(
+            f"{path}: can't write it: {error.strerror} (free some space, or check the rights)"
+        ) from error
+
+
+@contextlib.contextmanager
+def publish_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill; on success it takes the place of `final`, on failure it vanishes."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        old = final.with_name(f".{final.name}.{os.getpid()}.old")
+        if final.exists():
+            os.rename(final, old)
+        os.rename(aside, final)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise DistillError(f"{final}: can't write it: {error} (free some space, or check the rights)") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@dataclass
+class StageRecord:
+    """What a finished stage left in run.json."""
+
+    fingerprint: str
+    outputs: dict[str, str]
+    """Path relative to the run → SHA-256 (of content; for a database, of its logical content)."""
+    summary: dict[str, Any]
+    seconds: float
+    finished: str
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class Run:
+    """One run folder. Use `Run.create` for a new or matching one, `Run.open` for one that must exist."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path = path
+        self.settings = settings
+
+    @classmethod
+    def create(cls, path: Path, settings: Settings) -> "Run":
+        """Make the folder, or take up one again: its settings become `settings` (stages notice)."""
+        if path.exists() and not path.is_dir():
+            raise BadInput(f"{path}: is a file; a run needs a folder")
+        if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
+            raise BadInput(f"{path}: is not empty and not a run folder; choose another --name")
+        run = cls(path, settings)
+        with contextlib.suppress(OSError):
+            path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / "config.yaml", settings_yaml(settings))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Open an existing run. Raises BadInput where the folder is none."""
+        config = path / "config.yaml"
+        if not config.exists():
+            raise BadInput(f"{path}: not a run folder (no config.yaml); `dream run` or `dream capture` makes one")
+        return cls(path, load_settings(config))
+
+    # Where things lie.
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def traces(self) -> Path:
+        return self.path / "traces.db"
+
+    @property
+    def triplets(self) -> Path:
+        return self.path / "triplets.jsonl"
+
+    @property
+    def knowledge(self) -> Path:
+        return self.path / "knowledge.graphml"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def bundle(self) -> Path:
+        return self.path / "bundle"
+
+    # What was done.
+    def records(self) -> dict[str, StageRecord]:
+        """Finished stages by name. Raises CorruptFile where run.json can't be read."""
+        path = self.path / "run.json"
+        if not path.exists():
+            return {}
+        try:
+            return {name: StageRecord(**record) for name, record in json.loads(path.read_text())["stages"].items()}
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptFile(f"{path}: can't be read ({error}); delete it to run the stages again") from error
+
+    def fingerprint(self, stage: str, settings: Mapping[str, Any]) -> str:
+        """Of a stage's settings and of what its upstream stages wrote."""
+        records = self.records()
+        upstream = {name: records[name].outputs for name in UPSTREAM[stage] if name in records}
+        return fingerprint({"stage": stage, "settings": dict(settings), "upstream": upstream})
+
+    def fresh(self, stage: str, settings: Mapping[str, Any]) -> StageRecord | None:
+        """The stage's record if nothing that it depends on has changed since and its files are there."""
+        record = self.records().get(stage)
+        if record is None or record.fingerprint != self.fingerprint(stage, settings):
+            return None
+        if any(not (self.path / output).exists() for output in record.outputs):
+            return None
+        return record
+
+    def require(self, stage: str) -> StageRecord:
+        """The record of a stage that must have run. Raises MissingStage."""
+        record = self.records().get(stage)
+        if record is None:
+            raise MissingStage(f"{self.path}: no finished {stage} stage; run `dream {stage} {self.path}` first")
+        return record
+
+    def record(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        outputs: Mapping[str, str],
+        summary: Mapping[str, Any],
+        seconds: float,
+    ) -> StageRecord:
+        """Write down that a stage is done."""
+        import importlib.metadata
+
+        versions: dict[str, str] = {}
+        for package in ("dreaming-student", "torch", "transformers", "spacy"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[package] = importlib.metadata.version(package)
+        entry = StageRecord(
+            fingerprint=self.fingerprint(stage, settings),
+            outputs=dict(outputs),
+            summary=dict(summary),
+            seconds=round(seconds, 3),
+            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            versions=versions,
+        )
+        records = {**self.records(), stage: entry}
+        content = {"version": 1, "stages": {name: asdict(record) for name, record in records.items()}}
+        write_atomic(self.path / "run.json", json.dumps(content, indent=2) + "\n")
+        return entry
+
+    def check_same(self, stage: str, settings: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+        """Raise RunMismatch naming the first keys in which `settings` differs from what was `recorded`."""
+        different = [key for key in sorted({*settings, *recorded}) if settings.get(key) != recorded.get(key)]
+        if different:
+            what = ", ".join(
+                f"{stage}.{key} ({recorded.get(key)!r} there, {settings.get(key)!r} now)" for key in different
+            )
+            raise RunMismatch(f"{self.path}: made by another configuration: {what}; use another --name, or --force")
