@@ -6,7 +6,7 @@ and refuses unknown keys.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from distill.errors import BadInput
 
@@ -179,11 +179,10 @@ def load_settings(file: Path | None = None, overrides: list[str] | None = None) 
     from yaml import YAMLError
 
     tree = OmegaConf.structured(Settings)
+    source = str(file)
     try:
         if file is not None:
-            source: Any = str(file)
             tree = OmegaConf.merge(tree, OmegaConf.load(file))
-        source = "--set"
         for override in overrides or []:
             source = f"--set {override}"
             if "=" not in override:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 }
 """Which stages each stage reads from. Evaluation is optional for an export."""
 
-COMMANDS = {"capture": "capture", "mine": "mine", "tokenize": "tokenize", "train": "train"}
 OPTIONAL_UPSTREAM = {("export", "evaluate")}
 
 
@@ -62,7 +61,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def publish_folder(final: Path) -> Iterator[Path]:
+def publish_folder(final: Path) -> Generator[Path]:
     """A folder to fill; on success it takes the place of `final`, on failure it vanishes."""
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(f".{final.name}.{os.getpid()}.partial")
