@@ -172,13 +172,15 @@ class Settings:
     export: ExportSettings = field(default_factory=ExportSettings)
 
 
-def load_settings(file: Path | None = None, overrides: list[str] | None = None) -> Settings:
-    """Defaults, then `file` (YAML), then `overrides` such as "train.lr=3e-4". Raises BadInput."""
+def load_settings(
+    file: Path | None = None, overrides: list[str] | None = None, base: Settings | None = None
+) -> Settings:
+    """`base` (the defaults), then `file` (YAML), then `overrides` such as "train.lr=3e-4". Raises BadInput."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    tree = OmegaConf.structured(Settings)
+    tree = OmegaConf.structured(Settings() if base is None else base)
     source = str(file)
     try:
         if file is not None:

@@ -1,0 +1,139 @@
+"""The `dream` command: which commands there are, and what becomes of an error.
+
+A command's module is imported when it is called, not before, so that `dream --help` is as fast as click.
+"""
+
+import errno
+import importlib
+import os
+import shlex
+import sys
+from typing import NoReturn
+
+import click
+
+from distill.errors import DistillError
+
+COMMANDS: dict[str, dict[str, str]] = {
+    "From a teacher to a student": {
+        "run": "Do all of the below, from a teacher to a verified bundle.",
+        "capture": "Ask the teacher and keep its answers with soft targets.",
+        "mine": "Find (what, action, result) triplets in the answers.",
+        "tokenize": "Build the tokenizer and the image tokens.",
+        "train": "Train the student.",
+        "evaluate": "Measure the student on held-out prompts.",
+        "export": "Write the bundle: transformers, GGUF, Modelfile.",
+    },
+    "Using a student": {
+        "verify": "Check that a bundle answers as its student does.",
+        "install": "Create the student in Ollama.",
+        "chat": "Talk to a student, dreams shown.",
+    },
+    "Looking around": {
+        "status": "What a run has, and what is stale.",
+        "traces": "Export captured answers, or count them.",
+        "prompts": "List the prompt sets that ship with us.",
+        "teachers": "List the teachers that can be asked.",
+        "doctor": "Check Ollama, models, devices and disk.",
+        "bench": "Measure how fast the parts are.",
+    },
+}
+"""Section → command → short help. Command NAME is the function NAME in cli/commands/NAME.py."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells count it: 128 + SIGINT."""
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and imports one only to call it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for section in COMMANDS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = getattr(importlib.import_module(f"cli.commands.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(name) for name in self.list_commands(ctx))
+        for section, commands in COMMANDS.items():
+            with formatter.section(section):
+                formatter.write_dl([(name.ljust(width), help) for name, help in commands.items()])
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        import importlib.metadata
+
+        click.echo(f"dream {importlib.metadata.version('dreaming-student')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it.")
+def dream() -> None:
+    """Distill a teacher into a small student that dreams before it answers.
+
+    \b
+    The whole way, with a teacher that needs nothing but this package:
+      dream run --name my-student
+    With a model of your own Ollama:
+      dream run --teacher ollama:llama3.2:1b --prompts everyday --name my-student
+      dream install runs/my-student && ollama run my-student
+
+    \b
+    Completion in bash (zsh and fish likewise):
+      eval "$(_DREAM_COMPLETE=bash_source dream)"
+    """
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+def _interrupted(args: list[str]) -> NoReturn:
+    """Ctrl-C: every stage keeps what it finished, so the same command, less --force, goes on."""
+    again = shlex.join(["dream", *(arg for arg in args if arg != "--force")])
+    _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here.", INTERRUPTED)
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Entry point. User errors are one line and exit 1, usage errors exit 2; a bug keeps its traceback."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        result = dream.main(args, prog_name="dream", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(result if isinstance(result, int) else 0)
+    except DistillError as error:
+        _fail(f"Error: {error}")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _interrupted(args)
+    except BrokenPipeError:  # the reader (head, less) has gone: what is left to say interests nobody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"Error: {error.filename or 'disk'}: no space left; free some and run the same command again")
+
+
+if __name__ == "__main__":
+    main()
