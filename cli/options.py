@@ -1,0 +1,100 @@
+"""What the commands that work on a run have in common: its name, settings, --force, --json, --quiet."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.runs import RUNS_DIR, RunName, open_run
+
+Function = Callable[..., Any]
+
+
+def setting(flag: str, key: str, help: str, **options: Any) -> Callable[[Function], Function]:
+    """A flag that is short for `--set KEY=…`. Its kind is taken from `options`, as click has them."""
+    options.setdefault("multiple", False)
+    return click.option(flag, key.replace(".", "__"), default=None, help=f"{help} [{key}]", **options)
+
+
+def _keep_runs_dir(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    ctx.meta[RUNS_DIR] = value
+
+
+def runs_dir_option(function: Function) -> Function:
+    """--runs-dir, read before the run's name is looked up in it."""
+    return click.option(
+        "--runs-dir",
+        envvar="DREAM_RUNS",
+        default="runs",
+        metavar="DIR",
+        is_eager=True,
+        expose_value=False,
+        callback=_keep_runs_dir,
+        help="Folder that run names are looked up in [$DREAM_RUNS, else runs].",
+    )(function)
+
+
+def run_argument(function: Function) -> Function:
+    """RUN → `run_path`, a Path, and --runs-dir."""
+    return runs_dir_option(click.argument("run_path", metavar="RUN", type=RunName())(function))
+
+
+def json_option(function: Function) -> Function:
+    """--json → `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+
+
+def quiet_option(function: Function) -> Function:
+    """--quiet → `quiet`."""
+    return click.option("-q", "--quiet", is_flag=True, help="No progress on stderr; warnings stay.")(function)
+
+
+def settings_options(create: bool = False) -> Callable[[Function], Function]:
+    """--config, --set and every `setting` of a command, applied to the run at `run_path` → `run`.
+
+    With `create` the run is made where there is none.
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def with_run(*, run_path: Path, config: Path | None, overrides: tuple[str, ...], **values: Any) -> Any:
+            flags: dict[str, Any] = {}
+            for name in [name for name in values if "__" in name]:
+                value = values.pop(name)
+                if value not in (None, ()):
+                    flags[name.replace("__", ".")] = list(value) if isinstance(value, tuple) else value
+            run = open_run(run_path, config, list(overrides), flags, create=create)
+            return function(run=run, **values)
+
+        for option in (
+            click.option(
+                "--set",
+                "overrides",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Change one setting, such as train.lr=3e-4. Repeatable; configs/default.yaml lists them.",
+            ),
+            click.option(
+                "--config",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                metavar="FILE",
+                help="Settings to merge in (YAML).",
+            ),
+        ):
+            with_run = option(with_run)
+        return with_run
+
+    return decorate
+
+
+def stage_options(create: bool = False) -> Callable[[Function], Function]:
+    """All that a stage command takes: RUN, settings, --force, --json, --quiet."""
+
+    def decorate(function: Function) -> Function:
+        function = settings_options(create)(function)
+        function = click.option("--force", is_flag=True, help="Do it again even where nothing changed.")(function)
+        return run_argument(quiet_option(json_option(function)))
+
+    return decorate

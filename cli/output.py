@@ -1,0 +1,55 @@
+"""Results on stdout: text for people, one JSON value for scripts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from cli.progress import shown
+
+
+def emit_json(value: Any) -> None:
+    """One JSON value; what JSON lacks (paths, NaN) as strings and null."""
+    click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False, default=str))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
+    """Aligned columns, two spaces between; the last column is never padded. Numbers keep to the right."""
+    cells = [[shown(cell) for cell in row] for row in rows]
+    numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(rows[0]))] if rows else []
+    lines = ([list(header)] if header else []) + cells
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))] if lines else []
+    out: list[str] = []
+    for line in lines:
+        padded = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric or [False] * len(widths), strict=True)
+        ]
+        out.append("  ".join(padded).rstrip())
+    return "\n".join(out)
+
+
+def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The scalars of a nested summary as (dotted name, value) rows; short lists of scalars in one row."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            rows += facts(value, f"{name}.")
+        elif isinstance(value, (list, tuple)):
+            if value and len(value) <= 6 and all(isinstance(entry, (str, int, float)) for entry in value):
+                rows.append((name, ", ".join(shown(entry) for entry in value)))
+        elif value is not None:
+            rows.append((name, shown(value)))
+    return rows
