@@ -1,0 +1,306 @@
+"""The trace store: everything the teacher said, in one SQLite file that survives a kill at any moment.
+
+Responses are content-addressed: asking the same teacher the same prompt with the same options again is free.
+The store may hold more than the run asks for now (other options, more prompts); what belongs to the present
+question is *selected*, and only that is read by later stages.
+"""
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from distill.corpus.pack_targets import logical_bytes, pack_targets, unpack_targets
+from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch
+from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer, TokenTargets
+
+FORMAT = 1
+"""PRAGMA user_version of the schema below."""
+APPLICATION_ID = 0x44524D54  # "DRMT"
+
+_SCHEMA = """
+CREATE TABLE teacher (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    info TEXT NOT NULL,         -- TeacherInfo as JSON
+    tokenizer BLOB              -- TeacherTokenizer as JSON, zlib; NULL where it can't be read
+);
+CREATE TABLE responses (
+    key TEXT PRIMARY KEY,       -- SHA-256 of teacher, template, prompt and options
+    prompt TEXT NOT NULL,
+    held_out INTEGER,           -- 0, 1, or NULL: not selected
+    text TEXT NOT NULL,
+    done_reason TEXT NOT NULL,
+    options TEXT NOT NULL,      -- GenerateOptions as JSON
+    tokens INTEGER NOT NULL,
+    soft INTEGER NOT NULL,      -- tokens with soft targets
+    targets BLOB,               -- pack_targets.py; NULL where there are none
+    checksum INTEGER NOT NULL,  -- CRC-32 of prompt, text, done_reason, options and targets
+    timings TEXT NOT NULL       -- seconds, JSON; no part of the content
+);
+"""
+_CONTENT = "key, prompt, held_out, text, done_reason, options, targets, checksum"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One prompt with its response. `key` is `TraceStore.key`, `teacher` the teacher's digest."""
+
+    key: str
+    prompt: str
+    held_out: bool
+    response: Response
+    options: GenerateOptions
+    teacher: str
+
+
+@dataclass(frozen=True)
+class TraceStats:
+    """Counts over the selected responses. `bytes_per_token` is text and packed targets together."""
+
+    responses: int
+    held_out: int
+    tokens: int
+    soft_tokens: int
+    bytes_per_token: float
+    done_reasons: dict[str, int]
+
+
+class TraceStore:
+    """Opens, or makes, a trace database; a context manager. One thread writes; many processes may read.
+
+    Raises MissingStage for a file that isn't there (readonly), CorruptFile for one that is no sound database,
+    BadInput for one that isn't ours or of another format, and DistillError for a full disk.
+    """
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
+        self.path = path
+        self._info: TeacherInfo | None = None
+        if readonly and not (path.exists() and path.stat().st_size):
+            raise MissingStage(f"{path}: no traces there; run `dream capture {path.parent}` first")
+        with self._errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mode = "ro" if readonly else "rwc"
+            self._db = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode={mode}",
+                uri=True,
+                isolation_level=None,
+                timeout=30,
+                check_same_thread=False,
+            )
+        try:
+            with self._errors():
+                self._prepare(readonly)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self, readonly: bool) -> None:
+        if not readonly and not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            # One transaction, so that a kill leaves an empty database or a whole schema.
+            self._db.executescript(
+                f"PRAGMA journal_mode = WAL; BEGIN; {_SCHEMA}"
+                f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT;"
+            )
+        application = self._db.execute("PRAGMA application_id").fetchone()[0]
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if application != APPLICATION_ID:
+            raise BadInput(f"{self.path}: is an SQLite database, but not one of traces; move it away")
+        if version != FORMAT:
+            raise BadInput(
+                f"{self.path}: has trace format {version}, this version reads {FORMAT}; "
+                "capture into another --name, or use the dreaming-student that wrote it"
+            )
+        if not readonly:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _errors(self) -> Generator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            reason = str(error)
+            if "full" in reason:
+                raise DistillError(
+                    f"{self.path}: the disk is full; free some space and run it again, nothing captured is lost"
+                ) from error
+            if isinstance(error, sqlite3.OperationalError) and "malformed" not in reason:
+                raise DistillError(f"{self.path}: can't use it: {reason}") from error
+            raise CorruptFile(f"{self.path}: is no sound trace database ({reason}); delete it to start over") from error
+        except OSError as error:
+            raise DistillError(f"{self.path}: can't use it: {error.strerror}") from error
+
+    # Who was asked.
+    def put_teacher(self, info: TeacherInfo, tokenizer: TeacherTokenizer | None) -> None:
+        """Say whose traces these are. Raises RunMismatch where they are another teacher's already."""
+        with self._errors():
+            row = self._db.execute("SELECT info FROM teacher").fetchone()
+        if row is not None:
+            there = TeacherInfo(**json.loads(row[0]))
+            if (there.digest, there.template_digest) != (info.digest, info.template_digest):
+                what = "template of " if there.digest == info.digest else ""
+                raise RunMismatch(
+                    f"{self.path}: holds answers of {what}{there.spec} (digest {there.digest[:12]}), not of "
+                    f"{info.spec} (digest {info.digest[:12]}); use another --name"
+                )
+        packed = None if tokenizer is None else zlib.compress(json.dumps(asdict(tokenizer)).encode(), 9)
+        with self._errors():
+            self._db.execute(
+                "INSERT OR REPLACE INTO teacher VALUES (1, ?, ?)", (json.dumps(asdict(info), default=str), packed)
+            )
+        self._info = info
+
+    def teacher(self) -> TeacherInfo:
+        """Whose traces these are. Raises MissingStage where nobody was asked yet."""
+        if self._info is None:
+            with self._errors():
+                row = self._db.execute("SELECT info FROM teacher").fetchone()
+            if row is None:
+                raise MissingStage(f"{self.path}: no teacher was asked yet; run `dream capture {self.path.parent}`")
+            self._info = TeacherInfo(**json.loads(row[0]))
+        return self._info
+
+    def tokenizer(self) -> TeacherTokenizer | None:
+        """The teacher's vocabulary, or None where it can't be read."""
+        with self._errors():
+            row = self._db.execute("SELECT tokenizer FROM teacher").fetchone()
+        if row is None or row[0] is None:
+            return None
+        try:
+            value: dict[str, Any] = json.loads(zlib.decompress(row[0]))
+        except (zlib.error, ValueError) as error:
+            raise CorruptFile(
+                f"{self.path}: the teacher's tokenizer is altered; delete the file and capture"
+            ) from error
+        value["extra_stop_ids"] = tuple(value["extra_stop_ids"])
+        return TeacherTokenizer(**value)
+
+    # What it said.
+    @staticmethod
+    def key(info: TeacherInfo, prompt: str, options: GenerateOptions) -> str:
+        """Hex SHA-256 of all that an answer depends on."""
+        what = [info.digest, info.template_digest, prompt, asdict(options)]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def has(self, key: str) -> bool:
+        """Whether there is a response, selected or not."""
+        with self._errors():
+            return self._db.execute("SELECT 1 FROM responses WHERE key = ?", (key,)).fetchone() is not None
+
+    def put(self, trace: Trace) -> None:
+        """Store and select a response; on return it survives a kill of this process."""
+        response = trace.response
+        options = json.dumps(asdict(trace.options), sort_keys=True)
+        packed = None if response.tokens is None else pack_targets(response.tokens)
+        row = (
+            trace.key,
+            trace.prompt,
+            int(trace.held_out),
+            response.text,
+            response.done_reason,
+            options,
+            0 if response.tokens is None else len(response.tokens),
+            0 if response.tokens is None else int(response.tokens.soft.sum()),
+            packed,
+            _checksum(trace.prompt, response.text, response.done_reason, options, packed),
+            json.dumps(response.timings),
+        )
+        with self._errors():
+            self._db.execute(f"INSERT OR REPLACE INTO responses VALUES ({', '.join('?' * len(row))})", row)
+
+    def select(self, wanted: Mapping[str, bool]) -> int:
+        """Select the responses with these keys (key → held out) and no others; says how many there are."""
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("UPDATE responses SET held_out = NULL")
+            self._db.executemany(
+                "UPDATE responses SET held_out = ? WHERE key = ?", ((int(held), key) for key, held in wanted.items())
+            )
+            self._db.execute("COMMIT")
+            return int(self._db.execute("SELECT COUNT(held_out) FROM responses").fetchone()[0])
+
+    def get(self, key: str) -> Trace:
+        """One trace, selected or not (then as not held out). Raises KeyError, or CorruptFile where altered."""
+        with self._errors():
+            row = self._db.execute(f"SELECT {_CONTENT}, timings FROM responses WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise KeyError(key)
+        return self._trace(row)
+
+    def traces(self, held_out: bool | None = None) -> Iterator[Trace]:
+        """The selected traces by key, an order that doesn't depend on when they came. Raises CorruptFile."""
+        for row in self._rows("" if held_out is None else f"AND held_out = {int(held_out)}"):
+            yield self._trace(row)
+
+    def _rows(self, condition: str = "") -> Iterator[tuple[Any, ...]]:
+        with self._errors():
+            yield from self._db.execute(
+                f"SELECT {_CONTENT}, timings FROM responses WHERE held_out IS NOT NULL {condition} ORDER BY key"
+            )
+
+    def _trace(self, row: tuple[Any, ...]) -> Trace:
+        key, prompt, held_out, text, done_reason, options, packed, checksum, timings = row
+        if checksum != _checksum(prompt, text, done_reason, options, packed):
+            raise CorruptFile(f"{self.path}: response {key[:12]} was altered; delete the file and capture again")
+        try:
+            targets: TokenTargets | None = None if packed is None else unpack_targets(packed)
+        except CorruptFile as error:
+            raise CorruptFile(
+                f"{self.path}: response {key[:12]}: {error}; delete the file and capture again"
+            ) from error
+        response = Response(text, targets, done_reason, json.loads(timings))
+        return Trace(
+            key, prompt, bool(held_out), response, GenerateOptions(**json.loads(options)), self.teacher().digest
+        )
+
+    # What there is.
+    def content_digest(self) -> str:
+        """Hex SHA-256 of the selected content: of neither timings nor the order in which it came."""
+        digest = hashlib.sha256()
+        for key, prompt, held_out, text, done_reason, options, packed, *_ in self._rows():
+            content = [key, prompt, held_out, text, done_reason, options]
+            digest.update(json.dumps(content).encode())
+            digest.update(hashlib.sha256(b"" if packed is None else logical_bytes(packed)).digest())
+        return digest.hexdigest()
+
+    def stats(self) -> TraceStats:
+        """Counted by SQLite, without reading the targets."""
+        with self._errors():
+            responses, held_out, tokens, soft, size = self._db.execute(
+                "SELECT COUNT(*), TOTAL(held_out), TOTAL(tokens), TOTAL(soft), "
+                "TOTAL(LENGTH(CAST(text AS BLOB)) + COALESCE(LENGTH(targets), 0)) "
+                "FROM responses WHERE held_out IS NOT NULL"
+            ).fetchone()
+            reasons = self._db.execute(
+                "SELECT done_reason, COUNT(*) FROM responses WHERE held_out IS NOT NULL GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+        return TraceStats(
+            responses=responses,
+            held_out=int(held_out),
+            tokens=int(tokens),
+            soft_tokens=int(soft),
+            bytes_per_token=size / tokens if tokens else 0.0,
+            done_reasons=dict(reasons),
+        )
+
+
+def _checksum(prompt: str, text: str, done_reason: str, options: str, packed: bytes | None) -> int:
+    words = "\0".join((prompt, text, done_reason, options)).encode()
+    return zlib.crc32(packed or b"", zlib.crc32(words))
