@@ -8,11 +8,14 @@ import importlib
 import os
 import shlex
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from distill.errors import DistillError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS: dict[str, dict[str, str]] = {
     "From a teacher to a student": {
@@ -34,6 +37,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "traces": "Export captured answers, or count them.",
         "prompts": "List the prompt sets that ship with us.",
         "teachers": "List the teachers that can be asked.",
+        "settings": "Print every setting with its meaning.",
         "doctor": "Check Ollama, models, devices and disk.",
         "bench": "Measure how fast the parts are.",
     },
@@ -67,6 +71,14 @@ class LazyGroup(click.Group):
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        table = [pair for section in COMMANDS.values() for pair in section.items()]
+        return [CompletionItem(name, help=help) for name, help in table if name.startswith(incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(len(name) for name in self.list_commands(ctx))

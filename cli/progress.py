@@ -55,15 +55,13 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            if event.kind in ("note", "warning") or (event.kind == "done" and event.message):
-                if event.kind == "warning" or not self.quiet:
-                    mark = "warning: " if event.kind == "warning" else ""
-                    self._line(f"{event.stage}: {mark}{event.message}")
             if event.kind == "start":
                 self._open(event)
-                if event.message and not self.quiet:
-                    self._line(f"{event.stage}: {event.message}")
-            elif event.kind == "progress" and not self.quiet:
+            if event.kind == "warning":
+                self._line(f"{event.stage}: warning: {event.message}")
+            elif event.kind != "progress" and event.message and not self.quiet:
+                self._line(f"{event.stage}: {event.message}")
+            if event.kind == "progress" and not self.quiet:
                 if self.bars:
                     self._draw(event)
                 else:

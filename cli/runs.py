@@ -29,7 +29,7 @@ def resolve(name: str, folder: Path) -> Path:
     return folder / name
 
 
-class RunName(click.ParamType):
+class RunName(click.ParamType[Path]):
     """A run's path or name; completes the names that exist. Converts to a Path."""
 
     name = "run"

@@ -1,0 +1,43 @@
+# make demo    a trained student from nothing but Python (about 15 minutes on 2 cores)
+# make test    install, then every test
+# make check   linters, types and tests, as CI runs them
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: install demo test lint check constraints clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,spacy-model]'
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/dream run --name demo --config configs/demo.yaml
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check: lint test
+
+# Pins what is installed now: bare versions, so that any build of a package (CPU, CUDA) will do.
+constraints: install
+	{ echo '# Every package of a tested environment. Use: pip install -c constraints.txt'; \
+	  echo '# Made by: make constraints'; \
+	  $(BIN)/python -m pip list --format=freeze --exclude pip --exclude setuptools --exclude dreaming-student \
+	    | sed -E 's/\+[A-Za-z0-9.]+$$//' | sort -f; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
