@@ -165,6 +165,10 @@ class KeyValueCache:
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
 
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows (of B) but these."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
 
 class Attention(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
@@ -278,26 +282,29 @@ class Backbone(nn.Module):
         """Logits (B, T, V) of ids (B, T)."""
         return self.lm_head(self.hidden(ids, positions, mask))
 
-    def decode(self, ids: Tensor, cache: KeyValueCache, places: Tensor, visible: Tensor) -> Tensor:
-        """Logits (B, V) after the last of ids (B, T), which stand at cache columns places (T,).
+    def decode(self, ids: Tensor, cache: KeyValueCache, start: int, visible: Tensor | None) -> Tensor:
+        """Logits (B, V) after the last of ids (B, T), which take the cache columns start … start + T − 1.
 
-        visible (B, T, length) bool: the cache columns that each may read, itself included. Rotary positions are
-        the count of visible columns before a token, so rows may be padded on the left.
+        visible (B, T, start + T) bool: the columns that each may read, itself included; its rotary position is
+        their count before it, so rows may be padded on the left. None: no padding, all columns up to itself.
         """
-        positions = (visible.sum(-1) - 1).clamp_min(0)
-        cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+        end = start + ids.shape[1]
+        if visible is None:
+            assert start == 0 or ids.shape[1] == 1
+            cos, sin, mask = self.cos[start:end], self.sin[start:end], None
+        else:
+            positions = (visible.sum(-1) - 1).clamp_min(0)
+            cos, sin, mask = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1), visible.unsqueeze(1)
         x = self.model.embed_tokens(ids)
-        mask = visible.unsqueeze(1)
-        for i, block in enumerate(self.model.layers):
+        for block, keys, values in zip(self.model.layers, cache.keys, cache.values, strict=True):
             assert isinstance(block, Block)
             attention = block.self_attn
             q, k, v = attention.project(block.input_layernorm(x), cos, sin)
-            keys, values = cache.keys[i], cache.values[i]
-            keys[:, :, places] = k
-            values[:, :, places] = v
-            mixed = F.scaled_dot_product_attention(
-                q, keys[:, :, : visible.shape[-1]], values[:, :, : visible.shape[-1]], attn_mask=mask, enable_gqa=True
-            )
+            keys[:, :, start:end] = k
+            values[:, :, start:end] = v
+            k, v = keys[:, :, :end], values[:, :, :end]
+            causal = mask is None and ids.shape[1] > 1
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
             x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.post_attention_layernorm(x))
         return self.lm_head(self.model.norm(x[:, -1]))

@@ -1,0 +1,229 @@
+"""Decoding and scoring with the native backbone, in batches, on whatever device it lies.
+
+Greedy, or sampled by inverse transform: each row draws its own uniform numbers beforehand, so what it says
+depends on its prompt and its seed, never on its neighbours or on the size of the batch (but for float rounding).
+
+Shape legend: B rows, T positions, P longest prompt, L cache columns, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.errors import BadInput
+from distill.student.model import Backbone, KeyValueCache, pad_left
+
+LOGITS_AT_ONCE = 1 << 24
+"""Elements of a (positions, V) block of logits held at a time while scoring (64 MiB of float32)."""
+
+
+def generate(
+    model: Backbone,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | Sequence[int] = 0,
+    stop_ids: Sequence[int] = (),
+    batch_rows: int = 32,
+) -> list[list[int]]:
+    """Answers to all prompts, in their order. An answer ends with the stop id that ended it, if one did.
+
+    It ends at the latest after `max_tokens`, or where prompt and answer together fill the model's context.
+    temperature 0 is greedy; otherwise the order is temperature, top_k (0: all), top_p, as in transformers.
+    seed: one number a row, or one for all: row i then draws from `seed + i`.
+    Raises BadInput for an empty prompt, or one that leaves no room in the context.
+    """
+    seeds = [seed + i for i in range(len(prompt_ids))] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(prompt_ids):
+        raise BadInput(f"seed: {len(seeds)} seeds for {len(prompt_ids)} prompts; give one for each")
+    sampler = Sampler(temperature, top_k, top_p)
+    answers: list[list[int]] = [[] for _ in prompt_ids]
+    order = sorted(range(len(prompt_ids)), key=lambda row: -len(prompt_ids[row]))
+    for start in range(0, len(order), batch_rows):
+        rows = order[start : start + batch_rows]
+        prompts, drawn = [prompt_ids[row] for row in rows], [seeds[row] for row in rows]
+        for step in _decode(prompts, drawn, model, sampler, max_tokens, stop_ids):
+            for row, token in step:
+                answers[rows[row]].append(token)
+    return answers
+
+
+def stream(
+    model: Backbone,
+    prompt_ids: Sequence[int],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop_ids: Sequence[int] = (),
+) -> Iterator[int]:
+    """One answer, token by token: the same tokens that `generate` gives."""
+    for step in _decode([prompt_ids], [seed], model, Sampler(temperature, top_k, top_p), max_tokens, stop_ids):
+        yield step[0][1]
+
+
+class Sampler:
+    """Chooses the next token of each row."""
+
+    def __init__(self, temperature: float, top_k: int, top_p: float) -> None:
+        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+            raise BadInput(
+                f"sampling: temperature {temperature}, top_k {top_k}, top_p {top_p}; "
+                "they must be at least 0, at least 0, and in (0, 1]"
+            )
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+
+    def uniforms(self, seeds: Sequence[int], steps: int) -> Tensor | None:
+        """(B, steps) float64 in [0, 1), a row a seed; None where nothing is drawn."""
+        if self.temperature == 0:
+            return None
+        draws = [np.random.default_rng(seed % 2**64).random(steps) for seed in seeds]
+        return torch.from_numpy(np.stack(draws))
+
+    def choose(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
+        """Token ids (B,) for logits (B, V), by inverse transform at uniform (B, 1)."""
+        if uniform is None:
+            return logits.argmax(-1)
+        values, ids = logits.double() / self.temperature, None
+        if self.top_k and self.top_k < logits.shape[-1]:
+            values, ids = values.topk(self.top_k)
+        elif self.top_p < 1:
+            values, ids = values.sort(descending=True)
+        cumulative = values.softmax(-1).cumsum(-1)
+        mass = cumulative[:, -1:]
+        if self.top_p < 1:
+            # The nucleus: the fewest tokens whose mass reaches top_p.
+            last = torch.searchsorted(cumulative, mass * self.top_p).clamp_max(values.shape[-1] - 1)
+            mass = cumulative.gather(-1, last)
+        place = torch.searchsorted(cumulative, uniform * mass, right=True).clamp_max(values.shape[-1] - 1)
+        return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:
+    for prompt in prompts:
+        if not prompt:
+            raise BadInput("prompt: is empty; the student needs at least one token to start from")
+        if len(prompt) >= context:
+            raise BadInput(
+                f"prompt: {len(prompt)} tokens leave no room for an answer in a context of {context}; shorten it"
+            )
+
+
+@torch.inference_mode()
+def _decode(
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    model: Backbone,
+    sampler: Sampler,
+    max_tokens: int,
+    stop_ids: Sequence[int],
+) -> Iterator[list[tuple[int, int]]]:
+    """Per step, (row, token) of the rows still going. Rows that are done leave once they are half of the batch."""
+    context = model.config.context
+    _check_prompts(prompts, context)
+    device = model.cos.device
+    stops = frozenset(stop_ids)
+    room = [min(max_tokens, context - len(prompt)) for prompt in prompts]
+    steps = max(room, default=0)
+    if steps <= 0:
+        return
+    uniforms = sampler.uniforms(seeds, steps)
+    ids, real = (tensor.to(device) for tensor in pad_left(prompts, 0))
+    cache = KeyValueCache(model.config, len(prompts), ids.shape[1] + steps - 1, model.model.embed_tokens.weight)
+    visible = None if bool(real.all()) else _prompt_mask(real)
+    logits = model.decode(ids, cache, 0, visible)
+    rows = list(range(len(prompts)))
+    going = set(rows)
+    for step in range(steps):
+        uniform = None if uniforms is None else uniforms[rows, step : step + 1].to(device)
+        chosen = sampler.choose(logits, uniform)
+        tokens = chosen.tolist()
+        yield [(row, token) for row, token in zip(rows, tokens, strict=True) if row in going]
+        going -= {row for row, token in zip(rows, tokens, strict=True) if token in stops or step + 1 >= room[row]}
+        if not going:
+            return
+        if 2 * len(going) <= len(rows):
+            keep = torch.tensor([i for i, row in enumerate(rows) if row in going], device=device)
+            rows, chosen, real = [rows[i] for i in keep.tolist()], chosen[keep], real[keep]
+            cache.keep(keep)
+        if visible is not None:
+            # Rows that are done no longer advance: their place in the context may be used up.
+            alive = torch.tensor([[row in going] for row in rows], device=device)
+            real = torch.cat((real, alive), dim=1)
+            visible = real.unsqueeze(1)
+        logits = model.decode(chosen.unsqueeze(1), cache, ids.shape[1] + step, visible)
+
+
+def _prompt_mask(real: Tensor) -> Tensor:
+    """(B, P, P): who may be read while the prompts (B, P) are. Padding reads itself, lest softmax be 0/0."""
+    length = real.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+    return (causal & real.unsqueeze(1)) | torch.eye(length, dtype=torch.bool, device=real.device)
+
+
+@torch.inference_mode()
+def log_likelihood(
+    model: Backbone,
+    contexts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int = 8192,
+) -> list[NDArray[np.float64]]:
+    """Natural log-probability of each token of each continuation after its context, (len(continuation),) each.
+
+    batch_tokens bounds rows × length of one forward pass. Raises BadInput for an empty context (nothing predicts
+    the first token) or a pair that doesn't fit the model's context.
+    """
+    rows = [[*context, *continuation] for context, continuation in zip(contexts, continuations, strict=True)]
+    for context, row in zip(contexts, rows, strict=True):
+        if not context:
+            raise BadInput("context: is empty; nothing predicts the continuation's first token")
+        # The last token is only predicted, never read, so it needs no place.
+        if len(row) - 1 > model.config.context:
+            raise BadInput(f"continuation: {len(row)} tokens don't fit a context of {model.config.context}; shorten it")
+    scores: list[NDArray[np.float64]] = [np.zeros(0)] * len(rows)
+    lengths = {i: len(row) - 1 for i, row in enumerate(rows) if continuations[i]}
+    for batch in _batches(lengths, batch_tokens):
+        length = lengths[batch[0]]
+        # Padded on the right: a causal model never sees it.
+        ids = torch.tensor([rows[i][:-1] + [0] * (length + 1 - len(rows[i])) for i in batch], device=model.cos.device)
+        hidden = model.hidden(ids)
+        spans = [range(len(contexts[i]) - 1, len(rows[i]) - 1) for i in batch]
+        hidden = torch.cat([hidden[place, span.start : span.stop] for place, span in enumerate(spans)])
+        targets = torch.tensor([token for i in batch for token in continuations[i]], device=ids.device)
+        flat = _token_scores(model, hidden, targets)
+        ends = np.cumsum([len(span) for span in spans])
+        for i, part in zip(batch, np.split(flat, ends[:-1]), strict=True):
+            scores[i] = part
+    return scores
+
+
+def _token_scores(model: Backbone, hidden: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """log softmax(hidden (N, D) · Wᵀ)[targets (N,)], (N,), without holding (N, V) whole."""
+    size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    parts: list[Tensor] = []
+    for start in range(0, len(targets), size):
+        logits = model.lm_head(hidden[start : start + size]).float()
+        chosen = logits.gather(-1, targets[start : start + size, None]).squeeze(-1)
+        parts.append(chosen.double() - logits.logsumexp(-1).double())
+    return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)
+
+
+def _batches(lengths: dict[int, int], batch_tokens: int) -> Iterator[list[int]]:
+    """Keys, longest first, in groups of rows × longest ≤ batch_tokens (one row at least)."""
+    batch: list[int] = []
+    for i in sorted(lengths, key=lambda i: -lengths[i]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
