@@ -59,7 +59,7 @@ class Progress:
                 self._open(event)
             if event.kind == "warning":
                 self._line(f"{event.stage}: warning: {event.message}")
-            elif event.kind != "progress" and event.message and not self.quiet:
+            elif event.kind in ("start", "note") and event.message and not self.quiet:
                 self._line(f"{event.stage}: {event.message}")
             if event.kind == "progress" and not self.quiet:
                 if self.bars:

@@ -91,6 +91,8 @@ class StageRecord:
     seconds: float
     finished: str
     versions: dict[str, str] = field(default_factory=dict[str, str])
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    """All that the stage took into account besides its upstream."""
 
 
 class Run:
@@ -188,6 +190,20 @@ class Run:
             return None
         return record
 
+    def stale(self, stage: str) -> list[str]:
+        """Why a finished stage would run again, as far as the run folder tells; empty where it is up to date.
+
+        Unlike `fresh` it needs no stage's code: it compares the settings that the stage recorded, key by key,
+        with those of now. Raises MissingStage.
+        """
+        record = self.require(stage)
+        now = json.loads(json.dumps(asdict(self.settings)))
+        reasons = _changes(record.settings, now.get(stage, {}), now, f"{stage}.")
+        if self.fingerprint(stage, record.settings) != record.fingerprint:
+            reasons.append("an earlier stage has run again")
+        missing = [output for output in record.outputs if not (self.path / output).exists()]
+        return reasons + [f"{output} is missing" for output in missing]
+
     def require(self, stage: str) -> StageRecord:
         """The record of a stage that must have run. Raises MissingStage."""
         record = self.records().get(stage)
@@ -217,6 +233,7 @@ class Run:
             seconds=round(seconds, 3),
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             versions=versions,
+            settings=dict(settings),
         )
         records = {**self.records(), stage: entry}
         content = {"version": 1, "stages": {name: asdict(record) for name, record in records.items()}}
@@ -231,3 +248,17 @@ class Run:
                 f"{stage}.{key} ({recorded.get(key)!r} there, {settings.get(key)!r} now)" for key in different
             )
             raise RunMismatch(f"{self.path}: made by another configuration: {what}; use another --name, or --force")
+
+
+def _changes(recorded: Mapping[str, Any], here: Mapping[str, Any], tree: Mapping[str, Any], prefix: str) -> list[str]:
+    """Recorded settings that have another value now, looked up in their own section, then in the whole tree."""
+    reasons: list[str] = []
+    for key, value in recorded.items():
+        if key in here:
+            if here[key] != value:
+                reasons.append(f"{prefix}{key} was {value!r}, is {here[key]!r}")
+        elif isinstance(value, Mapping) and isinstance(tree.get(key), Mapping):
+            reasons += _changes(value, tree[key], {}, f"{key}.")
+        elif key in tree and not isinstance(tree[key], Mapping) and tree[key] != value:
+            reasons.append(f"{key} was {value!r}, is {tree[key]!r}")
+    return reasons

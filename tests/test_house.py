@@ -1,0 +1,186 @@
+"""Rules of the house that no linter knows: who imports whom, what is not used, and a wheel that stands alone."""
+
+import ast
+import dataclasses
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distill.config import Settings, load_settings
+from distill.documented import documented_yaml
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("distill", "bundle", "cli")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+# Higher may import lower, never the other way round.
+LAYERS = ("base", "teacher", "corpus", "tokens", "student", "training", "evaluation")
+BASE = ("distill", "distill.config", "distill.documented", "distill.errors", "distill.events", "distill.run")
+MAX_LINES = 400
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import in a file, those inside functions and `if TYPE_CHECKING` too."""
+    package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield node.lineno, module
+            # `from distill import config` imports distill.config.
+            for alias in node.names:
+                below = ROOT.joinpath(*module.split("."), alias.name)
+                if below.with_suffix(".py").exists() or below.is_dir():
+                    yield node.lineno, f"{module}.{alias.name}"
+
+
+def layer(module: str) -> int:
+    if module in BASE:
+        return 0
+    parts = module.split(".")
+    assert len(parts) > 1, module
+    assert parts[1] in LAYERS, f"{module}: belongs to no layer of distill"
+    return LAYERS.index(parts[1])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path) -> None:
+    here = module_name(path)
+    wrong: list[str] = []
+    for line, module in imported_modules(path):
+        target = module.split(".")[0]
+        if target not in PACKAGES:
+            continue
+        if PACKAGES.index(target) > PACKAGES.index(here.split(".")[0]):
+            wrong.append(f"{path}:{line}: {here} imports {module}")
+        elif here.startswith("distill") and module != "distill" and layer(module) > layer(here):
+            wrong.append(f"{path}:{line}: {here} imports {module}, which lies above it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_import_check_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule above would be worthless if it found nothing."""
+    folder = tmp_path / "distill" / "teacher"
+    folder.mkdir(parents=True)
+    wrong = folder / "wrong.py"
+    wrong.write_text("def f():\n    from ..training import loop\n    import cli.main\n")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    found = {module for _, module in imported_modules(wrong)}
+    assert {"distill.training", "cli.main"} <= found
+    assert layer("distill.training") > layer("distill.teacher.wrong")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_pickles(path: Path) -> None:
+    """Nothing we write or read can run code: no pickle, and nothing that is one underneath."""
+    forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    imports = [
+        f"{path}:{line}: {module}" for line, module in imported_modules(path) if module.split(".")[0] in forbidden
+    ]
+    calls = [
+        f"{path}:{node.lineno}: {ast.unparse(node.func)}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and (
+            ast.unparse(node.func) in ("torch.load", "torch.save", "torch.jit.load", "torch.jit.save")
+            or any(keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False" for keyword in node.keywords)
+        )
+    ]
+    assert not imports + calls
+
+
+@pytest.mark.parametrize("package", ["distill", "bundle"])
+def test_libraries_do_not_print(package: str) -> None:
+    printing = [
+        f"{path}:{node.lineno}"
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+    ]
+    assert not printing
+
+
+def test_files_read_in_one_sitting() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_default_config_is_the_defaults() -> None:
+    path = ROOT / "configs" / "default.yaml"
+    assert path.read_text() == documented_yaml(), "configs/default.yaml: run `dream settings > configs/default.yaml`"
+    assert load_settings(path) == Settings()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_load(path: Path) -> None:
+    assert dataclasses.is_dataclass(load_settings(path))
+
+
+def test_constraints_pin_every_dependency() -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+    for line in wanted:
+        requirement = Requirement(line)
+        pin = pins[canonicalize_name(requirement.name)]
+        (version,) = pin.specifier
+        assert version.operator == "=="
+        assert "+" not in version.version, f"{pin}: a local version is tied to one machine's wheels"
+        assert requirement.specifier.contains(version.version), f"{pin} does not satisfy {line}"
+
+
+def test_wheel_works_from_another_folder(tmp_path: Path) -> None:
+    """Built offline, unpacked alone: the command starts, and sets, templates and configs come from the wheel."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    probe = (
+        "import cli.main, bundle\n"
+        "from distill.corpus.prompts import load_prompts, prompt_sets\n"
+        "print(cli.main.__file__)\n"
+        "print(*prompt_sets().values(), sep='\\n')\n"
+        "print(len(load_prompts(list(prompt_sets()), 0.1)))\n"
+    )
+    # -S -E would lose the dependencies too; -P keeps the working folder out and PYTHONPATH puts the wheel first.
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", probe], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    *paths, prompts = done.stdout.split()
+    assert all(Path(path).is_relative_to(site) for path in paths), paths
+    assert len(paths) >= 4
+    assert int(prompts) >= 2000
+    help = subprocess.run(
+        [sys.executable, "-P", "-m", "cli.main", "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert help.returncode == 0
+    assert "Usage: dream" in help.stdout
+    templates = {path.name for path in (ROOT / "Modelfiles").iterdir()}
+    assert templates
+    assert templates == {path.name for path in (site / "bundle" / "_modelfiles").iterdir()}
+    assert (site / "distill" / "_configs" / "default.yaml").read_text() == documented_yaml()
