@@ -1,0 +1,85 @@
+"""The held-out questions: the teacher's answers in the student's ids, with soft targets and mined dreams."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.corpus.traces import Trace, TraceStore
+from distill.corpus.triplets import by_trace, read_triplets
+from distill.errors import BadInput
+from distill.evaluation.metrics import SoftTargets, bits, soft_targets
+from distill.run import Run
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import dream_ids, prompt_ids
+
+
+@dataclass(frozen=True)
+class Example:
+    """One held-out prompt.
+
+    answer: the student's ids of the teacher's answer, without EOS; bytes: of its UTF-8; mined: ids of the dream
+    mined from it, empty where none was; teacher_bits: −log₂ of the teacher's own sampled tokens (EOS left out),
+    NaN where some are not known.
+    """
+
+    key: str
+    prompt: str
+    text: str
+    answer: list[int]
+    bytes: int
+    targets: SoftTargets | None
+    mined: list[int]
+    teacher_bits: float
+
+    def seed(self, seed: int, draw: int) -> int:
+        """Of this prompt's `draw`-th sample: the same whichever other prompts are evaluated beside it."""
+        return int.from_bytes(hashlib.sha256(f"{seed}:{self.key}:{draw}".encode()).digest()[:6])
+
+
+def load_examples(run: Run, tokenizer: StudentTokenizer, context: int, dream_tokens: int) -> tuple[list[Example], int]:
+    """The first `evaluate.prompts` held-out prompts in the order of their keys, and how many were left out.
+
+    Left out are empty answers and those that, with the longest dream, don't fit `context`. Raises BadInput where
+    nothing is left.
+    """
+    limit = run.settings.evaluate.prompts
+    mined = by_trace(read_triplets(run.triplets))
+    examples: list[Example] = []
+    left_out = 0
+    with TraceStore(run.traces, readonly=True) as store:
+        for trace in store.traces(held_out=True):
+            if limit and len(examples) == limit:
+                break
+            dream = dream_ids(tokenizer, tokenizer.dream(mined[trace.key])) if trace.key in mined else []
+            example = _example(trace, tokenizer, dream)
+            longest = len(prompt_ids(tokenizer, trace.prompt, think=True)) + dream_tokens + len(example.answer)
+            if example.answer and longest <= context:
+                examples.append(example)
+            else:
+                left_out += 1
+    if not examples:
+        raise BadInput(
+            f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "
+            "capture.held_out, then capture again"
+        )
+    return examples, left_out
+
+
+def _example(trace: Trace, tokenizer: StudentTokenizer, dream: list[int]) -> Example:
+    text = trace.response.text
+    answer = tokenizer.encode(text)
+    tokens, targets, teacher_bits = trace.response.tokens, None, np.nan
+    if tokens is not None and tokenizer.teacher_map is not None:
+        targets = soft_targets(tokens, tokenizer.teacher_map, answer)
+    if tokens is not None:
+        ended = trace.response.done_reason == "stop"
+        teacher_bits = bits(tokens.logprobs[: len(tokens) - 1] if ended else tokens.logprobs)
+    return Example(trace.key, trace.prompt, text, answer, len(text.encode()), targets, dream, teacher_bits)
+
+
+def batched(examples: list[Example], size: int) -> Iterator[list[Example]]:
+    """Examples in groups of at most `size`, in order."""
+    for start in range(0, len(examples), size):
+        yield examples[start : start + size]

@@ -1,0 +1,172 @@
+"""What is measured, as plain functions. Formulas and sources are in docs/evaluation.md.
+
+Shape legend: A answer tokens (EOS left out), S named alternatives a position, V student vocabulary.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.teacher.protocol import TokenTargets
+
+LOG_2 = math.log(2)
+
+
+def bits(logprobs: NDArray[np.floating[Any]]) -> float:
+    """−Σ log₂ p of natural log-probabilities."""
+    return float(-np.sum(logprobs, dtype=np.float64) / LOG_2)
+
+
+def log_mean_exp(values: Sequence[float]) -> float:
+    """log(1/K Σ exp v_k), without overflow."""
+    highest = max(values)
+    return highest + math.log(math.fsum(math.exp(value - highest) for value in values) / len(values))
+
+
+# Soft targets.
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """A teacher's distributions in the student's ids, one row for each answer token.
+
+    ids (A, S) int64, −1 where absent; logprobs (A, S) float64, −inf where absent; top (A,) int64 the student's
+    id of the teacher's likeliest token, −1 where the student has none; soft (A,) bool: False has no target.
+    """
+
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float64]
+    top: NDArray[np.int64]
+    soft: NDArray[np.bool_]
+
+
+def soft_targets(tokens: TokenTargets, teacher_map: NDArray[np.int32], answer: Sequence[int]) -> SoftTargets:
+    """Targets for the student's answer ids (A,), up to where the teacher's tokens still are the same.
+
+    Alternatives that the student can't name fall into the tail; those that share a student id are added up.
+    """
+    length, slots = len(answer), tokens.top_ids.shape[1] + 1
+    ids = np.full((length, slots), -1, np.int64)
+    logprobs = np.full((length, slots), -np.inf)
+    top = np.full(length, -1, np.int64)
+    soft = np.zeros(length, np.bool_)
+    for i in range(min(length, len(tokens))):
+        if _mapped(teacher_map, int(tokens.ids[i])) != answer[i]:
+            break
+        if not tokens.soft[i]:
+            continue
+        named = _named(tokens, teacher_map, i)
+        ids[i, : len(named)] = list(named)
+        logprobs[i, : len(named)] = list(named.values())
+        top[i] = _mapped(teacher_map, int(tokens.top_ids[i, 0]))
+        soft[i] = True
+    return SoftTargets(ids, logprobs, top, soft)
+
+
+def _mapped(teacher_map: NDArray[np.int32], teacher_id: int) -> int:
+    return int(teacher_map[teacher_id]) if 0 <= teacher_id < len(teacher_map) else -1
+
+
+def _named(tokens: TokenTargets, teacher_map: NDArray[np.int32], i: int) -> dict[int, float]:
+    """Student id → log-probability at position i: the alternatives and the sampled token."""
+    alternatives = dict(zip(tokens.top_ids[i].tolist(), tokens.top_logprobs[i].tolist(), strict=True))
+    if math.isfinite(tokens.logprobs[i]):
+        alternatives.setdefault(int(tokens.ids[i]), float(tokens.logprobs[i]))
+    named: dict[int, float] = {}
+    for teacher_id, logprob in alternatives.items():
+        student_id = _mapped(teacher_map, teacher_id)
+        if student_id >= 0 and math.isfinite(logprob):
+            named[student_id] = float(np.logaddexp(named.get(student_id, -np.inf), logprob))
+    return named
+
+
+def bucket_kl(logits: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
+    """KL(teacher ‖ student), nats, (A,) float64, over named alternatives and one bucket for all others.
+
+    logits (A, V) the student's; ids (A, S), −1 absent; logprobs (A, S) the teacher's, −inf absent.
+    Σ_S p (log p − log q) + p_τ (log p_τ − log q_τ), p_τ = 1 − Σ_S p, q_τ = 1 − Σ_S q: a lower bound of the
+    full KL (log-sum inequality). q_τ is summed over the other tokens, so that nothing cancels. Where rounding
+    of stored values makes Σ_S p exceed 1, they are scaled to 1.
+    """
+    logits = logits.double()
+    present = ids >= 0
+    total = logits.logsumexp(-1)
+    log_q = logits.gather(-1, ids.clamp_min(0)) - total[:, None]
+    covered = torch.zeros_like(logits, dtype=torch.int8)
+    covered.scatter_add_(-1, ids.clamp_min(0), present.to(torch.int8))
+    log_q_tail = logits.masked_fill(covered > 0, -torch.inf).logsumexp(-1) - total
+    log_p = logprobs.double()
+    mass = log_p.exp().sum(-1)
+    log_p = log_p - mass.clamp_min(1).log()[:, None]
+    p_tail = 1 - log_p.exp().sum(-1)
+    p_tail = torch.where(p_tail > 1e-12, p_tail, 0.0)
+    named = torch.where(present & torch.isfinite(log_p), log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+    rest = torch.where(p_tail > 0, p_tail * (p_tail.clamp_min(1e-12).log() - log_q_tail), 0.0)
+    return named + rest
+
+
+# Text.
+
+
+@cache
+def _chrf() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()
+
+
+def chrf(answer: str, reference: str) -> float:
+    """Sentence chrF2 in percent: character n-grams of orders 1 to 6, β = 2, without spaces (sacrebleu)."""
+    return float(_chrf().sentence_score(answer, [reference]).score)
+
+
+def ngrams(text: str, order: int) -> list[tuple[str, ...]]:
+    """Of whitespace-separated words, lower-cased: independent of any tokenizer."""
+    words = text.lower().split()
+    return list(zip(*(words[i:] for i in range(order)), strict=False))
+
+
+def repeated(text: str, order: int = 4) -> tuple[int, int]:
+    """(n-grams that occurred before in the same text, all n-grams)."""
+    grams = ngrams(text, order)
+    return len(grams) - len(set(grams)), len(grams)
+
+
+def distinct(texts: Sequence[str], order: int = 2) -> tuple[list[float], list[int]]:
+    """Distinct-n over a collection, split by text: (each text's share of the distinct n-grams, its n-grams).
+
+    An n-gram that occurs c times in the collection gives 1/c to each occurrence: the shares add up to the count
+    of distinct n-grams.
+    """
+    grams = [ngrams(text, order) for text in texts]
+    counts = Counter(gram for row in grams for gram in row)
+    return [math.fsum(1 / counts[gram] for gram in row) for row in grams], [len(row) for row in grams]
+
+
+# Dreams.
+
+
+def recalled(own: Iterable[int], mined: Iterable[int]) -> tuple[int, int]:
+    """(mined image tokens that the own dream has, mined image tokens), each token counted once."""
+    wanted = set(mined)
+    return len(wanted & set(own)), len(wanted)
+
+
+def chance_recalled(own: Sequence[Sequence[int]], mined: Sequence[Sequence[int]]) -> list[float]:
+    """For each prompt, `recalled` averaged over the own dreams of all other prompts: what guessing yields."""
+    if len(own) < 2:
+        return [math.nan] * len(own)
+    sets = [set(codes) for codes in own]
+    dreams_with = Counter(code for codes in sets for code in codes)
+    return [
+        sum(dreams_with[code] - (code in codes) for code in set(wanted)) / (len(own) - 1)
+        for codes, wanted in zip(sets, mined, strict=True)
+    ]

@@ -1,0 +1,252 @@
+"""Each metric against an independent implementation: brute force in float64, fractions, or numbers known by hand."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.evaluation import metrics
+from distill.evaluation.statistics import PairedBootstrap, Ratio
+from distill.teacher.protocol import UNKNOWN_ID, TokenTargets
+
+
+def brute_kl(logits: np.ndarray, named: dict[int, float]) -> float:
+    """The design's formula in extended precision, one position, term by term; `named` maps id → teacher's p."""
+    exact = np.exp(logits.astype(np.longdouble) - logits.max())
+    q = exact / exact.sum()
+    p_tail = 1 - math.fsum(named.values())
+    q_tail = sum((q[i] for i in range(len(q)) if i not in named), np.longdouble(0))
+    terms = [p * (math.log(p) - float(np.log(q[i]))) for i, p in named.items() if p > 0]
+    if p_tail > 1e-12:
+        terms.append(p_tail * (math.log(p_tail) - float(np.log(q_tail))))
+    return math.fsum(terms)
+
+
+def random_case(seed: int, scale: float, vocab: int = 50, slots: int = 6) -> tuple[np.ndarray, list[dict[int, float]]]:
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(0, scale, (4, vocab)).astype(np.float32)
+    teacher = generator.normal(0, scale, (4, vocab))
+    p = np.exp(teacher) / np.exp(teacher).sum(-1, keepdims=True)
+    rows = [{int(i): float(row[i]) for i in np.argsort(-row)[: generator.integers(1, slots + 1)]} for row in p]
+    return logits, rows
+
+
+def packed(rows: list[dict[int, float]], slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.full((len(rows), slots), -1)
+    logprobs = torch.full((len(rows), slots), -torch.inf, dtype=torch.float64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(list(row))
+        logprobs[i, : len(row)] = torch.tensor([math.log(p) for p in row.values()], dtype=torch.float64)
+    return ids, logprobs
+
+
+@pytest.mark.parametrize("scale", [0.1, 2.0, 12.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_bucket_kl_equals_the_formula(seed: int, scale: float) -> None:
+    logits, rows = random_case(seed, scale)
+    got = metrics.bucket_kl(torch.from_numpy(logits), *packed(rows, 6)).numpy()
+    want = [brute_kl(row, named) for row, named in zip(logits, rows, strict=True)]
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bucket_kl_is_a_lower_bound_and_exact_when_everything_is_named(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    logits, teacher = generator.normal(0, 3, (2, 30))
+    p, q = (np.exp(x) / np.exp(x).sum() for x in (teacher, logits))
+    full = float((p * np.log(p / q)).sum())
+    order = np.argsort(-p)
+    values = [
+        metrics.bucket_kl(torch.from_numpy(logits)[None], *packed([{int(i): p[i] for i in order[:n]}], 30)).item()
+        for n in (1, 5, 20, 30)
+    ]
+    assert values == sorted(values)
+    assert values[0] < full
+    assert values[-1] == pytest.approx(full, abs=1e-9)
+
+
+def test_bucket_kl_survives_masses_over_one_and_tiny_tails() -> None:
+    logits = torch.tensor([[40.0, 0.0, -40.0, -41.0]])
+    ids = torch.tensor([[0, 1]])
+    over = torch.tensor([[0.7, 0.4]]).log()
+    got = metrics.bucket_kl(logits, ids, over).item()
+    assert got == pytest.approx(brute_kl(logits[0].numpy(), {0: 0.7 / 1.1, 1: 0.4 / 1.1}), abs=1e-6)
+    tail = metrics.bucket_kl(logits, ids, torch.tensor([[0.5, 0.3]]).log()).item()
+    assert tail == pytest.approx(brute_kl(logits[0].numpy(), {0: 0.5, 1: 0.3}), rel=1e-6)
+
+
+def test_bucket_kl_equals_the_training_loss_s() -> None:
+    losses = pytest.importorskip("distill.training.losses")
+    logits, rows = random_case(3, 2.0)
+    ids, logprobs = packed(rows, 6)
+    slots = torch.where(ids < 0, ids[:, :1], ids)
+    ones = torch.ones(len(rows))
+    kl, _, _ = losses.chunk_terms(
+        torch.from_numpy(logits), torch.eye(logits.shape[1]), slots, logprobs.float(), ones, ones
+    )
+    np.testing.assert_allclose(metrics.bucket_kl(torch.from_numpy(logits), ids, logprobs).numpy(), kl, atol=2e-5)
+
+
+def targets(ids: list[int], top: list[list[int]], p: list[list[float]], sampled: list[float]) -> TokenTargets:
+    return TokenTargets(
+        ids=np.array(ids, np.int32),
+        logprobs=np.log(np.array(sampled, np.float32)),
+        top_ids=np.array(top, np.int32),
+        top_logprobs=np.log(np.array(p, np.float32)),
+        soft=np.isfinite(np.log(np.array(sampled, np.float32))),
+    )
+
+
+def test_soft_targets_map_merge_and_drop() -> None:
+    # Teacher ids 0…5; the student lacks 2, and calls both 4 and 5 "9".
+    teacher_map = np.array([7, 8, -1, 3, 9, 9], np.int32)
+    given = targets(
+        ids=[0, 3, 1, 4],
+        top=[[0, 2, UNKNOWN_ID], [4, 5, 0], [2, 1, 0], [4, 5, 0]],
+        p=[[0.5, 0.3, 0.1], [0.4, 0.2, 0.1], [0.6, 0.2, 0.1], [0.9, 0.05, 0.01]],
+        sampled=[0.5, 0.05, math.nan, 0.9],
+    )
+    found = metrics.soft_targets(given, teacher_map, [7, 3, 8])
+
+    def named(i: int) -> dict[int, float]:
+        return {int(k): math.exp(v) for k, v in zip(found.ids[i], found.logprobs[i], strict=True) if k >= 0}
+
+    assert named(0) == pytest.approx({7: 0.5}, rel=1e-6)
+    assert named(1) == pytest.approx({9: 0.6, 7: 0.1, 3: 0.05}, rel=1e-6)
+    assert named(2) == {}
+    assert found.soft.tolist() == [True, True, False]
+    assert found.top.tolist() == [7, 9, -1]
+
+
+def test_soft_targets_end_where_the_tokens_part() -> None:
+    teacher_map = np.arange(5, dtype=np.int32)
+    given = targets([1, 2, 3], [[1], [2], [3]], [[0.9]] * 3, [0.9] * 3)
+    assert metrics.soft_targets(given, teacher_map, [1, 4, 3]).soft.tolist() == [True, False, False]
+
+
+def test_bits_and_log_mean_exp() -> None:
+    assert metrics.bits(np.log(np.array([0.5, 0.25]))) == pytest.approx(3)
+    assert metrics.log_mean_exp([math.log(0.2), math.log(0.4)]) == pytest.approx(math.log(0.3))
+    assert metrics.log_mean_exp([-2000.0, -2001.0]) == pytest.approx(-2000 + math.log((1 + math.exp(-1)) / 2))
+    assert metrics.log_mean_exp([-5.0]) == -5.0
+
+
+def own_chrf(answer: str, reference: str, beta: float = 2.0) -> float:
+    """chrF from its definition (Popović 2015): mean precision and recall over the orders that both texts have."""
+    answer, reference = ("".join(text.split()) for text in (answer, reference))
+    precisions, recalls = [], []
+    for order in range(1, 7):
+        a, r = (Counter(t[i : i + order] for i in range(len(t) - order + 1)) for t in (answer, reference))
+        if not a or not r:
+            continue
+        same = sum((a & r).values())
+        precisions.append(same / sum(a.values()))
+        recalls.append(same / sum(r.values()))
+    if not precisions:
+        return 0.0
+    p, r = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
+    return 100 * (1 + beta**2) * p * r / (beta**2 * p + r) if p + r else 0.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text("abcd e", min_size=1, max_size=40), st.text("abcd e", min_size=1, max_size=40))
+def test_chrf_equals_its_definition(answer: str, reference: str) -> None:
+    assert metrics.chrf(answer, reference) == pytest.approx(own_chrf(answer, reference), abs=0.01)
+
+
+def test_chrf_of_real_text() -> None:
+    answer = "The ball falls to the floor and bounces, then it rolls away."
+    reference = "When you release it, the ball falls to the floor and rolls under the table."
+    assert metrics.chrf(answer, reference) == pytest.approx(own_chrf(answer, reference), abs=0.01)
+    assert metrics.chrf(reference, reference) == pytest.approx(100)
+    assert metrics.chrf("", reference) == 0
+
+
+def test_repetition_by_hand() -> None:
+    # 4-grams of "a b c d a b c d": abcd bcda cdab dabc abcd: one of five was there before.
+    assert metrics.repeated("a b c d A b c d") == (1, 5)
+    assert metrics.repeated("a b c") == (0, 0)
+    assert metrics.repeated(" ".join(["no"] * 10)) == (6, 7)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=8).map(" ".join), max_size=6))
+def test_distinct_shares_add_up_to_the_distinct_bigrams(texts: list[str]) -> None:
+    shares, totals = metrics.distinct(texts)
+    rows = [[tuple(text.split()[i : i + 2]) for i in range(len(text.split()) - 1)] for text in texts]
+    assert math.fsum(shares) == pytest.approx(len({gram for row in rows for gram in row}))
+    assert totals == [len(row) for row in rows]
+
+
+def test_recall_and_its_chance_level() -> None:
+    assert metrics.recalled([1, 1, 2, 9], [1, 2, 2, 3]) == (2, 3)
+    assert metrics.recalled([], [4]) == (0, 1)
+    generator = np.random.default_rng(0)
+    own = [generator.integers(0, 12, 5).tolist() for _ in range(7)]
+    mined = [generator.integers(0, 12, 5).tolist() for _ in range(7)]
+    brute = [np.mean([len(set(own[j]) & set(mined[i])) for j in range(7) if j != i]) for i in range(7)]
+    np.testing.assert_allclose(metrics.chance_recalled(own, mined), brute)
+    assert math.isnan(metrics.chance_recalled([[1]], [[1]])[0])
+
+
+# Intervals.
+
+
+def test_ratio_ignores_what_is_not_defined() -> None:
+    ratio = Ratio.of([1.0, math.nan, 3.0], [2.0, 5.0, 2.0])
+    assert ratio.value == 1.0
+    assert not Ratio.of([math.nan], [1.0]).defined
+    assert PairedBootstrap(1, 10, 0).interval(Ratio.of([math.nan])) is None
+    assert PairedBootstrap(2, 10, 0).difference(Ratio.of([1.0, 1.0]), Ratio.of([0.0, 0.0], [0, 0])) is None
+
+
+def test_bootstrap_equals_resampling_by_hand() -> None:
+    generator = np.random.default_rng(1)
+    top, bottom = generator.gamma(2, size=20), generator.gamma(3, size=20)
+    bootstrap = PairedBootstrap(20, 500, seed=4)
+    draws = []
+    for weights in bootstrap.weights:
+        chosen = [i for i, times in enumerate(weights) for _ in range(int(times))]
+        assert len(chosen) == 20
+        draws.append(sum(top[chosen]) / sum(bottom[chosen]))
+    found = bootstrap.interval(Ratio.of(top, bottom))
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(np.quantile(draws, [0.025, 0.975]).tolist())
+    assert found.value == pytest.approx(top.sum() / bottom.sum())
+
+
+def test_bootstrap_repeats_to_the_last_digit() -> None:
+    ratio = Ratio.of(np.random.default_rng(0).normal(size=30))
+    assert PairedBootstrap(30, 200, 5).interval(ratio) == PairedBootstrap(30, 200, 5).interval(ratio)
+    assert PairedBootstrap(30, 200, 5).interval(ratio) != PairedBootstrap(30, 200, 6).interval(ratio)
+
+
+def test_intervals_cover_the_truth() -> None:
+    """400 simulated evaluations of 64 prompts: ratios, paired differences and falls with known true values."""
+    hits = Counter[str]()
+    runs = 400
+    for seed in range(runs):
+        generator = np.random.default_rng(seed)
+        lengths = generator.integers(50, 400, 64).astype(float)
+        hard = generator.normal(0, 0.4, 64)
+        student = lengths * (2.0 + hard + generator.normal(0, 0.1, 64))
+        other = lengths * (2.1 + hard + generator.normal(0, 0.1, 64))
+        bootstrap = PairedBootstrap(64, 600, seed)
+        a, b = Ratio.of(student, lengths), Ratio.of(other, lengths)
+        value, difference, fall = bootstrap.interval(a), bootstrap.difference(b, a), bootstrap.fall(b, a)
+        assert value is not None
+        assert difference is not None
+        assert fall is not None
+        hits["value"] += value.low <= 2.0 <= value.high
+        hits["difference"] += difference.low <= 0.1 <= difference.high
+        hits["fall"] += fall.low <= 1 - 2.0 / 2.1 <= fall.high
+        # What makes a prompt hard cancels in the pair.
+        hits["narrower"] += difference.high - difference.low < 0.7 * (value.high - value.low)
+    # 95 % wanted; binomial noise of 400 runs is ±2.2 %, and percentile intervals of 64 cover a little less.
+    for name in ("value", "difference", "fall"):
+        assert 0.90 <= hits[name] / runs <= 0.985, (name, hits[name])
+    assert hits["narrower"] == runs
