@@ -1,0 +1,234 @@
+"""The student's tokenizer: BPE ids, then control tokens, then `<think>`, the lenses and the image tokens.
+
+A tokenizer is a folder. `tokenizer.json` and `tokenizer_config.json` are what transformers reads;
+`dream_tokenizer.json` holds what only we know, with the SHA-256 of its neighbours; `teacher_map.safetensors`
+is there for the aligned kind.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+
+from distill.errors import CorruptFile
+from distill.run import sha256_file, write_atomic
+
+LENSES = ("spatial", "temporal", "causal", "abstract")
+PAD, START, END = CONTROL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+THINK, END_THINK = "<think>", "</think>"
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+"""Token types as GGUF numbers them."""
+
+
+def image_text(label: str) -> str:
+    """How an image token (or a lens) is printed."""
+    return f"⟨{label}⟩"
+
+
+USER_TOKENS = (THINK, END_THINK, *map(image_text, LENSES))
+ADDED = len(CONTROL_TOKENS) + len(USER_TOKENS)
+"""Ids that every student has between its BPE and its image tokens."""
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "teacher_map.safetensors")
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in a byte-level BPE, as GPT-2 chose it: printable Latin-1
+    characters stand for themselves, the other bytes, in order, for the characters from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    assert set(alphabet) == set(ByteLevel.alphabet())
+    return alphabet
+
+
+@dataclass(frozen=True)
+class GgufVocabulary:
+    """What a GGUF file says of a tokenizer (`tokenizer.ggml.*`); it also wants add_bos_token and
+    add_space_prefix false. `merges` is empty for "llama" (SentencePiece), `scores` for "gpt2" (byte-level BPE)."""
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a tokenizer comes from; the part of `dream_tokenizer.json` that can't be had from its neighbours."""
+
+    kind: str
+    """`aligned` or `sentencepiece`."""
+    pre: str
+    """`tokenizer.ggml.pre`."""
+    scores: list[float] = field(default_factory=list[float])
+    """Of the BPE ids; sentencepiece only."""
+    teacher: str = ""
+    """Digest of the teacher whose tokens `teacher_map` maps."""
+
+
+class StudentTokenizer:
+    """Text to ids and back. `teacher_map` is (teacher vocabulary,) int32, teacher id → ours or -1; aligned only."""
+
+    def __init__(self, tokenizer: Tokenizer, origin: Origin, teacher_map: NDArray[np.int32] | None = None) -> None:
+        self.hf = tokenizer
+        self.origin = origin
+        self.teacher_map = teacher_map
+        self.base_size = tokenizer.get_vocab_size(with_added_tokens=False)
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.pad_id, self.start_id, self.eos_id, self.think_id, self.end_think_id, *lenses = range(
+            self.base_size, self.base_size + ADDED
+        )
+        self.lens_ids: tuple[int, int, int, int] = (lenses[0], lenses[1], lenses[2], lenses[3])
+        self.image_ids = np.arange(self.base_size + ADDED, self.vocab_size, dtype=np.int32)
+
+    @classmethod
+    def assemble(
+        cls, base: Tokenizer, labels: Sequence[str], origin: Origin, teacher_map: NDArray[np.int32] | None = None
+    ) -> "StudentTokenizer":
+        """Put the added tokens after the ids of `base`. Labels are the image tokens', in the order of codes."""
+        size = base.get_vocab_size()
+        texts = [*CONTROL_TOKENS, *USER_TOKENS, *map(image_text, labels)]
+        base.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL_TOKENS])
+        base.add_tokens([AddedToken(t, special=False, normalized=False) for t in texts[len(CONTROL_TOKENS) :]])
+        assert [base.token_to_id(text) for text in texts] == list(range(size, size + len(texts)))
+        return cls(base, origin, teacher_map)
+
+    # Text and ids.
+    @property
+    def kind(self) -> str:
+        return self.origin.kind
+
+    @cached_property
+    def newline_id(self) -> int:
+        """The one id of a line break by itself."""
+        (id,) = self.encode("\n")
+        return id
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """The same without added tokens, for text in which `<think>` is seven characters and no more."""
+        content = json.loads(self.hf.to_str())
+        return Tokenizer.from_str(json.dumps({**content, "added_tokens": []}))
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of `text`. `special`: texts of control, user-defined and image tokens become these tokens."""
+        return (self.hf if special else self._plain).encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        batch = (self.hf if special else self._plain).encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in batch]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves control tokens out."""
+        control = range(self.pad_id, self.eos_id + 1)
+        kept = (i for i in ids if not (skip_special and i in control))
+        return b"".join(self._bytes[i] for i in kept).decode(errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for; of an added token, its text's."""
+        return self._bytes[id]
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Every token as the vocabulary spells it, by id."""
+        vocabulary = self.hf.get_vocab(with_added_tokens=True)
+        return sorted(vocabulary, key=vocabulary.__getitem__)
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        base, added = self.tokens[: self.base_size], self.tokens[self.base_size :]
+        if self.kind == "aligned":
+            alphabet = byte_alphabet()
+            spelled = [bytes(alphabet[character] for character in token) for token in base]
+        else:
+            spelled = [
+                bytes([int(token[3:5], 16)]) if kind == BYTE else token.replace("▁", " ").encode()
+                for token, kind in zip(base, self.types, strict=False)
+            ]
+        return spelled + [token.encode() for token in added]
+
+    # Image tokens.
+    def image_code(self, id: int) -> int | None:
+        """The codebook's code of an image token, or None for any other token."""
+        return id - int(self.image_ids[0]) if len(self.image_ids) and id >= self.image_ids[0] else None
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the image tokens, by code."""
+        return [text[1:-1] for text in self.tokens[self.base_size + ADDED :]]
+
+    # For a GGUF.
+    @cached_property
+    def types(self) -> list[int]:
+        """GGUF token types, by id."""
+        if self.kind == "aligned":
+            base = [NORMAL] * self.base_size
+        else:  # <unk>, then the 256 bytes, then the pieces
+            base = [UNKNOWN, *[BYTE] * 256, *[NORMAL] * (self.base_size - 257)]
+        added = self.vocab_size - self.base_size
+        return base + [CONTROL] * len(CONTROL_TOKENS) + [USER_DEFINED] * (added - len(CONTROL_TOKENS))
+
+    def gguf(self) -> GgufVocabulary:
+        """The vocabulary as a GGUF file wants it."""
+        if self.kind == "aligned":
+            merges = [" ".join(pair) for pair in json.loads(self.hf.to_str())["model"]["merges"]]
+            return GgufVocabulary("gpt2", self.origin.pre, self.tokens, self.types, merges, [])
+        scores = self.origin.scores + [0.0] * (self.vocab_size - self.base_size)
+        return GgufVocabulary("llama", self.origin.pre, self.tokens, self.types, [], scores)
+
+    # Folders.
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into `folder`, which may hold other things."""
+        from distill.tokens.chat import JINJA
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.hf.save(str(folder / "tokenizer.json"))
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": None,
+            "eos_token": END,
+            "pad_token": PAD,
+            "unk_token": None,
+            "add_bos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1 << 30,
+            "chat_template": JINJA,
+        }
+        write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        if self.teacher_map is not None:
+            save_file({"teacher_map": self.teacher_map}, folder / "teacher_map.safetensors")
+        ours = {
+            "version": 1,
+            "origin": vars(self.origin),
+            "files": {name: sha256_file(folder / name) for name in FILES if (folder / name).exists()},
+        }
+        write_atomic(folder / "dream_tokenizer.json", json.dumps(ours, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "StudentTokenizer":
+        """Read what `save` wrote. Raises CorruptFile where a file is missing, cut short or altered."""
+        try:
+            ours = json.loads((folder / "dream_tokenizer.json").read_text())
+            origin, digests = Origin(**ours["origin"]), dict(ours["files"])
+            for name, digest in digests.items():
+                if sha256_file(folder / name) != digest:
+                    raise CorruptFile(f"{folder / name}: altered since it was written; run `dream tokenize` again")
+            teacher_map = load_file(folder / FILES[2])["teacher_map"] if FILES[2] in digests else None
+            return cls(Tokenizer.from_str((folder / FILES[0]).read_text()), origin, teacher_map)
+        except FileNotFoundError as error:
+            raise CorruptFile(f"{error.filename}: missing; run `dream tokenize` again") from error
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CorruptFile(f"{folder}: no readable tokenizer ({error}); run `dream tokenize` again") from error

@@ -1,0 +1,123 @@
+"""The chat format: how a conversation and a dream are written as tokens.
+
+    <|im_start|>user
+    What happens when you drop a ball?<|im_end|>
+    <|im_start|>assistant
+    <think>
+    ⟨spatial⟩⟨a ball⟩⟨release⟩⟨falls⟩⟨temporal⟩⟨causal⟩⟨abstract⟩
+    </think>
+    It falls.<|im_end|>
+
+The student writes everything after `assistant` itself. `think=False` writes an empty pair of tags for it.
+`render`, `JINJA` (transformers, llama.cpp) and `go_template` (Ollama) say the same; tests compare their ids.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NotRequired, TypedDict
+
+from distill.tokens.bpe import END, END_THINK, LENSES, START, THINK, StudentTokenizer
+
+STOP = (END,)
+"""Stop strings. The end token alone: a model that opens a turn of its own has ended its own before."""
+
+
+class Message(TypedDict):
+    """A turn. `thinking` is the dream of an assistant's turn, as text."""
+
+    role: str
+    content: str
+    thinking: NotRequired[str]
+
+
+Triple = tuple[int, int, int]
+"""Codes of the image tokens of (what, action, result)."""
+
+Dream = dict[str, list[Triple]]
+"""Lens → the steps of its chain."""
+
+JINJA = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message.role + '\\n' -}}"
+    "{%- set thinking = message.thinking or message.reasoning_content -%}"
+    "{%- if message.role == 'assistant' and thinking -%}{{- '<think>\\n' + thinking + '\\n</think>\\n' -}}{%- endif -%}"
+    "{{- message.content -}}"
+    "{%- if not loop.last or message.role != 'assistant' or not add_generation_prompt -%}"
+    "{{- '<|im_end|>\\n' -}}"
+    "{%- endif -%}"
+    "{%- if loop.last and message.role != 'assistant' and add_generation_prompt -%}"
+    "{{- '<|im_start|>assistant\\n' -}}"
+    "{%- if enable_thinking is defined and not enable_thinking -%}{{- '<think>\\n</think>\\n' -}}{%- endif -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+)
+"""For transformers and llama.cpp. `enable_thinking=False` writes the empty dream, as their users expect."""
+
+
+def render(messages: Sequence[Message], think: bool | None = None, add_generation_prompt: bool = True) -> str:
+    """The conversation as text, ready for the student's turn.
+
+    A last turn of the assistant is left open, to be gone on with. `think` None and True are the same: it dreams.
+    Without `add_generation_prompt` every turn is closed and none opened.
+    """
+    text = ""
+    for i, message in enumerate(messages):
+        assistant = message["role"] == "assistant"
+        thinking = message.get("thinking", "") if assistant else ""
+        dream = f"{THINK}\n{thinking}\n{END_THINK}\n" if thinking else ""
+        is_open = assistant and i == len(messages) - 1 and add_generation_prompt
+        text += f"{START}{message['role']}\n{dream}{message['content']}" + ("" if is_open else f"{END}\n")
+    if messages and messages[-1]["role"] != "assistant" and add_generation_prompt:
+        text += f"{START}assistant\n" + (f"{THINK}\n{END_THINK}\n" if think is False else "")
+    return text
+
+
+@cache
+def modelfiles() -> Path:
+    """The folder of templates for Ollama: of the checkout, or of the installed wheel."""
+    root = Path(__file__).parents[2]
+    checkout = root / "Modelfiles"
+    return checkout if checkout.is_dir() else root / "bundle" / "_modelfiles"
+
+
+def go_template() -> str:
+    """The TEMPLATE of an Ollama Modelfile."""
+    return (modelfiles() / "chat.gotmpl").read_text(encoding="utf-8").removesuffix("\n")
+
+
+def prompt_ids(tokenizer: StudentTokenizer, prompt: str, think: bool | None = None, system: str = "") -> list[int]:
+    """Ids of a single question up to where the student goes on. Image tokens typed by a user steer it."""
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    return tokenizer.encode(render([*messages, {"role": "user", "content": prompt}], think), special=True)
+
+
+def dream_ids(tokenizer: StudentTokenizer, dream: Mapping[str, Sequence[Triple]]) -> list[int]:
+    """The dream's tokens: each lens in order, each followed by the codes of its steps. Without think tags."""
+    ids: list[int] = []
+    for lens, lens_id in zip(LENSES, tokenizer.lens_ids, strict=True):
+        ids += [lens_id, *(int(tokenizer.image_ids[code]) for step in dream.get(lens, ()) for code in step)]
+    return ids
+
+
+def think_ids(tokenizer: StudentTokenizer, dream: Mapping[str, Sequence[Triple]] | None) -> list[int]:
+    """All that stands between the assistant's header and the answer; None is the empty dream of `think=False`."""
+    inside = [] if dream is None else [*dream_ids(tokenizer, dream), tokenizer.newline_id]
+    newline = tokenizer.newline_id
+    return [tokenizer.think_id, newline, *inside, tokenizer.end_think_id, newline]
+
+
+def parse_dream(tokenizer: StudentTokenizer, ids: Sequence[int]) -> Dream:
+    """The dream in what a student wrote. It may have written anything: text between image tokens is passed over,
+    a step with codes missing is dropped, a lens opened twice goes on, and the dream ends at `</think>`."""
+    codes: dict[str, list[int]] = {lens: [] for lens in LENSES}
+    lens = None
+    for id in ids:
+        if id == tokenizer.end_think_id:
+            break
+        if id in tokenizer.lens_ids:
+            lens = LENSES[tokenizer.lens_ids.index(id)]
+            del codes[lens][len(codes[lens]) // 3 * 3 :]
+        elif lens is not None and (code := tokenizer.image_code(id)) is not None:
+            codes[lens].append(code)
+    return {lens: list(zip(*[iter(found)] * 3, strict=False)) for lens, found in codes.items()}

@@ -1,0 +1,50 @@
+"""How each teacher's BPE splits text before it merges, by the name that GGUF gives it (`tokenizer.ggml.pre`).
+
+Each entry is the equivalent, in the `tokenizers` library, of what llama.cpp does for that name; a test compares
+the two on fuzzed text for every name listed here. A name that is not listed can't be promised to be exact.
+"""
+
+from dataclasses import dataclass
+
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+
+_CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_WORDS = (
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # the cl100k shape
+)
+
+
+@dataclass(frozen=True)
+class PreTokenization:
+    """`ignore_merges`: a piece that is itself in the vocabulary is taken whole, whatever the merges say."""
+
+    digits: str
+    """`runs`, `single`, `three` (how digits are grouped)."""
+    shape: str
+    """`gpt2` or `cl100k`."""
+    ignore_merges: bool = False
+
+    def build(self) -> PreTokenizer:
+        if self.shape == "gpt2":
+            words: PreTokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
+            return Sequence([Digits(individual_digits=True), words]) if self.digits == "single" else words
+        pattern = _CONTRACTIONS + _WORDS.replace("{DIGITS}", "{1,3}" if self.digits == "three" else "")
+        return Sequence(
+            [Split(Regex(pattern), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+
+
+_GPT2 = PreTokenization("runs", "gpt2")
+_SMOLLM = PreTokenization("single", "gpt2")
+_LLAMA3 = PreTokenization("three", "cl100k", ignore_merges=True)
+_DBRX = PreTokenization("three", "cl100k")
+_QWEN2 = PreTokenization("single", "cl100k")
+
+PRE_TOKENIZATIONS: dict[str, PreTokenization] = {
+    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo"), _GPT2),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), _SMOLLM),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), _LLAMA3),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), _DBRX),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
+}
