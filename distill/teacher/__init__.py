@@ -1,0 +1,29 @@
+"""Who is asked. `open_teacher` turns settings into teachers; nothing heavy is imported until then."""
+
+from distill.config import TeacherSettings
+from distill.errors import BadInput
+from distill.events import Listener, silent
+from distill.teacher.protocol import Teacher
+
+
+def open_teacher(settings: TeacherSettings, listen: Listener = silent) -> list[Teacher]:
+    """One teacher per host for `ollama:NAME`, one for `embedded:smollm2` or `embedded:/path/model.gguf`.
+
+    Raises BadInput where the name can't be read, and what the teacher itself raises where it isn't there.
+    """
+    kind, _, model = settings.model.partition(":")
+    if kind == "openai":
+        raise BadInput(f"{settings.model}: openai teachers are not available yet; use ollama:NAME or embedded:smollm2")
+    if kind not in ("ollama", "embedded") or not model:
+        raise BadInput(f"{settings.model!r}: no such teacher; write ollama:NAME, embedded:smollm2 or embedded:/x.gguf")
+    if kind == "embedded":
+        from distill.teacher.embedded import EmbeddedTeacher
+
+        return [EmbeddedTeacher(model, threads=settings.threads, timeout=settings.timeout, listen=listen)]
+    from distill.teacher.ollama import OllamaTeacher, default_host
+
+    hosts = settings.hosts or [default_host()]
+    return [
+        OllamaTeacher(model, host=host, timeout=settings.timeout, retries=settings.retries, listen=listen)
+        for host in hosts
+    ]
