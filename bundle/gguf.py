@@ -1,0 +1,172 @@
+"""The student as one GGUF file: what llama.cpp and Ollama load.
+
+llama.cpp rotates neighbouring pairs of a head's dimensions where we rotate halves: the rows of the query and key
+projections are reordered so that both compute the same.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
+from gguf.quants import quantize
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.errors import BadInput, DistillError, RunMismatch
+from distill.events import Event, Listener, silent
+from distill.student.model import BackboneConfig
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import JINJA
+
+Q = GGMLQuantizationType
+DTYPES: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
+    "f32": (Q.F32, LlamaFileType.ALL_F32),
+    "f16": (Q.F16, LlamaFileType.MOSTLY_F16),
+    "bf16": (Q.BF16, LlamaFileType.MOSTLY_BF16),
+    "q8_0": (Q.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+}
+
+TENSORS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+"""Our names inside a layer → GGUF's inside a block."""
+
+OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def tensor_name(name: str) -> str:
+    """GGUF's name of one of our tensors: `model.layers.3.mlp.up_proj.weight` → `blk.3.ffn_up.weight`."""
+    stem = name.removesuffix(".weight")
+    if stem in OUTER:
+        return f"{OUTER[stem]}.weight"
+    _, _, layer, inner = stem.split(".", 3)
+    return f"blk.{layer}.{TENSORS[inner]}.weight"
+
+
+def interleave(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Rows (heads · E, D) from halves to pairs: row i and row i + E/2 of a head become neighbours."""
+    rows, columns = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows, columns)
+
+
+def stored_as(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+    """How a tensor is stored: norms in float32, and rows that don't divide into blocks in float16."""
+    if len(shape) == 1:
+        return Q.F32
+    block, _ = GGML_QUANT_SIZES[wanted]
+    return wanted if shape[-1] % block == 0 else Q.F16
+
+
+def write_gguf(
+    weights: Mapping[str, Tensor],
+    config: BackboneConfig,
+    tokenizer: StudentTokenizer,
+    path: Path,
+    dtype: str = "f16",
+    metadata: Mapping[str, str] | None = None,
+    listen: Listener = silent,
+) -> None:
+    """Write a student's weights and vocabulary to `path`, whole or not at all.
+
+    weights: as `Backbone.state_dict()` names them. dtype: a key of DTYPES. metadata: keys such as `general.name`
+    with their values. Raises BadInput for another dtype, RunMismatch where the tokenizer doesn't fit the weights.
+    """
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+    if tokenizer.vocab_size != config.vocab_size:
+        raise RunMismatch(
+            f"tokenizer: it has {tokenizer.vocab_size} tokens and the student {config.vocab_size}; "
+            "export a checkpoint with the tokenizer that it was trained with"
+        )
+    kind, file_type = DTYPES[dtype]
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    writer: Any = GGUFWriter(aside, "llama")
+    try:
+        _add_description(writer, config, file_type, metadata or {})
+        _add_vocabulary(writer, tokenizer)
+        for name, weight in weights.items():
+            if name != "lm_head.weight" or not config.tie_embeddings:
+                _add_tensor(writer, name, weight.detach().float().cpu().numpy(), config, kind, listen)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(aside, path)
+    except OSError as error:
+        raise DistillError(
+            f"{path}: can't write it: {error.strerror} (free some space, or check the rights)"
+        ) from error
+    finally:
+        writer.close()
+        aside.unlink(missing_ok=True)
+
+
+def _add_description(
+    writer: Any, config: BackboneConfig, file_type: LlamaFileType, metadata: Mapping[str, str]
+) -> None:
+    writer.add_type("model")
+    for key, value in metadata.items():
+        writer.add_key_value(key, value, GGUFValueType.STRING)
+    writer.add_file_type(file_type)
+    writer.add_quantization_version(2)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.hidden)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.ffn)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+
+
+def _add_vocabulary(writer: Any, tokenizer: StudentTokenizer) -> None:
+    vocabulary = tokenizer.gguf()
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.merges:
+        writer.add_token_merges(vocabulary.merges)
+    if vocabulary.scores:
+        writer.add_token_scores(vocabulary.scores)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_pad_token_id(tokenizer.pad_id)
+    writer.add_add_bos_token(False)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(JINJA)
+
+
+def _add_tensor(
+    writer: Any,
+    name: str,
+    weight: NDArray[np.float32],
+    config: BackboneConfig,
+    wanted: GGMLQuantizationType,
+    listen: Listener,
+) -> None:
+    if name.endswith("q_proj.weight"):
+        weight = interleave(weight, config.heads)
+    elif name.endswith("k_proj.weight"):
+        weight = interleave(weight, config.kv_heads)
+    kind = stored_as(weight.shape, wanted)
+    if weight.ndim > 1 and kind != wanted:
+        listen(Event("export", "note", f"{name}: rows of {weight.shape[-1]} don't fit {wanted.name}; kept in F16"))
+    encode = cast("Callable[[NDArray[np.float32], GGMLQuantizationType], NDArray[Any]]", quantize)
+    writer.add_tensor(tensor_name(name), encode(weight, kind), raw_dtype=kind)
