@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from distill.config import StudentSettings
 from distill.errors import BadInput, CorruptFile
+from distill.student.attention import Documents, attend
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,9 @@ class Attention(nn.Module):
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None) -> Tensor:
         q, k, v = self.project(x, cos, sin)
-        groups = self.heads // self.kv_heads
-        if groups > 1:
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        mixed = attend(q, k, v, documents)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -216,8 +214,8 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, documents)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -261,11 +259,11 @@ class Backbone(nn.Module):
                 parameter.normal_(0.0, deviation, generator=generator)
         return self
 
-    def hidden(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None) -> Tensor:
         """Last hidden states (B, T, D) of ids (B, T).
 
-        positions (B, T): place of each token in its document; None: 0…T−1. mask (B, 1, T, T) bool: who may be
-        read; None: all that came before.
+        positions (B, T): place of each token in its document; None: 0…T−1. documents: where they lie; None: a
+        row is a document.
         """
         if positions is None:
             cos, sin = self.cos[: ids.shape[1]][None, None], self.sin[: ids.shape[1]][None, None]
@@ -275,12 +273,12 @@ class Backbone(nn.Module):
         if torch.is_autocast_enabled(ids.device.type):
             x = x.to(torch.get_autocast_dtype(ids.device.type))
         for layer in self.model.layers:
-            x = layer(x, cos, sin, mask)
+            x = layer(x, cos, sin, documents)
         return self.model.norm(x)
 
-    def forward(self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None) -> Tensor:
         """Logits (B, T, V) of ids (B, T)."""
-        return self.lm_head(self.hidden(ids, positions, mask))
+        return self.lm_head(self.hidden(ids, positions, documents))
 
     def decode(self, ids: Tensor, cache: KeyValueCache, start: int, visible: Tensor | None) -> Tensor:
         """Logits (B, V) after the last of ids (B, T), which take the cache columns start … start + T − 1.

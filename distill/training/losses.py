@@ -1,0 +1,127 @@
+"""What the student is trained to minimize, fused with the projection to the vocabulary.
+
+The logits of all positions are never held at once: they are made, turned into loss and gradient, and dropped
+chunk by chunk.
+
+Shape legend: M positions that carry loss, D hidden, V vocabulary, S target slots (slot 0 is the token that the
+teacher sampled; then its top alternatives, as far as they are in the student's vocabulary).
+
+The soft loss of one position, with teacher p and student q over the slots and one tail class τ for all else:
+
+    KL = Σ_S p_i (log p_i − log q_i) + p_τ (log p_τ − log q_τ),   p_τ = 1 − Σ_S p_i,   q_τ = Σ_{j∉S} q_j
+    loss = a·KL + (1 − a)·(−log q_0)
+
+By the log-sum inequality KL is a lower bound of the divergence over the whole vocabulary, and equal to it when
+student and teacher agree within the tail. With softmax logits z its gradient is
+
+    ∂/∂z_j = q_j − a p_j − (1 − a)[j = slot 0]          on the slots
+    ∂/∂z_j = (q_j / q_τ) (q_τ − a p_τ)                  off them
+
+and log q_τ comes from a log-sum-exp over the tail itself, so nothing cancels when the tail is tiny.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 512
+"""Positions projected at once: 512 × 8,192 float32 logits are 16 MiB."""
+
+
+@dataclass
+class Targets:
+    """Targets of M positions.
+
+    labels (M,) int64; slots (M, S) int64, slot 0 the label, unused slots repeat it; logprobs (M, S) float32 of
+    the teacher, −inf in unused slots; soft_weight (M,) float32: a, 0 for hard-only positions; weight (M,)
+    float32: what each position counts.
+    """
+
+    labels: Tensor
+    slots: Tensor
+    logprobs: Tensor
+    soft_weight: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device) -> "Targets":
+        return Targets(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def chunk_terms(
+    h: Tensor, w: Tensor, slots: Tensor, logprobs: Tensor, soft_weight: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """KL (C,), cross-entropy (C,) and the gradient by the logits (C, V), of `weight` · loss, for C positions."""
+    z = (h @ w.t()).float()
+    unused = torch.isneginf(logprobs)
+    z_slots = z.gather(1, slots).masked_fill(unused, float("-inf"))
+    z_rest = z.scatter(1, slots, float("-inf"))
+    top = z_rest.amax(1, keepdim=True)
+    e_rest = (z_rest - top).exp()
+    sum_rest = e_rest.sum(1, keepdim=True)
+    log_rest = top + sum_rest.log()
+    lse = torch.logaddexp(log_rest, z_slots.logsumexp(1, keepdim=True))
+    log_q = z_slots - lse
+    log_q_tail = (log_rest - lse).squeeze(1)
+
+    p = logprobs.exp()
+    p_tail = (1 - p.sum(1)).clamp_min(0)
+    p = p / (p.sum(1) + p_tail).unsqueeze(1)  # float16 values may sum to a little over 1
+    kl = torch.where(unused, 0.0, p * (p.clamp_min(1e-30).log() - log_q.masked_fill(unused, 0.0))).sum(1)
+    kl = kl + torch.where(p_tail > 0, p_tail * (p_tail.clamp_min(1e-30).log() - log_q_tail), 0.0)
+    ce = -log_q[:, 0]
+
+    a = soft_weight
+    d_rest = e_rest * (weight * (log_q_tail.exp() - a * p_tail) / sum_rest.squeeze(1)).unsqueeze(1)
+    d_slots = log_q.exp() - a.unsqueeze(1) * p
+    d_slots[:, 0] -= 1 - a
+    d_slots = torch.where(unused, 0.0, d_slots * weight.unsqueeze(1))
+    dz = d_rest.scatter_add(1, slots, d_slots)
+    return kl, ce, dz
+
+
+class FusedDistillation(torch.autograd.Function):
+    """Sum over positions of weight · (a·KL + (1 − a)·CE), with both gradients made on the way forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, projection: Tensor, targets: Targets, terms: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad_hidden = torch.empty_like(hidden)
+        grad_projection = torch.zeros_like(projection, dtype=torch.float32)
+        w = projection.detach().to(hidden.dtype)
+        kls: list[Tensor] = []
+        ces: list[Tensor] = []
+        for start in range(0, hidden.shape[0], CHUNK):
+            part = slice(start, start + CHUNK)
+            h = hidden[part].detach()
+            kl, ce, dz = terms(
+                h, w, targets.slots[part], targets.logprobs[part], targets.soft_weight[part], targets.weight[part]
+            )
+            dz = dz.to(h.dtype)
+            grad_hidden[part] = dz @ w
+            grad_projection += dz.t() @ h
+            kls.append(kl)
+            ces.append(ce)
+        kl, ce = torch.cat(kls), torch.cat(ces)
+        ctx.save_for_backward(grad_hidden, grad_projection)
+        a = targets.soft_weight
+        loss = (targets.weight * (torch.where(a > 0, a * kl, 0.0) + (1 - a) * ce)).sum()
+        ctx.mark_non_differentiable(kl, ce)
+        return loss, kl, ce
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_hidden, grad_projection = ctx.saved_tensors
+        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_projection * grads[0], None, None
+
+
+def fused_distillation(
+    hidden: Tensor, projection: Tensor, targets: Targets, terms: Any = chunk_terms
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss (scalar), KL (M,) and cross-entropy (M,) of hidden (M, D) under projection (V, D).
+
+    `terms` is `chunk_terms`, perhaps compiled. Where it is compiled, M should be a multiple of CHUNK.
+    """
+    return FusedDistillation.apply(hidden, projection, targets, terms)  # pyright: ignore[reportReturnType]
