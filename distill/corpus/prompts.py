@@ -101,6 +101,15 @@ def read_prompts(path: Path) -> list[str]:
     raise BadInput(f"{path}: prompts come as {', '.join(SUFFIXES)}, by the file's name")
 
 
+def evenly(count: int) -> list[int]:
+    """Positions 0 to count - 1 in an order of which any beginning is spread evenly over all.
+
+    They are ranked by the fractional part of i·φ (Weyl's equidistribution, with the golden ratio): never in step
+    with the period of a template's slots, as every n-th would be.
+    """
+    return sorted(range(count), key=lambda i: (i * _GOLDEN) % 1)
+
+
 def _resolve(name: str) -> Path:
     """A file's path, or the path of the set of that name."""
     sets = prompt_sets()
@@ -116,16 +125,14 @@ def _resolve(name: str) -> Path:
 
 
 def _spread(prompts: list[Prompt], limit: int) -> list[Prompt]:
-    """`limit` of them, in order. Positions are ranked by the fractional part of i·φ: any prefix of that ranking
-    is spread evenly (Weyl), never in step with the period of a template's slots."""
+    """`limit` of them, in order."""
     kinds = [[p for p in prompts if p.held_out], [p for p in prompts if not p.held_out]]
     held = round(limit * len(kinds[0]) / len(prompts))
     if limit > 1 and all(kinds):
         held = min(max(held, 1), limit - 1)
     chosen: set[str] = set()
     for kind, count in zip(kinds, (held, limit - held), strict=True):
-        ranked = sorted(range(len(kind)), key=lambda i: (i * _GOLDEN) % 1)
-        chosen.update(kind[i].text for i in ranked[:count])
+        chosen.update(kind[i].text for i in evenly(len(kind))[:count])
     return [prompt for prompt in prompts if prompt.text in chosen]
 
 
