@@ -18,8 +18,9 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 
 from distill.errors import BadInput
+from distill.teacher.gguf_tokenizer import NORMAL, byte_alphabet
 from distill.teacher.protocol import TeacherTokenizer
-from distill.tokens.bpe import NORMAL, Origin, StudentTokenizer, byte_alphabet
+from distill.tokens.bpe import Origin, StudentTokenizer
 from distill.tokens.pre_tokenizers import PRE_TOKENIZATIONS
 
 CHAT_WORDS = ("user", "assistant", "system", "tool", "\n")
@@ -64,6 +65,11 @@ class AlignedCut:
         self.full = byte_level_bpe(vocabulary, merges, teacher.pre)
         self.kept = {ids[symbol] for symbol in byte_alphabet() if symbol in ids}
 
+    @property
+    def size(self) -> int:
+        """BPE tokens that the student will have: the kept ones and the bytes that the teacher lacks."""
+        return len(self.kept) + sum(symbol not in self.teacher.token_to_id for symbol in byte_alphabet())
+
     def derivation(self, id: int) -> set[int]:
         """The token and every token that the teacher's merges pass through on the way to it."""
         pieces = list(self.teacher.tokens[id])
@@ -90,20 +96,21 @@ class AlignedCut:
 
     def keep_likely(self, mass: NDArray[np.float64], size: int) -> None:
         """Keep more tokens, those of most probability `mass` (teacher vocabulary,) first, up to `size` in all."""
-        missing = 256 - sum(symbol in self.teacher.token_to_id for symbol in byte_alphabet())
-        for id in np.argsort(-mass, kind="stable"):
-            if mass[id] <= 0 or len(self.kept) + missing >= size:
+        room = size - self.size
+        for id in np.argsort(-mass, kind="stable").tolist():
+            if mass[id] <= 0 or room <= 0:
                 return
-            if self.normal[id] and int(id) not in self.kept:
-                wanted = self.kept | self.derivation(int(id))
-                if len(wanted) + missing <= size:
-                    self.kept = wanted
+            if self.normal[id] and id not in self.kept:
+                new = self.derivation(id) - self.kept
+                if len(new) <= room:
+                    self.kept |= new
+                    room -= len(new)
 
     def build(self, labels: Sequence[str], teacher_digest: str = "") -> StudentTokenizer:
         """The student's tokenizer: kept tokens in the teacher's order, then the bytes that the teacher lacks."""
         order = sorted(self.kept)
         vocabulary = {self.teacher.tokens[id]: i for i, id in enumerate(order)}
-        for symbol in sorted(byte_alphabet(), key=byte_alphabet().__getitem__):
+        for symbol in byte_alphabet():
             vocabulary.setdefault(symbol, len(vocabulary))
         merges = [(a, b) for a, b in self.merges if a in vocabulary and b in vocabulary and a + b in vocabulary]
         base = byte_level_bpe(vocabulary, merges, self.teacher.pre)

@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.pre_tokenizers import ByteLevel
 
+from distill.corpus.triplets import LENSES
 from distill.errors import CorruptFile
 from distill.run import sha256_file, write_atomic
+from distill.teacher.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_alphabet
 
-LENSES = ("spatial", "temporal", "causal", "abstract")
 PAD, START, END = CONTROL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 THINK, END_THINK = "<think>", "</think>"
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-"""Token types as GGUF numbers them."""
 
 
 def image_text(label: str) -> str:
@@ -40,16 +37,6 @@ ADDED = len(CONTROL_TOKENS) + len(USER_TOKENS)
 """Ids that every student has between its BPE and its image tokens."""
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "teacher_map.safetensors")
-
-
-def byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in a byte-level BPE, as GPT-2 chose it: printable Latin-1
-    characters stand for themselves, the other bytes, in order, for the characters from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    assert set(alphabet) == set(ByteLevel.alphabet())
-    return alphabet
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from distill.tokens.bpe import END, END_THINK, LENSES, START, THINK, StudentTokenizer
+from distill.corpus.triplets import LENSES
+from distill.tokens.bpe import END, END_THINK, START, THINK, StudentTokenizer
 
 STOP = (END,)
 """Stop strings. The end token alone: a model that opens a turn of its own has ended its own before."""
