@@ -1,0 +1,207 @@
+"""A student ready to talk: from a run, a checkpoint or a bundle."""
+
+import codecs
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bundle.manifest import NAME, NATIVE, check_file, read_manifest
+from distill.errors import BadInput, MissingStage, RunMismatch
+from distill.run import Run
+from distill.student.generate import stream
+from distill.student.model import Backbone, load_backbone
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import Dream, Message, parse_dream, render
+
+Part = Literal["thinking", "content"]
+
+ROOM = 32
+"""Tokens of the context that a long conversation leaves for the answer; older turns are forgotten for it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `dream_text` is the dream as printed, `dream` its codes by lens; `tokens` counts both and tags."""
+
+    text: str
+    dream_text: str
+    dream: Dream
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student in memory. `system` is said before every conversation that has no system message of its own."""
+
+    name: str
+    model: Backbone
+    tokenizer: StudentTokenizer
+    system: str = ""
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: bool | None = True,
+        temperature: float = 0.7,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        max_tokens: int = 256,
+        seed: int = 0,
+    ) -> Iterator[tuple[Part, str]]:
+        """The next turn as it comes: pieces of the dream ("thinking"), then of the answer ("content").
+
+        Raises BadInput where even the last message alone doesn't fit the context.
+        """
+        splitter = Splitter(self.tokenizer)
+        prompt = self.prompt_ids(messages, think)
+        for token in self._tokens(prompt, max_tokens, temperature, top_k, top_p, seed):
+            if piece := splitter.push(token):
+                yield piece
+
+    def answer(
+        self,
+        prompt: str,
+        *,
+        think: bool | None = True,
+        temperature: float = 0.7,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        max_tokens: int = 256,
+        seed: int = 0,
+    ) -> Answer:
+        """Dream and answer to one question, whole."""
+        started = time.monotonic()
+        ids = self.prompt_ids([{"role": "user", "content": prompt}], think)
+        tokens = list(self._tokens(ids, max_tokens, temperature, top_k, top_p, seed))
+        splitter = Splitter(self.tokenizer)
+        pieces = [piece for token in tokens if (piece := splitter.push(token))]
+        texts = {part: "".join(text for kind, text in pieces if kind == part) for part in ("thinking", "content")}
+        dream = parse_dream(self.tokenizer, splitter.thought)
+        return Answer(texts["content"], texts["thinking"], dream, len(tokens), time.monotonic() - started)
+
+    def prompt_ids(self, messages: Sequence[Message], think: bool | None) -> list[int]:
+        """Ids of a conversation; the oldest turns are left out where all don't fit the context."""
+        head: list[Message] = [message for message in messages[:1] if message["role"] == "system"]
+        turns = list(messages[len(head) :])
+        if not head and self.system:
+            head = [{"role": "system", "content": self.system}]
+        while True:
+            ids = self.tokenizer.encode(render([*head, *turns], think), special=True)
+            if len(turns) < 2 or len(ids) + ROOM <= self.model.config.context:
+                return ids
+            del turns[0]
+
+    def _tokens(
+        self, ids: list[int], max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+    ) -> Iterator[int]:
+        return stream(
+            self.model,
+            ids,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop_ids=[self.tokenizer.eos_id],
+        )
+
+
+class Splitter:
+    """Parts what a student writes, token by token, into dream and answer, as text.
+
+    The line breaks around the tags belong to the format and are left out. Bytes of a character wait until it is
+    whole; what is still waiting at the end was cut off and is dropped.
+    """
+
+    def __init__(self, tokenizer: StudentTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.thought: list[int] = []
+        self.thinking = False
+        self._first = True  # a dream opens with the very first token, or there is none
+        self._fresh = True  # nothing printed yet in this part
+        self._held = ""  # white space that may turn out to stand before a tag
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> tuple[Part, str] | None:
+        """What can be shown now that `token` has come."""
+        opening, self._first = self._first and token == self.tokenizer.think_id, False
+        closing = self.thinking and token == self.tokenizer.end_think_id
+        if opening or closing:
+            self.thinking, self._fresh, self._held = opening, True, ""
+            self._decoder.reset()
+            return None
+        if token == self.tokenizer.eos_id:
+            return None
+        if self.thinking:
+            self.thought.append(token)
+        text = self._held + self._decoder.decode(self.tokenizer.token_bytes(token))
+        if self._fresh:
+            text = text.lstrip()
+        kept = text.rstrip()
+        self._held = text[len(kept) :]
+        if not kept:
+            return None
+        self._fresh = False
+        return ("thinking" if self.thinking else "content"), kept
+
+
+def load_student(path: Path) -> Student:
+    """From a run folder (its best checkpoint, else its bundle), a checkpoint folder or a bundle.
+
+    Raises BadInput where it is none of these, MissingStage for a run without either, CorruptFile for altered
+    files, RunMismatch for a tokenizer that doesn't fit the weights.
+    """
+    if not path.exists():
+        raise BadInput(f"{path}: no such run, checkpoint or bundle; `dream run` makes one")
+    if not path.is_dir():
+        raise BadInput(f"{path}: is a file; give the folder of a run, a checkpoint or a bundle")
+    if (path / NAME).exists():
+        return _load_bundle(path)
+    if (path / "config.yaml").exists():
+        return _load_run(Run.open(path))
+    if (path / "config.json").exists():
+        return load_checkpoint(path)
+    raise BadInput(f"{path}: is no run, checkpoint or bundle (no config.yaml, config.json or {NAME})")
+
+
+def load_checkpoint(path: Path, name: str = "") -> Student:
+    """From a checkpoint folder: config.json, model.safetensors, tokenizer/."""
+    from distill.training.checkpoint import verify_checkpoint
+
+    if not (path / "tokenizer").is_dir():
+        raise BadInput(f"{path}: has no tokenizer/; give a checkpoint of a run, or a bundle")
+    if (path / "checksums.json").exists():
+        verify_checkpoint(path)
+    return _assemble(path, StudentTokenizer.load(path / "tokenizer"), name or path.name)
+
+
+def _load_run(run: Run) -> Student:
+    from distill.training.checkpoint import best
+
+    try:
+        return load_checkpoint(best(run), run.name)
+    except MissingStage:
+        if not (run.bundle / NAME).exists():
+            raise
+        return _load_bundle(run.bundle)
+
+
+def _load_bundle(path: Path) -> Student:
+    manifest = read_manifest(path)
+    for name in NATIVE:
+        check_file(path, manifest, name)
+    return _assemble(path, StudentTokenizer.load(path), manifest.name, manifest.ollama.get("system", ""))
+
+
+def _assemble(path: Path, tokenizer: StudentTokenizer, name: str, system: str = "") -> Student:
+    model = load_backbone(path)
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise RunMismatch(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the weights {model.config.vocab_size}; "
+            "put back the tokenizer that it was trained with"
+        )
+    return Student(name, model, tokenizer, system)

@@ -1,0 +1,30 @@
+"""The Modelfile, and the same settings for Ollama's API."""
+
+from string import Template
+from typing import Any
+
+from distill.errors import BadInput
+from distill.tokens.chat import STOP, go_template, modelfiles
+
+
+def ollama_settings(system: str, temperature: float, context: int) -> dict[str, Any]:
+    """What /api/create is told besides the files."""
+    parameters = {"stop": list(STOP), "temperature": temperature, "num_ctx": context}
+    return {"template": go_template(), "system": system, "parameters": parameters}
+
+
+def render_modelfile(name: str, model: str, settings: dict[str, Any]) -> str:
+    """A Modelfile for `ollama create NAME -f Modelfile`. `model` is resolved relative to the Modelfile."""
+    if '"""' in settings["system"]:
+        raise BadInput('export.system: holds """, which a Modelfile can\'t quote; use other quotation marks')
+    parameters = settings["parameters"]
+    text = Template((modelfiles() / "student.modelfile").read_text(encoding="utf-8")).substitute(
+        name=name,
+        model=model,
+        template=settings["template"],
+        system=f'SYSTEM """{settings["system"]}"""\n' if settings["system"] else "",
+        stop="\nPARAMETER stop ".join(parameters["stop"]),
+        temperature=parameters["temperature"],
+        context=parameters["num_ctx"],
+    )
+    return text.rstrip("\n") + "\n"
