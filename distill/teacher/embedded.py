@@ -25,7 +25,7 @@ DEFAULT_SYSTEM = re.compile(r"\A<\|im_start\|>system\n.*?<\|im_end\|>\n", re.DOT
 
 
 class EmbeddedTeacher:
-    """`embedded:smollm2` or `embedded:/path/model.gguf`. The engine starts with the first question.
+    """`embedded:smollm2` or `embedded:/path/model.gguf`.
 
     Prompts are rendered with the GGUF's own chat template, thinking off. Where that template sneaks in a
     default system message (SmolLM2's does), it is cut off again: Ollama's template has none, and a student

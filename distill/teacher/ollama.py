@@ -1,0 +1,273 @@
+"""A teacher in Ollama. What its API leaves out (ids, EOS, parts of characters) is put together again here."""
+
+import difflib
+import threading
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.errors import ModelNotFound, TeacherError
+from distill.events import Event, Listener, silent
+from distill.run import fingerprint
+from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
+from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, version_tuple
+from distill.teacher.ollama_client import default_host as default_host
+from distill.teacher.protocol import (
+    MAX_TOP_LOGPROBS,
+    UNKNOWN_ID,
+    GenerateOptions,
+    Response,
+    TeacherInfo,
+    TeacherTokenizer,
+    TokenTargets,
+)
+from distill.teacher.targets import Position, assemble, hard
+
+SECOND = 1e9
+"""Ollama's durations are nanoseconds."""
+
+
+class OllamaTeacher:
+    """`ollama:NAME` at one host. Thread-safe. Soft targets need Ollama 0.12.11 and a readable vocabulary."""
+
+    slots: int | None = None
+    """Unknown: OLLAMA_NUM_PARALLEL is the server's secret. Whoever asks finds out."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        host: str,
+        timeout: float = 300.0,
+        retries: int = 5,
+        backoff: float = 0.5,
+        listen: Listener = silent,
+    ) -> None:
+        self.model = model
+        self.host = host
+        self._listen = listen
+        self._client = OllamaClient(host, timeout=timeout, retries=retries, backoff=backoff)
+        self._lock = threading.Lock()
+        self._info: TeacherInfo | None = None
+        self._show: dict[str, Any] | None = None
+        self._words: _Words | None = None
+        self._warned = False
+
+    def describe(self) -> TeacherInfo:
+        """Raises TeacherUnavailable, or ModelNotFound with the nearest installed names."""
+        with self._lock:
+            if self._info is None:
+                self._info = self._ask_who()
+            info = self._info
+        if not info.logprobs:
+            self._warn(
+                f"{self.host}: Ollama {info.version} returns no logprobs; traces get hard labels only (update it)"
+            )
+        return info
+
+    def _ask_who(self) -> TeacherInfo:
+        version = self._client.version()
+        installed = {str(entry["name"]): entry for entry in self._client.models()}
+        entry = installed.get(self.model) or installed.get(f"{self.model}:latest")
+        if entry is None:
+            near = difflib.get_close_matches(self.model, installed, n=3, cutoff=0.4) or sorted(installed)[:5]
+            having = f"installed there: {', '.join(near)}" if near else "nothing is installed there"
+            raise ModelNotFound(f"{self.host}: has no model {self.model!r}; `ollama pull {self.model}` ({having})")
+        show = self._details()
+        return TeacherInfo(
+            spec=f"ollama:{self.model}",
+            name=str(entry["name"]),
+            digest=str(entry["digest"]),
+            template_digest=fingerprint({"template": show.get("template", ""), "system": show.get("system", "")}),
+            version=f"ollama {version}",
+            logprobs=(version_tuple(version) or LOGPROBS_SINCE) >= LOGPROBS_SINCE,
+            details={**entry.get("details", {}), "capabilities": show.get("capabilities", [])},
+        )
+
+    def _details(self) -> dict[str, Any]:
+        if self._show is None:
+            self._show = self._client.show(self.model)
+        return self._show
+
+    def tokenizer(self) -> TeacherTokenizer | None:
+        words = self._vocabulary()
+        return None if words.vocabulary is None else words.vocabulary.tokenizer
+
+    def _vocabulary(self) -> "_Words":
+        with self._lock:
+            if self._words is None:
+                info = self._client.show(self.model, verbose=True).get("model_info", {})
+                try:
+                    self._words = _Words(Vocabulary(tokenizer_from_metadata(info)))
+                except (KeyError, TypeError):  # a lack, or null where an older server cuts the lists
+                    self._words = _Words(None)
+            words = self._words
+        if words.vocabulary is None:
+            self._warn(f"{self.model}: its vocabulary can't be read at {self.host}; traces get hard labels only")
+        return words
+
+    def generate(self, prompt: str, options: GenerateOptions) -> Response:
+        body = self._body(prompt, options)
+        if options.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": min(options.top_logprobs, MAX_TOP_LOGPROBS)}
+        answer = self._client.post("/api/generate", body)
+        if options.top_logprobs and answer.get("eval_count", 0) > 1 and not answer.get("logprobs"):
+            self._warn(f"{self.host}: answers without logprobs; traces get hard labels only (update Ollama)")
+        done_reason = "stop" if answer.get("done_reason") == "stop" else "length"
+        seconds = {
+            name: answer.get(f"{name}_duration", 0) / SECOND for name in ("load", "prompt_eval", "eval", "total")
+        }
+        return Response(
+            text=answer.get("response", ""),
+            tokens=self._vocabulary().targets(answer, options.top_logprobs),
+            done_reason=done_reason,
+            timings={"service": seconds["load"] + seconds["prompt_eval"] + seconds["eval"], **seconds},
+        )
+
+    def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
+        answer = self._client.post("/api/generate", {**self._body(prompt, options), "format": schema})
+        return str(answer.get("response", ""))
+
+    def _body(self, prompt: str, options: GenerateOptions) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": prompt,
+            "stream": False,
+            "options": {
+                "num_predict": options.max_tokens,  # unset, a looping model runs on for minutes
+                "temperature": options.temperature,
+                "top_k": options.top_k,
+                "top_p": options.top_p,
+                "seed": options.seed,
+                "stop": [],  # else tokens that could begin a stop string are merged
+            },
+        }
+        if options.system:
+            body["system"] = options.system
+        with self._lock:
+            thinks = "thinking" in (self._details().get("capabilities") or [])
+        if thinks:
+            body["think"] = False
+        return body
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        try:
+            answer = self._client.post("/api/embed", {"model": self.model, "input": list(texts)})
+        except ModelNotFound:
+            raise
+        except TeacherError as error:
+            if "(501)" not in str(error):
+                raise
+            raise TeacherError(
+                f"{self.model}: can't embed; use an embedding model (`ollama pull all-minilm`, "
+                "then tokenize.encoder=ollama:all-minilm)"
+            ) from error
+        return np.asarray(answer["embeddings"], np.float32)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _warn(self, message: str) -> None:
+        with self._lock:
+            if self._warned:
+                return
+            self._warned = True
+        self._listen(Event("teacher", "warning", message))
+
+
+class _Words:
+    """From the token texts of an answer to ids."""
+
+    def __init__(self, vocabulary: Vocabulary | None) -> None:
+        self.vocabulary = vocabulary
+        self._ids: dict[str, int] = {}
+
+    def targets(self, answer: dict[str, Any], width: int) -> TokenTargets | None:
+        """Of one answer of /api/generate, or None where ids can't be had.
+
+        An entry's text names its token: byte-level and SentencePiece vocabularies spell no two tokens alike.
+        Only a character of several tokens has no name; its ids come from `context` and are hard-only, as the
+        entry carries the last one's values with half characters for alternatives. (`context` is the answer
+        tokenized again, so it is not used where an entry knows better.) EOS has no entry: it is put back.
+        """
+        vocabulary = self.vocabulary
+        if vocabulary is None:
+            return None
+        entries = cast("list[dict[str, Any]]", answer.get("logprobs") or [])
+        tail = self._tail(answer.get("context") or [], answer.get("response", "").encode())
+        if entries:
+            positions = self._positions(entries, tail)
+        elif tail:
+            positions = [hard(i) for i in tail]
+        else:
+            return None
+        if answer.get("done_reason") == "stop":
+            positions.append(hard(vocabulary.tokenizer.eos_id))
+        return assemble(positions, width)
+
+    def _positions(self, entries: list[dict[str, Any]], tail: list[int]) -> list[Position]:
+        assert self.vocabulary is not None
+        starts: dict[int, int] = {}  # byte offset in the answer → index in tail
+        offset = 0
+        for index, i in enumerate(tail):
+            starts.setdefault(offset, index)
+            offset += len(self.vocabulary.bytes_of[i])
+        starts.setdefault(offset, len(tail))
+        positions: list[Position] = []
+        offset = 0
+        for entry in entries:
+            text = str(entry["token"])
+            i = self._id(text)
+            size = len(text.encode())
+            if i != UNKNOWN_ID:
+                positions.append(self._soft(i, entry))
+            elif offset in starts and offset + size in starts:
+                positions += [hard(i) for i in tail[starts[offset] : starts[offset + size]]]
+            elif "\ufffd" not in text:
+                positions += [hard(i) for i in self._spell(text.encode())]
+            offset += size
+        return positions
+
+    def _soft(self, i: int, entry: dict[str, Any]) -> Position:
+        top = cast("list[dict[str, Any]]", entry.get("top_logprobs") or [])
+        ids = [self._id(alternative["token"]) for alternative in top]
+        # A control token prints nothing. The likeliest such is taken for EOS; a second one has no name.
+        for place, alternative in enumerate(top):
+            if alternative["token"] == "":
+                assert self.vocabulary is not None
+                ids[place] = self.vocabulary.tokenizer.eos_id
+                break
+        return Position(i, entry["logprob"], ids, [alternative["logprob"] for alternative in top])
+
+    def _id(self, text: str) -> int:
+        """UNKNOWN_ID for "", half characters and what no single token spells."""
+        known = self._ids.get(text)
+        if known is None:
+            assert self.vocabulary is not None
+            found = None if "\ufffd" in text else self.vocabulary.id_of(text.encode())
+            known = self._ids[text] = UNKNOWN_ID if found is None else found
+        return known
+
+    def _tail(self, context: list[int], text: bytes) -> list[int]:
+        """The end of `context` that prints the answer; empty where none does."""
+        assert self.vocabulary is not None
+        size, start = 0, len(context)
+        while start and size < len(text):
+            start -= 1
+            size += len(self.vocabulary.bytes_of[context[start]])
+        tail = context[start:]
+        return tail if self.vocabulary.decode(tail) == text else []
+
+    def _spell(self, text: bytes) -> list[int]:
+        """Ids that print these bytes, the longest first: for a character of several tokens without `context`."""
+        assert self.vocabulary is not None
+        ids: list[int] = []
+        while text:
+            size = next((n for n in range(len(text), 0, -1) if self.vocabulary.id_of(text[:n]) is not None), 0)
+            if not size:
+                return ids
+            ids.append(cast(int, self.vocabulary.id_of(text[:size])))
+            text = text[size:]
+        return ids

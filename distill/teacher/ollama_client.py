@@ -1,0 +1,117 @@
+"""One Ollama server through its official client: time-outs, retries, and errors said in our words."""
+
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import httpx
+import ollama
+
+from distill.errors import ModelNotFound, TeacherError, TeacherUnavailable
+
+DEFAULT_HOST = "http://127.0.0.1:11434"
+LOGPROBS_SINCE = (0, 12, 11)
+"""The first Ollama that returns logprobs; older ones ignore the option."""
+
+LONGEST_WAIT = 30.0
+BYTES_FIELD = re.compile(rb',\s*"bytes":\s*\[[0-9,\s]*\]')
+"""Repeats `token` in numbers, half of an answer's size. Inside a JSON string its quotes would be escaped."""
+
+
+def default_host() -> str:
+    """$OLLAMA_HOST, else where Ollama listens by default."""
+    return os.environ.get("OLLAMA_HOST") or DEFAULT_HOST
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """(0, 33, 0) of "0.33.0-rc2"; empty where it is no version."""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return tuple(int(part) for part in found.groups()) if found else ()
+
+
+class OllamaClient:
+    """Calls to one host. What can pass (connection, time-out, 5xx, a model that is loading) is tried again
+    `retries` times with exponential backoff and jitter; what can't (400, 404, 501) is raised at once:
+    ModelNotFound, TeacherError; and TeacherUnavailable where the host stays silent."""
+
+    def __init__(self, host: str, *, timeout: float = 300.0, retries: int = 5, backoff: float = 0.5) -> None:
+        self.host = host
+        self.timeout = timeout
+        self.retries = retries
+        self.backoff = backoff
+        # Connecting takes no time where a server is; an answer may queue for long.
+        self._client = ollama.Client(
+            host=host,
+            timeout=httpx.Timeout(timeout, connect=min(10.0, timeout)),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+        )
+
+    def version(self) -> str:
+        return str(self.get("/api/version")["version"])
+
+    def models(self) -> list[dict[str, Any]]:
+        """Installed models, as /api/tags lists them."""
+        return cast("list[dict[str, Any]]", self.get("/api/tags").get("models") or [])
+
+    def show(self, model: str, *, verbose: bool = False) -> dict[str, Any]:
+        return self.post("/api/show", {"model": model, "verbose": verbose}, retries=1)
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._call("GET", path, None, retries=1)
+
+    def post(self, path: str, body: dict[str, Any], *, retries: int | None = None) -> dict[str, Any]:
+        return self._call("POST", path, body, retries=self.retries if retries is None else retries)
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None, *, retries: int) -> dict[str, Any]:
+        # The client's typed calls build a pydantic object for each of 20 alternatives a token, which costs as
+        # much again as reading the JSON; its transport is the same below them.
+        request: Callable[..., httpx.Response] = self._client._request_raw  # pyright: ignore[reportPrivateUsage]
+        problem: TeacherError | None = None
+        for attempt in range(retries + 1):
+            if attempt:
+                time.sleep(min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
+            try:
+                answer = request(method, path, json=body) if body is not None else request(method, path)
+                return json.loads(BYTES_FIELD.sub(b"", answer.content))
+            except (ConnectionError, httpx.TransportError) as error:
+                problem = self._silent(error)
+            except ollama.ResponseError as error:
+                if not _can_pass(error):
+                    raise self._refusal(error, path) from error
+                problem = TeacherError(
+                    f"{self.host}: answers {error.status_code} to {path} ({error.error}) after {attempt + 1} tries; "
+                    "see the server's log"
+                )
+            except ValueError as error:
+                raise TeacherError(
+                    f"{self.host}: answers {path} with something that is no JSON; is it Ollama?"
+                ) from error
+        assert problem is not None
+        raise problem
+
+    def _silent(self, error: Exception) -> TeacherUnavailable:
+        if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+            return TeacherUnavailable(
+                f"{self.host}: no answer within {self.timeout:g} s; raise teacher.timeout, or ask for fewer tokens"
+            )
+        return TeacherUnavailable(
+            f"{self.host}: no Ollama answers there; start it with `ollama serve`, or give its address with --host"
+        )
+
+    def _refusal(self, error: ollama.ResponseError, path: str) -> TeacherError:
+        if error.status_code == 404 and "not found" in error.error:
+            return ModelNotFound(f"{self.host}: {error.error}; `ollama list` shows what is installed")
+        return TeacherError(f"{self.host}: refuses {path} ({error.status_code}): {error.error}")
+
+    def close(self) -> None:
+        cast(httpx.Client, self._client._client).close()  # pyright: ignore[reportPrivateUsage]
+
+
+def _can_pass(error: ollama.ResponseError) -> bool:
+    if "loading" in error.error.lower():
+        return True
+    return error.status_code >= 500 and error.status_code != 501
