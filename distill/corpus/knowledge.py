@@ -1,0 +1,140 @@
+"""The knowledge graph of all triplets: entities, actions and outcomes, and how often each led to the next.
+
+Nodes are `what:ball` (type entity), `action:falls` (action) and `result:to the ground` (outcome). Edges:
+`performs` what → action, `causes` action → result, and `then` result → the action of the chain's next step. Each
+carries its lens and a count; edges of one kind and lens between two nodes are one edge.
+"""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+from xml.etree.ElementTree import ParseError
+
+import networkx as nx
+
+from distill.corpus.triplets import LENSES, Triplet, by_trace
+from distill.errors import BadInput, CorruptFile
+from distill.run import write_atomic
+
+Graph = Any
+"""networkx.MultiDiGraph; networkx has no precise types."""
+
+NODE_TYPES = {"what": "entity", "action": "action", "result": "outcome"}
+EDGE_TYPES = ("performs", "causes", "then")
+MAX_BYTES = 256 * 2**20
+"""Of a GraphML file that is read back: about 400,000 nodes."""
+
+
+def build_graph(triplets: Iterable[Triplet]) -> Graph:
+    """The graph of triplets, with `importance` on each node."""
+    graph: Graph = nx.MultiDiGraph()
+    for group in by_trace(triplets).values():
+        previous: Triplet | None = None
+        for triplet in group:
+            what, action, result = _nodes(graph, triplet)
+            _edge(graph, what, action, "performs", triplet.lens, 1)
+            _edge(graph, action, result, "causes", triplet.lens, 1)
+            if previous is not None and previous.lens == triplet.lens:
+                _edge(graph, f"result:{previous.result}", action, "then", triplet.lens, 1)
+            previous = triplet
+    weigh(graph)
+    return graph
+
+
+def _nodes(graph: Graph, triplet: Triplet) -> list[str]:
+    names: list[str] = []
+    for (role, kind), phrase in zip(NODE_TYPES.items(), triplet.phrases, strict=True):
+        name = f"{role}:{phrase}"
+        _node(graph, name, kind, phrase, 1)
+        names.append(name)
+    return names
+
+
+def _node(graph: Graph, name: str, kind: str, label: str, count: int) -> None:
+    if name in graph:
+        graph.nodes[name]["count"] += count
+    else:
+        graph.add_node(name, type=kind, label=label, count=count, importance=0.0)
+
+
+def _edge(graph: Graph, source: str, target: str, kind: str, lens: str, count: int) -> None:
+    key = f"{kind}/{lens}"
+    if graph.has_edge(source, target, key):
+        graph.edges[source, target, key]["count"] += count
+    else:
+        graph.add_edge(source, target, key, type=kind, lens=lens, count=count)
+
+
+def weigh(graph: Graph) -> None:
+    """Set each node's `importance`: mentions times the number of different nodes it is connected with, plus one.
+
+    What is said often is important, and so is what connects; either alone is not enough for the top.
+    """
+    for name, data in graph.nodes(data=True):
+        data["importance"] = float(
+            data["count"] * (1 + len(set(graph.successors(name)) | set(graph.predecessors(name))))
+        )
+
+
+def merge(into: Graph, other: Graph) -> None:
+    """Add another graph's nodes, edges and counts, and weigh anew."""
+    for name, data in other.nodes(data=True):
+        _node(into, name, data["type"], data["label"], data["count"])
+    for source, target, data in other.edges(data=True):
+        _edge(into, source, target, data["type"], data["lens"], data["count"])
+    weigh(into)
+
+
+def most_important(graph: Graph, max_nodes: int) -> Graph:
+    """The subgraph of the `max_nodes` most important nodes, ties by name; in a fixed order of nodes and edges."""
+    ranked = sorted(graph.nodes, key=lambda name: (-graph.nodes[name]["importance"], name))[:max_nodes]
+    kept = set(ranked)
+    small: Graph = nx.MultiDiGraph()
+    small.add_nodes_from((name, dict(graph.nodes[name])) for name in ranked)
+    edges = [edge for edge in graph.edges(keys=True, data=True) if edge[0] in kept and edge[1] in kept]
+    small.add_edges_from(sorted(edges, key=lambda edge: edge[:3]))
+    return small
+
+
+def save_graph(graph: Graph, path: Path, max_nodes: int) -> None:
+    """Write the most important nodes as GraphML, atomically. Equal graphs give equal bytes."""
+    buffer = io.BytesIO()
+    writer: Any = nx.write_graphml_xml
+    writer(most_important(graph, max_nodes), buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_graph(path: Path, max_bytes: int = MAX_BYTES) -> Graph:
+    """Read a graph that `save_graph` wrote.
+
+    Raises BadInput where there is none or it is larger than `max_bytes`, CorruptFile where it is no such graph.
+    """
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise BadInput(f"{path}: {size:,} bytes, more than {max_bytes:,}; write a smaller one (mine.graph_nodes)")
+        head = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path}: can't be read ({error.strerror}); `dream mine` writes it") from error
+    try:
+        if b"<!ENTITY" in head or b"<!DOCTYPE" in head:  # entities can expand without bound; GraphML needs none
+            raise ValueError("a document type declaration")
+        read: Any = nx.read_graphml
+        graph = cast(Graph, read(io.BytesIO(head), force_multigraph=True))
+        _check(graph)
+    except (ParseError, nx.NetworkXError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptFile(f"{path}: not a knowledge graph ({error}); run `dream mine --force`") from error
+    return graph
+
+
+def _check(graph: Graph) -> None:
+    if not graph.is_directed():
+        raise ValueError("its edges have no direction")
+    for name, data in graph.nodes(data=True):
+        role = name.split(":", 1)[0]
+        if NODE_TYPES.get(role) != data.get("type") or type(data.get("count")) is not int or "label" not in data:
+            raise ValueError(f"node {name!r} lacks a valid type, label or count")
+    for source, target, data in graph.edges(data=True):
+        if data.get("type") not in EDGE_TYPES or data.get("lens") not in LENSES or type(data.get("count")) is not int:
+            raise ValueError(f"edge {source!r} → {target!r} lacks a valid type, lens or count")
