@@ -207,8 +207,6 @@ def capture(
         info = _same_model(run, teachers)
         store = stack.enter_context(TraceStore(run.traces))
         store.put_teacher(info, teachers[0].tokenizer())
-        if not info.logprobs:
-            listen(Event(STAGE, "warning", f"{info.spec} gives no logprobs: the student learns from hard labels only"))
         jobs = _jobs(prompts, info, settings, run.settings.seed)
         before = store.select({job.key: job.prompt.held_out for job in jobs})
         # Evenly over the sets, so that a capture that is cut short has seen something of each.
@@ -239,6 +237,8 @@ def _run_session(session: _Capture, seconds: float, before: int, run: Run, liste
         with contextlib.suppress(DistillError):
             session.rescue()
         raise
+    finally:
+        session.jobs.clear()  # threads still out there find nothing more to ask
 
 
 def _check(settings: CaptureSettings) -> None:

@@ -141,7 +141,8 @@ class TraceStore:
                 raise DistillError(
                     f"{self.path}: the disk is full; free some space and run it again, nothing captured is lost"
                 ) from error
-            if isinstance(error, sqlite3.OperationalError) and "malformed" not in reason:
+            corrupt = "malformed" in reason or "decode" in reason
+            if isinstance(error, sqlite3.OperationalError) and not corrupt:
                 raise DistillError(f"{self.path}: can't use it: {reason}") from error
             raise CorruptFile(f"{self.path}: is no sound trace database ({reason}); delete it to start over") from error
         except OSError as error:

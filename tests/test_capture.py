@@ -1,0 +1,330 @@
+import heapq
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distill.config import Settings
+from distill.corpus.capture import capture
+from distill.corpus.in_flight import InFlight
+from distill.corpus.traces import TraceStore
+from distill.errors import BadInput, DistillError, ModelNotFound, RunMismatch, TeacherError, TeacherUnavailable
+from distill.events import Event
+from distill.run import Run
+from tests.support.stub_teacher import StubTeacher
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_run(tmp_path: Path, prompts: int, name: str = "run", **capture_settings: object) -> Run:
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"What is number {i}?\n" for i in range(prompts)))
+    settings = Settings()
+    settings.capture.prompts = [str(file)]
+    for key, value in capture_settings.items():
+        setattr(settings.capture, key, value)
+    return Run.create(tmp_path / name, settings)
+
+
+def digest(run: Run) -> str:
+    with TraceStore(run.traces, readonly=True) as store:
+        return store.content_digest()
+
+
+# How many requests to keep in flight.
+
+
+def simulate(
+    slots: Callable[[float], int], requests: int, *, overhead: float = 0.0, jitter: float = 0.0
+) -> tuple[float, InFlight, int]:
+    """A server of one second a request, in simulated time: (time / ideal time, the bound, most in flight)."""
+    bound, noise = InFlight(), random.Random(0)
+    now = work = 0.0
+    ends: list[float] = []  # of what is in service
+    waiting: list[tuple[float, float, float]] = []  # arrives, sent, service
+    flight: list[tuple[float, float, float]] = []  # answered, sent, service
+    sent = most = 0
+    while sent < requests or waiting or flight:
+        while sent < requests and len(waiting) + len(flight) < bound.limit:
+            service = 1 + jitter * noise.uniform(-1, 1)
+            heapq.heappush(waiting, (now + overhead / 2, now, service))
+            work += service
+            sent += 1
+        most = max(most, len(waiting) + len(flight))
+        while waiting and len(ends) < slots(now):
+            arrives, asked, service = heapq.heappop(waiting)
+            end = max(now, arrives) + service
+            heapq.heappush(ends, end)
+            heapq.heappush(flight, (end + overhead / 2, asked, service))
+        moments = [*(ends[:1]), *([flight[0][0]] if flight else [])]
+        now = min(moments)
+        while ends and ends[0] <= now:
+            heapq.heappop(ends)
+        while flight and flight[0][0] <= now:
+            answered, asked, service = heapq.heappop(flight)
+            bound.completed(answered, answered - asked, service)
+    return now / (work / slots(0)), bound, most
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 7, 16, 32])
+def test_in_flight_finds_the_slots(slots: int):
+    ratio, bound, most = simulate(lambda now: slots, 40 * slots)
+    assert bound.slots == slots
+    assert slots < bound.limit <= slots + 3
+    assert ratio <= 1.05
+    assert most <= max(16 + slots, 3 * slots) + slots
+
+
+@pytest.mark.parametrize("slots", [1, 4, 7, 16])
+@pytest.mark.parametrize("overhead", [0.1, 0.4])
+def test_in_flight_is_robust_to_answers_of_unequal_length_over_a_slow_network(slots: int, overhead: float):
+    ratio, bound, _ = simulate(lambda now: slots, 60 * slots, overhead=overhead, jitter=0.5)
+    assert ratio <= 1.15
+    assert bound.limit > slots
+
+
+def test_in_flight_follows_a_server_that_gets_more_slots():
+    _, bound, _ = simulate(lambda now: 4 if now < 40 else 12, 1500)
+    assert 11 <= bound.slots <= 13
+    assert bound.limit >= 12
+
+
+def test_in_flight_takes_what_is_known():
+    known, fixed = InFlight(slots=8), InFlight(slots=8, fixed=3)
+    for bound in (known, fixed):
+        for i in range(100):
+            bound.completed(i, 50.0, 1.0)
+    assert (known.limit, fixed.limit) == (9, 3)
+
+
+# The stage.
+
+
+def test_a_capture_stores_every_answer_and_is_then_skipped(tmp_path: Path):
+    run, teacher = make_run(tmp_path, 50), StubTeacher()
+    events: list[Event] = []
+    summary = capture(run, events.append, teachers=[teacher])
+    assert summary["prompts"] == summary["responses"] == 50
+    assert summary["failed"] == 0
+    assert sorted(teacher.asked) == sorted(f"What is number {i}?" for i in range(50))
+    with TraceStore(run.traces, readonly=True) as store:
+        stats = store.stats()
+        assert {t.prompt for t in store.traces()} == set(teacher.asked)
+        assert len({t.options.seed for t in store.traces()}) == 50
+    assert summary["held_out"] == stats.held_out > 0
+    assert summary["tokens"] == stats.tokens
+    assert 0.8 < summary["soft_share"] < 1
+    assert run.records()["capture"].outputs == {"traces.db": digest(run)}
+    last = [event for event in events if event.kind == "progress"][-1]
+    assert (last.done, last.total, last.unit) == (50, 50, "prompts")
+    assert last.data["tokens"] == stats.tokens
+    assert events[0].kind == "start"
+    assert events[-1].kind == "done"
+
+    assert capture(run, teachers=[teacher]) == summary
+    assert len(teacher.asked) == 50
+
+
+@pytest.mark.parametrize(("slots", "requests"), [(4, 100), (7, 150), (32, 400)])
+def test_capture_takes_about_the_ideal_time(tmp_path: Path, slots: int, requests: int):
+    seconds = 0.1
+    started = time.monotonic()
+    capture(make_run(tmp_path, requests), teachers=[StubTeacher(slots, seconds)])
+    ideal = seconds * -(-requests // slots)
+    # `dream bench capture` measures it on a quiet machine; here others may compute beside us.
+    assert time.monotonic() - started <= 1.3 * ideal + 0.5
+
+
+def test_known_slots_bound_the_requests_in_flight(tmp_path: Path):
+    teacher = StubTeacher(3, 0.005, known=True)
+    capture(make_run(tmp_path, 40), teachers=[teacher])
+    assert teacher.most_waiting == 4
+
+
+def test_the_setting_overrides_what_would_be_found(tmp_path: Path):
+    run, teacher = make_run(tmp_path, 30), StubTeacher(3, 0.005)
+    run.settings.teacher.in_flight = 2
+    assert capture(run, teachers=[teacher])["in_flight"] == [2]
+    assert teacher.most_waiting == 2
+
+
+def test_two_hosts_share_the_work(tmp_path: Path):
+    hosts = [StubTeacher(2, 0.01), StubTeacher(2, 0.01)]
+    summary = capture(make_run(tmp_path, 120), teachers=list(hosts))
+    assert summary["responses"] == 120
+    assert sum(len(host.asked) for host in hosts) == 120
+    assert all(len(host.asked) > 20 for host in hosts)
+
+
+def test_two_hosts_with_other_models_are_refused(tmp_path: Path):
+    with pytest.raises(RunMismatch, match="host 2: has another stub"):
+        capture(make_run(tmp_path, 5), teachers=[StubTeacher(), StubTeacher(digest="e" * 64)])
+
+
+def test_a_host_that_goes_leaves_its_prompts_to_the_other(tmp_path: Path):
+    gone = StubTeacher(2, 0.001, fail=lambda prompt: TeacherUnavailable("http://gone: no answer"))
+    summary = capture(make_run(tmp_path, 60), teachers=[gone, StubTeacher(2, 0.005)])
+    assert (summary["responses"], summary["failed"]) == (60, 0)
+
+
+def test_one_teacher_per_run(tmp_path: Path):
+    run = make_run(tmp_path, 5)
+    capture(run, teachers=[StubTeacher()])
+    with pytest.raises(RunMismatch, match=r"traces\.db: holds answers of stub:dddd .* not of stub:eeee"):
+        capture(run, force=True, teachers=[StubTeacher(digest="e" * 64)])
+
+
+def test_the_result_does_not_depend_on_the_order(tmp_path: Path):
+    one, two = make_run(tmp_path, 40, "one"), make_run(tmp_path, 40, "two")
+    capture(one, teachers=[StubTeacher(1)])
+    lines = (tmp_path / "prompts.txt").read_text().splitlines()
+    (tmp_path / "prompts.txt").write_text("\n".join(reversed(lines)))
+    capture(two, teachers=[StubTeacher(8, 0.001)])
+    assert digest(one) == digest(two)
+
+
+def test_more_prompts_ask_only_the_new_ones_and_fewer_ask_none(tmp_path: Path):
+    teacher = StubTeacher()
+    few = make_run(tmp_path, 60, limit=20)
+    capture(few, teachers=[teacher])
+    before = digest(few)
+    capture(make_run(tmp_path, 60, limit=60), teachers=[teacher])
+    assert len(teacher.asked) == len(set(teacher.asked)) == 60
+    summary = capture(make_run(tmp_path, 60, limit=20), teachers=[teacher])
+    assert summary["responses"] == 20
+    assert digest(few) == before
+    assert len(teacher.asked) == 60
+    capture(make_run(tmp_path, 60, limit=20, temperature=0.0), teachers=[teacher])
+    assert len(teacher.asked) == 80
+
+
+def test_failed_prompts_are_counted_warned_of_and_asked_again(tmp_path: Path):
+    bad = {"What is number 3?", "What is number 30?"}
+    run, events = make_run(tmp_path, 40), list[Event]()
+    failing = StubTeacher(fail=lambda prompt: TeacherError("too long") if prompt in bad else None)
+    summary = capture(run, events.append, teachers=[failing])
+    assert (summary["responses"], summary["failed"]) == (38, 2)
+    warnings = [event.message for event in events if event.kind == "warning"]
+    assert sorted(warnings) == sorted(f"skipped {prompt!r}: too long" for prompt in bad)
+    again = StubTeacher()
+    assert capture(run, force=True, teachers=[again])["responses"] == 40
+    assert set(again.asked) == bad
+
+
+@pytest.mark.parametrize("error", [TeacherUnavailable("http://x: no answer"), TeacherError("HTTP 500")])
+def test_a_teacher_that_is_gone_ends_the_capture(tmp_path: Path, error: DistillError):
+    teacher = StubTeacher(4, 0.02, fail=lambda prompt: error)
+    with pytest.raises(type(error), match=r"given up after 8 failures in a row"):
+        capture(make_run(tmp_path, 200), teachers=[teacher])
+    assert len(teacher.asked) < 100
+
+
+def test_a_model_that_is_not_there_ends_the_capture_at_once(tmp_path: Path):
+    teacher = StubTeacher(fail=lambda prompt: ModelNotFound("http://x: has no model 'y'"))
+    with pytest.raises(ModelNotFound, match=r"has no model 'y'$"):
+        capture(make_run(tmp_path, 200), teachers=[teacher])
+
+
+def test_what_was_answered_before_the_server_went_is_kept(tmp_path: Path):
+    count = iter(range(1000))
+    run = make_run(tmp_path, 200)
+    teacher = StubTeacher(fail=lambda prompt: TeacherUnavailable("gone") if next(count) > 100 else None)
+    with pytest.raises(TeacherUnavailable):
+        capture(run, teachers=[teacher])
+    with TraceStore(run.traces, readonly=True) as store:
+        assert store.stats().responses == 101
+    assert "capture" not in run.records()
+    rest = StubTeacher()
+    assert capture(run, teachers=[rest])["responses"] == 200
+    assert len(rest.asked) == 99
+
+
+def test_a_bug_in_a_teacher_keeps_its_traceback(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError):
+        capture(make_run(tmp_path, 20), teachers=[StubTeacher(fail=lambda prompt: ZeroDivisionError())])
+
+
+def test_minutes_stop_the_asking(tmp_path: Path):
+    run, teacher = make_run(tmp_path, 500, minutes=0.5 / 60), StubTeacher(4, 0.05)
+    summary = capture(run, teachers=[teacher])
+    assert 16 <= summary["responses"] == len(teacher.asked) < 120
+    assert capture(run, teachers=[teacher]) == summary
+
+
+def test_a_teacher_without_logprobs_leaves_text(tmp_path: Path):
+    summary = capture(make_run(tmp_path, 10), teachers=[StubTeacher(logprobs=False)])
+    assert (summary["responses"], summary["tokens"], summary["soft_share"]) == (10, 0, 0.0)
+
+
+@pytest.mark.parametrize(("key", "value"), [("top_logprobs", 21), ("max_tokens", 0), ("minutes", -1.0)])
+def test_unusable_settings(tmp_path: Path, key: str, value: object):
+    with pytest.raises(BadInput, match=f"capture.{key}={value}"):
+        capture(make_run(tmp_path, 5, **{key: value}), teachers=[StubTeacher()])
+
+
+def test_control_c_keeps_what_was_answered_and_says_how_to_go_on(tmp_path: Path):
+    run, events = make_run(tmp_path, 200), list[Event]()
+    timer = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        capture(run, events.append, teachers=[StubTeacher(2, 0.05)])
+    assert events[-1].kind == "warning"
+    assert "the same command goes on" in events[-1].message
+    with TraceStore(run.traces, readonly=True) as store:
+        stored = store.stats().responses
+    assert 5 < stored < 100
+    rest = StubTeacher()
+    capture(run, teachers=[rest])
+    assert len(rest.asked) == 200 - stored
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from distill.corpus.capture import capture
+from distill.run import Run
+from tests.support.stub_teacher import StubTeacher
+capture(Run.open(Path(sys.argv[1])), teachers=[StubTeacher(4, 0.02)])
+"""
+
+
+def test_killed_and_started_again_it_ends_as_if_undisturbed(tmp_path: Path):
+    calm, killed = make_run(tmp_path, 300, "calm"), make_run(tmp_path, 300, "killed")
+    capture(calm, teachers=[StubTeacher(16)])
+    survived: list[int] = []
+    for least in (20, 80):
+        child = subprocess.Popen([sys.executable, "-c", _CHILD, str(killed.path)], cwd=ROOT)
+        try:
+            _wait(lambda least=least: killed.traces.exists() and _responses(killed) >= least)
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        survived.append(_responses(killed))
+    assert 20 <= survived[0] < survived[1] < 300
+    rest = StubTeacher(16)
+    capture(killed, teachers=[rest])
+    assert len(rest.asked) == 300 - survived[1]
+    assert digest(killed) == digest(calm)
+    assert killed.records()["capture"].outputs == calm.records()["capture"].outputs
+
+
+def _responses(run: Run) -> int:
+    try:
+        with TraceStore(run.traces, readonly=True) as store:
+            return store.stats().responses
+    except DistillError:  # the child is still making the file
+        return 0
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "took too long"
+        time.sleep(0.02)

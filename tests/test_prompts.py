@@ -1,0 +1,167 @@
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.corpus.prompts import evenly, is_held_out, load_prompts, prompt_sets, read_prompts
+from distill.errors import BadInput
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_sets_hold_enough_distinct_sensible_prompts():
+    sets = prompt_sets()
+    assert {"everyday", "explain", "advice"} <= set(sets)
+    prompts = load_prompts(sets, 0.1)
+    texts = [prompt.text for prompt in prompts]
+    assert len(texts) == len(set(texts)) >= 2000
+    assert len(load_prompts(["everyday"], 0.1)) >= 1200
+    assert all("{" not in text and "  " not in text and text[0].isupper() for text in texts)
+    assert all(text[-1] in ".?!" for text in texts)
+
+
+def test_sets_have_no_articles_before_the_wrong_sound():
+    words = [text.lower().split() for text in (p.text for p in load_prompts(prompt_sets(), 0.1))]
+    pairs = {(a, b) for line in words for a, b in itertools.pairwise(line)}
+    an_for_u = ("hour", "honest", "hourglass")
+    yoo = ("us", "uni", "eu", "one", "usual")
+    wrong = {(a, b) for a, b in pairs if a == "a" and b[0] in "aeiou" and not b.startswith(yoo)}
+    wrong |= {(a, b) for a, b in pairs if a == "an" and b[0] not in "aeiou" and not b.startswith(an_for_u)}
+    assert wrong == set()
+
+
+@given(st.text(max_size=40), st.floats(0, 1), st.floats(0, 1))
+def test_what_a_smaller_share_holds_out_a_larger_one_does_too(text: str, a: float, b: float):
+    assert is_held_out(text, min(a, b)) <= is_held_out(text, max(a, b))
+    assert not is_held_out(text, 0.0)
+    assert is_held_out(text, 1.0)
+
+
+def test_held_out_is_the_hash_of_the_text():
+    # SHA-256("abc") = ba7816bf…: 0xba7816bf / 2**32 = 0.7284
+    assert is_held_out("abc", 0.73)
+    assert not is_held_out("abc", 0.72)
+
+
+def test_held_out_share_is_about_right():
+    prompts = load_prompts(prompt_sets(), 0.1)
+    assert 0.07 < sum(prompt.held_out for prompt in prompts) / len(prompts) < 0.13
+
+
+@pytest.mark.parametrize("limit", [2, 20, 100, 500])
+def test_limit_spreads_and_a_larger_one_keeps_what_a_smaller_chose(limit: int):
+    everything = load_prompts(["everyday"], 0.1)
+    few, more = load_prompts(["everyday"], 0.1, limit), load_prompts(["everyday"], 0.1, limit + 50)
+    assert len(few) == limit
+    assert {p.text for p in few} <= {p.text for p in more}
+    share = sum(p.held_out for p in everything) / len(everything)
+    assert sum(p.held_out for p in few) == max(1, round(limit * share))
+    places = {p.text: i for i, p in enumerate(everything)}
+    positions = [places[p.text] for p in few]
+    assert positions == sorted(positions)
+    gaps = [b - a for a, b in zip([0, *positions], [*positions, len(everything)], strict=True)]
+    assert max(gaps) <= 4 * len(everything) / limit
+
+
+@given(st.integers(1, 3000))
+def test_evenly_is_a_permutation(count: int):
+    assert sorted(evenly(count)) == list(range(count))
+
+
+def test_text_and_json_lines(tmp_path: Path):
+    text = write(tmp_path / "a.txt", "# a comment\nWhat is rain?\n\n  Why?  \nWhat is rain?\n")
+    lines = write(tmp_path / "b.jsonl", '{"prompt": "Why?"}\n\n"A plain\u2028string"\n{"prompt": "Where?", "id": 3}\n')
+    prompts = load_prompts([str(text), str(lines)], 0.0)
+    assert [(p.text, Path(p.source).name) for p in prompts] == [
+        ("What is rain?", "a.txt"),
+        ("Why?", "a.txt"),
+        ("A plain\u2028string", "b.jsonl"),
+        ("Where?", "b.jsonl"),
+    ]
+
+
+def test_yaml_slots_are_combined_and_words_stay_words(tmp_path: Path):
+    file = write(
+        tmp_path / "s.yaml",
+        "slots: {who: [a cat, no]}\n"
+        "groups:\n"
+        "  - templates: ['Does {who} {what}, {who}?', Plain]\n"
+        "    slots: {what: [run, 1.50]}\n"
+        "  - templates: ['{who}!']\n"
+        "prompts: [on]\n",
+    )
+    assert read_prompts(file) == [
+        "Does a cat run, a cat?",
+        "Does a cat 1.50, a cat?",
+        "Does no run, no?",
+        "Does no 1.50, no?",
+        "Plain",
+        "a cat!",
+        "no!",
+        "on",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.txt", "# only a comment\n", "a.txt: holds no prompts"),
+        ("a.yaml", "", "a.yaml: holds no prompts"),
+        ("a.jsonl", '"fine"\n{"prompt": \n', "a.jsonl:2: is not JSON"),
+        ("a.jsonl", '"fine"\n\n{"text": "x"}\n', "a.jsonl:3: write a string"),
+        ("a.jsonl", '""\n', "a.jsonl:1: write a string"),
+        ("a.yaml", "groups:\n  - templates: [x\n", "a.yaml:3: is not YAML"),
+        (
+            "a.yaml",
+            "groups:\n  - templates:\n      - What {thing}?\n    slots:\n      things: [a]\n",
+            "a.yaml:3: no slot",
+        ),
+        ("a.yaml", "groups:\n  - templates: [x]\n    slots:\n      thing: [a]\n", "a.yaml:4: no template uses"),
+        ("a.yaml", "groups:\n  - templates: ['{a}']\n    slots:\n      a: []\n", "a.yaml:4: expected a list"),
+        ("a.yaml", "groups:\n  - template: [x]\n", "a.yaml:2: unknown key 'template'"),
+        ("a.yaml", "prompts:\n  - fine\n  - {a: b}\n", "a.yaml:3: expected text"),
+        ("a.yaml", "- a\n- b\n", "a.yaml:1: expected `name: value`"),
+        ("a.csv", "x\n", "a.csv: prompts come as .txt"),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path: Path, name: str, text: str, expected: str):
+    with pytest.raises(BadInput) as caught:
+        load_prompts([str(write(tmp_path / name, text))], 0.1)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelled_slot_is_told_the_nearest(tmp_path: Path):
+    file = write(tmp_path / "a.yaml", "groups:\n  - templates: ['{objekt}']\n    slots: {object: [a]}\n")
+    with pytest.raises(BadInput, match="do you mean 'object'"):
+        read_prompts(file)
+
+
+def test_bytes_that_are_not_utf8_name_the_line(tmp_path: Path):
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"fine\nfine\ncaf\xe9\n")
+    with pytest.raises(BadInput, match=r"a\.txt:3: is not UTF-8"):
+        load_prompts([str(file)], 0.1)
+
+
+def test_an_unknown_set_is_told_the_nearest():
+    with pytest.raises(BadInput, match="everyday"):
+        load_prompts(["evryday"], 0.1)
+
+
+@pytest.mark.parametrize(("held_out", "limit"), [(1.0, 0), (-0.1, 0), (0.1, -1)])
+def test_unusable_shares_and_limits(held_out: float, limit: int):
+    with pytest.raises(BadInput, match=r"capture\."):
+        load_prompts(["everyday"], held_out, limit)
+
+
+def test_json_lines_keep_any_text(tmp_path: Path):
+    texts = ["⟨a ball⟩", 'quotes "and" \\ backslashes', "two\nlines"]
+    file = write(tmp_path / "a.jsonl", "\n".join(json.dumps(text) for text in texts))
+    assert read_prompts(file) == texts
