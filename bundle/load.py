@@ -93,7 +93,7 @@ class Student:
             ids = self.tokenizer.encode(render([*head, *turns], think), special=True)
             if len(turns) < 2 or len(ids) + ROOM <= self.model.config.context:
                 return ids
-            del turns[0]
+            del turns[: 2 if len(turns) > 2 else 1]  # a question goes with its answer
 
     def _tokens(
         self, ids: list[int], max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
@@ -134,8 +134,8 @@ class Splitter:
             self.thinking, self._fresh, self._held = opening, True, ""
             self._decoder.reset()
             return None
-        if token == self.tokenizer.eos_id:
-            return None
+        if token in (self.tokenizer.eos_id, self.tokenizer.start_id, self.tokenizer.pad_id):
+            return None  # never printed, as in Ollama
         if self.thinking:
             self.thought.append(token)
         text = self._held + self._decoder.decode(self.tokenizer.token_bytes(token))
@@ -170,11 +170,11 @@ def load_student(path: Path) -> Student:
 
 def load_checkpoint(path: Path, name: str = "") -> Student:
     """From a checkpoint folder: config.json, model.safetensors, tokenizer/."""
-    from distill.training.checkpoint import verify_checkpoint
-
     if not (path / "tokenizer").is_dir():
         raise BadInput(f"{path}: has no tokenizer/; give a checkpoint of a run, or a bundle")
     if (path / "checksums.json").exists():
+        from distill.training.checkpoint import verify_checkpoint
+
         verify_checkpoint(path)
     return _assemble(path, StudentTokenizer.load(path / "tokenizer"), name or path.name)
 

@@ -1,7 +1,7 @@
 """bundle.json: what a bundle holds, and where it comes from."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
         name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
         for name in list_files(folder)
     }
-    complete = Manifest(**{**vars(manifest), "files": files})
+    complete = replace(manifest, files=files)
     write_atomic(folder / NAME, json.dumps(asdict(complete), indent=2, ensure_ascii=False) + "\n")
     return complete
 
@@ -68,9 +68,8 @@ def read_manifest(folder: Path) -> Manifest:
         known = {entry.name for entry in fields(Manifest)}
         manifest = Manifest(**{key: value for key, value in content.items() if key in known})
         for name, entry in manifest.files.items():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(f"{name!r} lies outside")
-            entry["sha256"], entry["bytes"]
+            if Path(name).is_absolute() or ".." in Path(name).parts or not {"sha256", "bytes"} <= entry.keys():
+                raise ValueError(f"its entry of {name!r} is no file of this folder")
         return manifest
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BadInput(f"{folder}: is no bundle (no {NAME}); `dream export` makes one") from error

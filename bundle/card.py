@@ -1,0 +1,103 @@
+"""The model card: README.md of a bundle, a pure function of what is known about it."""
+
+from collections.abc import Mapping
+
+from bundle.manifest import Manifest
+from distill.student.model import BackboneConfig
+
+CARD = """\
+# {name}
+
+A small student that dreams before it answers. Its dream is a row of image tokens such as `⟨a ball⟩⟨release⟩⟨falls⟩`,
+(what, action, result) triplets along four lenses; then it answers. Distilled from {teacher}.
+
+## Run it
+Ollama shows the dream as thinking; `--think=false` turns it off.
+
+    ollama create {name} -f Modelfile
+    ollama run {name}
+
+transformers:
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(".")
+    model = AutoModelForCausalLM.from_pretrained(".")
+    chat = [{{"role": "user", "content": "{question}"}}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))
+
+The toolchain that made it, in this folder: `dream chat .`, `dream install .`, `dream verify .`
+
+## What it is
+{facts}
+
+## How well it does
+{evaluation}
+
+## Limits
+- It is as small as it looks: it knows what its teacher said about its prompts, and makes up the rest.
+- It inherits its teacher's mistakes, biases and licence terms.
+- A dream tells what the student associates; it is no explanation of how it came to its answer.
+- Prompt and answer together fit {context} tokens.
+
+## Files
+{files}
+"""
+
+ABOUT = {
+    "model.gguf": "the student for Ollama and llama.cpp",
+    "Modelfile": "for `ollama create`",
+    "model.safetensors": "the weights in float32",
+    "config.json": "the architecture, for transformers",
+    "generation_config.json": "how transformers samples",
+    "tokenizer.json": "the vocabulary",
+    "tokenizer_config.json": "special tokens and the chat template",
+    "dream_tokenizer.json": "where the vocabulary comes from",
+    "codebook.safetensors": "the image tokens' places in concept space",
+    "codebook.json": "the image tokens' labels",
+    "knowledge.graphml": "the graph of all triplets that were mined",
+}
+
+
+def render_card(
+    manifest: Manifest, config: BackboneConfig, parameters: int, files: Mapping[str, int], table: list[list[str]]
+) -> str:
+    """Markdown. files: name → bytes. table: the evaluation's rows, heading first, or []."""
+    source = manifest.provenance
+    teacher = source.get("teacher", {}).get("name") or "a teacher"
+    facts = {
+        "parameters": f"{parameters / 1e6:.1f} M",
+        "layers × width": f"{config.layers} × {config.hidden} (Llama architecture)",
+        "vocabulary": f"{config.vocab_size} tokens, of them {source.get('image_tokens', 0)} image tokens",
+        "context": f"{config.context} tokens",
+        "model.gguf": manifest.dtype,
+        "teacher": f"{teacher} {source.get('teacher', {}).get('digest', '')}".strip(),
+        "prompts": ", ".join(source.get("prompts", [])) or "not recorded",
+        "run, checkpoint": f"{source.get('run', '')}, {source.get('checkpoint', '')}",
+    }
+    question = (manifest.verification_prompts or ["What happens when you drop a ball?"])[0]
+    return CARD.format(
+        name=manifest.name,
+        teacher=teacher,
+        question=question.replace("\\", "\\\\").replace('"', '\\"'),
+        facts="\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        evaluation=markdown_table(table) if table else "It was not evaluated.",
+        context=config.context,
+        files="\n".join(
+            f"- `{name}` ({megabytes(size)}){': ' + ABOUT[name] if name in ABOUT else ''}"
+            for name, size in files.items()
+        ),
+    )
+
+
+def megabytes(size: int) -> str:
+    """Of a file, for people."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """Heading first."""
+    heading, *body = rows
+    lines = [heading, ["---"] * len(heading), *body]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -1,0 +1,206 @@
+"""The `export` stage: one folder that transformers, Ollama, llama.cpp and we load as it is."""
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bundle.card import render_card
+from bundle.gguf import DTYPES, write_gguf
+from bundle.load import Student, load_checkpoint
+from bundle.manifest import GGUF, Manifest, list_files, write_manifest
+from bundle.modelfile import ollama_settings, render_modelfile
+from bundle.verify import verify
+from distill.config import ExportSettings
+from distill.errors import BadInput, ParityError
+from distill.events import Event, Listener, silent
+from distill.run import Run, publish_folder, sha256_file, write_atomic
+from distill.student.model import count_parameters, save_backbone
+from distill.tokens.bpe import StudentTokenizer
+
+CODEBOOK = ("codebook.safetensors", "codebook.json", "encoder.safetensors", "encoder.json")
+VERIFICATION_PROMPTS = 20
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a bundle tells of where its student comes from. `extras`: name in the bundle → file to copy."""
+
+    name: str
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
+    evaluation: dict[str, Any] | None = None
+    verification_prompts: list[str] = field(default_factory=list[str])
+    extras: dict[str, Path] = field(default_factory=dict[str, Path])
+
+
+def export(
+    run: Run,
+    listen: Listener = silent,
+    force: bool = False,
+    checkpoint: Path | None = None,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """Write, verify and publish run.bundle from the best checkpoint (or another); return its summary.
+
+    Raises MissingStage, BadInput, CorruptFile, RunMismatch, and ParityError where the bundle doesn't answer as the
+    student does; then whatever bundle there was stays.
+    """
+    from distill.training.checkpoint import best
+
+    started = time.monotonic()
+    run.require("train")
+    source = checkpoint or best(run)
+    settings = replace(run.settings.export, dtype=dtype or run.settings.export.dtype)
+    marks = {**asdict(settings), "checkpoint": source.name, "version": 1}
+    record = run.fresh("export", marks)
+    if record is not None and not force:
+        return record.summary
+    listen(Event("export", "start", f"{run.name}, {source.name}"))
+    student = load_checkpoint(source, run.name)
+    summary = write_bundle(run.bundle, student, settings, describe_run(run, source), listen)
+    outputs = {f"bundle/{name}": sha256_file(run.bundle / name) for name in list_files(run.bundle)}
+    run.record("export", marks, outputs, summary, time.monotonic() - started)
+    listen(Event("export", "done", str(run.bundle), data=summary))
+    return summary
+
+
+def write_bundle(
+    final: Path, student: Student, settings: ExportSettings, origin: Origin, listen: Listener = silent
+) -> dict[str, Any]:
+    """Fill a folder aside, verify it there and put it in place of `final`. Raises ParityError."""
+    _check(settings, student.model.config.context)
+    with publish_folder(final) as folder:
+        manifest = _fill(folder, student, settings, origin, listen)
+        report = verify(folder, _as_export(listen))
+        if not report.ok:
+            raise ParityError(f"{final}: not published: {report.summary.replace(str(folder), 'the bundle')}")
+        checks = {name: f"{verdict}: {detail}" for name, verdict, detail in report.rows()}
+        manifest = write_manifest(folder, replace(manifest, parity={**report.numbers, "checks": checks}))
+    return {
+        "bundle": final.name,
+        "dtype": settings.dtype,
+        "checkpoint": origin.provenance.get("checkpoint", ""),
+        "bytes": sum(entry["bytes"] for entry in manifest.files.values()),
+        "gguf_bytes": manifest.files[GGUF]["bytes"],
+        **report.numbers,
+    }
+
+
+def _as_export(listen: Listener) -> Listener:
+    """The verification's progress, told as the export's."""
+
+    def passed_on(event: Event) -> None:
+        if event.kind == "progress":
+            listen(replace(event, stage="export", message="verifying"))
+
+    return passed_on
+
+
+def _check(settings: ExportSettings, trained: int) -> None:
+    if settings.dtype not in DTYPES:
+        raise BadInput(f"export.dtype: {settings.dtype!r} is none of {', '.join(DTYPES)}")
+    if settings.temperature < 0:
+        raise BadInput(f"export.temperature: {settings.temperature} is negative; 0 is greedy")
+    if not 0 <= settings.context <= trained:
+        raise BadInput(f"export.context: {settings.context} is not within the {trained} tokens it was trained with")
+
+
+def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Origin, listen: Listener) -> Manifest:
+    """All files of a bundle."""
+    model, config = student.model, student.model.config
+    save_backbone(model, folder)
+    # Without the map of the teacher's ids, which only training reads.
+    tokenizer = StudentTokenizer(student.tokenizer.hf, student.tokenizer.origin)
+    tokenizer.save(folder)
+    sampling = (
+        {"do_sample": True, "temperature": settings.temperature} if settings.temperature else {"do_sample": False}
+    )
+    generation = {**sampling, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
+    write_atomic(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    for name, path in origin.extras.items():
+        shutil.copyfile(path, folder / name)
+    metadata = _gguf_metadata(origin)
+    write_gguf(model.state_dict(), config, tokenizer, folder / GGUF, settings.dtype, metadata, listen)
+    ollama = ollama_settings(settings.system, settings.temperature, settings.context or config.context)
+    write_atomic(folder / "Modelfile", render_modelfile(origin.name, f"./{GGUF}", ollama))
+    manifest = Manifest(
+        name=origin.name,
+        dtype=settings.dtype,
+        ollama=ollama,
+        provenance={**origin.provenance, "image_tokens": len(tokenizer.image_ids)},
+        verification_prompts=origin.verification_prompts,
+        evaluation=origin.evaluation,
+    )
+    sizes = {name: (folder / name).stat().st_size for name in list_files(folder)}
+    table = _evaluation_table(origin.evaluation)
+    write_atomic(folder / "README.md", render_card(manifest, config, count_parameters(model), sizes, table))
+    return write_manifest(folder, manifest)
+
+
+def _gguf_metadata(origin: Origin) -> dict[str, str]:
+    teacher = origin.provenance.get("teacher", {})
+    found = {
+        "general.name": origin.name,
+        "general.description": f"Dreams before it answers; distilled from {teacher.get('name') or 'a teacher'}",
+        "distill.teacher": teacher.get("name", ""),
+        "distill.teacher_digest": teacher.get("digest", ""),
+        "distill.checkpoint": origin.provenance.get("checkpoint", ""),
+        "general.license": origin.provenance.get("license", ""),
+    }
+    return {key: str(value) for key, value in found.items() if value}
+
+
+def _evaluation_table(results: dict[str, Any] | None) -> list[list[str]]:
+    from distill.evaluation.report import table_rows
+
+    return table_rows(results, intervals=True) if results else []
+
+
+def describe_run(run: Run, checkpoint: Path) -> Origin:
+    """What the run's folder tells: teacher, prompts, versions, evaluation, held-out prompts, codebook, graph."""
+    teacher: dict[str, Any] = {}
+    prompts: list[str] = []
+    if run.traces.exists():
+        from distill.corpus.traces import TraceStore
+
+        with TraceStore(run.traces, readonly=True) as store:
+            info = store.teacher()
+            teacher = {"name": info.name, "digest": info.digest, "version": info.version}
+            prompts = _first_distinct(store)
+    records = run.records()
+    provenance = {
+        "teacher": teacher,
+        # Names of prompt sets; of a user's own file not the folder, which is nobody's business.
+        "prompts": [Path(name).name for name in run.settings.capture.prompts],
+        "run": run.name,
+        "checkpoint": checkpoint.name,
+        "seed": run.settings.seed,
+        "versions": records["train"].versions if "train" in records else {},
+        "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    tokenizer = checkpoint / "tokenizer"
+    extras = {name: tokenizer / name for name in CODEBOOK if (tokenizer / name).exists()}
+    if run.knowledge.exists():
+        extras[run.knowledge.name] = run.knowledge
+    return Origin(run.name, provenance, _evaluation(run, checkpoint), prompts, extras)
+
+
+def _first_distinct(store: Any) -> list[str]:
+    found: dict[str, None] = {}
+    for trace in store.traces(held_out=True):
+        found.setdefault(trace.prompt)
+        if len(found) == VERIFICATION_PROMPTS:
+            break
+    return list(found)
+
+
+def _evaluation(run: Run, checkpoint: Path) -> dict[str, Any] | None:
+    """results.json, if it is of this checkpoint."""
+    path = run.evaluation / "results.json"
+    try:
+        results: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return results if results.get("checkpoint") == checkpoint.name else None

@@ -1,0 +1,157 @@
+"""Put a bundle into Ollama through its HTTP API, and see that it dreams there."""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import ollama
+
+from bundle.manifest import GGUF, Manifest, check_file, read_manifest
+from distill.errors import BadInput, DistillError, ModelNotFound, TeacherError, TeacherUnavailable
+from distill.events import Event, Listener, silent
+from distill.teacher.ollama_client import OllamaClient, default_host
+
+THINKING = "thinking"
+"""The capability that Ollama gives a model whose template writes `.Thinking` between two tags."""
+
+FIRST_TOKENS = 128
+"""Of the answer that an installed model is asked for."""
+
+
+def install(
+    bundle_dir: Path,
+    name: str | None = None,
+    host: str | None = None,
+    quantize: str | None = None,
+    listen: Listener = silent,
+    *,
+    force: bool = False,
+    timeout: float = 300.0,
+) -> dict[str, Any]:
+    """Create the model `name` (the bundle's own, if None) at an Ollama `host` (the default one, if None).
+
+    quantize: a type that Ollama knows, such as `q8_0` or `q4_K_M`; the bundle must then hold f32, f16 or bf16.
+    Returns model, host, capabilities and one question with the dream and answer that it gave there.
+    Raises BadInput (name taken, unless `force`), CorruptFile, TeacherUnavailable, TeacherError (refused), and
+    DistillError where the installed model can't think.
+    """
+    manifest = read_manifest(bundle_dir)
+    check_file(bundle_dir, manifest, GGUF)
+    name, host = name or manifest.name, host or default_host()
+    if quantize and manifest.dtype not in ("f32", "f16", "bf16"):
+        raise BadInput(f"quantize: Ollama can't quantize a {manifest.dtype} file again; export with --dtype f16 first")
+    asker = OllamaClient(host, timeout=timeout, retries=2)
+    creator = ollama.Client(host=host, timeout=httpx.Timeout(timeout, connect=min(10.0, timeout)))
+    listen(Event("install", "start", f"{name} at {host}"))
+    try:
+        _check_free(asker, name, host, force)
+        with _in_words(host, timeout):
+            digest = _upload(creator, bundle_dir / GGUF, manifest, listen)
+            _create(creator, name, digest, manifest, quantize, listen)
+        result = {"model": name, "host": host, "quantize": quantize, **_try_out(asker, name, host, manifest)}
+    finally:
+        creator.close()
+        asker.close()
+    listen(Event("install", "done", f"ollama run {name}", data=result))
+    return result
+
+
+def _check_free(asker: OllamaClient, name: str, host: str, force: bool) -> None:
+    try:
+        asker.show(name)
+    except ModelNotFound:
+        return
+    if not force:
+        raise BadInput(f"{name}: is in Ollama at {host} already; give another --name, or --force to replace it")
+
+
+@contextmanager
+def _in_words(host: str, timeout: float) -> Generator[None]:
+    """What the official client raises, as errors that a user can act on."""
+    try:
+        yield
+    except ollama.ResponseError as error:
+        raise TeacherError(f"{host}: refuses the model ({error.status_code}): {error.error}") from error
+    except httpx.TimeoutException as error:
+        raise TeacherUnavailable(f"{host}: no answer within {timeout:g} s; see the server's log") from error
+    except (ConnectionError, httpx.TransportError) as error:
+        raise TeacherUnavailable(
+            f"{host}: the connection broke ({error or type(error).__name__}); is Ollama running, its disk not full?"
+        ) from error
+
+
+def _upload(creator: ollama.Client, path: Path, manifest: Manifest, listen: Listener) -> str:
+    """Send a file, unless it is there. Asked first: posting what is there makes Ollama drop the connection."""
+    entry = manifest.files[GGUF]
+    digest, size = f"sha256:{entry['sha256']}", entry["bytes"]
+    # The official client has no call that asks for a blob; this is the transport below all of its calls.
+    request = cast("Callable[..., httpx.Response]", creator._request_raw)  # pyright: ignore[reportPrivateUsage]
+    try:
+        request("HEAD", f"/api/blobs/{digest}")
+    except ollama.ResponseError as error:
+        if error.status_code != 404:
+            raise
+        listen(Event("install", "progress", "uploading", done=0, total=size, unit="B"))
+        creator.create_blob(path)
+    listen(Event("install", "progress", "uploaded", done=size, total=size, unit="B"))
+    return digest
+
+
+def _create(
+    creator: ollama.Client, name: str, digest: str, manifest: Manifest, quantize: str | None, listen: Listener
+) -> None:
+    """Ask Ollama to make the model, and tell what it says meanwhile."""
+    status = ""
+    for progress in creator.create(
+        model=name,
+        files={GGUF: digest},
+        template=manifest.ollama["template"],
+        system=manifest.ollama["system"] or None,
+        parameters=manifest.ollama["parameters"],
+        quantize=quantize,
+        stream=True,
+    ):
+        status = progress.status or ""
+        listen(Event("install", "note", f"Ollama: {status}"))
+    if status != "success":
+        raise TeacherError(f"{name}: Ollama stopped at {status!r} without an error; see the server's log")
+
+
+def _try_out(asker: OllamaClient, name: str, host: str, manifest: Manifest) -> dict[str, Any]:
+    """Capabilities, and a first question with its dream and answer."""
+    capabilities: list[str] = asker.show(name).get("capabilities") or []
+    if THINKING not in capabilities:
+        raise DistillError(
+            f"{name}: installed at {host}, but this Ollama doesn't see that it thinks (capabilities: "
+            f"{', '.join(capabilities) or 'none'}); update Ollama to 0.12.11 or later"
+        )
+    prompt = (manifest.verification_prompts or ["What happens when you drop a ball?"])[0]
+    answer = asker.post(
+        "/api/chat",
+        {
+            "model": name,
+            "messages": [{"role": "user", "content": prompt}],
+            "think": True,
+            "stream": False,
+            "options": {"temperature": 0, "seed": 0, "num_predict": FIRST_TOKENS},
+        },
+    )
+    message: dict[str, str] = answer.get("message") or {}
+    first = {"prompt": prompt, "thinking": message.get("thinking") or "", "answer": message.get("content") or ""}
+    return {"capabilities": capabilities, **first}
+
+
+def raw_answers(
+    name: str, host: str | None, prompts: Sequence[str], max_tokens: int, context: int, timeout: float = 120.0
+) -> list[str]:
+    """Greedy continuations of rendered prompts by an installed model. Raises ModelNotFound, TeacherUnavailable …"""
+    asker = OllamaClient(host or default_host(), timeout=timeout, retries=2)
+    options = {"temperature": 0, "seed": 0, "num_predict": max_tokens, "num_ctx": context, "stop": []}
+    try:
+        bodies = ({"model": name, "prompt": p, "raw": True, "stream": False, "options": options} for p in prompts)
+        answers = [asker.post("/api/generate", body) for body in bodies]
+    finally:
+        asker.close()
+    return [f"{answer.get('thinking') or ''} {answer.get('response') or ''}" for answer in answers]

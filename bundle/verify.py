@@ -1,0 +1,235 @@
+"""Is a bundle whole, and does it answer everywhere as the native student does?"""
+
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bundle import parity
+from bundle.gguf import write_gguf
+from bundle.load import Student, load_student
+from bundle.manifest import GGUF, Manifest, check_files, read_manifest
+from distill.errors import CorruptFile, DistillError, RunMismatch
+from distill.events import Event, Listener, silent
+from distill.teacher.llama_cpp import LlamaCpp
+from distill.tokens.chat import prompt_ids
+
+MAX_TOKENS = 48
+MAX_DIFFERENCE = 1e-3
+"""Log-probabilities of the float32 GGUF may differ so much from the native ones."""
+
+PROBED_PROMPTS = 4
+"""Prompts whose whole distributions are compared."""
+
+QUESTIONS = (
+    "What happens when you drop a ball?",
+    "What happens if it rains all night?",
+    "Why do plants need light?",
+    "How do you boil an egg?",
+)
+"""Asked where a bundle names no held-out prompts."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. A check that isn't `required` informs and can't fail a bundle."""
+
+    name: str
+    ok: bool
+    detail: str
+    required: bool = True
+
+
+@dataclass
+class VerifyReport:
+    """All checks. `numbers` are the measured values, for bundle.json and --json."""
+
+    bundle: str
+    checks: list[Check] = field(default_factory=list[Check])
+    numbers: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.checks) and all(check.ok for check in self.checks if check.required)
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        if self.ok:
+            return f"{self.bundle} answers as its student does ({len(self.checks)} checks)"
+        failed = [f"{check.name}: {check.detail}" for check in self.checks if check.required and not check.ok]
+        return "; ".join(failed) or f"{self.bundle}: nothing was checked"
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(check, verdict, detail) for a table."""
+        return [(c.name, "ok" if c.ok else "FAILED" if c.required else "differs", c.detail) for c in self.checks]
+
+    def add(self, name: str, ok: bool, detail: str, required: bool = True) -> None:
+        self.checks.append(Check(name, ok, detail, required))
+
+
+def verify(
+    bundle_dir: Path,
+    listen: Listener = silent,
+    prompts: list[str] | None = None,
+    ollama_host: str | None = None,
+    model: str | None = None,
+) -> VerifyReport:
+    """Check a bundle's files, prompt ids, greedy tokens and probabilities.
+
+    prompts: instead of the bundle's own held-out ones. With `model` (or `ollama_host`) the model of that name in
+    Ollama is asked too. What is wrong with the bundle stands in the report; raises BadInput where there is none.
+    """
+    manifest = read_manifest(bundle_dir)
+    report = VerifyReport(str(bundle_dir))
+    listen(Event("verify", "start", str(bundle_dir)))
+    try:
+        check_files(bundle_dir, manifest)
+        student = load_student(bundle_dir)
+    except (CorruptFile, RunMismatch) as error:
+        report.add("files", False, str(error))
+    else:
+        report.add("files", True, f"{len(manifest.files)} files as bundle.json lists them (SHA-256)")
+        chosen = prompts or manifest.verification_prompts or list(QUESTIONS)
+        _Verification(bundle_dir, manifest, student, chosen, report, listen).run(ollama_host, model)
+    listen(Event("verify", "done", report.summary, data=report.numbers))
+    return report
+
+
+class _Verification:
+    """The checks of one bundle, in order; prompts are asked with the bundle's system message, thinking on."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        student: Student,
+        prompts: list[str],
+        report: VerifyReport,
+        listen: Listener,
+    ) -> None:
+        self.folder, self.manifest, self.student, self.report, self.listen = folder, manifest, student, report, listen
+        self.prompts = prompts
+        context = student.model.config.context
+        asked = [self._ids(prompt, True) for prompt in prompts]
+        self.asked = [ids for ids in asked if len(ids) < context]
+        self.max_tokens = min(MAX_TOKENS, context - max(map(len, self.asked), default=0))
+
+    def _ids(self, prompt: str, think: bool) -> list[int]:
+        return prompt_ids(self.student.tokenizer, prompt, think, self.student.system)
+
+    def run(self, ollama_host: str | None, model: str | None) -> None:
+        student, report = self.student, self.report
+        self._weights()
+        self._progress(1)
+        ours = parity.native_answers(student.model, self.asked, self.max_tokens, student.tokenizer.eos_id)
+        self._progress(2)
+        with self._engine("f32") as engine:
+            self._prompt_ids(engine)
+            self._answers(engine, ours)
+        self._progress(3)
+        if self.manifest.dtype != "f32":
+            self._shipped(ours)
+        self._progress(4)
+        if model is not None or ollama_host is not None:
+            self._ollama(ollama_host, model or self.manifest.name, ours)
+        report.numbers |= {"prompts": len(self.asked), "max_tokens": self.max_tokens}
+
+    def _progress(self, done: int) -> None:
+        self.listen(Event("verify", "progress", done=done, total=4, unit="steps"))
+
+    @contextmanager
+    def _engine(self, dtype: str) -> Generator[LlamaCpp]:
+        """llama.cpp with the weights in float32 (written aside, if the bundle ships others) or as shipped."""
+        context = self.student.model.config.context
+        with tempfile.TemporaryDirectory(prefix="dream-verify-") as aside:
+            path = self.folder / GGUF
+            if dtype != self.manifest.dtype:
+                path = Path(aside) / GGUF
+                model = self.student.model
+                write_gguf(model.state_dict(), model.config, self.student.tokenizer, path, dtype)
+            with LlamaCpp(path, exact=True, context=context) as engine:
+                yield engine
+
+    def _weights(self) -> None:
+        """model.gguf holds the weights of model.safetensors, as exactly as its types allow."""
+        model = self.student.model
+        try:
+            errors = parity.weight_errors(self.folder / GGUF, model.state_dict(), model.config)
+        except CorruptFile as error:
+            self.report.add("weights", False, str(error))
+            return
+        wrong = [name for name, (kind, error) in errors.items() if not error <= parity.TOLERANCE.get(kind, 0.0)]
+        largest = max(error for _, error in errors.values())
+        self.report.numbers["weight_error"] = largest
+        detail = f"{self.manifest.dtype}: largest relative error of a tensor {largest:.1e}"
+        self.report.add("weights", not wrong, detail + (f"; too large in {wrong[0]}" if wrong else ""))
+
+    def _prompt_ids(self, engine: LlamaCpp) -> None:
+        """Native, transformers and llama.cpp write the same prompt, dreaming and not."""
+        conversations = [(self.student.system, prompt, think) for prompt in self.prompts for think in (True, False)]
+        native = [self._ids(prompt, think) for _, prompt, think in conversations]
+        others = {
+            "transformers": parity.transformers_prompt_ids(self.folder, conversations),
+            "llama.cpp": parity.engine_prompt_ids(engine, conversations),
+        }
+        for name, found in others.items():
+            same = sum(a == b for a, b in zip(native, found, strict=True))
+            self.report.add(f"prompt ids, {name}", same == len(native), f"{same} of {len(native)} identical")
+
+    def _answers(self, engine: LlamaCpp, ours: list[list[int]]) -> None:
+        """The exact engine answers token by token as the native student, from the same probabilities."""
+        model = self.student.model
+        theirs = parity.engine_answers(engine, self.asked, self.max_tokens)
+        agreement = parity.compare_answers(model, self.asked, ours, theirs)
+        same = agreement.identical + agreement.near_ties == agreement.prompts > 0
+        self.report.add("greedy tokens, f32 GGUF", same, str(agreement))
+        probed = slice(PROBED_PROMPTS)
+        worst, positions = parity.largest_difference(model, engine, self.asked[probed], ours[probed])
+        detail = f"at most {worst:.1e} over {positions} positions × {model.config.vocab_size} tokens"
+        self.report.add("log-probabilities, f32 GGUF", positions > 0 and worst <= MAX_DIFFERENCE, detail)
+        self.report.numbers |= {
+            "identical": agreement.identical,
+            "near_ties": agreement.near_ties,
+            "largest_difference": worst,
+        }
+
+    def _shipped(self, ours: list[list[int]]) -> None:
+        """model.gguf loads and answers; how often as the float32 student does is for information."""
+        name, model = f"greedy tokens, shipped {self.manifest.dtype}", self.student.model
+        try:
+            with self._engine(self.manifest.dtype) as engine:
+                theirs = parity.engine_answers(engine, self.asked, self.max_tokens)
+                worst, _ = parity.largest_difference(model, engine, self.asked[:2], ours[:2])
+        except DistillError as error:
+            self.report.add(name, False, str(error))
+            return
+        agreement = parity.compare_answers(model, self.asked, ours, theirs)
+        self.report.numbers |= {"shipped_identical": agreement.identical, "shipped_largest_difference": worst}
+        detail = f"{agreement}; log-probabilities differ by at most {worst:.1e}"
+        self.report.add(name, agreement.identical == agreement.prompts, detail, required=False)
+
+    def _ollama(self, host: str | None, model: str, ours: list[list[int]]) -> None:
+        """The installed model continues the same raw prompts alike; its engine rounds differently, so half will do."""
+        from bundle.install import raw_answers
+
+        name = f"greedy text, Ollama {model}"
+        tokenizer = self.student.tokenizer
+        try:
+            texts = raw_answers(
+                model,
+                host,
+                [tokenizer.decode(ids) for ids in self.asked],
+                self.max_tokens,
+                self.student.model.config.context,
+            )
+        except DistillError as error:
+            self.report.add(name, False, str(error))
+            return
+        same = sum(
+            parity.plain(text) == parity.printable(tokenizer, ids) for text, ids in zip(texts, ours, strict=True)
+        )
+        self.report.numbers["ollama_identical"] = same
+        self.report.add(name, 2 * same >= len(ours), f"{same} of {len(ours)} prompts identical")
