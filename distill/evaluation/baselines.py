@@ -49,12 +49,12 @@ def train_baseline(run: Run, name: str, steps: int, listen: Listener) -> Run:
     BASELINES[name](settings)
     folder = run.path / "baselines" / name
     child = _child(run, folder, settings)
-    train(child, listen=lambda event: listen(_renamed(event, name)))
+
+    def renamed(event: Event) -> None:
+        listen(replace(event, stage=f"baseline {name}"))
+
+    train(child, listen=renamed)
     return child
-
-
-def _renamed(event: Event, name: str) -> Event:
-    return replace(event, stage=f"baseline {name}")
 
 
 def _child(run: Run, folder: Path, settings: Settings) -> Run:

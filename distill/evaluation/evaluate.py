@@ -17,12 +17,11 @@ from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, sha256_file, write_atomic
 from distill.student.model import Backbone, load_backbone
 from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.image_tokens import Codebook, load_codes
+from distill.training.checkpoint import best, folder_of, latest, read_loop, verify_checkpoint
 
 VERSION = 1
 """Raised when a metric changes, so that kept results are measured anew."""
-
-START = "step-000000"
-"""The checkpoint with the initial weights."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,6 @@ def evaluate(
     not measured again. Raises MissingStage, BadInput (no held-out answers, unknown baseline), CorruptFile
     (checkpoint) and RunMismatch (tokenizer and checkpoint don't fit).
     """
-    from distill.training.checkpoint import best, verify_checkpoint
-
     started = time.monotonic()
     run.require("train")
     check_baselines(run.settings.evaluate.baselines)
@@ -56,7 +53,6 @@ def evaluate(
     if record is not None and checkpoint is None and not force:
         return record.summary
     verify_checkpoint(chosen)
-    listen(Event("evaluate", "start", f"{run.name}, {chosen.name}"))
     folder = run.evaluation / checkpoint.name if checkpoint else run.evaluation
     results, samples = Evaluation(run, chosen, folder, listen, force).results()
     outputs = publish(folder, results, samples)
@@ -75,17 +71,19 @@ class Evaluation:
         self.run, self.chosen, self.folder, self.listen, self.force = run, chosen, folder, listen, force
         self.settings = run.settings.evaluate
         self.tokenizer = StudentTokenizer.load(chosen / "tokenizer")
+        codes = load_codes(chosen / "tokenizer", Codebook.load(chosen / "tokenizer"))
         self.student = self._load(chosen)
         # Four lenses, each with up to `mine.steps` triplets, and the line's end and closing tag.
         self.dream_tokens = 4 * (1 + 3 * run.settings.mine.steps) + 2
         context = self.student.config.context
-        self.examples, self.left_out = load_examples(run, self.tokenizer, context, self.dream_tokens + 4)
+        self.examples, self.left_out = load_examples(run, self.tokenizer, codes, context, self.dream_tokens + 4)
         if self.left_out:
             listen(Event("evaluate", "note", f"{self.left_out} held-out answers are empty or too long: left out"))
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The content of results.json and of samples.jsonl."""
         systems = self._systems()
+        self.listen(Event("evaluate", "start", f"{self.run.name}, {self.chosen.name}"))
         done = 0
         examiner = self._examiner(lambda count: None)
         total = sum(examiner.work(system.dreams, system.texts) for system in systems)
@@ -105,23 +103,15 @@ class Evaluation:
 
     def _systems(self) -> list[System]:
         """Student, start and baselines; the baselines are trained here if they aren't yet."""
-        from distill.training.checkpoint import best
-
         train = self.run.settings.train
         systems = [System("student", self.chosen, train.dreams, texts=True)]
-        start = self.chosen.parent / START
+        start = folder_of(self.run, 0)
         if start.is_dir():
             systems.append(System("start", start, train.dreams, texts=False))
         for name in self.settings.baselines:
-            child = train_baseline(self.run, name, self._steps(self.run), self.listen)
+            child = train_baseline(self.run, name, read_loop(latest(self.run)).step, self.listen)
             systems.append(System(name, best(child), child.settings.train.dreams, texts=True))
         return systems
-
-    def _steps(self, run: Run) -> int:
-        """How many steps the student was trained, the best checkpoint's or not: equal tokens for all."""
-        from distill.training.checkpoint import latest
-
-        return read_step(latest(run))
 
     def _examiner(self, progress: Callable[[int], None]) -> Examiner:
         return Examiner(
@@ -178,7 +168,7 @@ class Evaluation:
                 "tokens_per_second": system.tokens_per_second,
             }
         for system in systems:
-            entries[system.name] |= {"checkpoint": system.checkpoint.name, "step": read_step(system.checkpoint)}
+            entries[system.name] |= {"checkpoint": system.checkpoint.name, "step": read_loop(system.checkpoint).step}
         return {
             "version": VERSION,
             "run": self.run.name,
@@ -222,11 +212,6 @@ def pick_device(name: str) -> str:
     import torch
 
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def read_step(checkpoint: Path) -> int:
-    """The step that a checkpoint was written at."""
-    return int(json.loads((checkpoint / "loop.json").read_text())["step"])
 
 
 def samples_of(examples: list[Example], measured: dict[str, Measured]) -> list[dict[str, Any]]:

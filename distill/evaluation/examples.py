@@ -1,10 +1,9 @@
 """The held-out questions: the teacher's answers in the student's ids, with soft targets and mined dreams."""
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import numpy as np
 
 from distill.corpus.traces import Trace, TraceStore
 from distill.corpus.triplets import by_trace, read_triplets
@@ -13,20 +12,23 @@ from distill.evaluation.metrics import SoftTargets, bits, soft_targets
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
+from distill.tokens.image_tokens import dream_of
+from distill.tokens.packing import Aligner
 
 
 @dataclass(frozen=True)
 class Example:
     """One held-out prompt.
 
-    answer: the student's ids of the teacher's answer, without EOS; bytes: of its UTF-8; mined: ids of the dream
-    mined from it, empty where none was; teacher_bits: −log₂ of the teacher's own sampled tokens (EOS left out),
-    NaN where some are not known.
+    header: ids of the prompt, up to where the student goes on. answer: the student's ids of the teacher's answer,
+    without EOS. bytes: of its UTF-8. mined: ids of the dream mined from it, empty where nothing was found.
+    teacher_bits: −log₂ of the teacher's own sampled tokens, EOS left out; NaN where some are not known.
     """
 
     key: str
     prompt: str
     text: str
+    header: list[int]
     answer: list[int]
     bytes: int
     targets: SoftTargets | None
@@ -38,11 +40,13 @@ class Example:
         return int.from_bytes(hashlib.sha256(f"{seed}:{self.key}:{draw}".encode()).digest()[:6])
 
 
-def load_examples(run: Run, tokenizer: StudentTokenizer, context: int, dream_tokens: int) -> tuple[list[Example], int]:
+def load_examples(
+    run: Run, tokenizer: StudentTokenizer, codes: Mapping[str, int], context: int, dream_tokens: int
+) -> tuple[list[Example], int]:
     """The first `evaluate.prompts` held-out prompts in the order of their keys, and how many were left out.
 
-    Left out are empty answers and those that, with the longest dream, don't fit `context`. Raises BadInput where
-    nothing is left.
+    codes: phrase → image token. Left out are empty answers and those that, with the longest dream, don't fit
+    `context`. Raises BadInput where nothing is left.
     """
     limit = run.settings.evaluate.prompts
     mined = by_trace(read_triplets(run.triplets))
@@ -52,9 +56,10 @@ def load_examples(run: Run, tokenizer: StudentTokenizer, context: int, dream_tok
         for trace in store.traces(held_out=True):
             if limit and len(examples) == limit:
                 break
-            dream = dream_ids(tokenizer, tokenizer.dream(mined[trace.key])) if trace.key in mined else []
-            example = _example(trace, tokenizer, dream)
-            longest = len(prompt_ids(tokenizer, trace.prompt, think=True)) + dream_tokens + len(example.answer)
+            found = mined.get(trace.key)
+            dream = dream_ids(tokenizer, dream_of(found, codes)) if found else []
+            example = _example(trace, tokenizer, dream, run.settings.capture.system)
+            longest = len(example.header) + dream_tokens + len(example.answer)
             if example.answer and longest <= context:
                 examples.append(example)
             else:
@@ -67,16 +72,19 @@ def load_examples(run: Run, tokenizer: StudentTokenizer, context: int, dream_tok
     return examples, left_out
 
 
-def _example(trace: Trace, tokenizer: StudentTokenizer, dream: list[int]) -> Example:
-    text = trace.response.text
-    answer = tokenizer.encode(text)
-    tokens, targets, teacher_bits = trace.response.tokens, None, np.nan
-    if tokens is not None and tokenizer.teacher_map is not None:
-        targets = soft_targets(tokens, tokenizer.teacher_map, answer)
+def _example(trace: Trace, tokenizer: StudentTokenizer, dream: list[int], system: str) -> Example:
+    text, tokens, ended = trace.response.text, trace.response.tokens, trace.response.done_reason == "stop"
+    # The alignment of training: the teacher's own tokens where the student has them all.
+    aligned = Aligner(tokenizer, None).align(text, tokens, trace.response.done_reason)
+    answer = aligned.ids.tolist()
+    answer = answer[:-1] if answer and answer[-1] == tokenizer.eos_id else answer
+    targets, teacher_bits = None, math.nan
     if tokens is not None:
-        ended = trace.response.done_reason == "stop"
-        teacher_bits = bits(tokens.logprobs[: len(tokens) - 1] if ended else tokens.logprobs)
-    return Example(trace.key, trace.prompt, text, answer, len(text.encode()), targets, dream, teacher_bits)
+        teacher_bits = bits(tokens.logprobs[: len(tokens) - ended])
+        if tokenizer.teacher_map is not None:
+            targets = soft_targets(aligned, tokens, tokenizer.teacher_map, len(answer))
+    header = prompt_ids(tokenizer, trace.prompt, system=system)
+    return Example(trace.key, trace.prompt, text, header, answer, len(text.encode()), targets, dream, teacher_bits)
 
 
 def batched(examples: list[Example], size: int) -> Iterator[list[Example]]:

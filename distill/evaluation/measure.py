@@ -14,7 +14,6 @@ from distill.evaluation.scoring import (
     AnswerScore,
     OwnDream,
     dream_context,
-    empty_context,
     sample_dreams,
     score_answers,
     write_answers,
@@ -44,7 +43,8 @@ class Measured:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Measured":
-        return cls(**{**value, "metrics": {name: Ratio.of(*pair) for name, pair in value["metrics"].items()}})
+        metrics = {name: Ratio.of(*pair) for name, pair in value["metrics"].items()}
+        return cls(metrics, value["dreams"], value["answers"], value["tokens_per_second"])
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Examiner:
     def measure(self, model: Backbone, *, dreams: bool, texts: bool) -> Measured:
         """Likelihood metrics; with `dreams` also after own and mined dreams; with `texts` also of its own answers."""
         measured = Measured()
-        contexts = [empty_context(self.tokenizer, example.prompt) for example in self.examples]
+        contexts = [dream_context(self.tokenizer, example.header, []) for example in self.examples]
         self._likelihood(measured, "", [self._scores(model, contexts)])
         if dreams:
             own = [self._scores(model, self._dreamed(model, draw)) for draw in range(self.dreams)]
             self._likelihood(measured, "_dreams", own)
-            mined = [dream_context(self.tokenizer, e.prompt, e.mined) for e in self.examples]
+            mined = [dream_context(self.tokenizer, e.header, e.mined) for e in self.examples]
             self._likelihood(measured, "_oracle", [self._scores(model, mined)])
         if texts:
             self._speak(measured, model, dreams)
@@ -85,14 +85,14 @@ class Examiner:
         for group in batched(self.examples, TOGETHER):
             dreams = self._sample(model, group, draw, temperature=1.0)
             pairs = zip(group, dreams, strict=True)
-            contexts += [dream_context(self.tokenizer, example.prompt, dream.ids) for example, dream in pairs]
+            contexts += [dream_context(self.tokenizer, example.header, dream.ids) for example, dream in pairs]
         return contexts
 
     def _sample(self, model: Backbone, group: list[Example], draw: int, temperature: float) -> list[OwnDream]:
         return sample_dreams(
             model,
             self.tokenizer,
-            [example.prompt for example in group],
+            [example.header for example in group],
             max_tokens=self.dream_tokens,
             temperature=temperature,
             seeds=[example.seed(self.seed, draw) for example in group],
@@ -126,11 +126,11 @@ class Examiner:
             started = time.perf_counter()
             if dreams:
                 found = self._sample(model, group, self.dreams, self.temperature)
-                contexts = [dream_context(tokenizer, e.prompt, d.ids) for e, d in zip(group, found, strict=True)]
+                contexts = [dream_context(tokenizer, e.header, d.ids) for e, d in zip(group, found, strict=True)]
                 own += found
                 spoken += sum(len(dream.ids) for dream in found)
             else:
-                contexts = [empty_context(tokenizer, example.prompt) for example in group]
+                contexts = [dream_context(tokenizer, example.header, []) for example in group]
             seeds = [example.seed(self.seed, self.dreams + 1) for example in group]
             answers = write_answers(
                 model,

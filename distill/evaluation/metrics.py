@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.teacher.protocol import TokenTargets
+from distill.tokens.packing import Aligned
 
 LOG_2 = math.log(2)
 
@@ -48,44 +49,22 @@ class SoftTargets:
     soft: NDArray[np.bool_]
 
 
-def soft_targets(tokens: TokenTargets, teacher_map: NDArray[np.int32], answer: Sequence[int]) -> SoftTargets:
-    """Targets for the student's answer ids (A,), up to where the teacher's tokens still are the same.
+def soft_targets(
+    aligned: Aligned, tokens: TokenTargets, teacher_map: NDArray[np.int32], length: int
+) -> SoftTargets | None:
+    """Targets of the first `length` tokens of an answer that was aligned one to one; None where none is soft.
 
-    Alternatives that the student can't name fall into the tail; those that share a student id are added up.
+    Alternatives that the student can't name were left out by the alignment: they fall into the tail.
     """
-    length, slots = len(answer), tokens.top_ids.shape[1] + 1
-    ids = np.full((length, slots), -1, np.int64)
-    logprobs = np.full((length, slots), -np.inf)
-    top = np.full(length, -1, np.int64)
-    soft = np.zeros(length, np.bool_)
-    for i in range(min(length, len(tokens))):
-        if _mapped(teacher_map, int(tokens.ids[i])) != answer[i]:
-            break
-        if not tokens.soft[i]:
-            continue
-        named = _named(tokens, teacher_map, i)
-        ids[i, : len(named)] = list(named)
-        logprobs[i, : len(named)] = list(named.values())
-        top[i] = _mapped(teacher_map, int(tokens.top_ids[i, 0]))
-        soft[i] = True
-    return SoftTargets(ids, logprobs, top, soft)
-
-
-def _mapped(teacher_map: NDArray[np.int32], teacher_id: int) -> int:
-    return int(teacher_map[teacher_id]) if 0 <= teacher_id < len(teacher_map) else -1
-
-
-def _named(tokens: TokenTargets, teacher_map: NDArray[np.int32], i: int) -> dict[int, float]:
-    """Student id → log-probability at position i: the alternatives and the sampled token."""
-    alternatives = dict(zip(tokens.top_ids[i].tolist(), tokens.top_logprobs[i].tolist(), strict=True))
-    if math.isfinite(tokens.logprobs[i]):
-        alternatives.setdefault(int(tokens.ids[i]), float(tokens.logprobs[i]))
-    named: dict[int, float] = {}
-    for teacher_id, logprob in alternatives.items():
-        student_id = _mapped(teacher_map, teacher_id)
-        if student_id >= 0 and math.isfinite(logprob):
-            named[student_id] = float(np.logaddexp(named.get(student_id, -np.inf), logprob))
-    return named
+    logprobs = aligned.slot_logprobs[:length].astype(np.float64)
+    soft = np.isfinite(logprobs[:, 0])
+    if not soft.any():
+        return None
+    logprobs[~soft] = -np.inf
+    ids = np.concatenate([aligned.ids[:length, None], aligned.slot_ids[:length]], axis=1)
+    likeliest = tokens.top_ids[:length, 0]
+    top = np.where(likeliest >= 0, teacher_map[likeliest], -1)
+    return SoftTargets(np.where(np.isfinite(logprobs), ids, -1), logprobs, top.astype(np.int64), soft)
 
 
 def bucket_kl(logits: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shape legend: B rows, T positions, D hidden, A answer tokens, S named alternativ
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from distill.evaluation.metrics import SoftTargets, bucket_kl
 from distill.student.generate import generate
 from distill.student.model import Backbone
-from distill.tokens.chat import prompt_ids
 
 if TYPE_CHECKING:
     from distill.tokens.bpe import StudentTokenizer
@@ -97,20 +96,11 @@ def _score(model: Backbone, hidden: torch.Tensor, answer: Sequence[int], targets
 # Contexts: what stands before an answer.
 
 
-def empty_context(tokenizer: "StudentTokenizer", prompt: str) -> list[int]:
-    """Prompt and empty dream, as `think: false` renders them."""
-    return prompt_ids(tokenizer, prompt, think=False)
-
-
-def dream_opening(tokenizer: "StudentTokenizer", prompt: str) -> list[int]:
-    """Prompt and the opened dream."""
-    return [*prompt_ids(tokenizer, prompt, think=True), tokenizer.think_id, tokenizer.newline_id]
-
-
-def dream_context(tokenizer: "StudentTokenizer", prompt: str, dream: Sequence[int]) -> list[int]:
-    """Prompt and a dream, closed: the answer's first token comes next."""
+def dream_context(tokenizer: "StudentTokenizer", header: Sequence[int], dream: Sequence[int]) -> list[int]:
+    """A prompt's header and a dream, closed: the answer comes next. No dream: as `think: false` renders it."""
     newline = tokenizer.newline_id
-    return [*dream_opening(tokenizer, prompt), *dream, newline, tokenizer.end_think_id, newline]
+    inside = [*dream, newline] if dream else []
+    return [*header, tokenizer.think_id, newline, *inside, tokenizer.end_think_id, newline]
 
 
 @dataclass(frozen=True)
@@ -124,17 +114,17 @@ class OwnDream:
 def sample_dreams(
     model: Backbone,
     tokenizer: "StudentTokenizer",
-    prompts: Sequence[str],
+    headers: Sequence[Sequence[int]],
     *,
     max_tokens: int,
     temperature: float,
     seeds: Sequence[int],
 ) -> list[OwnDream]:
-    """One dream a prompt, sampled after the opening `<think>`; what doesn't close is closed."""
+    """One dream a header, sampled after the opening `<think>`; what doesn't close is closed."""
     stops = [tokenizer.end_think_id, tokenizer.eos_id]
     drawn = generate(
         model,
-        [dream_opening(tokenizer, prompt) for prompt in prompts],
+        [[*header, tokenizer.think_id, tokenizer.newline_id] for header in headers],
         max_tokens=max_tokens,
         temperature=temperature,
         seed=list(seeds),
@@ -157,10 +147,9 @@ def write_answers(
     temperature: float,
     seeds: Sequence[int],
     eos_id: int,
-    **sampling: Any,
 ) -> list[list[int]]:
     """One answer a context, without EOS."""
     drawn = generate(
-        model, contexts, max_tokens=max_tokens, temperature=temperature, seed=list(seeds), stop_ids=[eos_id], **sampling
+        model, contexts, max_tokens=max_tokens, temperature=temperature, seed=list(seeds), stop_ids=[eos_id]
     )
     return [ids[:-1] if ids and ids[-1] == eos_id else ids for ids in drawn]
