@@ -1,8 +1,9 @@
 """Reads and speaks a teacher's vocabulary: which bytes each id stands for, whatever the tokenizer's kind."""
 
+import contextlib
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -43,6 +44,7 @@ class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
         self.at = len(MAGIC)
+        self.tensor_count = 0
 
     def scalar(self, code: str) -> Any:
         value = struct.unpack_from("<" + code, self.data, self.at)[0]
@@ -70,7 +72,7 @@ class _Reader:
         return values
 
     def fields(self) -> dict[str, Any]:
-        version, _tensors, count = self.scalar("I"), self.scalar("Q"), self.scalar("Q")
+        version, self.tensor_count, count = self.scalar("I"), self.scalar("Q"), self.scalar("Q")
         if version not in (2, 3):
             raise ValueError(f"version {version}, not 2 or 3")
         fields: dict[str, Any] = {}
@@ -79,15 +81,37 @@ class _Reader:
             fields[name] = self.value(self.scalar("I"))
         return fields
 
+    def tensors(self) -> list[tuple[str, list[int], int]]:
+        found: list[tuple[str, list[int], int]] = []
+        for _ in range(self.tensor_count):
+            name, rank = self.string(), self.scalar("I")
+            shape = [self.scalar("Q") for _ in range(rank)]
+            found.append((name, shape, self.scalar("I")))
+            self.scalar("Q")  # offset
+        return found
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """All of a GGUF's key-value pairs. Raises BadInput, or CorruptFile where it is cut short."""
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Generator[_Reader]:
     check_gguf(path)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).fields()
+            yield _Reader(data)
     except (struct.error, ValueError, KeyError, MemoryError) as error:
         raise CorruptFile(f"{path}: its metadata can't be read ({error}); fetch or export the model again") from error
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """All of a GGUF's key-value pairs. Raises BadInput, or CorruptFile where it is cut short."""
+    with _reading(path) as reader:
+        return reader.fields()
+
+
+def read_tensors(path: Path) -> list[tuple[str, list[int], int]]:
+    """(name, shape in GGUF's order, ggml type) of each tensor. Raises as read_metadata does."""
+    with _reading(path) as reader:
+        reader.fields()
+        return reader.tensors()
 
 
 def read_tokenizer(path: Path) -> TeacherTokenizer:
