@@ -13,6 +13,7 @@ from bundle.load import Student, load_student
 from bundle.manifest import GGUF, Manifest, check_files, read_manifest
 from distill.errors import CorruptFile, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
+from distill.student.model import count_parameters
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.chat import prompt_ids
 
@@ -22,6 +23,9 @@ MAX_DIFFERENCE = 1e-3
 
 PROBED_PROMPTS = 4
 """Prompts whose whole distributions are compared."""
+
+ONE_THREAD = 20_000_000
+"""Below so many parameters llama.cpp's threads wait for each other longer than they compute."""
 
 QUESTIONS = (
     "What happens when you drop a ball?",
@@ -150,7 +154,8 @@ class _Verification:
                 path = Path(aside) / GGUF
                 model = self.student.model
                 write_gguf(model.state_dict(), model.config, self.student.tokenizer, path, dtype)
-            with LlamaCpp(path, exact=True, context=context) as engine:
+            threads = 1 if count_parameters(self.student.model) < ONE_THREAD else 0
+            with LlamaCpp(path, exact=True, context=context, threads=threads) as engine:
                 yield engine
 
     def _weights(self) -> None:
