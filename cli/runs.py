@@ -24,7 +24,7 @@ def runs_dir(ctx: click.Context) -> Path:
 def resolve(name: str, folder: Path) -> Path:
     """The run that `name` means: a path is itself; a bare name lies in `folder`, unless it is a run here."""
     path = Path(name)
-    if len(path.parts) > 1 or path.is_absolute() or (path / "config.yaml").exists():
+    if os.sep in name or (path / "config.yaml").exists():
         return path
     return folder / name
 
@@ -85,3 +85,13 @@ def _no_such_run(path: Path) -> str:
     near = difflib.get_close_matches(path.name, names, n=1)
     remedy = f"did you mean {path.parent / near[0]}?" if near else "`dream run --name NAME` makes one"
     return f"{path}: no such run; {remedy}"
+
+
+def bundle_of(path: Path) -> Path:
+    """The bundle that a path means: a bundle folder, or a run's. Raises BadInput."""
+    for folder in (path, path / "bundle"):
+        if (folder / "bundle.json").exists():
+            return folder
+    if (path / "config.yaml").exists():
+        raise BadInput(f"{path}: has no bundle yet; run `dream export {path}` first")
+    raise BadInput(_no_such_run(path) if not path.exists() else f"{path}: neither a run nor a bundle folder")

@@ -193,7 +193,7 @@ def load_settings(
         return cast(Settings, OmegaConf.to_object(tree))
     except FileNotFoundError as error:
         raise BadInput(f"{file}: no such settings file") from error
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"{source}: {reason} (configs/default.yaml lists every setting)") from error
 

@@ -1,0 +1,52 @@
+"""`dream chat`."""
+
+from pathlib import Path
+
+import click
+
+from cli.options import json_option, runs_dir_option
+from cli.output import emit_json
+from cli.runs import RunName
+
+
+@click.command()
+@click.argument("target", metavar="RUN|BUNDLE", type=RunName())
+@click.option("--prompt", metavar="TEXT", help="Print the answer to this and leave.")
+@click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 5))
+@click.option("--tokens", default=256, show_default=True, type=click.IntRange(1), help="Of an answer, at most.")
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("--think/--no-think", default=True, show_default=True, help="Dream before answering.")
+@click.option("--dreams/--no-dreams", default=True, show_default=True, help="Show the dream.")
+@runs_dir_option
+@json_option
+def chat(
+    target: Path,
+    prompt: str | None,
+    temperature: float,
+    tokens: int,
+    seed: int,
+    think: bool,
+    dreams: bool,
+    as_json: bool,
+) -> None:
+    """Talk to a student: a run's best checkpoint, or any bundle folder. Runs natively, without Ollama.
+
+    \b
+    In the chat, /help lists the commands: /temp /tokens /stream /dreams /think /reset /quit.
+    Examples:
+      dream chat my-student
+      dream chat runs/my-student/bundle --prompt "What happens when you drop a ball?" --json
+    """
+    if as_json and prompt is None:
+        raise click.UsageError("--json needs --prompt")
+    from bundle.load import load_student
+    from cli.repl import Chat, converse, show
+
+    talk = Chat(load_student(target), temperature, tokens, dreams=dreams, think=think, seed=seed)
+    if prompt is None:
+        click.echo("Ask something; /help lists the commands.", err=True)
+        converse(talk)
+    elif as_json:
+        emit_json({"prompt": prompt, **talk.ask(prompt)})
+    else:
+        show(talk, prompt)

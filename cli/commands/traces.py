@@ -1,0 +1,63 @@
+"""`dream traces`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from cli.options import json_option, run_argument
+from cli.output import emit_json, facts, table
+
+
+@click.group()
+def traces() -> None:
+    """Export a run's captured answers, or count them.
+
+    \b
+    Example:
+      dream traces export my-student traces.parquet
+    """
+
+
+@traces.command()
+@run_argument
+@json_option
+def stats(run_path: Path, as_json: bool) -> None:
+    """Count RUN's answers, tokens and soft targets, and their bytes on disk.
+
+    \b
+    Example:
+      dream traces stats my-student --json
+    """
+    from cli.runs import open_run
+    from distill.corpus.traces import TraceStore
+
+    run = open_run(run_path, None, [], {})
+    with TraceStore(run.traces, readonly=True) as store:
+        found = asdict(store.stats())
+    if as_json:
+        emit_json(found)
+    else:
+        click.echo(table(facts(found)))
+
+
+@traces.command()
+@run_argument
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@json_option
+def export(run_path: Path, file: Path, as_json: bool) -> None:
+    """Write RUN's answers to FILE: Parquet or JSON lines, by its name (.parquet, .jsonl).
+
+    \b
+    Example:
+      dream traces export my-student traces.jsonl
+    """
+    from cli.runs import open_run
+    from distill.corpus.export_traces import export_traces
+
+    run = open_run(run_path, None, [], {})
+    count = export_traces(run.traces, file)
+    if as_json:
+        emit_json({"file": str(file), "responses": count})
+    else:
+        click.echo(f"{file}: {count:,} responses")

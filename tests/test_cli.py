@@ -1,0 +1,529 @@
+"""The command line: what it accepts, what it says of what it doesn't, and how it ends."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli import main as entry
+from cli.main import COMMANDS, dream
+from cli.output import emit_json, facts, table
+from cli.progress import Progress, duration, shown
+from cli.repl import Chat, Piece, converse, show
+from distill.config import Settings, load_settings
+from distill.events import Event
+from distill.run import Run
+
+NAMES = [name for section in COMMANDS.values() for name in section]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]):
+    """Run the command in this process → (exit code, stdout, stderr)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            entry.main([str(arg) for arg in args])
+        code = ended.value.code
+        assert isinstance(code, int)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DREAM_RUNS", raising=False)
+    return tmp_path
+
+
+def new_run(path: Path) -> Run:
+    return Run.create(path, Settings())
+
+
+def commands(group=dream, path=()):  # type: ignore[no-untyped-def]
+    """Every command and subcommand with its path."""
+    import click
+
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+# Help.
+
+
+def test_every_command_has_a_paragraph_and_an_example() -> None:
+    seen = set()
+    for path, command in commands():
+        seen.add(path[0])
+        assert command is not None, path
+        help = command.help or ""
+        assert len(help.splitlines()[0]) > 20, path
+        assert "Example" in help, path
+        assert f"dream {path[0]}" in help, path
+    assert seen == set(NAMES)
+
+
+def test_help_lists_every_command(call) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    assert all(f"\n  {name} " in out for name in NAMES)
+    assert "Example" in call("train", "-h")[1]
+
+
+def test_version(call) -> None:
+    assert call("--version")[:2] == (0, "dream 0.1.0\n")
+
+
+# What the user gets wrong.
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["train"], "Missing argument 'RUN'"),
+        (["train", "x", "--preset", "huge"], "'huge' is not one of 'nano', 'micro', 'small'"),
+        (["train", "x", "--minutes", "-1"], "-1"),
+        (["train", "x", "--nonsense"], "No such option"),
+        (["evaluate", "x", "--baselines", "soft"], "'soft' is no baseline"),
+        (["mine", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["chat", "x", "--json"], "--json needs --prompt"),
+        (["status", ""], "the name is empty"),
+    ],
+)
+def test_usage_errors_exit_2(call, folder: Path, args: list[str], says: str) -> None:
+    code, out, err = call(*args)
+    assert code == 2
+    assert out == ""
+    assert says in err
+    assert list(folder.iterdir()) == []
+
+
+def one_line(err: str) -> str:
+    assert err.count("\n") == 1, err
+    assert err.startswith("Error: ")
+    return err
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("train.lrr=1", "Did you mean: 'lr'?"),
+        ("train.steps=many", "train.steps=many"),
+        ("train", "write it as section.key=value"),
+        ("nothing.at=all", "nothing"),
+        ("capture.prompts={a: 1}", "capture.prompts"),
+    ],
+)
+def test_bad_settings_are_one_line_and_change_nothing(call, folder: Path, setting: str, says: str) -> None:
+    new_run(folder / "runs" / "one")
+    before = (folder / "runs" / "one" / "config.yaml").read_text()
+    code, out, err = call("train", "one", "--set", setting)
+    assert (code, out) == (1, "")
+    assert says in one_line(err)
+    assert (folder / "runs" / "one" / "config.yaml").read_text() == before
+
+
+def test_a_broken_config_file_is_named(call, folder: Path) -> None:
+    new_run(folder / "runs" / "one")
+    (folder / "mine.yaml").write_text("train: {lr: [")
+    code, _, err = call("train", "one", "--config", "mine.yaml")
+    assert code == 1
+    assert "mine.yaml" in one_line(err)
+
+
+def test_an_unknown_run_names_the_nearest(call, folder: Path) -> None:
+    new_run(folder / "runs" / "first-student")
+    code, _, err = call("status", "first-studnet")
+    assert code == 1
+    assert "did you mean runs/first-student?" in one_line(err)
+    assert "dream run --name" in one_line(call("status", "x")[2])
+
+
+def test_folders_that_are_no_runs(call, folder: Path) -> None:
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("a")
+    assert "not a run folder" in one_line(call("status", "./notes")[2])
+    code, _, err = call("capture", folder / "notes")
+    assert code == 1
+    assert "is not empty and not a run folder" in one_line(err)
+    assert [path.name for path in (folder / "notes").iterdir()] == ["a.txt"]
+    (folder / "file").write_text("")
+    assert "is a file" in one_line(call("capture", folder / "file")[2])
+
+
+def test_a_broken_run_json_is_named(call, folder: Path) -> None:
+    run = new_run(folder / "runs" / "one")
+    (run.path / "run.json").write_text('{"stages": {"capture": {')
+    code, _, err = call("status", "one")
+    assert code == 1
+    assert "run.json" in one_line(err)
+
+
+@pytest.mark.parametrize("stage", ["mine", "tokenize", "train", "evaluate", "export"])
+def test_a_stage_before_its_upstream_names_what_to_run(call, folder: Path, stage: str) -> None:
+    new_run(folder / "runs" / "one")
+    code, out, err = call(stage, "one")
+    assert (code, out) == (1, "")
+    assert "first" in one_line(err)
+    assert "runs/one" in err
+
+
+# Names and settings of runs.
+
+
+def test_names_are_looked_up_in_the_runs_folder(call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_run(folder / "runs" / "one")
+    new_run(folder / "other" / "two")
+    new_run(folder / "here")
+    assert call("status", "one")[0] == call("status", "runs/one")[0] == call("status", "here")[0] == 0
+    assert call("status", "two")[0] == 1
+    assert call("status", "two", "--runs-dir", "other")[0] == 0
+    monkeypatch.setenv("DREAM_RUNS", "other")
+    assert call("status", "two")[0] == 0
+
+
+def test_settings_are_merged_and_saved(call, folder: Path) -> None:
+    run = new_run(folder / "runs" / "one")
+    (folder / "mine.yaml").write_text("train: {steps: 7, lr: 0.5}\n")
+    flags = [
+        "--config",
+        "mine.yaml",
+        "--set",
+        "train.lr=0.25",
+        "--set",
+        "seed=3",
+        "--minutes",
+        "1.5",
+        "--init",
+        "a,b=c",
+    ]
+    assert call("train", "one", *flags)[0] == 1  # nothing was captured
+    settings = load_settings(run.path / "config.yaml")
+    assert (settings.train.steps, settings.train.lr, settings.seed) == (7, 0.25, 3)
+    assert (settings.train.minutes, settings.student.init) == (1.5, "a,b=c")
+    call("train", "one", "--set", "train.clip=2")
+    settings = load_settings(run.path / "config.yaml")
+    assert (settings.train.clip, settings.train.steps) == (2.0, 7)
+    call("evaluate", "one", "--baselines", "hard, nodream")
+    assert load_settings(run.path / "config.yaml").evaluate.baselines == ["hard", "nodream"]
+
+
+# Status.
+
+
+def test_status_of_a_new_run(call, folder: Path) -> None:
+    new_run(folder / "runs" / "one")
+    code, out, err = call("status", "one")
+    assert (code, err) == (0, "")
+    assert out.count("missing") == 6
+    assert "dream capture runs/one" in out
+    found = json.loads(call("status", "one", "--json")[1])
+    assert found["traces"] is None
+    assert {stage["state"] for stage in found["stages"].values()} == {"missing"}
+
+
+def test_status_says_what_is_stale_and_why(call, folder: Path) -> None:
+    run = new_run(folder / "runs" / "one")
+    run.knowledge.write_text("graph")
+    run.record("capture", {"top_k": 40, "teacher": {"model": "embedded:smollm2"}}, {}, {"responses": 3}, 61.0)
+    run.record("mine", {"steps": 5, "version": 1}, {"knowledge.graphml": "0"}, {"triplets": 9}, 1.0)
+
+    def change(*overrides: str) -> None:
+        Run.create(run.path, load_settings(run.path / "config.yaml", list(overrides)))
+
+    def states() -> dict[str, tuple[str, list[str]]]:
+        stages = json.loads(call("status", "one", "--json")[1])["stages"]
+        return {name: (stage["state"], stage.get("why", [])) for name, stage in stages.items()}
+
+    assert states()["capture"] == states()["mine"] == ("done", [])
+    assert "1 min 01 s" in call("status", "one")[1]
+    change("mine.steps=3", "mine.graph_nodes=1")  # the stage never looked at graph_nodes
+    assert states()["mine"] == ("stale", ["mine.steps was 5, is 3"])
+    change("mine.steps=5")
+    run.knowledge.unlink()
+    assert states()["mine"] == ("stale", ["knowledge.graphml is missing"])
+    run.knowledge.write_text("graph")
+    run.record("capture", {"top_k": 40, "teacher": {"model": "embedded:smollm2"}}, {"config.yaml": "new"}, {}, 1.0)
+    assert states()["mine"] == ("stale", ["an earlier stage has run again"])
+    change("teacher.model=ollama:other")
+    assert states()["capture"] == ("stale", ["teacher.model was 'embedded:smollm2', is 'ollama:other'"])
+
+
+# Endings.
+
+
+def test_interrupt_names_the_command_that_goes_on(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_args: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry.dream, "invoke", interrupted)
+    code, out, err = call("train", "my run", "--force", "--set", "seed=1")
+    assert (code, out) == (130, "")
+    assert err.strip() == "Stopped. Nothing is lost; `dream train 'my run' --set seed=1` goes on from here."
+
+
+def test_a_full_disk_is_one_line(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object, **_more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "data/x.bin")
+
+    monkeypatch.setattr(entry.dream, "invoke", full)
+    code, _, err = call("train", "x")
+    assert code == 1
+    assert "data/x.bin: no space left" in one_line(err)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_args: object, **_more: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(entry.dream, "invoke", bug)
+    with pytest.raises(ZeroDivisionError):
+        entry.main(["train", "x"])
+
+
+def test_a_real_ctrl_c(tmp_path: Path) -> None:
+    """The whole process: SIGINT while it waits for input."""
+    code = "import time, cli.main as m; m.dream.invoke = lambda ctx: time.sleep(60); m.main(['train', 'x'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "`dream train x` goes on" in err
+
+
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    code = "from cli.main import main; main(['settings'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(30) == 1
+
+
+# Completion.
+
+
+def complete(words: str, folder: Path) -> list[str]:
+    environment = {**os.environ, "_DREAM_COMPLETE": "bash_complete", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(len(words.split(" ")) - 1)
+    done = subprocess.run(
+        [sys.executable, "-c", "from cli.main import main; main([])"],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+
+def test_completion(folder: Path) -> None:
+    new_run(folder / "runs" / "alpha")
+    new_run(folder / "runs" / "beta")
+    assert complete("dream tr", folder) == ["train", "traces"]
+    assert complete("dream train a", folder) == ["alpha"]
+    assert complete("dream status runs/", folder) == ["runs/alpha", "runs/beta"]
+    assert complete("dream train --preset m", folder) == ["micro"]
+    assert "--minutes" in complete("dream train --", folder)
+
+
+def test_completion_script() -> None:
+    environment = {**os.environ, "_DREAM_COMPLETE": "zsh_source"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from cli.main import main; main([])"], env=environment, capture_output=True, text=True
+    )
+    assert "compdef" in done.stdout
+
+
+# Settings and prompts.
+
+
+def test_settings_can_be_read_back(call, folder: Path) -> None:
+    (folder / "all.yaml").write_text(call("settings")[1])
+    assert load_settings(folder / "all.yaml") == Settings()
+
+
+def test_prompts_are_listed_and_checked(call, folder: Path) -> None:
+    sets = json.loads(call("prompts", "--json")[1])["sets"]
+    assert "everyday" in sets
+    assert sum(entry["prompts"] for entry in sets.values()) >= 2000
+    (folder / "mine.txt").write_text("Why is the sky blue?\nWhat is rain?\n")
+    out = call("prompts", "mine.txt", "--show", "2")[1]
+    assert "Why is the sky blue?" in out
+    (folder / "bad.jsonl").write_text('"fine"\n{"prompt": 3}\n')
+    assert "bad.jsonl:2" in one_line(call("prompts", "bad.jsonl")[2])
+
+
+# Progress and output.
+
+
+def test_progress_lines_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("cli.progress.time.monotonic", lambda: now[0])
+    with Progress(bars=False) as listen:
+        listen(Event("train", "start", "nano"))
+        for step in range(1, 31):
+            now[0] += 1.0
+            listen(Event("train", "progress", done=step, total=40, unit="step", data={"loss": 2.5}))
+        listen(Event("train", "warning", "slow"))
+        listen(Event("train", "done", "finished"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "train: nano",
+        "train: 10/40 step, about 30 s left, loss 2.5",
+        "train: 20/40 step, about 20 s left, loss 2.5",
+        "train: 30/40 step, about 10 s left, loss 2.5",
+        "train: warning: slow",
+    ]
+
+
+def test_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(bars=True) as listen:
+        for done in (0, 3, 7):
+            listen(Event("capture", "progress", done=done, total=7, unit="answer", data={"tokens/s": 12345.6}))
+        listen(Event("capture", "note", "a note"))
+        listen(Event("capture", "done"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "7/7" in err
+    assert "tokens/s 12,346" in err
+    assert "capture: a note\n" in err
+
+
+def test_quiet_keeps_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(quiet=True, bars=True) as listen:
+        listen(Event("mine", "start", "begins"))
+        listen(Event("mine", "progress", done=1, total=2, unit="x"))
+        listen(Event("mine", "note", "a note"))
+        listen(Event("mine", "warning", "look"))
+    assert capsys.readouterr().err == "mine: warning: look\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.44, "0.4 s"), (41.2, "41 s"), (185, "3 min 05 s"), (7800, "2 h 10 min"), (59.9, "1 min 00 s")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_numbers_and_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [shown(value) for value in (3, 12345, 0.123456, 98765.4, True, "x")] == [
+        "3",
+        "12,345",
+        "0.1235",
+        "98,765",
+        "True",
+        "x",
+    ]
+    assert table([("a", 1), ("bbb", 1000)], ("name", "n")) == "name      n\na         1\nbbb   1,000"
+    assert facts({"a": 1, "b": {"c_d": 0.5}, "e": [1, 2], "f": None}) == [("a", "1"), ("b.c d", "0.5"), ("e", "1, 2")]
+    emit_json({"nan": float("nan"), "path": Path("a"), "text": "⟨a⟩"})
+    assert json.loads(capsys.readouterr().out) == {"nan": None, "path": "a", "text": "⟨a⟩"}
+
+
+# Chat.
+
+
+class Parrot:
+    """Answers with what it was asked and how; a student's protocol."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[dict[str, str]], dict[str, object]]] = []
+
+    def chat(self, messages, **options):  # type: ignore[no-untyped-def]
+        self.asked.append((list(messages), options))
+        pieces: list[Piece] = [("thinking", "\n⟨causal⟩"), ("thinking", "⟨a ball⟩\n")] if options["think"] else []
+        yield from [*pieces, ("content", "you said "), ("content", messages[-1]["content"])]
+
+
+def test_chat_remembers_until_reset(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(
+        "one||/temp 0|/tokens 9|two|/reset|/think off|three|/dreams|/stream off|four|"
+        "/temp hot|/tokens 0|/nothing|/help|/quit|never".split("|")
+    )
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
+    parrot = Parrot()
+    converse(Chat(parrot))
+    out = capsys.readouterr().out
+    assert [[message["content"] for message in messages] for messages, _ in parrot.asked] == [
+        ["one"],
+        ["one", "you said one", "two"],
+        ["three"],
+        ["three", "you said three", "four"],
+    ]
+    assert parrot.asked[0][1] == {"think": True, "temperature": 0.7, "max_tokens": 256, "seed": 0}
+    assert parrot.asked[1][1] == {"think": True, "temperature": 0.0, "max_tokens": 9, "seed": 1}
+    assert parrot.asked[2][1]["think"] is False
+    assert out.startswith("⟨causal⟩⟨a ball⟩\n\nyou said one\n")
+    assert "'hot' is not a number" in out
+    assert "max_tokens goes from 1 to 100000" in out
+    assert "no command /nothing" in out
+    assert "/reset" in out
+    assert next(lines) == "never"
+
+
+def test_chat_hides_dreams(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Chat(Parrot(), dreams=False), "hello")
+    assert capsys.readouterr().out == "you said hello\n"
+
+
+def test_chat_survives_ctrl_c_in_an_answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(Parrot):
+        def chat(self, messages, **options):  # type: ignore[no-untyped-def]
+            yield "content", "half"
+            if messages[-1]["content"] == "stop":
+                raise KeyboardInterrupt
+
+    lines = iter(["stop", "go", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
+    chat = Chat(Stopped())
+    converse(chat)
+    assert [message["content"] for message in chat.messages] == ["go", "half"]
+    assert "forgotten" in capsys.readouterr().err
+
+
+def test_stage_commands_report_and_skip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage's summary on stdout, its progress on stderr, and one line where nothing changed."""
+
+    def stage(run: Run, listen, force: bool) -> dict[str, object]:  # type: ignore[no-untyped-def]
+        settings = {"steps": run.settings.mine.steps}
+        record = None if force else run.fresh("mine", settings)
+        if record:
+            return record.summary
+        listen(Event("mine", "note", "working"))
+        return run.record("mine", settings, {}, {"triplets": 1234, "lenses": {"causal": 3}}, 2.0).summary
+
+    monkeypatch.setattr("distill.corpus.triplets.mine", stage)
+    new_run(folder / "runs" / "one")
+    runner = CliRunner()
+    first = runner.invoke(dream, ["mine", "one"])
+    assert first.stdout == "mine: done in 2.0 s\ntriplets       1,234\nlenses.causal  3\n"
+    assert first.stderr == "mine: working\n"
+    second = runner.invoke(dream, ["mine", "one", "--json"])
+    assert second.stderr == ""
+    found = json.loads(second.stdout)
+    assert (found["skipped"], found["summary"]["triplets"], found["run"]) == (True, 1234, "runs/one")
+    assert "up to date" in runner.invoke(dream, ["mine", "one"]).stdout
+    assert json.loads(runner.invoke(dream, ["mine", "one", "--json", "--force", "-q"]).stdout)["skipped"] is False
