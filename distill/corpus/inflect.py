@@ -40,11 +40,13 @@ _BASES = {form: forms[0] for forms in _FORMS for form in forms[1:]} | {
 # Two-syllable verbs with the stress on the second double their consonant too; these are the common ones.
 _DOUBLING = {"admit", "begin", "control", "occur", "permit", "prefer", "refer", "transfer", "commit", "compel", "emit"}
 
-STOP_WORDS = word_set("""a about all also am an and any are as at away back be been being both but by can cannot could did do does down
-    each for from had has have he her him his how i if in into is it its may me might more most my no nor not of off
-    on onto or our out over shall she should so some such than that the their them then there these they this those
-    through to too under until up us very was we were what when where which while who why will with would you
-    your""")
+STOP_WORDS = word_set(
+    """a about all also am an and any are as at away back be been being both but by can cannot could did do does
+    down each for from had has have he her him his how i if in into is it its may me might more most my no nor not of
+    off on onto or our out over shall she should so some such than that the their them then there these they this
+    those through to too under until up us very was we were what when where which while who why will with would you
+    your"""
+)
 
 
 def third_person(lemma: str) -> str:

@@ -8,7 +8,7 @@ carries its lens and a count; edges of one kind and lens between two nodes are o
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from xml.etree.ElementTree import ParseError
 
 import networkx as nx
@@ -121,7 +121,7 @@ def load_graph(path: Path, max_bytes: int = MAX_BYTES) -> Graph:
         if b"<!ENTITY" in head or b"<!DOCTYPE" in head:  # entities can expand without bound; GraphML needs none
             raise ValueError("a document type declaration")
         read: Any = nx.read_graphml
-        graph = cast(Graph, read(io.BytesIO(head), force_multigraph=True))
+        graph: Graph = read(io.BytesIO(head), force_multigraph=True)
         _check(graph)
     except (ParseError, nx.NetworkXError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFile(f"{path}: not a knowledge graph ({error}); run `dream mine --force`") from error

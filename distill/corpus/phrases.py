@@ -19,7 +19,7 @@ _EMPTY_HEADS = word_set(
     "lot kind type amount variety number series couple sort range set majority most plenty bit rest"
 )
 _QUANTIFIERS = word_set(
-    "same such other certain several many few various different own entire whole more most much less any some all both"
+    "same such other certain several many various different own entire whole more most much less any some all both"
     " first next last second third another each every available numerous"
 )
 _PASSIVE = ("nsubjpass", "auxpass")
@@ -55,12 +55,24 @@ def shorten(parts: Sequence[tuple[str, bool]]) -> str:
         del words[spare]
 
 
+def _of(noun: Token) -> Token | None:
+    return next((c for c in noun.children if c.dep_ == "prep" and c.lower_ == "of"), None)
+
+
+def _content_of(noun: Token) -> Token | None:
+    """`water` of `a lot of water`: what a head that only counts stands for."""
+    of = _of(noun) if noun.lemma_.lower() in _EMPTY_HEADS else None
+    inner = child(of, "pobj") if of is not None else None
+    return inner if inner is not None and inner.pos_ in ("NOUN", "PROPN") else None
+
+
 def noun_words(noun: Token) -> list[tuple[str, bool]]:
     """The words of a noun phrase without determiners, each with whether the phrase stands without it."""
-    of = next((c for c in noun.children if c.dep_ == "prep" and c.lower_ == "of"), None)
+    content = _content_of(noun)
+    if content is not None:
+        return noun_words(content)
+    of = _of(noun)
     inner = child(of, "pobj") if of is not None else None
-    if inner is not None and noun.lemma_.lower() in _EMPTY_HEADS:
-        return noun_words(inner)
     words: list[tuple[str, bool]] = []
     for left in noun.lefts:
         if left.dep_ in ("amod", "nummod", "compound", "nmod") and left.lower_ not in _QUANTIFIERS and _is_word(left):
@@ -77,13 +89,16 @@ def noun_words(noun: Token) -> list[tuple[str, bool]]:
 
 
 def _is_word(token: Token) -> bool:
-    return token.text.replace("-", "").isalpha()
+    return token.text.replace("-", "").isalnum()
 
 
 def noun_entity(noun: Token) -> Entity | None:
     """What a noun is called, `oil and water` included; None where it is no noun or says nothing."""
     if noun.pos_ not in ("NOUN", "PROPN", "NUM") or not any(c.isalpha() for c in noun.text):
         return None
+    inner = _content_of(noun)
+    if inner is not None:
+        return noun_entity(inner)
     phrase = shorten(noun_words(noun))
     plural = noun.tag_ in ("NNS", "NNPS")
     other, linked = child(noun, "conj"), child(noun, "cc")

@@ -29,9 +29,9 @@ def schema(steps: int) -> dict[str, Any]:
     """JSON schema of an answer: for each lens at most `steps` objects of three short strings."""
     part = {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS}
     roles = ("what", "action", "result")
-    step = {"type": "object", "properties": {role: part for role in roles}, "required": list(roles)}
+    step = {"type": "object", "properties": dict.fromkeys(roles, part), "required": list(roles)}
     chain = {"type": "array", "items": step, "maxItems": steps}
-    return {"type": "object", "properties": {lens: chain for lens in LENSES}, "required": list(LENSES)}
+    return {"type": "object", "properties": dict.fromkeys(LENSES, chain), "required": list(LENSES)}
 
 
 def parse_answer(answer: str, trace: Trace, steps: int) -> Mined:
@@ -68,7 +68,7 @@ def ask(teacher: Teacher, trace: Trace, steps: int, seed: int) -> Mined:
 def mine_traces(
     traces: Sequence[Trace], settings: Settings, listen: Listener = silent, teachers: Sequence[Teacher] | None = None
 ) -> Iterator[Mined]:
-    """Mine all traces, in order, as many at once as the teachers serve. Opens the settings' teacher if none is given."""
+    """Mine all traces, in order, as many at once as the teachers serve; opens the settings' teacher if given none."""
     from distill.teacher import open_teacher
 
     opened = list(teachers) if teachers is not None else open_teacher(settings.teacher, listen)

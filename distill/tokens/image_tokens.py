@@ -191,7 +191,8 @@ def _labels(phrases: Sequence[str], similarity: Vectors, codes: NDArray[np.int64
     for code in range(similarity.shape[1]):
         own = np.flatnonzero(codes == code)
         order = own[np.argsort(-similarity[own, code], kind="stable")]
-        names = [clean_phrase(phrases[i]) for i in order.tolist()]
+        own_phrases: list[str] = [phrases[int(i)] for i in order]
+        names = [clean_phrase(phrase) for phrase in own_phrases]
         free = [name for name in names if name and name not in taken]
         label = (
             free[0] if free else next(n for i in range(2, 10**6) if (n := f"{names[0] or 'thing'} {i}") not in taken)
