@@ -13,6 +13,7 @@ import pytest
 
 from distill.config import Settings
 from distill.corpus.capture import capture
+from distill.corpus.capture_bench import bench_capture
 from distill.corpus.in_flight import InFlight
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, DistillError, ModelNotFound, RunMismatch, TeacherError, TeacherUnavailable
@@ -140,6 +141,15 @@ def test_capture_takes_about_the_ideal_time(tmp_path: Path, slots: int, requests
     ideal = seconds * -(-requests // slots)
     # `dream bench capture` measures it on a quiet machine; here others may compute beside us.
     assert time.monotonic() - started <= 1.3 * ideal + 0.5
+
+
+def test_the_benchmark_goes_through_the_whole_client():
+    result = bench_capture(slots=5, seconds=0.2, requests=60)
+    assert result["answered"] == 60
+    assert result["slots_found"] in (4, 5)
+    assert result["ideal_seconds"] == 2.4
+    assert 1 <= result["ratio"] < 3
+    assert result["bytes_per_token"] < 90
 
 
 def test_known_slots_bound_the_requests_in_flight(tmp_path: Path):

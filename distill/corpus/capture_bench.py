@@ -1,0 +1,168 @@
+"""How much time capture loses, against a server that answers in a fixed time, so many requests at once.
+
+The server is another process that speaks Ollama's wire format over HTTP, with 20 alternatives a token, so the
+whole path is measured: client, JSON, alignment, packing, storing, and finding out how much the server takes.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import math
+import multiprocessing
+import tempfile
+import threading
+import time
+from collections.abc import Generator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from distill.config import Settings
+from distill.corpus.capture import capture
+from distill.errors import BadInput, DistillError
+from distill.events import Listener, silent
+from distill.run import Run
+
+MODEL = "clockwork"
+TOKENS = 24
+"""Tokens an answer: small, so that a request's cost is mostly that of being one."""
+_WORDS = [f"Ġw{i}" for i in range(500)]
+_NANO = 1_000_000_000
+
+
+def bench_capture(slots: int, seconds: float, requests: int, listen: Listener = silent) -> dict[str, Any]:
+    """Capture `requests` prompts from a server with `slots` slots that takes `seconds` for each.
+
+    Returns ideal_seconds (requests / slots, rounded up, · seconds), seconds (the whole stage's), ratio, and the
+    slots and requests in flight that were found. Raises BadInput for numbers that make no server.
+    """
+    if slots < 1 or requests < 1 or seconds <= 0:
+        raise BadInput("slots and requests must be at least 1, and seconds above 0")
+    with tempfile.TemporaryDirectory() as folder, clockwork_server(slots, seconds) as url:
+        prompts = Path(folder) / "prompts.txt"
+        prompts.write_text("".join(f"Question number {i}?\n" for i in range(requests)))
+        settings = Settings()
+        settings.teacher.model, settings.teacher.hosts = f"ollama:{MODEL}", [url]
+        settings.capture.prompts = [str(prompts)]
+        run = Run.create(Path(folder) / "run", settings)
+        importlib.import_module("distill.teacher.ollama")  # Python's start-up is no part of a capture
+        started = time.monotonic()
+        summary = capture(run, listen)
+        took = time.monotonic() - started
+    ideal = math.ceil(requests / slots) * seconds
+    return {
+        "slots": slots,
+        "seconds_each": seconds,
+        "requests": requests,
+        "answered": summary["responses"],
+        "ideal_seconds": round(ideal, 3),
+        "seconds": round(took, 3),
+        "ratio": round(took / ideal, 4),
+        "slots_found": summary["slots"][0],
+        "in_flight": summary["in_flight"][0],
+        "tokens_per_second": summary["tokens_per_second"],
+        "bytes_per_token": summary["bytes_per_token"],
+    }
+
+
+@contextlib.contextmanager
+def clockwork_server(slots: int, seconds: float) -> Generator[str]:
+    """The server, in a process of its own; yields its address."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, slots, seconds), daemon=True)
+    process.start()
+    try:
+        if not ours.poll(60):
+            raise DistillError("the benchmark's server did not start within 60 s; try again on a quieter machine")
+        yield f"http://127.0.0.1:{ours.recv()}"
+    finally:
+        process.terminate()
+        process.join(10)
+
+
+def _serve(pipe: Connection, slots: int, seconds: float) -> None:
+    gate = threading.Semaphore(slots)
+    tags, show, show_verbose = (json.dumps(value).encode() for value in _metadata())
+    answer = _answer(seconds)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1  # head and body leave together
+
+        def do_GET(self) -> None:
+            self._reply(b'{"version": "0.33.0"}' if self.path == "/api/version" else tags)
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path == "/api/show":
+                self._reply(show_verbose if body.get("verbose") else show)
+                return
+            with gate:
+                time.sleep(seconds)
+            self._reply(answer)
+
+        def _reply(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 512
+
+    server = Server(("127.0.0.1", 0), Handler)
+    pipe.send(server.server_address[1])
+    server.serve_forever()
+
+
+def _metadata() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Answers to /api/tags, /api/show, and /api/show with verbose."""
+    details = {"format": "gguf", "family": "llama", "parameter_size": "1M", "quantization_level": "F16"}
+    digest = hashlib.sha256(MODEL.encode()).hexdigest()
+    tags = {"models": [{"name": f"{MODEL}:latest", "model": f"{MODEL}:latest", "digest": digest, "details": details}]}
+    show = {"template": "{{ .Prompt }}", "details": details, "capabilities": ["completion"]}
+    vocabulary = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": ["<eos>", *_WORDS],
+        "tokenizer.ggml.token_type": [3, *[1] * len(_WORDS)],
+        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.eos_token_id": 0,
+    }
+    return tags, show, {**show, "model_info": vocabulary}
+
+
+def _answer(seconds: float) -> bytes:
+    entries: list[dict[str, Any]] = []
+    for position in range(TOKENS):
+        words = [_WORDS[(7 * position + 13 * i) % len(_WORDS)].replace("Ġ", " ") for i in range(20)]
+        top = [
+            {"token": word, "logprob": -0.31 - 0.37 * i - 0.01 * position, "bytes": list(word.encode())}
+            for i, word in enumerate(words)
+        ]
+        entries.append({**top[0], "top_logprobs": top})
+    return json.dumps(
+        {
+            "model": MODEL,
+            "created_at": "2026-01-01T00:00:00Z",
+            "response": "".join(entry["token"] for entry in entries),
+            "done": True,
+            "done_reason": "length",
+            "context": [],
+            "total_duration": round(seconds * _NANO),
+            "load_duration": 0,
+            "prompt_eval_count": 4,
+            "prompt_eval_duration": round(0.1 * seconds * _NANO),
+            "eval_count": TOKENS,
+            "eval_duration": round(0.9 * seconds * _NANO),
+            "logprobs": entries,
+        }
+    ).encode()
