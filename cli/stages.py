@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 STAGES: dict[str, tuple[str, str]] = {
     "capture": ("distill.corpus.capture", "capture"),
     "mine": ("distill.corpus.triplets", "mine"),
-    "tokenize": ("distill.tokens.bpe", "build_tokenizer"),
+    "tokenize": ("distill.tokens.build", "build_tokenizer"),
     "train": ("distill.training.loop", "train"),
     "evaluate": ("distill.evaluation.evaluate", "evaluate"),
     "export": ("bundle.export", "export"),

@@ -5,19 +5,22 @@ from pathlib import Path
 import click
 
 from cli.options import json_option, quiet_option, runs_dir_option
-from cli.output import emit_json
+from cli.output import emit_json, facts, table
 from cli.runs import RunName
 
 
 @click.command()
 @click.argument("target", metavar="RUN|BUNDLE", type=RunName())
-@click.option("--name", help="Of the model in Ollama [the run's name].")
+@click.option("--name", help="Of the model in Ollama [the bundle's own].")
 @click.option("--host", metavar="URL", help="Ollama server [$OLLAMA_HOST or the default address].")
 @click.option("--quantize", metavar="TYPE", help="Let Ollama quantize it: q8_0, q4_K_M, q4_K_S.")
+@click.option("--force", is_flag=True, help="Replace a model of that name.")
 @runs_dir_option
 @quiet_option
 @json_option
-def install(target: Path, name: str | None, host: str | None, quantize: str | None, quiet: bool, as_json: bool) -> None:
+def install(
+    target: Path, name: str | None, host: str | None, quantize: str | None, force: bool, quiet: bool, as_json: bool
+) -> None:
     """Create the student in Ollama, dreams included; `ollama run NAME` then talks to it.
 
     \b
@@ -28,11 +31,10 @@ def install(target: Path, name: str | None, host: str | None, quantize: str | No
     from cli.progress import Progress
     from cli.runs import bundle_of
 
-    bundle = bundle_of(target)
-    name = name or (bundle.resolve().parent.name if bundle.name == "bundle" else bundle.resolve().name)
     with Progress(quiet) as listen:
-        result = install_bundle(bundle, name, host=host, quantize=quantize, listen=listen)
+        result = install_bundle(bundle_of(target), name, host, quantize, listen, force=force)
     if as_json:
         emit_json(result)
     else:
-        click.echo(f"Installed {name}. Next: ollama run {name}")
+        click.echo(table(facts(result)))
+        click.echo(f"Next: ollama run {result['model']}")

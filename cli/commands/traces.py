@@ -52,11 +52,14 @@ def export(run_path: Path, file: Path, as_json: bool) -> None:
     Example:
       dream traces export my-student traces.jsonl
     """
+    from cli.progress import Progress
     from cli.runs import open_run
     from distill.corpus.export_traces import export_traces
 
     run = open_run(run_path, None, [], {})
-    count = export_traces(run.traces, file)
+    format = file.suffix.removeprefix(".")
+    with Progress() as listen:
+        count = export_traces(run.traces, file, format, listen)
     if as_json:
         emit_json({"file": str(file), "responses": count})
     else:

@@ -1,0 +1,175 @@
+"""The whole way with the embedded teacher, on the smallest student: every stage, twice, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.config import load_settings
+from distill.run import Run, sha256_file
+
+PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "push", "heat", "wet", "cut", "throw")
+           for thing in ("a ball", "a glass", "an egg", "some paper")]  # fmt: skip
+SETTINGS = """
+capture: {max_tokens: 24, held_out: 0.25}
+tokenize: {image_tokens: 16}
+student: {hidden: 64, layers: 2, heads: 4, kv_heads: 2, ffn: 128, context: 256}
+train: {steps: 30, batch_rows: 2, warmup: 5, checkpoint_every: 20, validate_every: 20, compile: "off",
+        precision: float32}
+evaluate: {prompts: 4, dreams: 2, max_tokens: 16, bootstrap: 100}
+export: {dtype: f32}
+"""
+STAGES = ("capture", "mine", "tokenize", "train", "evaluate", "export")
+
+
+def dream(folder: Path, *args: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command as its own process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment.pop("DREAM_RUNS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", "from cli.main import main; main()", *args],
+        cwd=folder,
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with a finished run in runs/tiny, and what `dream run` printed."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    (folder / "tiny.yaml").write_text(SETTINGS)
+    args = ["--teacher", f"embedded:{smollm2}", "--prompts", "prompts.txt", "--config", "tiny.yaml", "--name", "tiny"]
+    return folder, dream(folder, "run", *args).stdout
+
+
+@pytest.fixture
+def run(finished: tuple[Path, str]) -> Run:
+    return Run.open(finished[0] / "runs" / "tiny")
+
+
+def test_it_says_what_it_did(finished: tuple[Path, str]) -> None:
+    out = finished[1]
+    assert all(f"{stage}: done in " in out for stage in STAGES)
+    assert "Question, never trained on:  What happens when you" in out
+    assert "Answer:  " in out
+    assert "bits per byte" in out
+    assert "Bundle: runs/tiny/bundle" in out
+    assert "dream install runs/tiny" in out
+
+
+def test_every_stage_left_its_files(run: Run) -> None:
+    records = run.records()
+    assert tuple(records) == STAGES
+    for stage, record in records.items():
+        assert record.outputs, stage
+        assert all((run.path / output).exists() for output in record.outputs), stage
+        assert run.stale(stage) == []
+    assert records["capture"].summary["responses"] == len(PROMPTS)
+    assert 0 < records["capture"].summary["bytes_per_token"] <= 90
+    assert records["mine"].summary["triplets"] > 0
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert max(line.get("step", 0) for line in lines) == 30
+    results = json.loads((run.evaluation / "results.json").read_text())["systems"]
+    start, end = (results[name]["metrics"]["bits_per_byte"]["value"] for name in ("start", "student"))
+    assert end < start
+
+
+def test_a_second_time_skips_everything(finished: tuple[Path, str], run: Run) -> None:
+    def files() -> dict[str, str]:
+        paths = (path for path in run.path.rglob("*") if path.is_file() and "tensorboard" not in path.parts)
+        return {str(path): sha256_file(path) for path in paths}
+
+    before = files()
+    done = dream(finished[0], "run", "--name", "tiny", "--json", "--quiet")
+    found = json.loads(done.stdout)
+    assert done.stderr == ""
+    assert [stage for stage in found["stages"] if found["stages"][stage]["skipped"]] == list(STAGES)
+    assert found["verified"] is True
+    assert files() == before
+
+
+def test_status(finished: tuple[Path, str]) -> None:
+    found = json.loads(dream(finished[0], "status", "tiny", "--json").stdout)
+    assert {name: stage["state"] for name, stage in found["stages"].items()} == dict.fromkeys(STAGES, "done")
+    assert found["traces"]["responses"] == len(PROMPTS)
+    assert "step-000030" in [checkpoint["name"] for checkpoint in found["checkpoints"]]
+    assert found["bundle"] == "runs/tiny/bundle"
+    text = dream(finished[0], "status", "tiny").stdout
+    assert "bytes a token" in text
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_traces_export(finished: tuple[Path, str], format: str) -> None:
+    folder = finished[0]
+    out = folder / f"traces.{format}"
+    assert json.loads(dream(folder, "traces", "export", "tiny", out.name, "--json").stdout)["responses"] == len(PROMPTS)
+    rows: list[dict[str, Any]]
+    if format == "jsonl":
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+    else:
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(out).to_pylist()
+    assert {row["prompt"] for row in rows} == set(PROMPTS)
+
+
+def test_chat(finished: tuple[Path, str]) -> None:
+    folder = finished[0]
+    question = "What happens when you drop a ball?"
+    answers = [
+        json.loads(dream(folder, "chat", target, "--prompt", question, "--tokens", "40", "--json").stdout)
+        for target in ("tiny", "runs/tiny/bundle")
+    ]
+    assert answers[0] == answers[1]
+    assert answers[0]["prompt"] == question
+    assert answers[0]["content"] or answers[0]["thinking"]
+    talk = dream(folder, "chat", "tiny", "--tokens", "12", stdin=f"/temp 0\n{question}\n/reset\n/quit\n").stdout
+    assert talk.startswith("temperature 0.0\n")
+    assert talk.endswith("The conversation starts anew.\n")
+    assert len(talk.splitlines()) > 2
+
+
+def test_bundle_verifies_and_an_altered_one_does_not(finished: tuple[Path, str], tmp_path: Path) -> None:
+    import shutil
+
+    folder = finished[0]
+    assert json.loads(dream(folder, "verify", "tiny", "--json").stdout)["ok"] is True
+    copy = tmp_path / "bundle"
+    shutil.copytree(folder / "runs" / "tiny" / "bundle", copy)
+    with (copy / "model.gguf").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\xff\xff\x7f\x7f")
+    failed = dream(folder, "verify", str(copy), code=1)
+    assert "model.gguf" in failed.stdout + failed.stderr
+
+
+def test_bundle_loads_in_transformers(run: Run) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(run.bundle)
+    model: Any = AutoModelForCausalLM.from_pretrained(run.bundle, dtype=torch.float32)
+    messages = [{"role": "user", "content": "What happens when you drop a ball?"}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert answer.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_a_changed_setting_reruns_only_what_it_reaches(finished: tuple[Path, str], run: Run) -> None:
+    """Last, because it changes the run."""
+    found = json.loads(dream(finished[0], "run", "--name", "tiny", "--set", "evaluate.dreams=1", "--json", "-q").stdout)
+    redone = [name for name, stage in found["stages"].items() if not stage["skipped"]]
+    assert redone == ["evaluate", "export"]
+    assert load_settings(run.path / "config.yaml").evaluate.dreams == 1
