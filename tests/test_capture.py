@@ -1,10 +1,10 @@
 import heapq
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -243,7 +243,7 @@ def test_a_model_that_is_not_there_ends_the_capture_at_once(tmp_path: Path):
 
 
 def test_what_was_answered_before_the_server_went_is_kept(tmp_path: Path):
-    count = iter(range(1000))
+    count = itertools.count()
     run = make_run(tmp_path, 200)
     teacher = StubTeacher(fail=lambda prompt: TeacherUnavailable("gone") if next(count) > 100 else None)
     with pytest.raises(TeacherUnavailable):
@@ -281,15 +281,19 @@ def test_unusable_settings(tmp_path: Path, key: str, value: object):
 
 def test_control_c_keeps_what_was_answered_and_says_how_to_go_on(tmp_path: Path):
     run, events = make_run(tmp_path, 200), list[Event]()
-    timer = threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    count = itertools.count(1)
+
+    def press_at_the_60th(prompt: str) -> None:
+        if next(count) == 60:
+            os.kill(os.getpid(), signal.SIGINT)
+
     with pytest.raises(KeyboardInterrupt):
-        capture(run, events.append, teachers=[StubTeacher(2, 0.05)])
+        capture(run, events.append, teachers=[StubTeacher(2, 0.02, fail=press_at_the_60th)])
     assert events[-1].kind == "warning"
     assert "the same command goes on" in events[-1].message
     with TraceStore(run.traces, readonly=True) as store:
         stored = store.stats().responses
-    assert 5 < stored < 100
+    assert 30 < stored < 100
     rest = StubTeacher()
     capture(run, teachers=[rest])
     assert len(rest.asked) == 200 - stored
