@@ -1,5 +1,6 @@
 """The fake server against the recordings of a real one."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,12 @@ import pytest
 from support.fake_ollama import FakeOllama, engine, replay, timed
 from support.recorded import exchange, recorded
 
+from distill.teacher.llama_cpp import LlamaCpp
+
 VARYING = ("created_at", "total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
-LOGPROB_TOLERANCE = 1e-2
-"""Between two builds of llama.cpp; within one it is about 1e-5."""
+MEAN_LOGPROB_DIFFERENCE = 0.2
+"""Between two builds of llama.cpp on Q4_1 weights: activations are quantized too, each build in its own order. Both
+are as far (0.12 in the mean, 0.6 at most) from the same weights computed in float32."""
 
 
 @pytest.fixture(scope="module")
@@ -59,70 +63,100 @@ def test_what_was_never_recorded_is_not_made_up(replayed: FakeOllama) -> None:
     )
 
 
-def compare(mine: Any, known: Any, where: str = "") -> float:
-    """Same keys in the same order, same values; returns the largest difference of a logprob."""
+def same(mine: Any, known: Any, where: str = "") -> None:
+    """Same keys in the same order, same values."""
     if isinstance(known, dict):
         assert list(mine) == list(known), where
-        return max([compare(mine[k], known[k], f"{where}.{k}") for k in known if k not in VARYING], default=0.0)
-    if isinstance(known, list):
-        assert len(mine) == len(known), where
-        return max(
-            [compare(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(mine, known, strict=True))], default=0.0
-        )
-    if where.endswith(".logprob"):
-        return abs(mine - known)
-    assert mine == known, where
-    return 0.0
+        for key in known:
+            if key not in VARYING:
+                same(mine[key], known[key], f"{where}.{key}")
+    else:
+        assert mine == known, where
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "generate_logprobs",
-        "generate_logprobs_stream",
-        "generate_stops_at_eos",
-        "generate_multibyte",
-        "generate_default_stop",
-        "generate_raw",
-        "chat_stream",
-        "generate_missing_model",
-        "generate_too_many_logprobs",
-        "generate_think_unsupported",
-        "show_missing",
-        "delete_missing",
-        "embed_unsupported",
-        "create_unknown_blob",
-        "blob_head_missing",
-        "blob_digest_mismatch",
-        "version",
-        "ps",
-    ],
-)
-def test_the_engine_answers_as_the_real_server_did(
-    fake: FakeOllama, name: str, record_property: Callable[[str, object], None]
-) -> None:
+REFUSALS = [
+    "generate_missing_model",
+    "generate_too_many_logprobs",
+    "generate_think_unsupported",
+    "show_missing",
+    "delete_missing",
+    "embed_unsupported",
+    "create_unknown_blob",
+    "blob_head_missing",
+    "blob_digest_mismatch",
+    "version",
+    "ps",
+]
+GENERATIONS = [
+    "generate_logprobs",
+    "generate_logprobs_stream",
+    "generate_stops_at_eos",
+    "generate_multibyte",
+    "generate_default_stop",
+    "generate_raw",
+    "chat_stream",
+]
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_the_engine_says_what_the_real_server_said(fake: FakeOllama, name: str) -> None:
     entry = exchange(name)
     answer, known = ask(fake, entry["request"]), entry["response"]
     assert (answer.status_code, answer.headers.get("content-type", "")) == (known["status"], known["content_type"])
-    mine = ndjson(answer) if "ndjson" in known else answer.json() if "json" in known else answer.text
-    expected = known.get("ndjson", known.get("json", known.get("text")))
-    worst = compare(drop_near_ties(mine, expected), expected)
-    record_property("largest logprob difference", worst)
-    assert worst < LOGPROB_TOLERANCE
+    same(answer.json() if "json" in known else answer.text, known.get("json", known.get("text")))
 
 
-def drop_near_ties(mine: Any, known: Any) -> Any:
-    """Put alternatives whose logprobs differ by less than the tolerance into the recorded order."""
-    entries = [(a, b) for a, b in zip(_entries(mine), _entries(known), strict=False)]
-    for a, b in entries:
-        order = [alternative["token"] for alternative in b["top_logprobs"]]
-        a["top_logprobs"].sort(key=lambda x: order.index(x["token"]) if x["token"] in order else len(order))
-    return mine
+def shape(value: Any) -> Any:
+    """Types and keys in their order; a list is the shape of its first item. "" has no `bytes`."""
+    if isinstance(value, dict):
+        return [(key, shape(item)) for key, item in value.items() if key != "bytes"]
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return type(value).__name__
 
 
-def _entries(answer: Any) -> list[dict[str, Any]]:
-    chunks = answer if isinstance(answer, list) else [answer]
-    return [entry for chunk in chunks if isinstance(chunk, dict) for entry in chunk.get("logprobs") or []]
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_the_engine_answers_in_the_shape_of_the_real_server(fake: FakeOllama, name: str) -> None:
+    entry = exchange(name)
+    answer, known = ask(fake, entry["request"]), entry["response"]
+    assert (answer.status_code, answer.headers.get("content-type", "")) == (known["status"], known["content_type"])
+    mine = ndjson(answer) if "ndjson" in known else [answer.json()]
+    expected = known.get("ndjson") or [known["json"]]
+    assert [shape(mine[0]), shape(mine[-1])] == [shape(expected[0]), shape(expected[-1])]
+    last, known_last = mine[-1], expected[-1]
+    assert last["prompt_eval_count"] == known_last["prompt_eval_count"]
+    prompt = last["prompt_eval_count"]
+    if "context" in last:
+        assert last["context"][:prompt] == known_last["context"][:prompt]
+    if len(mine) == 1 and "logprobs" in last:
+        entries = last["logprobs"]
+        wanted = entry["request"]["json"]["top_logprobs"]
+        assert all(len(e["top_logprobs"]) == wanted for e in entries)
+        assert "".join(e["token"] for e in entries) == last["response"]
+        ends = int(last["done_reason"] == "stop")
+        assert last["eval_count"] >= len(entries) + ends
+        if "multibyte" not in name and "default_stop" not in name:
+            assert last["eval_count"] == len(entries) + ends == len(last["context"]) - prompt + ends
+
+
+def test_the_engine_puts_the_probabilities_where_the_real_server_did(
+    smollm2: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Each recorded position asked again behind the recorded tokens."""
+    known = exchange("generate_logprobs")["response"]["json"]
+    prompt, entries = known["prompt_eval_count"], known["logprobs"]
+    differences: list[float] = []
+    agreed = 0
+    with LlamaCpp(smollm2, slots=1, threads=1, context=128) as llama:
+        for i, entry in enumerate(entries):
+            mine = llama.complete(known["context"][: prompt + i], max_tokens=1, n_probs=20).entries[0]
+            told = {a["token"]: a["logprob"] for a in mine["top_logprobs"]}
+            agreed += entry["token"] == mine["token"]
+            differences += [abs(told[a["token"]] - a["logprob"]) for a in entry["top_logprobs"] if a["token"] in told]
+    record_property("largest logprob difference", max(differences))
+    assert agreed >= 0.9 * len(entries)
+    assert len(differences) > 15 * len(entries)
+    assert sum(differences) / len(differences) < MEAN_LOGPROB_DIFFERENCE
 
 
 @pytest.mark.parametrize("name", ["show", "show_verbose"])
@@ -134,7 +168,8 @@ def test_show_tells_what_the_real_server_told(fake: FakeOllama, name: str) -> No
     assert mine["details"] == known["details"]
     assert mine["capabilities"] == known["capabilities"]
     assert mine["parameters"] == known["parameters"]
-    assert mine["tensors"][0] == known["tensors"][0]
+    by_name = {"key": lambda tensor: tensor["name"]}
+    assert sorted(mine["tensors"], **by_name) == sorted(known["tensors"], **by_name)
     mine_info, known_info = mine["model_info"], known["model_info"]
     assert {k for k in known_info if k.startswith(("tokenizer", "llama"))} <= set(mine_info)
     for key in set(known_info) & set(mine_info):
@@ -174,8 +209,6 @@ def test_create_chat_and_delete_through_the_official_client(fake: FakeOllama, sm
 
 def test_posting_a_blob_that_is_there_breaks_the_connection_early(fake: FakeOllama) -> None:
     data = b"hello" * 1_000_000
-    import hashlib
-
     path = f"{fake.url}/api/blobs/sha256:{hashlib.sha256(data).hexdigest()}"
     assert httpx.post(path, content=data).status_code == 201
     try:
@@ -214,7 +247,7 @@ def test_timed_serves_so_many_at_once_in_the_given_time() -> None:
     assert {k: v for k, v in again.items() if k not in VARYING} == {
         k: v for k, v in answers[0].items() if k not in VARYING
     }
-    assert compare(answers[0]["logprobs"][0], exchange("generate_logprobs")["response"]["json"]["logprobs"][0]) == 0
+    same(answers[0]["logprobs"][0], exchange("generate_logprobs")["response"]["json"]["logprobs"][0])
     assert list(answers[0]) == list(exchange("generate_logprobs")["response"]["json"])
 
 
