@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, Tea
 VOCABULARY = ["<eos>", *(f"Ġw{i}" for i in range(1, 400))]
 
 
+@lru_cache(maxsize=256)
 def make_targets(n: int, k: int, vocabulary: int, seed: int) -> TokenTargets:
     """Targets shaped like a language model's: Zipf-like ids, falling logprobs, the last position hard-only."""
     rng = np.random.default_rng(seed)
@@ -79,7 +81,7 @@ class StubTeacher:
         if error := self.fail(prompt):
             raise error
         seed = int.from_bytes(hashlib.sha256(f"{prompt} {options.seed}".encode()).digest()[:4], "big")
-        tokens = make_targets(6 + seed % 7, 20, len(VOCABULARY), seed) if self.logprobs else None
+        tokens = make_targets(6 + seed % 8, 20, len(VOCABULARY), seed % 64) if self.logprobs else None
         return Response(f"Answer {seed} to {prompt}", tokens, "stop", {"service": service})
 
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
