@@ -19,6 +19,7 @@ from distill.student.model import Backbone, load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best, folder_of, latest, read_loop, verify_checkpoint
+from distill.training.loop import pick_device
 
 VERSION = 1
 """Raised when a metric changes, so that kept results are measured anew."""
@@ -51,6 +52,7 @@ def evaluate(
     settings = {**asdict(run.settings.evaluate), "seed": run.settings.seed, "version": VERSION}
     record = run.fresh("evaluate", {**settings, "checkpoint": chosen.name})
     if record is not None and checkpoint is None and not force:
+        listen(Event("evaluate", "done", "nothing changed: kept", data=record.summary))
         return record.summary
     verify_checkpoint(chosen)
     folder = run.evaluation / checkpoint.name if checkpoint else run.evaluation
@@ -107,7 +109,8 @@ class Evaluation:
         systems = [System("student", self.chosen, train.dreams, texts=True)]
         start = folder_of(self.run, 0)
         if start.is_dir():
-            systems.append(System("start", start, train.dreams, texts=False))
+            # Before training its dreams are noise: only its likelihoods without one say something.
+            systems.append(System("start", start, dreams=False, texts=False))
         for name in self.settings.baselines:
             child = train_baseline(self.run, name, read_loop(latest(self.run)).step, self.listen)
             systems.append(System(name, best(child), child.settings.train.dreams, texts=True))
@@ -205,13 +208,6 @@ def _read_kept(path: Path, mark: str) -> Measured | None:
         return Measured.from_json(content["measured"]) if content["fingerprint"] == mark else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def pick_device(name: str) -> str:
-    """`auto` is the first GPU where there is one."""
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def samples_of(examples: list[Example], measured: dict[str, Measured]) -> list[dict[str, Any]]:

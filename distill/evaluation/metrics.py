@@ -67,29 +67,29 @@ def soft_targets(
     return SoftTargets(np.where(np.isfinite(logprobs), ids, -1), logprobs, top.astype(np.int64), soft)
 
 
-def bucket_kl(logits: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
-    """KL(teacher ‖ student), nats, (A,) float64, over named alternatives and one bucket for all others.
+def bucket_kl(logits: Tensor, ids: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(teacher ‖ student), nats, over named tokens and one bucket for all others, and log Σ exp logits; (A,) float64.
 
-    logits (A, V) the student's; ids (A, S), −1 absent; logprobs (A, S) the teacher's, −inf absent.
+    logits (A, V) the student's; ids (A, S) all different, −1 absent; logprobs (A, S) the teacher's, −inf absent.
     Σ_S p (log p − log q) + p_τ (log p_τ − log q_τ), p_τ = 1 − Σ_S p, q_τ = 1 − Σ_S q: a lower bound of the
     full KL (log-sum inequality). q_τ is summed over the other tokens, so that nothing cancels. Where rounding
     of stored values makes Σ_S p exceed 1, they are scaled to 1.
     """
-    logits = logits.double()
-    present = ids >= 0
-    total = logits.logsumexp(-1)
-    log_q = logits.gather(-1, ids.clamp_min(0)) - total[:, None]
-    covered = torch.zeros_like(logits, dtype=torch.int8)
-    covered.scatter_add_(-1, ids.clamp_min(0), present.to(torch.int8))
-    log_q_tail = logits.masked_fill(covered > 0, -torch.inf).logsumexp(-1) - total
+    absent = ids < 0
+    places = torch.where(absent, ids[:, :1].clamp_min(0), ids)
+    log_tail = logits.scatter(-1, places, -torch.inf).logsumexp(-1).double()
+    repeated_place = absent.clone()
+    repeated_place[:, 0] = False
+    named = logits.gather(-1, places).double()
+    total = torch.logaddexp(log_tail, named.masked_fill(repeated_place, -torch.inf).logsumexp(-1))
+    log_q, log_q_tail = named - total[:, None], log_tail - total
     log_p = logprobs.double()
-    mass = log_p.exp().sum(-1)
-    log_p = log_p - mass.clamp_min(1).log()[:, None]
+    log_p = log_p - log_p.exp().sum(-1).clamp_min(1).log()[:, None]
     p_tail = 1 - log_p.exp().sum(-1)
-    p_tail = torch.where(p_tail > 1e-12, p_tail, 0.0)
-    named = torch.where(present & torch.isfinite(log_p), log_p.exp() * (log_p - log_q), 0.0).sum(-1)
-    rest = torch.where(p_tail > 0, p_tail * (p_tail.clamp_min(1e-12).log() - log_q_tail), 0.0)
-    return named + rest
+    has_tail = p_tail > 1e-12
+    kl = torch.where(torch.isfinite(log_p), log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+    kl = kl + torch.where(has_tail, p_tail * (p_tail.clamp_min(1e-12).log() - log_q_tail), 0.0)
+    return kl, total
 
 
 # Text.

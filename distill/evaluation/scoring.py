@@ -81,15 +81,15 @@ def _score(model: Backbone, hidden: torch.Tensor, answer: Sequence[int], targets
         part = slice(start, start + size)
         logits = model.lm_head(hidden[part]).float()
         labels = torch.tensor(answer[part], device=logits.device)[:, None]
-        log_q = logits.gather(-1, labels).squeeze(-1).double() - logits.double().logsumexp(-1)
-        result.logprobs[part] = log_q.cpu().numpy()
         if targets is None or not targets.soft[part].any():
-            continue
-        ids = torch.from_numpy(targets.ids[part]).to(logits.device)
-        kl = bucket_kl(logits, ids, torch.from_numpy(targets.logprobs[part]).to(logits.device))
-        result.kl[part] = np.where(targets.soft[part], kl.cpu().numpy(), np.nan)
-        same = logits.argmax(-1).cpu().numpy() == targets.top[part]
-        result.agrees[part] = np.where(targets.soft[part], same, np.nan)
+            total = logits.logsumexp(-1).double()
+        else:
+            ids = torch.from_numpy(targets.ids[part]).to(logits.device)
+            kl, total = bucket_kl(logits, ids, torch.from_numpy(targets.logprobs[part]).to(logits.device))
+            result.kl[part] = np.where(targets.soft[part], kl.cpu().numpy(), np.nan)
+            same = logits.argmax(-1).cpu().numpy() == targets.top[part]
+            result.agrees[part] = np.where(targets.soft[part], same, np.nan)
+        result.logprobs[part] = (logits.gather(-1, labels).squeeze(-1).double() - total).cpu().numpy()
     return result
 
 
