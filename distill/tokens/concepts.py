@@ -160,7 +160,8 @@ def _svd(matrix: Any, dims: int, seed: int) -> tuple[Vectors, Vectors]:
         basis = unit_rows(dense[:1]) if dense.shape[0] == 1 else np.ones((1, dense.shape[1]), np.float32)
         return (dense @ basis.T).astype(np.float32), basis
     svd: Any = TruncatedSVD(k, n_iter=4, random_state=seed)
-    scores = svd.fit_transform(matrix)
+    with np.errstate(invalid="ignore"):  # it divides by the variance, which equal phrases have none of
+        scores = svd.fit_transform(matrix)
     return scores.astype(np.float32), svd.components_.astype(np.float32)
 
 
