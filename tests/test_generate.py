@@ -1,5 +1,6 @@
 """Native decoding and scoring against transformers on the same random weights, and against exact distributions."""
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,15 @@ from distill.student.model import Backbone, BackboneConfig
 
 CONFIG = BackboneConfig(vocab_size=97, hidden=64, layers=3, heads=4, kv_heads=2, ffn=96, context=64)
 LENGTHS = (5, 1, 17, 9, 30, 2, 17)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Generator[None]:
+    """So small a model loses more by waiting for threads than it gains."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +136,7 @@ def test_sampling_follows_the_exact_distribution(temperature: float, top_k: int,
 
 
 @given(
-    st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=20, unique=True),
+    st.lists(st.integers(-80, 80), min_size=1, max_size=20, unique=True),
     st.floats(0.1, 3),
     st.integers(0, 25),
     st.floats(0.01, 1),
@@ -134,8 +144,9 @@ def test_sampling_follows_the_exact_distribution(temperature: float, top_k: int,
 )
 @settings(deadline=None, max_examples=200)
 def test_only_what_may_be_drawn_is(
-    logits: list[float], temperature: float, top_k: int, top_p: float, uniform: float
+    eighths: list[int], temperature: float, top_k: int, top_p: float, uniform: float
 ) -> None:
+    logits = [number / 8 for number in eighths]  # none so close to another that both have one probability
     chosen = Sampler(temperature, top_k, top_p).choose(
         torch.tensor([logits]), torch.tensor([[uniform]], dtype=torch.float64)
     )

@@ -103,7 +103,9 @@ class Sampler:
             # The nucleus: the fewest tokens whose mass reaches top_p.
             last = torch.searchsorted(cumulative, mass * self.top_p).clamp_max(values.shape[-1] - 1)
             mass = cumulative.gather(-1, last)
-        place = torch.searchsorted(cumulative, uniform * mass, right=True).clamp_max(values.shape[-1] - 1)
+        # Kept below the mass: rounding must not lift a draw out of the nucleus, or onto a token without mass.
+        draw = torch.minimum(uniform * mass, torch.nextafter(mass, torch.zeros_like(mass)))
+        place = torch.searchsorted(cumulative, draw, right=True)
         return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
 
 

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from distill.student.model import Backbone, BackboneConfig, save_backbone
 from distill.teacher.gguf_tokenizer import read_tokenizer
 from distill.tokens.aligned import CHAT_WORDS, AlignedCut
 from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import prompt_ids
 
 TEXTS = (
     "What happens when you drop a ball?",
@@ -48,6 +50,35 @@ def enlarge(model: Backbone, factor: float = 8.0) -> Backbone:
         else:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+DREAM = "⟨spatial⟩⟨a ball⟩⟨release⟩⟨falls to the floor⟩⟨temporal⟩⟨causal⟩⟨abstract⟩"
+ANSWER = "The ball falls to the floor."
+
+
+def dreaming_model(tokenizer: StudentTokenizer, prompts: Sequence[str], steps: int = 150) -> Backbone:
+    """A model that learned to dream DREAM before it says ANSWER, and to say it at once where it shall not think."""
+    torch.manual_seed(0)
+    ends = {True: f"<think>\n{DREAM}\n</think>\n{ANSWER}", False: ANSWER}
+    rows = [
+        (prompt_ids(tokenizer, prompt, think), [*tokenizer.encode(end, special=True), tokenizer.eos_id])
+        for prompt in prompts
+        for think, end in ends.items()
+    ]
+    ids = torch.full((len(rows), max(len(asked) + len(said) for asked, said in rows)), tokenizer.pad_id)
+    targets = ids.clone()  # of what it says alone: the prompt has no loss
+    for i, (asked, said) in enumerate(rows):
+        ids[i, : len(asked) + len(said)] = torch.tensor(asked + said)
+        targets[i, len(asked) : len(asked) + len(said)] = torch.tensor(said)
+    model = small_model(tokenizer).initialize(0).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(steps):
+        logits = model(ids[:, :-1]).flatten(0, 1)
+        loss = F.cross_entropy(logits, targets[:, 1:].flatten(), ignore_index=tokenizer.pad_id)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
 
 
 def write_checkpoint(folder: Path, model: Backbone, tokenizer: StudentTokenizer) -> Path:

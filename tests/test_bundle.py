@@ -1,0 +1,427 @@
+"""A bundle in its three worlds: transformers, llama.cpp and ourselves give the same ids and the same answers."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.small_student import LABELS, TEXTS, small_model, small_tokenizer, write_checkpoint
+
+from bundle.export import Origin, export, write_bundle
+from bundle.gguf import DTYPES, interleave, write_gguf
+from bundle.load import Splitter, Student, load_student
+from bundle.manifest import NATIVE, check_files, list_files, read_manifest, write_manifest
+from bundle.modelfile import ollama_settings, render_modelfile
+from bundle.parity import TOLERANCE, weight_errors
+from bundle.verify import verify
+from distill.config import ExportSettings, Settings
+from distill.errors import BadInput, CorruptFile, MissingStage, ParityError, RunMismatch
+from distill.events import Event
+from distill.run import Run
+from distill.student.generate import generate
+from distill.student.model import rotary_tables, rotate, save_backbone
+from distill.teacher.llama_cpp import LlamaCpp
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import go_template, prompt_ids
+from distill.tokens.sentence_piece import from_model, train_model
+
+PROMPTS = ["What happens when you drop a ball?", "Is it wet? Dream of ⟨the rain⟩ wetting a café.", "12 + 30 = 42!"]
+SYSTEM = "Answer in one sentence."
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Generator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Path) -> StudentTokenizer:
+    return small_tokenizer(smollm2)
+
+
+@pytest.fixture(scope="module")
+def student(tokenizer: StudentTokenizer) -> Student:
+    return Student("tiny", small_model(tokenizer), tokenizer, SYSTEM)
+
+
+@pytest.fixture(scope="module")
+def published(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A verified bundle. Don't alter it."""
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    provenance = {"teacher": {"name": "smollm2", "digest": "sha256:1"}, "prompts": ["everyday"], "checkpoint": "step-1"}
+    write_bundle(folder, student, ExportSettings(system=SYSTEM), Origin("tiny", provenance, None, PROMPTS))
+    return folder
+
+
+@pytest.fixture
+def copy(published: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published, tmp_path / "copy"))
+
+
+def pieces_of(answer: Any) -> dict[str, str]:
+    parts = {"thinking": "", "content": ""}
+    for kind, text in answer:
+        parts[kind] += text
+    return parts
+
+
+# The three worlds.
+
+
+def test_transformers_loads_it_and_answers_alike(published: Path, student: Student) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(published, local_files_only=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(published, local_files_only=True)
+    for prompt in PROMPTS:
+        ids = prompt_ids(student.tokenizer, prompt, True)
+        chat = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        assert inputs["input_ids"][0].tolist() == ids
+        theirs = model.generate(**inputs, max_new_tokens=32, do_sample=False)[0, len(ids) :].tolist()
+        ours = generate(student.model, [ids], max_tokens=32, stop_ids=[student.tokenizer.eos_id])[0]
+        assert theirs == ours
+        assert tokenizer.decode(ours) == student.tokenizer.decode(ours)
+
+
+def test_verify_blesses_it(published: Path) -> None:
+    report = verify(published)
+    assert report.ok, report.rows()
+    assert report.numbers["identical"] == len(PROMPTS)
+    assert report.numbers["largest_difference"] < 1e-4
+    names = [name for name, _, _ in report.rows()]
+    assert "prompt ids, transformers" in names
+    assert "greedy tokens, shipped f16" in names
+    assert read_manifest(published).parity["identical"] == len(PROMPTS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_loads_in_llama_cpp(dtype: str, student: Student, tmp_path: Path) -> None:
+    path, model = tmp_path / "x.gguf", student.model
+    write_gguf(model.state_dict(), model.config, student.tokenizer, path, dtype, {"general.name": "tiny"})
+    errors = weight_errors(path, model.state_dict(), model.config)
+    assert {kind for kind, _ in errors.values()} == {DTYPES[dtype][0].name, "F32"}
+    assert all(error <= TOLERANCE[kind] for kind, error in errors.values())
+    with LlamaCpp(path, exact=True, context=256, threads=1) as engine:
+        for prompt in PROMPTS:
+            ids = prompt_ids(student.tokenizer, prompt, False)
+            assert engine.tokenize(student.tokenizer.decode(ids)) == ids
+            theirs = engine.complete(ids, max_tokens=24).ids
+            if dtype == "f32":
+                assert theirs == generate(model, [ids], max_tokens=24, stop_ids=[student.tokenizer.eos_id])[0]
+            assert len(theirs) > 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_untied_weights_and_rows_that_do_not_quantize(tokenizer: StudentTokenizer, tmp_path: Path) -> None:
+    model = small_model(tokenizer, ffn=72, tie_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(-1.5)
+    notes: list[Event] = []
+    for dtype in ("f32", "q8_0"):
+        path = tmp_path / f"{dtype}.gguf"
+        write_gguf(model.state_dict(), model.config, tokenizer, path, dtype, listen=notes.append)
+        kinds = {name: kind for name, (kind, _) in weight_errors(path, model.state_dict(), model.config).items()}
+        with LlamaCpp(path, exact=True, context=256, threads=1) as engine:
+            ids = prompt_ids(tokenizer, PROMPTS[0])
+            theirs = engine.complete(ids, max_tokens=24).ids
+        if dtype == "f32":
+            assert theirs == generate(model, [ids], max_tokens=24, stop_ids=[tokenizer.eos_id])[0]
+    assert kinds["model.layers.0.mlp.down_proj.weight"] == "F16"
+    assert kinds["model.layers.0.mlp.up_proj.weight"] == kinds["lm_head.weight"] == "Q8_0"
+    assert [note.message for note in notes] == [
+        f"model.layers.{layer}.mlp.down_proj.weight: rows of 72 don't fit Q8_0; kept in F16" for layer in (0, 1)
+    ]
+
+
+def test_the_sentencepiece_kind_is_bundled_too(tmp_path: Path) -> None:
+    tokenizer = from_model(train_model(TEXTS * 3, 340), LABELS)
+    student = Student("pieces", small_model(tokenizer), tokenizer)
+    origin = Origin("pieces", verification_prompts=[*PROMPTS, "naïve 中文 🙂 tabs\tand\nlines"])
+    write_bundle(tmp_path / "bundle", student, ExportSettings(dtype="q8_0"), origin)
+    assert verify(tmp_path / "bundle").ok
+    fields = GGUFReader(tmp_path / "bundle" / "model.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "llama"
+    assert fields["tokenizer.ggml.add_space_prefix"].contents() is False
+
+
+def test_gguf_says_what_a_loader_needs(published: Path, student: Student) -> None:
+    fields = {name: field.contents() for name, field in GGUFReader(published / "model.gguf").fields.items()}
+    config, tokenizer = student.model.config, student.tokenizer
+    assert fields["general.architecture"] == "llama"
+    assert fields["general.name"] == "tiny"
+    assert fields["distill.teacher"] == "smollm2"
+    assert fields["llama.rope.dimension_count"] == config.head_dim
+    assert fields["llama.attention.head_count_kv"] == config.kv_heads
+    assert fields["llama.context_length"] == config.context
+    assert fields["tokenizer.ggml.pre"] == "smollm"
+    assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_id
+    assert fields["tokenizer.ggml.padding_token_id"] == tokenizer.pad_id
+    assert fields["tokenizer.ggml.add_bos_token"] is False
+    types = fields["tokenizer.ggml.token_type"]
+    assert [types[i] for i in (tokenizer.pad_id, tokenizer.start_id, tokenizer.eos_id)] == [3, 3, 3]
+    assert [types[i] for i in (tokenizer.think_id, *tokenizer.lens_ids, *tokenizer.image_ids)] == [4] * (
+        5 + len(LABELS)
+    )
+    assert all(tensor.name != "output.weight" for tensor in GGUFReader(published / "model.gguf").tensors)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 50))
+@settings(deadline=None, max_examples=30)
+def test_interleaving_keeps_attention_scores(heads: int, half: int, place: int) -> None:
+    """Rotating neighbouring pairs (llama.cpp) of reordered rows gives the scores of rotating halves (ours)."""
+    size = 2 * half
+    generator = np.random.default_rng(place)
+    q, k = generator.normal(size=(2, heads * size, 5)).astype(np.float32)
+    x = generator.normal(size=5).astype(np.float32)
+    config: Any = dataclasses.make_dataclass("Config", ["head_dim", "rope_theta"])(size, 10_000.0)
+    cos, sin = (table[[place, 3]] for table in rotary_tables(config, place + 4))
+
+    def halves(weight: np.ndarray, row: int) -> np.ndarray:
+        vectors = torch.from_numpy(weight @ x).reshape(heads, size)
+        return rotate(vectors, cos[row], sin[row]).numpy()
+
+    def pairs(weight: np.ndarray, row: int) -> np.ndarray:
+        vectors = (interleave(weight, heads) @ x).reshape(heads, half, 2)
+        numbers = vectors[..., 0] + 1j * vectors[..., 1]
+        turned = numbers * (cos[row, :half] + 1j * sin[row, :half]).numpy()
+        return np.stack((turned.real, turned.imag), -1).reshape(heads, size)
+
+    ours, theirs = (np.sum(f(q, 0) * f(k, 1), axis=-1) for f in (halves, pairs))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "tokenizer.json", "Modelfile"])
+def test_an_altered_byte_is_refused(copy: Path, name: str) -> None:
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    report = verify(copy)
+    assert not report.ok
+    assert name in report.summary
+    assert "SHA-256" in report.summary
+    if name in NATIVE:
+        with pytest.raises(CorruptFile, match=name):
+            load_student(copy)
+
+
+def test_missing_cut_and_foreign_files_are_refused(copy: Path) -> None:
+    manifest = read_manifest(copy)
+    check_files(copy, manifest)
+    (copy / "tokenizer.model").write_text("wins over tokenizer.json in Ollama")
+    with pytest.raises(CorruptFile, match="not listed"):
+        check_files(copy, manifest)
+    (copy / "tokenizer.model").unlink()
+    (copy / "model.gguf").write_bytes((copy / "model.gguf").read_bytes()[:-7])
+    with pytest.raises(CorruptFile, match=r"model\.gguf: has \d+ bytes, not \d+"):
+        check_files(copy, manifest)
+    (copy / "config.json").unlink()
+    with pytest.raises(CorruptFile, match=r"config\.json: is missing"):
+        load_student(copy)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"version": 1, "files": 3}', '{"version": 1, "files": {"../x": {}}}']
+)
+def test_a_broken_manifest_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bundle.json").write_text(content)
+    with pytest.raises(CorruptFile, match=r"bundle\.json: can't be read") as raised:
+        read_manifest(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_newer_bundle_and_no_bundle_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="dream export"):
+        read_manifest(tmp_path)
+    (tmp_path / "bundle.json").write_text('{"version": 2}')
+    with pytest.raises(BadInput, match="version 2"):
+        verify(tmp_path)
+
+
+def test_another_students_gguf_is_not_blessed(copy: Path, tokenizer: StudentTokenizer) -> None:
+    other = small_model(tokenizer, seed=1)
+    write_gguf(other.state_dict(), other.config, tokenizer, copy / "model.gguf", "f16")
+    write_manifest(copy, read_manifest(copy))
+    report = verify(copy)
+    assert not report.ok
+    assert "weights" in report.summary
+
+
+def test_an_export_whose_parity_fails_is_not_published(
+    copy: Path, student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (copy / "bundle.json").read_bytes()
+    monkeypatch.setattr("bundle.gguf.interleave", lambda weight, heads: weight)
+    with pytest.raises(ParityError, match=r"not published: weights: .*; greedy tokens, f32 GGUF: 0 of 3"):
+        write_bundle(copy, student, ExportSettings(dtype="f32"), Origin("tiny", verification_prompts=PROMPTS))
+    assert (copy / "bundle.json").read_bytes() == before
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(student: Student, smollm2: Path, tmp_path: Path) -> None:
+    other = small_tokenizer(smollm2, labels=LABELS[:-1])
+    folder = write_checkpoint(tmp_path / "step-000001", student.model, other)
+    with pytest.raises(RunMismatch, match="tokenizer has 434 tokens, the weights 435"):
+        load_student(folder)
+    with pytest.raises(RunMismatch, match="434"):
+        write_gguf(student.model.state_dict(), student.model.config, other, tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_what_is_no_student_is_named(tmp_path: Path, student: Student) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "bare").mkdir()
+    save_backbone(student.model, tmp_path / "bare")
+    for path, words in (
+        ("nowhere", "no such run"),
+        ("model.gguf", "is a file"),
+        ("", "is no run"),
+        ("bare", "no tokenizer/"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            load_student(tmp_path / path)
+    write_checkpoint(tmp_path / "cut", student.model, student.tokenizer)
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CorruptFile, match=r"model\.safetensors"):
+        load_student(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dtype": "q4"}, "export.dtype"),
+        ({"temperature": -1.0}, "export.temperature"),
+        ({"context": 512}, "export.context"),
+        ({"system": 'say """'}, "export.system"),
+    ],
+)
+def test_settings_that_cannot_be_shipped(change: dict[str, Any], words: str, student: Student, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=words):
+        write_bundle(tmp_path / "bundle", student, ExportSettings(**change), Origin("tiny"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# The export stage.
+
+
+def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Student, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "my-student", Settings())
+    with pytest.raises(MissingStage, match="dream train"):
+        export(run)
+    with pytest.raises(MissingStage):
+        load_student(run.path)
+    checkpoint = write_checkpoint(run.checkpoints / "step-000007", student.model, student.tokenizer)
+    (checkpoint / "loop.json").write_text(json.dumps({"step": 7, "best_step": 7}))
+    run.record("train", {}, {"checkpoints/step-000007": "0"}, {}, 1.0)
+    summary = export(run)
+    assert summary["checkpoint"] == "step-000007"
+    assert summary["identical"] == summary["prompts"]
+    stamp = (run.bundle / "bundle.json").stat().st_mtime_ns
+    assert export(run) == summary
+    assert (run.bundle / "bundle.json").stat().st_mtime_ns == stamp
+    assert load_student(run.path).name == "my-student"
+    assert "step-000007" in (run.bundle / "README.md").read_text()
+    assert str(tmp_path) not in "".join(
+        path.read_text() for path in run.bundle.iterdir() if path.suffix in (".json", ".md", "")
+    )
+    export(run, dtype="f32")
+    assert read_manifest(run.bundle).dtype == "f32"
+    shutil.rmtree(run.checkpoints)
+    assert load_student(run.path).name == "my-student", "without checkpoints the bundle serves"
+
+
+def test_modelfile_holds_the_template_and_the_parameters(published: Path) -> None:
+    text = (published / "Modelfile").read_text()
+    lines = text.splitlines()
+    assert "FROM ./model.gguf" in lines
+    assert f'TEMPLATE """{go_template()}"""' in text
+    assert f'SYSTEM """{SYSTEM}"""' in lines
+    assert {"PARAMETER stop <|im_end|>", "PARAMETER temperature 0.7", "PARAMETER num_ctx 256"} <= set(lines)
+    assert "SYSTEM" not in render_modelfile("x", "./x.gguf", ollama_settings("", 0.5, 100))
+    assert not any(path.suffix in (".pkl", ".pt", ".bin") for path in published.rglob("*"))
+    assert set(read_manifest(published).files) == set(list_files(published)) >= set(NATIVE)
+
+
+# Talking.
+
+
+def test_chat_streams_what_answer_gives_whole(published: Path) -> None:
+    student = load_student(published)
+    assert student.system == SYSTEM
+    for think in (True, False):
+        how: dict[str, Any] = {"think": think, "temperature": 0.9, "max_tokens": 40, "seed": 3}
+        parts = pieces_of(student.chat([{"role": "user", "content": PROMPTS[0]}], **how))
+        answer = student.answer(PROMPTS[0], **how)
+        assert (parts["thinking"], parts["content"]) == (answer.dream_text, answer.text)
+        assert answer.tokens > 1
+        assert answer.text
+
+
+def split(tokenizer: StudentTokenizer, ids: list[int]) -> tuple[dict[str, str], Splitter]:
+    splitter = Splitter(tokenizer)
+    return pieces_of(piece for token in ids if (piece := splitter.push(token))), splitter
+
+
+def test_dream_and_answer_are_parted_by_their_tokens(tokenizer: StudentTokenizer) -> None:
+    written = (
+        "<think>\n⟨spatial⟩⟨a ball⟩⟨release⟩⟨falls to the floor⟩⟨temporal⟩\n</think>\nIt falls.\n\nSo <think> I do.\n"
+    )
+    ids = [*tokenizer.encode(written, special=True), tokenizer.eos_id]
+    parts, splitter = split(tokenizer, ids)
+    assert parts["thinking"] == "⟨spatial⟩⟨a ball⟩⟨release⟩⟨falls to the floor⟩⟨temporal⟩"
+    assert parts["content"] == "It falls.\n\nSo <think> I do."
+    assert splitter.thought[1] == tokenizer.lens_ids[0]
+    assert split(tokenizer, tokenizer.encode("<think>\n</think>\nYes", special=True))[0] == {
+        "thinking": "",
+        "content": "Yes",
+    }
+    assert split(tokenizer, tokenizer.encode("Only an answer"))[0]["content"] == "Only an answer"
+
+
+@given(st.text(), st.text())
+@settings(deadline=None, max_examples=200)
+def test_characters_come_whole(tokenizer: StudentTokenizer, dream: str, answer: str) -> None:
+    format = (
+        [tokenizer.think_id, tokenizer.newline_id],
+        [tokenizer.newline_id, tokenizer.end_think_id, tokenizer.newline_id],
+    )
+    ids = [*format[0], *tokenizer.encode(dream), *format[1], *tokenizer.encode(answer), tokenizer.eos_id]
+    splitter = Splitter(tokenizer)
+    pieces = [piece for token in ids if (piece := splitter.push(token))]
+    parts = pieces_of(pieces)
+    assert parts == {"thinking": dream.strip(), "content": answer.strip()}
+
+
+def test_half_a_character_at_the_end_is_dropped(tokenizer: StudentTokenizer) -> None:
+    ids = tokenizer.encode("fine 🙂")
+    assert len(ids) > 3
+    assert split(tokenizer, ids[:-1])[0]["content"] == "fine"
+
+
+def test_a_long_conversation_forgets_its_oldest_turns(student: Student) -> None:
+    messages: list[Any] = [{"role": "system", "content": "Be brief."}]
+    for i in range(20):
+        messages += [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": "The ball falls."}]
+    messages.append({"role": "user", "content": "And then?"})
+    text = student.tokenizer.decode(student.prompt_ids(messages, None))
+    assert len(student.prompt_ids(messages, None)) < student.model.config.context
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nQuestion ")
+    assert "Question 0?" not in text
+    assert text.endswith("And then?<|im_end|>\n<|im_start|>assistant\n")
+    with pytest.raises(BadInput, match="leave no room"):
+        list(student.chat([{"role": "user", "content": "word " * 300}]))
