@@ -74,7 +74,7 @@ class DocumentAttention(torch.autograd.Function):
             queries = q[row, :, start:end].reshape(groups, shared * length, size)
             dv[row, :, start:end] = torch.bmm(p.transpose(1, 2), grad)
             dp = torch.bmm(grad, v[row, :, start:end].transpose(1, 2))
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype) * size**-0.5
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype) * size**-0.5
             dq[row, :, start:end] = torch.bmm(ds, k[row, :, start:end]).view(q.shape[1], length, size)
             dk[row, :, start:end] = torch.bmm(ds.transpose(1, 2), queries)
         return dq, dk, dv, None

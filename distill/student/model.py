@@ -129,7 +129,7 @@ def config_for(settings: StudentSettings, vocab_size: int, pad_id: int, eos_id: 
     if settings.preset not in PRESETS:
         raise BadInput(f"student.preset: {settings.preset!r} is none of {', '.join(PRESETS)}")
     sizes = {name: getattr(settings, name) or default for name, default in PRESETS[settings.preset].items()}
-    return BackboneConfig(vocab_size=vocab_size, context=settings.context, pad_id=pad_id, eos_id=eos_id, **sizes)
+    return BackboneConfig(vocab_size, **sizes, context=settings.context, pad_id=pad_id, eos_id=eos_id)  # pyright: ignore[reportArgumentType]
 
 
 def rotary_tables(config: BackboneConfig, length: int) -> tuple[Tensor, Tensor]:

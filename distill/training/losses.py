@@ -125,3 +125,79 @@ def fused_distillation(
     `terms` is `chunk_terms`, perhaps compiled. Where it is compiled, M should be a multiple of CHUNK.
     """
     return FusedDistillation.apply(hidden, projection, targets, terms)  # pyright: ignore[reportReturnType]
+
+
+@dataclass
+class ChunkTargets:
+    """Soft targets where student and teacher cut text differently.
+
+    chunk (M,) int64: the byte-aligned chunk that a position belongs to, −1 for none; logprobs (C,) float32: the
+    teacher's of each chunk; soft: a.
+    """
+
+    chunk: Tensor
+    logprobs: Tensor
+    soft: float
+
+    def to(self, device: torch.device) -> "ChunkTargets":
+        return ChunkTargets(self.chunk.to(device), self.logprobs.to(device), self.soft)
+
+
+class LabelLogprobs(torch.autograd.Function):
+    """log q of the labels; the logits are made a second time on the way back instead of being kept."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, projection: Tensor, labels: Tensor) -> Tensor:
+        w = projection.to(hidden.dtype)
+        parts: list[Tensor] = []
+        for start in range(0, hidden.shape[0], CHUNK):
+            z = (hidden[start : start + CHUNK] @ w.t()).float()
+            own = z.gather(1, labels[start : start + CHUNK, None])
+            parts.append((own - z.logsumexp(1, keepdim=True)).squeeze(1))
+        ctx.save_for_backward(hidden, projection, labels)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, projection, labels = ctx.saved_tensors
+        w = projection.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden)
+        grad_projection = torch.zeros_like(projection, dtype=torch.float32)
+        for start in range(0, hidden.shape[0], CHUNK):
+            part = slice(start, start + CHUNK)
+            h, grad = hidden[part], grads[0][part, None].float()
+            dz = (h @ w.t()).float().softmax(1).mul_(-grad).scatter_add_(1, labels[part, None], grad).to(h.dtype)
+            grad_hidden[part] = dz @ w
+            grad_projection += dz.t() @ h
+        return grad_hidden, grad_projection, None
+
+
+def chunk_divergence(log_q: Tensor, targets: ChunkTargets) -> tuple[Tensor, Tensor]:
+    """Binary KL (C,) between the teacher's and the student's likelihood of each chunk, and positions' membership.
+
+    With p, q the two likelihoods of a chunk: p log(p/q) + (1 − p) log((1 − p)/(1 − q)) (arXiv:2503.20083, with
+    the divergence KL). log_q (M,): of each position's label.
+    """
+    member = targets.chunk >= 0
+    log_q_chunk = torch.zeros_like(targets.logprobs).index_add(0, targets.chunk[member], log_q[member])
+    log_p = targets.logprobs.clamp(max=-1e-6)
+    log_q_chunk = log_q_chunk.clamp(max=-1e-6)
+    p = log_p.exp()
+    divergence = p * (log_p - log_q_chunk) + (1 - p) * (torch.log1p(-p) - torch.log(-torch.expm1(log_q_chunk)))
+    return divergence, member
+
+
+def chunked_distillation(
+    hidden: Tensor, projection: Tensor, targets: Targets, chunks: ChunkTargets
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `fused_distillation`, with chunk targets: loss, KL (C,) a chunk, cross-entropy (M,).
+
+    A position in a chunk counts (1 − a) of its cross-entropy, and a chunk a times its divergence times the
+    positions in it, so that long chunks don't lose weight.
+    """
+    log_q: Tensor = LabelLogprobs.apply(hidden, projection, targets.labels)  # pyright: ignore[reportAssignmentType]
+    divergence, member = chunk_divergence(log_q, chunks)
+    weight = torch.zeros_like(chunks.logprobs).index_add(0, chunks.chunk[member], targets.weight[member])
+    share = torch.where(member, 1 - chunks.soft, 1.0)
+    loss = chunks.soft * (weight * divergence).sum() - (targets.weight * share * log_q).sum()
+    return loss, divergence.detach(), -log_q.detach()

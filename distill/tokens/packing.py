@@ -1,0 +1,308 @@
+"""Turns traces, triplets and the tokenizer into training documents on disk, memory-mapped when read.
+
+A document is prompt · think block · answer. Its three parts are stored apart, because the think block changes
+from one epoch to the next: the mined dream, an empty one, or the student's own draft.
+
+Shape legend: n documents, A answer tokens of all documents, S = 1 + K target slots (slot 0 is the token that the
+teacher sampled, then its top alternatives that are in the student's vocabulary).
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.corpus.traces import Trace, TraceStore
+from distill.corpus.triplets import Triplet, read_triplets
+from distill.errors import BadInput, CorruptFile
+from distill.run import Run, fingerprint, publish_folder
+from distill.teacher.gguf_tokenizer import Vocabulary
+from distill.teacher.protocol import TokenTargets
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import dream_ids, prompt_ids
+from distill.tokens.image_tokens import Codebook, dream_of, load_codes
+
+VERSION = 1
+VALIDATION_SHARE = 0.05
+VALIDATION_MOST = 64
+"""Training prompts kept back, by hash, to choose the best checkpoint. Held-out prompts stay out of that too."""
+
+ARRAYS = (
+    "prompt_ids",
+    "prompt_ends",
+    "dream_ids",
+    "dream_ends",
+    "answer_ids",
+    "answer_ends",
+    "slot_ids",
+    "slot_logprobs",
+    "chunk_ids",
+    "chunk_logprobs",
+    "answer_bytes",
+)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The stored parts of n documents. `*_ends` (n,) int64: where each document's part ends in the flat array.
+
+    prompt_ids, dream_ids, answer_ids   flat ids; a document without a mined dream has an empty one
+    slot_ids       (A, K) ids of the alternatives; unused slots hold the label
+    slot_logprobs  (A, 1 + K) float16; column 0 is the label's, NaN where hard-only; −inf in unused slots
+    chunk_ids      (A,) int32: number of the byte-aligned chunk that a token belongs to, −1 where none does
+    chunk_logprobs (chunks,) float32: the teacher's logprob of each chunk (sentencepiece kind only)
+    answer_bytes   (n,) int64: UTF-8 length of each answer
+    """
+
+    prompt_ids: NDArray[Any]
+    prompt_ends: NDArray[np.int64]
+    dream_ids: NDArray[Any]
+    dream_ends: NDArray[np.int64]
+    answer_ids: NDArray[Any]
+    answer_ends: NDArray[np.int64]
+    slot_ids: NDArray[Any]
+    slot_logprobs: NDArray[np.float16]
+    chunk_ids: NDArray[np.int32]
+    chunk_logprobs: NDArray[np.float32]
+    answer_bytes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.answer_ends)
+
+    @staticmethod
+    def span(ends: NDArray[np.int64], i: int) -> slice:
+        """Where document i's part lies."""
+        return slice(int(ends[i - 1]) if i else 0, int(ends[i]))
+
+    def prompt(self, i: int) -> NDArray[Any]:
+        return self.prompt_ids[self.span(self.prompt_ends, i)]
+
+    def dream(self, i: int) -> NDArray[Any]:
+        return self.dream_ids[self.span(self.dream_ends, i)]
+
+    def answer(self, i: int) -> NDArray[Any]:
+        return self.answer_ids[self.span(self.answer_ends, i)]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        for name in ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Documents":
+        """Memory-mapped. Raises CorruptFile."""
+        try:
+            return cls(**{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS})
+        except (OSError, ValueError) as error:
+            raise CorruptFile(f"{folder}: can't be read ({error}); delete {folder.parent} and train again") from error
+
+
+def is_validation(prompt: str) -> bool:
+    """Whether a training prompt is kept back to choose the best checkpoint."""
+    digest = hashlib.sha256(b"validation\0" + prompt.encode()).digest()
+    return int.from_bytes(digest[:8]) < VALIDATION_SHARE * 2**64
+
+
+def pack(run: Run) -> dict[str, Any]:
+    """Write data/ (train, validation) where it is missing or stale; returns its counts.
+
+    Raises BadInput where nothing is left to train on.
+    """
+    key = fingerprint(
+        {
+            "version": VERSION,
+            "inputs": [run.require(stage).outputs for stage in ("capture", "mine", "tokenize")],
+            "system": run.settings.capture.system,
+        }
+    )
+    described = run.data / "data.json"
+    if described.exists():
+        content = json.loads(described.read_text())
+        if content["fingerprint"] == key:
+            return content["counts"]
+    tokenizer = StudentTokenizer.load(run.tokenizer)
+    codes = load_codes(run.tokenizer, Codebook.load(run.tokenizer))
+    by_trace: dict[str, list[Triplet]] = defaultdict(list)
+    for triplet in read_triplets(run.triplets):
+        by_trace[triplet.trace].append(triplet)
+    with TraceStore(run.traces, readonly=True) as store:
+        teacher = store.tokenizer()
+        train: list[Trace] = []
+        validation: list[Trace] = []
+        for trace in store.traces(held_out=False):
+            chosen = is_validation(trace.prompt) and len(validation) < VALIDATION_MOST
+            (validation if chosen else train).append(trace)
+    if not train:
+        raise BadInput(
+            f"{run.traces}: no prompt to train on (all are held out); capture more, or lower capture.held_out"
+        )
+    if not validation:
+        validation = train[:1]
+    aligner = Aligner(tokenizer, Vocabulary(teacher).bytes_of if teacher is not None else None)
+    with publish_folder(run.data) as folder:
+        counts: dict[str, Any] = {}
+        for name, traces in (("train", train), ("validation", validation)):
+            documents = build_documents(traces, by_trace, codes, tokenizer, aligner, run.settings.capture.system)
+            documents.save(folder / name)
+            soft = ~np.isnan(documents.slot_logprobs[:, 0]) if tokenizer.kind == "aligned" else documents.chunk_ids >= 0
+            counts[name] = {
+                "documents": len(documents),
+                "dreams": int((np.diff(documents.dream_ends, prepend=0) > 0).sum()),
+                "prompt_tokens": len(documents.prompt_ids),
+                "dream_tokens": len(documents.dream_ids),
+                "answer_tokens": len(documents.answer_ids),
+                "soft_share": round(float(soft.mean()), 4) if len(soft) else 0.0,
+            }
+        (folder / "data.json").write_text(json.dumps({"fingerprint": key, "counts": counts}, indent=2) + "\n")
+    return counts
+
+
+def build_documents(
+    traces: Sequence[Trace],
+    triplets: dict[str, list[Triplet]],
+    codes: dict[str, int],
+    tokenizer: StudentTokenizer,
+    aligner: "Aligner",
+    system: str,
+) -> Documents:
+    """Documents of traces, in their order."""
+    small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    prompts: list[list[int]] = []
+    dreams: list[list[int]] = []
+    answers: list[Aligned] = []
+    for trace in traces:
+        prompts.append(prompt_ids(tokenizer, trace.prompt, system=system))
+        found = triplets.get(trace.key, [])
+        dreams.append(dream_ids(tokenizer, dream_of(found, codes)) if found else [])
+        answers.append(aligner.align(trace.response.text, trace.response.tokens, trace.response.done_reason))
+    width = max((answer.slot_ids.shape[1] for answer in answers), default=0)
+    chunk_starts = np.cumsum([0, *(len(answer.chunk_logprobs) for answer in answers)])
+    chunks = [
+        np.where(answer.chunk_ids >= 0, answer.chunk_ids + start, -1)
+        for answer, start in zip(answers, chunk_starts, strict=False)
+    ]
+    return Documents(
+        prompt_ids=_flat(prompts, small),
+        prompt_ends=_ends(prompts),
+        dream_ids=_flat(dreams, small),
+        dream_ends=_ends(dreams),
+        answer_ids=_flat([answer.ids for answer in answers], small),
+        answer_ends=_ends([answer.ids for answer in answers]),
+        slot_ids=np.concatenate([_widen(a.slot_ids, width, a.ids) for a in answers]).astype(small),
+        slot_logprobs=np.concatenate([_widen_logprobs(a.slot_logprobs, width + 1) for a in answers]),
+        chunk_ids=np.concatenate(chunks).astype(np.int32),
+        chunk_logprobs=np.concatenate([answer.chunk_logprobs for answer in answers]).astype(np.float32),
+        answer_bytes=np.array([len(trace.response.text.encode()) for trace in traces], np.int64),
+    )
+
+
+def _flat(rows: Iterable[Sequence[int] | NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype), *(np.asarray(row, dtype) for row in rows)])
+
+
+def _ends(rows: Iterable[Sequence[int] | NDArray[Any]]) -> NDArray[np.int64]:
+    return np.cumsum([len(row) for row in rows], dtype=np.int64)
+
+
+def _widen(slots: NDArray[Any], width: int, labels: NDArray[Any]) -> NDArray[Any]:
+    filler = np.repeat(np.asarray(labels).reshape(-1, 1), width - slots.shape[1], axis=1)
+    return np.concatenate([slots, filler], axis=1)
+
+
+def _widen_logprobs(values: NDArray[np.float16], width: int) -> NDArray[np.float16]:
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=-np.inf)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """One answer in the student's tokens, with the teacher's targets; fields as in `Documents`."""
+
+    ids: NDArray[np.int64]
+    slot_ids: NDArray[np.int64]
+    slot_logprobs: NDArray[np.float16]
+    chunk_ids: NDArray[np.int64]
+    chunk_logprobs: NDArray[np.float32]
+
+
+class Aligner:
+    """Carries the teacher's targets over to the student's tokens.
+
+    With an aligned tokenizer ids map one to one and alternatives outside the student's vocabulary join the tail.
+    Otherwise both tokenizations of an answer are cut where their bytes agree, and each such chunk carries the
+    teacher's likelihood of it (approximate likelihood matching, arXiv:2503.20083).
+    """
+
+    def __init__(self, tokenizer: StudentTokenizer, teacher_bytes: Sequence[bytes] | None) -> None:
+        self.tokenizer = tokenizer
+        self.teacher_bytes = teacher_bytes
+
+    def align(self, text: str, targets: TokenTargets | None, done_reason: str) -> Aligned:
+        """Targets of an answer; hard labels alone where the teacher gave no more."""
+        if targets is not None and len(targets):
+            if self.tokenizer.teacher_map is not None:
+                ids = self.tokenizer.teacher_map[targets.ids]
+                if (ids >= 0).all():
+                    return self._one_to_one(ids.astype(np.int64), targets)
+            elif self.teacher_bytes is not None:
+                return self._by_chunks(text, targets, done_reason)
+        return self._hard(self._encode(text, done_reason))
+
+    def _encode(self, text: str, done_reason: str) -> NDArray[np.int64]:
+        ids = self.tokenizer.encode(text)
+        return np.array([*ids, self.tokenizer.eos_id] if done_reason == "stop" else ids, np.int64)
+
+    def _hard(self, ids: NDArray[np.int64]) -> Aligned:
+        return Aligned(
+            ids=ids,
+            slot_ids=np.zeros((len(ids), 0), np.int64),
+            slot_logprobs=np.full((len(ids), 1), np.nan, np.float16),
+            chunk_ids=np.full(len(ids), -1),
+            chunk_logprobs=np.zeros(0, np.float32),
+        )
+
+    def _one_to_one(self, ids: NDArray[np.int64], targets: TokenTargets) -> Aligned:
+        assert self.tokenizer.teacher_map is not None
+        known = targets.top_ids >= 0
+        slots = np.where(known, self.tokenizer.teacher_map[np.where(known, targets.top_ids, 0)], -1).astype(np.int64)
+        logprobs = targets.top_logprobs.astype(np.float16)
+        used = (slots >= 0) & (slots != ids[:, None]) & targets.soft[:, None] & np.isfinite(logprobs)
+        # Several control tokens of the teacher become our one EOS: the likeliest, which stands first, counts.
+        eos = used & (slots == self.tokenizer.eos_id)
+        used &= ~(eos & (eos.cumsum(1) > 1))
+        own = np.where(targets.soft, targets.logprobs, np.nan).astype(np.float16)
+        return Aligned(
+            ids=ids,
+            slot_ids=np.where(used, slots, ids[:, None]),
+            slot_logprobs=np.concatenate([own[:, None], np.where(used, logprobs, -np.inf)], axis=1).astype(np.float16),
+            chunk_ids=np.full(len(ids), -1),
+            chunk_logprobs=np.zeros(0, np.float32),
+        )
+
+    def _by_chunks(self, text: str, targets: TokenTargets, done_reason: str) -> Aligned:
+        assert self.teacher_bytes is not None
+        hard = self._hard(self._encode(text, done_reason))
+        ended = done_reason == "stop"
+        spoken = len(targets) - ended
+        theirs = np.cumsum([len(self.teacher_bytes[int(id)]) for id in targets.ids[:spoken]])
+        spelled = hard.ids[: len(hard.ids) - ended]
+        ours = np.cumsum([len(self.tokenizer.token_bytes(int(id))) for id in spelled])
+        if len(theirs) and len(ours) and theirs[-1] == ours[-1] + 1:
+            theirs -= 1  # SentencePiece writes a space before the first word, which the server trimmed
+        if not len(theirs) or not len(ours) or theirs[-1] != ours[-1]:
+            return hard  # the teacher's tokens don't spell its text; nothing to align by
+        shared = np.intersect1d(theirs, ours)
+        chunk_of_theirs = np.searchsorted(shared, theirs)
+        sums = np.zeros(len(shared), np.float64)
+        np.add.at(sums, chunk_of_theirs, targets.logprobs[:spoken])
+        chunk_ids = np.searchsorted(shared, ours)
+        if ended:
+            chunk_ids = np.append(chunk_ids, len(shared))
+            sums = np.append(sums, targets.logprobs[-1])
+        chunk_ids = np.where(np.isnan(sums)[chunk_ids], -1, chunk_ids)  # a hard-only token spoils its chunk
+        return Aligned(hard.ids, hard.slot_ids, hard.slot_logprobs, chunk_ids, sums.astype(np.float32))

@@ -1,0 +1,217 @@
+"""Packed rows: which documents share a row, and the tensors of a batch.
+
+Each epoch draws every document's dream anew (mined, empty, or the student's own draft) and packs the documents
+into rows of T tokens by best fit decreasing. What is left of a row is filled with the beginning of another
+document, so nothing is padding and no document is read without its prompt. All of it follows from (seed, epoch).
+
+Shape legend: B rows, T positions of a row, M positions with loss (a multiple of CHUNK), S target slots.
+"""
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.student.attention import Documents as Spans
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.packing import Documents
+from distill.training.losses import CHUNK, ChunkTargets, Targets
+
+EMPTY, MINED, DRAFT = 0, 1, 2
+"""What stands in a document's think block."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The first `length` inputs of a document, with one of its dreams."""
+
+    document: int
+    variant: int
+    length: int
+
+
+Row = list[Piece]
+
+
+@dataclass
+class Batch:
+    """ids, positions (B, T) int64; where (M,) int64: flat positions with loss; targets of these.
+
+    answers (M,) bool: the position predicts an answer token (else the dream). loss_positions: M without what
+    fills it up to a multiple of CHUNK, which has weight 0.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    spans: Spans
+    where: Tensor
+    targets: Targets
+    answers: Tensor
+    loss_positions: int
+    chunks: ChunkTargets | None = None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of documents by what is in their think block; see TrainSettings."""
+
+    dreams: bool
+    empty: float
+    drafts: float
+
+
+class Batches:
+    """Packed rows of one data set, in an order that only (seed, epoch, drafts) decide."""
+
+    def __init__(
+        self, documents: Documents, tokenizer: StudentTokenizer, length: int, mixture: Mixture, seed: int, soft: float
+    ) -> None:
+        self.documents, self.tokenizer, self.length = documents, tokenizer, length
+        self.mixture, self.seed, self.soft = mixture, seed, soft
+        self.drafts: dict[int, list[int]] = {}
+        newline = tokenizer.newline_id
+        self._before = np.array([tokenizer.think_id, newline])
+        self._after = np.array([newline, tokenizer.end_think_id, newline])
+        self._empty = np.array([tokenizer.think_id, newline, tokenizer.end_think_id, newline])
+        self._chunk_sizes = np.bincount(documents.chunk_ids[documents.chunk_ids >= 0], minlength=1)
+        self._has_dream = np.diff(documents.dream_ends, prepend=0) > 0
+
+    def epoch(self, number: int) -> list[Row]:
+        """The epoch's rows. Every document is in one of them whole, or as its first T tokens."""
+        random = np.random.default_rng([self.seed, number, bool(self.drafts)])
+        count = len(self.documents)
+        draw, own = random.random(count), random.random(count)
+        dreaming = self._has_dream & (draw >= self.mixture.empty) & self.mixture.dreams
+        variants = np.where(dreaming, MINED, EMPTY)
+        if self.drafts:
+            drafted = np.isin(np.arange(count), list(self.drafts))
+            variants = np.where(dreaming & drafted & (own < self.mixture.drafts), DRAFT, variants)
+        lengths = [self._inputs(i, int(variants[i])) for i in range(count)]
+        pieces = [Piece(i, int(variants[i]), min(lengths[i], self.length)) for i in range(count)]
+        order = random.permutation(count)
+        rows = best_fit([pieces[i] for i in order], self.length)
+        for row in rows:
+            while (room := self.length - sum(piece.length for piece in row)) > 0:
+                i = int(random.integers(count))
+                row.append(Piece(i, int(variants[i]), min(lengths[i], room)))
+        return [rows[i] for i in random.permutation(len(rows))]
+
+    def _inputs(self, i: int, variant: int) -> int:
+        documents = self.documents
+        parts = (documents.prompt_ends, documents.answer_ends)
+        length = sum(int(ends[i] - (ends[i - 1] if i else 0)) for ends in parts)
+        return length + len(self._think(i, variant)) - 1  # the last token is only a target
+
+    def _think(self, i: int, variant: int) -> NDArray[Any]:
+        if variant == EMPTY:
+            return self._empty
+        dream = self.documents.dream(i) if variant == MINED else np.array(self.drafts[i], np.int64)
+        return np.concatenate([self._before, dream, self._after])
+
+    def assemble(self, rows: Sequence[Row]) -> Batch:
+        """Tensors of some rows."""
+        count, length = len(rows), self.length
+        ids = np.zeros((count, length), np.int64)
+        positions = np.zeros((count, length), np.int64)
+        spans: list[tuple[int, int, int]] = []
+        where: list[NDArray[np.int64]] = []
+        labels: list[NDArray[np.int64]] = []
+        answer_at: list[NDArray[np.int64]] = []
+        for number, row in enumerate(rows):
+            start = 0
+            for piece in row:
+                text, kinds, first = self._document(piece)
+                end = start + piece.length
+                ids[number, start:end] = text[: piece.length]
+                positions[number, start:end] = np.arange(piece.length)
+                spans.append((number, start, end))
+                kept = np.flatnonzero(kinds[: piece.length])
+                where.append(number * length + start + kept)
+                labels.append(text[1:][kept])
+                answer_at.append(np.where(kinds[kept] == 2, first + kept, -1))
+                start = end
+        return self._batch(ids, positions, Spans(count, length, spans, torch.device("cpu")), where, labels, answer_at)
+
+    def _document(self, piece: Piece) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """Tokens; for each input what its target is (0 no loss, 1 dream, 2 answer); and the number that, added to
+        an input's place, gives its target's place in the flat answers."""
+        i = piece.document
+        prompt, think = self.documents.prompt(i), self._think(i, piece.variant)
+        answer = self.documents.answer(i)
+        text = np.concatenate([prompt, think, answer]).astype(np.int64)
+        kinds = np.zeros(len(text) - 1, np.int64)
+        context = len(prompt) + len(think)
+        if piece.variant == MINED:
+            kinds[len(prompt) - 1 : context - 1] = 1
+        kinds[context - 1 :] = 2
+        return text, kinds, Documents.span(self.documents.answer_ends, i).start - (context - 1)
+
+    def _batch(
+        self, ids: NDArray[Any], positions: NDArray[Any], spans: Spans, *parts: list[NDArray[np.int64]]
+    ) -> Batch:
+        where, labels, places = (np.concatenate(part) for part in parts)
+        real = len(where)
+        filler = -real % CHUNK
+        where, labels = np.pad(where, (0, filler)), np.pad(labels, (0, filler))
+        places = np.pad(places, (0, filler), constant_values=-1)
+        answers = places >= 0
+        flat = np.where(answers, places, 0)
+        slots = np.where(answers[:, None], self.documents.slot_ids[flat].astype(np.int64), labels[:, None])
+        logprobs = self.documents.slot_logprobs[flat].astype(np.float32)
+        soft = answers & ~np.isnan(logprobs[:, 0])
+        hard = np.full_like(logprobs, -np.inf)
+        hard[:, 0] = 0.0
+        weight = (np.arange(len(where)) < real) / max(real, 1)
+        targets = Targets(
+            labels=torch.from_numpy(labels),
+            slots=torch.from_numpy(np.concatenate([labels[:, None], slots], axis=1)),
+            logprobs=torch.from_numpy(np.where(soft[:, None], logprobs, hard)),
+            soft_weight=torch.from_numpy(np.where(soft, self.soft, 0.0).astype(np.float32)),
+            weight=torch.from_numpy(weight.astype(np.float32)),
+        )
+        chunks = self._chunks(answers, flat) if len(self.documents.chunk_logprobs) and self.soft > 0 else None
+        tensors = (torch.from_numpy(ids), torch.from_numpy(positions))
+        return Batch(*tensors, spans, torch.from_numpy(where), targets, torch.from_numpy(answers), real, chunks)
+
+    def _chunks(self, answers: NDArray[np.bool_], flat: NDArray[np.int64]) -> ChunkTargets:
+        """Chunks that lie whole in the batch. A document may be cut by the end of a row, and may occur twice."""
+        owner = np.where(answers, self.documents.chunk_ids[flat], -1)
+        begins = np.concatenate([[True], (owner[1:] != owner[:-1]) | (flat[1:] != flat[:-1] + 1)])
+        run = np.cumsum(begins) - 1
+        size = np.bincount(run)
+        first = owner[begins]
+        good = (first >= 0) & (size == self._chunk_sizes[np.maximum(first, 0)])
+        number = np.where(good, np.cumsum(good) - 1, -1)
+        return ChunkTargets(
+            chunk=torch.from_numpy(number[run]),
+            logprobs=torch.from_numpy(self.documents.chunk_logprobs[first[good]].astype(np.float32)),
+            soft=self.soft,
+        )
+
+
+def best_fit(pieces: Sequence[Piece], capacity: int) -> list[Row]:
+    """Best fit decreasing (Johnson, 1973): rows of at most `capacity` tokens, each piece where it fits tightest."""
+    rows: list[Row] = []
+    by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []
+    for piece in sorted(pieces, key=lambda piece: -piece.length):
+        place = bisect.bisect_left(rooms, piece.length)
+        if place == len(rooms):
+            row, room = len(rows), capacity
+            rows.append([])
+        else:
+            room = rooms[place]
+            row = by_room[room].pop()
+            if not by_room[room]:
+                rooms.pop(place)
+        rows[row].append(piece)
+        left = room - piece.length
+        if not by_room.setdefault(left, []):
+            bisect.insort(rooms, left)
+        by_room[left].append(row)
+    return rows

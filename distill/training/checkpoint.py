@@ -1,0 +1,155 @@
+"""Checkpoints: folders that say how to rebuild themselves, published whole or not at all.
+
+`checkpoints/step-000500/` holds config.json and model.safetensors (as transformers reads them), tokenizer/,
+optimizer.safetensors, loop.json, the student's dream drafts once there are some, and checksums.json, the
+SHA-256 of every other file.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import CorruptFile, MissingStage
+from distill.run import Run, publish_folder, sha256_file
+from distill.student.model import Backbone, save_backbone
+
+FORMAT = 1
+STEP = re.compile(r"step-(\d{6,})$")
+
+
+@dataclass
+class LoopState:
+    """Where a training stands; with weights, optimizer and data it determines all that follows.
+
+    step: optimizer steps done. tokens: packed tokens read. seconds: spent training, over all sessions.
+    epoch, row: the next packed row to read. drafts: whether the student's own dreams are in use.
+    best_step, best_loss: the checkpoint with the lowest validation loss so far. settings: what must not change.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    epoch: int = 0
+    row: int = 0
+    drafts: bool = False
+    best_step: int = 0
+    best_loss: float = float("inf")
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def folder_of(run: Run, step: int) -> Path:
+    return run.checkpoints / f"step-{step:06d}"
+
+
+def list_checkpoints(run: Run) -> list[Path]:
+    """Published checkpoints, by step."""
+    if not run.checkpoints.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in run.checkpoints.iterdir() if (match := STEP.match(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def latest(run: Run) -> Path:
+    """The newest checkpoint. Raises MissingStage where there is none."""
+    found = list_checkpoints(run)
+    if not found:
+        raise MissingStage(f"{run.path}: no checkpoint yet; run `dream train {run.path}` first")
+    return found[-1]
+
+
+def best(run: Run) -> Path:
+    """The checkpoint with the lowest validation loss: what is evaluated and shipped. Raises MissingStage."""
+    path = folder_of(run, read_loop(latest(run)).best_step)
+    return path if path.is_dir() else latest(run)
+
+
+def read_loop(folder: Path) -> LoopState:
+    """The loop's state. Raises CorruptFile."""
+    path = folder / "loop.json"
+    try:
+        return LoopState(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to go on from the one before") from error
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare every file with checksums.json. Raises CorruptFile naming the first that differs."""
+    path = folder / "checksums.json"
+    try:
+        expected: dict[str, str] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to go on from the one before") from error
+    for name, digest in expected.items():
+        file = folder / name
+        if not file.is_file() or sha256_file(file) != digest:
+            state = "is missing" if not file.is_file() else "was cut short or altered (SHA-256 differs)"
+            raise CorruptFile(f"{file}: {state}; delete {folder} to go on from the checkpoint before it")
+
+
+def save_checkpoint(
+    run: Run, model: Backbone, optimizer: torch.optim.Optimizer, state: LoopState, drafts: dict[str, Tensor]
+) -> Path:
+    """Publish `step-NNNNNN` atomically."""
+    from safetensors.torch import save_file
+
+    final = folder_of(run, state.step)
+    with publish_folder(final) as folder:
+        save_backbone(model, folder)
+        shutil.copytree(run.tokenizer, folder / "tokenizer")
+        save_file(_optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
+        if drafts:
+            save_file(drafts, folder / "drafts.safetensors")
+        (folder / "loop.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sums = {str(path.relative_to(folder)): sha256_file(path) for path in files}
+        (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+    return final
+
+
+def load_optimizer(folder: Path, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
+    """Restore AdamW's moments, as bits. Raises CorruptFile."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / "optimizer.safetensors"
+    try:
+        tensors = load_file(path)
+        for name, parameter in model.named_parameters():
+            state = {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            moments = {key: value.to(parameter.device) for key, value in state.items() if key != "step"}
+            optimizer.state[parameter] = {"step": state["step"].reshape(()), **moments}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to go on from the one before") from error
+
+
+def load_drafts(folder: Path) -> dict[str, Tensor]:
+    """The student's own dreams; empty where it has none yet."""
+    from safetensors.torch import load_file
+
+    path = folder / "drafts.safetensors"
+    return load_file(path) if path.exists() else {}
+
+
+def prune(run: Run, keep_last: int, best_step: int) -> None:
+    """Delete all but the last few, the best, and the start (evaluation compares with it)."""
+    found = list_checkpoints(run)
+    kept = {folder_of(run, 0), folder_of(run, best_step), *found[-max(keep_last, 1) :]}
+    for path in found:
+        if path not in kept:
+            shutil.rmtree(path)
+
+
+def _optimizer_tensors(model: Backbone, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}.{key}"] = (
+                torch.as_tensor(value).detach().cpu().reshape(-1 if key == "step" else value.shape)
+            )
+    return tensors

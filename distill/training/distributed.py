@@ -1,0 +1,142 @@
+"""Several processes, one student: each reads its share of a batch's rows, gradients are summed.
+
+`dream train --processes N` starts N workers here; under torchrun (WORLD_SIZE set) a process joins the others.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.events import Event, Listener
+
+TIMEOUT_MINUTES = 10
+
+
+@dataclass(frozen=True)
+class World:
+    """Who we are among how many. A world of one never communicates."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls) -> "World":
+        """The world that the environment describes (torchrun's variables), or a world of one."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls()
+        if not dist.is_initialized():
+            from datetime import timedelta
+
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            backend = "nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(minutes=TIMEOUT_MINUTES))
+        return cls(dist.get_rank(), size)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """The first process's values, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+        return tensor
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Sum all gradients, in one message."""
+        if self.size > 1:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+            for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+
+
+Worker = Callable[[Path, Listener, bool], dict[str, Any]]
+
+
+def launch(worker: Worker, path: Path, processes: int, listen: Listener, force: bool) -> dict[str, Any]:
+    """Run `worker(path, listen, force)` in so many processes; the first one's events and result come back here.
+
+    Raises the first worker's DistillError, or one that says which process died.
+    """
+    context = torch.multiprocessing.get_context("spawn")
+    queue: Any = context.Queue()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = max(1, torch.get_num_threads() // processes)
+    workers: list[Any] = [
+        context.Process(target=_work, args=(worker, path, rank, processes, port, threads, force, queue))
+        for rank in range(processes)
+    ]
+    for process in workers:
+        process.start()
+    try:
+        return _follow(workers, queue, listen)
+    finally:
+        for process in workers:
+            if process.is_alive():
+                process.terminate()
+            process.join(10)
+
+
+def _follow(workers: list[Any], queue: Any, listen: Listener) -> dict[str, Any]:
+    import queue as queues
+
+    while True:
+        try:
+            kind, content = queue.get(timeout=1.0)
+        except queues.Empty:
+            dead = [rank for rank, process in enumerate(workers) if process.exitcode not in (None, 0)]
+            if dead:
+                code = workers[dead[0]].exitcode
+                raise DistillError(
+                    f"training process {dead[0]} ended with code {code}; start again to resume"
+                ) from None
+            continue
+        if kind == "event":
+            listen(content)
+        elif kind == "error":
+            raise content
+        else:
+            return content
+
+
+def _work(worker: Worker, path: Path, rank: int, size: int, port: int, threads: int, force: bool, queue: Any) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(threads)
+
+    def listen(event: Event) -> None:
+        if rank == 0:
+            queue.put(("event", event))
+
+    try:
+        result = worker(path, listen, force)
+        if rank == 0:
+            queue.put(("result", result))
+    except DistillError as error:
+        queue.put(("error", error))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,65 @@
+"""The `train` stage: train the run's student, alone or in several processes, or go on where it stopped."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from distill.events import Event, Listener, silent
+from distill.run import Run, sha256_file
+from distill.tokens.packing import pack
+from distill.training import checkpoint
+from distill.training.distributed import World, launch
+from distill.training.trainer import Trainer, train_settings
+
+
+def train(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
+    """Train the run's student, or go on where it stopped; returns the summary.
+
+    Raises MissingStage without a tokenizer, RunMismatch where checkpoints were made by other settings (with
+    `force` they are deleted), CorruptFile where the newest checkpoint was altered.
+    """
+    for stage in ("capture", "mine", "tokenize"):
+        run.require(stage)
+    record = None if force else run.fresh("train", train_settings(run))
+    if record is not None:
+        listen(Event("train", "done", "nothing changed: kept", data=record.summary))
+        return record.summary
+    processes = run.settings.train.processes
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        pack(run)
+        return launch(_train_path, run.path, processes, listen, force)
+    return _train(run, listen, force)
+
+
+def _train_path(path: Path, listen: Listener, force: bool) -> dict[str, Any]:
+    return _train(Run.open(path), listen, force)
+
+
+def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
+    started = time.monotonic()
+    world = World.join()
+    if world.first:
+        if force:
+            _delete_checkpoints(run)
+        counts = pack(run)
+        listen(Event("train", "start", f"{counts['train']['documents']} documents", data=counts))
+    world.wait()
+    trainer = Trainer(run, world, listen if world.first else silent)
+    summary = trainer.fit(started)
+    if world.first:
+        best = checkpoint.best(run)
+        outputs = {
+            str((best / name).relative_to(run.path)): sha256_file(best / name) for name in ("model.safetensors",)
+        }
+        run.record("train", train_settings(run), outputs, summary, time.monotonic() - started)
+        listen(Event("train", "done", f"{summary['tokens']:,} tokens", data=summary))
+    world.wait()
+    return summary
+
+
+def _delete_checkpoints(run: Run) -> None:
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    shutil.rmtree(run.path / "tensorboard", ignore_errors=True)
+    run.metrics.unlink(missing_ok=True)

@@ -1,0 +1,387 @@
+"""One training: packed batches, fused distillation loss, checkpoints, and a resume that changes nothing.
+
+Whatever step N does follows from the checkpoint before it: batches from (seed, epoch), the learning rate from the
+progress, drafts from the checkpoint. Only with `train.minutes` does the clock decide, so such a training resumes
+where it was, but two of them are not equal to the last bit.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import BadInput, CorruptFile, DistillError
+from distill.events import Event, Listener
+from distill.run import Run, write_atomic
+from distill.student.initialize import new_student
+from distill.student.model import Backbone, count_parameters, load_backbone
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.packing import Documents
+from distill.training import checkpoint, drafts, engine
+from distill.training.batches import Batch, Batches, Mixture, Row
+from distill.training.checkpoint import LoopState
+from distill.training.distributed import World
+from distill.training.losses import chunked_distillation, fused_distillation
+
+VERSION = 1
+DECAY_SHARE = 0.2
+"""Last share of training in which `wsd` lowers the learning rate (arXiv:2404.06395 uses a tenth to a fifth)."""
+
+RUNNING = ("steps", "minutes", "checkpoint_every", "keep_last", "log_every", "validate_every")
+FREE = {*RUNNING, "device", "processes", "precision", "compile"}
+"""Train settings that may change between sessions of one training."""
+
+
+def train_settings(run: Run) -> dict[str, Any]:
+    """All that training depends on, besides its data."""
+    settings = run.settings
+    return {**asdict(settings.train), "student": asdict(settings.student), "seed": settings.seed, "version": VERSION}
+
+
+def schedule(kind: str, progress: float, floor: float) -> float:
+    """Learning rate as a share of its peak, after warm-up. progress 0…1; floor: the share that it ends at."""
+    if kind == "cosine":
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    if kind == "wsd":
+        return floor + (1 - floor) * min(1.0, max(0.0, 1 - progress) / DECAY_SHARE)
+    raise BadInput(f"train.schedule: {kind!r} is none of wsd, cosine")
+
+
+def make_optimizer(model: Backbone, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; norms and embeddings don't decay."""
+    matrices = [
+        p for name, p in model.named_parameters() if p.dim() > 1 and "embed" not in name and "lm_head" not in name
+    ]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
+
+
+def forward_backward(
+    model: Backbone, batch: Batch, precision: str, terms: Any, backward: bool = True
+) -> dict[str, Tensor]:
+    """Loss of a batch, its gradients left in the model. KL and cross-entropy come as (M,) or (C,), with the loss."""
+    device = batch.ids.device
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        hidden = model.hidden(batch.ids, batch.positions, batch.spans)
+    hidden = hidden.flatten(0, 1).index_select(0, batch.where)
+    weight = model.lm_head.weight
+    if batch.chunks is not None:
+        loss, kl, ce = chunked_distillation(hidden, weight, batch.targets, batch.chunks)
+    else:
+        loss, kl, ce = fused_distillation(hidden, weight, batch.targets, terms)
+    if backward:
+        loss.backward()
+    return {"loss": loss.detach(), "kl": kl.detach(), "ce": ce.detach()}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises BadInput."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"train.device: {name!r} can't be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+class Trainer:
+    """One training: model, optimizer, data and where it stands."""
+
+    def __init__(self, run: Run, world: World, listen: Listener) -> None:
+        self.run, self.world, self.listen = run, world, listen
+        self.settings = settings = run.settings.train
+        engine.check(settings)
+        schedule(settings.schedule, 0.0, 0.0)
+        self.device = pick_device(settings.device)
+        self.tokenizer = StudentTokenizer.load(run.tokenizer)
+        seed = run.settings.seed
+        self.state = LoopState(settings=self._fixed())
+        found = checkpoint.list_checkpoints(run)
+        if found:
+            self.state = checkpoint.read_loop(found[-1])
+            run.check_same("train", self._fixed(), self.state.settings)
+            checkpoint.verify_checkpoint(found[-1])
+            self.model = load_backbone(found[-1])
+        else:
+            self.model = new_student(run.settings.student, self.tokenizer, seed)
+        if self.model.config.vocab_size != self.tokenizer.vocab_size:
+            raise CorruptFile(f"{found[-1]}: its tokenizer isn't the run's; use --force to train anew")
+        self.model.train().to(self.device)
+        betas = (settings.betas[0], settings.betas[1])
+        self.optimizer = make_optimizer(self.model, settings.lr, betas, settings.weight_decay)
+        length = self.model.config.context
+        mixture = Mixture(settings.dreams, settings.empty_dreams, settings.drafts_share)
+        data = (Documents.load(run.data / name) for name in ("train", "validation"))
+        self.batches, self.validation = (
+            Batches(documents, self.tokenizer, length, mixture, seed, settings.soft_weight) for documents in data
+        )
+        if found:
+            checkpoint.load_optimizer(found[-1], self.model, self.optimizer)
+            self._take_drafts(checkpoint.load_drafts(found[-1]))
+        self.rows = self.batches.epoch(self.state.epoch)
+        self.terms: Any = None
+
+    def _fixed(self) -> dict[str, Any]:
+        settings = {key: value for key, value in train_settings(self.run).items() if key not in FREE}
+        settings["data"] = json.loads((self.run.data / "data.json").read_text())["fingerprint"]
+        return settings
+
+    # The loop.
+    def fit(self, started: float) -> dict[str, Any]:
+        """Train to the end of `steps` or `minutes`."""
+        settings, state = self.settings, self.state
+        self.offset = state.seconds - (time.monotonic() - started) if state.step else 0.0
+        self.started = started
+        chosen = engine.load(self.run.checkpoints / "engine.json") if state.step else None
+        self.engine = chosen or self._choose_engine()
+        self.terms = engine.apply(self.engine, self.model)
+        with contextlib.ExitStack() as stack:
+            board = self._open_logs(stack)
+            if state.step == 0 and self.world.first:
+                engine.save(self.engine, self.run.checkpoints / "engine.json")
+                checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {})
+            try:
+                while self.progress() < 1.0:
+                    self._one_step(board)
+                    if state.step % settings.checkpoint_every == 0:
+                        self._checkpoint(board)
+            except KeyboardInterrupt:
+                self._checkpoint(board)
+                raise
+            if not checkpoint.folder_of(self.run, state.step).exists() or not self.world.first:
+                self._checkpoint(board)
+        return self._summary()
+
+    def progress(self) -> float:
+        """Share of the training that is done; the first process's clock counts."""
+        state, settings = self.state, self.settings
+        if settings.minutes <= 0:
+            return state.step / max(settings.steps, 1)
+        state.seconds = self._clock()
+        share = torch.tensor(state.seconds / (60 * settings.minutes), dtype=torch.float64, device=self.device)
+        return float(self.world.share(share))
+
+    def _clock(self) -> float:
+        return self.offset + time.monotonic() - self.started
+
+    def _one_step(self, board: Any) -> None:
+        settings, state = self.settings, self.state
+        progress = self.progress()
+        if not state.drafts and settings.dreams and settings.drafts_share > 0 and progress >= settings.drafts_from:
+            self._draft()
+        begun = time.perf_counter()
+        rate = settings.lr * schedule(settings.schedule, progress, settings.min_lr / settings.lr)
+        rate *= min(1.0, (state.step + 1) / max(settings.warmup, 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self._batch(self._next_rows())
+        result = forward_backward(self.model, batch, self.engine.precision, self.terms)
+        parameters = list(self.model.parameters())
+        self.world.sum_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        loss = float(self.world.sum(result["loss"]))
+        if not math.isfinite(loss) or not math.isfinite(float(norm)):
+            raise DistillError(f"training: the loss is {loss} at step {state.step + 1}; lower train.lr and start again")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        state.step += 1
+        state.tokens += settings.batch_rows * self.model.config.context
+        state.seconds = self._clock()
+        speed = settings.batch_rows * self.model.config.context / (time.perf_counter() - begun)
+        self._report(board, batch, result, {"loss": loss, "lr": rate, "gradient_norm": float(norm)}, speed)
+
+    def _next_rows(self) -> list[Row]:
+        """The rows of the next global batch; an epoch's end is followed by the next epoch's start."""
+        state, wanted = self.state, self.settings.batch_rows
+        rows: list[Row] = []
+        while len(rows) < wanted:
+            if state.row >= len(self.rows):
+                state.epoch, state.row = state.epoch + 1, 0
+                self.rows = self.batches.epoch(state.epoch)
+            taken = self.rows[state.row : state.row + wanted - len(rows)]
+            state.row += len(taken)
+            rows += taken
+        return rows
+
+    def _batch(self, rows: list[Row], data: Batches | None = None) -> Batch:
+        """This process's share of the rows, on the device; weights count over all processes."""
+        mine = rows[self.world.rank :: self.world.size]
+        if not mine:
+            raise BadInput(f"train.batch_rows: {len(rows)} rows can't feed {self.world.size} processes; raise it")
+        batch = (data or self.batches).assemble(mine)
+        total = self.world.sum(torch.tensor(float(batch.loss_positions), device=self.device))
+        batch.targets.weight *= batch.loss_positions / max(float(total), 1.0)
+        return move(batch, self.device)
+
+    def _draft(self) -> None:
+        """From the next epoch on, some documents hold a dream of the student's own."""
+        state = self.state
+        self.listen(Event("train", "note", "the student drafts its own dreams"))
+        made: drafts.Drafts = {}
+        if self.world.first:
+            steps, seed = self.run.settings.mine.steps, self.run.settings.seed
+            made = drafts.dream_on(self.model, self.batches.documents, self.tokenizer, steps, seed)
+        self._take_drafts(drafts.share(made, self.world, self.device))
+        state.drafts, state.epoch, state.row = True, state.epoch + 1, 0
+        self.rows = self.batches.epoch(state.epoch)
+
+    def _take_drafts(self, made: drafts.Drafts) -> None:
+        self.drafts, self.batches.drafts = made, drafts.by_document(made)
+
+    # Measuring.
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss and cross-entropies on the validation documents: nats a token; bits per byte of the answers."""
+        totals = torch.zeros(5, dtype=torch.float64)
+        rows = self.validation.epoch(0)
+        size = max(self.settings.batch_rows, 1)
+        self.model.eval()
+        for start in range(0, len(rows), size):
+            batch = move(self.validation.assemble(rows[start : start + size]), self.device)
+            result = forward_backward(self.model, batch, self.engine.precision, self.terms, backward=False)
+            real = batch.targets.weight > 0
+            answers, dreams = real & batch.answers, real & ~batch.answers
+            totals += torch.tensor(
+                [
+                    float(result["loss"]) * batch.loss_positions,
+                    batch.loss_positions,
+                    float(result["ce"][answers].sum()),
+                    float(answers.sum()),
+                    float(result["ce"][dreams].mean()) * size if dreams.any() else 0.0,
+                ],
+                dtype=torch.float64,
+            )
+        self.model.train()
+        documents = self.validation.documents
+        tokens_a_byte = len(documents.answer_ids) / max(int(documents.answer_bytes.sum()), 1)
+        cross_entropy = float(totals[2] / totals[3].clamp_min(1))
+        return {
+            "validation_loss": float(totals[0] / totals[1].clamp_min(1)),
+            "validation_bits_per_byte": cross_entropy * tokens_a_byte / math.log(2),
+        }
+
+    def _choose_engine(self) -> engine.Engine:
+        settings = self.settings
+        batch = self._batch(self._next_rows())
+        self.state.row = 0
+
+        def seconds_of(candidate: engine.Engine) -> float:
+            terms = engine.apply(candidate, self.model)
+
+            def step() -> None:
+                forward_backward(self.model, batch, candidate.precision, terms)
+                self.world.sum_gradients(list(self.model.parameters()))
+                self.optimizer.zero_grad()
+
+            try:
+                seconds = engine.timed(step, self.device)
+            finally:
+                engine.undo(self.model)
+            return float(self.world.share(torch.tensor(seconds, dtype=torch.float64, device=self.device)))
+
+        def expected(seconds: float) -> float:
+            return 60 * settings.minutes / seconds if settings.minutes > 0 else settings.steps
+
+        tokens = settings.batch_rows * self.model.config.context
+        return engine.choose(settings, self.device, seconds_of, tokens, expected, self.listen)
+
+    # What it leaves behind.
+    def _open_logs(self, stack: contextlib.ExitStack) -> Any:
+        """TensorBoard's writer, on the first process; metrics.jsonl loses what came after the checkpoint."""
+        if not self.world.first:
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self.run.metrics.exists():
+            lines = self.run.metrics.read_text().splitlines()
+            kept = [line for line in lines if _step_of(line) <= self.state.step]
+            write_atomic(self.run.metrics, "".join(f"{line}\n" for line in kept))
+        board = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.state.step + 1)
+        stack.callback(board.close)
+        return board
+
+    def _report(
+        self, board: Any, batch: Batch, result: dict[str, Tensor], entry: dict[str, float], speed: float
+    ) -> None:
+        state, settings = self.state, self.settings
+        total = 60 * settings.minutes if settings.minutes > 0 else settings.steps
+        done = min(state.seconds, total) if settings.minutes > 0 else state.step
+        shown = {"step": state.step, "loss": entry["loss"], "tokens_per_second": speed}
+        unit = "s" if settings.minutes > 0 else "step"
+        self.listen(Event("train", "progress", done=done, total=total, unit=unit, data=shown))
+        if not self.world.first or (state.step % settings.log_every and state.step % settings.validate_every):
+            return
+        real = batch.targets.weight > 0
+        answers, dreams = real & batch.answers, real & ~batch.answers
+        soft = answers & (batch.targets.soft_weight > 0) if batch.chunks is None else None
+        entry["kl"] = float(result["kl"][soft].mean() if soft is not None and soft.any() else result["kl"].mean())
+        entry["answer_cross_entropy"] = float(result["ce"][answers].mean())
+        if dreams.any():
+            entry["dream_cross_entropy"] = float(result["ce"][dreams].mean())
+        if state.step % settings.validate_every == 0:
+            entry |= self.validate()
+        self._write(board, {**entry, "tokens_per_second": speed})
+
+    def _write(self, board: Any, entry: dict[str, float]) -> None:
+        state = self.state
+        row = {"step": state.step, "tokens": state.tokens, "epoch": state.epoch, "seconds": round(state.seconds, 3)}
+        with self.run.metrics.open("a") as file:
+            file.write(json.dumps({**row, **{key: round(value, 6) for key, value in entry.items()}}) + "\n")
+        for key, value in entry.items():
+            board.add_scalar(key, value, state.step)
+
+    def _checkpoint(self, board: Any) -> None:
+        state = self.state
+        if self.world.first:
+            loss = self.validate()["validation_loss"]
+            if loss < state.best_loss:
+                state.best_loss, state.best_step = loss, state.step
+            checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, self.drafts)
+            checkpoint.prune(self.run, self.settings.keep_last, state.best_step)
+            board.flush()
+        self.world.wait()
+
+    def _summary(self) -> dict[str, Any]:
+        state = self.state
+        return {
+            "steps": state.step,
+            "tokens": state.tokens,
+            "epochs": state.epoch,
+            "parameters": count_parameters(self.model),
+            "best_step": state.best_step,
+            "validation_loss": round(state.best_loss, 6),
+            "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+            "engine": self.engine.label,
+            "trial": self.engine.trial,
+            "device": str(self.device),
+            "processes": self.world.size,
+        }
+
+
+def _step_of(line: str) -> float:
+    """A metrics line's step; infinite for a line that a kill cut short."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device; itself where it is there."""
+    if batch.ids.device == device:
+        return batch
+    batch.spans.device = device
+    moved: Callable[[Any], Any] = lambda part: part.to(device, non_blocking=True)  # noqa: E731
+    chunks = None if batch.chunks is None else moved(batch.chunks)
+    parts = (moved(batch.ids), moved(batch.positions), batch.spans, moved(batch.where), moved(batch.targets))
+    return Batch(*parts, moved(batch.answers), batch.loss_positions, chunks)
