@@ -11,7 +11,7 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "capture": ("responses", "held_out", "tokens", "bytes_per_token"),
     "mine": ("triplets", "yield", "grounding"),
     "tokenize": ("kind", "vocab_size", "image_tokens"),
-    "train": ("steps", "tokens", "parameters", "best_loss", "tokens_per_second"),
+    "train": ("steps", "tokens", "parameters", "validation_loss", "tokens_per_second"),
     "evaluate": ("bits_per_byte", "start_bits_per_byte", "kl", "agreement"),
     "export": ("dtype", "bytes", "parity", "max_logit_difference"),
 }

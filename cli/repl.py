@@ -66,7 +66,8 @@ class Chat:
             yield kind, text
         self.seed += 1
         # The dream of a turn is not part of what the next turn sees, as in Ollama.
-        self.messages += [turn, {"role": "assistant", "content": said["content"].strip()}]
+        answer: Message = {"role": "assistant", "content": said["content"].strip()}
+        self.messages += [turn, answer]
 
     def ask(self, prompt: str) -> dict[str, str]:
         """One whole answer: {"thinking", "content"}."""
@@ -114,7 +115,8 @@ class Chat:
 def converse(chat: Chat) -> None:
     """Read, answer, repeat, until /quit or the end of input. Ctrl-C stops an answer, not the chat."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (line editing and history, where the platform has it)
+        # Line editing and history, where the platform has it.
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
     prompt = ">>> " if sys.stdin.isatty() else ""
     while True:
         try:

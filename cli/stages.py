@@ -37,17 +37,23 @@ class StageResult:
 
 def run_stage(run: "Run", stage: str, force: bool, listen: "Listener") -> StageResult:
     """Run one stage, or find that it is up to date."""
-    before = run.records().get(stage)
+    before = _written(run)
     module, function = STAGES[stage]
     summary = getattr(importlib.import_module(module), function)(run, listen=listen, force=force)
     after = run.records().get(stage)
     return StageResult(
         stage=stage,
-        skipped=before is not None and before == after,
+        skipped=before is not None and before == _written(run),
         seconds=after.seconds if after else 0.0,
         finished=after.finished if after else "",
         summary=dict(summary or {}),
     )
+
+
+def _written(run: "Run") -> int | None:
+    """When run.json was written last: a stage that does anything writes it, one that is up to date doesn't."""
+    path = run.path / "run.json"
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def headline(result: StageResult) -> str:

@@ -1,6 +1,7 @@
 """The command line: what it accepts, what it says of what it doesn't, and how it ends."""
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -459,10 +460,9 @@ class Parrot:
 
 
 def test_chat_remembers_until_reset(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = iter(
-        "one||/temp 0|/tokens 9|two|/reset|/think off|three|/dreams|/stream off|four|"
-        "/temp hot|/tokens 0|/nothing|/help|/quit|never".split("|")
-    )
+    first = iter(["one", "", "/temp 0", "/tokens 9", "two", "/reset", "/think off", "three", "/dreams", "/stream off"])
+    more = iter(["four", "/temp hot", "/tokens 0", "/nothing", "/help", "/quit", "never"])
+    lines = itertools.chain(first, more)
     monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
     parrot = Parrot()
     converse(Chat(parrot))

@@ -1,13 +1,17 @@
 """`dream doctor`."""
 
+from dataclasses import asdict
+
 import click
 
-from cli.options import json_option
+from cli.options import json_option, runs_dir_option
 from cli.output import emit_json, table
+from cli.runs import runs_dir
 
 
 @click.command()
 @click.option("--host", "hosts", multiple=True, metavar="URL", help="Ollama server; repeatable.")
+@runs_dir_option
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, hosts: tuple[str, ...], as_json: bool) -> None:
@@ -19,9 +23,13 @@ def doctor(ctx: click.Context, hosts: tuple[str, ...], as_json: bool) -> None:
     """
     from distill.teacher.doctor import diagnose
 
-    checks = diagnose(list(hosts))
+    findings = diagnose(list(hosts), runs_dir(ctx))
     if as_json:
-        emit_json([vars(check) for check in checks])
+        emit_json([asdict(finding) for finding in findings])
     else:
-        click.echo(table([(check.name, check.state, check.detail) for check in checks]))
-    ctx.exit(0)
+        rows = [(finding.name, finding.state, finding.detail) for finding in findings]
+        click.echo(table(rows))
+        mend = [(finding.name, finding.remedy) for finding in findings if finding.remedy]
+        if mend:
+            click.echo("\nTo mend:\n" + table(mend))
+    ctx.exit(0 if all(finding.ok for finding in findings if finding.needed) else 1)

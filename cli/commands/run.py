@@ -39,8 +39,8 @@ def run(run: "Run", force: bool, as_json: bool, quiet: bool) -> None:
       dream run --name my-student --minutes 20
       dream run --teacher ollama:llama3.2:1b --prompts everyday --name my-student
     """
-    from cli.pipeline import report, run_all
     from cli.output import emit_json
+    from cli.pipeline import report, run_all
 
     results = run_all(run, force, quiet, say=None if as_json else click.echo)
     if as_json:
