@@ -18,7 +18,7 @@ from distill.teacher import weights
 from distill.teacher.gguf_tokenizer import Vocabulary, read_metadata, tokenizer_from_metadata
 from distill.teacher.llama_cpp import Completion, Entry, LlamaCpp
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer, TokenTargets
-from distill.teacher.targets import Position, assemble, hard
+from distill.teacher.targets import Position, assemble, hard, whole_text
 
 DEFAULT_SYSTEM = re.compile(r"\A<\|im_start\|>system\n.*?<\|im_end\|>\n", re.DOTALL)
 """What ChatML templates put in front when no system message is given."""
@@ -93,9 +93,10 @@ class EmbeddedTeacher:
 
     def generate(self, prompt: str, options: GenerateOptions) -> Response:
         answer = self._complete(prompt, options, n_probs=options.top_logprobs)
+        tokens = self._targets(answer, options.top_logprobs)
         return Response(
-            text=answer.text,
-            tokens=self._targets(answer, options.top_logprobs),
+            text=whole_text(answer.text, tokens, self._vocabulary),
+            tokens=tokens,
             done_reason="stop" if answer.stop_type == "eos" else "length",
             timings={
                 "service": (answer.timings["prompt_ms"] + answer.timings["predicted_ms"]) / 1000,
@@ -134,6 +135,8 @@ class EmbeddedTeacher:
             positions.append(_position(answer.ids[at + size - 1], entry))
             at += size
         positions += [hard(i) for i in answer.ids[at:]]
+        while positions and _is_cut(vocabulary.decode([position.id for position in positions])):
+            positions.pop()
         return assemble(positions, width)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -143,6 +146,15 @@ class EmbeddedTeacher:
 
     def close(self) -> None:
         self._engine.close()
+
+
+def _is_cut(text: bytes) -> bool:
+    """Whether it ends inside a character."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return False
 
 
 def _position(i: int, entry: Entry) -> Position:

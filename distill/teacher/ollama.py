@@ -15,6 +15,7 @@ from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, version_tuple
 from distill.teacher.ollama_client import default_host as default_host
 from distill.teacher.protocol import (
+    HALF,
     MAX_TOP_LOGPROBS,
     UNKNOWN_ID,
     GenerateOptions,
@@ -23,7 +24,7 @@ from distill.teacher.protocol import (
     TeacherTokenizer,
     TokenTargets,
 )
-from distill.teacher.targets import Position, assemble, hard
+from distill.teacher.targets import Position, assemble, hard, whole_text
 
 SECOND = 1e9
 """Ollama's durations are nanoseconds."""
@@ -119,9 +120,11 @@ class OllamaTeacher:
         seconds = {
             name: answer.get(f"{name}_duration", 0) / SECOND for name in ("load", "prompt_eval", "eval", "total")
         }
+        words = self._vocabulary()
+        tokens = words.targets(answer, options.top_logprobs)
         return Response(
-            text=answer.get("response", ""),
-            tokens=self._vocabulary().targets(answer, options.top_logprobs),
+            text=whole_text(str(answer.get("response", "")), tokens, words.vocabulary),
+            tokens=tokens,
             done_reason=done_reason,
             timings={"service": seconds["load"] + seconds["prompt_eval"] + seconds["eval"], **seconds},
         )
@@ -200,6 +203,8 @@ class _Words:
         if entries:
             positions = self._positions(entries, tail)
         elif tail:
+            while tail and HALF.encode() in vocabulary.bytes_of[tail[-1]]:
+                tail.pop()
             positions = [hard(i) for i in tail]
         else:
             return None
@@ -223,9 +228,11 @@ class _Words:
             size = len(text.encode())
             if i != UNKNOWN_ID:
                 positions.append(self._soft(i, entry))
+            elif HALF in text:
+                pass  # a character that the token limit cut
             elif offset in starts and offset + size in starts:
                 positions += [hard(i) for i in tail[starts[offset] : starts[offset + size]]]
-            elif "\ufffd" not in text:
+            else:
                 positions += [hard(i) for i in self._spell(text.encode())]
             offset += size
         return positions
@@ -246,7 +253,7 @@ class _Words:
         known = self._ids.get(text)
         if known is None:
             assert self.vocabulary is not None
-            found = None if "\ufffd" in text else self.vocabulary.id_of(text.encode())
+            found = None if HALF in text else self.vocabulary.id_of(text.encode())
             known = self._ids[text] = UNKNOWN_ID if found is None else found
         return known
 

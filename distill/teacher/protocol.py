@@ -17,6 +17,9 @@ MAX_TOP_LOGPROBS = 20
 UNKNOWN_ID = -1
 """Stands where an alternative could not be named (half a character, a control token of many)."""
 
+HALF = "\ufffd"
+"""How servers spell what is no whole character. A `Response` never ends in it."""
+
 
 @dataclass(frozen=True)
 class GenerateOptions:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from distill.teacher.protocol import UNKNOWN_ID, TokenTargets
+from distill.teacher.gguf_tokenizer import Vocabulary
+from distill.teacher.protocol import HALF, UNKNOWN_ID, TokenTargets
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,14 @@ class Position:
 def hard(i: int) -> Position:
     """A position of which only the id is known."""
     return Position(i)
+
+
+def whole_text(text: str, tokens: TokenTargets | None, vocabulary: Vocabulary | None) -> str:
+    """An answer's text as its tokens print it, where the token limit fell inside a character (the token that began
+    it may have held a space too)."""
+    if not text.endswith(HALF) or tokens is None or vocabulary is None:
+        return text.rstrip(HALF)
+    return vocabulary.decode(tokens.ids.tolist()).decode("utf-8", "ignore")
 
 
 def assemble(positions: Sequence[Position], width: int) -> TokenTargets:
