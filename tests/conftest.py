@@ -1,8 +1,12 @@
 """Fixtures that many tests share."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from distill.run import Run
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,11 @@ def smollm2() -> Path:
         return fetch()
     except DistillError as error:
         pytest.skip(f"the embedded teacher's weights can't be had here: {error}")
+
+
+@pytest.fixture(scope="session")
+def small_run(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A run folder in which the real teacher answered 24 questions (tests/support/small_capture.py). Don't alter it."""
+    from support.small_capture import capture_small
+
+    return capture_small(tmp_path_factory.mktemp("small") / "run", smollm2)

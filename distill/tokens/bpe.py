@@ -36,6 +36,9 @@ USER_TOKENS = (THINK, END_THINK, *map(image_text, LENSES))
 ADDED = len(CONTROL_TOKENS) + len(USER_TOKENS)
 """Ids that every student has between its BPE and its image tokens."""
 
+VERSION = 1
+"""Of the folder's format."""
+
 FILES = ("tokenizer.json", "tokenizer_config.json", "teacher_map.safetensors")
 
 
@@ -198,7 +201,7 @@ class StudentTokenizer:
         if self.teacher_map is not None:
             save_file({"teacher_map": self.teacher_map}, folder / "teacher_map.safetensors")
         ours = {
-            "version": 1,
+            "version": VERSION,
             "origin": vars(self.origin),
             "files": {name: sha256_file(folder / name) for name in FILES if (folder / name).exists()},
         }
@@ -207,8 +210,11 @@ class StudentTokenizer:
     @classmethod
     def load(cls, folder: Path) -> "StudentTokenizer":
         """Read what `save` wrote. Raises CorruptFile where a file is missing, cut short or altered."""
+        meta = folder / "dream_tokenizer.json"
         try:
-            ours = json.loads((folder / "dream_tokenizer.json").read_text())
+            ours = json.loads(meta.read_text())
+            if ours["version"] != VERSION:
+                raise ValueError(f"its version is {ours['version']}, this program's {VERSION}")
             origin, digests = Origin(**ours["origin"]), dict(ours["files"])
             for name, digest in digests.items():
                 if sha256_file(folder / name) != digest:
@@ -218,4 +224,4 @@ class StudentTokenizer:
         except FileNotFoundError as error:
             raise CorruptFile(f"{error.filename}: missing; run `dream tokenize` again") from error
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CorruptFile(f"{folder}: no readable tokenizer ({error}); run `dream tokenize` again") from error
+            raise CorruptFile(f"{meta}: can't be read ({error}); run `dream tokenize` again") from error

@@ -1,0 +1,47 @@
+"""A small real capture: the embedded teacher answers questions that make it write more than plain English."""
+
+from pathlib import Path
+
+from distill.config import CaptureSettings, Settings, TeacherSettings
+from distill.corpus.capture import capture
+from distill.run import Run
+
+QUESTIONS = """\
+What happens when you drop a ball?
+What happens if you leave ice in the sun?
+Why do cups break when they fall?
+What happens when you push a door?
+What happens when a cat sees a mouse?
+Why does bread rise in the oven?
+What happens if it rains all night?
+Where does a river go?
+What happens before sunrise?
+Tell me what a "what-if" question is, don't be long.
+How do you say "good morning" in Japanese, Russian, Greek and Arabic?
+Write three emoji and say what each of them means: 🎈, 🌍, 👩‍🚀?
+Translate "I'd like a coffee, please" to French, Spanish and German.
+What is 1234 times 56? Show the steps with digits.
+Write a Python function that adds two numbers.
+Write a small HTML page with a title.
+List the numbers from 1995 to 2012.
+Write the first ten digits of pi, and e = 2.71828.
+Give me a table of three fruits with prices in € and £.
+Write a haiku about snow.
+Wie heißt die Hauptstadt von Österreich?
+¿Qué pasa si dejas caer un vaso?
+写一首关于雪的短诗。
+What does a C program look like?
+"""
+
+
+def capture_small(folder: Path, weights: Path) -> Run:
+    """24 questions, at most 48 tokens each, into a run folder that is made anew."""
+    questions = folder.with_name("questions.txt")
+    questions.write_text(QUESTIONS, encoding="utf-8")
+    settings = Settings(
+        teacher=TeacherSettings(model=f"embedded:{weights}", threads=1),
+        capture=CaptureSettings(prompts=[str(questions)], max_tokens=48, held_out=0.2),
+    )
+    run = Run.create(folder, settings)
+    capture(run)
+    return run
