@@ -139,8 +139,9 @@ def _try_out(asker: OllamaClient, name: str, host: str, manifest: Manifest) -> d
         },
     )
     message: dict[str, str] = answer.get("message") or {}
-    first = {"prompt": prompt, "thinking": message.get("thinking") or "", "answer": message.get("content") or ""}
-    return {"capabilities": capabilities, **first}
+    # Ollama leaves the line break before the closing tag on the dream.
+    thinking, content = ((message.get(key) or "").strip() for key in ("thinking", "content"))
+    return {"capabilities": capabilities, "prompt": prompt, "thinking": thinking, "answer": content}
 
 
 def raw_answers(
