@@ -13,7 +13,7 @@ from support.answers_run import answers, texts
 from distill.corpus.syntax_miner import mine_texts
 from distill.corpus.triplets import LENSES, Triplet, by_trace, clean_phrase
 from distill.errors import BadInput, CorruptFile
-from distill.tokens.concepts import CONCEPT_DIM, LocalEncoder, OllamaEncoder, load_encoder
+from distill.tokens.concepts import CONCEPT_DIM, OllamaEncoder, load_encoder
 from distill.tokens.image_tokens import (
     Codebook,
     build_codebook,
@@ -225,10 +225,12 @@ def test_any_phrases_give_a_sound_codebook(steps: list[tuple[str, str, str]], si
 
 
 @pytest.mark.parametrize("width", [384, 512, 768])
-def test_an_embedding_models_vectors_are_fitted_to_512(tmp_path: Path, triplets: list[Triplet], width: int) -> None:
+def test_an_embedding_models_vectors_are_fitted_to_512(
+    built: tuple[Codebook, dict[str, int]], tmp_path: Path, triplets: list[Triplet], width: int
+) -> None:
     """Inner products survive padding; where PCA is needed, with fewer phrases than 512, distances do."""
     projection = np.random.default_rng(0).normal(size=(CONCEPT_DIM, width)).astype(np.float32)
-    local = LocalEncoder.fit(sorted(phrase_counts(triplets)), [], 0)
+    local = built[0].encoder
 
     def embed(phrases: list[str]) -> np.ndarray:
         return local.encode(phrases) @ projection
