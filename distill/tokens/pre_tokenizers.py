@@ -1,7 +1,7 @@
 """How each teacher's BPE splits text before it merges, by the name that GGUF gives it (`tokenizer.ggml.pre`).
 
-Each entry is the equivalent, in the `tokenizers` library, of what llama.cpp does for that name; a test compares
-the two on fuzzed text for every name listed here. A name that is not listed can't be promised to be exact.
+Each entry is the equivalent, in the `tokenizers` library, of what llama.cpp does for that name; tests compare
+the two on fuzzed text for each way of splitting. A name that is not listed can't be promised to be exact.
 """
 
 from dataclasses import dataclass
