@@ -120,7 +120,7 @@ class TrainSettings:
     precision: str = "auto"
     """`auto` (a short trial decides), `float32` or `bfloat16`."""
     compile: str = "auto"
-    """`auto` (the trial decides), `on` or `off`."""
+    """`auto` (the trial decides), `always` or `never`."""
     device: str = "auto"
     checkpoint_every: int = 200
     keep_last: int = 2

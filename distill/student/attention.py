@@ -7,6 +7,7 @@ On a GPU the masked kernel wins, and the same `Documents` object carries the mas
 Shape legend: B rows, T positions, H heads, G key/value heads, E head size, L positions of one document.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -80,8 +81,7 @@ class DocumentAttention(torch.autograd.Function):
         return dq, dk, dv, None
 
 
-@torch.compiler.disable
-def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     """Attention of q (B, H, T, E) over k, v (B, G, T, E) → (B, H, T, E).
 
     documents None: each row is one document.
@@ -90,3 +90,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tens
         return DocumentAttention.apply(q, k, v, documents)  # pyright: ignore[reportReturnType]
     mask = None if documents is None else documents.mask
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+
+
+attend: Callable[[Tensor, Tensor, Tensor, Documents | None], Tensor] = torch.compiler.disable(_attend)  # pyright: ignore[reportAssignmentType]
+"""`_attend`, left out of compiled graphs: spans change from batch to batch, and each would compile anew."""

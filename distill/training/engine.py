@@ -39,7 +39,7 @@ class Engine:
 
 def check(settings: TrainSettings) -> None:
     """Raise BadInput for a setting that names no choice."""
-    for name, allowed in (("precision", ("auto", "float32", "bfloat16")), ("compile", ("auto", "on", "off"))):
+    for name, allowed in (("precision", ("auto", "float32", "bfloat16")), ("compile", ("auto", "always", "never"))):
         if getattr(settings, name) not in allowed:
             raise BadInput(f"train.{name}: {getattr(settings, name)!r} is none of {', '.join(allowed)}")
 
@@ -85,7 +85,7 @@ def choose(
     precisions = ["float32", "bfloat16"] if settings.precision == "auto" else [settings.precision]
     if settings.precision == "auto" and device.type == "cuda":
         precisions = ["bfloat16"] if torch.cuda.is_bf16_supported() else ["float32"]
-    candidates = [Engine(precision, settings.compile == "on") for precision in precisions]
+    candidates = [Engine(precision, settings.compile == "always") for precision in precisions]
     trial: dict[str, float] = {}
     times: list[float] = []
     for candidate in candidates:

@@ -125,8 +125,10 @@ class Trainer:
         self.batches, self.validation = (
             Batches(documents, self.tokenizer, length, mixture, seed, settings.soft_weight) for documents in data
         )
+        self.drafts: drafts.Drafts = {}
         if found:
-            checkpoint.load_optimizer(found[-1], self.model, self.optimizer)
+            if self.state.step:
+                checkpoint.load_optimizer(found[-1], self.model, self.optimizer)
             self._take_drafts(checkpoint.load_drafts(found[-1]))
         self.rows = self.batches.epoch(self.state.epoch)
         self.terms: Any = None
