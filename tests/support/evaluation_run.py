@@ -28,7 +28,7 @@ def trained_run(source: Run, folder: Path) -> Run:
             validate_every=12,
             drafts_from=1.0,
             precision="float32",
-            compile="off",
+            compile="never",
         ),
         evaluate=EvaluateSettings(dreams=2, max_tokens=24, bootstrap=200),
     )

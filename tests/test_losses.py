@@ -1,0 +1,141 @@
+"""The distillation loss and its hand-made gradients, against float64 written straight from the definition."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from distill.training import losses
+from distill.training.losses import ChunkTargets, Targets, chunked_distillation, fused_distillation
+
+V, D = 37, 8
+
+
+def make_targets(count: int, slots: int, seed: int, soft: float = 0.7) -> Targets:
+    """Random teachers; every third position is hard-only, every fourth has an unused slot."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randperm(V, generator=generator)[:slots] for _ in range(count)])
+    full = torch.log_softmax(2 * torch.randn(count, V, generator=generator), -1)
+    logprobs = full.gather(1, ids)
+    logprobs[3::4, -1] = -math.inf
+    ids[3::4, -1] = ids[3::4, 0]
+    a = torch.full((count,), soft)
+    a[::3] = 0.0
+    logprobs[::3, 1:] = -math.inf
+    logprobs[::3, 0] = 0.0
+    ids[::3, 1:] = ids[::3, :1]
+    weight = torch.rand(count, generator=generator)
+    return Targets(ids[:, 0].clone(), ids, logprobs, a, weight)
+
+
+def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
+    """The loss of the module's docstring, position by position, in float64 and with autograd."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(hidden.shape[0]):
+        log_q = torch.log_softmax(hidden[i] @ projection.t(), -1)
+        used = {int(s): float(lp) for s, lp in zip(targets.slots[i], targets.logprobs[i], strict=True) if lp > -math.inf}
+        tail = [j for j in range(V) if j not in used]
+        p_tail = 1 - sum(math.exp(lp) for lp in used.values())
+        kl = sum(math.exp(lp) * (lp - log_q[j]) for j, lp in used.items())
+        if p_tail > 1e-12:
+            kl = kl + p_tail * (math.log(p_tail) - torch.logsumexp(log_q[tail], 0))
+        a = float(targets.soft_weight[i])
+        ce = -log_q[int(targets.labels[i])]
+        total = total + float(targets.weight[i]) * ((a * kl if a > 0 else 0.0) + (1 - a) * ce)
+    return total
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 30), st.integers(2, 12), st.integers(0, 10_000), st.floats(0.5, 4.0))
+def test_loss_and_gradients_equal_the_definition(count: int, slots: int, seed: int, scale: float) -> None:
+    targets = make_targets(count, slots, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    hidden = scale * torch.randn(count, D, generator=generator)
+    projection = torch.randn(V, D, generator=generator)
+    ours = (hidden.clone().requires_grad_(), projection.clone().requires_grad_())
+    theirs = (hidden.double().requires_grad_(), projection.double().requires_grad_())
+    loss, _, _ = fused_distillation(*ours, targets)
+    expected = reference(*theirs, targets)
+    loss.backward()
+    expected.backward()
+    assert float(loss) == pytest.approx(float(expected), rel=2e-5, abs=2e-5)
+    for mine, theirs_ in zip(ours, theirs, strict=True):
+        assert mine.grad is not None
+        assert theirs_.grad is not None
+        torch.testing.assert_close(mine.grad.double(), theirs_.grad, rtol=2e-4, atol=2e-5)
+
+
+def test_chunks_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = make_targets(50, 6, 1)
+    hidden, projection = torch.randn(50, D), torch.randn(V, D)
+    whole, kl, ce = fused_distillation(hidden, projection, targets)
+    monkeypatch.setattr(losses, "CHUNK", 7)
+    parts, kl_parts, ce_parts = fused_distillation(hidden, projection, targets)
+    torch.testing.assert_close(whole, parts)
+    torch.testing.assert_close(kl, kl_parts)
+    torch.testing.assert_close(ce, ce_parts)
+
+
+def test_student_equal_to_teacher_has_no_divergence() -> None:
+    hidden, projection = torch.randn(9, D), torch.randn(V, D)
+    log_q = torch.log_softmax(hidden @ projection.t(), -1)
+    top = log_q.topk(5)
+    targets = Targets(top.indices[:, 0].clone(), top.indices, top.values, torch.ones(9), torch.ones(9))
+    _, kl, _ = fused_distillation(hidden, projection, targets)
+    assert kl.abs().max() < 1e-5
+
+
+def test_a_vanishing_tail_stays_finite() -> None:
+    """The student is sure of a slot (q_τ about e⁻⁸⁰), the teacher is not."""
+    projection = torch.zeros(V, D)
+    projection[3] = 80.0
+    hidden = torch.ones(1, D, requires_grad=True)
+    logprobs = torch.tensor([[math.log(0.5), math.log(0.2)]])
+    targets = Targets(torch.tensor([3]), torch.tensor([[3, 4]]), logprobs, torch.ones(1), torch.ones(1))
+    loss, _, _ = fused_distillation(hidden, projection, targets)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert hidden.grad is not None
+    assert torch.isfinite(hidden.grad).all()
+    assert float(loss) > 100
+
+
+def test_probabilities_that_sum_to_more_than_one_are_scaled() -> None:
+    logprobs = torch.log(torch.tensor([[0.7, 0.31]]))
+    targets = Targets(torch.tensor([0]), torch.tensor([[0, 1]]), logprobs, torch.ones(1), torch.ones(1))
+    _, kl, _ = fused_distillation(torch.zeros(1, D), torch.zeros(V, D), targets)
+    p = torch.tensor([0.7, 0.31], dtype=torch.float64) / 1.01
+    assert float(kl[0]) == pytest.approx(float((p * (p * V).log()).sum()), rel=1e-5)
+
+
+def test_chunk_loss_equals_the_definition() -> None:
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(0, V, (10,), generator=generator)
+    chunk = torch.tensor([0, 0, -1, 1, 2, 2, 2, -1, 3, -1])
+    teacher = torch.tensor([-0.3, -2.0, -1.1, -0.05])
+    weight = torch.rand(10, generator=generator)
+    targets = Targets(labels, labels[:, None], torch.zeros(10, 1), torch.zeros(10), weight)
+    hidden = torch.randn(10, D, generator=generator)
+    projection = torch.randn(V, D, generator=generator)
+    ours = (hidden.clone().requires_grad_(), projection.clone().requires_grad_())
+    theirs = (hidden.double().requires_grad_(), projection.double().requires_grad_())
+    loss, _, _ = chunked_distillation(*ours, targets, ChunkTargets(chunk, teacher, 0.6))
+    log_q = torch.log_softmax(theirs[0] @ theirs[1].t(), -1).gather(1, labels[:, None]).squeeze(1)
+    expected = torch.zeros((), dtype=torch.float64)
+    for c, log_p in enumerate(teacher.double()):
+        member = chunk == c
+        p, q = log_p.exp(), log_q[member].sum().exp()
+        divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+        expected = expected + 0.6 * weight[member].sum() * divergence
+    share = torch.where(chunk >= 0, 0.4, 1.0)
+    expected = expected - (weight * share * log_q).sum()
+    loss.backward()
+    expected.backward()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    for mine, theirs_ in zip(ours, theirs, strict=True):
+        assert mine.grad is not None
+        assert theirs_.grad is not None
+        torch.testing.assert_close(mine.grad.double(), theirs_.grad, rtol=1e-4, atol=1e-5)
