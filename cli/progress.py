@@ -11,6 +11,9 @@ from distill.events import Event
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+DRAWN_ALREADY = ("eta", "step")
+"""Data that a bar, or a line, says in its own way."""
+
 PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines of a stage where stderr is no terminal."""
 
@@ -32,6 +35,15 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _told(event: Event) -> list[str]:
+    """An event's data, as "loss 2.5"."""
+    return [
+        f"{key.replace('_per_second', '/s').replace('_', ' ')} {shown(value)}"
+        for key, value in event.data.items()
+        if value is not None and key not in DRAWN_ALREADY
+    ]
 
 
 class Progress:
@@ -107,8 +119,7 @@ class Progress:
         bar = self._bar
         bar.total = event.total
         if event.data or event.message:
-            parts = [event.message] if event.message else []
-            parts += [f"{key} {shown(value)}" for key, value in event.data.items()]
+            parts = ([event.message] if event.message else []) + _told(event)
             bar.set_postfix_str(", ".join(parts), refresh=False)
         if event.done < bar.n:
             bar.n = event.done
@@ -126,5 +137,5 @@ class Progress:
         if event.total and 0 < event.done < event.total:
             left = (now - self._started) * (event.total - event.done) / event.done
             parts.append(f"about {duration(left)} left")
-        parts += [f"{key} {shown(value)}" for key, value in event.data.items()]
+        parts += _told(event)
         self._line(f"{event.stage}: {', '.join(parts)}")

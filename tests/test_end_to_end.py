@@ -15,10 +15,11 @@ from distill.run import Run, sha256_file
 PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "push", "heat", "wet", "cut", "throw")
            for thing in ("a ball", "a glass", "an egg", "some paper")]  # fmt: skip
 SETTINGS = """
+teacher: {threads: 1}
 capture: {max_tokens: 24, held_out: 0.25}
 tokenize: {image_tokens: 16}
 student: {hidden: 64, layers: 2, heads: 4, kv_heads: 2, ffn: 128, context: 256}
-train: {steps: 30, batch_rows: 2, warmup: 5, checkpoint_every: 20, validate_every: 20, compile: "off",
+train: {steps: 30, batch_rows: 2, warmup: 5, checkpoint_every: 20, validate_every: 20, compile: never,
         precision: float32}
 evaluate: {prompts: 4, dreams: 2, max_tokens: 16, bootstrap: 100}
 export: {dtype: f32}
