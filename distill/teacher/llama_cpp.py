@@ -1,14 +1,17 @@
 """llama.cpp in this process: a model file behind llama.cpp's own HTTP server on a local port."""
 
+import contextlib
+import http.client
 import importlib
+import json
 import os
+import socket
 import threading
+import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, cast
-
-import requests
 
 from distill.errors import CorruptFile, TeacherError, TeacherUnavailable
 from distill.teacher.gguf_tokenizer import check_gguf
@@ -83,6 +86,7 @@ class LlamaCpp:
             ) from error
         self._url = str(self._server.listening_address)
         self._local = threading.local()
+        self._connections: set[http.client.HTTPConnection] = set()
 
     def _params(self, threads: int, exact: bool) -> Any:
         params: Any = _xllamacpp.CommonParams()
@@ -112,7 +116,14 @@ class LlamaCpp:
         self.close()
 
     def close(self) -> None:
-        """Stop the engine and free its memory."""
+        """Stop the engine and free its memory; requests in flight fail.
+
+        Their connections are shut first: the engine's handlers only leave a request whose client has gone, and
+        its destructor waits for them.
+        """
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
         self._server = None
 
     def tokenize(self, text: str) -> list[int]:
@@ -170,15 +181,18 @@ class LlamaCpp:
         )
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        session = getattr(self._local, "session", None)
-        if session is None:  # a requests.Session is not thread-safe
-            session = self._local.session = requests.Session()
-            session.trust_env = False  # no proxy between us and ourselves
         assert self._server is not None, "the engine is closed"
+        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is None:  # one a thread; http.client knows no proxies, there is none to ourselves
+            address = urllib.parse.urlsplit(self._url)
+            connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=self.timeout)
+            self._local.connection = connection
+            self._connections.add(connection)
         try:
-            answer = session.post(self._url + path, json=body, timeout=self.timeout)
-            content: dict[str, Any] = answer.json()
-        except requests.RequestException as error:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            content: dict[str, Any] = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
             raise TeacherUnavailable(
                 f"{self.path.name}: the embedded engine gave no answer within {self.timeout:.0f} s "
                 "(fewer teacher.threads, or a longer teacher.timeout)"
