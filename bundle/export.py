@@ -52,7 +52,10 @@ def export(
     started = time.monotonic()
     run.require("train")
     source = checkpoint or best(run)
-    settings = replace(run.settings.export, dtype=dtype or run.settings.export.dtype)
+    chosen = run.settings.export
+    # A system message that the student was trained with goes along, unless another is asked for.
+    system = chosen.system or run.settings.capture.system
+    settings = replace(chosen, dtype=dtype or chosen.dtype, system=system)
     marks = {**asdict(settings), "checkpoint": source.name, "version": 1}
     record = run.fresh("export", marks)
     if record is not None and not force:

@@ -44,6 +44,7 @@ class CaptureSettings:
     top_p: float = 0.95
     top_logprobs: int = 20
     system: str = ""
+    """System message for the teacher; the student is trained with it too."""
     minutes: float = 0.0
     """Stop asking after so many minutes and go on with what is there; 0: no limit."""
 
@@ -152,6 +153,7 @@ class ExportSettings:
     dtype: str = "f16"
     """Of model.gguf: `f32`, `f16`, `bf16` or `q8_0`."""
     system: str = ""
+    """System message in the Modelfile; empty: `capture.system`, which the student was trained with."""
     temperature: float = 0.7
     context: int = 0
     """Context window told to Ollama; 0: the one trained with."""

@@ -1,0 +1,169 @@
+"""How fast a training step is, beside transformers' own on the same model and shape, in the same run.
+
+Theirs: `LlamaForCausalLM` in float32, hard labels, one full row a document, AdamW. Ours: packed documents with
+20 alternatives an answer token, the distillation loss, AdamW, in the precision that a trial chooses. Both clip
+gradients. Steps alternate in rounds, so that a machine that changes its speed changes both.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.config import StudentSettings, TrainSettings
+from distill.events import Event, Listener, silent
+from distill.student.model import Backbone, config_for, count_parameters
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.packing import Documents
+from distill.training import engine
+from distill.training.batches import Batches, Mixture
+from distill.training.trainer import forward_backward, make_optimizer, move, pick_device
+
+DOCUMENTS = 512
+ALTERNATIVES = 20
+
+
+def bench_train(
+    preset: str = "nano",
+    vocab_size: int = 8192,
+    rows: int = 8,
+    context: int = 512,
+    rounds: int = 5,
+    settings: TrainSettings | None = None,
+    listen: Listener = silent,
+) -> dict[str, Any]:
+    """Tokens a second of both steps: median and range over rounds, and the ratio (median over rounds of ours / theirs).
+
+    Raises BadInput for an unknown preset or setting.
+    """
+    settings = settings or TrainSettings()
+    device = pick_device(settings.device)
+    config = config_for(StudentSettings(preset=preset, context=context), vocab_size, 0, 2)
+    ours = Backbone(config).initialize(0).to(device).train()
+    batches = Batches(
+        synthetic_documents(vocab_size), FixedTokens(vocab_size), context, Mixture(True, 0.25, 0.0), 0, 0.8
+    )
+    planned = batches.epoch(0)
+    optimizer = make_optimizer(ours, settings.lr, (0.9, 0.95), settings.weight_decay)
+    place = 0
+
+    def step(candidate: engine.Engine, terms: Any) -> None:
+        nonlocal place
+        chosen = [planned[(place + i) % len(planned)] for i in range(rows)]
+        place += rows
+        forward_backward(ours, move(batches.assemble(chosen), device), candidate.precision, terms)
+        torch.nn.utils.clip_grad_norm_(ours.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def seconds_of(candidate: engine.Engine) -> float:
+        terms = engine.apply(candidate, ours)
+        try:
+            return engine.timed(lambda: step(candidate, terms), device)
+        finally:
+            engine.undo(ours)
+
+    chosen = engine.choose(settings, device, seconds_of, rows * context, lambda _: 1e9, listen)
+    terms = engine.apply(chosen, ours)
+    theirs = reference_step(config.to_hf(), rows, context, device)
+    speeds: dict[str, list[float]] = {"ours": [], "transformers": []}
+    for round_ in range(rounds + 1):  # the first warms up
+        for name, run in (("transformers", theirs), ("ours", lambda: step(chosen, terms))):
+            seconds = engine.timed(run, device) if round_ == 0 else _once(run, device)
+            if round_:
+                speeds[name].append(rows * context / seconds)
+        listen(Event("bench train", "progress", done=round_, total=rounds, unit="round"))
+    ratios = [mine / reference for mine, reference in zip(speeds["ours"], speeds["transformers"], strict=True)]
+    return {
+        "preset": preset,
+        "parameters": count_parameters(ours),
+        "vocab_size": vocab_size,
+        "rows": rows,
+        "context": context,
+        "rounds": rounds,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "engine": chosen.label,
+        "trial": chosen.trial,
+        **{
+            f"{name}_tokens_per_second": {
+                "median": round(statistics.median(values), 1),
+                "min": round(min(values), 1),
+                "max": round(max(values), 1),
+            }
+            for name, values in speeds.items()
+        },
+        "ratio": {
+            "median": round(statistics.median(ratios), 3),
+            "min": round(min(ratios), 3),
+            "max": round(max(ratios), 3),
+        },
+    }
+
+
+def _once(run: Callable[[], None], device: torch.device) -> float:
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def reference_step(config: dict[str, Any], rows: int, context: int, device: torch.device) -> Callable[[], None]:
+    """transformers' own float32 training step on random tokens."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    known = {key: value for key, value in config.items() if key not in ("architectures", "model_type", "torch_dtype")}
+    model: Any = LlamaForCausalLM(LlamaConfig(**known)).to(device).train()  # pyright: ignore[reportArgumentType]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ids = torch.randint(0, config["vocab_size"], (rows, context), device=device)
+
+    def step() -> None:
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+class FixedTokens(StudentTokenizer):
+    """The few ids of a tokenizer that packing asks for."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.think_id, self.end_think_id, self.eos_id, self.pad_id = 4, 5, 2, 0
+
+    @property
+    def newline_id(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 3
+
+
+def synthetic_documents(vocab_size: int, seed: int = 0) -> Documents:
+    """Documents of random tokens in the shapes of a real run: prompts of about 20, dreams of 10 to 64, answers of
+    48 to 96 tokens with 20 alternatives each."""
+    random = np.random.default_rng(seed)
+    sizes = {"prompt": (16, 25), "dream": (10, 65), "answer": (48, 97)}
+    ends = {name: np.cumsum(random.integers(*bounds, DOCUMENTS)).astype(np.int64) for name, bounds in sizes.items()}
+    ids = {name: random.integers(6, vocab_size, end[-1]).astype(np.uint16) for name, end in ends.items()}
+    count = len(ids["answer"])
+    steps = np.cumsum(random.integers(1, vocab_size // ALTERNATIVES, (count, ALTERNATIVES)), axis=1)
+    slots = (ids["answer"][:, None].astype(np.int64) + steps) % vocab_size
+    logits = np.sort(random.normal(0, 2, (count, ALTERNATIVES + 2)), axis=1)[:, ::-1]
+    logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return Documents(
+        prompt_ids=ids["prompt"],
+        prompt_ends=ends["prompt"],
+        dream_ids=ids["dream"],
+        dream_ends=ends["dream"],
+        answer_ids=ids["answer"],
+        answer_ends=ends["answer"],
+        slot_ids=slots.astype(np.uint16),
+        slot_logprobs=logprobs[:, : ALTERNATIVES + 1].astype(np.float16),
+        chunk_ids=np.full(count, -1, np.int32),
+        chunk_logprobs=np.zeros(0, np.float32),
+        answer_bytes=np.diff(ends["answer"], prepend=0) * 4,
+    )

@@ -1,0 +1,288 @@
+"""Training as a user lives it: started, killed, resumed, spread over processes, given broken files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.config import Settings, StudentSettings, TokenizeSettings, TrainSettings
+from distill.corpus.triplets import mine
+from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
+from distill.evaluation.baselines import copy_file
+from distill.events import Event
+from distill.run import Run
+from distill.student.model import load_backbone, save_backbone
+from distill.tokens.build import build_tokenizer
+from distill.tokens.bpe import StudentTokenizer
+from distill.training import checkpoint
+from distill.training.loop import train
+from distill.training.trainer import schedule
+
+FILES = ("run.json", "traces.db", "triplets.jsonl", "knowledge.graphml", "tokenizer")
+
+
+def small_settings(source: Run, **train_settings: object) -> Settings:
+    options: dict[str, object] = {
+        "steps": 12,
+        "warmup": 3,
+        "batch_rows": 4,
+        "lr": 4e-3,
+        "checkpoint_every": 4,
+        "validate_every": 4,
+        "log_every": 2,
+        "drafts_from": 0.5,
+        "precision": "float32",
+        "compile": "never",
+        "keep_last": 9,
+        **train_settings,
+    }
+    return Settings(
+        teacher=source.settings.teacher,
+        capture=source.settings.capture,
+        tokenize=TokenizeSettings(vocab_size=1024, image_tokens=24),
+        student=StudentSettings(hidden=64, layers=2, heads=4, kv_heads=2, ffn=128, context=256),
+        train=TrainSettings(**options),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Captured, mined and tokenized; not trained."""
+    torch.set_num_threads(1)
+    run = Run.create(tmp_path_factory.mktemp("prepared") / "run", small_settings(small_run))
+    copy_file(small_run.traces, run.traces)
+    copy_file(small_run.path / "run.json", run.path / "run.json")
+    mine(run)
+    build_tokenizer(run)
+    return run
+
+
+def fork(source: Run, folder: Path, **train_settings: object) -> Run:
+    run = Run.create(folder, small_settings(source, **train_settings))
+    for name in FILES:
+        copy_file(source.path / name, run.path / name)
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Twelve steps without a stop."""
+    run = fork(prepared, tmp_path_factory.mktemp("trained") / "run")
+    train(run)
+    return run
+
+
+def weights(run: Run, step: int) -> bytes:
+    return (checkpoint.folder_of(run, step) / "model.safetensors").read_bytes()
+
+
+def rows(run: Run) -> list[dict[str, float]]:
+    """metrics.jsonl without what the clock decides."""
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
+
+
+def test_training_learns_and_leaves_its_records(trained: Run) -> None:
+    record = trained.require("train")
+    assert record.summary["steps"] == 12
+    measured = rows(trained)
+    assert [row["step"] for row in measured] == [2, 4, 6, 8, 10, 12]
+    assert measured[-1]["loss"] < 0.9 * measured[0]["loss"]
+    assert measured[-1]["validation_bits_per_byte"] < measured[1]["validation_bits_per_byte"]
+    assert {path.name for path in checkpoint.list_checkpoints(trained)} == {f"step-{n:06d}" for n in (0, 4, 8, 12)}
+    state = checkpoint.read_loop(checkpoint.latest(trained))
+    assert state.drafts
+    assert state.best_step == checkpoint.read_loop(checkpoint.best(trained)).step
+    assert list((trained.path / "tensorboard").iterdir())
+    checkpoint.verify_checkpoint(checkpoint.latest(trained))
+
+
+def test_a_finished_training_is_kept(trained: Run) -> None:
+    events: list[Event] = []
+    assert train(trained, events.append) == trained.require("train").summary
+    assert [event.kind for event in events] == ["done"]
+
+
+def test_training_twice_gives_the_same_bits(trained: Run, prepared: Run, tmp_path: Path) -> None:
+    again = fork(prepared, tmp_path / "run")
+    train(again)
+    assert weights(again, 12) == weights(trained, 12)
+    assert rows(again) == rows(trained)
+
+
+def test_more_steps_go_on_from_the_last_checkpoint(trained: Run, prepared: Run, tmp_path: Path) -> None:
+    """Resume through every checkpoint, before and after the drafts: the bits of an undisturbed run."""
+    run = fork(prepared, tmp_path / "run")
+    train(run)
+    for step in (8, 12):  # as if killed after step 4, with metrics already written past it
+        import shutil
+
+        shutil.rmtree(checkpoint.folder_of(run, step))
+    content = json.loads((run.path / "run.json").read_text())
+    del content["stages"]["train"]
+    (run.path / "run.json").write_text(json.dumps(content))
+    train(run)
+    assert weights(run, 12) == weights(trained, 12)
+    assert rows(run) == rows(trained)
+    optimizer = "optimizer.safetensors"
+    ours = (checkpoint.latest(run) / optimizer).read_bytes()
+    assert ours == (checkpoint.latest(trained) / optimizer).read_bytes()
+
+
+def test_sigkill_and_start_again_end_with_the_same_files(trained: Run, prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run")
+    script = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path; from distill.run import Run; from distill.training.loop import train\n"
+        "train(Run.open(Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", script, str(run.path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not checkpoint.folder_of(run, 4).exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "train" not in run.records()
+    subprocess.run(command, env=environment, check=True, timeout=240)
+    for path in checkpoint.list_checkpoints(trained):
+        for name in ("model.safetensors", "config.json"):
+            assert (run.checkpoints / path.name / name).read_bytes() == (path / name).read_bytes()
+    assert rows(run) == rows(trained)
+    assert not [path.name for path in run.checkpoints.iterdir() if path.name.endswith((".partial", ".old"))]
+
+
+def test_two_processes_train_the_same_student(trained: Run, prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run", processes=2)
+    events: list[Event] = []
+    summary = train(run, events.append)
+    assert summary["processes"] == 2
+    assert any(event.kind == "progress" for event in events)
+    one, two = (load_backbone(checkpoint.folder_of(r, 4)).state_dict() for r in (trained, run))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)
+    assert rows(run)[0]["loss"] == pytest.approx(rows(trained)[0]["loss"], rel=1e-4)
+
+
+def test_minutes_end_a_training(prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run", minutes=0.05, steps=10**6, drafts_share=0.0)
+    summary = train(run)
+    state = checkpoint.read_loop(checkpoint.latest(run))
+    assert 0 < summary["steps"] < 10**4
+    assert state.seconds >= 3.0
+
+
+def test_a_trial_chooses_and_is_remembered(prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run", precision="auto", compile="auto", steps=3, checkpoint_every=3)
+    summary = train(run)
+    assert set(summary["trial"]) == {"float32", "bfloat16"}
+    fastest = max(summary["trial"], key=summary["trial"].get)
+    assert summary["engine"] == fastest
+    assert json.loads((run.checkpoints / "engine.json").read_text())["precision"] == fastest
+
+
+def test_other_settings_are_refused_by_name(trained: Run, prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run", steps=2, checkpoint_every=2)
+    train(run)
+    run.settings.train.lr = 1e-3
+    with pytest.raises(RunMismatch, match=r"train\.lr \(0\.004 there, 0\.001 now\)"):
+        train(run)
+    assert train(run, force=True)["steps"] == 2
+    run.settings.train.steps = 3
+    assert train(run)["steps"] == 3
+
+
+@pytest.mark.parametrize("harm", ["cut", "alter", "remove"])
+def test_a_harmed_checkpoint_is_refused(harm: str, trained: Run, prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run", steps=4)
+    train(run)
+    run.settings.train.steps = 8
+    file = checkpoint.latest(run) / "optimizer.safetensors"
+    content = file.read_bytes()
+    if harm == "remove":
+        file.unlink()
+    else:
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] if harm == "cut" else content[:middle] + b"?" + content[middle + 1 :])
+    with pytest.raises(CorruptFile, match=r"step-000004.*optimizer\.safetensors.*delete"):
+        train(run)
+    import shutil
+
+    shutil.rmtree(checkpoint.latest(run))
+    assert train(run)["steps"] == 8
+
+
+def test_a_tokenizer_of_another_run_is_refused(prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run", steps=2)
+    train(run)
+    other = fork(prepared, tmp_path / "other", steps=4)
+    other.settings.tokenize.image_tokens = 8
+    build_tokenizer(other)
+    copy_file(run.checkpoints, other.checkpoints)
+    with pytest.raises(RunMismatch, match=r"train\.data"):
+        train(other)
+
+
+def test_stages_must_come_in_order(small_run: Run, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", small_settings(small_run))
+    with pytest.raises(MissingStage, match="capture"):
+        train(run)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"precision": "float8"}, "train.precision"),
+        ({"compile": "maybe"}, "train.compile"),
+        ({"schedule": "steps"}, "train.schedule"),
+        ({"device": "warp"}, "train.device"),
+    ],
+)
+def test_bad_settings_are_named(setting: dict[str, object], message: str, prepared: Run, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=message):
+        train(fork(prepared, tmp_path / "run", **setting))
+
+
+def test_a_student_starts_from_another_checkpoint(trained: Run, prepared: Run, tmp_path: Path) -> None:
+    """--init: the body is taken over, and rows of tokens that both vocabularies have."""
+    source = tmp_path / "source"
+    source.mkdir()
+    model = load_backbone(checkpoint.latest(trained))
+    save_backbone(model, source)
+    (source / "tokenizer.json").write_bytes((trained.tokenizer / "tokenizer.json").read_bytes())
+    run = fork(prepared, tmp_path / "run", steps=1, checkpoint_every=1)
+    run.settings.student.init = str(source)
+    train(run)
+    start = load_backbone(checkpoint.folder_of(run, 0))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(start.state_dict()[name], tensor), name
+    run.settings.student.init = str(tmp_path)
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        train(run, force=True)
+
+
+def test_hard_labels_from_a_sentencepiece_tokenizer_train_by_chunks(prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run", steps=6, checkpoint_every=6)
+    run.settings.tokenize.kind = "sentencepiece"
+    build_tokenizer(run)
+    assert StudentTokenizer.load(run.tokenizer).kind == "sentencepiece"
+    train(run)
+    counts = json.loads((run.data / "data.json").read_text())["counts"]
+    assert counts["train"]["soft_share"] > 0.5
+    measured = rows(run)
+    assert measured[-1]["loss"] < measured[0]["loss"]
+    assert all(row["kl"] >= 0 for row in measured)
+
+
+def test_schedules() -> None:
+    assert [round(schedule("wsd", p, 0.1), 4) for p in (0.0, 0.5, 0.8, 0.9, 1.0)] == [1.0, 1.0, 1.0, 0.55, 0.1]
+    assert [round(schedule("cosine", p, 0.0), 4) for p in (0.0, 0.5, 1.0, 1.2)] == [1.0, 0.5, 0.0, 0.0]
