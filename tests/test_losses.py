@@ -36,7 +36,9 @@ def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for i in range(hidden.shape[0]):
         log_q = torch.log_softmax(hidden[i] @ projection.t(), -1)
-        used = {int(s): float(lp) for s, lp in zip(targets.slots[i], targets.logprobs[i], strict=True) if lp > -math.inf}
+        used = {
+            int(s): float(lp) for s, lp in zip(targets.slots[i], targets.logprobs[i], strict=True) if lp > -math.inf
+        }
         tail = [j for j in range(V) if j not in used]
         p_tail = 1 - sum(math.exp(lp) for lp in used.values())
         kl = sum(math.exp(lp) * (lp - log_q[j]) for j, lp in used.items())
@@ -61,7 +63,7 @@ def test_loss_and_gradients_equal_the_definition(count: int, slots: int, seed: i
     expected = reference(*theirs, targets)
     loss.backward()
     expected.backward()
-    assert float(loss) == pytest.approx(float(expected), rel=2e-5, abs=2e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-5, abs=2e-5)
     for mine, theirs_ in zip(ours, theirs, strict=True):
         assert mine.grad is not None
         assert theirs_.grad is not None
@@ -100,7 +102,7 @@ def test_a_vanishing_tail_stays_finite() -> None:
     assert torch.isfinite(loss)
     assert hidden.grad is not None
     assert torch.isfinite(hidden.grad).all()
-    assert float(loss) > 100
+    assert loss.item() > 100
 
 
 def test_probabilities_that_sum_to_more_than_one_are_scaled() -> None:
@@ -134,7 +136,7 @@ def test_chunk_loss_equals_the_definition() -> None:
     expected = expected - (weight * share * log_q).sum()
     loss.backward()
     expected.backward()
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for mine, theirs_ in zip(ours, theirs, strict=True):
         assert mine.grad is not None
         assert theirs_.grad is not None

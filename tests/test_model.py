@@ -99,7 +99,9 @@ def test_presets_have_their_size_and_quantize_well(preset: str, millions: int) -
         ({"hidden_size": None}, "hidden_size"),
     ],
 )
-def test_a_checkpoint_that_is_no_plain_llama_is_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_no_plain_llama_is_refused(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
     save_backbone(Backbone(SMALL), tmp_path)
     content = {**json.loads((tmp_path / "config.json").read_text()), **change}
     content = {key: value for key, value in content.items() if value is not None or key not in change}
@@ -125,7 +127,7 @@ def test_broken_checkpoints_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     with pytest.raises(CorruptFile, match=r"don't fit config\.json"):
         load_backbone(tmp_path)
-    with pytest.raises(BadInput, match="student.preset: 'tiny'"):
+    with pytest.raises(BadInput, match=r"student\.preset: 'tiny'"):
         config_for(StudentSettings(preset="tiny"), 10, 0, 1)
-    with pytest.raises(BadInput, match="student.heads"):
+    with pytest.raises(BadInput, match=r"student\.heads"):
         config_for(StudentSettings(heads=7), 10, 0, 1)

@@ -95,8 +95,8 @@ def choose(
             trial[candidate.label] = round(batch_tokens / times[-1], 1)
     best = candidates[times.index(min(times))]
     seconds = min(times)
-    worth = seconds * expected_steps(seconds) > 2 * COMPILE_SECONDS
-    if settings.compile == "auto" and worth and compiler_found(device):
+    worth = settings.compile == "auto" and seconds * expected_steps(seconds) > 2 * COMPILE_SECONDS
+    if worth and compiler_found(device):
         compiled = Engine(best.precision, True)
         listen(Event("train", "note", f"trying {compiled.label} (compiling takes a minute)"))
         try:
