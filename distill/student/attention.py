@@ -1,8 +1,8 @@
 """Causal attention within the documents of packed rows.
 
 A packed row holds several documents that must not see each other. With a mask over the whole row, most of the
-work is on pairs that are thrown away; on a CPU it is quicker to go document by document with plain products.
-On a GPU the masked kernel wins, and the same `Documents` object carries the mask.
+work is on pairs that are thrown away; on a CPU it is quicker to compute documents of similar length together, with
+plain products. On a GPU the masked kernel wins, and the same `Documents` object carries the mask.
 
 Shape legend: B rows, T positions, H heads, G key/value heads, E head size, L positions of one document.
 """
@@ -14,6 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SIMILAR = 0.7
+"""Documents at least this share of the longest in their group are padded to it: few large products beat many small."""
 
 
 class Documents:
@@ -36,49 +39,98 @@ class Documents:
         return same & torch.ones(self.length, self.length, dtype=torch.bool, device=self.device).tril()
 
     @cached_property
-    def future(self) -> Tensor:
-        """(T, T) float32: −inf above the diagonal."""
-        return torch.full((self.length, self.length), float("-inf"), device=self.device).triu(1)
+    def groups(self) -> list["Group"]:
+        """Documents of similar length, to be computed together."""
+        spans = sorted(self.spans, key=lambda span: span[1] - span[2])
+        groups: list[Group] = []
+        while spans:
+            longest = spans[0][2] - spans[0][1]
+            size = next((i for i, (_, start, end) in enumerate(spans) if end - start < SIMILAR * longest), len(spans))
+            groups.append(Group(spans[:size], self.rows, self.length))
+            spans = spans[size:]
+        return groups
+
+
+class Group:
+    """n documents, padded on the right to the longest, L. Causality hides the padding from what is real.
+
+    real (n, L) bool; future (L, L) float32: −inf above the diagonal.
+    """
+
+    def __init__(self, spans: list[tuple[int, int, int]], rows: int, length: int) -> None:
+        longest = spans[0][2] - spans[0][1]
+        starts = torch.tensor([row * length + start for row, start, _ in spans])[:, None]
+        sizes = torch.tensor([end - start for _, start, end in spans])[:, None]
+        step = torch.arange(longest)
+        self.real = step < sizes
+        self.from_ = starts + torch.where(self.real, step, 0)  # padding reads something real, of no effect
+        self.to = torch.where(self.real, starts + step, rows * length)  # and is written past the end
+        self.future = torch.full((longest, longest), float("-inf")).triu(1)
+
+    def take(self, x: Tensor, kv_heads: int) -> Tensor:
+        """(B, H, T, E) → (n·G, H/G·L, E)."""
+        heads, size = x.shape[1], x.shape[3]
+        flat = x.transpose(1, 2).reshape(-1, size)
+        n, length = self.real.shape
+        return flat.index_select(0, _with_heads(self.from_, heads)).view(n * kv_heads, heads // kv_heads * length, size)
+
+    def put(self, out: Tensor, x: Tensor) -> None:
+        """The other way, into `out` (B·T + 1, H, E), whose last row collects the padding."""
+        out.view(-1, x.shape[-1]).index_copy_(0, _with_heads(self.to, out.shape[1]), x.reshape(-1, x.shape[-1]))
+
+
+def _with_heads(places: Tensor, heads: int) -> Tensor:
+    """(n, L) rows of (·, H, E) → (n·H·L,) rows of (·, E)."""
+    return (places[:, None, :] * heads + torch.arange(heads)[None, :, None]).flatten()
 
 
 class DocumentAttention(torch.autograd.Function):
-    """softmax(q kᵀ / √E) v for each document, probabilities kept for the way back."""
+    """softmax(q kᵀ / √E) v within each document, probabilities kept for the way back."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
-        groups, size = k.shape[1], q.shape[-1]
-        shared = q.shape[1] // groups
-        out = torch.zeros_like(q)
-        future = documents.future.to(q.dtype)
+        heads, shared = k.shape[1], q.shape[1] // k.shape[1]
+        out = _flat_like(q)
         kept: list[Tensor] = []
-        for row, start, end in documents.spans:
-            length = end - start
-            queries = q[row, :, start:end].reshape(groups, shared * length, size)
-            scores = torch.bmm(queries, k[row, :, start:end].transpose(1, 2)).view(groups, shared, length, length)
-            scores = torch.add(future[:length, :length], scores, alpha=size**-0.5)
-            p = scores.softmax(-1).view(groups, shared * length, length)
-            out[row, :, start:end] = torch.bmm(p, v[row, :, start:end]).view(q.shape[1], length, size)
-            kept.append(p)
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.documents = documents
-        return out
+        for group in documents.groups:
+            length = group.future.shape[0]
+            queries, keys, values = (group.take(x, heads) for x in (q, k, v))
+            scores = torch.bmm(queries, keys.transpose(1, 2)).view(-1, shared, length, length)
+            scores = torch.add(group.future.to(q.dtype), scores, alpha=q.shape[-1] ** -0.5)
+            p = scores.softmax(-1).view(-1, shared * length, length)
+            group.put(out, torch.bmm(p, values))
+            kept += [queries, keys, values, p]
+        ctx.save_for_backward(*kept)
+        ctx.documents, ctx.shapes = documents, (q, k, v)
+        return _rows(out, q)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, *kept = ctx.saved_tensors
-        groups, size = k.shape[1], q.shape[-1]
-        shared = q.shape[1] // groups
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (row, start, end), p in zip(ctx.documents.spans, kept, strict=True):
-            length = end - start
-            grad = grads[0][row, :, start:end].reshape(groups, shared * length, size)
-            queries = q[row, :, start:end].reshape(groups, shared * length, size)
-            dv[row, :, start:end] = torch.bmm(p.transpose(1, 2), grad)
-            dp = torch.bmm(grad, v[row, :, start:end].transpose(1, 2))
+        q, k, v = ctx.shapes
+        heads, size = k.shape[1], q.shape[-1]
+        out = tuple(_flat_like(x) for x in (q, k, v))
+        for i, group in enumerate(ctx.documents.groups):
+            queries, keys, values, p = ctx.saved_tensors[4 * i : 4 * i + 4]
+            real = group.real[:, None, :, None].to(q.dtype)
+            n, length = group.real.shape
+            grad = (group.take(grads[0], heads).view(n, -1, length, size) * real).view_as(queries)
+            dp = torch.bmm(grad, values.transpose(1, 2))
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype) * size**-0.5
-            dq[row, :, start:end] = torch.bmm(ds, k[row, :, start:end]).view(q.shape[1], length, size)
-            dk[row, :, start:end] = torch.bmm(ds.transpose(1, 2), queries)
+            group.put(out[0], torch.bmm(ds, keys))
+            group.put(out[1], torch.bmm(ds.transpose(1, 2), queries))
+            group.put(out[2], torch.bmm(p.transpose(1, 2), grad))
+        dq, dk, dv = (_rows(flat, x) for flat, x in zip(out, (q, k, v), strict=True))
         return dq, dk, dv, None
+
+
+def _flat_like(x: Tensor) -> Tensor:
+    """Zeros (B·T + 1, H, E) for x (B, H, T, E)."""
+    return x.new_zeros(x.shape[0] * x.shape[2] + 1, x.shape[1], x.shape[3])
+
+
+def _rows(flat: Tensor, like: Tensor) -> Tensor:
+    """(B·T + 1, H, E) → (B, H, T, E)."""
+    return flat[:-1].view(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(1, 2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:

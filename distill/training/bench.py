@@ -50,28 +50,28 @@ def bench_train(
     optimizer = make_optimizer(ours, settings.lr, (0.9, 0.95), settings.weight_decay)
     place = 0
 
-    def step(candidate: engine.Engine, terms: Any) -> None:
+    def step(candidate: engine.Engine, kernel: Any) -> None:
         nonlocal place
         chosen = [planned[(place + i) % len(planned)] for i in range(rows)]
         place += rows
-        forward_backward(ours, move(batches.assemble(chosen), device), candidate.precision, terms)
+        forward_backward(ours, move(batches.assemble(chosen), device), candidate.precision, kernel)
         torch.nn.utils.clip_grad_norm_(ours.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
     def seconds_of(candidate: engine.Engine) -> float:
-        terms = engine.apply(candidate, ours)
+        kernel = engine.apply(candidate, ours)
         try:
-            return engine.timed(lambda: step(candidate, terms), device)
+            return engine.timed(lambda: step(candidate, kernel), device)
         finally:
             engine.undo(ours)
 
     chosen = engine.choose(settings, device, seconds_of, rows * context, lambda _: 1e9, listen)
-    terms = engine.apply(chosen, ours)
+    kernel = engine.apply(chosen, ours)
     theirs = reference_step(config.to_hf(), rows, context, device)
     speeds: dict[str, list[float]] = {"ours": [], "transformers": []}
     for round_ in range(rounds + 1):  # the first warms up
-        for name, run in (("transformers", theirs), ("ours", lambda: step(chosen, terms))):
+        for name, run in (("transformers", theirs), ("ours", lambda: step(chosen, kernel))):
             seconds = engine.timed(run, device) if round_ == 0 else _once(run, device)
             if round_:
                 speeds[name].append(rows * context / seconds)

@@ -54,12 +54,12 @@ def compiler_found(device: torch.device) -> bool:
 
 
 def apply(engine: Engine, model: Backbone) -> Any:
-    """Compile the model's blocks in place if so chosen; returns the loss's `terms`, compiled or not."""
+    """Compile the model's blocks in place if so chosen; returns the loss's kernel, compiled or not."""
     if not engine.compiled:
-        return losses.chunk_terms
+        return losses.tail_kernel
     for block in model.model.layers:
         block.compile(dynamic=False)
-    return torch.compile(losses.chunk_terms, dynamic=False)
+    return torch.compile(losses.tail_kernel, dynamic=False)
 
 
 def undo(model: Backbone) -> None:

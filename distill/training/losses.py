@@ -20,6 +20,7 @@ student and teacher agree within the tail. With softmax logits z its gradient is
 and log q_τ comes from a log-sum-exp over the tail itself, so nothing cancels when the tail is tiny.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,16 +51,37 @@ class Targets:
 
 
 def chunk_terms(
-    h: Tensor, w: Tensor, slots: Tensor, logprobs: Tensor, soft_weight: Tensor, weight: Tensor
+    h: Tensor, w: Tensor, targets: "Targets", part: slice, kernel: "Kernel"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """KL (C,), cross-entropy (C,) and the gradient by the logits (C, V), of `weight` · loss, for C positions."""
-    z = (h @ w.t()).float()
+    """KL (C,), cross-entropy (C,) and the gradient by the logits (C, V), of `weight` · loss, for C positions.
+
+    The slots are taken out of the logits and put back into the gradient here; `kernel` sees the tail alone.
+    """
+    slots = targets.slots[part]
+    z = h @ w.t()
+    places = (torch.arange(0, z.numel(), z.shape[1], device=z.device)[:, None] + slots).flatten()
+    z_slots = z.view(-1)[places].view_as(slots).float()
+    z.view(-1).index_fill_(0, places, float("-inf"))  # far quicker than scatter_ along a dimension
+    arguments = (targets.logprobs[part], targets.soft_weight[part], targets.weight[part])
+    kl, ce, dz, d_slots = kernel(z, z_slots, *arguments)
+    dz.view(-1).index_copy_(0, places, d_slots.flatten())
+    return kl, ce, dz
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def tail_kernel(
+    z: Tensor, z_slots: Tensor, logprobs: Tensor, soft_weight: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """KL (C,), cross-entropy (C,), gradient off the slots (C, V) and on them (C, S).
+
+    z (C, V): logits, −inf on the slots. z_slots (C, S): the logits there.
+    """
     unused = torch.isneginf(logprobs)
-    z_slots = z.gather(1, slots).masked_fill(unused, float("-inf"))
-    z_rest = z.scatter(1, slots, float("-inf"))
-    top = z_rest.amax(1, keepdim=True)
-    e_rest = (z_rest - top).exp()
-    sum_rest = e_rest.sum(1, keepdim=True)
+    z_slots = z_slots.masked_fill(unused, float("-inf"))
+    top = z.amax(1, keepdim=True).float()
+    sum_rest = (z.float() - top).exp().sum(1, keepdim=True)
     log_rest = top + sum_rest.log()
     lse = torch.logaddexp(log_rest, z_slots.logsumexp(1, keepdim=True))
     log_q = z_slots - lse
@@ -73,12 +95,13 @@ def chunk_terms(
     ce = -log_q[:, 0]
 
     a = soft_weight
-    d_rest = e_rest * (weight * (log_q_tail.exp() - a * p_tail) / sum_rest.squeeze(1)).unsqueeze(1)
+    scale = (weight * (log_q_tail.exp() - a * p_tail)).unsqueeze(1)
+    dz = ((z.float() - log_rest).exp() * scale).to(z.dtype)
     d_slots = log_q.exp() - a.unsqueeze(1) * p
-    d_slots[:, 0] -= 1 - a
-    d_slots = torch.where(unused, 0.0, d_slots * weight.unsqueeze(1))
-    dz = d_rest.scatter_add(1, slots, d_slots)
-    return kl, ce, dz
+    first = torch.arange(d_slots.shape[1], device=z.device) == 0
+    d_slots = (d_slots - (1 - a).unsqueeze(1) * first) * weight.unsqueeze(1)
+    d_slots = torch.where(unused, d_slots[:, :1], d_slots)  # unused slots stand where slot 0 does
+    return kl, ce, dz, d_slots.to(z.dtype)
 
 
 class FusedDistillation(torch.autograd.Function):
@@ -86,7 +109,7 @@ class FusedDistillation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, projection: Tensor, targets: Targets, terms: Any
+        ctx: Any, hidden: Tensor, projection: Tensor, targets: Targets, kernel: Kernel
     ) -> tuple[Tensor, Tensor, Tensor]:
         grad_hidden = torch.empty_like(hidden)
         grad_projection = torch.zeros_like(projection, dtype=torch.float32)
@@ -96,10 +119,7 @@ class FusedDistillation(torch.autograd.Function):
         for start in range(0, hidden.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
             h = hidden[part].detach()
-            kl, ce, dz = terms(
-                h, w, targets.slots[part], targets.logprobs[part], targets.soft_weight[part], targets.weight[part]
-            )
-            dz = dz.to(h.dtype)
+            kl, ce, dz = chunk_terms(h, w, targets, part, kernel)
             grad_hidden[part] = dz @ w
             grad_projection += dz.t() @ h
             kls.append(kl)
@@ -118,13 +138,13 @@ class FusedDistillation(torch.autograd.Function):
 
 
 def fused_distillation(
-    hidden: Tensor, projection: Tensor, targets: Targets, terms: Any = chunk_terms
+    hidden: Tensor, projection: Tensor, targets: Targets, kernel: Kernel = tail_kernel
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss (scalar), KL (M,) and cross-entropy (M,) of hidden (M, D) under projection (V, D).
 
-    `terms` is `chunk_terms`, perhaps compiled. Where it is compiled, M should be a multiple of CHUNK.
+    `kernel` is `tail_kernel`, perhaps compiled. Where it is compiled, M should be a multiple of CHUNK.
     """
-    return FusedDistillation.apply(hidden, projection, targets, terms)  # pyright: ignore[reportReturnType]
+    return FusedDistillation.apply(hidden, projection, targets, kernel)  # pyright: ignore[reportReturnType]
 
 
 @dataclass

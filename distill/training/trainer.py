@@ -65,7 +65,7 @@ def make_optimizer(model: Backbone, lr: float, betas: tuple[float, float], weigh
 
 
 def forward_backward(
-    model: Backbone, batch: Batch, precision: str, terms: Any, backward: bool = True
+    model: Backbone, batch: Batch, precision: str, kernel: Any, backward: bool = True
 ) -> dict[str, Tensor]:
     """Loss of a batch, its gradients left in the model. KL and cross-entropy come as (M,) or (C,), with the loss."""
     device = batch.ids.device
@@ -76,7 +76,7 @@ def forward_backward(
     if batch.chunks is not None:
         loss, kl, ce = chunked_distillation(hidden, weight, batch.targets, batch.chunks)
     else:
-        loss, kl, ce = fused_distillation(hidden, weight, batch.targets, terms)
+        loss, kl, ce = fused_distillation(hidden, weight, batch.targets, kernel)
     if backward:
         loss.backward()
     return {"loss": loss.detach(), "kl": kl.detach(), "ce": ce.detach()}
@@ -131,7 +131,7 @@ class Trainer:
                 checkpoint.load_optimizer(found[-1], self.model, self.optimizer)
             self._take_drafts(checkpoint.load_drafts(found[-1]))
         self.rows = self.batches.epoch(self.state.epoch)
-        self.terms: Any = None
+        self.kernel: Any = None
 
     def _fixed(self) -> dict[str, Any]:
         settings = {key: value for key, value in train_settings(self.run).items() if key not in FREE}
@@ -146,7 +146,7 @@ class Trainer:
         self.started = started
         chosen = engine.load(self.run.checkpoints / "engine.json") if state.step else None
         self.engine = chosen or self._choose_engine()
-        self.terms = engine.apply(self.engine, self.model)
+        self.kernel = engine.apply(self.engine, self.model)
         with contextlib.ExitStack() as stack:
             board = self._open_logs(stack)
             if state.step == 0 and self.world.first:
@@ -187,7 +187,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self._batch(self._next_rows())
-        result = forward_backward(self.model, batch, self.engine.precision, self.terms)
+        result = forward_backward(self.model, batch, self.engine.precision, self.kernel)
         parameters = list(self.model.parameters())
         self.world.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
@@ -250,7 +250,7 @@ class Trainer:
         self.model.eval()
         for start in range(0, len(rows), size):
             batch = move(self.validation.assemble(rows[start : start + size]), self.device)
-            result = forward_backward(self.model, batch, self.engine.precision, self.terms, backward=False)
+            result = forward_backward(self.model, batch, self.engine.precision, self.kernel, backward=False)
             real = batch.targets.weight > 0
             answers, dreams = real & batch.answers, real & ~batch.answers
             totals += torch.tensor(
@@ -278,10 +278,10 @@ class Trainer:
         self.state.row = 0
 
         def seconds_of(candidate: engine.Engine) -> float:
-            terms = engine.apply(candidate, self.model)
+            kernel = engine.apply(candidate, self.model)
 
             def step() -> None:
-                forward_backward(self.model, batch, candidate.precision, terms)
+                forward_backward(self.model, batch, candidate.precision, kernel)
                 self.world.sum_gradients(list(self.model.parameters()))
                 self.optimizer.zero_grad()
 
