@@ -13,6 +13,7 @@ from support.answers_run import answers, texts
 from distill.corpus.syntax_miner import mine_texts
 from distill.corpus.triplets import LENSES, Triplet, by_trace, clean_phrase
 from distill.errors import BadInput, CorruptFile
+from distill.tokens.bpe import image_text
 from distill.tokens.concepts import CONCEPT_DIM, OllamaEncoder, load_encoder
 from distill.tokens.image_tokens import (
     Codebook,
@@ -21,7 +22,6 @@ from distill.tokens.image_tokens import (
     load_codes,
     phrase_counts,
     save_codes,
-    token_text,
 )
 
 SIZE = 96
@@ -184,7 +184,7 @@ def test_awkward_phrases_become_labels_all_the_same() -> None:
     lens = Triplet("spatial", "temporal", "causal", "causal", 0, "t", 0, "syntax")
     codebook, codes = build_codebook([lens], size=8)
     assert sorted(codebook.labels) == ["causal 2", "spatial 2", "temporal 2"]
-    assert token_text(codebook.labels[codes["causal"]]) == "⟨causal 2⟩"
+    assert image_text(codebook.labels[codes["causal"]]) == "⟨causal 2⟩"
 
 
 def test_no_triplets_give_an_empty_codebook(tmp_path: Path) -> None:

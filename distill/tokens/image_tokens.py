@@ -31,11 +31,6 @@ Dream = dict[str, list[tuple[int, int, int]]]
 """Lens → its chain of (what, action, result) codes. Every lens is there, in lens order."""
 
 
-def token_text(label: str) -> str:
-    """An image token as it is printed."""
-    return f"⟨{label}⟩"
-
-
 def empty_dream() -> Dream:
     return {lens: [] for lens in LENSES}
 
