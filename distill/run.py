@@ -29,8 +29,6 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 }
 """Which stages each stage reads from. Evaluation is optional for an export."""
 
-OPTIONAL_UPSTREAM = {("export", "evaluate")}
-
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
@@ -62,22 +60,63 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 @contextlib.contextmanager
 def publish_folder(final: Path) -> Generator[Path]:
-    """A folder to fill; on success it takes the place of `final`, on failure it vanishes."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    """A folder to fill; on success it takes the place of `final`, on failure it vanishes.
+
+    Raises DistillError where the disk is full or can't be written.
+    """
+    from safetensors import SafetensorError  # what a full disk is called when tensors are written
+
+    old, aside = (final.with_name(f".{final.name}.{os.getpid()}.{kind}") for kind in ("old", "partial"))
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
+        aside.mkdir()
         yield aside
-        old = final.with_name(f".{final.name}.{os.getpid()}.old")
+        for path in (*aside.rglob("*"), aside):
+            _flush(path)
         if final.exists():
             os.rename(final, old)
         os.rename(aside, final)
+        _flush(final.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DistillError(f"{final}: can't write it: {error} (free some space, or check the rights)") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk take what was written, so that a power cut can't leave a published folder empty."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(final: Path) -> None:
+    """Clear what killed processes left beside `final`; what it held before is put back where it is missing."""
+    for path in final.parent.glob(f".{final.name}.*"):
+        process, _, kind = path.name.removeprefix(f".{final.name}.").partition(".")
+        if kind not in ("old", "partial") or not process.isdigit() or _alive(int(process)):
+            continue
+        if kind == "old" and not final.exists():
+            os.rename(path, final)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    """Whether another process of that number runs."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @dataclass
@@ -107,13 +146,14 @@ class Run:
         """Make the folder, or take up one again: its settings become `settings` (stages notice)."""
         if path.exists() and not path.is_dir():
             raise BadInput(f"{path}: is a file; a run needs a folder")
-        if path.exists() and any(path.iterdir()) and not (path / "config.yaml").exists():
-            raise BadInput(f"{path}: is not empty and not a run folder; choose another --name")
-        run = cls(path, settings)
-        with contextlib.suppress(OSError):
+        try:
             path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()) and not (path / "config.yaml").exists():
+                raise BadInput(f"{path}: is not empty and not a run folder; choose another --name")
+        except OSError as error:
+            raise BadInput(f"{path}: can't be a run folder: {error.strerror}; choose another --name") from error
         write_atomic(path / "config.yaml", settings_yaml(settings))
-        return run
+        return cls(path, settings)
 
     @classmethod
     def open(cls, path: Path) -> "Run":

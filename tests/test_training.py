@@ -23,7 +23,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.training import checkpoint
 from distill.training.loop import train
-from distill.training.trainer import schedule
+from distill.training.plan import schedule
 
 FILES = ("run.json", "traces.db", "triplets.jsonl", "knowledge.graphml", "tokenizer")
 
@@ -220,15 +220,60 @@ def test_a_harmed_checkpoint_is_refused(harm: str, trained: Run, prepared: Run, 
     assert train(run)["steps"] == 8
 
 
-def test_a_tokenizer_of_another_run_is_refused(prepared: Run, tmp_path: Path) -> None:
+def test_other_data_set_earlier_checkpoints_aside(prepared: Run, tmp_path: Path) -> None:
     run = fork(prepared, tmp_path / "run", steps=2)
     train(run)
-    other = fork(prepared, tmp_path / "other", steps=4)
-    other.settings.tokenize.image_tokens = 8
-    build_tokenizer(other)
-    copy_file(run.checkpoints, other.checkpoints)
-    with pytest.raises(RunMismatch, match=r"train\.data"):
-        train(other)
+    first = weights(run, 2)
+    run.settings.tokenize.image_tokens = 8
+    build_tokenizer(run)
+    events: list[Event] = []
+    train(run, events.append)
+    assert any("training anew" in event.message for event in events)
+    assert (run.path / "checkpoints.1" / "step-000002" / "model.safetensors").read_bytes() == first
+    assert checkpoint.read_loop(checkpoint.latest(run)).step == 2
+    assert len(load_backbone(checkpoint.latest(run)).state_dict()["model.embed_tokens.weight"]) == len(
+        StudentTokenizer.load(run.tokenizer).tokens
+    )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_saves_and_the_rest_is_as_if_undisturbed(
+    processes: int, trained: Run, prepared: Run, tmp_path: Path
+) -> None:
+    run = fork(prepared, tmp_path / "run", processes=processes)
+    command = [sys.executable, "-m", "cli.main", "train", str(run.path), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    while not checkpoint.folder_of(run, 4).exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    stopped = checkpoint.read_loop(checkpoint.latest(run)).step
+    assert 4 <= stopped < 12
+    subprocess.run(command, env=environment, check=True, timeout=240, stdout=subprocess.DEVNULL)
+    if processes == 1:
+        assert weights(run, 12) == weights(trained, 12)
+        assert rows(run) == rows(trained)
+    else:
+        assert rows(run)[0]["loss"] == pytest.approx(rows(trained)[0]["loss"], rel=1e-4)
+
+
+def test_prompts_that_fill_the_context_are_left_out_and_told(prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run", steps=2)
+    run.settings.student.context = 24
+    events: list[Event] = []
+    train(run, events.append)
+    assert any(event.kind == "warning" and "student.context=24" in event.message for event in events)
+    run.settings.student.context = 8
+    with pytest.raises(BadInput, match=r"student\.context"):
+        train(run, force=True)
 
 
 def test_stages_must_come_in_order(small_run: Run, tmp_path: Path) -> None:
@@ -244,6 +289,11 @@ def test_stages_must_come_in_order(small_run: Run, tmp_path: Path) -> None:
         ({"compile": "maybe"}, "train.compile"),
         ({"schedule": "steps"}, "train.schedule"),
         ({"device": "warp"}, "train.device"),
+        ({"log_every": 0}, "train.log_every"),
+        ({"checkpoint_every": 0}, "train.checkpoint_every"),
+        ({"lr": 0.0}, "train.lr"),
+        ({"betas": [0.9]}, "train.betas"),
+        ({"soft_weight": 1.5}, "train.soft_weight"),
     ],
 )
 def test_bad_settings_are_named(setting: dict[str, object], message: str, prepared: Run, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ class StudentTokenizer:
         from distill.tokens.chat import JINJA
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.hf.save(str(folder / "tokenizer.json"))
+        write_atomic(folder / "tokenizer.json", self.hf.to_str(pretty=True) + "\n")
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": None,

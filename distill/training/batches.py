@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.errors import BadInput
 from distill.student.attention import Documents as Spans
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
@@ -79,10 +80,15 @@ class Batches:
         self._after = np.array([newline, tokenizer.end_think_id, newline])
         self._empty = np.array([tokenizer.think_id, newline, tokenizer.end_think_id, newline])
         self._chunk_sizes = np.bincount(documents.chunk_ids[documents.chunk_ids >= 0], minlength=1)
+        room = length - len(self._empty)
+        self._usable = np.flatnonzero(np.diff(documents.prompt_ends, prepend=0) < room)
+        self.left_out = len(documents) - len(self._usable)
+        if not len(self._usable):
+            raise BadInput(f"student.context: no prompt is shorter than {length} tokens; raise it")
         self._has_dream = np.diff(documents.dream_ends, prepend=0) > 0
 
     def epoch(self, number: int) -> list[Row]:
-        """The epoch's rows. Every document is in one of them whole, or as its first T tokens."""
+        """The epoch's rows. Every document whose prompt fits is in one of them, whole or as its first T tokens."""
         random = np.random.default_rng([self.seed, number, bool(self.drafts)])
         count = len(self.documents)
         draw, own = random.random(count), random.random(count)
@@ -92,12 +98,11 @@ class Batches:
             drafted = np.isin(np.arange(count), list(self.drafts))
             variants = np.where(dreaming & drafted & (own < self.mixture.drafts), DRAFT, variants)
         lengths = [self._inputs(i, int(variants[i])) for i in range(count)]
-        pieces = [Piece(i, int(variants[i]), min(lengths[i], self.length)) for i in range(count)]
-        order = random.permutation(count)
-        rows = best_fit([pieces[i] for i in order], self.length)
+        order = random.permutation(self._usable).tolist()
+        rows = best_fit([Piece(i, int(variants[i]), min(lengths[i], self.length)) for i in order], self.length)
         for row in rows:
             while (room := self.length - sum(piece.length for piece in row)) > 0:
-                i = int(random.integers(count))
+                i = int(self._usable[random.integers(len(self._usable))])
                 row.append(Piece(i, int(variants[i]), min(lengths[i], room)))
         return [rows[i] for i in random.permutation(len(rows))]
 

@@ -20,7 +20,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import engine
 from distill.training.batches import Batches, Mixture
-from distill.training.trainer import forward_backward, make_optimizer, move, pick_device
+from distill.training.step import forward_backward, make_optimizer, move, pick_device
 
 DOCUMENTS = 512
 ALTERNATIVES = 20

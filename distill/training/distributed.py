@@ -18,6 +18,7 @@ from distill.errors import DistillError
 from distill.events import Event, Listener
 
 TIMEOUT_MINUTES = 10
+STOP_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,10 @@ def launch(worker: Worker, path: Path, processes: int, listen: Listener, force: 
         process.start()
     try:
         return _follow(workers, queue, listen)
+    except KeyboardInterrupt:  # Ctrl-C reaches the workers too; let them finish the step and save
+        for process in workers:
+            process.join(STOP_SECONDS)
+        raise
     finally:
         for process in workers:
             if process.is_alive():
@@ -137,6 +142,8 @@ def _work(worker: Worker, path: Path, rank: int, size: int, port: int, threads: 
             queue.put(("result", result))
     except DistillError as error:
         queue.put(("error", error))
+    except KeyboardInterrupt:
+        pass  # the parent was interrupted too, and tells
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

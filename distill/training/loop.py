@@ -1,5 +1,6 @@
 """The `train` stage: train the run's student, alone or in several processes, or go on where it stopped."""
 
+import itertools
 import os
 import shutil
 import time
@@ -11,7 +12,8 @@ from distill.run import Run, sha256_file
 from distill.tokens.packing import pack
 from distill.training import checkpoint
 from distill.training.distributed import World, launch
-from distill.training.trainer import Trainer, train_settings
+from distill.training.plan import data_fingerprint, train_settings
+from distill.training.trainer import Trainer
 
 
 def train(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
         if force:
             _delete_checkpoints(run)
         counts = pack(run)
+        set_aside_stale(run, listen)
         listen(Event("train", "start", f"{counts['train']['documents']} documents", data=counts))
     world.wait()
     trainer = Trainer(run, world, listen if world.first else silent)
@@ -57,6 +60,19 @@ def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
         listen(Event("train", "done", f"{summary['tokens']:,} tokens", data=summary))
     world.wait()
     return summary
+
+
+def set_aside_stale(run: Run, listen: Listener) -> None:
+    """Rename checkpoints that were trained on other data: what reads them must start anew, but nothing is lost."""
+    found = checkpoint.list_checkpoints(run)
+    if not found or checkpoint.read_loop(found[-1]).settings.get("data") == data_fingerprint(run):
+        return
+    number = next(n for n in itertools.count(1) if not run.checkpoints.with_name(f"checkpoints.{n}").exists())
+    for path in (run.checkpoints, run.path / "tensorboard", run.metrics):
+        if path.exists():
+            path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+    text = f"the data changed: training anew; earlier checkpoints are in {run.checkpoints.name}.{number}"
+    listen(Event("train", "note", text))
 
 
 def _delete_checkpoints(run: Run) -> None:

@@ -8,9 +8,8 @@ where it was, but two of them are not equal to the last bit.
 import contextlib
 import json
 import math
+import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,78 +19,37 @@ from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener
 from distill.run import Run, write_atomic
 from distill.student.initialize import new_student
-from distill.student.model import Backbone, count_parameters, load_backbone
+from distill.student.model import count_parameters, load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import checkpoint, drafts, engine
 from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.checkpoint import LoopState
 from distill.training.distributed import World
-from distill.training.losses import chunked_distillation, fused_distillation
-
-VERSION = 1
-DECAY_SHARE = 0.2
-"""Last share of training in which `wsd` lowers the learning rate (arXiv:2404.06395 uses a tenth to a fifth)."""
-
-RUNNING = ("steps", "minutes", "checkpoint_every", "keep_last", "log_every", "validate_every")
-FREE = {*RUNNING, "device", "processes", "precision", "compile"}
-"""Train settings that may change between sessions of one training."""
+from distill.training.plan import FREE, check_settings, data_fingerprint, schedule, train_settings
+from distill.training.step import forward_backward, make_optimizer, move, pick_device
 
 
-def train_settings(run: Run) -> dict[str, Any]:
-    """All that training depends on, besides its data."""
-    settings = run.settings
-    return {**asdict(settings.train), "student": asdict(settings.student), "seed": settings.seed, "version": VERSION}
+class Interrupt:
+    """Within it the first Ctrl-C only asks; a second one is a KeyboardInterrupt at once."""
 
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
 
-def schedule(kind: str, progress: float, floor: float) -> float:
-    """Learning rate as a share of its peak, after warm-up. progress 0…1; floor: the share that it ends at."""
-    if kind == "cosine":
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    if kind == "wsd":
-        return floor + (1 - floor) * min(1.0, max(0.0, 1 - progress) / DECAY_SHARE)
-    raise BadInput(f"train.schedule: {kind!r} is none of wsd, cosine")
+    def __enter__(self) -> "Interrupt":
+        with contextlib.suppress(ValueError):  # signals belong to the main thread; elsewhere there is none to catch
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
 
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
-def make_optimizer(model: Backbone, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; norms and embeddings don't decay."""
-    matrices = [
-        p for name, p in model.named_parameters() if p.dim() > 1 and "embed" not in name and "lm_head" not in name
-    ]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
-
-
-def forward_backward(
-    model: Backbone, batch: Batch, precision: str, kernel: Any, backward: bool = True
-) -> dict[str, Tensor]:
-    """Loss of a batch, its gradients left in the model. KL and cross-entropy come as (M,) or (C,), with the loss."""
-    device = batch.ids.device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        hidden = model.hidden(batch.ids, batch.positions, batch.spans)
-    hidden = hidden.flatten(0, 1).index_select(0, batch.where)
-    weight = model.lm_head.weight
-    if batch.chunks is not None:
-        loss, kl, ce = chunked_distillation(hidden, weight, batch.targets, batch.chunks)
-    else:
-        loss, kl, ce = fused_distillation(hidden, weight, batch.targets, kernel)
-    if backward:
-        loss.backward()
-    return {"loss": loss.detach(), "kl": kl.detach(), "ce": ce.detach()}
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises BadInput."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"train.device: {name!r} can't be used: {str(error).splitlines()[0]}") from error
-    return device
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
 
 
 class Trainer:
@@ -100,8 +58,7 @@ class Trainer:
     def __init__(self, run: Run, world: World, listen: Listener) -> None:
         self.run, self.world, self.listen = run, world, listen
         self.settings = settings = run.settings.train
-        engine.check(settings)
-        schedule(settings.schedule, 0.0, 0.0)
+        check_settings(settings)
         self.device = pick_device(settings.device)
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
         seed = run.settings.seed
@@ -130,12 +87,15 @@ class Trainer:
             if self.state.step:
                 checkpoint.load_optimizer(found[-1], self.model, self.optimizer)
             self._take_drafts(checkpoint.load_drafts(found[-1]))
+        if left_out := self.batches.left_out:
+            text = f"{left_out} prompts fill student.context={length} and are left out; raise it to train on them"
+            listen(Event("train", "warning", text))
         self.rows = self.batches.epoch(self.state.epoch)
         self.kernel: Any = None
 
     def _fixed(self) -> dict[str, Any]:
         settings = {key: value for key, value in train_settings(self.run).items() if key not in FREE}
-        settings["data"] = json.loads((self.run.data / "data.json").read_text())["fingerprint"]
+        settings["data"] = data_fingerprint(self.run)
         return settings
 
     # The loop.
@@ -149,20 +109,26 @@ class Trainer:
         self.kernel = engine.apply(self.engine, self.model)
         with contextlib.ExitStack() as stack:
             board = self._open_logs(stack)
+            saved = state.step
             if state.step == 0 and self.world.first:
                 engine.save(self.engine, self.run.checkpoints / "engine.json")
                 checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {})
-            try:
-                while self.progress() < 1.0:
-                    self._one_step(board)
-                    if state.step % settings.checkpoint_every == 0:
-                        self._checkpoint(board)
-            except KeyboardInterrupt:
-                self._checkpoint(board)
-                raise
-            if not checkpoint.folder_of(self.run, state.step).exists() or not self.world.first:
+            stop = stack.enter_context(Interrupt())
+            while self.progress() < 1.0:
+                self._one_step(board)
+                stopped = self._anyone(stop.asked)
+                if stopped or state.step % settings.checkpoint_every == 0:
+                    self._checkpoint(board, judge=state.step % settings.checkpoint_every == 0)
+                    saved = state.step
+                if stopped:
+                    raise KeyboardInterrupt
+            if saved != state.step:
                 self._checkpoint(board)
         return self._summary()
+
+    def _anyone(self, asked: bool) -> bool:
+        """Whether any process was asked to stop: all must stop at the same step."""
+        return asked if self.world.size == 1 else bool(self.world.sum(torch.tensor(float(asked), device=self.device)))
 
     def progress(self) -> float:
         """Share of the training that is done; the first process's clock counts."""
@@ -244,7 +210,7 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss and cross-entropies on the validation documents: nats a token; bits per byte of the answers."""
-        totals = torch.zeros(5, dtype=torch.float64)
+        totals = torch.zeros(4, dtype=torch.float64)
         rows = self.validation.epoch(0)
         size = max(self.settings.batch_rows, 1)
         self.model.eval()
@@ -252,14 +218,13 @@ class Trainer:
             batch = move(self.validation.assemble(rows[start : start + size]), self.device)
             result = forward_backward(self.model, batch, self.engine.precision, self.kernel, backward=False)
             real = batch.targets.weight > 0
-            answers, dreams = real & batch.answers, real & ~batch.answers
+            answers = real & batch.answers
             totals += torch.tensor(
                 [
                     float(result["loss"]) * batch.loss_positions,
                     batch.loss_positions,
                     float(result["ce"][answers].sum()),
                     float(answers.sum()),
-                    float(result["ce"][dreams].mean()) * size if dreams.any() else 0.0,
                 ],
                 dtype=torch.float64,
             )
@@ -342,10 +307,11 @@ class Trainer:
         for key, value in entry.items():
             board.add_scalar(key, value, state.step)
 
-    def _checkpoint(self, board: Any) -> None:
+    def _checkpoint(self, board: Any, judge: bool = True) -> None:
+        """Save. `judge`: it may become the best; one made by a stop may not, as without the stop it weren't there."""
         state = self.state
         if self.world.first:
-            loss = self.validate()["validation_loss"]
+            loss = self.validate()["validation_loss"] if judge else math.inf
             if loss < state.best_loss:
                 state.best_loss, state.best_step = loss, state.step
             checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, self.drafts)
@@ -376,14 +342,3 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return math.inf
-
-
-def move(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device; itself where it is there."""
-    if batch.ids.device == device:
-        return batch
-    batch.spans.device = device
-    moved: Callable[[Any], Any] = lambda part: part.to(device, non_blocking=True)  # noqa: E731
-    chunks = None if batch.chunks is None else moved(batch.chunks)
-    parts = (moved(batch.ids), moved(batch.positions), batch.spans, moved(batch.where), moved(batch.targets))
-    return Batch(*parts, moved(batch.answers), batch.loss_positions, chunks)

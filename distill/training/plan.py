@@ -1,0 +1,55 @@
+"""What a training is: its settings, which of them may change, and its learning rate."""
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from distill.config import TrainSettings
+from distill.errors import BadInput
+from distill.run import Run
+from distill.training import engine
+
+VERSION = 1
+DECAY_SHARE = 0.2
+"""Last share of training in which `wsd` lowers the learning rate (arXiv:2404.06395 uses a tenth to a fifth)."""
+
+RUNNING = ("steps", "minutes", "checkpoint_every", "keep_last", "log_every", "validate_every")
+FREE = {*RUNNING, "device", "processes", "precision", "compile"}
+"""Train settings that may change between sessions of one training."""
+
+
+def train_settings(run: Run) -> dict[str, Any]:
+    """All that training depends on, besides its data."""
+    settings = run.settings
+    return {**asdict(settings.train), "student": asdict(settings.student), "seed": settings.seed, "version": VERSION}
+
+
+def data_fingerprint(run: Run) -> str:
+    """Of the packed documents that a training reads."""
+    return json.loads((run.data / "data.json").read_text())["fingerprint"]
+
+
+def schedule(kind: str, progress: float, floor: float) -> float:
+    """Learning rate as a share of its peak, after warm-up. progress 0…1; floor: the share that it ends at."""
+    if kind == "cosine":
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    if kind == "wsd":
+        return floor + (1 - floor) * min(1.0, max(0.0, 1 - progress) / DECAY_SHARE)
+    raise BadInput(f"train.schedule: {kind!r} is none of wsd, cosine")
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Raise BadInput for a value that no training can have."""
+    engine.check(settings)
+    schedule(settings.schedule, 0.0, 0.0)
+    for name in ("batch_rows", "log_every", "validate_every", "checkpoint_every", "keep_last", "processes"):
+        if getattr(settings, name) < 1:
+            raise BadInput(f"train.{name}: {getattr(settings, name)} is too small; 1 is the least")
+    if settings.lr <= 0 or settings.clip <= 0:
+        raise BadInput(f"train.lr, train.clip: {settings.lr:g} and {settings.clip:g} must be above 0")
+    if len(settings.betas) != 2:
+        raise BadInput(f"train.betas: {settings.betas} should be two numbers, such as [0.9, 0.95]")
+    for name in ("soft_weight", "empty_dreams", "drafts_from", "drafts_share"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise BadInput(f"train.{name}: {getattr(settings, name)} is a share, from 0 to 1")

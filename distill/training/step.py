@@ -1,0 +1,64 @@
+"""One step: the optimizer, a batch's loss and gradients, and where they are computed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import BadInput
+from distill.student.model import Backbone
+from distill.training.batches import Batch
+from distill.training.losses import chunked_distillation, fused_distillation
+
+
+def make_optimizer(model: Backbone, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; norms and embeddings don't decay."""
+    matrices = [
+        p for name, p in model.named_parameters() if p.dim() > 1 and "embed" not in name and "lm_head" not in name
+    ]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
+
+
+def forward_backward(
+    model: Backbone, batch: Batch, precision: str, kernel: Any, backward: bool = True
+) -> dict[str, Tensor]:
+    """Loss of a batch, its gradients left in the model. KL and cross-entropy come as (M,) or (C,), with the loss."""
+    device = batch.ids.device
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        hidden = model.hidden(batch.ids, batch.positions, batch.spans)
+    hidden = hidden.flatten(0, 1).index_select(0, batch.where)
+    weight = model.lm_head.weight
+    if batch.chunks is not None:
+        loss, kl, ce = chunked_distillation(hidden, weight, batch.targets, batch.chunks)
+    else:
+        loss, kl, ce = fused_distillation(hidden, weight, batch.targets, kernel)
+    if backward:
+        loss.backward()
+    return {"loss": loss.detach(), "kl": kl.detach(), "ce": ce.detach()}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises BadInput."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"train.device: {name!r} can't be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device; itself where it is there."""
+    if batch.ids.device == device:
+        return batch
+    batch.spans.device = device
+    moved: Callable[[Any], Any] = lambda part: part.to(device, non_blocking=True)  # noqa: E731
+    chunks = None if batch.chunks is None else moved(batch.chunks)
+    parts = (moved(batch.ids), moved(batch.positions), batch.spans, moved(batch.where), moved(batch.targets))
+    return Batch(*parts, moved(batch.answers), batch.loss_positions, chunks)
