@@ -9,7 +9,7 @@ from typing import Any
 
 from bundle.card import render_card
 from bundle.gguf import DTYPES, write_gguf
-from bundle.load import Student, load_checkpoint
+from bundle.load import Student, load_checkpoint, system_message
 from bundle.manifest import GGUF, Manifest, list_files, write_manifest
 from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.verify import verify
@@ -52,17 +52,15 @@ def export(
     started = time.monotonic()
     run.require("train")
     source = checkpoint or best(run)
-    chosen = run.settings.export
-    # A system message that the student was trained with goes along, unless another is asked for.
-    system = chosen.system or run.settings.capture.system
-    settings = replace(chosen, dtype=dtype or chosen.dtype, system=system)
-    marks = {**asdict(settings), "checkpoint": source.name, "version": 1}
+    chosen = replace(run.settings.export, dtype=dtype or run.settings.export.dtype)
+    system = system_message(run.settings)
+    marks = {**asdict(chosen), "system_message": system, "checkpoint": source.name, "version": 1}
     record = run.fresh("export", marks)
     if record is not None and not force:
         return record.summary
     listen(Event("export", "start", f"{run.name}, {source.name}"))
-    student = load_checkpoint(source, run.name)
-    summary = write_bundle(run.bundle, student, settings, describe_run(run, source), listen)
+    student = load_checkpoint(source, run.name, system)
+    summary = write_bundle(run.bundle, student, replace(chosen, system=system), describe_run(run, source), listen)
     outputs = {f"bundle/{name}": sha256_file(run.bundle / name) for name in list_files(run.bundle)}
     run.record("export", marks, outputs, summary, time.monotonic() - started)
     listen(Event("export", "done", str(run.bundle), data=summary))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from bundle.manifest import NAME, NATIVE, check_file, read_manifest
+from distill.config import Settings
 from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.run import Run
 from distill.student.generate import stream
@@ -168,7 +169,12 @@ def load_student(path: Path) -> Student:
     raise BadInput(f"{path}: is no run, checkpoint or bundle (no config.yaml, config.json or {NAME})")
 
 
-def load_checkpoint(path: Path, name: str = "") -> Student:
+def system_message(settings: Settings) -> str:
+    """What a run's student is told first: as it was trained, unless the export asks for another."""
+    return settings.export.system or settings.capture.system
+
+
+def load_checkpoint(path: Path, name: str = "", system: str = "") -> Student:
     """From a checkpoint folder: config.json, model.safetensors, tokenizer/."""
     if not (path / "tokenizer").is_dir():
         raise BadInput(f"{path}: has no tokenizer/; give a checkpoint of a run, or a bundle")
@@ -176,14 +182,14 @@ def load_checkpoint(path: Path, name: str = "") -> Student:
         from distill.training.checkpoint import verify_checkpoint
 
         verify_checkpoint(path)
-    return _assemble(path, StudentTokenizer.load(path / "tokenizer"), name or path.name)
+    return _assemble(path, StudentTokenizer.load(path / "tokenizer"), name or path.name, system)
 
 
 def _load_run(run: Run) -> Student:
     from distill.training.checkpoint import best
 
     try:
-        return load_checkpoint(best(run), run.name)
+        return load_checkpoint(best(run), run.name, system_message(run.settings))
     except MissingStage:
         if not (run.bundle / NAME).exists():
             raise

@@ -6,7 +6,6 @@ A command's module is imported when it is called, not before, so that `dream --h
 import errno
 import importlib
 import os
-import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -120,7 +119,9 @@ def _fail(message: str, code: int = 1) -> NoReturn:
 
 def _interrupted(args: list[str]) -> NoReturn:
     """Ctrl-C: every stage keeps what it finished, so the same command, less --force, goes on."""
-    again = shlex.join(["dream", *(arg for arg in args if arg != "--force")])
+    from cli.output import command_line
+
+    again = command_line(*(arg for arg in args if arg != "--force"))
     _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here.", INTERRUPTED)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.runs import RUNS_DIR, RunName, open_run
+from cli.runs import RUNS_DIR, RunName, open_run, undone_on_failure
 
 Function = Callable[..., Any]
 
@@ -65,8 +65,9 @@ def settings_options(create: bool = False) -> Callable[[Function], Function]:
                 value = values.pop(name)
                 if value not in (None, ()):
                     flags[name.replace("__", ".")] = list(value) if isinstance(value, tuple) else value
-            run = open_run(run_path, config, list(overrides), flags, create=create)
-            return function(run=run, **values)
+            with undone_on_failure(run_path):
+                run = open_run(run_path, config, list(overrides), flags, create=create)
+                return function(run=run, **values)
 
         for option in (
             click.option(

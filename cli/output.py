@@ -1,12 +1,23 @@
 """Results on stdout: text for people, one JSON value for scripts."""
 
 import json
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cli.progress import shown
+
+
+def command_line(*args: object) -> str:
+    """A `dream` command to paste, called as this one was where the shell wouldn't find it by its name."""
+    called = sys.argv[0]
+    name = called if Path(called).stem == "dream" and shutil.which("dream") is None else "dream"
+    return shlex.join([name, *map(str, args)])
 
 
 def emit_json(value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cli.output import facts, table
+from cli.output import command_line, facts, table
 from cli.progress import duration, shown
 from cli.stages import STAGES
 from distill.run import Run
@@ -12,8 +12,8 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "mine": ("triplets", "yield", "grounding"),
     "tokenize": ("kind", "vocab_size", "image_tokens"),
     "train": ("steps", "tokens", "parameters", "validation_loss", "tokens_per_second"),
-    "evaluate": ("bits_per_byte", "start_bits_per_byte", "kl", "agreement"),
-    "export": ("dtype", "bytes", "parity", "max_logit_difference"),
+    "evaluate": ("bits_per_byte_at_start", "bits_per_byte", "kl", "agreement"),
+    "export": ("dtype", "bytes", "identical", "prompts", "largest_difference"),
 }
 """Entries of a stage's summary that say the most of it."""
 
@@ -84,7 +84,7 @@ def render(found: dict[str, Any]) -> str:
     rows: list[tuple[str, ...]] = []
     for stage, state in found["stages"].items():
         if state["state"] == "missing":
-            rows.append((stage, "missing", "", "", f"dream {stage} {found['run']}"))
+            rows.append((stage, "missing", "", "", command_line(stage, found["run"])))
             continue
         what = "; ".join(state["why"]) or counts(stage, state["summary"])
         rows.append((stage, state["state"], state["finished"], duration(state["seconds"]), what))

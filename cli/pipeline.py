@@ -1,63 +1,98 @@
 """All stages in order, and what is shown at the end."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
 
-from cli.output import table
+from cli.output import command_line, table
 from cli.progress import Progress, duration
-from cli.stages import STAGES, headline, run_stage
+from cli.stages import STAGES, StageResult, headline, run_stage
+from distill.errors import BadInput, CorruptFile
+from distill.events import Event, Listener
 from distill.run import Run
 
 
 def run_all(run: Run, force: bool, quiet: bool, say: Callable[[str], Any] | None) -> dict[str, Any]:
-    """Every stage, then the bundle's verification. Returns what each left, as JSON."""
-    from bundle.verify import verify
+    """Every stage, then the bundle's verification. Returns what each left, as JSON.
 
+    Without a held-out answer there is no evaluation. A bundle that no longer verifies is exported again; raises
+    ParityError where that doesn't help.
+    """
+    from distill.evaluation.baselines import check_baselines
+
+    check_baselines(run.settings.evaluate.baselines)
     started = time.monotonic()
     stages: dict[str, Any] = {}
     with Progress(quiet) as listen:
         for stage in STAGES:
-            result = run_stage(run, stage, force, listen)
+            try:
+                result = run_stage(run, stage, force, listen)
+            except BadInput as error:
+                if stage != "evaluate":
+                    raise
+                listen(Event(stage, "warning", f"skipped: {error}"))
+                continue
+            if stage == "export" and result.skipped:
+                result = _verified(run, result, listen, say)
             stages[stage] = vars(result)
             if say:
                 say(headline(result))
-        # An export has just verified what it published; a bundle of old may have been altered since.
-        verified = verify(run.bundle, listen) if stages["export"]["skipped"] else None
-    if say and verified:
-        say(f"verify: {verified.summary}")
     return {
         "run": str(run.path),
         "stages": stages,
-        "verified": verified.ok if verified else True,
+        "verified": True,
         "bundle": str(run.bundle),
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
-def report(run: Run) -> str:
+def _verified(run: Run, result: StageResult, listen: Listener, say: Callable[[str], Any] | None) -> StageResult:
+    """An export that was up to date, once its bundle is verified: it may have been altered since."""
+    from bundle.verify import verify
+
+    try:
+        report = verify(run.bundle, listen)
+        ok, found = report.ok, report.summary
+    except (BadInput, CorruptFile) as error:
+        ok, found = False, str(error)
+    if not ok:
+        listen(Event("verify", "warning", f"{found}; exporting again"))
+        return run_stage(run, "export", True, listen)
+    if say:
+        say(f"verify: {found}")
+    return result
+
+
+def report(run: Run, evaluated: bool = True) -> str:
     """A held-out question with the student's dream and answer, the evaluation, and what to do next."""
+    seconds = sum(record.seconds for record in run.records().values())
+    return "\n".join(
+        [
+            "",
+            *(_measured(run) if evaluated else []),
+            f"Bundle: {run.bundle} (all stages took {duration(seconds)})",
+            f"Next:   {command_line('chat', run.path)}",
+            f"        {command_line('install', run.path)} && ollama run {shlex.quote(run.name)}",
+        ]
+    )
+
+
+def _measured(run: Run) -> list[str]:
     from distill.evaluation.report import headline as evaluation_headline
     from distill.evaluation.report import table_rows
 
     results = json.loads((run.evaluation / "results.json").read_text())
     lines = (run.evaluation / "samples.jsonl").read_text().splitlines()
     heading, *rows = table_rows(results)
-    seconds = sum(record.seconds for record in run.records().values())
-    return "\n".join(
-        [
-            "",
-            *example([json.loads(line) for line in lines]),
-            "",
-            table(rows, heading),
-            "",
-            evaluation_headline(results),
-            f"Bundle: {run.bundle} (all stages took {duration(seconds)})",
-            f"Next:   dream chat {run.path}",
-            f"        dream install {run.path} && ollama run {run.name}",
-        ]
-    )
+    return [
+        *example([json.loads(line) for line in lines]),
+        "",
+        table(rows, heading),
+        "",
+        evaluation_headline(results),
+    ]
 
 
 def example(samples: list[dict[str, Any]]) -> list[str]:

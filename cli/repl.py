@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import click
 
+from distill.errors import DistillError
+
 if TYPE_CHECKING:
     from distill.tokens.chat import Message
 
@@ -136,6 +138,8 @@ def converse(chat: Chat) -> None:
                 show(chat, line)
             except KeyboardInterrupt:
                 click.echo("\n(stopped; this turn is forgotten)", err=True)
+            except DistillError as error:  # such as a message that is longer than the context
+                click.echo(f"Error: {error}", err=True)
 
 
 def show(chat: Chat, prompt: str) -> None:

@@ -1,19 +1,25 @@
 """Run folders as the command line names them: `runs/NAME`, any path, or just NAME."""
 
+import contextlib
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from distill.errors import BadInput
+from distill.errors import BadInput, DistillError
 
 if TYPE_CHECKING:
+    from distill.config import Settings
     from distill.run import Run
 
 RUNS_DIR = "cli.runs_dir"
 """Key in `Context.meta` of the folder that run names are looked up in."""
+
+MARKS = ("config.yaml", "bundle.json", "config.json")
+"""Files by which a run, a bundle and a checkpoint are known."""
 
 
 def runs_dir(ctx: click.Context) -> Path:
@@ -22,9 +28,9 @@ def runs_dir(ctx: click.Context) -> Path:
 
 
 def resolve(name: str, folder: Path) -> Path:
-    """The run that `name` means: a path is itself; a bare name lies in `folder`, unless it is a run here."""
+    """The run that `name` means: a path is itself; a bare name lies in `folder`, unless it names a student here."""
     path = Path(name)
-    if os.sep in name or (path / "config.yaml").exists():
+    if os.sep in name or name in (".", "..") or any((path / mark).exists() for mark in MARKS):
         return path
     return folder / name
 
@@ -72,7 +78,61 @@ def open_run(
         section, _, name = key.partition(".")
         assert hasattr(getattr(settings, section), name), key
         setattr(getattr(settings, section), name, value)
+    if "train.steps" in flags and "train.minutes" not in flags:
+        settings.train.minutes = 0.0  # which would win over steps
+    _make_absolute(settings, base)
     return Run.create(path, settings)
+
+
+def _make_absolute(settings: "Settings", base: "Settings") -> None:
+    """Files that were named just now, relative to the working folder, are found from any other."""
+    from distill.corpus.prompts import prompt_sets
+
+    def absolute(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(path.absolute()) if name and path.exists() else name
+
+    if settings.capture.prompts != base.capture.prompts:
+        sets = prompt_sets()
+        settings.capture.prompts = [name if name in sets else absolute(name) for name in settings.capture.prompts]
+    if settings.student.init != base.student.init:
+        settings.student.init = absolute(settings.student.init)
+    if settings.teacher.model != base.teacher.model and settings.teacher.model.startswith("embedded:"):
+        settings.teacher.model = f"embedded:{absolute(settings.teacher.model.removeprefix('embedded:'))}"
+
+
+@contextlib.contextmanager
+def undone_on_failure(path: Path) -> Generator[None]:
+    """Put the settings of the run at `path` back where a command fails that got no stage done with the new ones.
+
+    A folder that the command made is removed, if nothing else is in it. After Ctrl-C the settings stay: the same
+    work goes on.
+    """
+    config, records = path / "config.yaml", path / "run.json"
+    existed, before, done = path.exists(), _content(config), _content(records)
+    try:
+        yield
+    except DistillError:
+        if _content(records) == done:
+            with contextlib.suppress(OSError):  # what is to be told is the first error
+                _put_back(config, before, existed)
+        raise
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _put_back(config: Path, before: bytes | None, existed: bool) -> None:
+    from distill.run import write_atomic
+
+    if before is not None:
+        if _content(config) != before:
+            write_atomic(config, before)
+    elif list(config.parent.iterdir()) == [config]:
+        config.unlink()
+        if not existed:
+            config.parent.rmdir()
 
 
 def _no_such_run(path: Path) -> str:

@@ -22,7 +22,7 @@ from bundle.manifest import NATIVE, check_files, list_files, read_manifest, writ
 from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.parity import TOLERANCE, weight_errors
 from bundle.verify import verify
-from distill.config import ExportSettings, Settings
+from distill.config import CaptureSettings, ExportSettings, Settings
 from distill.errors import BadInput, CorruptFile, MissingStage, ParityError, RunMismatch
 from distill.events import Event
 from distill.run import Run
@@ -320,7 +320,7 @@ def test_settings_that_cannot_be_shipped(change: dict[str, Any], words: str, stu
 
 
 def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Student, tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "my-student", Settings())
+    run = Run.create(tmp_path / "my-student", Settings(capture=CaptureSettings(system="Be brief.")))
     with pytest.raises(MissingStage, match="dream train"):
         export(run)
     with pytest.raises(MissingStage):
@@ -333,8 +333,11 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     assert summary["identical"] == summary["prompts"]
     stamp = (run.bundle / "bundle.json").stat().st_mtime_ns
     assert export(run) == summary
+    assert run.stale("export") == []
     assert (run.bundle / "bundle.json").stat().st_mtime_ns == stamp
-    assert load_student(run.path).name == "my-student"
+    for folder in (run.path, run.bundle):
+        found = load_student(folder)
+        assert (found.name, found.system) == ("my-student", "Be brief.")
     assert "step-000007" in (run.bundle / "README.md").read_text()
     assert str(tmp_path) not in "".join(
         path.read_text() for path in run.bundle.iterdir() if path.suffix in (".json", ".md", "")

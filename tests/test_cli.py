@@ -15,10 +15,12 @@ from click.testing import CliRunner
 
 from cli import main as entry
 from cli.main import COMMANDS, dream
-from cli.output import emit_json, facts, table
+from cli.output import command_line, emit_json, facts, table
 from cli.progress import Progress, duration, shown
 from cli.repl import Chat, Piece, converse, show
+from cli.runs import resolve
 from distill.config import Settings, load_settings
+from distill.errors import BadInput
 from distill.events import Event
 from distill.run import Run
 
@@ -166,6 +168,10 @@ def test_folders_that_are_no_runs(call, folder: Path) -> None:
     assert [path.name for path in (folder / "notes").iterdir()] == ["a.txt"]
     (folder / "file").write_text("")
     assert "is a file" in one_line(call("capture", folder / "file")[2])
+    for command in (["capture", "x"], ["run", "--name", "x"], ["status", "x"]):
+        code, _, err = call(*command, "--runs-dir", "file")
+        assert code == 1
+        assert "file/x" in one_line(err)
 
 
 def test_a_broken_run_json_is_named(call, folder: Path) -> None:
@@ -199,6 +205,13 @@ def test_names_are_looked_up_in_the_runs_folder(call, folder: Path, monkeypatch:
     assert call("status", "two")[0] == 0
 
 
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training that does nothing, and well."""
+    monkeypatch.setattr("distill.training.loop.train", lambda run, listen, force: {})
+
+
+@pytest.mark.usefixtures("trained")
 def test_settings_are_merged_and_saved(call, folder: Path) -> None:
     run = new_run(folder / "runs" / "one")
     (folder / "mine.yaml").write_text("train: {steps: 7, lr: 0.5}\n")
@@ -214,15 +227,80 @@ def test_settings_are_merged_and_saved(call, folder: Path) -> None:
         "--init",
         "a,b=c",
     ]
-    assert call("train", "one", *flags)[0] == 1  # nothing was captured
+    assert call("train", "one", *flags)[0] == 0
     settings = load_settings(run.path / "config.yaml")
     assert (settings.train.steps, settings.train.lr, settings.seed) == (7, 0.25, 3)
     assert (settings.train.minutes, settings.student.init) == (1.5, "a,b=c")
     call("train", "one", "--set", "train.clip=2")
     settings = load_settings(run.path / "config.yaml")
     assert (settings.train.clip, settings.train.steps) == (2.0, 7)
-    call("evaluate", "one", "--baselines", "hard, nodream")
-    assert load_settings(run.path / "config.yaml").evaluate.baselines == ["hard", "nodream"]
+    call("train", "one", "--set", "evaluate.baselines=[hard]", "--minutes", "2")
+    settings = load_settings(run.path / "config.yaml")
+    assert (settings.evaluate.baselines, settings.train.minutes) == (["hard"], 2.0)
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize(("flags", "minutes"), [([], 0.0), (["--minutes", "3"], 3.0)])
+def test_steps_count_where_minutes_were_set(call, folder: Path, flags: list[str], minutes: float) -> None:
+    run = new_run(folder / "runs" / "one")
+    call("train", "one", "--minutes", "9")
+    assert call("train", "one", "--steps", "5", *flags)[0] == 0
+    train = load_settings(run.path / "config.yaml").train
+    assert (train.steps, train.minutes) == (5, minutes)
+
+
+def test_a_failed_command_leaves_the_settings_as_they_were(call, folder: Path) -> None:
+    run = new_run(folder / "runs" / "one")
+    before = (run.path / "config.yaml").read_bytes()
+    code, _, err = call("capture", "one", "--prompts", "nope.txt")
+    assert code == 1
+    assert "nope.txt" in one_line(err)
+    assert (run.path / "config.yaml").read_bytes() == before
+    assert call("capture", "two", "--prompts", "nope.txt")[0] == 1
+    assert not (folder / "runs" / "two").exists()
+
+
+@pytest.mark.parametrize(("left", "error"), [("run.json", BadInput), ("config.yaml", KeyboardInterrupt)])
+def test_settings_that_something_was_done_with_stay(
+    call, folder: Path, monkeypatch: pytest.MonkeyPatch, left: str, error: type[BaseException]
+) -> None:
+    """A stage has finished with them, or the user stopped it and will go on."""
+
+    def half(run: Run, listen, force: bool) -> None:  # type: ignore[no-untyped-def]
+        with (run.path / left).open("a"):
+            raise error("later")
+
+    run = new_run(folder / "runs" / "one")
+    monkeypatch.setattr("distill.training.loop.train", half)
+    assert call("train", "one", "--set", "seed=7")[0] in (1, 130)
+    assert load_settings(run.path / "config.yaml").seed == 7
+
+
+@pytest.mark.usefixtures("trained")
+def test_files_are_found_from_another_folder(call, folder: Path) -> None:
+    run = new_run(folder / "runs" / "one")
+    for name in ("mine.txt", "teacher.gguf"):
+        (folder / name).write_text("What is rain?\n")
+    prompts = "capture.prompts=[everyday,mine.txt,nowhere.txt]"
+    call("train", "one", "--init", "runs", "--set", prompts, "--set", "teacher.model=embedded:teacher.gguf")
+    settings = load_settings(run.path / "config.yaml")
+    assert settings.capture.prompts == ["everyday", str(folder / "mine.txt"), "nowhere.txt"]
+    assert settings.student.init == str(folder / "runs")
+    assert settings.teacher.model == f"embedded:{folder / 'teacher.gguf'}"
+
+
+def test_a_student_here_needs_no_path(folder: Path) -> None:
+    for name, mark in (("a", "bundle.json"), ("b", "config.json"), ("c", "other.json")):
+        (folder / name).mkdir()
+        (folder / name / mark).touch()
+    runs = Path("runs")
+    assert [resolve(name, runs) for name in (".", "..", "a", "b", "c")] == [
+        Path(),
+        Path(".."),
+        Path("a"),
+        Path("b"),
+        Path("runs/c"),
+    ]
 
 
 # Status.
@@ -277,6 +355,16 @@ def test_interrupt_names_the_command_that_goes_on(call, monkeypatch: pytest.Monk
     code, out, err = call("train", "my run", "--force", "--set", "seed=1")
     assert (code, out) == (130, "")
     assert err.strip() == "Stopped. Nothing is lost; `dream train 'my run' --set seed=1` goes on from here."
+
+
+def test_commands_to_paste_are_called_as_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [".venv/bin/dream"])
+    monkeypatch.setattr("cli.output.shutil.which", lambda name: None)
+    assert command_line("chat", Path("my run")) == ".venv/bin/dream chat 'my run'"
+    monkeypatch.setattr("cli.output.shutil.which", lambda name: f"/usr/bin/{name}")
+    assert command_line("chat", "x") == "dream chat x"
+    monkeypatch.setattr("sys.argv", ["-c"])
+    assert command_line("chat", "x") == "dream chat x"
 
 
 def test_a_full_disk_is_one_line(call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,6 +590,23 @@ def test_chat_survives_ctrl_c_in_an_answer(capsys: pytest.CaptureFixture[str], m
     converse(chat)
     assert [message["content"] for message in chat.messages] == ["go", "half"]
     assert "forgotten" in capsys.readouterr().err
+
+
+def test_chat_survives_a_message_that_is_too_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Small(Parrot):
+        def chat(self, messages, **options):  # type: ignore[no-untyped-def]
+            if len(messages[-1]["content"]) > 5:
+                raise BadInput("no room")
+            yield "content", "fine"
+
+    lines = iter(["far too long", "short", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
+    chat = Chat(Small())
+    converse(chat)
+    assert [message["content"] for message in chat.messages] == ["short", "fine"]
+    assert capsys.readouterr().err == "Error: no room\n"
 
 
 def test_stage_commands_report_and_skip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

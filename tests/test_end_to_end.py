@@ -85,6 +85,8 @@ def test_every_stage_left_its_files(run: Run) -> None:
     results = json.loads((run.evaluation / "results.json").read_text())["systems"]
     start, end = (results[name]["metrics"]["bits_per_byte"]["value"] for name in ("start", "student"))
     assert end < start
+    run.settings.teacher.model = "ollama:other"
+    assert "is 'ollama:other'" in run.stale("capture")[0]
 
 
 def test_a_second_time_skips_everything(finished: tuple[Path, str], run: Run) -> None:
@@ -108,7 +110,7 @@ def test_status(finished: tuple[Path, str]) -> None:
     assert "step-000030" in [checkpoint["name"] for checkpoint in found["checkpoints"]]
     assert found["bundle"] == "runs/tiny/bundle"
     text = dream(finished[0], "status", "tiny").stdout
-    assert "bytes a token" in text
+    assert all(words in text for words in ("bytes a token", "bits per byte at start", "largest difference"))
 
 
 @pytest.mark.parametrize("format", ["parquet", "jsonl"])
@@ -136,6 +138,8 @@ def test_chat(finished: tuple[Path, str]) -> None:
     assert answers[0] == answers[1]
     assert answers[0]["prompt"] == question
     assert answers[0]["content"] or answers[0]["thinking"]
+    here = dream(folder / "runs/tiny/bundle", "chat", ".", "--prompt", question, "--tokens", "40", "--json").stdout
+    assert json.loads(here) == answers[0]
     talk = dream(folder, "chat", "tiny", "--tokens", "12", stdin=f"/temp 0\n{question}\n/reset\n/quit\n").stdout
     assert talk.startswith("temperature 0.0\n")
     assert talk.endswith("The conversation starts anew.\n")
@@ -166,6 +170,27 @@ def test_bundle_loads_in_transformers(run: Run) -> None:
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert answer.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_an_altered_bundle_is_exported_again(finished: tuple[Path, str], run: Run) -> None:
+    with (run.bundle / "model.gguf").open("ab") as file:
+        file.write(b"x")
+    done = dream(finished[0], "run", "--name", "tiny", "--json", "--quiet")
+    stages = json.loads(done.stdout)["stages"]
+    assert [name for name, stage in stages.items() if not stage["skipped"]] == ["export"]
+    assert done.stderr.count("\n") == 1
+    assert "exporting again" in done.stderr
+    assert json.loads(dream(finished[0], "verify", "tiny", "--json").stdout)["ok"] is True
+
+
+def test_without_held_out_answers_there_is_no_evaluation(finished: tuple[Path, str]) -> None:
+    changes = ["--config", "tiny.yaml", "--set", "capture.held_out=0", "--set", "capture.limit=6", "--steps", "5"]
+    teacher = Run.open(finished[0] / "runs" / "tiny").settings.teacher.model
+    done = dream(finished[0], "run", "--name", "all", "--teacher", teacher, "--prompts", "prompts.txt", *changes)
+    assert "evaluate: warning: skipped" in done.stderr
+    assert "export: done in" in done.stdout
+    assert "bits per byte" not in done.stdout
+    assert "Bundle: runs/all/bundle" in done.stdout
 
 
 def test_a_changed_setting_reruns_only_what_it_reaches(finished: tuple[Path, str], run: Run) -> None:

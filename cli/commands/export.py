@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import setting, stage_options
+from cli.output import command_line
 from cli.stages import stage_command
 
 if TYPE_CHECKING:
@@ -25,4 +26,4 @@ def export(run: "Run", force: bool, as_json: bool, quiet: bool) -> None:
     """
     stage_command(run, "export", force, as_json, quiet)
     if not as_json:
-        click.echo(f"\n{run.bundle}\nNext: dream chat {run.path}, or dream install {run.path}")
+        click.echo(f"\n{run.bundle}\nNext: {command_line('chat', run.path)}, or {command_line('install', run.path)}")

@@ -46,4 +46,4 @@ def run(run: "Run", force: bool, as_json: bool, quiet: bool) -> None:
     if as_json:
         emit_json(results)
     else:
-        click.echo(report(run))
+        click.echo(report(run, "evaluate" in results["stages"]))

@@ -188,7 +188,7 @@ def capture(
     prompts = load_prompts(settings.prompts, settings.held_out, settings.limit)
     depends = {
         **asdict(settings),
-        "teacher": run.settings.teacher.model,
+        "teacher": {"model": run.settings.teacher.model},
         "seed": run.settings.seed,
         "texts": fingerprint([[prompt.text, prompt.held_out] for prompt in prompts]),
     }

