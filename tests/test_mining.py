@@ -1,6 +1,7 @@
 """Triplets: gold sentences, real answers, the file format, the teacher miner and the stage."""
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,20 @@ from distill.corpus import syntax_miner, teacher_miner
 from distill.corpus.inflect import content_stems, grounded, past_participle, stem, third_person
 from distill.corpus.knowledge import load_graph
 from distill.corpus.syntax_miner import load_parser, mine_texts, prose
+from distill.corpus.traces import TraceStore
 from distill.corpus.triplets import (
     LENSES,
     MAX_CHARACTERS,
     MAX_WORDS,
+    Mined,
     Triplet,
     clean_phrase,
     fits,
-    lens_chains,
     mine,
     read_triplets,
     write_triplets,
 )
-from distill.errors import BadInput, CorruptFile, MissingDependency, MissingStage
+from distill.errors import BadInput, CorruptFile, MissingDependency, MissingStage, TeacherError
 from distill.events import Event
 from distill.run import Run
 from distill.teacher.protocol import GenerateOptions
@@ -71,6 +73,11 @@ GOLD = [
 
 def found_in(text: str, prompt: str = BALL, done_reason: str = "stop", steps: int = 5) -> list[Triplet]:
     return next(mine_texts([("key", prompt, text, done_reason)], steps)).triplets
+
+
+def lens_chains(triplets: Sequence[Triplet]) -> dict[str, list[Triplet]]:
+    """Each lens's steps, of the triplets of one trace."""
+    return {lens: sorted((t for t in triplets if t.lens == lens), key=lambda t: t.step) for lens in LENSES}
 
 
 def written(triplets: Sequence[Triplet]) -> list[str]:
@@ -294,7 +301,7 @@ def test_a_broken_answer_is_counted_not_fatal(answer: str) -> None:
 
 def test_the_teacher_is_asked_once_a_response_with_a_schema(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     teacher = JsonTeacher(json.dumps({lens: [] for lens in LENSES} | {"causal": [step("balloon", "expands", "air")]}))
-    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings, listen: [teacher])
+    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings, listen, context: [teacher])
     run = captured_run(tmp_path / "run", miner="teacher")
     summary = mine(run)
     assert len(teacher.asked) == summary["responses"] == len(traces())
@@ -306,6 +313,66 @@ def test_the_teacher_is_asked_once_a_response_with_a_schema(monkeypatch: pytest.
     assert teacher.closed
     assert 0 < summary["ungrounded_dropped"] < summary["responses"]
     assert {t.miner for t in read_triplets(run.triplets)} == {"teacher"}
+
+
+class FailingTeacher(JsonTeacher):
+    """Fails at every answer whose question is among `failing`."""
+
+    slots = 1
+
+    def __init__(self, answer: str, failing: set[str]) -> None:
+        super().__init__(answer)
+        self.failing = failing
+
+    def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
+        answer = super().generate_json(prompt, schema, options)
+        if any(f"Question: {question}\n" in prompt for question in self.failing):
+            time.sleep(0.005)  # slower than whoever counts
+            raise TeacherError("refused")
+        return answer
+
+
+NOTHING = json.dumps({lens: [] for lens in LENSES})
+
+
+def test_single_failures_are_counted_and_many_in_a_row_raise() -> None:
+    settings, responses = Settings(), traces()
+    events: list[Event] = []
+    teacher: Any = FailingTeacher(NOTHING, {responses[2].prompt})
+    mined = list(teacher_miner.mine_traces(responses, settings, events.append, [teacher]))
+    assert [m.broken for m in mined] == [t.prompt == responses[2].prompt for t in responses]
+    assert any(e.kind == "warning" and "refused" in e.message for e in events)
+    gone: Any = FailingTeacher(NOTHING, {t.prompt for t in responses})
+    with pytest.raises(TeacherError, match="goes on"):
+        list(teacher_miner.mine_traces(responses, settings, teachers=[gone]))
+    assert len(gone.asked) < len(responses)
+
+
+def test_an_interrupted_mining_asks_only_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = captured_run(tmp_path / "run", miner="teacher")
+    with TraceStore(run.traces, readonly=True) as store:
+        stored = list(store.traces())
+    teacher: Any = FailingTeacher(NOTHING, {t.prompt for t in stored[5:]})
+    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings, listen, context: [teacher])
+    with pytest.raises(TeacherError):
+        mine(run)
+    partial = run.triplets.with_suffix(".partial.jsonl")
+    assert not run.triplets.exists()
+    partial.write_bytes(partial.read_bytes()[:-20])  # as a crash may leave it
+    teacher = FailingTeacher(json.dumps({"causal": [step("balloon", "expands", "air")]}), set())
+    summary = mine(run)
+    assert summary["responses"] == len(stored)
+    assert len(teacher.asked) == len(stored) - 4
+    assert all(f"Question: {t.prompt}\n" not in asked[0] for t in stored[:4] for asked in teacher.asked)
+    assert not partial.exists()
+
+
+def test_what_was_mined_otherwise_is_not_taken_up(tmp_path: Path) -> None:
+    path, trace = tmp_path / "partial.jsonl", traces()[0]
+    found = Mined([Triplet("a", "b", "c", "causal", 0, trace.key, -1, "teacher")], 3, 2)
+    teacher_miner.PartialMine(path, {"steps": 5}).put(trace, found)
+    assert teacher_miner.PartialMine(path, {"steps": 5}).get(trace) == found
+    assert teacher_miner.PartialMine(path, {"steps": 4}).get(trace) is None
 
 
 def test_the_real_teacher_fills_the_schema(smollm2: Path) -> None:

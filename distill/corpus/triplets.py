@@ -7,9 +7,8 @@ was found: the trace, the sentence and the miner.
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,12 +121,17 @@ def by_trace(triplets: Iterable[Triplet]) -> dict[str, list[Triplet]]:
 # The stage.
 
 
+def partial_file(run: Run) -> Path:
+    """Where an unfinished mining by the teacher keeps what it has found."""
+    return run.triplets.with_suffix(".partial.jsonl")
+
+
 def stage_settings(run: Run) -> dict[str, Any]:
     """All that mining depends on, besides the traces."""
     settings = run.settings
     used: dict[str, Any] = {**asdict(settings.mine), "version": MINER_VERSION}
     if settings.mine.miner == "teacher":
-        used["teacher"] = settings.teacher.model
+        used["teacher"] = {"model": settings.teacher.model}
         used["seed"] = settings.seed
     return used
 
@@ -155,6 +159,7 @@ def summarize(mined: Sequence[Mined]) -> dict[str, Any]:
 def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
     """Find triplets in every response; write triplets.jsonl and knowledge.graphml. Returns the summary.
 
+    What the teacher as miner has found is kept at once: killed, the stage goes on from there, `force` or not.
     Raises MissingStage without traces, BadInput for an unknown miner, MissingDependency without a spaCy model.
     """
     from distill.corpus.knowledge import build_graph, save_graph
@@ -185,6 +190,7 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
     save_graph(graph, run.knowledge, run.settings.mine.graph_nodes)
     outputs = {path.name: sha256_file(path) for path in (run.triplets, run.knowledge)}
     run.record("mine", settings, outputs, summary, time.monotonic() - started)
+    partial_file(run).unlink(missing_ok=True)
     listen(Event("mine", "done", f"{len(triplets)} triplets", data=summary))
     return summary
 
@@ -198,16 +204,7 @@ def _miner(run: Run, traces: Sequence["Trace"], listen: Listener) -> Iterator[Mi
             [(trace.key, trace.prompt, trace.response.text, trace.response.done_reason) for trace in traces], steps
         )
     if name == "teacher":
-        from distill.corpus.teacher_miner import mine_traces
+        from distill.corpus.teacher_miner import PartialMine, mine_traces
 
-        return mine_traces(traces, run.settings, listen)
+        return mine_traces(traces, run.settings, listen, partial=PartialMine(partial_file(run), stage_settings(run)))
     raise BadInput(f"mine.miner={name}: no such miner; choose syntax or teacher")
-
-
-def lens_chains(triplets: Sequence[Triplet]) -> Mapping[str, list[Triplet]]:
-    """Each lens's chain, of the triplets of one trace; lenses without any have an empty one."""
-    ordered = sorted(triplets, key=lambda triplet: (LENSES.index(triplet.lens), triplet.step))
-    chains: dict[str, list[Triplet]] = {lens: [] for lens in LENSES}
-    for lens, group in groupby(ordered, key=lambda triplet: triplet.lens):
-        chains[lens] = list(group)
-    return chains

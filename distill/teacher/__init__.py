@@ -6,9 +6,10 @@ from distill.events import Listener, silent
 from distill.teacher.protocol import Teacher
 
 
-def open_teacher(settings: TeacherSettings, listen: Listener = silent) -> list[Teacher]:
+def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: int = 1024) -> list[Teacher]:
     """One teacher per host for `ollama:NAME`, one for `embedded:smollm2` or `embedded:/path/model.gguf`.
 
+    context: tokens of prompt and answer that the embedded engine makes room for; Ollama decides for itself.
     Raises BadInput where the name can't be read, and what the teacher itself raises where it isn't there.
     """
     kind, _, model = settings.model.partition(":")
@@ -19,7 +20,8 @@ def open_teacher(settings: TeacherSettings, listen: Listener = silent) -> list[T
     if kind == "embedded":
         from distill.teacher.embedded import EmbeddedTeacher
 
-        return [EmbeddedTeacher(model, threads=settings.threads, timeout=settings.timeout, listen=listen)]
+        timeout, threads = settings.timeout, settings.threads
+        return [EmbeddedTeacher(model, threads=threads, context=context, timeout=timeout, listen=listen)]
     from distill.teacher.ollama import OllamaTeacher, default_host
 
     hosts = settings.hosts or [default_host()]
