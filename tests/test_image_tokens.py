@@ -1,5 +1,6 @@
 """The codebook against brute force, its files against damage, and the concept space against what words mean."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.answers_run import answers, texts
 
+from distill.config import TeacherSettings
 from distill.corpus.syntax_miner import mine_texts
 from distill.corpus.triplets import LENSES, Triplet, by_trace, clean_phrase
 from distill.errors import BadInput, CorruptFile
 from distill.tokens.bpe import image_text
-from distill.tokens.concepts import CONCEPT_DIM, OllamaEncoder, load_encoder
+from distill.tokens.concepts import CONCEPT_DIM, EMBED_BATCH, OllamaEncoder, load_encoder
 from distill.tokens.image_tokens import (
     Codebook,
     build_codebook,
@@ -233,6 +235,7 @@ def test_an_embedding_models_vectors_are_fitted_to_512(
     local = built[0].encoder
 
     def embed(phrases: list[str]) -> np.ndarray:
+        assert 0 < len(phrases) <= EMBED_BATCH
         return local.encode(phrases) @ projection
 
     codebook, codes = build_codebook(triplets[:60], size=32, encoder="ollama:minilm", embed=embed)
@@ -257,6 +260,23 @@ def test_an_embedding_models_vectors_are_fitted_to_512(
     loaded._embed = lambda phrases: np.full((len(phrases), width), np.nan, np.float32)
     with pytest.raises(BadInput, match="not finite"):
         loaded.encode(phrases)
+
+
+def test_an_embedding_model_is_asked_at_the_teachers_host_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Embedder:
+        def embed(self, phrases: list[str]) -> np.ndarray:
+            asked.append(len(phrases))
+            return np.stack([np.full(8, 1 + len(phrase)) for phrase in phrases]).astype(np.float32)
+
+    opened: list[TeacherSettings] = []
+    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings: opened.append(settings) or [Embedder()])
+    triplets = [Triplet(f"thing {i}", "falls", "down", "causal", 0, str(i), 0, "syntax") for i in range(300)]
+    teacher = TeacherSettings(model="embedded:smollm2", hosts=["http://there:1"], timeout=7, retries=1)
+    build_codebook(triplets, size=4, encoder="ollama:minilm", teacher=teacher)
+    assert opened == [dataclasses.replace(teacher, model="ollama:minilm")]
+    assert asked == [256, 46, 256, 46]  # once to fit the projection, once to encode
 
 
 # Dreams.

@@ -72,6 +72,7 @@ def build_tokenizer(run: Run, listen: Listener = silent, force: bool = False) ->
         encoder=options.encoder,
         seed=run.settings.seed,
         texts=corpus.prompts + corpus.answers,
+        teacher=run.settings.teacher,
     )
     room = options.vocab_size - ADDED - len(codebook.labels)
     tokenizer, summary = _tokenizer(corpus, options.kind, room, codebook.labels, listen)

@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -24,6 +25,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
+from distill.config import TeacherSettings
 from distill.errors import BadInput, CorruptFile
 from distill.run import write_atomic
 
@@ -33,6 +35,8 @@ MAX_FEATURES = 8000
 MAX_WORDS = 4000
 WINDOW = 4
 """Words on either side that count as company."""
+EMBED_BATCH = 256
+"""Phrases in one request to an embedding model."""
 
 Vectors = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -219,7 +223,7 @@ class OllamaEncoder:
 
     @classmethod
     def fit(cls, model: str, phrases: Sequence[str], embed: Embed, seed: int) -> "OllamaEncoder":
-        vectors = _finite(embed(phrases), model) if phrases else np.zeros((0, 0), np.float32)
+        vectors = _embedded(phrases, embed, model) if phrases else np.zeros((0, 0), np.float32)
         width = vectors.shape[1]
         if width <= CONCEPT_DIM:
             return cls(model, np.zeros(width, np.float32), np.eye(width, dtype=np.float32), embed)
@@ -229,7 +233,7 @@ class OllamaEncoder:
     def encode(self, phrases: Sequence[str]) -> Vectors:
         if not phrases or not len(self.components):
             return np.zeros((len(phrases), CONCEPT_DIM), np.float32)
-        vectors = _finite(self._open()(phrases), self.model)
+        vectors = _embedded(phrases, self._open(), self.model)
         if vectors.shape[1] != len(self.mean):
             raise BadInput(
                 f"{self.model}: embeds in {vectors.shape[1]} dimensions, the codebook was made with {len(self.mean)};"
@@ -253,28 +257,35 @@ class OllamaEncoder:
         return cls(state["name"], mean, components)
 
 
-def _finite(vectors: NDArray[Any], model: str) -> Vectors:
+def _embedded(phrases: Sequence[str], embed: Embed, model: str) -> Vectors:
+    """Rows of length 1, asked for in batches: no request takes as long as all phrases would."""
+    vectors = np.concatenate([embed(phrases[i : i + EMBED_BATCH]) for i in range(0, len(phrases), EMBED_BATCH)])
     if not np.isfinite(vectors).all():
         raise BadInput(f"{model}: returned embeddings that are not finite; choose another --set tokenize.encoder")
     return cast(Vectors, normalize(np.asarray(vectors, np.float32)))
 
 
-def open_embed(model: str) -> Embed:
-    """The embedding call of `ollama:MODEL`, at the default address."""
-    from distill.config import TeacherSettings
+def open_embed(model: str, teacher: TeacherSettings | None = None) -> Embed:
+    """The embedding call of `ollama:MODEL`, at the first of the teacher's hosts, with its time-out and retries."""
     from distill.teacher import open_teacher
 
-    return open_teacher(TeacherSettings(model=model))[0].embed
+    return open_teacher(replace(teacher or TeacherSettings(), model=model))[0].embed
 
 
 def fit_encoder(
-    name: str, phrases: Sequence[str], texts: Iterable[str], seed: int, embed: Embed | None = None
+    name: str,
+    phrases: Sequence[str],
+    texts: Iterable[str],
+    seed: int,
+    embed: Embed | None = None,
+    teacher: TeacherSettings | None = None,
 ) -> ConceptEncoder:
-    """The encoder that the settings name. `embed` stands in for `ollama:MODEL`'s teacher. Raises BadInput."""
+    """The encoder that the settings name. `embed` stands in for `ollama:MODEL`, else it is asked at the hosts of
+    `teacher`. Raises BadInput."""
     if name == "local":
         return LocalEncoder.fit(phrases, texts, seed)
     if name.startswith("ollama:"):
-        return OllamaEncoder.fit(name, phrases, embed or open_embed(name), seed)
+        return OllamaEncoder.fit(name, phrases, embed or open_embed(name, teacher), seed)
     raise BadInput(f"tokenize.encoder={name}: no such encoder; choose local or ollama:MODEL")
 
 

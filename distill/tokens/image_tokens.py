@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
+from distill.config import TeacherSettings
 from distill.corpus.triplets import LENSES, Triplet, clean_phrase
 from distill.errors import BadInput, CorruptFile
 from distill.run import write_atomic
@@ -137,19 +138,20 @@ def build_codebook(
     seed: int = 0,
     texts: Iterable[str] = (),
     embed: Embed | None = None,
+    teacher: TeacherSettings | None = None,
 ) -> tuple[Codebook, dict[str, int]]:
     """Cluster the triplets' phrases into at most `size` image tokens; also each phrase's code.
 
-    `texts` (prompts and responses) teach the local encoder which words keep company; `embed` replaces the
-    connection of an `ollama:MODEL` encoder. Deterministic by seed: clustering runs on one thread.
-    Raises BadInput for a size that is no codebook's or an unknown encoder.
+    `texts` (prompts and responses) teach the local encoder which words keep company; an `ollama:MODEL`
+    encoder is asked through `embed`, else at the hosts of `teacher`. Deterministic by seed: clustering runs on
+    one thread. Raises BadInput for a size that is no codebook's or an unknown encoder.
     """
     if not 1 <= size <= MAX_IMAGE_TOKENS:
         raise BadInput(f"tokenize.image_tokens={size}: choose 1 to {MAX_IMAGE_TOKENS}")
     counts = phrase_counts(triplets)
     phrases = sorted(counts)
     with threadpool_limits(1):
-        concepts = fit_encoder(encoder, phrases, texts, seed, embed)
+        concepts = fit_encoder(encoder, phrases, texts, seed, embed, teacher)
         if not phrases:
             return Codebook([], np.zeros((0, CONCEPT_DIM), np.float32), np.zeros(0, np.int64), concepts), {}
         vectors = concepts.encode(phrases)
