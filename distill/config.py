@@ -6,7 +6,7 @@ and refuses unknown keys.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from distill.errors import BadInput
 
@@ -138,7 +138,7 @@ class EvaluateSettings:
     prompts: int = 64
     """Held-out prompts used at most; 0: all."""
     dreams: int = 4
-    """K: dreams sampled per prompt for the marginal likelihood of an answer."""
+    """K: dreams sampled per prompt for the marginal likelihood of an answer; 0: not measured."""
     temperature: float = 0.7
     max_tokens: int = 96
     baselines: list[str] = field(default_factory=list[str])
@@ -174,6 +174,18 @@ class Settings:
     export: ExportSettings = field(default_factory=ExportSettings)
 
 
+LEAST: dict[str, int] = {
+    "teacher.retries": 0,
+    "teacher.in_flight": 0,
+    "mine.steps": 1,
+    "evaluate.prompts": 0,
+    "evaluate.dreams": 0,
+    "evaluate.max_tokens": 1,
+    "evaluate.bootstrap": 1,
+}
+"""The smallest value of settings whose stage comes late, or has no place to check them."""
+
+
 def load_settings(
     file: Path | None = None, overrides: list[str] | None = None, base: Settings | None = None
 ) -> Settings:
@@ -192,12 +204,23 @@ def load_settings(
             if "=" not in override:
                 raise BadInput(f"{source}: write it as section.key=value, for example train.lr=3e-4")
             tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
-        return cast(Settings, OmegaConf.to_object(tree))
+        settings = cast(Settings, OmegaConf.to_object(tree))
+        _check_ranges(tree)
+        return settings
     except FileNotFoundError as error:
         raise BadInput(f"{file}: no such settings file") from error
     except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise BadInput(f"{source}: {reason} (configs/default.yaml lists every setting)") from error
+
+
+def _check_ranges(tree: Any) -> None:
+    from omegaconf import OmegaConf
+
+    for name, least in LEAST.items():
+        value = OmegaConf.select(tree, name)
+        if value < least:
+            raise BadInput(f"{name}={value}: must be at least {least}")
 
 
 def settings_yaml(settings: Settings) -> str:

@@ -13,10 +13,12 @@ import pytest
 import torch
 from support.evaluation_run import STEPS, trained_run
 
+from distill.config import load_settings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
+from distill.evaluation.baselines import train_baseline
 from distill.evaluation.evaluate import Evaluation, evaluate, without_speed
-from distill.evaluation.examples import Example
+from distill.evaluation.examples import Example, load_examples
 from distill.evaluation.measure import Examiner
 from distill.evaluation.report import render
 from distill.evaluation.scoring import OwnDream, dream_context, score_answers
@@ -25,6 +27,7 @@ from distill.run import Run
 from distill.student.generate import log_likelihood
 from distill.student.model import Backbone
 from distill.tokens.chat import prompt_ids
+from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best, folder_of, latest
 
 
@@ -239,6 +242,45 @@ def test_baselines_get_equal_steps_on_the_same_data(copied: Run) -> None:
     trained = children["hard"].records()["train"].finished, latest(children["hard"]).stat().st_mtime_ns
     evaluate(copied, force=True)
     assert trained == (children["hard"].records()["train"].finished, latest(children["hard"]).stat().st_mtime_ns)
+
+
+def test_settings_of_the_measurement_train_no_baseline_anew(copied: Run) -> None:
+    child = train_baseline(copied, "hard", 2, silent)
+    trained = latest(child).stat().st_mtime_ns
+    copied.settings.evaluate.dreams, copied.settings.export.temperature = 1, 0.1
+    again = train_baseline(copied, "hard", 2, silent)
+    assert latest(again).stat().st_mtime_ns == trained
+    assert Run.open(again.path).settings.evaluate.dreams == 1
+    copied.settings.train.lr /= 2
+    assert latest(train_baseline(copied, "hard", 2, silent)).stat().st_mtime_ns != trained
+
+
+def test_without_own_dreams_the_rest_is_measured(copied: Run) -> None:
+    copied.settings.evaluate.dreams, copied.settings.evaluate.prompts = 0, 2
+    evaluate(copied)
+    student = json.loads((copied.evaluation / "results.json").read_text())["systems"]["student"]["metrics"]
+    assert "bits_per_byte_dreams" not in student
+    assert {"bits_per_byte", "bits_per_byte_oracle", "dream_recall"} <= student.keys()
+    assert "own dreams" not in (copied.evaluation / "report.md").read_text()
+
+
+def test_what_does_not_fit_the_context_is_left_out(run: Run, evaluation: Evaluation) -> None:
+    tokenizer, examples = evaluation.tokenizer, evaluation.examples
+    sizes = sorted(len(e.header) + evaluation.dream_tokens + 4 + len(e.answer) for e in examples)
+    codes = load_codes(best(run) / "tokenizer", Codebook.load(best(run) / "tokenizer"))
+    kept, left_out = load_examples(run, tokenizer, codes, sizes[1], evaluation.dream_tokens + 4)
+    assert 2 <= len(kept) < len(examples)
+    assert len(kept) + left_out == len(examples) + evaluation.left_out
+    with pytest.raises(BadInput, match=r"raise student\.context"):
+        load_examples(run, tokenizer, codes, 10, evaluation.dream_tokens + 4)
+
+
+@pytest.mark.parametrize(
+    "setting", ["evaluate.dreams=-1", "evaluate.bootstrap=0", "evaluate.max_tokens=0", "teacher.retries=-1"]
+)
+def test_numbers_without_a_meaning_are_refused(setting: str) -> None:
+    with pytest.raises(BadInput, match=f"^{setting}: must be at least [01]$"):
+        load_settings(overrides=[setting])
 
 
 def test_another_checkpoint_is_measured_aside(copied: Run) -> None:

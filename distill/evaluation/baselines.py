@@ -13,6 +13,7 @@ from distill.config import Settings, settings_yaml
 from distill.errors import BadInput
 from distill.events import Event, Listener
 from distill.run import Run, publish_folder, write_atomic
+from distill.training.plan import train_settings
 
 
 def _hard(settings: Settings) -> None:
@@ -58,13 +59,13 @@ def train_baseline(run: Run, name: str, steps: int, listen: Listener) -> Run:
 
 
 def _child(run: Run, folder: Path, settings: Settings) -> Run:
-    """The baseline's run: the one that is there if it was made from the same data and settings, or a new one."""
+    """The baseline's run: the one that is there if it is trained in the same way on the same data, or a new one."""
     shared = {name: record for name, record in run.records().items() if name in SHARED_STAGES}
     if (folder / "config.yaml").exists():
-        child = Run(folder, settings)
-        same = {name: child.records().get(name) for name in shared} == shared
-        if same and (folder / "config.yaml").read_text() == settings_yaml(settings):
-            return child
+        there = Run.open(folder)
+        same = {name: there.records().get(name) for name in shared} == shared
+        if same and train_settings(there) == train_settings(Run(folder, settings)):
+            return Run.create(folder, settings)  # what training doesn't read may have changed
     with publish_folder(folder) as aside:
         for output in sorted({output for record in shared.values() for output in record.outputs}):
             copy_file(run.path / output, aside / output)

@@ -80,7 +80,8 @@ class Evaluation:
         context = self.student.config.context
         self.examples, self.left_out = load_examples(run, self.tokenizer, codes, context, self.dream_tokens + 4)
         if self.left_out:
-            listen(Event("evaluate", "note", f"{self.left_out} held-out answers are empty or too long: left out"))
+            reason = f"empty, or too long for the context of {context} tokens with their prompt and a dream"
+            listen(Event("evaluate", "warning", f"{self.left_out} held-out answers left out: {reason}"))
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The content of results.json and of samples.jsonl."""

@@ -45,13 +45,13 @@ def load_examples(
 ) -> tuple[list[Example], int]:
     """The first `evaluate.prompts` held-out prompts in the order of their keys, and how many were left out.
 
-    codes: phrase → image token. Left out are empty answers and those that, with the longest dream, don't fit
-    `context`. Raises BadInput where nothing is left.
+    codes: phrase → image token. Left out are empty answers, and prompts that with the longest dream and the whole
+    answer don't fit `context`: every system is measured on whole answers. Raises BadInput where nothing is left.
     """
     limit = run.settings.evaluate.prompts
     mined = by_trace(read_triplets(run.triplets))
     examples: list[Example] = []
-    left_out = 0
+    left_out = too_long = 0
     with TraceStore(run.traces, readonly=True) as store:
         for trace in store.traces(held_out=True):
             if limit and len(examples) == limit:
@@ -59,11 +59,18 @@ def load_examples(
             found = mined.get(trace.key)
             dream = dream_ids(tokenizer, dream_of(found, codes)) if found else []
             example = _example(trace, tokenizer, dream, run.settings.capture.system)
-            longest = len(example.header) + dream_tokens + len(example.answer)
-            if example.answer and longest <= context:
+            # A mined dream can be longer than `dream_tokens`, where `mine.steps` was lowered since.
+            fits = len(example.header) + max(dream_tokens, len(dream) + 5) + len(example.answer) <= context
+            if example.answer and fits:
                 examples.append(example)
             else:
                 left_out += 1
+                too_long += not fits
+    if not examples and too_long:
+        raise BadInput(
+            f"{run.traces}: none of the {left_out} held-out answers fits the student's context of {context} tokens "
+            f"with its prompt and a dream; raise student.context and train again, or ask for less (capture.max_tokens)"
+        )
     if not examples:
         raise BadInput(
             f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "

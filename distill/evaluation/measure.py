@@ -71,8 +71,8 @@ class Examiner:
         contexts = [dream_context(self.tokenizer, example.header, []) for example in self.examples]
         self._likelihood(measured, "", [self._scores(model, contexts)])
         if dreams:
-            own = [self._scores(model, self._dreamed(model, draw)) for draw in range(self.dreams)]
-            self._likelihood(measured, "_dreams", own)
+            if own := [self._scores(model, self._dreamed(model, draw)) for draw in range(self.dreams)]:
+                self._likelihood(measured, "_dreams", own)
             mined = [dream_context(self.tokenizer, e.header, e.mined) for e in self.examples]
             self._likelihood(measured, "_oracle", [self._scores(model, mined)])
         if texts:

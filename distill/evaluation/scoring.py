@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from distill.evaluation.metrics import SoftTargets, bucket_kl
-from distill.student.generate import generate
+from distill.student.generate import batches, generate
 from distill.student.model import Backbone
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def score_answers(
 ) -> Iterator[tuple[int, AnswerScore]]:
     """(index, score) of each answer after its context, rows of like length together, so that little is padded."""
     rows = [[*context, *answer] for context, answer in zip(contexts, answers, strict=True)]
-    for batch in batches([len(row) for row in rows], batch_tokens):
+    for batch in batches({i: len(row) for i, row in enumerate(rows)}, batch_tokens):
         longest = max(len(rows[i]) for i in batch) - 1
         # Padded on the right: what comes before never reads it.
         ids = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -58,18 +58,6 @@ def score_answers(
         for place, i in enumerate(batch):
             span = hidden[place, len(contexts[i]) - 1 : len(rows[i]) - 1]
             yield i, _score(model, span, answers[i], targets[i])
-
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices, longest first, in groups of rows × longest ≤ batch_tokens (one row at least)."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def _score(model: Backbone, hidden: torch.Tensor, answer: Sequence[int], targets: SoftTargets | None) -> AnswerScore:

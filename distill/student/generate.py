@@ -193,7 +193,7 @@ def log_likelihood(
             raise BadInput(f"continuation: {len(row)} tokens don't fit a context of {model.config.context}; shorten it")
     scores: list[NDArray[np.float64]] = [np.zeros(0)] * len(rows)
     lengths = {i: len(row) - 1 for i, row in enumerate(rows) if continuations[i]}
-    for batch in _batches(lengths, batch_tokens):
+    for batch in batches(lengths, batch_tokens):
         length = lengths[batch[0]]
         # Padded on the right: a causal model never sees it.
         ids = torch.tensor([rows[i][:-1] + [0] * (length + 1 - len(rows[i])) for i in batch], device=model.cos.device)
@@ -219,7 +219,7 @@ def _token_scores(model: Backbone, hidden: Tensor, targets: Tensor) -> NDArray[n
     return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)
 
 
-def _batches(lengths: dict[int, int], batch_tokens: int) -> Iterator[list[int]]:
+def batches(lengths: dict[int, int], batch_tokens: int) -> Iterator[list[int]]:
     """Keys, longest first, in groups of rows × longest ≤ batch_tokens (one row at least)."""
     batch: list[int] = []
     for i in sorted(lengths, key=lambda i: -lengths[i]):
