@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STAGES: dict[str, tuple[str, str]] = {
     "capture": ("distill.corpus.capture", "capture"),
-    "mine": ("distill.corpus.triplets", "mine"),
+    "mine": ("distill.corpus.mining", "mine"),
     "tokenize": ("distill.tokens.build", "build_tokenizer"),
     "train": ("distill.training.loop", "train"),
     "evaluate": ("distill.evaluation.evaluate", "evaluate"),

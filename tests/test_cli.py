@@ -620,7 +620,7 @@ def test_stage_commands_report_and_skip(folder: Path, monkeypatch: pytest.Monkey
         listen(Event("mine", "note", "working"))
         return run.record("mine", settings, {}, {"triplets": 1234, "lenses": {"causal": 3}}, 2.0).summary
 
-    monkeypatch.setattr("distill.corpus.triplets.mine", stage)
+    monkeypatch.setattr("distill.corpus.mining.mine", stage)
     new_run(folder / "runs" / "one")
     runner = CliRunner()
     first = runner.invoke(dream, ["mine", "one"])

@@ -15,6 +15,7 @@ from distill.config import Settings
 from distill.corpus import syntax_miner, teacher_miner
 from distill.corpus.inflect import content_stems, grounded, past_participle, stem, third_person
 from distill.corpus.knowledge import load_graph
+from distill.corpus.mining import mine
 from distill.corpus.syntax_miner import load_parser, mine_texts, prose
 from distill.corpus.traces import TraceStore
 from distill.corpus.triplets import (
@@ -25,7 +26,6 @@ from distill.corpus.triplets import (
     Triplet,
     clean_phrase,
     fits,
-    mine,
     read_triplets,
     write_triplets,
 )

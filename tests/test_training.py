@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distill.config import Settings, StudentSettings, TokenizeSettings, TrainSettings
-from distill.corpus.triplets import mine
+from distill.corpus.mining import mine
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
 from distill.evaluation.baselines import copy_file
 from distill.events import Event

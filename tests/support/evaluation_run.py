@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from distill.config import EvaluateSettings, Settings, StudentSettings, TokenizeSettings, TrainSettings
-from distill.corpus.triplets import mine
+from distill.corpus.mining import mine
 from distill.evaluation.baselines import copy_file
 from distill.run import Run
 from distill.tokens.build import build_tokenizer
