@@ -1,6 +1,8 @@
 """The stages by name: where each lives, how one is run and told of."""
 
+import contextlib
 import importlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +39,13 @@ class StageResult:
 
 def run_stage(run: "Run", stage: str, force: bool, listen: "Listener") -> StageResult:
     """Run one stage, or find that it is up to date."""
-    before = _written(run)
     module, function = STAGES[stage]
-    summary = getattr(importlib.import_module(module), function)(run, listen=listen, force=force)
-    after = run.records().get(stage)
+    perform = getattr(importlib.import_module(module), function)
+    # The processes of one torchrun work on a run together.
+    with run.working() if "WORLD_SIZE" not in os.environ else contextlib.nullcontext():
+        before = _written(run)
+        summary = perform(run, listen=listen, force=force)
+        after = run.records().get(stage)
     return StageResult(
         stage=stage,
         skipped=before is not None and before == _written(run),

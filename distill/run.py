@@ -163,6 +163,28 @@ class Run:
             raise BadInput(f"{path}: not a run folder (no config.yaml); `dream run` or `dream capture` makes one")
         return cls(path, load_settings(config))
 
+    @contextlib.contextmanager
+    def working(self) -> Generator[None]:
+        """Keep other processes from working on this run: they would lose each other's records.
+
+        Raises DistillError where one is at it. The operating system frees the lock of a process that dies.
+        """
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                text = "another dream command is working on this run; wait for it, or use another --name"
+                raise DistillError(f"{self.path}: {text}") from error
+            yield
+        finally:
+            os.close(folder)
+
     # Where things lie.
     @property
     def name(self) -> str:

@@ -101,3 +101,15 @@ def test_a_stage_is_fresh_until_something_it_depends_on_changes(tmp_path: Path) 
     (run.path / "run.json").write_text("{")
     with pytest.raises(CorruptFile, match=r"run\.json"):
         run.records()
+
+
+def test_one_command_at_a_time_works_on_a_run(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Settings())
+    command = [sys.executable, "-m", "cli.main", "mine", str(run.path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with run.working():
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "another dream command is working on this run" in done.stderr
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert "no finished capture stage" in done.stderr
