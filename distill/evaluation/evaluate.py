@@ -19,7 +19,7 @@ from distill.student.model import Backbone, load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best, folder_of, latest, read_loop, verify_checkpoint
-from distill.training.trainer import pick_device
+from distill.training.step import pick_device
 
 VERSION = 1
 """Raised when a metric changes, so that kept results are measured anew."""

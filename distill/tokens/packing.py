@@ -9,7 +9,6 @@ teacher sampled, then its top alternatives that are in the student's vocabulary)
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.corpus.traces import Trace, TraceStore
-from distill.corpus.triplets import Triplet, read_triplets
+from distill.corpus.triplets import Triplet, by_trace, read_triplets
 from distill.errors import BadInput, CorruptFile
 from distill.run import Run, fingerprint, publish_folder
 from distill.teacher.gguf_tokenizer import Vocabulary
@@ -128,9 +127,7 @@ def pack(run: Run) -> dict[str, Any]:
             return content["counts"]
     tokenizer = StudentTokenizer.load(run.tokenizer)
     codes = load_codes(run.tokenizer, Codebook.load(run.tokenizer))
-    by_trace: dict[str, list[Triplet]] = defaultdict(list)
-    for triplet in read_triplets(run.triplets):
-        by_trace[triplet.trace].append(triplet)
+    triplets = by_trace(read_triplets(run.triplets))
     with TraceStore(run.traces, readonly=True) as store:
         teacher = store.tokenizer()
         train: list[Trace] = []
@@ -148,7 +145,7 @@ def pack(run: Run) -> dict[str, Any]:
     with publish_folder(run.data) as folder:
         counts: dict[str, Any] = {}
         for name, traces in (("train", train), ("validation", validation)):
-            documents = build_documents(traces, by_trace, codes, tokenizer, aligner, run.settings.capture.system)
+            documents = build_documents(traces, triplets, codes, tokenizer, aligner, run.settings.capture.system)
             documents.save(folder / name)
             soft = ~np.isnan(documents.slot_logprobs[:, 0]) if tokenizer.kind == "aligned" else documents.chunk_ids >= 0
             counts[name] = {
