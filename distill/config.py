@@ -47,6 +47,10 @@ class CaptureSettings:
     """System message for the teacher; the student is trained with it too."""
     minutes: float = 0.0
     """Stop asking after so many minutes and go on with what is there; 0: no limit."""
+    dataset: str = ""
+    """`causal-world`: questions, true dreams and true answers from a simulation, and no teacher is asked."""
+    dataset_size: int = 24000
+    """Training questions of a dataset that is made to measure."""
 
 
 @dataclass
@@ -112,6 +116,8 @@ class TrainSettings:
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
     dreams: bool = True
     """False: the same student, without any dream."""
+    pause: bool = False
+    """A control: as many pause tokens, which say nothing, in the place of each dream (arXiv:2310.02226)."""
     empty_dreams: float = 0.25
     """Share of examples whose dream is empty, so that `think: false` works."""
     drafts_from: float = 0.7
@@ -129,6 +135,34 @@ class TrainSettings:
     log_every: int = 10
     processes: int = 1
     """Data-parallel processes (torch.distributed)."""
+
+
+@dataclass
+class DreamingConfig:
+    """The dream engine: drafts the whole dream in one pass, beside the backbone that could decode it."""
+
+    num_dream_sequences: int = 4
+    """Paths dreamed at once; path k is of lens k mod 4."""
+    dream_length: int = 5
+    """Steps of a path at most."""
+    graph_reasoning_hops: int = 3
+    """Rounds of attention over the graph of all steps."""
+    output_mode: str = "text"
+    """`text`, `image` (the outcome's what, action and result) or `both`."""
+    enable_visualization: bool = False
+    """Record every dream, for the viewer."""
+    input_steps: int = 200
+    """Optimizer steps of the first phase: prompts to (what, action, result)."""
+    dream_steps: int = 1500
+    """Of the second phase: all steps of all paths; 0: no engine is trained."""
+    end_steps: int = 300
+    """Of the last phase: engine, graph and output together, through the frozen backbone."""
+    batch: int = 64
+    """Prompts in one optimizer step."""
+    lr: float = 1e-3
+    keep_above: float = 0.5
+    """Least score, 0 to 1, of a path that the backbone is given to read."""
+    checkpoint_every: int = 200
 
 
 @dataclass
@@ -170,6 +204,7 @@ class Settings:
     tokenize: TokenizeSettings = field(default_factory=TokenizeSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    dreaming: DreamingConfig = field(default_factory=DreamingConfig)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
 
