@@ -24,10 +24,11 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "mine": ("capture",),
     "tokenize": ("capture", "mine"),
     "train": ("capture", "mine", "tokenize"),
+    "engine": ("train",),
     "evaluate": ("train",),
-    "export": ("train", "evaluate"),
+    "export": ("train", "engine", "evaluate"),
 }
-"""Which stages each stage reads from. Evaluation is optional for an export."""
+"""Which stages each stage reads from. Engine and evaluation are optional for an export."""
 
 
 def sha256_file(path: Path) -> str:
@@ -213,6 +214,10 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def engine(self) -> Path:
+        return self.path / "engine"
 
     @property
     def metrics(self) -> Path:
