@@ -78,6 +78,18 @@ def test_documents_of_a_row_do_not_see_each_other() -> None:
         torch.testing.assert_close(together[:, 11:], model(second), rtol=1e-5, atol=1e-6)
 
 
+def test_embeddings_can_be_given_instead_of_ids() -> None:
+    """Gradients reach whoever made them."""
+    model = Backbone(SMALL).initialize(0)
+    ids = torch.randint(0, 97, (2, 9), generator=torch.Generator().manual_seed(1))
+    embeds = model.model.embed_tokens(ids).detach().requires_grad_()
+    given = model.hidden(torch.zeros_like(ids), embeds=embeds)
+    assert torch.equal(given, model.hidden(ids))
+    given.square().sum().backward()
+    assert embeds.grad is not None
+    assert (embeds.grad.abs().sum(-1) > 0).all()
+
+
 @pytest.mark.parametrize(("preset", "millions"), [("nano", 5), ("micro", 25), ("small", 100)])
 def test_presets_have_their_size_and_quantize_well(preset: str, millions: int) -> None:
     config = config_for(StudentSettings(preset=preset), 4096, 0, 1)

@@ -259,17 +259,23 @@ class Backbone(nn.Module):
                 parameter.normal_(0.0, deviation, generator=generator)
         return self
 
-    def hidden(self, ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        documents: Documents | None = None,
+        embeds: Tensor | None = None,
+    ) -> Tensor:
         """Last hidden states (B, T, D) of ids (B, T).
 
         positions (B, T): place of each token in its document; None: 0…T−1. documents: where they lie; None: a
-        row is a document.
+        row is a document. embeds (B, T, D): read in the place of the ids' own embeddings.
         """
         if positions is None:
             cos, sin = self.cos[: ids.shape[1]][None, None], self.sin[: ids.shape[1]][None, None]
         else:
             cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
-        x = self.model.embed_tokens(ids)
+        x = self.model.embed_tokens(ids) if embeds is None else embeds
         if torch.is_autocast_enabled(ids.device.type):
             x = x.to(torch.get_autocast_dtype(ids.device.type))
         for layer in self.model.layers:
