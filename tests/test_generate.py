@@ -183,16 +183,3 @@ def test_log_likelihood_reaches_the_end_of_the_context(model: Backbone) -> None:
         log_likelihood(model, [[1] * 60], [[2] * 6])
     with pytest.raises(BadInput, match="empty"):
         log_likelihood(model, [[]], [[2]])
-
-
-def test_padding_on_the_left_moves_no_logit(model: Backbone, prompts: list[list[int]]) -> None:
-    from distill.student.generate import _prompt_mask  # pyright: ignore[reportPrivateUsage]
-    from distill.student.model import KeyValueCache, pad_left
-
-    ids, real = pad_left(prompts, 0)
-    with torch.inference_mode():
-        cache = KeyValueCache(CONFIG, len(prompts), ids.shape[1], model.cos)
-        padded = model.decode(ids, cache, 0, _prompt_mask(real))
-        for row, prompt in enumerate(prompts):
-            alone = model(torch.tensor([prompt]))[0, -1]
-            assert float((padded[row] - alone).abs().max()) < 1e-4

@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.errors import BadInput
-from distill.student.model import Backbone, KeyValueCache, pad_left
+from distill.student.model import Backbone, pad_left
+from distill.student.session import Session
 
 LOGITS_AT_ONCE = 1 << 24
 """Elements of a (positions, V) block of logits held at a time while scoring (64 MiB of float32)."""
 
 
 def generate(
-    model: Backbone,
+    model: Backbone | Session,
     prompt_ids: Sequence[Sequence[int]],
     *,
     max_tokens: int,
@@ -35,6 +36,7 @@ def generate(
     """Answers to all prompts, in their order. An answer ends with the stop id that ended it, if one did.
 
     It ends at the latest after `max_tokens`, or where prompt and answer together fill the model's context.
+    model: a backbone, which reads the prompts first thing; or a session, which goes on with them in its rows.
     temperature 0 is greedy; otherwise the order is temperature, top_k (0: all), top_p, as in transformers.
     seed: one number a row, or one for all: row i then draws from `seed + i`.
     Raises BadInput for an empty prompt, or one that leaves no room in the context.
@@ -45,6 +47,8 @@ def generate(
     sampler = Sampler(temperature, top_k, top_p)
     answers: list[list[int]] = [[] for _ in prompt_ids]
     order = sorted(range(len(prompt_ids)), key=lambda row: -len(prompt_ids[row]))
+    if isinstance(model, Session):
+        order, batch_rows = list(range(len(prompt_ids))), max(1, len(prompt_ids))
     for start in range(0, len(order), batch_rows):
         rows = order[start : start + batch_rows]
         prompts, drawn = [prompt_ids[row] for row in rows], [seeds[row] for row in rows]
@@ -55,7 +59,7 @@ def generate(
 
 
 def stream(
-    model: Backbone,
+    model: Backbone | Session,
     prompt_ids: Sequence[int],
     *,
     max_tokens: int,
@@ -65,7 +69,7 @@ def stream(
     seed: int = 0,
     stop_ids: Sequence[int] = (),
 ) -> Iterator[int]:
-    """One answer, token by token: the same tokens that `generate` gives."""
+    """One answer, token by token: the same tokens that `generate` gives. A session must have one row."""
     for step in _decode([prompt_ids], [seed], model, Sampler(temperature, top_k, top_p), max_tokens, stop_ids):
         yield step[0][1]
 
@@ -109,39 +113,41 @@ class Sampler:
         return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
 
 
-def _check_prompts(prompts: Sequence[Sequence[int]], context: int) -> None:
-    for prompt in prompts:
+def _rooms(prompts: Sequence[Sequence[int]], read: Sequence[int], context: int) -> list[int]:
+    """Tokens that each row may still write after what it has read and its prompt."""
+    if len(read) != len(prompts):
+        raise BadInput(f"prompt: {len(prompts)} prompts for a session of {len(read)} rows; give one for each")
+    for before, prompt in zip(read, prompts, strict=True):
         if not prompt:
             raise BadInput("prompt: is empty; the student needs at least one token to start from")
-        if len(prompt) >= context:
+        if before + len(prompt) >= context:
             raise BadInput(
-                f"prompt: {len(prompt)} tokens leave no room for an answer in a context of {context}; shorten it"
+                f"prompt: {before + len(prompt)} tokens leave no room for an answer in a context of {context}; "
+                "shorten it"
             )
+    return [context - before - len(prompt) for before, prompt in zip(read, prompts, strict=True)]
 
 
 @torch.inference_mode()
 def _decode(
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
-    model: Backbone,
+    model: Backbone | Session,
     sampler: Sampler,
     max_tokens: int,
     stop_ids: Sequence[int],
 ) -> Iterator[list[tuple[int, int]]]:
     """Per step, (row, token) of the rows still going. Rows that are done leave once they are half of the batch."""
-    context = model.config.context
-    _check_prompts(prompts, context)
-    device = model.cos.device
-    stops = frozenset(stop_ids)
-    room = [min(max_tokens, context - len(prompt)) for prompt in prompts]
+    session = model if isinstance(model, Session) else Session(model, len(prompts))
+    room = [min(max_tokens, left) for left in _rooms(prompts, session.lengths, session.model.config.context)]
     steps = max(room, default=0)
     if steps <= 0:
         return
+    device, stops = session.model.cos.device, frozenset(stop_ids)
     uniforms = sampler.uniforms(seeds, steps)
     ids, real = (tensor.to(device) for tensor in pad_left(prompts, 0))
-    cache = KeyValueCache(model.config, len(prompts), ids.shape[1] + steps - 1, model.model.embed_tokens.weight)
-    visible = None if bool(real.all()) else _prompt_mask(real)
-    logits = model.decode(ids, cache, 0, visible)
+    session.reserve(ids.shape[1] + steps - 1)
+    _, logits = session.append(ids, None if bool(real.all()) else real)
     rows = list(range(len(prompts)))
     going = set(rows)
     for step in range(steps):
@@ -154,21 +160,12 @@ def _decode(
             return
         if 2 * len(going) <= len(rows):
             keep = torch.tensor([i for i, row in enumerate(rows) if row in going], device=device)
-            rows, chosen, real = [rows[i] for i in keep.tolist()], chosen[keep], real[keep]
-            cache.keep(keep)
-        if visible is not None:
-            # Rows that are done no longer advance: their place in the context may be used up.
-            alive = torch.tensor([[row in going] for row in rows], device=device)
-            real = torch.cat((real, alive), dim=1)
-            visible = real.unsqueeze(1)
-        logits = model.decode(chosen.unsqueeze(1), cache, ids.shape[1] + step, visible)
-
-
-def _prompt_mask(real: Tensor) -> Tensor:
-    """(B, P, P): who may be read while the prompts (B, P) are. Padding reads itself, lest softmax be 0/0."""
-    length = real.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-    return (causal & real.unsqueeze(1)) | torch.eye(length, dtype=torch.bool, device=real.device)
+            rows, chosen = [rows[i] for i in keep.tolist()], chosen[keep]
+            session.keep(keep)
+        # Rows that are done no longer advance: their place in the context may be used up.
+        done = len(going) < len(rows)
+        alive = torch.tensor([[row in going] for row in rows], device=device) if done else None
+        _, logits = session.append(chosen.unsqueeze(1), alive)
 
 
 @torch.inference_mode()

@@ -158,19 +158,6 @@ class RMSNorm(nn.Module):
         return self.weight.to(x.dtype) * wide.to(x.dtype)
 
 
-class KeyValueCache:
-    """Keys and values of the positions seen, (layers, B, G, T, E), in place."""
-
-    def __init__(self, config: BackboneConfig, rows: int, length: int, like: Tensor) -> None:
-        shape = (config.layers, rows, config.kv_heads, length, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
-
-    def keep(self, rows: Tensor) -> None:
-        """Forget all rows (of B) but these."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-
-
 class Attention(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -230,7 +217,10 @@ class Stack(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A decoder-only Llama. `forward` gives logits; training reads `hidden` and fuses the projection."""
+    """A decoder-only Llama. `forward` gives logits; training reads `hidden` and fuses the projection.
+
+    Going on token by token is `distill.student.session`'s.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -285,33 +275,6 @@ class Backbone(nn.Module):
     def forward(self, ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None) -> Tensor:
         """Logits (B, T, V) of ids (B, T)."""
         return self.lm_head(self.hidden(ids, positions, documents))
-
-    def decode(self, ids: Tensor, cache: KeyValueCache, start: int, visible: Tensor | None) -> Tensor:
-        """Logits (B, V) after the last of ids (B, T), which take the cache columns start … start + T − 1.
-
-        visible (B, T, start + T) bool: the columns that each may read, itself included; its rotary position is
-        their count before it, so rows may be padded on the left. None: no padding, all columns up to itself.
-        """
-        end = start + ids.shape[1]
-        if visible is None:
-            assert start == 0 or ids.shape[1] == 1
-            cos, sin, mask = self.cos[start:end], self.sin[start:end], None
-        else:
-            positions = (visible.sum(-1) - 1).clamp_min(0)
-            cos, sin, mask = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1), visible.unsqueeze(1)
-        x = self.model.embed_tokens(ids)
-        for block, keys, values in zip(self.model.layers, cache.keys, cache.values, strict=True):
-            assert isinstance(block, Block)
-            attention = block.self_attn
-            q, k, v = attention.project(block.input_layernorm(x), cos, sin)
-            keys[:, :, start:end] = k
-            values[:, :, start:end] = v
-            k, v = keys[:, :, :end], values[:, :, :end]
-            causal = mask is None and ids.shape[1] > 1
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
-            x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-            x = x + block.mlp(block.post_attention_layernorm(x))
-        return self.lm_head(self.model.norm(x[:, -1]))
 
 
 def count_parameters(model: nn.Module) -> int:
