@@ -32,22 +32,25 @@ Dream = dict[str, list[tuple[int, int, int]]]
 """Lens → its chain of (what, action, result) codes. Every lens is there, in lens order."""
 
 
-def empty_dream() -> Dream:
-    return {lens: [] for lens in LENSES}
-
-
 def dream_of(triplets: Iterable[Triplet], codes: Mapping[str, int]) -> Dream:
     """The dream that the triplets of one trace are. Steps with a phrase that has no code are left out.
 
     Neighbours that quantize to the very same three codes are one step.
     """
-    dream = empty_dream()
+    return {lens: [step for step, _ in chain] for lens, chain in coded_steps(triplets, codes).items()}
+
+
+def coded_steps(
+    triplets: Iterable[Triplet], codes: Mapping[str, int]
+) -> dict[str, list[tuple[tuple[int, int, int], Triplet]]]:
+    """The steps of `dream_of`, each with the triplet that it was made from."""
+    chains: dict[str, list[tuple[tuple[int, int, int], Triplet]]] = {lens: [] for lens in LENSES}
     for triplet in sorted(triplets, key=lambda t: t.step):
         step = (codes.get(triplet.what, -1), codes.get(triplet.action, -1), codes.get(triplet.result, -1))
-        chain = dream[triplet.lens]
-        if min(step) >= 0 and step not in chain[-1:]:
-            chain.append(step)
-    return dream
+        chain = chains[triplet.lens]
+        if min(step) >= 0 and not (chain and chain[-1][0] == step):
+            chain.append((step, triplet))
+    return chains
 
 
 @dataclass

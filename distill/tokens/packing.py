@@ -108,6 +108,20 @@ def is_validation(prompt: str) -> bool:
     return int.from_bytes(digest[:8]) < VALIDATION_SHARE * 2**64
 
 
+def split_traces(store: TraceStore) -> tuple[list[Trace], list[Trace]]:
+    """Training and validation traces, in the order of their documents. Raises BadInput where all are held out."""
+    train: list[Trace] = []
+    validation: list[Trace] = []
+    for trace in store.traces(held_out=False):
+        chosen = is_validation(trace.prompt) and len(validation) < VALIDATION_MOST
+        (validation if chosen else train).append(trace)
+    if not train:
+        raise BadInput(
+            f"{store.path}: no prompt to train on (all are held out); capture more, or lower capture.held_out"
+        )
+    return train, validation or train[:1]
+
+
 def pack(run: Run) -> dict[str, Any]:
     """Write data/ (train, validation) where it is missing or stale; returns its counts.
 
@@ -130,17 +144,7 @@ def pack(run: Run) -> dict[str, Any]:
     triplets = by_trace(read_triplets(run.triplets))
     with TraceStore(run.traces, readonly=True) as store:
         teacher = store.tokenizer()
-        train: list[Trace] = []
-        validation: list[Trace] = []
-        for trace in store.traces(held_out=False):
-            chosen = is_validation(trace.prompt) and len(validation) < VALIDATION_MOST
-            (validation if chosen else train).append(trace)
-    if not train:
-        raise BadInput(
-            f"{run.traces}: no prompt to train on (all are held out); capture more, or lower capture.held_out"
-        )
-    if not validation:
-        validation = train[:1]
+        train, validation = split_traces(store)
     aligner = Aligner(tokenizer, Vocabulary(teacher).bytes_of if teacher is not None else None)
     with publish_folder(run.data) as folder:
         counts: dict[str, Any] = {}
