@@ -1,0 +1,208 @@
+"""Dreams all paths of all prompts at once: a recurrent state a path, four experts, and image tokens at every step.
+
+A step of a path reads three things: the triplet that the path has just dreamed (as image tokens, the only
+interface), the prompt, and what the other paths of its prompt have just dreamed. A mixture of experts
+(Jacobs et al. 1991), each a gated recurrent unit (arXiv:1406.1078), turns that into its next state.
+
+Shape legend: B prompts, M memory positions, S sequences (paths), T steps, 3 roles (what, action, result), D = 512,
+C codes, E experts, W width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.config import DreamingConfig
+from distill.corpus.triplets import LENSES
+from distill.errors import BadInput
+from distill.student.input_tokenizer import HEADS, ROLES, WIDTH, Encoded, join_heads, split_heads
+
+EXPERTS = len(LENSES)
+FIRST_SCALE, MAX_SCALE = 20.0, 100.0
+"""Of the cosines that become logits; learned, and clamped as in CLIP (Radford et al. 2021, arXiv:2103.00020)."""
+SURE = 1e4
+"""Logit between a code that is forced and all others."""
+
+
+@dataclass
+class Dreams:
+    """The paths of all prompts.
+
+    embeddings (B, S, T, 3, D) of length 1; logits (B, S, T, 3, C); more (B, S, T): logit that the step exists;
+    gates (B, S, E): each expert's weight; offsets (S, W): where the paths start; tokens (B, S, T, 3, D): as fed
+    to the next step.
+    """
+
+    embeddings: Tensor
+    logits: Tensor
+    more: Tensor
+    gates: Tensor
+    offsets: Tensor
+    tokens: Tensor
+
+    def codes(self) -> Tensor:
+        """(B, S, T, 3) int64: the image token of each slot."""
+        return self.logits.argmax(-1)
+
+    def live(self) -> Tensor:
+        """(B, S, T) bool: a path ends before its first step that is less likely than not."""
+        return (self.more > 0).cumprod(-1).bool()
+
+    def quantized(self) -> Tensor:
+        """(B, S, T, 3, D): the image tokens' centroids; the gradient is that of the codes' softmax mixture."""
+        return self.tokens
+
+    @property
+    def diversity(self) -> Tensor:
+        """Mean cosine distance, 0 to 2, between the offsets of two paths; 0 where there is one path."""
+        count = len(self.offsets)
+        unit = F.normalize(self.offsets, dim=-1)
+        cosines = (unit @ unit.T).sum() - count
+        return 1 - cosines / (count * (count - 1)) if count > 1 else cosines * 0
+
+
+def straight_through(logits: Tensor, centroids: Tensor) -> Tensor:
+    """(…, D): the centroid of the best code, with the gradient of the softmax mixture (arXiv:1308.3432)."""
+    hard = centroids[logits.argmax(-1)]
+    if not logits.requires_grad:
+        return hard
+    mixture = logits.softmax(-1) @ centroids
+    return mixture + (hard - mixture).detach()
+
+
+class ExpertTransitions(nn.Module):
+    """A gated recurrent unit for each expert, mixed by the gates. All experts are one product."""
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+        self.from_input = nn.Linear(width, experts * 3 * width)
+        self.from_state = nn.Linear(width, experts * 3 * width)
+
+    def forward(self, x: Tensor, state: Tensor, gates: Tensor) -> Tensor:
+        """x, state (B, S, W), gates (B, S, E) → (B, S, W)."""
+        new = self.from_input(x).unflatten(-1, (self.experts, 3, -1))  # (B, S, E, 3, W)
+        old = self.from_state(state).unflatten(-1, (self.experts, 3, -1))
+        reset, keep = (new[..., :2, :] + old[..., :2, :]).sigmoid().unbind(-2)
+        candidate = (new[..., 2, :] + reset * old[..., 2, :]).tanh()
+        state = state.unsqueeze(-2)
+        return (gates.unsqueeze(-1) * (candidate + keep * (state - candidate))).sum(-2)
+
+
+class DreamGenerator(nn.Module):
+    """config: how many paths and steps. centroids (C, D): the codebook's. Raises BadInput where it has no codes."""
+
+    centroids: Tensor
+
+    def __init__(self, config: DreamingConfig, centroids: Tensor, dim: int = 512) -> None:
+        super().__init__()
+        if centroids.ndim != 2 or centroids.shape[1] != dim or not len(centroids):
+            raise BadInput(
+                f"the codebook has {len(centroids)} image tokens of shape {tuple(centroids.shape[1:])}; a dream "
+                f"engine needs at least one, of {dim} dimensions: mine triplets, then run `dream tokenize --force`"
+            )
+        self.paths, self.steps, self.dim = config.num_dream_sequences, config.dream_length, dim
+        self.register_buffer("centroids", F.normalize(centroids.float(), dim=-1), persistent=False)
+        self.offsets = nn.Parameter(torch.empty(self.paths, WIDTH))
+        self.step_embeddings = nn.Parameter(torch.randn(self.steps, WIDTH) * 0.1)
+        self.read_triplet = nn.Linear(len(ROLES) * dim, WIDTH)
+        self.gate = nn.Linear(WIDTH, EXPERTS)
+        self.memory_norm = nn.LayerNorm(dim)
+        self.memory_keys, self.memory_values = nn.Linear(dim, WIDTH), nn.Linear(dim, WIDTH)
+        self.look_norm = nn.LayerNorm(WIDTH)
+        self.look = nn.Linear(WIDTH, 3 * WIDTH)  # query, and the key and value shown to the other paths
+        self.mix = nn.Linear(WIDTH, WIDTH)
+        self.feed = nn.Sequential(
+            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
+        )
+        self.input_norm = nn.LayerNorm(WIDTH)
+        self.transitions = ExpertTransitions(WIDTH, EXPERTS)
+        self.slot_norm = nn.LayerNorm(WIDTH)
+        self.slots = nn.Linear(WIDTH, len(ROLES) * dim)
+        self.more = nn.Linear(WIDTH, 1)
+        self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
+        self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Offsets at right angles as far as there is room, and path k nearest to expert k mod E."""
+        nn.init.orthogonal_(self.offsets)
+        self.offsets.mul_(WIDTH**0.5)
+        for expert in range(min(EXPERTS, self.paths)):
+            self.gate.weight[expert] = self.offsets[expert::EXPERTS].sum(0) * (2.0 / WIDTH)
+        self.gate.bias.zero_()
+
+    def forward(
+        self,
+        encoded: Encoded,
+        guide: Tensor | None = None,
+        on_step: Callable[[int, Dreams], None] | None = None,
+    ) -> Dreams:
+        """Dream of each prompt. guide (≤ 3,) int64: codes that each path's first what, action and result must be.
+
+        on_step(t, dreams so far) is called after each step. Raises BadInput for a guide that is no code's.
+        """
+        self._check_guide(guide)
+        triplet = encoded.triplet
+        if guide is not None:
+            triplet = torch.cat((self.centroids[guide].expand(len(triplet), -1, -1), triplet[:, len(guide) :]), 1)
+        batch = len(triplet)
+        start = self.read_triplet(triplet.flatten(1)).unsqueeze(1)  # (B, 1, W)
+        state = (start + self.offsets).tanh()
+        gates = self.gate(start + self.offsets).softmax(-1)
+        memory = self.memory_norm(encoded.memory)
+        keys, values = (split_heads(f(memory), HEADS) for f in (self.memory_keys, self.memory_values))
+        seen = torch.cat((encoded.real, encoded.real.new_ones(batch, self.paths)), 1)[:, None, None, :]
+        fed = start.expand(-1, self.paths, -1)
+        steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for t in range(self.steps):
+            x = fed + state + self.offsets + self.step_embeddings[t]
+            x = self._look_around(x, keys, values, seen)
+            state = self.transitions(self.input_norm(x + self.feed(x)), state, gates)
+            steps.append(self._speak(state, guide if t == 0 else None))
+            fed = self.read_triplet(steps[-1][3].flatten(2))
+            if on_step is not None:
+                on_step(t, self._dreams(steps, gates))
+        return self._dreams(steps, gates)
+
+    def _look_around(self, x: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+        """x (B, S, W) with what each path reads in the prompt and in all paths. keys, values (B, heads, M, ·)."""
+        q, k, v = (split_heads(part, HEADS) for part in self.look(self.look_norm(x)).chunk(3, -1))
+        k, v = torch.cat((keys, k), 2), torch.cat((values, v), 2)
+        return x + self.mix(join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=seen)))
+
+    def _speak(self, state: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings (B, S, 3, D), logits (B, S, 3, C), more (B, S) and tokens (B, S, 3, D) of a step."""
+        state = self.slot_norm(state)
+        embeddings = F.normalize(self.slots(state).unflatten(-1, (len(ROLES), -1)), dim=-1)
+        logits = self.scale * (embeddings @ self.centroids.T)
+        more = self.more(state).squeeze(-1)
+        if guide is not None:
+            count = len(guide)
+            forced = F.one_hot(guide, len(self.centroids)).bool()
+            forced_logits = torch.where(forced, SURE, logits[..., :count, :] * 0)
+            logits = torch.cat((forced_logits, logits[..., count:, :]), -2)
+            held = self.centroids[guide].expand(*state.shape[:2], -1, -1)
+            embeddings = torch.cat((held, embeddings[..., count:, :]), -2)
+            more = more.clamp_min(1.0)
+        return embeddings, logits, more, straight_through(logits, self.centroids)
+
+    def _dreams(self, steps: list[tuple[Tensor, Tensor, Tensor, Tensor]], gates: Tensor) -> Dreams:
+        embeddings, logits, more, tokens = (torch.stack(parts, 2) for parts in zip(*steps, strict=True))
+        return Dreams(embeddings, logits, more, gates, self.offsets, tokens)
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by, 1 to 100."""
+        return self.log_scale.exp().clamp(1.0, MAX_SCALE)
+
+    def _check_guide(self, guide: Tensor | None) -> None:
+        if guide is None:
+            return
+        if guide.ndim != 1 or not 1 <= len(guide) <= len(ROLES):
+            raise BadInput(f"guide of {tuple(guide.shape)} image tokens: give one to three (what, action, result)")
+        if int(guide.min()) < 0 or int(guide.max()) >= len(self.centroids):
+            raise BadInput(f"guide {guide.tolist()}: the codebook has the image tokens 0 to {len(self.centroids) - 1}")
