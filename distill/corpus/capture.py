@@ -180,14 +180,19 @@ def capture(
     """Ask all prompts that have no answer yet; returns the stage's summary. `force` asks again what failed.
 
     Skipped where nothing changed since it was done. Kill it at any time: what was answered is in traces.db, and
-    starting it again asks only the rest. `teachers` are hosts of one model; by default the settings' are opened.
+    starting it again asks only the rest. `teachers` are hosts of one model; by default the settings' are opened. A
+    `capture.dataset` stands in for the teacher.
     Raises BadInput, TeacherError, RunMismatch (traces.db is another teacher's), DistillError (disk full).
     """
     settings = run.settings.capture
+    if settings.dataset:
+        from distill.corpus.datasets.stage import capture_dataset
+
+        return capture_dataset(run, listen, force)
     _check(settings)
     prompts = load_prompts(settings.prompts, settings.held_out, settings.limit)
     depends = {
-        **asdict(settings),
+        **{name: value for name, value in asdict(settings).items() if not name.startswith("dataset")},
         "teacher": {"model": run.settings.teacher.model},
         "seed": run.settings.seed,
         "texts": fingerprint([[prompt.text, prompt.held_out] for prompt in prompts]),

@@ -9,7 +9,7 @@ from typing import Any
 
 from distill.corpus.knowledge import build_graph, save_graph
 from distill.corpus.traces import Trace, TraceStore
-from distill.corpus.triplets import LENSES, Mined, write_triplets
+from distill.corpus.triplets import LENSES, Mined, by_trace, write_triplets
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run, sha256_file
@@ -27,7 +27,9 @@ def stage_settings(run: Run) -> dict[str, Any]:
     """All that mining depends on, besides the traces."""
     settings = run.settings
     used: dict[str, Any] = {**asdict(settings.mine), "version": MINER_VERSION}
-    if settings.mine.miner == "teacher":
+    if settings.capture.dataset:
+        used |= {"miner": "dataset", "dataset": settings.capture.dataset}
+    elif settings.mine.miner == "teacher":
         used["teacher"] = {"model": settings.teacher.model}
         used["seed"] = settings.seed
     return used
@@ -90,6 +92,8 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
 
 
 def _miner(run: Run, traces: Sequence[Trace], listen: Listener) -> Iterator[Mined]:
+    if run.settings.capture.dataset:
+        return _given(run, traces)
     name, steps = run.settings.mine.miner, run.settings.mine.steps
     if name == "syntax":
         from distill.corpus.syntax_miner import mine_texts
@@ -102,3 +106,13 @@ def _miner(run: Run, traces: Sequence[Trace], listen: Listener) -> Iterator[Mine
 
         return mine_traces(traces, run.settings, listen, partial=PartialMine(partial_file(run), stage_settings(run)))
     raise BadInput(f"mine.miner={name}: no such miner; choose syntax or teacher")
+
+
+def _given(run: Run, traces: Sequence[Trace]) -> Iterator[Mined]:
+    """The true dreams that a dataset brings with it."""
+    from distill.corpus.datasets.stage import true_triplets
+
+    found = by_trace(true_triplets(run))
+    for trace in traces:
+        triplets = found.get(trace.key, [])
+        yield Mined(triplets, len(triplets), len(triplets))

@@ -1,6 +1,6 @@
 """Packed rows: which documents share a row, and the tensors of a batch.
 
-Each epoch draws every document's dream anew (mined, empty, or the student's own draft) and packs the documents
+Each epoch draws every document's dream anew (mined, empty, the student's own draft, or pauses) and packs the documents
 into rows of T tokens by best fit decreasing. What is left of a row is filled with the beginning of another
 document, so nothing is padding and no document is read without its prompt. All of it follows from (seed, epoch).
 
@@ -23,7 +23,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training.losses import CHUNK, ChunkTargets, Targets
 
-EMPTY, MINED, DRAFT = 0, 1, 2
+EMPTY, MINED, DRAFT, PAUSE = 0, 1, 2, 3
 """What stands in a document's think block."""
 
 
@@ -64,6 +64,7 @@ class Mixture:
     dreams: bool
     empty: float
     drafts: float
+    pause: bool = False
 
 
 class Batches:
@@ -93,7 +94,7 @@ class Batches:
         count = len(self.documents)
         draw, own = random.random(count), random.random(count)
         dreaming = self._has_dream & (draw >= self.mixture.empty) & self.mixture.dreams
-        variants = np.where(dreaming, MINED, EMPTY)
+        variants = np.where(dreaming, PAUSE if self.mixture.pause else MINED, EMPTY)
         if self.drafts:
             drafted = np.isin(np.arange(count), list(self.drafts))
             variants = np.where(dreaming & drafted & (own < self.mixture.drafts), DRAFT, variants)
@@ -115,7 +116,9 @@ class Batches:
     def _think(self, i: int, variant: int) -> NDArray[Any]:
         if variant == EMPTY:
             return self._empty
-        dream = self.documents.dream(i) if variant == MINED else np.array(self.drafts[i], np.int64)
+        dream = np.array(self.drafts[i], np.int64) if variant == DRAFT else self.documents.dream(i)
+        if variant == PAUSE:
+            dream = np.full(len(dream), self.tokenizer.pad_id)
         return np.concatenate([self._before, dream, self._after])
 
     def assemble(self, rows: Sequence[Row]) -> Batch:

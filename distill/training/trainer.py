@@ -77,7 +77,8 @@ class Trainer:
         betas = (settings.betas[0], settings.betas[1])
         self.optimizer = make_optimizer(self.model, settings.lr, betas, settings.weight_decay)
         length = self.model.config.context
-        mixture = Mixture(settings.dreams, settings.empty_dreams, settings.drafts_share)
+        drafts_share = 0.0 if settings.pause else settings.drafts_share
+        mixture = Mixture(settings.dreams, settings.empty_dreams, drafts_share, settings.pause)
         data = (Documents.load(run.data / name) for name in ("train", "validation"))
         self.batches, self.validation = (
             Batches(documents, self.tokenizer, length, mixture, seed, settings.soft_weight) for documents in data
@@ -145,7 +146,7 @@ class Trainer:
     def _one_step(self, board: Any) -> None:
         settings, state = self.settings, self.state
         progress = self.progress()
-        if not state.drafts and settings.dreams and settings.drafts_share > 0 and progress >= settings.drafts_from:
+        if not state.drafts and self._drafts_wanted() and progress >= settings.drafts_from:
             self._draft()
         begun = time.perf_counter()
         rate = settings.lr * schedule(settings.schedule, progress, settings.min_lr / settings.lr)
@@ -190,6 +191,10 @@ class Trainer:
         total = self.world.sum(torch.tensor(float(batch.loss_positions), device=self.device))
         batch.targets.weight *= batch.loss_positions / max(float(total), 1.0)
         return move(batch, self.device)
+
+    def _drafts_wanted(self) -> bool:
+        mixture = self.batches.mixture
+        return mixture.dreams and mixture.drafts > 0
 
     def _draft(self) -> None:
         """From the next epoch on, some documents hold a dream of the student's own."""

@@ -1,0 +1,103 @@
+"""What the capture and mine stages do where a dataset stands in for the teacher.
+
+The dataset's answers become traces without soft targets, its true dreams triplets, and RUN/dataset.jsonl says of
+each question which split it belongs to and what the right answer is.
+"""
+
+import importlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from distill.corpus.datasets.questions import Question
+from distill.corpus.traces import Trace, TraceStore
+from distill.corpus.triplets import LENSES, Triplet
+from distill.errors import BadInput
+from distill.events import Event, Listener
+from distill.run import Run, fingerprint, write_atomic
+from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
+
+DATASETS = {"causal-world": "distill.corpus.datasets.causal_world"}
+HELD_OUT = 300
+"""Questions of each split that is never trained on."""
+MOST = 1_000_000
+
+
+def questions(run: Run) -> Iterator[Question]:
+    """All questions of the run's dataset, the same each time. Raises BadInput for an unknown one or a bad size."""
+    name, size = run.settings.capture.dataset, run.settings.capture.dataset_size
+    if name not in DATASETS:
+        raise BadInput(f"capture.dataset: {name!r} is none of {', '.join(DATASETS)}")
+    if not 1 <= size <= MOST:
+        raise BadInput(f"capture.dataset_size: {size} is not from 1 to {MOST:,}")
+    make: Callable[[int, int, int], Iterator[Question]] = importlib.import_module(DATASETS[name]).questions
+    return make(size, HELD_OUT, run.settings.seed)
+
+
+def info(run: Run) -> TeacherInfo:
+    """The dataset, in the place of a teacher."""
+    name = run.settings.capture.dataset
+    if name not in DATASETS:
+        raise BadInput(f"capture.dataset: {name!r} is none of {', '.join(DATASETS)}")
+    version = importlib.import_module(DATASETS[name]).VERSION
+    digest = fingerprint(["dataset", name, version, run.settings.seed])
+    return TeacherInfo(f"dataset:{name}", name, digest, "", str(version), logprobs=False)
+
+
+def dataset_file(run: Run) -> Path:
+    return run.path / "dataset.jsonl"
+
+
+def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str, Any]:
+    """The capture stage of a dataset: traces.db and dataset.jsonl. Returns the summary."""
+    settings = {
+        "dataset": run.settings.capture.dataset,
+        "dataset_size": run.settings.capture.dataset_size,
+        "system": run.settings.capture.system,
+        "held_out": HELD_OUT,
+        "seed": run.settings.seed,
+        "teacher": info(run).digest,
+    }
+    record = None if force else run.fresh("capture", settings)
+    if record is not None:
+        listen(Event("capture", "done", "nothing changed: kept", data=record.summary))
+        return record.summary
+    started = time.monotonic()
+    listen(Event("capture", "start", f"dataset {run.settings.capture.dataset}"))
+    about, options = info(run), GenerateOptions(temperature=0.0, system=run.settings.capture.system)
+    lines: list[str] = []
+    wanted: dict[str, bool] = {}
+    total = run.settings.capture.dataset_size + 3 * HELD_OUT
+    with TraceStore(run.traces) as store:
+        store.put_teacher(about, None)
+        for done, question in enumerate(questions(run), 1):
+            key = store.key(about, question.prompt, options)
+            held_out = question.split != "train"
+            wanted[key] = held_out
+            if not store.has(key):
+                response = Response(question.answer, None, "stop")
+                store.put(Trace(key, question.prompt, held_out, response, options, about.digest))
+            about_it = {"split": question.split, "depth": question.depth, "answer": question.answer}
+            lines.append(json.dumps({"key": key, **about_it}))
+            if done % 500 == 0:
+                listen(Event("capture", "progress", done=done, total=total, unit="question"))
+        store.select(wanted)
+        stats, digest = store.stats(), store.content_digest()
+    write_atomic(dataset_file(run), "".join(f"{line}\n" for line in lines))
+    summary = {"responses": stats.responses, "held_out": stats.held_out, "dataset": run.settings.capture.dataset}
+    outputs = {run.traces.name: digest, dataset_file(run).name: fingerprint(sorted(lines))}
+    run.record("capture", settings, outputs, summary, time.monotonic() - started)
+    listen(Event("capture", "done", f"{stats.responses} questions", data=summary))
+    return summary
+
+
+def true_triplets(run: Run) -> Iterator[Triplet]:
+    """The steps of every question's true dream, by lens."""
+    about, options = info(run), GenerateOptions(temperature=0.0, system=run.settings.capture.system)
+    for question in questions(run):
+        key = TraceStore.key(about, question.prompt, options)
+        for lens in LENSES:
+            for number, step in enumerate(question.dream.get(lens, ())):
+                yield Triplet(step.what, step.action, step.result, lens, number, key, -1, "dataset")
