@@ -44,7 +44,7 @@ def overview(run: Run) -> dict[str, Any]:
         }
     return {
         "run": str(run.path),
-        "teacher": run.settings.teacher.model,
+        "teacher": run.settings.source,
         "stages": stages,
         "traces": _traces(run),
         "checkpoints": _checkpoints(run),

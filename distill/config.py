@@ -208,6 +208,11 @@ class Settings:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
 
+    @property
+    def source(self) -> str:
+        """Who answered: the teacher's name, or the dataset's."""
+        return f"dataset:{self.capture.dataset}" if self.capture.dataset else self.teacher.model
+
 
 LEAST: dict[str, int] = {
     "teacher.retries": 0,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @setting("--host", "teacher.hosts", "Ollama server; repeat it to share the work.", multiple=True, metavar="URL")
 @setting("--prompts", "capture.prompts", "Prompt file or set; repeatable.", multiple=True, metavar="FILE|SET")
 @setting("--limit", "capture.limit", "Prompts taken at most.", type=click.IntRange(0), metavar="N")
+@setting("--dataset", "capture.dataset", "Ask no teacher: take a dataset, such as causal-world.", metavar="NAME")
 @stage_options(create=True)
 def capture(run: "Run", force: bool, as_json: bool, quiet: bool) -> None:
     """Ask the teacher every prompt and keep answers and soft targets in RUN/traces.db.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @setting("--host", "teacher.hosts", "Ollama server; repeat it to share the work.", multiple=True, metavar="URL")
 @setting("--prompts", "capture.prompts", "Prompt file or set; repeatable.", multiple=True, metavar="FILE|SET")
 @setting("--limit", "capture.limit", "Prompts taken at most.", type=click.IntRange(0), metavar="N")
+@setting("--dataset", "capture.dataset", "Ask no teacher: take a dataset, such as causal-world.", metavar="NAME")
 @setting("--preset", "student.preset", "Size of the student.", type=click.Choice(["nano", "micro", "small"]))
 @setting("--init", "student.init", "Start from a Llama-architecture checkpoint.", metavar="DIR")
 @setting("--steps", "train.steps", "Optimizer steps.", type=click.IntRange(1), metavar="N")
@@ -38,6 +39,7 @@ def run(run: "Run", force: bool, as_json: bool, quiet: bool) -> None:
     Examples:
       dream run --name my-student --minutes 20
       dream run --teacher ollama:llama3.2:1b --prompts everyday --name my-student
+      dream run --dataset causal-world --name world
     """
     from cli.output import emit_json
     from cli.pipeline import report, run_all

@@ -28,7 +28,7 @@ def stage_settings(run: Run) -> dict[str, Any]:
     settings = run.settings
     used: dict[str, Any] = {**asdict(settings.mine), "version": MINER_VERSION}
     if settings.capture.dataset:
-        used |= {"miner": "dataset", "dataset": settings.capture.dataset}
+        used["dataset"] = settings.capture.dataset
     elif settings.mine.miner == "teacher":
         used["teacher"] = {"model": settings.teacher.model}
         used["seed"] = settings.seed

@@ -107,7 +107,7 @@ class Evaluation:
     def _systems(self) -> list[System]:
         """Student, start and baselines; the baselines are trained here if they aren't yet."""
         train = self.run.settings.train
-        systems = [System("student", self.chosen, train.dreams, texts=True)]
+        systems = [System("student", self.chosen, train.dreams and not train.pause, texts=True)]
         start = folder_of(self.run, 0)
         if start.is_dir():
             # Before training its dreams are noise: only its likelihoods without one say something.
@@ -139,15 +139,18 @@ class Evaluation:
                 "settings": {**asdict(self.settings), "baselines": None, "bootstrap": None},
                 "seed": self.run.settings.seed,
                 "how": [system.dreams, system.texts, self.dream_tokens],
-                "examples": [[e.key, e.answer, e.mined, e.targets is not None] for e in self.examples],
+                "examples": [
+                    [e.key, e.answer, e.mined, e.targets is not None, *([e.truth] if e.truth else [])]
+                    for e in self.examples
+                ],
             }
         )
-        if not self.force and (found := _read_kept(kept, mark)) is not None:
+        if not self.force and (found := Measured.kept(kept, mark)) is not None:
             progress(self._examiner(progress).work(system.dreams, system.texts))
             return found
         model = self.student if system.checkpoint == self.chosen else self._load(system.checkpoint)
         measured = self._examiner(progress).measure(model, dreams=system.dreams, texts=system.texts)
-        write_atomic(kept, json.dumps({"fingerprint": mark, "measured": measured.to_json()}) + "\n")
+        measured.keep(kept, mark)
         return measured
 
     def _load(self, checkpoint: Path) -> Backbone:
@@ -177,7 +180,7 @@ class Evaluation:
             "version": VERSION,
             "run": self.run.name,
             "checkpoint": self.chosen.name,
-            "teacher": self.run.settings.teacher.model,
+            "teacher": self.run.settings.source,
             "tokenizer": self.tokenizer.kind,
             "prompts": len(self.examples),
             "left_out": self.left_out,
@@ -202,15 +205,6 @@ def _json(interval: Interval | None) -> dict[str, float] | None:
     return None if interval is None else asdict(interval)
 
 
-def _read_kept(path: Path, mark: str) -> Measured | None:
-    """A kept measurement with this fingerprint; None where there is none, or it is cut short."""
-    try:
-        content = json.loads(path.read_text())
-        return Measured.from_json(content["measured"]) if content["fingerprint"] == mark else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def samples_of(examples: list[Example], measured: dict[str, Measured]) -> list[dict[str, Any]]:
     """Per prompt: the teacher's answer, and each system's dream, answer and metrics."""
     samples: list[dict[str, Any]] = []
@@ -223,7 +217,10 @@ def samples_of(examples: list[Example], measured: dict[str, Measured]) -> list[d
             if system.answers:
                 entry["answer"] = system.answers[i]
             systems[name] = entry
-        samples.append({"key": example.key, "prompt": example.prompt, "teacher": example.text, "systems": systems})
+        sample = {"key": example.key, "prompt": example.prompt, "teacher": example.text}
+        if truth := example.truth:
+            sample |= {"split": truth.split, "depth": truth.depth, "expected": truth.answer}
+        samples.append({**sample, "systems": systems})
     return samples
 
 

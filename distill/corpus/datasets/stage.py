@@ -56,9 +56,9 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
         "dataset": run.settings.capture.dataset,
         "dataset_size": run.settings.capture.dataset_size,
         "system": run.settings.capture.system,
-        "held_out": HELD_OUT,
+        "held_out_questions": HELD_OUT,
         "seed": run.settings.seed,
-        "teacher": info(run).digest,
+        "digest": info(run).digest,
     }
     record = None if force else run.fresh("capture", settings)
     if record is not None:
