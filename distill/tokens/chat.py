@@ -108,17 +108,26 @@ def think_ids(tokenizer: StudentTokenizer, dream: Mapping[str, Sequence[Triple]]
     return [tokenizer.think_id, newline, *inside, tokenizer.end_think_id, newline]
 
 
-def parse_dream(tokenizer: StudentTokenizer, ids: Sequence[int]) -> Dream:
-    """The dream in what a student wrote. It may have written anything: text between image tokens is passed over,
-    a step with codes missing is dropped, a lens opened twice goes on, and the dream ends at `</think>`."""
-    codes: dict[str, list[int]] = {lens: [] for lens in LENSES}
+def dream_places(tokenizer: StudentTokenizer, ids: Sequence[int]) -> dict[str, list[tuple[int, int, int]]]:
+    """Lens → where in `ids` the three image tokens of each of its steps stand; see `parse_dream`."""
+    places: dict[str, list[int]] = {lens: [] for lens in LENSES}
     lens = None
-    for id in ids:
+    for place, id in enumerate(ids):
         if id == tokenizer.end_think_id:
             break
         if id in tokenizer.lens_ids:
             lens = LENSES[tokenizer.lens_ids.index(id)]
-            del codes[lens][len(codes[lens]) // 3 * 3 :]
-        elif lens is not None and (code := tokenizer.image_code(id)) is not None:
-            codes[lens].append(code)
-    return {lens: list(zip(*[iter(found)] * 3, strict=False)) for lens, found in codes.items()}
+            del places[lens][len(places[lens]) // 3 * 3 :]
+        elif lens is not None and tokenizer.image_code(id) is not None:
+            places[lens].append(place)
+    return {lens: list(zip(*[iter(found)] * 3, strict=False)) for lens, found in places.items()}
+
+
+def parse_dream(tokenizer: StudentTokenizer, ids: Sequence[int]) -> Dream:
+    """The dream in what a student wrote. It may have written anything: text between image tokens is passed over,
+    a step with codes missing is dropped, a lens opened twice goes on, and the dream ends at `</think>`."""
+    first = int(tokenizer.image_ids[0]) if len(tokenizer.image_ids) else 0
+    return {
+        lens: [(ids[what] - first, ids[action] - first, ids[result] - first) for what, action, result in steps]
+        for lens, steps in dream_places(tokenizer, ids).items()
+    }
