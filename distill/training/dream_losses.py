@@ -32,9 +32,8 @@ class DreamTargets:
         return DreamTargets(self.codes.to(device), self.phrases.to(device), self.steps.to(device))
 
 
-def engine_loss(drafted: Drafted, targets: DreamTargets) -> dict[str, Tensor]:
+def engine_loss(dreams: Dreams, targets: DreamTargets) -> dict[str, Tensor]:
     """Every part as a scalar, and `total`, their weighted sum."""
-    dreams = drafted.dreams
     parts = {
         "code": code_loss(dreams.logits, targets.codes),
         "cosine": cosine_loss(dreams.embeddings, targets.phrases, targets.codes >= 0),
@@ -105,9 +104,30 @@ def right_paths(dreams: Dreams, targets: DreamTargets) -> Tensor:
     return same.all(-1) & (dreams.live() == targets.steps).all(-1)
 
 
+def right_shares(dreams: Dreams, targets: DreamTargets) -> tuple[Tensor, Tensor]:
+    """How much is right: of each living step (B, S, T) the share of its codes, and of each path (B, S).
+
+    A path's share is over its own steps or the true chain's, whichever are more: what it left out and what it made
+    up both count against it.
+    """
+    live = dreams.live()
+    steps = ((dreams.codes() == targets.codes) & targets.steps[..., None]).float().mean(-1) * live
+    longer = torch.maximum(live.sum(-1), targets.steps.sum(-1))
+    return steps, steps.sum(-1) / longer.clamp_min(1)
+
+
 def score_loss(drafted: Drafted, targets: DreamTargets) -> Tensor:
-    """Binary cross-entropy of the graph's scores (B, S) against whether each path is right; empty paths don't count."""
+    """Binary cross-entropy of the graph's scores (B, S) at the share of each path that is right; empty paths don't
+    count."""
     counted = drafted.dreams.live()[..., 0]
-    right = right_paths(drafted.dreams, targets)[counted].float()
+    right = right_shares(drafted.dreams, targets)[1][counted]
     losses = F.binary_cross_entropy_with_logits(drafted.reasoned.score_logits[counted], right, reduction="sum")
     return losses / counted.sum().clamp_min(1)
+
+
+def importance_loss(drafted: Drafted, targets: DreamTargets) -> Tensor:
+    """Binary cross-entropy of the nodes' importances (B, S, T) at the share of each step that is right."""
+    live = drafted.dreams.live()
+    right = right_shares(drafted.dreams, targets)[0][live]
+    losses = F.binary_cross_entropy_with_logits(drafted.reasoned.importance_logits[live], right, reduction="sum")
+    return losses / live.sum().clamp_min(1)
