@@ -1,11 +1,9 @@
 """A student ready to talk: from a run, a checkpoint or a bundle."""
 
-import codecs
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from bundle.manifest import NAME, NATIVE, check_file, read_manifest
 from distill.config import Settings
@@ -13,10 +11,9 @@ from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.run import Run
 from distill.student.generate import stream
 from distill.student.model import Backbone, load_backbone
+from distill.student.output_decoder import Part, Splitter
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Message, parse_dream, render
-
-Part = Literal["thinking", "content"]
 
 ROOM = 32
 """Tokens of the context that a long conversation leaves for the answer; older turns are forgotten for it."""
@@ -109,45 +106,6 @@ class Student:
             seed=seed,
             stop_ids=[self.tokenizer.eos_id],
         )
-
-
-class Splitter:
-    """Parts what a student writes, token by token, into dream and answer, as text.
-
-    The line breaks around the tags belong to the format and are left out. Bytes of a character wait until it is
-    whole; what is still waiting at the end was cut off and is dropped.
-    """
-
-    def __init__(self, tokenizer: StudentTokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.thought: list[int] = []
-        self.thinking = False
-        self._first = True  # a dream opens with the very first token, or there is none
-        self._fresh = True  # nothing printed yet in this part
-        self._held = ""  # white space that may turn out to stand before a tag
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> tuple[Part, str] | None:
-        """What can be shown now that `token` has come."""
-        opening, self._first = self._first and token == self.tokenizer.think_id, False
-        closing = self.thinking and token == self.tokenizer.end_think_id
-        if opening or closing:
-            self.thinking, self._fresh, self._held = opening, True, ""
-            self._decoder.reset()
-            return None
-        if token in (self.tokenizer.eos_id, self.tokenizer.start_id, self.tokenizer.pad_id):
-            return None  # never printed, as in Ollama
-        if self.thinking:
-            self.thought.append(token)
-        text = self._held + self._decoder.decode(self.tokenizer.token_bytes(token))
-        if self._fresh:
-            text = text.lstrip()
-        kept = text.rstrip()
-        self._held = text[len(kept) :]
-        if not kept:
-            return None
-        self._fresh = False
-        return ("thinking" if self.thinking else "content"), kept
 
 
 def load_student(path: Path) -> Student:

@@ -17,7 +17,7 @@ from support.small_student import LABELS, TEXTS, small_model, small_tokenizer, w
 
 from bundle.export import Origin, export, write_bundle
 from bundle.gguf import DTYPES, interleave, write_gguf
-from bundle.load import Splitter, Student, load_student
+from bundle.load import Student, load_student
 from bundle.manifest import NATIVE, check_files, list_files, read_manifest, write_manifest
 from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.parity import TOLERANCE, weight_errors
@@ -28,6 +28,7 @@ from distill.events import Event
 from distill.run import Run
 from distill.student.generate import generate
 from distill.student.model import rotary_tables, rotate, save_backbone
+from distill.student.output_decoder import Splitter
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import go_template, prompt_ids

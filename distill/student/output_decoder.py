@@ -1,26 +1,138 @@
 """What comes out of a dreaming: text, written by the backbone, or three image embeddings, or both.
 
-Shape legend: B prompts, 3 roles (what, action, result), D = 512.
+Shape legend: B prompts, 3 roles (what, action, result), D = 512, V vocabulary, H hidden of the backbone.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.student.generate import Sampler
+from distill.student.input_tokenizer import ROLES
+from distill.student.session import Session
+from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.concepts import CONCEPT_DIM
 
 if TYPE_CHECKING:
     from distill.tokens.image_tokens import Codebook
 
-ROLES = ("what", "action", "result")
+Part = Literal["thinking", "content"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn; temperature 0 is greedy, top_k 0 takes all. max_tokens counts the answer alone."""
+
+    max_tokens: int = 256
+    temperature: float = 0.7
+    top_k: int = 40
+    top_p: float = 0.95
+    seed: int = 0
+
+
+class Speaker:
+    """Draws one token after another from a session of one row: those that `stream` draws for the same seed.
+
+    What was drawn can be looked at before it is read, so that whoever listens may go on otherwise.
+    Raises BadInput for a sampling that is none.
+    """
+
+    def __init__(self, session: Session, sampling: Sampling) -> None:
+        self.session = session
+        self.sampler = Sampler(sampling.temperature, sampling.top_k, sampling.top_p)
+        self._uniforms = self.sampler.uniforms([sampling.seed], session.model.config.context)
+        self._logits: Tensor | None = None
+        self._next: int | None = None
+        self._drawn = 0
+
+    def read(self, ids: Sequence[int]) -> Tensor:
+        """Read tokens that are given, not drawn. Their last hidden states (1, T, H); BadInput past the context."""
+        states, self._logits = self.session.append(torch.tensor([ids], device=self.session.model.cos.device))
+        self._next = None
+        return states
+
+    @property
+    def room(self) -> int:
+        """Tokens that still go into the context."""
+        return self.session.model.config.context - self.session.lengths[0]
+
+    def peek(self) -> int:
+        """The token that comes next."""
+        if self._next is None:
+            assert self._logits is not None, "nothing was read yet"
+            drawn = slice(self._drawn, self._drawn + 1)
+            uniform = None if self._uniforms is None else self._uniforms[:, drawn].to(self._logits.device)
+            self._next = int(self.sampler.choose(self._logits, uniform))
+            self._drawn += 1
+        return self._next
+
+    def probability(self, token: int) -> float:
+        """Of a token to come next, at temperature 1."""
+        assert self._logits is not None, "nothing was read yet"
+        return float(self._logits[0].float().softmax(-1)[token])
+
+    def take(self) -> int:
+        """The token that comes next; now it is read."""
+        token = self.peek()
+        self.read([token])
+        return token
+
+    def tokens(self, max_tokens: int, stop_ids: Sequence[int]) -> Iterator[int]:
+        """Tokens up to a stop id, which is the last, or `max_tokens`, or the end of the context."""
+        for count in range(1, min(max_tokens, self.room) + 1):
+            token = self.peek()
+            yield token
+            if token in stop_ids or count == max_tokens or self.room <= 1:
+                return
+            self.take()
+
+
+class Splitter:
+    """Parts what a student writes, token by token, into dream and answer, as text.
+
+    The line breaks around the tags belong to the format and are left out. Bytes of a character wait until it is
+    whole; what is still waiting at the end was cut off and is dropped. answering: no dream can open any more.
+    """
+
+    def __init__(self, tokenizer: StudentTokenizer, answering: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.thought: list[int] = []
+        self.thinking = False
+        self._first = not answering  # a dream opens with the very first token, or there is none
+        self._fresh = True  # nothing printed yet in this part
+        self._held = ""  # white space that may turn out to stand before a tag
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> tuple[Part, str] | None:
+        """What can be shown now that `token` has come."""
+        opening, self._first = self._first and token == self.tokenizer.think_id, False
+        closing = self.thinking and token == self.tokenizer.end_think_id
+        if opening or closing:
+            self.thinking, self._fresh, self._held = opening, True, ""
+            self._decoder.reset()
+            return None
+        if token in (self.tokenizer.eos_id, self.tokenizer.start_id, self.tokenizer.pad_id):
+            return None  # never printed, as in Ollama
+        if self.thinking:
+            self.thought.append(token)
+        text = self._held + self._decoder.decode(self.tokenizer.token_bytes(token))
+        if self._fresh:
+            text = text.lstrip()
+        kept = text.rstrip()
+        self._held = text[len(kept) :]
+        if not kept:
+            return None
+        self._fresh = False
+        return ("thinking" if self.thinking else "content"), kept
 
 
 class OutputDecoder(nn.Module):
-    """The image head: the graph's reasoning embedding becomes the outcome's (what, action, result).
+    """Text by the backbone, and the image head: the graph's reasoning becomes the outcome's (what, action, result).
 
     A role's embedding is added to the reasoning, and a feed-forward correction, shared by the roles, to their sum:
     so three roles learn from every example, and an untrained head already points where the reasoning does.
@@ -40,3 +152,24 @@ class OutputDecoder(nn.Module):
 
     def forward(self, reasoning: Tensor) -> Tensor:
         return self.image(reasoning)
+
+    @staticmethod
+    def text(speaker: Speaker, tokenizer: StudentTokenizer, max_tokens: int) -> Iterator[str]:
+        """The answer in pieces, once prompt and dream were read."""
+        splitter = Splitter(tokenizer, answering=True)
+        for token in speaker.tokens(max_tokens, [tokenizer.eos_id]):
+            if piece := splitter.push(token):
+                yield piece[1]
+
+    def both(
+        self, reasoning: Tensor, speaker: Speaker, tokenizer: StudentTokenizer, max_tokens: int
+    ) -> tuple[str, Tensor]:
+        """The answer, whole, and the image (B, 3, D)."""
+        return "".join(self.text(speaker, tokenizer, max_tokens)), self.image(reasoning)
+
+
+def image_labels(image: Tensor, codebook: "Codebook") -> list[tuple[str, str, str]]:
+    """(B, 3, D) → the labels of the image tokens nearest to each prompt's what, action and result."""
+    codes = codebook.nearest(image.detach().float().cpu().flatten(0, -2).numpy()).reshape(-1, len(ROLES))
+    labels = codebook.labels
+    return [(labels[what], labels[action], labels[result]) for what, action, result in codes.tolist()]
