@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.errors import CorruptFile, MissingStage
 from distill.run import Run, publish_folder, sha256_file
@@ -21,6 +21,8 @@ from distill.student.model import Backbone, save_backbone
 
 FORMAT = 1
 STEP = re.compile(r"step-(\d{6,})$")
+BEFORE = "go on from the checkpoint before it"
+"""What deleting a broken checkpoint is good for."""
 
 
 @dataclass
@@ -78,18 +80,18 @@ def read_loop(folder: Path) -> LoopState:
         raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to go on from the one before") from error
 
 
-def verify_checkpoint(folder: Path) -> None:
+def verify_checkpoint(folder: Path, remedy: str = BEFORE) -> None:
     """Compare every file with checksums.json. Raises CorruptFile naming the first that differs."""
     path = folder / "checksums.json"
     try:
         expected: dict[str, str] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to go on from the one before") from error
+        raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to {remedy}") from error
     for name, digest in expected.items():
         file = folder / name
         if not file.is_file() or sha256_file(file) != digest:
             state = "is missing" if not file.is_file() else "was cut short or altered (SHA-256 differs)"
-            raise CorruptFile(f"{file}: {state}; delete {folder} to go on from the checkpoint before it")
+            raise CorruptFile(f"{file}: {state}; delete {folder} to {remedy}")
 
 
 def save_checkpoint(
@@ -102,17 +104,22 @@ def save_checkpoint(
     with publish_folder(final) as folder:
         save_backbone(model, folder)
         shutil.copytree(run.tokenizer, folder / "tokenizer")
-        save_file(_optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
+        save_file(optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
         if drafts:
             save_file(drafts, folder / "drafts.safetensors")
         (folder / "loop.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        sums = {str(path.relative_to(folder)): sha256_file(path) for path in files}
-        (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+        write_checksums(folder)
     return final
 
 
-def load_optimizer(folder: Path, model: Backbone, optimizer: torch.optim.Optimizer) -> None:
+def write_checksums(folder: Path) -> None:
+    """checksums.json: the SHA-256 of every file that is there now."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(folder)): sha256_file(path) for path in files}
+    (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+
+
+def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, remedy: str = BEFORE) -> None:
     """Restore AdamW's moments, as bits. Raises CorruptFile."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -121,11 +128,13 @@ def load_optimizer(folder: Path, model: Backbone, optimizer: torch.optim.Optimiz
     try:
         tensors = load_file(path)
         for name, parameter in model.named_parameters():
+            if f"{name}.step" not in tensors:
+                continue  # it never had a gradient
             state = {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             moments = {key: value.to(parameter.device) for key, value in state.items() if key != "step"}
             optimizer.state[parameter] = {"step": state["step"].reshape(()), **moments}
     except (OSError, SafetensorError, KeyError) as error:
-        raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to go on from the one before") from error
+        raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to {remedy}") from error
 
 
 def load_drafts(folder: Path) -> dict[str, Tensor]:
@@ -145,7 +154,8 @@ def prune(run: Run, keep_last: int, best_step: int) -> None:
             shutil.rmtree(path)
 
 
-def _optimizer_tensors(model: Backbone, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's moments and steps by parameter, as safetensors can hold them."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
