@@ -9,6 +9,7 @@ from distill.corpus.traces import Trace, TraceStore
 from distill.corpus.triplets import by_trace, read_triplets
 from distill.errors import BadInput
 from distill.evaluation.metrics import SoftTargets, bits, soft_targets
+from distill.evaluation.truth import Truth, read_truths, spread
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
@@ -23,6 +24,7 @@ class Example:
     header: ids of the prompt, up to where the student goes on. answer: the student's ids of the teacher's answer,
     without EOS. bytes: of its UTF-8. mined: ids of the dream mined from it, empty where nothing was found.
     teacher_bits: −log₂ of the teacher's own sampled tokens, EOS left out; NaN where some are not known.
+    truth: its split, true answer and depth, where the run's dataset knows them.
     """
 
     key: str
@@ -34,6 +36,7 @@ class Example:
     targets: SoftTargets | None
     mined: list[int]
     teacher_bits: float
+    truth: Truth | None = None
 
     def seed(self, seed: int, draw: int) -> int:
         """Of this prompt's `draw`-th sample: the same whichever other prompts are evaluated beside it."""
@@ -45,20 +48,23 @@ def load_examples(
 ) -> tuple[list[Example], int]:
     """The first `evaluate.prompts` held-out prompts in the order of their keys, and how many were left out.
 
-    codes: phrase → image token. Left out are empty answers, and prompts that with the longest dream and the whole
-    answer don't fit `context`: every system is measured on whole answers. Raises BadInput where nothing is left.
+    Where the dataset has splits, as many of each as there are. codes: phrase → image token. Left out are empty
+    answers, and prompts that with the longest dream and the whole answer don't fit `context`: every system is
+    measured on whole answers. Raises BadInput where nothing is left.
     """
     limit = run.settings.evaluate.prompts
+    truths = read_truths(run)
     mined = by_trace(read_triplets(run.triplets))
     examples: list[Example] = []
     left_out = too_long = 0
     with TraceStore(run.traces, readonly=True) as store:
-        for trace in store.traces(held_out=True):
+        # Without splits they are read one by one, as far as they are wanted.
+        for trace in spread(list(store.traces(held_out=True)), truths) if truths else store.traces(held_out=True):
             if limit and len(examples) == limit:
                 break
             found = mined.get(trace.key)
             dream = dream_ids(tokenizer, dream_of(found, codes)) if found else []
-            example = _example(trace, tokenizer, dream, run.settings.capture.system)
+            example = _example(trace, tokenizer, dream, run.settings.capture.system, truths.get(trace.key))
             # A mined dream can be longer than `dream_tokens`, where `mine.steps` was lowered since.
             fits = len(example.header) + max(dream_tokens, len(dream) + 5) + len(example.answer) <= context
             if example.answer and fits:
@@ -76,10 +82,10 @@ def load_examples(
             f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "
             "capture.held_out, then capture again"
         )
-    return examples, left_out
+    return sorted(examples, key=lambda example: example.key), left_out
 
 
-def _example(trace: Trace, tokenizer: StudentTokenizer, dream: list[int], system: str) -> Example:
+def _example(trace: Trace, tokenizer: StudentTokenizer, dream: list[int], system: str, truth: Truth | None) -> Example:
     text, tokens, ended = trace.response.text, trace.response.tokens, trace.response.done_reason == "stop"
     # The alignment of training: the teacher's own tokens where the student has them all.
     aligned = Aligner(tokenizer, None).align(text, tokens, trace.response.done_reason)
@@ -91,7 +97,8 @@ def _example(trace: Trace, tokenizer: StudentTokenizer, dream: list[int], system
         if tokenizer.teacher_map is not None:
             targets = soft_targets(aligned, tokens, tokenizer.teacher_map, len(answer))
     header = prompt_ids(tokenizer, trace.prompt, system=system)
-    return Example(trace.key, trace.prompt, text, header, answer, len(text.encode()), targets, dream, teacher_bits)
+    size = len(text.encode())
+    return Example(trace.key, trace.prompt, text, header, answer, size, targets, dream, teacher_bits, truth)
 
 
 def batched(examples: list[Example], size: int) -> Iterator[list[Example]]:

@@ -1,8 +1,10 @@
 """One system (a student, a baseline, the teacher) on the held-out examples: every metric, prompt by prompt."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from distill.evaluation.scoring import (
     write_answers,
 )
 from distill.evaluation.statistics import Ratio
+from distill.evaluation.truth import same_answer
+from distill.run import write_atomic
 from distill.student.model import Backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, parse_dream
@@ -46,6 +50,19 @@ class Measured:
         metrics = {name: Ratio.of(*pair) for name, pair in value["metrics"].items()}
         return cls(metrics, value["dreams"], value["answers"], value["tokens_per_second"])
 
+    def keep(self, path: Path, mark: str) -> None:
+        """Write it down under a fingerprint of all that it depends on."""
+        write_atomic(path, json.dumps({"fingerprint": mark, "measured": self.to_json()}) + "\n")
+
+    @classmethod
+    def kept(cls, path: Path, mark: str) -> "Measured | None":
+        """A kept measurement with this fingerprint; None where there is none, or it is cut short."""
+        try:
+            content = json.loads(path.read_text())
+            return cls.from_json(content["measured"]) if content["fingerprint"] == mark else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
 
 @dataclass(frozen=True)
 class Examiner:
@@ -63,7 +80,11 @@ class Examiner:
 
     def work(self, dreams: bool, texts: bool) -> int:
         """How many counts `listen` gets for one system."""
-        return len(self.examples) * (1 + texts + dreams * (1 + self.dreams))
+        return len(self.examples) * (1 + texts * (1 + self.has_truth) + dreams * (1 + self.dreams))
+
+    @property
+    def has_truth(self) -> bool:
+        return any(example.truth for example in self.examples)
 
     def measure(self, model: Backbone, *, dreams: bool, texts: bool) -> Measured:
         """Likelihood metrics; with `dreams` also after own and mined dreams; with `texts` also of its own answers."""
@@ -77,6 +98,8 @@ class Examiner:
             self._likelihood(measured, "_oracle", [self._scores(model, mined)])
         if texts:
             self._speak(measured, model, dreams)
+            if self.has_truth:
+                measured.metrics |= exact_match(self._answer_greedily(model, dreams), self.examples)
         return measured
 
     def _dreamed(self, model: Backbone, draw: int) -> list[list[int]]:
@@ -150,6 +173,24 @@ class Examiner:
         if dreams:
             measured.metrics |= self._dream_metrics(own)
 
+    def _answer_greedily(self, model: Backbone, dreams: bool) -> list[str]:
+        """At temperature 0, dream and answer: what exact match is measured on."""
+        answers: list[str] = []
+        for group in batched(self.examples, TOGETHER):
+            own = self._sample(model, group, 0, temperature=0.0) if dreams else [OwnDream([], True)] * len(group)
+            contexts = [dream_context(self.tokenizer, e.header, d.ids) for e, d in zip(group, own, strict=True)]
+            written = write_answers(
+                model,
+                contexts,
+                max_tokens=self.max_tokens,
+                temperature=0.0,
+                seeds=[0] * len(group),
+                eos_id=self.tokenizer.eos_id,
+            )
+            answers += [self.tokenizer.decode(ids) for ids in written]
+            self.listen(len(group))
+        return answers
+
     def _dream_metrics(self, own: list[OwnDream]) -> dict[str, Ratio]:
         codes = [self._codes(dream.ids) for dream in own]
         mined = [self._codes(example.mined) for example in self.examples]
@@ -176,6 +217,20 @@ def text_metrics(answers: Sequence[str], examples: Sequence[Example]) -> dict[st
         "distinct_2": Ratio.of(*distinct(answers)),
         "length_ratio": Ratio.of([len(answer.encode()) for answer in answers], [e.bytes for e in examples]),
     }
+
+
+def exact_match(answers: Sequence[str], examples: Sequence[Example]) -> dict[str, Ratio]:
+    """Whether each answer is the true one but for white space: over all prompts, and over those of each split."""
+    truths = [example.truth for example in examples]
+    hits = [
+        truth is not None and same_answer(answer, truth.answer) for answer, truth in zip(answers, truths, strict=True)
+    ]
+    metrics = {"exact_match": Ratio.of(hits, [truth is not None for truth in truths])}
+    for split in sorted({truth.split for truth in truths if truth}):
+        inside = [truth is not None and truth.split == split for truth in truths]
+        both = [hit and here for hit, here in zip(hits, inside, strict=True)]
+        metrics[f"exact_match_{split}"] = Ratio.of(both, inside)
+    return metrics
 
 
 def measure_teacher(examples: Sequence[Example]) -> Measured:

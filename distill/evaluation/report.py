@@ -33,6 +33,19 @@ METRICS: dict[str, Metric] = {
     "dream_form": Metric("well-formed dreams", 1, 1, True),
 }
 
+EXACT = "exact_match"
+
+
+def metrics_of(results: dict[str, Any]) -> dict[str, Metric]:
+    """METRICS and, where the dataset has true answers, exact match over all prompts and in each split."""
+    exact: dict[str, Metric] = {}
+    for name in results["systems"]["student"]["metrics"]:
+        if name.startswith(EXACT):
+            split = name.removeprefix(EXACT).lstrip("_")
+            exact[name] = Metric(f"exact match, {split}" if split else "exact match", 1, 1, True)
+    return {**exact, **METRICS}
+
+
 SYSTEMS = {
     "start": "its start",
     "student": "student",
@@ -50,7 +63,7 @@ def table_rows(results: dict[str, Any], intervals: bool = False) -> list[list[st
     """The main table, its heading first: a row a metric, a column a system. "–": not defined."""
     names = [name for name in SYSTEMS if name in results["systems"]]
     rows = [["metric", *(SYSTEMS[name] for name in names)]]
-    for metric, shown in METRICS.items():
+    for metric, shown in metrics_of(results).items():
         entries = [results["systems"][name]["metrics"].get(metric) for name in names]
         if any(entries):
             rows.append([_label(shown, results), *(_cell(entry, shown, intervals) for entry in entries)])
@@ -64,7 +77,7 @@ def difference_rows(results: dict[str, Any]) -> list[list[str]]:
     """Each other system minus the student, with intervals; * where the interval leaves out 0. Heading first."""
     names = [name for name in SYSTEMS if results["systems"].get(name, {}).get("versus_student")]
     rows = [["metric", *(f"{SYSTEMS[name]} − student" for name in names)]]
-    for metric, shown in METRICS.items():
+    for metric, shown in metrics_of(results).items():
         entries = [results["systems"][name]["versus_student"].get(metric) for name in names]
         if any(entries):
             rows.append([_label(shown, results), *(_difference(entry, shown) for entry in entries)])
@@ -146,6 +159,8 @@ def _reading(results: dict[str, Any]) -> str:
     ]
     if not any(system["metrics"].get("kl") for name, system in results["systems"].items() if name != "teacher"):
         lines.append("There is no KL and no agreement: the traces hold no soft targets in the student's vocabulary.")
+    if EXACT in results["systems"]["student"]["metrics"]:
+        lines.append("Exact match is of answers decoded greedily, dream first, with the dataset's true answers.")
     return " ".join(lines)
 
 

@@ -1,0 +1,138 @@
+"""Exact match against a dataset's true answers, on a student trained for a moment."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.evaluation_run import trained_run
+
+from distill.corpus.traces import TraceStore
+from distill.errors import CorruptFile
+from distill.evaluation.evaluate import Evaluation, evaluate
+from distill.evaluation.report import render
+from distill.evaluation.scoring import dream_context
+from distill.evaluation.truth import FILE, Truth, read_truths, same_answer, spread
+from distill.events import silent
+from distill.run import Run
+from distill.student.generate import generate
+from distill.training.checkpoint import best
+
+SPLITS = ("combination", "depth")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def plain(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Evaluated by no test: those that evaluate take a copy."""
+    run = trained_run(small_run, tmp_path_factory.mktemp("exact") / "run")
+    run.settings.evaluate.dreams, run.settings.evaluate.max_tokens = 0, 8
+    return run
+
+
+@pytest.fixture
+def run(plain: Run, tmp_path: Path) -> Run:
+    shutil.copytree(plain.path, tmp_path / "run")
+    return Run(tmp_path / "run", plain.settings)
+
+
+def write_truths(run: Run, answers: dict[str, str]) -> None:
+    """A dataset's file: held-out traces in turns of two splits, with these true answers."""
+    lines: list[dict[str, Any]] = []
+    with TraceStore(run.traces, readonly=True) as store:
+        for i, trace in enumerate(store.traces()):
+            split = SPLITS[i % 2] if trace.held_out else "train"
+            lines.append({"key": trace.key, "split": split, "answer": answers.get(trace.key, "no"), "depth": 1 + i % 3})
+    (run.path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def said_greedily(run: Run) -> dict[str, str]:
+    """Trace key → dream and answer at temperature 0, one prompt at a time."""
+    evaluation = Evaluation(run, best(run), run.evaluation, silent, force=False)
+    tokenizer, model, said = evaluation.tokenizer, evaluation.student, {}
+    for example in evaluation.examples:
+        start = [*example.header, tokenizer.think_id, tokenizer.newline_id]
+        stops = [tokenizer.end_think_id, tokenizer.eos_id]
+        (dream,) = generate(model, [start], max_tokens=evaluation.dream_tokens, stop_ids=stops)
+        dream = [id for id in dream if id not in stops]
+        dream = dream[:-1] if dream[-1:] == [tokenizer.newline_id] else dream
+        context = dream_context(tokenizer, example.header, dream)
+        (answer,) = generate(model, [context], max_tokens=8, stop_ids=[tokenizer.eos_id])
+        said[example.key] = tokenizer.decode([id for id in answer if id != tokenizer.eos_id])
+    return said
+
+
+def test_exact_match_counts_what_is_said_greedily(run: Run) -> None:
+    said = said_greedily(run)
+    # Every other true answer is what the student says, with other white space around it.
+    keys = sorted(said)
+    write_truths(run, {key: f" {said[key]}\n" if i % 2 else f"{said[key]} not" for i, key in enumerate(keys)})
+    truths = read_truths(run)
+    summary = evaluate(run)
+    hits = {key: said[key].split() == truths[key].answer.split() for key in keys}
+    assert 0 < sum(hits.values()) < len(hits)
+    assert summary["exact_match"] == pytest.approx(sum(hits.values()) / len(hits), abs=1e-4)
+    for split in SPLITS:
+        inside = [hits[key] for key in keys if truths[key].split == split]
+        assert summary[f"exact_match_{split}"] == pytest.approx(sum(inside) / len(inside), abs=1e-4)
+
+    results = json.loads((run.evaluation / "results.json").read_text())
+    samples = [json.loads(line) for line in (run.evaluation / "samples.jsonl").read_text().splitlines()]
+    entry = results["systems"]["student"]["metrics"]["exact_match"]
+    assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
+    for sample in samples:
+        truth = truths[sample["key"]]
+        assert (sample["split"], sample["expected"], sample["depth"]) == (truth.split, truth.answer, truth.depth)
+        assert sample["systems"]["student"]["metrics"]["exact_match"] == hits[sample["key"]]
+    assert "exact match, combination ↑" in render(results, samples)
+
+
+def test_without_true_answers_nothing_is_said_of_them(run: Run) -> None:
+    summary = evaluate(run)
+    assert not [name for name in summary if name.startswith("exact")]
+    assert "xact match" not in (run.evaluation / "report.md").read_text()
+    assert "split" not in json.loads((run.evaluation / "samples.jsonl").read_text().splitlines()[0])
+
+
+def test_few_prompts_are_spread_over_the_splits(run: Run) -> None:
+    write_truths(run, {})
+    run.settings.evaluate.prompts = 2
+    evaluation = Evaluation(run, best(run), run.evaluation, silent, force=False)
+    assert Counter(e.truth.split for e in evaluation.examples if e.truth) == dict.fromkeys(SPLITS, 1)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(0, 30))
+def test_however_many_are_taken_splits_differ_by_one_while_they_last(splits: list[str], taken: int) -> None:
+    traces: Any = [SimpleNamespace(key=str(i)) for i in range(len(splits))]
+    order = spread(traces, {str(i): Truth(split, "", 1) for i, split in enumerate(splits)})
+    assert sorted(order, key=lambda trace: int(trace.key)) == traces
+    counts = Counter(splits[int(trace.key)] for trace in order[:taken])
+    for split, there in Counter(splits).items():
+        assert counts[split] >= min(there, max(counts.values(), default=0) - 1)
+
+
+def test_white_space_alone_may_differ() -> None:
+    assert same_answer(" it  falls\n", "it falls")
+    assert not same_answer("it falls.", "it falls")
+    assert not same_answer("It falls", "it falls")
+
+
+@pytest.mark.parametrize("line", ["{", '{"key": "k"}', '{"key": "k", "split": "depth", "answer": 3, "depth": 1}', "[]"])
+def test_a_broken_line_is_named(run: Run, line: str) -> None:
+    (run.path / FILE).write_text('{"key": "k", "split": "train", "answer": "yes", "depth": 1}\n' + line + "\n")
+    with pytest.raises(CorruptFile, match=r"dataset\.jsonl:2: not a question with its true answer"):
+        read_truths(run)
