@@ -157,6 +157,8 @@ class DreamingConfig:
     """Of the second phase: all steps of all paths; 0: no engine is trained."""
     end_steps: int = 300
     """Of the last phase: engine, graph and output together, through the frozen backbone."""
+    epochs: int = 12
+    """Passes over the training prompts that a phase makes at most, so that few prompts don't take long; 0: no limit."""
     batch: int = 64
     """Prompts in one optimizer step."""
     lr: float = 1e-3
