@@ -2,7 +2,9 @@
 
 Nodes are `what:ball` (type entity), `action:falls` (action) and `result:to the ground` (outcome). Edges:
 `performs` what → action, `causes` action → result, and `then` result → the action of the chain's next step. Each
-carries its lens and a count; edges of one kind and lens between two nodes are one edge.
+carries its lens and a count; edges of one kind and lens between two nodes are one edge. A graph that grows with
+every dream (growing_graph.py) also has on each node the mean `attention` that the dreamer paid it, and in
+`weighed` how many mentions that is the mean of.
 """
 
 import io
@@ -105,8 +107,8 @@ def save_graph(graph: Graph, path: Path, max_nodes: int) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def load_graph(path: Path, max_bytes: int = MAX_BYTES) -> Graph:
-    """Read a graph that `save_graph` wrote.
+def load_graph(path: Path, max_bytes: int = MAX_BYTES, remedy: str = "run `dream mine --force`") -> Graph:
+    """Read a graph that `save_graph` wrote. `remedy`: what to do about a file that isn't one.
 
     Raises BadInput where there is none or it is larger than `max_bytes`, CorruptFile where it is no such graph.
     """
@@ -118,13 +120,15 @@ def load_graph(path: Path, max_bytes: int = MAX_BYTES) -> Graph:
     except OSError as error:
         raise BadInput(f"{path}: can't be read ({error.strerror}); `dream mine` writes it") from error
     try:
-        if b"<!ENTITY" in head or b"<!DOCTYPE" in head:  # entities can expand without bound; GraphML needs none
-            raise ValueError("a document type declaration")
+        # Entities can expand without bound, and GraphML needs none; in UTF-16, full of zeros, they could hide.
+        if b"<!ENTITY" in head or b"<!DOCTYPE" in head or b"\0" in head:
+            raise ValueError("a document type declaration, or not UTF-8")
         read: Any = nx.read_graphml
         graph: Graph = read(io.BytesIO(head), force_multigraph=True)
         _check(graph)
     except (ParseError, nx.NetworkXError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFile(f"{path}: not a knowledge graph ({error}); run `dream mine --force`") from error
+        reason = " ".join(str(error).split())
+        raise CorruptFile(f"{path}: not a knowledge graph ({reason}); {remedy}") from error
     return graph
 
 
@@ -132,9 +136,15 @@ def _check(graph: Graph) -> None:
     if not graph.is_directed():
         raise ValueError("its edges have no direction")
     for name, data in graph.nodes(data=True):
-        role = name.split(":", 1)[0]
-        if NODE_TYPES.get(role) != data.get("type") or type(data.get("count")) is not int or "label" not in data:
-            raise ValueError(f"node {name!r} lacks a valid type, label or count")
+        known = NODE_TYPES.get(name.split(":", 1)[0]) == data.get("type") and isinstance(data.get("label"), str)
+        attention, weighed = data.get("attention", 0.0), data.get("weighed", 0)
+        fits = isinstance(attention, int | float) and 0 <= attention <= 1 and type(weighed) is int and weighed >= 0
+        if not (known and fits and _is_count(data.get("count"))):
+            raise ValueError(f"node {name!r} lacks a valid type, label, count or attention")
     for source, target, data in graph.edges(data=True):
-        if data.get("type") not in EDGE_TYPES or data.get("lens") not in LENSES or type(data.get("count")) is not int:
+        if data.get("type") not in EDGE_TYPES or data.get("lens") not in LENSES or not _is_count(data.get("count")):
             raise ValueError(f"edge {source!r} → {target!r} lacks a valid type, lens or count")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0

@@ -7,20 +7,25 @@ Shape legend: B prompts, S paths, T steps, N = S·T nodes, D = 512, W inner widt
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from distill.corpus.triplets import LENSES
+from distill.corpus.growing_graph import Chain, ImportanceFn, KnowledgeGraph
+from distill.corpus.triplets import LENSES, clean_phrase
 from distill.errors import BadInput
-from distill.student.dream_record import Edge
+from distill.student.dream_record import Branch, DreamRecord, Edge
 
 Labels = Sequence[Sequence[tuple[str, str, str]]]
 """(what, action, result) of each step of each path."""
+
+DreamSequence = DreamRecord | Branch | Mapping[str, Sequence[tuple[str, str, str]]]
+"""What knowledge is made of: a whole dreaming (what it kept), one path, or lens → steps as labels."""
 
 SELF, EARLIER, LATER, ACROSS = range(4)
 """What one node is to another that reads it: itself, the step before it or after it, the same step elsewhere."""
@@ -167,6 +172,41 @@ class DreamGraphReasoner(nn.Module):
             ends = (f"{path}/{step}" for path, step in (edge.source, edge.target))
             graph.add_edge(*ends, kind=edge.kind, importance=edge.importance)
         return graph
+
+    @staticmethod
+    def save_important_knowledge_to_graphml(
+        dream_sequences: Iterable[DreamSequence],
+        filepath: str | Path,
+        importance_fn: ImportanceFn | None = None,
+        max_nodes: int = 1000,
+    ) -> None:
+        """Add dreams to the knowledge graph in a file, which need not exist yet, and keep its most important nodes.
+
+        importance_fn(node, data) → float, by default data["importance"]: mentions times connections. data holds
+        also label, type, count, attention (the mean importance of the node's steps, 0 to 1) and weighed (of how
+        many). The file loads with networkx.read_graphml. Raises what `KnowledgeGraph` raises.
+        """
+        graph = KnowledgeGraph(Path(filepath), max_nodes, importance_fn)
+        for dream in dream_sequences:
+            graph.add(chains_of(dream))
+        graph.save()
+
+
+def chains_of(dream: DreamSequence) -> Iterator[Chain]:
+    """A dream as the knowledge graph takes it, in clean phrases. Of a whole dreaming what was kept is knowledge."""
+    if isinstance(dream, Mapping):
+        for lens, steps in dream.items():
+            yield Chain(lens, [labels for step in steps if all(labels := _clean(*step))])
+        return
+    branches = [dream] if isinstance(dream, Branch) else [branch for branch in dream.branches if branch.kept]
+    for branch in branches:
+        labels = [_clean(*(slot.label for slot in step.slots)) for step in branch.steps]
+        whole = [(said, step.importance) for said, step in zip(labels, branch.steps, strict=True) if all(said)]
+        yield Chain(branch.lens, [said for said, _ in whole], [importance for _, importance in whole])
+
+
+def _clean(what: str, action: str, result: str) -> tuple[str, str, str]:
+    return clean_phrase(what), clean_phrase(action), clean_phrase(result)
 
 
 def graph_edges(reasoned: Reasoned, live: Tensor, item: int = 0) -> list[Edge]:

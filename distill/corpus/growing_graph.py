@@ -1,0 +1,260 @@
+"""A knowledge graph that grows with every dream, over runs, and never past a bound.
+
+Its file is the same GraphML as the mined graph's (knowledge.py). In memory it is plain dictionaries: a dream is
+some sixty nodes and as many edges, and adding one must cost microseconds. What is mentioned once and forgotten by
+the next pruning starts anew when it comes back, as in lossy counting: the bound has that price.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+from distill.corpus.knowledge import EDGE_TYPES, MAX_BYTES, NODE_TYPES, Graph, load_graph, save_graph
+from distill.corpus.triplets import LENSES
+from distill.errors import BadInput
+
+ImportanceFn = Callable[[str, dict[str, Any]], float]
+"""(node, data) → importance. data: type, label, count, importance (as of mined graphs), attention, weighed."""
+
+SLACK = 1.25
+"""A graph, or a node's edges, may grow past their bound by so much before the least are dropped, all at once."""
+EDGES = 64
+"""Edges that lead away from one node, the most counted."""
+MILLION = 10**6
+"""Attention is summed in millionths, as whole numbers: the order of adding and merging then changes nothing."""
+
+KINDS = tuple((kind, lens) for kind in EDGE_TYPES for lens in LENSES)
+NUMBER = {kind: number for number, kind in enumerate(KINDS)}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One path of a dream: its lens, the phrases of its steps, and what attention (0 to 1) each got, where known."""
+
+    lens: str
+    steps: Sequence[tuple[str, str, str]]
+    attention: Sequence[float] | None = None
+
+
+class Node:
+    """count mentions, of them `weighed` with attention of `attention` millionths in all.
+
+    edges  (target, number of the kind) → count
+    near   neighbour → bits: one for each kind of edge from it, and, further up, one for each to it
+    """
+
+    __slots__ = ("attention", "count", "edges", "label", "near", "type", "weighed")
+
+    def __init__(self, kind: str, label: str) -> None:
+        self.type, self.label = kind, label
+        self.count = self.weighed = self.attention = 0
+        self.edges: dict[tuple[str, int], int] = {}
+        self.near: dict[str, int] = {}
+
+    def data(self) -> dict[str, Any]:
+        """Its attributes in networkx and GraphML."""
+        return {
+            "type": self.type,
+            "label": self.label,
+            "count": self.count,
+            "importance": float(self.count * (1 + len(self.near))),
+            "attention": self.attention / (MILLION * self.weighed) if self.weighed else 0.0,
+            "weighed": self.weighed,
+        }
+
+
+class Tally:
+    """Nodes and edges with their counts, at most `ceiling` nodes at any moment."""
+
+    def __init__(self, max_nodes: int, importance_fn: ImportanceFn | None) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.max_nodes, self.importance_fn = max_nodes, importance_fn
+        self.ceiling = max(int(SLACK * max_nodes), max_nodes + 3)
+
+    def add(self, chain: Chain) -> None:
+        """Count a chain's steps. Loops are written out: this is where the time of a dream goes."""
+        performs, causes, then = (NUMBER[kind, chain.lens] for kind in EDGE_TYPES)
+        attention = chain.attention or [None] * len(chain.steps)
+        nodes, previous = self.nodes, ""
+        for (what, action, result), share in zip(chain.steps, attention, strict=True):
+            if len(nodes) + 3 > self.ceiling:
+                self.prune()
+            names = f"what:{what}", f"action:{action}", f"result:{result}"
+            paid = round((share or 0.0) * MILLION)
+            for name in names:
+                node = nodes.get(name) or self._born(name)
+                node.count += 1
+                node.weighed += share is not None
+                node.attention += paid
+            self.join(names[0], names[1], performs, 1)
+            self.join(names[1], names[2], causes, 1)
+            if previous in nodes:
+                self.join(previous, names[1], then, 1)
+            previous = names[2]
+
+    def _born(self, name: str) -> Node:
+        role, label = name.split(":", 1)
+        node = self.nodes[name] = Node(NODE_TYPES[role], label)
+        return node
+
+    def join(self, source: str, target: str, kind: int, count: int) -> None:
+        edges = self.nodes[source].edges
+        edge = target, kind
+        if edge in edges:
+            edges[edge] += count
+            return
+        if len(edges) >= SLACK * EDGES:
+            for least in sorted(edges, key=lambda edge: (-edges[edge], edge))[EDGES:]:
+                self._part(source, *least)
+        edges[edge] = count
+        for name, other, bit in ((source, target, 1 << kind + len(KINDS)), (target, source, 1 << kind)):
+            near = self.nodes[name].near
+            near[other] = near.get(other, 0) | bit
+
+    def _part(self, source: str, target: str, kind: int) -> None:
+        del self.nodes[source].edges[target, kind]
+        for name, other, bit in ((source, target, 1 << kind + len(KINDS)), (target, source, 1 << kind)):
+            near = self.nodes[name].near
+            near[other] &= ~bit
+            if not near[other]:
+                del near[other]
+
+    def prune(self) -> None:
+        """Keep the `max_nodes` most important nodes, of equals the first by name."""
+        if len(self.nodes) <= self.max_nodes:
+            return
+        rank = {name: -self._importance(name, node) for name, node in self.nodes.items()}
+        for name in sorted(rank, key=lambda name: (rank[name], name))[self.max_nodes :]:
+            node = self.nodes[name]
+            for target, kind in list(node.edges):
+                self._part(name, target, kind)
+            for source, bits in list(node.near.items()):
+                for kind in range(len(KINDS)):
+                    if bits >> kind & 1:
+                        self._part(source, name, kind)
+            del self.nodes[name]
+
+    def _importance(self, name: str, node: Node) -> float:
+        if self.importance_fn is None:
+            return float(node.count * (1 + len(node.near)))
+        value = float(self.importance_fn(name, node.data()))
+        if value != value:
+            raise BadInput(f"importance_fn: gave no number for {name!r}; give each node one, 0.0 for the least")
+        return value
+
+    def merge(self, graph: Graph) -> None:
+        """Add another graph's nodes, edges and counts. Merging in another order comes to the same, but for ties."""
+        for name, data in graph.nodes(data=True):
+            weighed = data.get("weighed", 0)
+            node = self.nodes.setdefault(name, Node(data["type"], data["label"]))
+            node.count += data["count"]
+            node.weighed += weighed
+            node.attention += round(data.get("attention", 0.0) * weighed * MILLION)
+        for source, target, data in graph.edges(data=True):
+            self.join(source, target, NUMBER[data["type"], data["lens"]], data["count"])
+        if len(self.nodes) > self.ceiling:
+            self.prune()
+
+    def graph(self) -> Graph:
+        graph: Graph = nx.MultiDiGraph()
+        graph.add_nodes_from((name, node.data()) for name, node in self.nodes.items())
+        for name, node in self.nodes.items():
+            for (target, number), count in node.edges.items():
+                kind, lens = KINDS[number]
+                graph.add_edge(name, target, f"{kind}/{lens}", type=kind, lens=lens, count=count)
+        return graph
+
+
+class KnowledgeGraph:
+    """The persistent graph in the file `path`, which need not exist yet.
+
+    Never more than 1.25 × `max_nodes` nodes in memory and `max_nodes` in the file: the most important, by
+    `importance_fn` or else by mentions times connections. Several processes may grow one file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        max_nodes: int = 1000,
+        importance_fn: ImportanceFn | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        """Raises BadInput for a bound that is none or a file above `max_bytes`, CorruptFile for one of another kind."""
+        if max_nodes < 1:
+            raise BadInput(f"max_nodes={max_nodes}: a knowledge graph needs at least one node")
+        self.path, self.max_nodes, self.importance_fn, self.max_bytes = path, max_nodes, importance_fn, max_bytes
+        self._read = ""
+        self._whole, self._new = self._tally(), self._tally()
+        self._catch_up()
+
+    def __len__(self) -> int:
+        return len(self._whole.nodes)
+
+    def add(self, chains: Iterable[Chain]) -> None:
+        """Grow by the chains of dreams. Raises BadInput for a lens that there isn't."""
+        for chain in chains:
+            if chain.lens not in LENSES:
+                raise BadInput(f"{chain.lens!r} is no lens; a dream has {', '.join(LENSES)}")
+            self._whole.add(chain)
+            self._new.add(chain)
+
+    def merge(self, graph: Graph) -> None:
+        """Grow by another knowledge graph (`load_graph`, `build_graph`)."""
+        self._whole.merge(graph)
+        self._new.merge(graph)
+
+    def graph(self) -> Graph:
+        """A copy as networkx.MultiDiGraph, of the form that `build_graph` gives."""
+        return self._whole.graph()
+
+    def save(self) -> None:
+        """Write the most important nodes, after merging what others have written since this graph was read."""
+        with _alone(self.path):
+            self._catch_up()
+            self._whole.prune()
+            save_graph(self.graph(), self.path, self.max_nodes)
+            self._read = _digest(self.path)
+            self._new = self._tally()
+
+    def _catch_up(self) -> None:
+        """Where the file isn't the one read or written last: what it holds, and what is new here on top."""
+        if not self.path.exists() or (digest := _digest(self.path)) == self._read:
+            return
+        whole = self._tally()
+        whole.merge(load_graph(self.path, self.max_bytes, remedy="delete it, or name another file"))
+        whole.merge(self._new.graph())
+        self._whole, self._read = whole, digest
+
+    def _tally(self) -> Tally:
+        return Tally(self.max_nodes, self.importance_fn)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInput(f"{path}: can't be read ({error.strerror}); name another file") from error
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Generator[None]:
+    """Let one process at a time read, merge and write a file. The system frees the lock of one that dies."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise BadInput(f"{path}: can't be written ({error.strerror}); name another file") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
