@@ -51,7 +51,7 @@ def heatmap(records: Sequence[DreamRecord], vectors: Sequence[NDArray[Any] | Non
         part.draw(draw, top)
         top += part.height
     out = io.BytesIO()
-    image.save(out, "PNG", optimize=True)
+    image.save(out, "PNG")
     return out.getvalue()
 
 

@@ -17,6 +17,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -40,6 +41,15 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND",
     "--remote-debugging-pipe",
 )
+LAUNCH = """
+import fcntl, os, sys
+there, back = (fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3])
+os.dup2(there, 3)
+os.dup2(back, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Puts the two pipes where the browser looks for them: a shell may have single digits only."""
+
 KEYS = {
     "ArrowLeft": 37,
     "ArrowUp": 38,
@@ -75,8 +85,7 @@ class Browser:
         self._read = b""
         there, self._out = os.pipe()
         self._in, back = os.pipe()
-        # The shell puts the two pipes where the browser looks for them.
-        command = ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{there} 4>&{back}', program, *FLAGS]
+        command = [sys.executable, "-ISc", LAUNCH, str(there), str(back), program, *FLAGS]
         command += [f"--user-data-dir={self._profile.name}", "about:blank"]
         self._process = subprocess.Popen(
             command,
@@ -121,12 +130,9 @@ class Browser:
     def call(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
         """One command's result; what happens meanwhile is noted at its page."""
         self._number += 1
-        message = {
-            "id": self._number,
-            "method": method,
-            "params": params,
-            **({"sessionId": session} if session else {}),
-        }
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
+        if session:
+            message["sessionId"] = session
         os.write(self._out, json.dumps(message).encode() + b"\0")
         deadline = time.monotonic() + self.timeout
         while True:
