@@ -74,22 +74,21 @@ def straight_through(logits: Tensor, centroids: Tensor) -> Tensor:
 
 
 class ExpertTransitions(nn.Module):
-    """A gated recurrent unit for each expert, mixed by the gates. All experts are one product."""
+    """A gated recurrent unit whose candidate state is proposed by all experts, mixed by the gates in one product."""
 
     def __init__(self, width: int, experts: int) -> None:
         super().__init__()
         self.experts = experts
-        self.from_input = nn.Linear(width, experts * 3 * width)
-        self.from_state = nn.Linear(width, experts * 3 * width)
+        self.reset_keep = nn.Linear(2 * width, 2 * width)
+        self.from_input = nn.Linear(width, experts * width)
+        self.from_state = nn.Linear(width, experts * width)
 
     def forward(self, x: Tensor, state: Tensor, gates: Tensor) -> Tensor:
         """x, state (B, S, W), gates (B, S, E) → (B, S, W)."""
-        new = self.from_input(x).unflatten(-1, (self.experts, 3, -1))  # (B, S, E, 3, W)
-        old = self.from_state(state).unflatten(-1, (self.experts, 3, -1))
-        reset, keep = (new[..., :2, :] + old[..., :2, :]).sigmoid().unbind(-2)
-        candidate = (new[..., 2, :] + reset * old[..., 2, :]).tanh()
-        state = state.unsqueeze(-2)
-        return (gates.unsqueeze(-1) * (candidate + keep * (state - candidate))).sum(-2)
+        reset, keep = self.reset_keep(torch.cat((x, state), -1)).sigmoid().chunk(2, -1)
+        proposals = (self.from_input(x) + self.from_state(reset * state)).tanh()
+        candidate = (gates.unsqueeze(-2) @ proposals.unflatten(-1, (self.experts, -1))).squeeze(-2)
+        return candidate + keep * (state - candidate)
 
 
 class DreamGenerator(nn.Module):
@@ -110,8 +109,7 @@ class DreamGenerator(nn.Module):
         self.step_embeddings = nn.Parameter(torch.randn(self.steps, WIDTH) * 0.1)
         self.read_triplet = nn.Linear(len(ROLES) * dim, WIDTH)
         self.gate = nn.Linear(WIDTH, EXPERTS)
-        self.memory_norm = nn.LayerNorm(dim)
-        self.memory_keys, self.memory_values = nn.Linear(dim, WIDTH), nn.Linear(dim, WIDTH)
+        self.memory_keys, self.memory_values = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.look_norm = nn.LayerNorm(WIDTH)
         self.look = nn.Linear(WIDTH, 3 * WIDTH)  # query, and the key and value shown to the other paths
         self.mix = nn.Linear(WIDTH, WIDTH)
@@ -153,8 +151,7 @@ class DreamGenerator(nn.Module):
         start = self.read_triplet(triplet.flatten(1)).unsqueeze(1)  # (B, 1, W)
         state = (start + self.offsets).tanh()
         gates = self.gate(start + self.offsets).softmax(-1)
-        memory = self.memory_norm(encoded.memory)
-        keys, values = (split_heads(f(memory), HEADS) for f in (self.memory_keys, self.memory_values))
+        keys, values = (split_heads(f(encoded.memory), HEADS) for f in (self.memory_keys, self.memory_values))
         seen = torch.cat((encoded.real, encoded.real.new_ones(batch, self.paths)), 1)[:, None, None, :]
         fed = start.expand(-1, self.paths, -1)
         steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []

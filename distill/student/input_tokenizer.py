@@ -24,7 +24,7 @@ ROLES = ("what", "action", "result")
 
 @dataclass
 class Encoded:
-    """What is known of the prompts: triplet (B, 3, D), memory (B, M, D), real (B, M) bool."""
+    """What is known of the prompts: triplet (B, 3, D) of length 1, memory (B, M, W), real (B, M) bool."""
 
     triplet: Tensor
     memory: Tensor
@@ -73,7 +73,6 @@ class InputTokenizer(nn.Module):
         self.kinds = nn.Parameter(torch.randn(2, WIDTH) * 0.02)  # text, image
         self.blocks = nn.ModuleList(EncoderBlock(WIDTH, HEADS) for _ in range(LAYERS))
         self.norm = nn.LayerNorm(WIDTH)
-        self.to_memory = nn.Linear(WIDTH, dim)
         self.roles = nn.Parameter(torch.randn(len(ROLES), WIDTH))
         self.keys, self.values = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.to_triplet = nn.Linear(WIDTH, dim)
@@ -92,7 +91,7 @@ class InputTokenizer(nn.Module):
         queries = split_heads(self.roles.expand(len(x), -1, -1), self.heads)
         keys, values = split_heads(self.keys(x), self.heads), split_heads(self.values(x), self.heads)
         read = join_heads(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
-        return Encoded(F.normalize(self.to_triplet(read + self.roles), dim=-1), self.to_memory(x), seen)
+        return Encoded(F.normalize(self.to_triplet(read + self.roles), dim=-1), x, seen)
 
     def _together(self, states: Tensor | None, real: Tensor | None, images: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, M, W) and which positions are real (B, M)."""
