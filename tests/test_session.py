@@ -1,6 +1,7 @@
 """Reading in parts, in ragged batches and token by token, against one plain forward pass."""
 
 from collections.abc import Generator
+from copy import deepcopy
 
 import pytest
 import torch
@@ -99,3 +100,36 @@ def test_a_session_knows_its_bounds(model: Backbone) -> None:
         list(stream(session, [3], max_tokens=9))
     with pytest.raises(BadInput, match="2 prompts for a session of 1 row"):
         generate(session, [[1], [2]], max_tokens=1)
+
+
+def test_weights_that_changed_are_read_anew() -> None:
+    from distill.training.step import make_optimizer
+
+    model = enlarge(Backbone(CONFIG).initialize(5))
+    other = Backbone(CONFIG).initialize(6).state_dict()
+    optimizer = make_optimizer(model, 0.01, (0.9, 0.95), 0.0)
+    ids = torch.tensor([[4, 8, 15, 16, 23, 42]])
+    seen: list[torch.Tensor] = []
+
+    def check(again: bool = False) -> None:
+        _, logits = Session(model, 1).append(ids)
+        with torch.inference_mode():
+            torch.testing.assert_close(logits, model(ids)[:, -1], rtol=1e-4, atol=1e-4)
+        assert any(torch.allclose(logits, before) for before in seen) == again
+        seen.append(logits)
+
+    model.eval()
+    check()
+    for _ in range(2):
+        model.train()
+        model(ids).logsumexp(-1).sum().backward()
+        optimizer.step()
+        check()
+        model.eval()
+        check(again=True)
+        assert model.for_decoding is not None, "made anew for each session: this shows nothing"
+    model.load_state_dict(other)
+    check()
+    model.model.norm.weight = torch.nn.Parameter(torch.full((64,), 3.0))
+    check()
+    assert torch.equal(Session(deepcopy(model), 1).append(ids)[1], Session(model, 1).append(ids)[1])

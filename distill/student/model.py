@@ -228,6 +228,8 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.for_decoding: Any = None
+        """What `distill.student.prepared` keeps."""
         self.model = Stack(config)
         self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -235,6 +237,11 @@ class Backbone(nn.Module):
         cos, sin = rotary_tables(config, config.context)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        if mode:
+            self.for_decoding = None  # weights are about to change
+        return super().train(mode)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> "Backbone":

@@ -12,25 +12,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import BadInput
-from distill.student.model import Backbone, Block
+from distill.student.model import Backbone
+from distill.student.prepared import prepared
 
 
 class Session:
-    """What `rows` rows have read so far, ready to go on.
+    """What `rows` rows have read so far, ready to go on. The model's weights must not change meanwhile.
 
     length: columns to make room for at first; the cache grows where they don't suffice.
     """
 
     def __init__(self, model: Backbone, rows: int, length: int = 0) -> None:
         self.model = model
+        self.weights = prepared(model)
         self.rows = rows
         self.end = 0
         """Columns used."""
         self.real: Tensor | None = None
         """(B, end) bool: columns that hold a token of the row; None: all of them."""
-        config, weight = model.config, model.model.embed_tokens.weight
+        config = model.config
         shape = (config.layers, 2, rows, config.kv_heads, length, config.head_dim)
-        self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.cache = self.weights.embed.new_zeros(shape)
 
     @property
     def lengths(self) -> list[int]:
@@ -56,43 +58,76 @@ class Session:
         real (B, T) bool: False where a row has no token (padding goes to the left; its states mean nothing).
         Raises BadInput where a row would outgrow the model's context.
         """
-        start, end = self.end, self.end + ids.shape[1]
-        model, context = self.model, self.model.config.context
-        if real is not None or self.real is not None:
-            before = ids.new_ones((self.rows, start), dtype=torch.bool) if self.real is None else self.real
-            now = torch.ones_like(ids, dtype=torch.bool) if real is None else real
-            self.real = torch.cat((before, now), dim=1)
-        if end > context and (longest := max(self.lengths) if self.real is not None else end) > context:
-            raise BadInput(f"prompt: {longest} tokens don't fit a context of {context}; shorten it")
-        self.reserve(ids.shape[1])
-        cos, sin, mask = self._places(start, end)
-        x = model.model.embed_tokens(ids)
-        for block, (keys, values) in zip(model.model.layers, self.cache, strict=True):
-            assert isinstance(block, Block)
-            attention = block.self_attn
-            q, k, v = attention.project(block.input_layernorm(x), cos, sin)
-            keys[:, :, start:end] = k
-            values[:, :, start:end] = v
-            k, v = keys[:, :, :end], values[:, :, :end]
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-            x = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
-            x = x + block.mlp(block.post_attention_layernorm(x))
+        config, weights = self.model.config, self.weights
+        rows, count = ids.shape
+        start, end = self.end, self.end + count
+        self._note(count, real)
+        self.reserve(count)
         self.end = end
-        states = model.model.norm(x)
-        return states, model.lm_head(states[:, -1])
+        rotations, mask = self._places(start)
+        heads, shared, size = config.heads, config.heads // config.kv_heads, config.head_dim
+        # All layers at once, as each look into a tensor takes as long as a small sum.
+        slots = self.cache.narrow(4, start, count).unbind(0)
+        keys, values = (part.unbind(0) for part in self.cache.narrow(4, 0, end).unbind(1))
+        x = F.embedding(ids, weights.embed).flatten(0, 1)
+        for block, slot, k, v in zip(weights.blocks, slots, keys, values, strict=True):
+            qkv = torch.mm(_norm(x, weights.floor), block.qkv).view(rows, count, -1, size)
+            q, new = qkv.split((heads, 2 * config.kv_heads), dim=2)
+            _rotate(qkv.narrow(2, 0, heads + config.kv_heads), rotations)
+            slot.copy_(new.view(rows, count, 2, -1, size).permute(2, 0, 3, 1, 4))
+            if count == 1:
+                # Queries that share keys stand as positions: to the kernel, that is no grouping at all.
+                q = q.view(rows, -1, shared, size)
+                mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).view(rows, -1)
+            else:
+                q, causal = q.transpose(1, 2), mask is None
+                mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
+                mixed = mixed.transpose(1, 2).reshape(rows * count, -1)
+            x = torch.addmm(x, mixed, block.out)
+            gate, up = torch.mm(_norm(x, weights.floor), block.gate_up).chunk(2, dim=-1)
+            x = torch.addmm(x, F.silu(gate).mul_(up), block.down)
+        states = (_norm(x, weights.floor) * weights.norm).view(rows, count, -1)
+        return states, torch.mm(states[:, -1], weights.head)
 
-    def _places(self, start: int, end: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of the columns start … end − 1: cos and sin, and the columns that each may read, itself included."""
-        model, count = self.model, end - start
+    def _note(self, count: int, real: Tensor | None) -> None:
+        """Write down which of the next columns hold a token."""
+        lengths, after = self.real, self.end + count
+        if real is not None or lengths is not None:
+            device = self.cache.device
+            before = torch.ones((self.rows, self.end), dtype=torch.bool, device=device) if lengths is None else lengths
+            now = torch.ones((self.rows, count), dtype=torch.bool, device=device) if real is None else real
+            lengths = torch.cat((before, now), dim=1)
+        if after > (context := self.model.config.context):
+            longest = after if lengths is None else int(lengths.sum(-1).max())
+            if longest > context:
+                raise BadInput(f"prompt: {longest} tokens don't fit a context of {context}; shorten it")
+        self.real = lengths
+
+    def _places(self, start: int) -> tuple[Tensor, Tensor | None]:
+        """Of the columns from `start` on: rotations (B or 1, T, 1, E / 2), and the columns that each may read.
+
+        None: those up to its own.
+        """
+        count, real = self.end - start, self.real
         causal = None
-        if count > 1:
-            causal = torch.ones(count, end, dtype=torch.bool, device=model.cos.device).tril(start)
-        if self.real is None:
-            return model.cos[start:end], model.sin[start:end], causal
-        positions = (self.real.cumsum(1)[:, start:] - 1).clamp_min(0)
-        visible = self.real[:, None, None]
+        if count > 1 and (start or real is not None):
+            causal = torch.ones(count, self.end, dtype=torch.bool, device=self.cache.device).tril(start)
+        if real is None:
+            return self.weights.rotations[None, start : self.end, None], causal
+        positions = (real.cumsum(1)[:, start:] - 1).clamp_min(0)
+        visible = real[:, None, None]
         if causal is not None:
             # Padding reads itself, lest its softmax be 0/0.
             itself = torch.eye(count, dtype=torch.bool, device=causal.device)
             visible = (visible & causal) | F.pad(itself, (start, 0))
-        return model.cos[positions].unsqueeze(1), model.sin[positions].unsqueeze(1), visible
+        return self.weights.rotations[positions].unsqueeze(2), visible
+
+
+def _norm(x: Tensor, floor: Tensor) -> Tensor:
+    """x / √(‖x‖² + D·ε): an RMS norm short of √D and its weight."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
+
+
+def _rotate(x: Tensor, rotations: Tensor) -> None:
+    """Turn each pair of x (B, T, heads, E) by its angle, in place."""
+    torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(rotations)
