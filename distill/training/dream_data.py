@@ -171,7 +171,7 @@ class Order:
             pool = places[start : start + POOL * self.size]
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             batches += [pool[i : i + self.size] for i in range(0, len(pool), self.size)]
-        return [batches[i] for i in random.permutation(len(batches))]
+        return [random.permutation(batches[i]) for i in random.permutation(len(batches))]
 
 
 def first_triplets(batch: DreamBatch) -> tuple[Tensor, Tensor]:

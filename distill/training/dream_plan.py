@@ -1,0 +1,83 @@
+"""What a training of the dream engine is: its phases, its settings, when there is nothing to train, where it stands."""
+
+import itertools
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from distill.config import DreamingConfig
+from distill.errors import BadInput
+from distill.events import Event, Listener
+from distill.run import Run
+from distill.tokens.packing import pack
+
+VERSION = 1
+PHASES = ("input", "dream", "end")
+PARTS = {
+    "input": ("input_tokenizer",),
+    "dream": ("input_tokenizer", "generator"),
+    "end": ("input_tokenizer", "generator", "reasoner", "decoder"),
+}
+"""The parts of the engine that a phase trains."""
+FREE = ("output_mode", "enable_visualization", "keep_above", "checkpoint_every")
+"""Settings of dreaming that may change without training anew."""
+
+
+def engine_settings(run: Run) -> dict[str, Any]:
+    """All that the stage depends on, besides the backbone and its data."""
+    dreaming = asdict(run.settings.dreaming)
+    del dreaming["checkpoint_every"]
+    return {"dreaming": dreaming, "seed": run.settings.seed, "version": VERSION}
+
+
+def check_settings(config: DreamingConfig) -> None:
+    """Raise BadInput for a value that no engine, or no training, can have."""
+    ones = ("num_dream_sequences", "dream_length", "graph_reasoning_hops", "batch", "checkpoint_every")
+    for least, names in ((1, ones), (0, ("input_steps", "dream_steps", "end_steps", "epochs"))):
+        for name in names:
+            if getattr(config, name) < least:
+                raise BadInput(f"dreaming.{name}: {getattr(config, name)} is too small; {least} is the least")
+    if config.lr <= 0:
+        raise BadInput(f"dreaming.lr: {config.lr:g} must be above 0")
+    if not 0 <= config.keep_above <= 1:
+        raise BadInput(f"dreaming.keep_above: {config.keep_above} is a share, from 0 to 1")
+
+
+def nothing_to_do(run: Run) -> str:
+    """Why the run's student needs no engine; empty where it does."""
+    if not run.settings.train.dreams:
+        return "the student was trained without dreams (train.dreams=false)"
+    if run.settings.train.pause:
+        return "the student was trained on pauses, not on dreams (train.pause=true)"
+    if not run.settings.dreaming.dream_steps:
+        return "dreaming.dream_steps=0"
+    if not pack(run)["train"]["dreams"]:
+        return "no dreams were mined"
+    return ""
+
+
+def set_aside(run: Run, why: str, listen: Listener) -> None:
+    """Rename an engine that no longer fits: nothing is lost, and nobody takes it for the run's."""
+    if run.engine.exists():
+        names = (run.engine.with_name(f"{run.engine.name}.{n}") for n in itertools.count(1))
+        aside = next(path for path in names if not path.exists())
+        run.engine.rename(aside)
+        listen(Event("engine", "note", f"{why}; the earlier engine is in {aside.name}"))
+
+
+@dataclass
+class EngineState:
+    """Where a training stands: `step` steps of `phase` are done. seconds: spent, over all sessions.
+
+    backbone: SHA-256 of the weights that the engine reads. data: fingerprint of the documents. settings: what must
+    not change from here on.
+    """
+
+    phase: str = PHASES[0]
+    step: int = 0
+    seconds: float = 0.0
+    backbone: str = ""
+    data: str = ""
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def reached(self, phase: str, step: int) -> bool:
+        return (PHASES.index(phase), step) <= (PHASES.index(self.phase), self.step)
