@@ -5,8 +5,11 @@ Nothing here prints: whoever calls says where the text goes.
 """
 
 import math
+import os
+import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from distill.corpus.triplets import LENSES
 from distill.student.dream_record import Branch, DreamRecord, Step
@@ -32,12 +35,23 @@ class LiveLanes:
         *,
         ansi: bool,
         colour: bool = False,
-        size: Callable[[], tuple[int, int]] = lambda: (80, 24),
+        size: Callable[[], tuple[int, int]] = shutil.get_terminal_size,
     ) -> None:
         self.write, self.ansi, self.colour, self.size = write, ansi, colour, size
         self._drawn = 0  # lines on the terminal that are ours to draw over
         self._said: dict[int, int] = {}  # into a pipe: steps told of each branch
         self._asked = False
+
+    @classmethod
+    def on(cls, stream: TextIO) -> "LiveLanes":
+        """On a terminal drawn over itself, in colour unless NO_COLOR is set (https://no-color.org); elsewhere lines."""
+
+        def write(text: str) -> None:
+            stream.write(text)
+            stream.flush()
+
+        ansi = stream.isatty() and os.environ.get("TERM") != "dumb"
+        return cls(write, ansi=ansi, colour=ansi and not os.environ.get("NO_COLOR"))
 
     def draw(self, record: DreamRecord) -> None:
         """The dream as far as it has formed."""

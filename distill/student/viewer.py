@@ -98,9 +98,7 @@ class DreamViewer:
         Raises BadInput for another format, DistillError where the file can't be written.
         """
         path = Path(path)
-        kind = format or path.suffix.lstrip(".").lower()
-        if kind not in FORMATS:
-            raise BadInput(f"{path}: no format {kind!r} to export dreams in; choose one of {', '.join(FORMATS)}")
+        kind = check_format(path, format)
         if kind == "json":
             write_atomic(path, _to_json(self._records))
         elif kind == "html":
@@ -121,6 +119,14 @@ class DreamViewer:
         for record in records:
             viewer.record(record)
         return viewer
+
+
+def check_format(path: Path, format: str | None = None) -> str:
+    """The format that a file is written in: the one named, else that of its suffix. Raises BadInput."""
+    kind = format or path.suffix.lstrip(".").lower()
+    if kind not in FORMATS:
+        raise BadInput(f"{path}: no format {kind!r} to export dreams in; choose one of {', '.join(FORMATS)}")
+    return kind
 
 
 def arbitrated(branch: Branch) -> bool:
