@@ -56,6 +56,8 @@ ABOUT = {
     "dream_tokenizer.json": "where the vocabulary comes from",
     "codebook.safetensors": "the image tokens' places in concept space",
     "codebook.json": "the image tokens' labels",
+    "engine.safetensors": "the dream engine, which drafts a whole dream in one pass (read by the toolchain)",
+    "engine.json": "the dream engine's sizes, and the codebook that it belongs to",
     "knowledge.graphml": "the graph of all triplets that were mined",
 }
 

@@ -187,8 +187,8 @@ def test_a_trial_chooses_and_is_remembered(prepared: Run, tmp_path: Path) -> Non
     summary = train(run)
     assert set(summary["trial"]) == {"float32", "bfloat16"}
     fastest = max(summary["trial"], key=summary["trial"].get)
-    assert summary["engine"] == fastest
-    assert json.loads((run.checkpoints / "engine.json").read_text())["precision"] == fastest
+    assert summary["numerics"] == fastest
+    assert json.loads((run.checkpoints / "numerics.json").read_text())["precision"] == fastest
 
 
 def test_other_settings_are_refused_by_name(trained: Run, prepared: Run, tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def train(
     measured = [(name, *(f"{speed[key]:,.0f}" for key in ("median", "min", "max"))) for name, speed in speeds.items()]
     measured.append(("ratio", *(f"{result['ratio'][key]:.2f}" for key in ("median", "min", "max"))))
     click.echo(table(measured, ("tokens a second", "median", "min", "max")))
-    click.echo(f"ours: {result['engine']}; {result['parameters']:,} parameters, {rows} × {context}, {result['device']}")
+    click.echo(
+        f"ours: {result['numerics']}; {result['parameters']:,} parameters, {rows} × {context}, {result['device']}"
+    )
 
 
 @bench.command()

@@ -18,7 +18,7 @@ from distill.events import Event, Listener, silent
 from distill.student.model import Backbone, config_for, count_parameters
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
-from distill.training import engine
+from distill.training import numerics
 from distill.training.batches import Batches, Mixture
 from distill.training.step import forward_backward, make_optimizer, move, pick_device
 
@@ -50,7 +50,7 @@ def bench_train(
     optimizer = make_optimizer(ours, settings.lr, (0.9, 0.95), settings.weight_decay)
     place = 0
 
-    def step(candidate: engine.Engine, kernel: Any) -> None:
+    def step(candidate: numerics.Numerics, kernel: Any) -> None:
         nonlocal place
         chosen = [planned[(place + i) % len(planned)] for i in range(rows)]
         place += rows
@@ -59,20 +59,20 @@ def bench_train(
         optimizer.step()
         optimizer.zero_grad()
 
-    def seconds_of(candidate: engine.Engine) -> float:
-        kernel = engine.apply(candidate, ours)
+    def seconds_of(candidate: numerics.Numerics) -> float:
+        kernel = numerics.apply(candidate, ours)
         try:
-            return engine.timed(lambda: step(candidate, kernel), device)
+            return numerics.timed(lambda: step(candidate, kernel), device)
         finally:
-            engine.undo(ours)
+            numerics.undo(ours)
 
-    chosen = engine.choose(settings, device, seconds_of, rows * context, lambda _: 1e9, listen)
-    kernel = engine.apply(chosen, ours)
+    chosen = numerics.choose(settings, device, seconds_of, rows * context, lambda _: 1e9, listen)
+    kernel = numerics.apply(chosen, ours)
     theirs = reference_step(config.to_hf(), rows, context, device)
     speeds: dict[str, list[float]] = {"ours": [], "transformers": []}
     for round_ in range(rounds + 1):  # the first warms up
         for name, run in (("transformers", theirs), ("ours", lambda: step(chosen, kernel))):
-            seconds = engine.timed(run, device) if round_ == 0 else _once(run, device)
+            seconds = numerics.timed(run, device) if round_ == 0 else _once(run, device)
             if round_:
                 speeds[name].append(rows * context / seconds)
         listen(Event("bench train", "progress", done=round_, total=rounds, unit="round"))
@@ -86,7 +86,7 @@ def bench_train(
         "rounds": rounds,
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "engine": chosen.label,
+        "numerics": chosen.label,
         "trial": chosen.trial,
         **{
             f"{name}_tokens_per_second": {

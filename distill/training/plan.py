@@ -8,7 +8,7 @@ from typing import Any
 from distill.config import TrainSettings
 from distill.errors import BadInput
 from distill.run import Run
-from distill.training import engine
+from distill.training import numerics
 
 VERSION = 1
 DECAY_SHARE = 0.2
@@ -41,7 +41,7 @@ def schedule(kind: str, progress: float, floor: float) -> float:
 
 def check_settings(settings: TrainSettings) -> None:
     """Raise BadInput for a value that no training can have."""
-    engine.check(settings)
+    numerics.check(settings)
     schedule(settings.schedule, 0.0, 0.0)
     for name in ("batch_rows", "log_every", "validate_every", "checkpoint_every", "keep_last", "processes"):
         if getattr(settings, name) < 1:

@@ -22,7 +22,7 @@ from distill.student.initialize import new_student
 from distill.student.model import count_parameters, load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
-from distill.training import checkpoint, drafts, engine
+from distill.training import checkpoint, drafts, numerics
 from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.checkpoint import LoopState
 from distill.training.distributed import World
@@ -105,14 +105,14 @@ class Trainer:
         settings, state = self.settings, self.state
         self.offset = state.seconds - (time.monotonic() - started) if state.step else 0.0
         self.started = started
-        chosen = engine.load(self.run.checkpoints / "engine.json") if state.step else None
-        self.engine = chosen or self._choose_engine()
-        self.kernel = engine.apply(self.engine, self.model)
+        chosen = numerics.load(self.run.checkpoints / "numerics.json") if state.step else None
+        self.numerics = chosen or self._choose_numerics()
+        self.kernel = numerics.apply(self.numerics, self.model)
         with contextlib.ExitStack() as stack:
             board = self._open_logs(stack)
             saved = state.step
             if state.step == 0 and self.world.first:
-                engine.save(self.engine, self.run.checkpoints / "engine.json")
+                numerics.save(self.numerics, self.run.checkpoints / "numerics.json")
                 checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {})
             stop = stack.enter_context(Interrupt())
             while self.progress() < 1.0:
@@ -154,7 +154,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self._batch(self._next_rows())
-        result = forward_backward(self.model, batch, self.engine.precision, self.kernel)
+        result = forward_backward(self.model, batch, self.numerics.precision, self.kernel)
         parameters = list(self.model.parameters())
         self.world.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
@@ -221,7 +221,7 @@ class Trainer:
         self.model.eval()
         for start in range(0, len(rows), size):
             batch = move(self.validation.assemble(rows[start : start + size]), self.device)
-            result = forward_backward(self.model, batch, self.engine.precision, self.kernel, backward=False)
+            result = forward_backward(self.model, batch, self.numerics.precision, self.kernel, backward=False)
             real = batch.targets.weight > 0
             answers = real & batch.answers
             totals += torch.tensor(
@@ -242,13 +242,13 @@ class Trainer:
             "validation_bits_per_byte": cross_entropy * tokens_a_byte / math.log(2),
         }
 
-    def _choose_engine(self) -> engine.Engine:
+    def _choose_numerics(self) -> numerics.Numerics:
         settings = self.settings
         batch = self._batch(self._next_rows())
         self.state.row = 0
 
-        def seconds_of(candidate: engine.Engine) -> float:
-            kernel = engine.apply(candidate, self.model)
+        def seconds_of(candidate: numerics.Numerics) -> float:
+            kernel = numerics.apply(candidate, self.model)
 
             def step() -> None:
                 forward_backward(self.model, batch, candidate.precision, kernel)
@@ -256,16 +256,16 @@ class Trainer:
                 self.optimizer.zero_grad()
 
             try:
-                seconds = engine.timed(step, self.device)
+                seconds = numerics.timed(step, self.device)
             finally:
-                engine.undo(self.model)
+                numerics.undo(self.model)
             return float(self.world.share(torch.tensor(seconds, dtype=torch.float64, device=self.device)))
 
         def expected(seconds: float) -> float:
             return 60 * settings.minutes / seconds if settings.minutes > 0 else settings.steps
 
         tokens = settings.batch_rows * self.model.config.context
-        return engine.choose(settings, self.device, seconds_of, tokens, expected, self.listen)
+        return numerics.choose(settings, self.device, seconds_of, tokens, expected, self.listen)
 
     # What it leaves behind.
     def _open_logs(self, stack: contextlib.ExitStack) -> Any:
@@ -334,8 +334,8 @@ class Trainer:
             "best_step": state.best_step,
             "validation_loss": round(state.best_loss, 6),
             "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
-            "engine": self.engine.label,
-            "trial": self.engine.trial,
+            "numerics": self.numerics.label,
+            "trial": self.numerics.trial,
             "device": str(self.device),
             "processes": self.world.size,
         }

@@ -25,7 +25,7 @@ COMPILE_SECONDS = 90.0
 
 
 @dataclass
-class Engine:
+class Numerics:
     """The choice, and the tokens a second that the trial measured for each candidate."""
 
     precision: str
@@ -53,9 +53,9 @@ def compiler_found(device: torch.device) -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-def apply(engine: Engine, model: Backbone) -> Any:
+def apply(chosen: Numerics, model: Backbone) -> Any:
     """Compile the model's blocks in place if so chosen; returns the loss's kernel, compiled or not."""
-    if not engine.compiled:
+    if not chosen.compiled:
         return losses.tail_kernel
     for block in model.model.layers:
         block.compile(dynamic=False)
@@ -71,21 +71,21 @@ def undo(model: Backbone) -> None:
 def choose(
     settings: TrainSettings,
     device: torch.device,
-    seconds_of: Callable[[Engine], float],
+    seconds_of: Callable[[Numerics], float],
     batch_tokens: int,
     expected_steps: Callable[[float], float],
     listen: Listener,
-) -> Engine:
+) -> Numerics:
     """Measure the candidates that the settings leave open and return the fastest.
 
-    seconds_of(engine) is the time of one warm step; expected_steps(seconds a step) is how many will follow.
+    seconds_of(candidate) is the time of one warm step; expected_steps(seconds a step) is how many will follow.
     Compiling is tried where the training is long enough to earn it back.
     """
     check(settings)
     precisions = ["float32", "bfloat16"] if settings.precision == "auto" else [settings.precision]
     if settings.precision == "auto" and device.type == "cuda":
         precisions = ["bfloat16"] if torch.cuda.is_bf16_supported() else ["float32"]
-    candidates = [Engine(precision, settings.compile == "always") for precision in precisions]
+    candidates = [Numerics(precision, settings.compile == "always") for precision in precisions]
     trial: dict[str, float] = {}
     times: list[float] = []
     for candidate in candidates:
@@ -97,7 +97,7 @@ def choose(
     seconds = min(times)
     worth = settings.compile == "auto" and seconds * expected_steps(seconds) > 2 * COMPILE_SECONDS
     if worth and compiler_found(device):
-        compiled = Engine(best.precision, True)
+        compiled = Numerics(best.precision, True)
         listen(Event("train", "note", f"trying {compiled.label} (compiling takes a minute)"))
         try:
             faster = seconds_of(compiled)
@@ -111,14 +111,14 @@ def choose(
     return best
 
 
-def save(engine: Engine, path: Path) -> None:
-    write_atomic(path, json.dumps(asdict(engine), indent=2) + "\n")
+def save(chosen: Numerics, path: Path) -> None:
+    write_atomic(path, json.dumps(asdict(chosen), indent=2) + "\n")
 
 
-def load(path: Path) -> Engine | None:
+def load(path: Path) -> Numerics | None:
     """The choice of an earlier session; None where there is none, or it can't be read."""
     try:
-        return Engine(**json.loads(path.read_text()))
+        return Numerics(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
