@@ -21,6 +21,7 @@ from distill.student.model import count_parameters, save_backbone
 from distill.tokens.bpe import StudentTokenizer
 
 CODEBOOK = ("codebook.safetensors", "codebook.json", "encoder.safetensors", "encoder.json")
+ENGINE = ("engine.safetensors", "engine.json")
 VERIFICATION_PROMPTS = 20
 
 
@@ -161,6 +162,8 @@ def _evaluation_table(results: dict[str, Any] | None) -> list[list[str]]:
 
 def describe_run(run: Run, checkpoint: Path) -> Origin:
     """What the run's folder tells: teacher, prompts, versions, evaluation, held-out prompts, codebook, graph."""
+    from distill.training.dream_plan import engine_of
+
     teacher: dict[str, Any] = {}
     prompts: list[str] = []
     if run.traces.exists():
@@ -173,8 +176,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
     records = run.records()
     provenance = {
         "teacher": teacher,
-        # Names of prompt sets; of a user's own file not the folder, which is nobody's business.
-        "prompts": [Path(name).name for name in run.settings.capture.prompts],
+        "prompts": _prompt_names(run),
         "run": run.name,
         "checkpoint": checkpoint.name,
         "seed": run.settings.seed,
@@ -185,7 +187,15 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
     extras = {name: tokenizer / name for name in CODEBOOK if (tokenizer / name).exists()}
     if run.knowledge.exists():
         extras[run.knowledge.name] = run.knowledge
+    if (engine := engine_of(run, checkpoint / "model.safetensors")) is not None:
+        extras |= {name: engine / name for name in ENGINE}
     return Origin(run.name, provenance, _evaluation(run, checkpoint), prompts, extras)
+
+
+def _prompt_names(run: Run) -> list[str]:
+    """The dataset, or the prompt sets; of a user's own file not the folder, which is nobody's business."""
+    capture = run.settings.capture
+    return [capture.dataset] if capture.dataset else [Path(name).name for name in capture.prompts]
 
 
 def _first_distinct(store: Any) -> list[str]:

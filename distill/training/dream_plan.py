@@ -1,13 +1,15 @@
 """What a training of the dream engine is: its phases, its settings, when there is nothing to train, where it stands."""
 
 import itertools
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from distill.config import DreamingConfig
-from distill.errors import BadInput
+from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener
-from distill.run import Run
+from distill.run import Run, sha256_file
 from distill.tokens.packing import pack
 
 VERSION = 1
@@ -81,3 +83,16 @@ class EngineState:
 
     def reached(self, phase: str, step: int) -> bool:
         return (PHASES.index(phase), step) <= (PHASES.index(self.phase), self.step)
+
+
+def engine_of(run: Run, weights: Path) -> Path | None:
+    """The folder of the run's finished engine, if it was trained on a backbone of these weights; else None."""
+    record = run.records().get("engine")
+    loop = run.engine / "loop.json"
+    if record is None or not record.outputs or not loop.exists():
+        return None
+    try:
+        trained_on: str = json.loads(loop.read_text())["backbone"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{loop}: can't be read ({error}); run `dream train {run.path} --force`") from error
+    return run.engine if trained_on == sha256_file(weights) else None
