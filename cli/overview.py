@@ -5,13 +5,14 @@ from typing import Any
 from cli.output import command_line, facts, table
 from cli.progress import duration, shown
 from cli.stages import STAGES
-from distill.run import Run
+from distill.run import COMMANDS, UPSTREAM, Run
 
 HEADLINES: dict[str, tuple[str, ...]] = {
     "capture": ("responses", "held_out", "tokens", "bytes_per_token"),
     "mine": ("triplets", "yield", "grounding"),
     "tokenize": ("kind", "vocab_size", "image_tokens"),
     "train": ("steps", "tokens", "parameters", "validation_loss", "tokens_per_second"),
+    "engine": ("skipped", "prompts", "parameters", "code_accuracy", "exact_dreams", "kept_share"),
     "evaluate": ("bits_per_byte_at_start", "bits_per_byte", "kl", "agreement"),
     "export": ("dtype", "bytes", "identical", "prompts", "largest_difference"),
 }
@@ -25,15 +26,13 @@ def overview(run: Run) -> dict[str, Any]:
     """Stages, traces, checkpoints and bundle of a run, as JSON."""
     records = run.records()
     stages: dict[str, Any] = {}
-    upstream_stale = False
     for stage in STAGES:
         if stage not in records:
             stages[stage] = {"state": "missing"}
             continue
         record = records[stage]
         reasons = run.stale(stage)
-        upstream_stale = upstream_stale or bool(reasons)
-        if upstream_stale and not reasons:
+        if not reasons and any(stages[earlier]["state"] == "stale" for earlier in UPSTREAM[stage]):
             reasons = ["an earlier stage is stale"]
         stages[stage] = {
             "state": "stale" if reasons else "done",
@@ -84,7 +83,7 @@ def render(found: dict[str, Any]) -> str:
     rows: list[tuple[str, ...]] = []
     for stage, state in found["stages"].items():
         if state["state"] == "missing":
-            rows.append((stage, "missing", "", "", command_line(stage, found["run"])))
+            rows.append((stage, "missing", "", "", command_line(COMMANDS.get(stage, stage), found["run"])))
             continue
         what = "; ".join(state["why"]) or counts(stage, state["summary"])
         rows.append((stage, state["state"], state["finished"], duration(state["seconds"]), what))

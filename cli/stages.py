@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "mine": ("distill.corpus.mining", "mine"),
     "tokenize": ("distill.tokens.build", "build_tokenizer"),
     "train": ("distill.training.loop", "train"),
+    "engine": ("distill.training.dream_phases", "train_engine"),
     "evaluate": ("distill.evaluation.evaluate", "evaluate"),
     "export": ("bundle.export", "export"),
 }
@@ -37,32 +39,37 @@ class StageResult:
     summary: dict[str, Any]
 
 
-def run_stage(run: "Run", stage: str, force: bool, listen: "Listener") -> StageResult:
-    """Run one stage, or find that it is up to date."""
+def run_stage(run: "Run", stage: str, force: bool, listen: "Listener", **options: Any) -> StageResult:
+    """Run one stage, or find that it is up to date. options: what the stage takes besides."""
     module, function = STAGES[stage]
     perform = getattr(importlib.import_module(module), function)
     # The processes of one torchrun work on a run together.
     with run.working() if "WORLD_SIZE" not in os.environ else contextlib.nullcontext():
-        before = _written(run)
-        summary = perform(run, listen=listen, force=force)
+        before, started = _written(run), time.monotonic()
+        summary = perform(run, listen=listen, force=force, **options)
         after = run.records().get(stage)
     return StageResult(
         stage=stage,
         skipped=before is not None and before == _written(run),
-        seconds=after.seconds if after else 0.0,
+        seconds=after.seconds if after else time.monotonic() - started,
         finished=after.finished if after else "",
         summary=dict(summary or {}),
     )
 
 
 def _written(run: "Run") -> int | None:
-    """When run.json was written last: a stage that does anything writes it, one that is up to date doesn't."""
-    path = run.path / "run.json"
-    return path.stat().st_mtime_ns if path.exists() else None
+    """When a record was written last: a stage that does anything writes one, one that is up to date doesn't.
+
+    An engine of which some phases are still to come has a record of its own.
+    """
+    paths = (run.path / "run.json", run.engine / "loop.json")
+    return max((path.stat().st_mtime_ns for path in paths if path.exists()), default=None)
 
 
 def headline(result: StageResult) -> str:
     """One line that says what became of a stage."""
+    if reason := result.summary.get("skipped"):
+        return f"{result.stage}: skipped, {reason}"
     if result.skipped:
         return f"{result.stage}: up to date (finished {result.finished}, took {duration(result.seconds)})"
     return f"{result.stage}: done in {duration(result.seconds)}"
@@ -74,9 +81,14 @@ def stage_command(run: "Run", stage: str, force: bool, as_json: bool, quiet: boo
         result = run_stage(run, stage, force, listen)
     if as_json:
         emit_json({"run": str(run.path), **vars(result)})
-        return result
+    else:
+        show(result)
+    return result
+
+
+def show(result: StageResult) -> None:
+    """A stage's headline and summary, for people."""
     click.echo(headline(result))
-    rows = facts(result.summary)
+    rows = [] if "skipped" in result.summary else facts(result.summary)
     if rows:
         click.echo(table(rows))
-    return result

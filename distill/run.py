@@ -30,6 +30,9 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 }
 """Which stages each stage reads from. Engine and evaluation are optional for an export."""
 
+COMMANDS = {"engine": "train"}
+"""Stages that another stage's command runs too."""
+
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
@@ -275,7 +278,8 @@ class Run:
         """The record of a stage that must have run. Raises MissingStage."""
         record = self.records().get(stage)
         if record is None:
-            raise MissingStage(f"{self.path}: no finished {stage} stage; run `dream {stage} {self.path}` first")
+            command = COMMANDS.get(stage, stage)
+            raise MissingStage(f"{self.path}: no finished {stage} stage; run `dream {command} {self.path}` first")
         return record
 
     def record(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -21,7 +22,7 @@ from cli.repl import Chat, Piece, converse, show
 from cli.runs import resolve
 from distill.config import Settings, load_settings
 from distill.errors import BadInput
-from distill.events import Event
+from distill.events import Event, Listener
 from distill.run import Run
 
 NAMES = [name for section in COMMANDS.values() for name in section]
@@ -209,6 +210,7 @@ def test_names_are_looked_up_in_the_runs_folder(call, folder: Path, monkeypatch:
 def trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training that does nothing, and well."""
     monkeypatch.setattr("distill.training.loop.train", lambda run, listen, force: {})
+    monkeypatch.setattr("distill.training.dream_phases.train_engine", lambda run, listen, force, phase: {})
 
 
 @pytest.mark.usefixtures("trained")
@@ -237,6 +239,32 @@ def test_settings_are_merged_and_saved(call, folder: Path) -> None:
     call("train", "one", "--set", "evaluate.baselines=[hard]", "--minutes", "2")
     settings = load_settings(run.path / "config.yaml")
     assert (settings.evaluate.baselines, settings.train.minutes) == (["hard"], 2.0)
+
+
+def test_train_goes_through_the_phases_that_it_is_told(call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_run(folder / "runs" / "one")
+    done: list[tuple[str, bool]] = []
+
+    def backbone(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
+        done.append(("backbone", force))
+        return {"steps": 7}
+
+    def engine(run: Run, listen: Listener, force: bool, phase: str) -> dict[str, Any]:
+        done.append((phase, force))
+        return {"skipped": "no dreams were mined"}
+
+    monkeypatch.setattr("distill.training.loop.train", backbone)
+    monkeypatch.setattr("distill.training.dream_phases.train_engine", engine)
+    code, out, _ = call("train", "one")
+    assert code == 0
+    assert "steps  7" in out
+    assert "engine: skipped, no dreams were mined" in out
+    call("train", "one", "--phase", "backbone", "--force")
+    found = json.loads(call("train", "one", "--phase", "dream", "--force", "--json")[1])
+    assert found["stages"]["train"]["summary"] == {"steps": 7}
+    assert set(found["stages"]) == {"train", "engine"}
+    assert done == [("backbone", False), ("all", False), ("backbone", True), ("backbone", False), ("dream", True)]
+    assert call("train", "one", "--phase", "dreams")[0] == 2
 
 
 @pytest.mark.usefixtures("trained")
@@ -310,8 +338,9 @@ def test_status_of_a_new_run(call, folder: Path) -> None:
     new_run(folder / "runs" / "one")
     code, out, err = call("status", "one")
     assert (code, err) == (0, "")
-    assert out.count("missing") == 6
+    assert out.count("missing") == 7
     assert "dream capture runs/one" in out
+    assert out.count("dream train runs/one") == 2  # the backbone and its engine
     found = json.loads(call("status", "one", "--json")[1])
     assert found["traces"] is None
     assert {stage["state"] for stage in found["stages"].values()} == {"missing"}

@@ -21,10 +21,11 @@ tokenize: {image_tokens: 16}
 student: {hidden: 64, layers: 2, heads: 4, kv_heads: 2, ffn: 128, context: 256}
 train: {steps: 30, batch_rows: 2, warmup: 5, checkpoint_every: 20, validate_every: 20, compile: never,
         precision: float32}
+dreaming: {input_steps: 2, dream_steps: 4, end_steps: 2}
 evaluate: {prompts: 4, dreams: 2, max_tokens: 16, bootstrap: 100}
 export: {dtype: f32}
 """
-STAGES = ("capture", "mine", "tokenize", "train", "evaluate", "export")
+STAGES = ("capture", "mine", "tokenize", "train", "engine", "evaluate", "export")
 
 
 def dream(folder: Path, *args: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
