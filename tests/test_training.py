@@ -241,7 +241,7 @@ def test_ctrl_c_saves_and_the_rest_is_as_if_undisturbed(
     processes: int, trained: Run, prepared: Run, tmp_path: Path
 ) -> None:
     run = fork(prepared, tmp_path / "run", processes=processes)
-    command = [sys.executable, "-m", "cli.main", "train", str(run.path), "--json"]
+    command = [sys.executable, "-m", "cli.main", "train", str(run.path), "--phase", "backbone", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
