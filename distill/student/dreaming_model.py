@@ -1,0 +1,367 @@
+"""The whole dreaming model: a prompt becomes a dream, the dream an answer.
+
+Shape legend: B prompts, N images, 3 roles (what, action, result), D = 512.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.config import DreamingConfig
+from distill.corpus.growing_graph import KnowledgeGraph
+from distill.corpus.knowledge import load_graph
+from distill.errors import BadInput
+from distill.student.dream_engine import DreamEngine
+from distill.student.dream_record import Branch, DreamRecord
+from distill.student.dreamers import Dreamt, Watch, decode, decode_guided, draft, graph_data, read_dream
+from distill.student.live_lanes import LiveLanes
+from distill.student.memory import recall, record_chains
+from distill.student.model import Backbone
+from distill.student.output_decoder import OutputDecoder, Sampling, Speaker, image_labels
+from distill.student.pretrained import KNOWLEDGE, Parts, load_parts, pick_device, save_parts
+from distill.student.prompting import Asked, OutputMode, check, check_images, image_words, prompts_of
+from distill.student.session import Session
+from distill.student.viewer import DreamViewer, Format
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import prompt_ids, think_ids
+from distill.tokens.image_tokens import Codebook
+
+DREAM_ROOM = 96
+"""Columns of the cache made for a dream at first; it grows for longer ones."""
+
+Image = tuple[Tensor, Tensor, Tensor]
+"""(what, action, result), (B, 512) each, of length 1."""
+
+
+@dataclass
+class Dreaming:
+    """One prompt dreamed, and the backbone ready to answer."""
+
+    record: DreamRecord
+    dreamt: Dreamt
+    speaker: Speaker
+    started: float
+
+
+class DreamingReasoningLLM:
+    """Dreams in image tokens before it answers.
+
+    Without parts it is an untrained nano student: all works, and nothing that it says means anything. A trained one
+    comes from `load_pretrained`, or from `bundle.load.load_dreaming` for a run.
+
+    device: "auto" takes the GPU where there is one; "cuda" without one falls back to the CPU with a warning.
+    enable_dream_viewer: record every dream (so does the config's enable_visualization). enable_rl: accepted, with a
+    warning, as this version doesn't learn from feedback. system: said before every prompt. knowledge: a graph that
+    grows with every dream, as `remember` opens it. seed: of untrained weights.
+    Raises RunMismatch for parts that don't fit each other, BadInput for a device that there isn't.
+    """
+
+    def __init__(
+        self,
+        config: DreamingConfig | None = None,
+        *,
+        device: str = "auto",
+        enable_dream_viewer: bool = False,
+        enable_rl: bool = False,
+        backbone: Backbone | None = None,
+        tokenizer: StudentTokenizer | None = None,
+        codebook: Codebook | None = None,
+        engine: DreamEngine | None = None,
+        knowledge: KnowledgeGraph | None = None,
+        system: str = "",
+        seed: int = 0,
+    ) -> None:
+        if enable_rl:
+            warnings.warn(
+                "enable_rl: learning from feedback is not in this version; the model answers as it is", stacklevel=2
+            )
+        if backbone is None and tokenizer is None:
+            from distill.student.starter import starter_parts
+
+            warnings.warn("no student was given: this one is untrained, and what it says means nothing", stacklevel=2)
+            parts = starter_parts(config or DreamingConfig(), seed)
+            parts.system = system
+        elif backbone is None or tokenizer is None:
+            raise BadInput(
+                "a student needs both its backbone and its tokenizer; give both, or none for an untrained one"
+            )
+        else:
+            settings = config or (engine.config if engine is not None else DreamingConfig())
+            parts = Parts(backbone, tokenizer, codebook, engine, settings, system)
+        self.parts = parts.check("the student").to(pick_device(device))
+        parts.model.eval()
+        if parts.engine is not None:
+            parts.engine.eval()
+        self.knowledge = knowledge
+        self._given: Any = None
+        self._viewer = DreamViewer() if enable_dream_viewer or parts.config.enable_visualization else None
+
+    @property
+    def config(self) -> DreamingConfig:
+        return self.parts.config
+
+    # Asking.
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        images: Tensor | None = None,
+        output_mode: str | None = None,
+        max_length: int = 256,
+        temperature: float = 0.7,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        seed: int = 0,
+        stream: bool = False,
+        return_dreams: bool = False,
+        watch_dreams: bool = False,
+        dreamer: str | None = None,
+        guide: str | None = None,
+        retrieve: str = "",
+        on_dream: Callable[[DreamRecord], None] | None = None,
+    ) -> Any:
+        """Dream of a prompt and answer it.
+
+        prompt: one, or several (the i-th draws with `seed + i`, and results come as lists). images: embeddings
+        (B, N, 512), which the engine sees as they are and the backbone as the nearest image tokens.
+        output_mode: "text" → str; "image" → (what, action, result), (B, 512) each, of length 1; "both" →
+        {"text", "image"}; by default the config's. max_length: tokens of the answer, the dream not counted.
+        temperature 0 is greedy; then top_k (0: all) and top_p. stream: an iterator over pieces of text.
+        return_dreams: {"output", "labels" (of the image's three), "dreams" (a Branch a path), "graph_data",
+        "record" (DreamRecord), "seconds", "dream_seconds"}. watch_dreams: draw the dream on the console while it forms.
+        dreamer: "engine" drafts all paths in one pass, "backbone" decodes them token by token as in Ollama, "none"
+        answers at once; by default the engine where there is one. guide: one to three image tokens, "⟨a ball⟩",
+        that each path begins with. retrieve: put image tokens from the knowledge graph before the prompt; how they
+        are found: "neighbourhood", "walk" or "sample". on_dream: gets the dream as far as it is after each step
+        that forms, and last the whole of it, before the answer begins.
+        Raises BadInput, one line, for whatever can't be done.
+        """
+        sampling = Sampling(max_length, temperature, top_k, top_p, seed)
+        asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._known is not None)
+        asked = replace(asked, watch=watch_dreams, on_dream=on_dream)
+        check_images(images)
+        prompts = prompts_of(prompt, images)
+        several = not (prompt is None or isinstance(prompt, str)) or len(prompts) > 1
+        if stream:
+            if several or return_dreams or asked.mode != "text":
+                raise BadInput("stream: gives the text of one prompt, piece by piece; leave it out for anything else")
+            return self._stream(self._dream(prompts[0], images, asked), max_length)
+        found: list[dict[str, Any]] = []
+        for i, one in enumerate(prompts):
+            own = replace(asked, sampling=replace(sampling, seed=seed + i))
+            found.append(self._answer(one, None if images is None else images[i : i + 1], own))
+        self._save_knowledge()
+        if return_dreams:
+            return found if several else found[0]
+        return _together([entry["output"] for entry in found], asked.mode, several)
+
+    # One prompt.
+
+    def _prompt_ids(self, prompt: str, images: Tensor | None, asked: Asked) -> list[int]:
+        """The prompt's tokens: what is known of it and what is seen come first, as image tokens."""
+        parts = self.parts
+        known = recall(parts, self._known, prompt, asked.retrieve, asked.sampling.seed) if asked.retrieve else ""
+        seen = "" if images is None else image_words(parts, images[0])
+        text = "\n".join(part for part in (known, seen, prompt) if part)
+        ids = prompt_ids(parts.tokenizer, text, False if asked.dreamer == "none" else None, parts.system)
+        if len(ids) >= (context := parts.model.config.context):
+            raise BadInput(
+                f"prompt: {len(ids)} tokens leave no room for an answer in a context of {context}; shorten it"
+            )
+        return ids
+
+    def _dream(self, prompt: str, images: Tensor | None, asked: Asked) -> Dreaming:
+        """Read the prompt, dream, and have the backbone read the dream, each once, on one cache."""
+        started = time.monotonic()
+        ids, context = self._prompt_ids(prompt, images, asked), self.parts.model.config.context
+        length = min(context, len(ids) + DREAM_ROOM + asked.sampling.max_tokens)
+        speaker = Speaker(Session(self.parts.model, 1, length), asked.sampling)
+        states = speaker.read(ids)
+        lanes = LiveLanes.on(sys.stdout) if asked.watch else None
+
+        def record(dreamt: Dreamt) -> DreamRecord:
+            seconds = time.monotonic() - started
+            return DreamRecord(prompt, asked.dreamer, dreamt.branches, dreamt.edges, seconds=seconds)
+
+        def watch(branches: list[Branch]) -> None:
+            for show in (asked.on_dream, lanes.draw if lanes else None):
+                if show is not None:
+                    show(record(Dreamt(branches=branches)))
+
+        dreamt = self._dreamt(speaker, states, images, asked, watch if asked.on_dream or lanes else None)
+        if speaker.room < 1:
+            raise BadInput(
+                f"prompt: with its dream it fills a context of {context}, and leaves no room for an answer; shorten it"
+            )
+        whole = record(dreamt)
+        if asked.on_dream is not None:
+            asked.on_dream(whole)
+        if lanes is not None:
+            lanes.finish(whole)
+        return Dreaming(whole, dreamt, speaker, started)
+
+    def _dreamt(
+        self, speaker: Speaker, states: Tensor, images: Tensor | None, asked: Asked, watch: Watch | None
+    ) -> Dreamt:
+        parts = self.parts
+        if asked.dreamer == "none":
+            return Dreamt()
+        if asked.dreamer == "engine":
+            seen = None if images is None else images.to(parts.device, torch.float32)
+            dreamt = draft(parts, states, asked.guide, seen, watch)
+            kept = dreamt.dream if dreamt.dream and any(dreamt.dream.values()) else None
+            speaker.read(think_ids(parts.tokenizer, kept))
+            return dreamt
+        if asked.guide:
+            return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
+        return read_dream(parts, decode(parts, speaker, watch), states)
+
+    def _stream(self, dreaming: Dreaming, max_tokens: int) -> Iterator[str]:
+        pieces: list[str] = []
+        for piece in OutputDecoder.text(dreaming.speaker, self.parts.tokenizer, max_tokens):
+            pieces.append(piece)
+            yield piece
+        self._finish(dreaming, "".join(pieces))
+        self._save_knowledge()
+
+    def _answer(self, prompt: str, images: Tensor | None, asked: Asked) -> dict[str, Any]:
+        """One prompt's result, as `return_dreams` gives it."""
+        dreaming = self._dream(prompt, images, asked)
+        text, image, labels = "", None, None
+        if asked.mode != "image":
+            text = "".join(OutputDecoder.text(dreaming.speaker, self.parts.tokenizer, asked.sampling.max_tokens))
+        if asked.mode != "text":
+            image = _image(dreaming.dreamt)
+            labels = image_labels(torch.stack(image, 1), self.parts.codebook) if self.parts.codebook else None
+        record = self._finish(dreaming, text)
+        both = {"text": text, "image": image}
+        return {
+            "output": both if asked.mode == "both" else both[asked.mode],
+            "labels": labels[0] if labels else None,
+            "dreams": record.branches,
+            "graph_data": graph_data(record),
+            "record": record,
+            "seconds": time.monotonic() - dreaming.started,
+            "dream_seconds": record.seconds,
+        }
+
+    def _finish(self, dreaming: Dreaming, answer: str) -> DreamRecord:
+        """The whole record, given to those who collect dreams."""
+        record = replace(dreaming.record, answer=answer)
+        if self._viewer is not None and record.dreamer != "none":
+            self._viewer.record(record, dreaming.dreamt.vectors)
+        if self.knowledge is not None:
+            self.knowledge.add(record_chains(record))
+        return record
+
+    def _save_knowledge(self) -> None:
+        if self.knowledge is not None:
+            self.knowledge.save()
+
+    # What was dreamed.
+
+    def visualize_thinking(self, prompt: str, save_path: str | Path | None = None, **how: Any) -> dict[str, Any]:
+        """One dreaming as plain data (DreamRecord.to_json, and graph_data); into a file by its suffix, if one is named.
+
+        how: as for `generate`. Raises BadInput as it does, and for a suffix other than .json, .html and .png.
+        """
+        found = self.generate(prompt, return_dreams=True, **how)
+        record: DreamRecord = found["record"]
+        if save_path is not None:
+            viewer = DreamViewer()
+            viewer.record(record)
+            viewer.export(Path(save_path))
+        return {**record.to_json(), "graph_data": found["graph_data"]}
+
+    def get_dream_viewer(self) -> DreamViewer:
+        """All dreams recorded so far. Raises BadInput where none are recorded."""
+        if self._viewer is None:
+            raise BadInput("no dreams are recorded; make the model with enable_dream_viewer=True")
+        return self._viewer
+
+    def export_recorded_dreams(self, path: str | Path, format: Format = "json") -> Path:
+        """Write the recorded dreams as json, html or png. Raises BadInput."""
+        return self.get_dream_viewer().export(path, format)
+
+    def visualize_dream_evolution(self, save_path: str | Path) -> Path:
+        """A heatmap (PNG) of the recorded dreams. Raises BadInput."""
+        return self.get_dream_viewer().export(save_path, "png")
+
+    def remember(self, path: str | Path, max_nodes: int = 1000) -> "DreamingReasoningLLM":
+        """Keep what is dreamed from now on in a knowledge graph of at most `max_nodes`, in the GraphML file `path`.
+
+        It goes on from the file where there is one, and is saved after each call of `generate`.
+        Raises BadInput, CorruptFile.
+        """
+        self.knowledge = KnowledgeGraph(Path(path), max_nodes)
+        return self
+
+    @property
+    def _known(self) -> Any:
+        """The graph to retrieve from: the one that grows, or else the one that came with the student."""
+        return self._given if self.knowledge is None else self.knowledge.graph()
+
+    # Folders.
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Publish a folder that `load_pretrained` reads, whole or not at all. Raises BadInput, DistillError."""
+        save_parts(self.parts, Path(folder), self._known)
+        return Path(folder)
+
+    @classmethod
+    def load_pretrained(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        *,
+        engine: str | Path | None = None,
+        enable_dream_viewer: bool = False,
+        enable_rl: bool = False,
+        system: str | None = None,
+    ) -> "DreamingReasoningLLM":
+        """From a folder of `save_pretrained`, a checkpoint or a bundle; its files are checked against their digests.
+
+        engine: the folder of a dream engine that lies elsewhere. system: said before prompts in the place of the
+        folder's own. Raises BadInput, CorruptFile, RunMismatch.
+        """
+        folder = Path(folder)
+        parts = load_parts(folder, pick_device(device), None if engine is None else Path(engine))
+        model = cls(
+            parts.config,
+            device=str(parts.device),
+            enable_dream_viewer=enable_dream_viewer,
+            enable_rl=enable_rl,
+            backbone=parts.model,
+            tokenizer=parts.tokenizer,
+            codebook=parts.codebook,
+            engine=parts.engine,
+            system=parts.system if system is None else system,
+        )
+        if (folder / KNOWLEDGE).is_file():
+            model._given = load_graph(folder / KNOWLEDGE)
+        return model
+
+
+def _image(dreamt: Dreamt) -> Image:
+    if dreamt.image is None:
+        raise BadInput("output_mode: the student dreamed nothing that could be shown; use dreamer='engine'")
+    what, action, result = dreamt.image.unbind(1)
+    return what, action, result
+
+
+def _together(outputs: list[Any], mode: OutputMode, several: bool) -> Any:
+    """Outputs of the prompts as `generate` returns them; images of several prompts become one batch."""
+    if not several:
+        return outputs[0]
+    if mode == "text":
+        return outputs
+    images = [output["image"] if mode == "both" else output for output in outputs]
+    batch = tuple(torch.cat(role) for role in zip(*images, strict=True))
+    return {"text": [output["text"] for output in outputs], "image": batch} if mode == "both" else batch

@@ -1,0 +1,38 @@
+"""What was dreamed before: how a dream grows the knowledge graph, and how the graph gives context back."""
+
+from collections.abc import Iterator
+
+from distill.corpus.growing_graph import Chain
+from distill.corpus.knowledge import Graph
+from distill.corpus.retrieval import WAYS, retrieve
+from distill.student.dream_record import DreamRecord
+from distill.student.pretrained import Parts
+from distill.tokens.bpe import image_text
+
+RETRIEVALS = ("", *WAYS)
+LIMIT = 4
+"""Triplets put before a prompt."""
+
+
+def record_chains(record: DreamRecord) -> Iterator[Chain]:
+    """The paths that the backbone read, with the graph's importance of each step where there was a graph."""
+    for branch in record.branches:
+        if branch.kept and branch.steps:
+            phrases = [(step.what.label, step.action.label, step.result.label) for step in branch.steps]
+            weights = [step.importance for step in branch.steps]
+            yield Chain(branch.lens, phrases, weights if any(weights) else None)
+
+
+def recall(parts: Parts, graph: Graph, prompt: str, how: str, seed: int) -> str:
+    """Image tokens of what the graph knows about a prompt, most fitting first; "" where it knows nothing.
+
+    A phrase of the graph that is no label is written as the image token that stands for it, or left out with its
+    triplet where there is no codebook to tell.
+    """
+    code_of = {label: code for code, label in enumerate(parts.labels)}
+    found = retrieve(graph, prompt, how, LIMIT, seed)
+    strange = sorted({phrase for triple in found for phrase in triple} - code_of.keys())
+    if strange and parts.codebook is not None and len(parts.codebook):
+        code_of |= {phrase: int(code) for phrase, code in zip(strange, parts.codebook.encode(strange), strict=True)}
+    known = [triple for triple in found if all(phrase in code_of for phrase in triple)]
+    return "".join(image_text(parts.labels[code_of[phrase]]) for triple in known for phrase in triple)
