@@ -49,8 +49,8 @@ function draw() {
 function follow(node) {
   const board = one(".board", shown);
   board.classList.toggle("following", Boolean(node));
-  all(".here, .near, .source, .target, .way, .in, .out", board).forEach((marked) =>
-    marked.classList.remove("here", "near", "source", "target", "way", "in", "out"));
+  all(".here, .source, .target, .way, .in, .out", board).forEach((marked) =>
+    marked.classList.remove("here", "source", "target", "way", "in", "out"));
   if (!node) return;
   const place = at(node);
   node.classList.add("here");

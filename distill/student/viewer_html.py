@@ -120,14 +120,15 @@ def _lane(number: int, branch: Branch, branches: Sequence[Branch], won: bool) ->
     lens = f"{branch.lens} {same.index(number) + 1}" if len(same) > 1 else branch.lens
     verdict = ("★ won" if won else "✓ read") if branch.kept else "set aside"
     score = f'<p class="score">score {branch.score:.2f}</p>' if arbitrated(branch) and branch.steps else ""
+    pill = f'<span class="verdict">{verdict}</span>' if branch.steps else ""
     nodes = "".join(_node(number, t, step, lens, len(branch.steps)) for t, step in enumerate(branch.steps))
     steps = f'<ol class="steps">{nodes}</ol>' if nodes else '<p class="none">nothing dreamed</p>'
     kind = f"lane{' kept' * branch.kept}{' won' * won}"
     return (
         f'<section class="{kind}" data-lens="{_text(branch.lens)}" '
-        f'aria-label="{_text(lens)}, {verdict}"><div class="head"><h2>{_text(lens)}</h2>'
-        f'<span class="verdict">{verdict}</span>{score}'
-        f'<p class="source">{_text(branch.provenance)}</p>{_gates(branch.gates)}</div>{steps}</section>'
+        f'aria-label="{_text(lens)}, {verdict if branch.steps else "nothing dreamed"}">'
+        f'<div class="head"><h2>{_text(lens)}</h2>{pill}{score}'
+        f'<p class="origin">{_text(branch.provenance)}</p>{_gates(branch.gates)}</div>{steps}</section>'
     )
 
 

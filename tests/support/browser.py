@@ -123,8 +123,9 @@ class Browser:
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         page.call("Emulation.setEmulatedMedia", features=scheme)
         page.resize(width, height)
-        page.call("Page.navigate", url=path.absolute().as_uri())
-        page.wait("document.readyState === 'complete'")
+        address = path.absolute().as_uri()
+        page.call("Page.navigate", url=address)
+        page.wait(f"location.href === {json.dumps(address)} && document.readyState === 'complete'")
         return page
 
     def call(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
