@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from bundle.manifest import NAME, NATIVE, check_file, read_manifest
 from distill.config import Settings
@@ -14,6 +15,9 @@ from distill.student.model import Backbone, load_backbone
 from distill.student.output_decoder import Part, Splitter
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Message, parse_dream, render
+
+if TYPE_CHECKING:
+    from distill.student.dreaming_model import DreamingReasoningLLM
 
 ROOM = 32
 """Tokens of the context that a long conversation leaves for the answer; older turns are forgotten for it."""
@@ -114,16 +118,67 @@ def load_student(path: Path) -> Student:
     Raises BadInput where it is none of these, MissingStage for a run without either, CorruptFile for altered
     files, RunMismatch for a tokenizer that doesn't fit the weights.
     """
+    kind = _kind(path)
+    if kind == "bundle":
+        return _load_bundle(path)
+    return _load_run(Run.open(path)) if kind == "run" else load_checkpoint(path)
+
+
+def load_dreaming(path: Path, device: str = "auto", *, enable_dream_viewer: bool = False) -> "DreamingReasoningLLM":
+    """The whole dreaming model: from a run folder (its best checkpoint and that one's engine, else its bundle), a
+    checkpoint, a bundle, or a folder of `save_pretrained`.
+
+    Raises as `load_student` does, and RunMismatch for a codebook or an engine that doesn't fit the weights.
+    """
+    from distill.student.dreaming_model import DreamingReasoningLLM
+    from distill.student.pretrained import READ
+
+    kind = _kind(path)
+    if kind == "run":
+        return _load_dreaming_run(Run.open(path), device, enable_dream_viewer)
+    if kind == "bundle":
+        manifest = read_manifest(path)
+        for name in READ:
+            if name in NATIVE or (path / name).exists():
+                check_file(path, manifest, name)
+    return DreamingReasoningLLM.load_pretrained(path, device, enable_dream_viewer=enable_dream_viewer)
+
+
+def _load_dreaming_run(run: Run, device: str, viewer: bool) -> "DreamingReasoningLLM":
+    from distill.student.dreaming_model import DreamingReasoningLLM
+    from distill.training.checkpoint import best
+    from distill.training.dream_plan import engine_of
+
+    try:
+        checkpoint = best(run)
+    except MissingStage:
+        if not (run.bundle / NAME).exists():
+            raise
+        return load_dreaming(run.bundle, device, enable_dream_viewer=viewer)
+    engine = engine_of(run, checkpoint / "model.safetensors")
+    model = DreamingReasoningLLM.load_pretrained(
+        checkpoint,
+        device,
+        engine=engine,
+        config=None if engine else run.settings.dreaming,
+        enable_dream_viewer=viewer,
+        system=system_message(run.settings),
+    )
+    return model.know(run.knowledge) if run.knowledge.exists() else model
+
+
+def _kind(path: Path) -> Literal["bundle", "run", "folder"]:
+    """What lies there. Raises BadInput where it is nothing of ours."""
     if not path.exists():
         raise BadInput(f"{path}: no such run, checkpoint or bundle; `dream run` makes one")
     if not path.is_dir():
         raise BadInput(f"{path}: is a file; give the folder of a run, a checkpoint or a bundle")
     if (path / NAME).exists():
-        return _load_bundle(path)
+        return "bundle"
     if (path / "config.yaml").exists():
-        return _load_run(Run.open(path))
+        return "run"
     if (path / "config.json").exists():
-        return load_checkpoint(path)
+        return "folder"
     raise BadInput(f"{path}: is no run, checkpoint or bundle (no config.yaml, config.json or {NAME})")
 
 
