@@ -8,8 +8,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from distill.config import DreamingConfig
 from distill.corpus.growing_graph import KnowledgeGraph
 from distill.corpus.knowledge import load_graph
+from distill.corpus.retrieval import Retriever
 from distill.errors import BadInput
 from distill.student.dream_engine import DreamEngine
 from distill.student.dream_record import Branch, DreamRecord
@@ -100,7 +102,7 @@ class DreamingReasoningLLM:
         if parts.engine is not None:
             parts.engine.eval()
         self.knowledge = knowledge
-        self._given: Any = None
+        self._source: Path | None = None
         self._viewer = DreamViewer() if enable_dream_viewer or parts.config.enable_visualization else None
 
     @property
@@ -144,7 +146,7 @@ class DreamingReasoningLLM:
         Raises BadInput, one line, for whatever can't be done.
         """
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
-        asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._known is not None)
+        asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows)
         asked = replace(asked, watch=watch_dreams, on_dream=on_dream)
         check_images(images)
         prompts = prompts_of(prompt, images)
@@ -167,7 +169,10 @@ class DreamingReasoningLLM:
     def _prompt_ids(self, prompt: str, images: Tensor | None, asked: Asked) -> list[int]:
         """The prompt's tokens: what is known of it and what is seen come first, as image tokens."""
         parts = self.parts
-        known = recall(parts, self._known, prompt, asked.retrieve, asked.sampling.seed) if asked.retrieve else ""
+        known = ""
+        if asked.retrieve:
+            retriever = self._index if self.knowledge is None else Retriever(self.knowledge.graph())
+            known = recall(parts, retriever, prompt, asked.retrieve, asked.sampling.seed)
         seen = "" if images is None else image_words(parts, images[0])
         text = "\n".join(part for part in (known, seen, prompt) if part)
         ids = prompt_ids(parts.tokenizer, text, False if asked.dreamer == "none" else None, parts.system)
@@ -303,16 +308,29 @@ class DreamingReasoningLLM:
         self.knowledge = KnowledgeGraph(Path(path), max_nodes)
         return self
 
+    def know(self, path: str | Path) -> "DreamingReasoningLLM":
+        """Retrieve from the knowledge graph in a GraphML file, which stays as it is; it is read when first needed."""
+        self._source = Path(path)
+        self.__dict__.pop("_index", None)
+        return self
+
     @property
-    def _known(self) -> Any:
-        """The graph to retrieve from: the one that grows, or else the one that came with the student."""
-        return self._given if self.knowledge is None else self.knowledge.graph()
+    def _knows(self) -> bool:
+        return self.knowledge is not None or self._source is not None
+
+    @cached_property
+    def _index(self) -> Retriever:
+        assert self._source is not None
+        return Retriever(load_graph(self._source))
 
     # Folders.
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Publish a folder that `load_pretrained` reads, whole or not at all. Raises BadInput, DistillError."""
-        save_parts(self.parts, Path(folder), self._known)
+        graph = None
+        if self._knows:
+            graph = self.knowledge.graph() if self.knowledge is not None else load_graph(cast(Path, self._source))
+        save_parts(self.parts, Path(folder), graph)
         return Path(folder)
 
     @classmethod
@@ -322,19 +340,20 @@ class DreamingReasoningLLM:
         device: str = "auto",
         *,
         engine: str | Path | None = None,
+        config: DreamingConfig | None = None,
         enable_dream_viewer: bool = False,
         enable_rl: bool = False,
         system: str | None = None,
     ) -> "DreamingReasoningLLM":
         """From a folder of `save_pretrained`, a checkpoint or a bundle; its files are checked against their digests.
 
-        engine: the folder of a dream engine that lies elsewhere. system: said before prompts in the place of the
-        folder's own. Raises BadInput, CorruptFile, RunMismatch.
+        engine: the folder of a dream engine that lies elsewhere. config, system: in the place of the folder's own.
+        Raises BadInput, CorruptFile, RunMismatch.
         """
         folder = Path(folder)
         parts = load_parts(folder, pick_device(device), None if engine is None else Path(engine))
         model = cls(
-            parts.config,
+            config or parts.config,
             device=str(parts.device),
             enable_dream_viewer=enable_dream_viewer,
             enable_rl=enable_rl,
@@ -345,7 +364,7 @@ class DreamingReasoningLLM:
             system=parts.system if system is None else system,
         )
         if (folder / KNOWLEDGE).is_file():
-            model._given = load_graph(folder / KNOWLEDGE)
+            model.know(folder / KNOWLEDGE)
         return model
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from distill.corpus.growing_graph import Chain
-from distill.corpus.knowledge import Graph
-from distill.corpus.retrieval import WAYS, retrieve
+from distill.corpus.retrieval import WAYS, Retriever
 from distill.student.dream_record import DreamRecord
 from distill.student.pretrained import Parts
 from distill.tokens.bpe import image_text
@@ -23,14 +22,14 @@ def record_chains(record: DreamRecord) -> Iterator[Chain]:
             yield Chain(branch.lens, phrases, weights if any(weights) else None)
 
 
-def recall(parts: Parts, graph: Graph, prompt: str, how: str, seed: int) -> str:
+def recall(parts: Parts, retriever: Retriever, prompt: str, how: str, seed: int) -> str:
     """Image tokens of what the graph knows about a prompt, most fitting first; "" where it knows nothing.
 
     A phrase of the graph that is no label is written as the image token that stands for it, or left out with its
     triplet where there is no codebook to tell.
     """
     code_of = {label: code for code, label in enumerate(parts.labels)}
-    found = retrieve(graph, prompt, how, LIMIT, seed)
+    found = retriever.retrieve(prompt, how, LIMIT, seed)
     strange = sorted({phrase for triple in found for phrase in triple} - code_of.keys())
     if strange and parts.codebook is not None and len(parts.codebook):
         code_of |= {phrase: int(code) for phrase, code in zip(strange, parts.codebook.encode(strange), strict=True)}
