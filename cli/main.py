@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "verify": "Check that a bundle answers as its student does.",
         "install": "Create the student in Ollama.",
         "chat": "Talk to a student, dreams shown.",
+        "watch": "Watch a student dream, then answer.",
     },
     "Looking around": {
         "status": "What a run has, and what is stale.",
@@ -39,6 +40,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "settings": "Print every setting with its meaning.",
         "doctor": "Check Ollama, models, devices and disk.",
         "bench": "Measure how fast the parts are.",
+        "ablate": "Measure what dreaming is worth.",
     },
 }
 """Section → command → short help. Command NAME is the function NAME in cli/commands/NAME.py."""

@@ -274,6 +274,16 @@ def test_the_page_holds_its_records() -> None:
     assert all(tag != "select" for tag, _ in Outline(page([engine_record()]).decode()).elements)
 
 
+def test_a_page_of_many_dreams_holds_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.student.viewer_html.SHOWN", 2)
+    outline = Outline(page([DreamRecord(f"prompt {i}", "engine") for i in range(5)]).decode())
+    text = "".join(outline.text)
+    assert sum(tag == "article" for tag, _ in outline.elements) == 2
+    assert "3 earlier left out" in text
+    assert "4. prompt 3" in text
+    assert "prompt 2" not in text
+
+
 def test_the_page_fetches_nothing() -> None:
     text = page([engine_record(), backbone_record()]).decode()
     assert not re.search(r"https?:|//[a-z]|@import|\burl\((?!#)", text)

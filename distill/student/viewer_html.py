@@ -23,17 +23,20 @@ HINT = (
     "Esc lets go. Bars under the tokens say how sure the dreamer was; the bar at a step's left, and the number above, "
     "how much the step matters in the graph."
 )
+SHOWN = 200
+"""Dreams on a page, the last ones: each is some 30 kB."""
 DREAMED_BY = {"engine": "dreamed by the engine", "backbone": "decoded by the backbone", "none": "not dreamed"}
 
 
 def page(records: Sequence[DreamRecord]) -> bytes:
-    """The whole page, UTF-8. The first record is shown; a picker leads to the others."""
+    """The whole page, UTF-8. The first record is shown; a picker leads to the others, the last `SHOWN` at most."""
     template, script = _parts()
+    earlier, records = len(records[:-SHOWN]), records[-SHOWN:]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     fill = {
         "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "title": _text(_clip(records[0].prompt, 60) if len(records) == 1 else f"{len(records)} dreams"),
-        "picker": _picker(records) if len(records) > 1 else "",
+        "picker": _picker(records, earlier) if len(records) > 1 else "",
         "dreams": "\n".join(_dream(i, record, i > 0) for i, record in enumerate(records)) or "<p>No dream yet.</p>",
         "records": _island(records),
         "script": script,
@@ -72,11 +75,13 @@ def _part(value: float) -> float:
     return round(min(1.0, max(0.0, value)), 4) if math.isfinite(value) else 0.0
 
 
-def _picker(records: Sequence[DreamRecord]) -> str:
+def _picker(records: Sequence[DreamRecord], earlier: int) -> str:
     options = "".join(
-        f'<option value="{i}">{i + 1}. {_text(_clip(record.prompt, 90))}</option>' for i, record in enumerate(records)
+        f'<option value="{i}">{earlier + i + 1}. {_text(_clip(record.prompt, 90))}</option>'
+        for i, record in enumerate(records)
     )
-    return f'<label class="picker">Dream <select id="picker">{options}</select></label>'
+    left_out = f"<p>{earlier} earlier left out</p>" if earlier else ""
+    return f'<label class="picker">Dream <select id="picker">{options}</select></label>{left_out}'
 
 
 def _dream(number: int, record: DreamRecord, hidden: bool) -> str:
@@ -91,7 +96,8 @@ def _dream(number: int, record: DreamRecord, hidden: bool) -> str:
     return (
         f'<article class="dream" id="{name}" aria-labelledby="{name}-prompt"{" hidden" if hidden else ""}>\n'
         f'<h1 id="{name}-prompt">{_text(record.prompt)}</h1>\n<p class="facts">{_facts(record)}</p>\n'
-        f'<div class="scroll"><div class="board" style="--steps:{max(1, steps)}">\n'
+        '<div class="scroll"><div class="board" role="group" aria-label="Paths of the dream" '
+        f'style="--steps:{max(1, steps)}">\n'
         f"{_edges(record)}\n{lanes}\n</div></div>\n"
         f'<aside class="detail" aria-live="polite" aria-label="The chosen step"><p>{HINT}</p></aside>\n'
         f"{answer}\n</article>"

@@ -1,0 +1,126 @@
+"""`dream watch`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import json_option, runs_dir_option
+from cli.output import emit_json
+from cli.runs import RunName
+
+if TYPE_CHECKING:
+    from distill.student.dream_record import DreamRecord
+    from distill.student.live_lanes import LiveLanes
+
+
+@click.command()
+@click.argument("target", metavar="RUN|CHECKPOINT|BUNDLE", type=RunName())
+@click.argument("prompt")
+@click.option(
+    "--dreamer",
+    type=click.Choice(["engine", "backbone"]),
+    help="Who dreams: the engine, all paths at once, or the backbone, token by token as in Ollama. "
+    "[default: the engine where there is one]",
+)
+@click.option("--guide", metavar="TOKENS", help='Up to three image tokens that each path begins with: "⟨a ball⟩".')
+@click.option(
+    "--export",
+    "exports",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the dream too: a page (.html), a heatmap (.png) or data (.json). Repeatable.",
+)
+@click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 5))
+@click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Of the answer.")
+@click.option("--seed", default=0, show_default=True, type=int)
+@click.option("-q", "--quiet", is_flag=True, help="Print the answer alone.")
+@runs_dir_option
+@json_option
+@click.pass_context
+def watch(
+    ctx: click.Context,
+    target: Path,
+    prompt: str,
+    dreamer: str | None,
+    guide: str | None,
+    exports: tuple[Path, ...],
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Watch a student dream: a lane per lens, drawn while it forms, then the answer.
+
+    \b
+    Under a lane's name stand the weights of the four experts and, at the end, what the arbiter made of the path:
+    ★ won, ✓ read by the backbone, ✗ set aside, each with its score.
+    Examples:
+      dream watch my-student "What happens when you drop a ball?"
+      dream watch my-student "What happens when you drop a ball?" --guide "⟨a ball⟩" --export dream.html
+    """
+    from bundle.load import load_dreaming
+    from cli.main import INTERRUPTED
+    from distill.student.live_lanes import LiveLanes
+    from distill.student.viewer import check_format
+
+    for path in exports:
+        check_format(path)
+    model = load_dreaming(target, enable_dream_viewer=True)
+    lanes = None if quiet or as_json else LiveLanes.on(sys.stdout)
+    shown = Shown(lanes)
+    try:
+        for piece in model.generate(
+            prompt,
+            stream=True,
+            dreamer=dreamer,
+            guide=guide,
+            temperature=temperature,
+            max_length=max_tokens,
+            seed=seed,
+            on_dream=shown.dream,
+        ):
+            shown.answer("" if as_json else piece)
+        shown.end(as_json)
+    except KeyboardInterrupt:
+        click.echo("\n(stopped)", err=True)
+        ctx.exit(INTERRUPTED)
+    viewer = model.get_dream_viewer()
+    for path in exports:
+        viewer.export(path)
+        click.echo(f"wrote {path}", err=True)
+    if as_json:
+        emit_json(viewer.records[-1].to_json())
+
+
+class Shown:
+    """What is on the screen: first the dream, then the answer below it."""
+
+    def __init__(self, lanes: "LiveLanes | None") -> None:
+        self.lanes = lanes
+        self.last: DreamRecord | None = None
+
+    def dream(self, record: "DreamRecord") -> None:
+        """Called after each step that forms, and last with the whole dream."""
+        self.last = record
+        if self.lanes is not None:
+            self.lanes.draw(record)
+
+    def answer(self, piece: str) -> None:
+        self._close_dream()
+        if piece:
+            click.echo(piece, nl=False)
+
+    def end(self, silent: bool) -> None:
+        self._close_dream()
+        if not silent:
+            click.echo()
+
+    def _close_dream(self) -> None:
+        if self.lanes is not None and self.last is not None:
+            self.lanes.finish(self.last)
+            click.echo()
+        self.lanes = None

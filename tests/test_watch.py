@@ -1,0 +1,174 @@
+"""`dream watch`: a dream on a terminal, in a pipe, in files and as JSON; and how it ends when it is stopped."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cli import main as entry
+from distill.student.dream_record import DreamRecord
+from distill.student.live_lanes import LiveLanes
+from distill.student.viewer import DreamViewer, winner
+
+PROMPT = "What happens when you drop a ball?"
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained student and its engine: it dreams and answers, and means nothing by it."""
+    from distill.student.dreaming_model import DreamingReasoningLLM
+
+    folder = tmp_path_factory.mktemp("watch") / "student"
+    with pytest.warns(UserWarning, match="untrained"):
+        DreamingReasoningLLM(seed=3, device="cpu").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    """`dream watch …` in this process → (exit code, stdout, stderr)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            entry.main(["watch", *map(str, args)])
+        code = ended.value.code
+        assert isinstance(code, int)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_into_a_pipe_go_lines_then_the_answer(call: Call, student: Path) -> None:
+    code, out, err = call(student, PROMPT, "--max-tokens", 8, "--temperature", 0)
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out
+    dream, _, answer = out.partition("\n\n")
+    lines = dream.splitlines()
+    assert lines[0] == PROMPT
+    assert [line.split(":")[0] for line in lines[-4:]] == ["spatial", "temporal", "causal", "abstract"]
+    whole = json.loads(call(student, PROMPT, "--max-tokens", 8, "--temperature", 0, "--json")[1])
+    record = DreamRecord.from_json(whole)
+    assert answer.strip() == record.answer.strip()
+    told = [line for line in lines if "⟨" in line]
+    assert len(told) == sum(len(branch.steps) for branch in record.branches) > 0
+    for branch in record.branches:
+        own = [line for line in told if line.startswith(f"{branch.lens} ")]
+        labels = [f"⟨{'⟩ ⟨'.join(slot.label for slot in step.slots)}⟩" for step in branch.steps]
+        assert own == [f"{branch.lens} {t + 1}: {text}" for t, text in enumerate(labels)]
+    best = winner(record)
+    assert ("★ won" in dream) == (best is not None)
+
+
+def test_quiet_is_the_answer_alone(call: Call, student: Path) -> None:
+    loud = call(student, PROMPT, "--max-tokens", 8, "--temperature", 0)[1]
+    code, out, err = call(student, PROMPT, "--max-tokens", 8, "--temperature", 0, "--quiet")
+    assert (code, err) == (0, "")
+    assert out == loud.partition("\n\n")[2]
+
+
+def test_the_same_seed_says_the_same(call: Call, student: Path) -> None:
+    def answer(seed: int) -> str:
+        return call(student, PROMPT, "-q", "--max-tokens", 24, "--temperature", 1, "--seed", seed)[1]
+
+    assert answer(1) == answer(1)
+    assert len({answer(seed) for seed in range(4)}) > 1
+
+
+def test_a_guide_begins_each_path(call: Call, student: Path) -> None:
+    for dreamer in ("engine", "backbone"):
+        code, out, _ = call(student, PROMPT, "--dreamer", dreamer, "--guide", "⟨a ball⟩", "--max-tokens", 4, "--json")
+        assert code == 0
+        record = json.loads(out)
+        assert record["dreamer"] == dreamer
+        begun = [branch["steps"][0]["what"]["label"] for branch in record["branches"] if branch["steps"]]
+        assert set(begun) <= {"a ball"}
+    code, out, err = call(student, PROMPT, "--guide", "⟨a bal⟩")
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: ")
+    assert "a ball" in err
+    assert err.count("\n") == 1
+
+
+def test_dreams_are_exported(call: Call, student: Path, tmp_path: Path) -> None:
+    names = ("dream.html", "dream.png", "dream.json")
+    flags = [flag for name in names for flag in ("--export", tmp_path / name)]
+    code, out, err = call(student, PROMPT, "--max-tokens", 4, "--json", *flags)
+    assert code == 0
+    assert err.splitlines() == [f"wrote {tmp_path / name}" for name in names]
+    (record,) = DreamViewer.load(tmp_path / "dream.json").records
+    assert record == DreamRecord.from_json(json.loads(out))
+    assert (record.prompt, record.dreamer) == (PROMPT, "engine")
+    page = (tmp_path / "dream.html").read_text(encoding="utf-8")
+    assert page.count('class="node"') == sum(len(branch.steps) for branch in record.branches)
+    assert Image.open(tmp_path / "dream.png").format == "PNG"
+
+
+def test_what_cannot_be_done_is_one_line(call: Call, student: Path, tmp_path: Path) -> None:
+    for args, says in [
+        ((student, PROMPT, "--export", tmp_path / "dream.gif"), "choose one of json, png, html"),
+        ((tmp_path / "nowhere", PROMPT), "nowhere"),
+        ((tmp_path, PROMPT), str(tmp_path)),
+    ]:
+        code, out, err = call(*args)
+        assert (code, out) == (1, "")
+        assert says in err
+        assert err.startswith("Error: ")
+        assert err.count("\n") == 1
+    code, _, err = call(student, PROMPT, "--dreamer", "cat")
+    assert code == 2
+    assert "'cat' is not one of 'engine', 'backbone'" in err
+
+
+def test_ctrl_c_is_clean(call: Call, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[DreamRecord] = []
+
+    def interrupted(self: LiveLanes, record: DreamRecord) -> None:
+        drawn.append(record)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LiveLanes, "draw", interrupted)
+    code, _, err = call(student, PROMPT)
+    assert code == entry.INTERRUPTED
+    assert err == "\n(stopped)\n"
+    assert len(drawn) == 2
+
+
+def test_on_a_terminal_the_lanes_are_drawn_over_themselves(student: Path) -> None:
+    """A real pseudo-terminal, and a process of its own."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+    environment.pop("NO_COLOR", None)
+    command = [sys.executable, "-m", "cli.main", "watch", str(student), PROMPT, "--max-tokens", "8"]
+    process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=subprocess.PIPE, env=environment)
+    os.close(follower)
+    said = b""
+    while select.select([leader], [], [], 60)[0]:
+        try:
+            part = os.read(leader, 1 << 14)
+        except OSError:  # how Linux tells that the other end is closed
+            break
+        if not part:
+            break
+        said += part
+    os.close(leader)
+    assert process.stderr is not None
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(30) == 0, errors
+    text = said.decode()
+    frames = re.findall(r"\x1b\[\d+F", text)
+    assert len(frames) >= 4  # five steps and the verdict, each over the one before
+    assert "\x1b[1;36mspatial\x1b[0m" in text
+    assert "│" in text
