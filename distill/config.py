@@ -158,7 +158,8 @@ class DreamingConfig:
     end_steps: int = 300
     """Of the last phase: engine, graph and output together, through the frozen backbone."""
     epochs: int = 12
-    """Passes over the training prompts that a phase makes at most, so that few prompts don't take long; 0: no limit."""
+    """Passes over the prompts that a phase makes at most (the last a third of it), so that few don't take long; 0: all
+    steps."""
     batch: int = 64
     """Prompts in one optimizer step."""
     lr: float = 1e-3

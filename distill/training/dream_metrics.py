@@ -15,7 +15,10 @@ from distill.student.input_tokenizer import ROLES, Encoded
 from distill.tokens.chat import Dream, think_ids
 from distill.training.dream_data import DreamBatch, DreamData, first_triplets, outcomes
 from distill.training.dream_losses import DreamTargets, right_paths, right_shares
-from distill.training.dream_objectives import ANSWERS, PromptStates, Reader, targets_of
+from distill.training.dream_objectives import PromptStates, Reader, targets_of
+
+ANSWERS = 16
+"""Prompts whose answers are read, three times each."""
 
 Metrics = dict[str, float]
 

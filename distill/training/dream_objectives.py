@@ -39,7 +39,7 @@ from distill.training.dream_losses import (
 
 WEIGHTS = {"dreams": 1.0, "input": 0.2, "answer": 0.2, "score": 0.5, "importance": 0.2, "image": 0.5}
 """Of each part in the last phase. The second has the dreams and the input of these, the first the input alone."""
-ANSWERS = 16
+ANSWERS = 8
 """Prompts of a batch whose answer the backbone reads: reading is what costs, and the rest of the phase is cheap."""
 CHUNK = 512
 """Answer positions projected to the vocabulary at once."""

@@ -49,6 +49,8 @@ CLIP = 1.0
 WEIGHT_DECAY = 0.01
 TUNED = 0.3
 """Learning rate in the last phase of what the phases before have trained, as a share of the others'."""
+LAST_SHARE = 3
+"""The last phase, whose steps cost most, makes one in so many of the passes that the others make."""
 REMEDY = "train the dream engine anew"
 
 
@@ -155,7 +157,10 @@ class EngineTrainer:
     def steps(self, phase: str) -> int:
         """Of a phase: what the settings say, or as many as its epochs have."""
         wanted: int = getattr(self.config, f"{phase}_steps")
-        return min(wanted, self.config.epochs * self.order.batches) if self.config.epochs else wanted
+        if not self.config.epochs:
+            return wanted
+        epochs = self.config.epochs * self.order.batches
+        return min(wanted, max(1, epochs // LAST_SHARE) if phase == PHASES[-1] else epochs)
 
     # The loop.
     def fit(self, last: str, started: float) -> dict[str, Any]:
