@@ -380,6 +380,11 @@ def test_following_a_step_in_a_browser(browser: Browser, tmp_path: Path) -> None
     page.press("Escape")
     page.hover("h1")
     assert marked(page, ".edge.in, .edge.out, .node.here") == set()
+    page.eval("document.querySelector('#save').focus()")
+    page.press("Tab")
+    assert marked(page, ".node.here") == {"2.2"}  # one stop for Tab: where the walk was left
+    assert marked(page, ".edge.in") == into((2, 2))
+    page.press("Escape")
     page.eval("document.querySelector('#causal').click()")
     assert marked(page, ".edge.weak") == marked(page, f"{shown} .edge.causal")
     page.eval("location.hash = '#dream-2'")
