@@ -1,9 +1,12 @@
 """`dream bench`."""
 
+from pathlib import Path
+
 import click
 
-from cli.options import json_option
+from cli.options import json_option, runs_dir_option
 from cli.output import emit_json, table
+from cli.runs import RunName
 
 
 @click.group()
@@ -50,6 +53,84 @@ def train(
     click.echo(
         f"ours: {result['numerics']}; {result['parameters']:,} parameters, {rows} × {context}, {result['device']}"
     )
+
+
+@bench.command()
+@click.option("--preset", default="nano", show_default=True, help="Student size.")
+@click.option("--vocab", default=8192, show_default=True, type=click.IntRange(64), help="Vocabulary size.")
+@click.option("--tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of an answer.")
+@click.option("--prompt-tokens", default=64, show_default=True, type=click.IntRange(1), help="Tokens of a prompt.")
+@click.option(
+    "--batch",
+    "batches",
+    default=(1, 32),
+    show_default=True,
+    multiple=True,
+    type=click.IntRange(1),
+    help="Rows at once.",
+)
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Answers of each, alternating.")
+@json_option
+def generate(
+    preset: str, vocab: int, tokens: int, prompt_tokens: int, batches: tuple[int, ...], rounds: int, as_json: bool
+) -> None:
+    """Time our greedy answers against transformers' `generate`, same weights, both on a cache.
+
+    \b
+    Example:
+      dream bench generate --batch 1 --preset micro
+    """
+    from cli.progress import Progress
+    from distill.student.generation_bench import bench_generate
+
+    with Progress() as listen:
+        result = bench_generate(preset, tokens, prompt_tokens, batches, rounds, vocab, listen)
+    if as_json:
+        emit_json(result)
+        return
+    measured: list[tuple[str, ...]] = []
+    for batch, found in result["batches"].items():
+        for name, speed in found["tokens_per_second"].items():
+            first = found["first_token_seconds"][name]["median"] * 1000
+            speeds = (f"{speed[key]:,.0f}" for key in ("median", "min", "max"))
+            measured.append((batch, name, f"{first:,.1f}", *speeds))
+        measured.append((batch, "ratio", "", *(f"{found['ratio'][key]:.2f}" for key in ("median", "min", "max"))))
+    click.echo(table(measured, ("rows", "", "first token, ms", "tokens a second", "min", "max")))
+    click.echo(f"{result['parameters']:,} parameters, {prompt_tokens} + {tokens} tokens, {result['threads']} threads")
+
+
+@bench.command()
+@click.argument("target", type=RunName(), required=False)
+@click.option("--prompt", default=None, help="What is asked [What happens when you drop a ball?].")
+@click.option("--rounds", default=11, show_default=True, type=click.IntRange(1), help="Dreams of each, alternating.")
+@runs_dir_option
+@json_option
+def dreams(target: Path | None, prompt: str | None, rounds: int, as_json: bool) -> None:
+    """Time a whole dream up to the answer's first token: drafted by the engine, and decoded by the backbone.
+
+    TARGET is a run, checkpoint or bundle with a dream engine; without one an untrained nano student is taken.
+
+    \b
+    Example:
+      dream bench dreams runs/first
+    """
+    from bundle.load import load_dreaming
+    from cli.progress import Progress
+    from distill.student.generation_bench import QUESTION, bench_dreams
+
+    parts = None if target is None else load_dreaming(target).parts
+    with Progress() as listen:
+        result = bench_dreams(parts, prompt or QUESTION, rounds, listen)
+    if as_json:
+        emit_json(result)
+        return
+    names = {"prompt": "no dream", "engine": "engine's dream", "backbone": "backbone's dream"}
+    keys = ("median", "min", "max")
+    measured = [(name, *(f"{result['seconds'][job][key] * 1000:.1f}" for key in keys)) for job, name in names.items()]
+    measured.append(("ratio", *(f"{result['ratio'][key]:.2f}" for key in keys)))
+    click.echo(table(measured, ("to the first token, ms", *keys)))
+    size = f"{result['paths']} × {result['steps']} steps, {result['dream_tokens']} tokens"
+    click.echo(f"{size}, after {result['prompt_tokens']} of prompt; {result['threads']} threads, {result['device']}")
 
 
 @bench.command()
