@@ -3,11 +3,10 @@
 Shape legend: B prompts, N images, 3 roles (what, action, result), D = 512.
 """
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -21,35 +20,21 @@ from distill.corpus.knowledge import load_graph
 from distill.corpus.retrieval import Retriever
 from distill.errors import BadInput
 from distill.student.dream_engine import DreamEngine
-from distill.student.dream_record import Branch, DreamRecord
-from distill.student.dreamers import Dreamt, Watch, decode, decode_guided, draft, graph_data, read_dream
-from distill.student.live_lanes import LiveLanes
-from distill.student.memory import recall, record_chains
+from distill.student.dream_record import DreamRecord
+from distill.student.dreamers import Dreamt, graph_data
+from distill.student.dreaming import Dreaming, dream
+from distill.student.graph_reasoner import chains_of
+from distill.student.memory import recall
 from distill.student.model import Backbone
-from distill.student.output_decoder import OutputDecoder, Sampling, Speaker, image_labels
+from distill.student.output_decoder import OutputDecoder, Sampling, image_labels
 from distill.student.pretrained import KNOWLEDGE, Parts, load_parts, pick_device, save_parts
-from distill.student.prompting import Asked, OutputMode, check, check_images, image_words, prompts_of
-from distill.student.session import Session
+from distill.student.prompting import Asked, OutputMode, check, check_images, prompts_of
 from distill.student.viewer import DreamViewer, Format
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import prompt_ids, think_ids
 from distill.tokens.image_tokens import Codebook
-
-DREAM_ROOM = 96
-"""Columns of the cache made for a dream at first; it grows for longer ones."""
 
 Image = tuple[Tensor, Tensor, Tensor]
 """(what, action, result), (B, 512) each, of length 1."""
-
-
-@dataclass
-class Dreaming:
-    """One prompt dreamed, and the backbone ready to answer."""
-
-    record: DreamRecord
-    dreamt: Dreamt
-    speaker: Speaker
-    started: float
 
 
 class DreamingReasoningLLM:
@@ -164,69 +149,12 @@ class DreamingReasoningLLM:
             return found if several else found[0]
         return _together([entry["output"] for entry in found], asked.mode, several)
 
-    # One prompt.
-
-    def _prompt_ids(self, prompt: str, images: Tensor | None, asked: Asked) -> list[int]:
-        """The prompt's tokens: what is known of it and what is seen come first, as image tokens."""
-        parts = self.parts
+    def _dream(self, prompt: str, images: Tensor | None, asked: Asked) -> Dreaming:
         known = ""
         if asked.retrieve:
             retriever = self._index if self.knowledge is None else Retriever(self.knowledge.graph())
-            known = recall(parts, retriever, prompt, asked.retrieve, asked.sampling.seed)
-        seen = "" if images is None else image_words(parts, images[0])
-        text = "\n".join(part for part in (known, seen, prompt) if part)
-        ids = prompt_ids(parts.tokenizer, text, False if asked.dreamer == "none" else None, parts.system)
-        if len(ids) >= (context := parts.model.config.context):
-            raise BadInput(
-                f"prompt: {len(ids)} tokens leave no room for an answer in a context of {context}; shorten it"
-            )
-        return ids
-
-    def _dream(self, prompt: str, images: Tensor | None, asked: Asked) -> Dreaming:
-        """Read the prompt, dream, and have the backbone read the dream, each once, on one cache."""
-        started = time.monotonic()
-        ids, context = self._prompt_ids(prompt, images, asked), self.parts.model.config.context
-        length = min(context, len(ids) + DREAM_ROOM + asked.sampling.max_tokens)
-        speaker = Speaker(Session(self.parts.model, 1, length), asked.sampling)
-        states = speaker.read(ids)
-        lanes = LiveLanes.on(sys.stdout) if asked.watch else None
-
-        def record(dreamt: Dreamt) -> DreamRecord:
-            seconds = time.monotonic() - started
-            return DreamRecord(prompt, asked.dreamer, dreamt.branches, dreamt.edges, seconds=seconds)
-
-        def watch(branches: list[Branch]) -> None:
-            for show in (asked.on_dream, lanes.draw if lanes else None):
-                if show is not None:
-                    show(record(Dreamt(branches=branches)))
-
-        dreamt = self._dreamt(speaker, states, images, asked, watch if asked.on_dream or lanes else None)
-        if speaker.room < 1:
-            raise BadInput(
-                f"prompt: with its dream it fills a context of {context}, and leaves no room for an answer; shorten it"
-            )
-        whole = record(dreamt)
-        if asked.on_dream is not None:
-            asked.on_dream(whole)
-        if lanes is not None:
-            lanes.finish(whole)
-        return Dreaming(whole, dreamt, speaker, started)
-
-    def _dreamt(
-        self, speaker: Speaker, states: Tensor, images: Tensor | None, asked: Asked, watch: Watch | None
-    ) -> Dreamt:
-        parts = self.parts
-        if asked.dreamer == "none":
-            return Dreamt()
-        if asked.dreamer == "engine":
-            seen = None if images is None else images.to(parts.device, torch.float32)
-            dreamt = draft(parts, states, asked.guide, seen, watch)
-            kept = dreamt.dream if dreamt.dream and any(dreamt.dream.values()) else None
-            speaker.read(think_ids(parts.tokenizer, kept))
-            return dreamt
-        if asked.guide:
-            return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
-        return read_dream(parts, decode(parts, speaker, watch), states)
+            known = recall(self.parts, retriever, prompt, asked.retrieve, asked.sampling.seed)
+        return dream(self.parts, prompt, images, asked, known)
 
     def _stream(self, dreaming: Dreaming, max_tokens: int) -> Iterator[str]:
         pieces: list[str] = []
@@ -240,11 +168,11 @@ class DreamingReasoningLLM:
         """One prompt's result, as `return_dreams` gives it."""
         dreaming = self._dream(prompt, images, asked)
         text, image, labels = "", None, None
+        if asked.mode != "text":
+            image = self._image(dreaming.dreamt)
+            labels = image_labels(torch.stack(image, 1), self.parts.codebook) if self.parts.codebook else None
         if asked.mode != "image":
             text = "".join(OutputDecoder.text(dreaming.speaker, self.parts.tokenizer, asked.sampling.max_tokens))
-        if asked.mode != "text":
-            image = _image(dreaming.dreamt)
-            labels = image_labels(torch.stack(image, 1), self.parts.codebook) if self.parts.codebook else None
         record = self._finish(dreaming, text)
         both = {"text": text, "image": image}
         return {
@@ -257,18 +185,33 @@ class DreamingReasoningLLM:
             "dream_seconds": record.seconds,
         }
 
+    def _image(self, dreamt: Dreamt) -> Image:
+        if dreamt.image is None:
+            better = (
+                "train an engine (`dream train --phase all`)" if self.parts.engine is None else "use dreamer='engine'"
+            )
+            raise BadInput(f"output_mode: the student dreamed nothing that could be shown; give a guide, or {better}")
+        what, action, result = dreamt.image.unbind(1)
+        return what, action, result
+
     def _finish(self, dreaming: Dreaming, answer: str) -> DreamRecord:
         """The whole record, given to those who collect dreams."""
         record = replace(dreaming.record, answer=answer)
         if self._viewer is not None and record.dreamer != "none":
             self._viewer.record(record, dreaming.dreamt.vectors)
         if self.knowledge is not None:
-            self.knowledge.add(record_chains(record))
+            self.knowledge.add(chains_of(record))
         return record
 
     def _save_knowledge(self) -> None:
         if self.knowledge is not None:
             self.knowledge.save()
+
+    def learn_from_feedback(self, *examples: Any, **how: Any) -> Any:
+        """Not in this version: raises BadInput, whatever is given."""
+        raise BadInput(
+            "learn_from_feedback: learning from feedback is not in this version; train on a run's prompts instead"
+        )
 
     # What was dreamed.
 
@@ -366,13 +309,6 @@ class DreamingReasoningLLM:
         if (folder / KNOWLEDGE).is_file():
             model.know(folder / KNOWLEDGE)
         return model
-
-
-def _image(dreamt: Dreamt) -> Image:
-    if dreamt.image is None:
-        raise BadInput("output_mode: the student dreamed nothing that could be shown; use dreamer='engine'")
-    what, action, result = dreamt.image.unbind(1)
-    return what, action, result
 
 
 def _together(outputs: list[Any], mode: OutputMode, several: bool) -> Any:

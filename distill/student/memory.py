@@ -1,25 +1,12 @@
-"""What was dreamed before: how a dream grows the knowledge graph, and how the graph gives context back."""
+"""What was dreamed before, as image tokens before a prompt: how the knowledge graph gives context back."""
 
-from collections.abc import Iterator
-
-from distill.corpus.growing_graph import Chain
 from distill.corpus.retrieval import WAYS, Retriever
-from distill.student.dream_record import DreamRecord
 from distill.student.pretrained import Parts
 from distill.tokens.bpe import image_text
 
 RETRIEVALS = ("", *WAYS)
 LIMIT = 4
 """Triplets put before a prompt."""
-
-
-def record_chains(record: DreamRecord) -> Iterator[Chain]:
-    """The paths that the backbone read, with the graph's importance of each step where there was a graph."""
-    for branch in record.branches:
-        if branch.kept and branch.steps:
-            phrases = [(step.what.label, step.action.label, step.result.label) for step in branch.steps]
-            weights = [step.importance for step in branch.steps]
-            yield Chain(branch.lens, phrases, weights if any(weights) else None)
 
 
 def recall(parts: Parts, retriever: Retriever, prompt: str, how: str, seed: int) -> str:

@@ -1,0 +1,97 @@
+"""One prompt, read and dreamed: prompt, dream and answer share one cache, and nothing is read twice.
+
+Shape legend: P prompt positions, H hidden of the backbone, N images, D = 512.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.errors import BadInput
+from distill.student.dream_record import Branch, DreamRecord
+from distill.student.dreamers import Dreamt, Watch, decode, decode_guided, draft, read_dream
+from distill.student.live_lanes import LiveLanes
+from distill.student.output_decoder import Speaker
+from distill.student.pretrained import Parts
+from distill.student.prompting import Asked, image_words
+from distill.student.session import Session
+from distill.tokens.chat import prompt_ids, think_ids
+
+DREAM_ROOM = 96
+"""Columns of the cache made for a dream at first; it grows for longer ones."""
+
+
+@dataclass
+class Dreaming:
+    """One prompt dreamed, and the backbone ready to answer."""
+
+    record: DreamRecord
+    dreamt: Dreamt
+    speaker: Speaker
+    started: float
+
+
+def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: str = "") -> Dreaming:
+    """Read a prompt, dream, and have the backbone read the dream.
+
+    images: (1, N, D). known: image tokens of what was known before, put before the prompt. Raises BadInput where
+    prompt and dream leave no room for an answer.
+    """
+    started = time.monotonic()
+    ids, context = _prompt(parts, prompt, images, asked, known), parts.model.config.context
+    length = min(context, len(ids) + DREAM_ROOM + asked.sampling.max_tokens)
+    speaker = Speaker(Session(parts.model, 1, length), asked.sampling)
+    states = speaker.read(ids)
+    lanes = LiveLanes.on(sys.stdout) if asked.watch else None
+
+    def record(dreamt: Dreamt) -> DreamRecord:
+        seconds = time.monotonic() - started
+        return DreamRecord(prompt, asked.dreamer, dreamt.branches, dreamt.edges, seconds=seconds)
+
+    def watch(branches: list[Branch]) -> None:
+        for show in (asked.on_dream, lanes.draw if lanes else None):
+            if show is not None:
+                show(record(Dreamt(branches=branches)))
+
+    dreamt = _dreamt(parts, speaker, states, images, asked, watch if asked.on_dream or lanes else None)
+    if speaker.room < 1:
+        raise BadInput(
+            f"prompt: with its dream it fills a context of {context}, and leaves no room for an answer; shorten it"
+        )
+    whole = record(dreamt)
+    if asked.on_dream is not None:
+        asked.on_dream(whole)
+    if lanes is not None:
+        lanes.finish(whole)
+    return Dreaming(whole, dreamt, speaker, started)
+
+
+def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: str) -> list[int]:
+    """The prompt's tokens: what is known of it and what is seen come first, as image tokens."""
+    seen = "" if images is None else image_words(parts, images[0])
+    text = "\n".join(part for part in (known, seen, prompt) if part)
+    ids = prompt_ids(parts.tokenizer, text, False if asked.dreamer == "none" else None, parts.system)
+    if len(ids) >= (context := parts.model.config.context):
+        raise BadInput(f"prompt: {len(ids)} tokens leave no room for an answer in a context of {context}; shorten it")
+    return ids
+
+
+def _dreamt(
+    parts: Parts, speaker: Speaker, states: Tensor, images: Tensor | None, asked: Asked, watch: Watch | None
+) -> Dreamt:
+    """Dream after a prompt of these states (1, P, H); then the speaker has read the dream."""
+    if asked.dreamer == "none":
+        return Dreamt()
+    if asked.dreamer == "engine":
+        seen = None if images is None else images.to(parts.device, torch.float32)
+        dreamt = draft(parts, states, asked.guide, seen, watch)
+        # A dream of which nothing is kept is no dream, as in the examples that the backbone learned from.
+        kept = dreamt.dream if dreamt.dream and any(dreamt.dream.values()) else None
+        speaker.read(think_ids(parts.tokenizer, kept))
+        return dreamt
+    if asked.guide:
+        return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
+    return read_dream(parts, decode(parts, speaker, watch), states)
