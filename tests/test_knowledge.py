@@ -44,7 +44,8 @@ def test_nodes_and_edges_count_what_triplets_say(mined: list[Triplet]) -> None:
         for (trace, lens, step), t in steps.items()
         if (trace, lens, step + 1) in steps
     )
-    for kind, expected in {"performs": performs, "causes": causes, "then": then}.items():
+    yields = Counter((f"what:{t.what}", f"result:{t.result}", t.lens) for t in mined)
+    for kind, expected in {"performs": performs, "causes": causes, "then": then, "yields": yields}.items():
         edges = [(a, b, data) for a, b, data in graph.edges(data=True) if data["type"] == kind]
         assert {(a, b, data["lens"]): data["count"] for a, b, data in edges} == expected
         assert len(edges) == len(expected)
@@ -53,8 +54,8 @@ def test_nodes_and_edges_count_what_triplets_say(mined: list[Triplet]) -> None:
 
 def test_importance_is_mentions_times_connections() -> None:
     graph = build_graph([triplet("ball", "falls", "down"), triplet("ball", "bounces", "up", trace="u")])
-    assert graph.nodes["what:ball"]["importance"] == 2 * (1 + 2)
-    assert graph.nodes["result:up"]["importance"] == 1 * (1 + 1)
+    assert graph.nodes["what:ball"]["importance"] == 2 * (1 + 4)
+    assert graph.nodes["result:up"]["importance"] == 1 * (1 + 2)
 
 
 def test_merging_graphs_is_building_one_of_both(mined: list[Triplet]) -> None:

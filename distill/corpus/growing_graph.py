@@ -14,7 +14,7 @@ from typing import Any
 
 import networkx as nx
 
-from distill.corpus.knowledge import EDGE_TYPES, MAX_BYTES, NODE_TYPES, Graph, load_graph, save_graph
+from distill.corpus.knowledge import MAX_BYTES, NODE_TYPES, Graph, add_edge, load_graph, save_graph
 from distill.corpus.triplets import LENSES
 from distill.errors import BadInput
 
@@ -28,8 +28,8 @@ EDGES = 64
 MILLION = 10**6
 """Attention is summed in millionths, as whole numbers: the order of adding and merging then changes nothing."""
 
-KINDS = tuple((kind, lens) for kind in EDGE_TYPES for lens in LENSES)
-NUMBER = {kind: number for number, kind in enumerate(KINDS)}
+Kind = tuple[str, str, str]
+"""Type, lens and, of a `yields` edge, the action that it is by."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,16 @@ class Chain:
 class Node:
     """count mentions, of them `weighed` with attention of `attention` millionths in all.
 
-    edges  (target, number of the kind) → count
-    near   neighbour → bits: one for each kind of edge from it, and, further up, one for each to it
+    edges  target → kind → count, of `size` edges in all; near  the nodes at either end of an edge with this one
     """
 
-    __slots__ = ("attention", "count", "edges", "label", "near", "type", "weighed")
+    __slots__ = ("attention", "count", "edges", "label", "near", "size", "type", "weighed")
 
     def __init__(self, kind: str, label: str) -> None:
         self.type, self.label = kind, label
-        self.count = self.weighed = self.attention = 0
-        self.edges: dict[tuple[str, int], int] = {}
-        self.near: dict[str, int] = {}
+        self.count = self.weighed = self.attention = self.size = 0
+        self.edges: dict[str, dict[Kind, int]] = {}
+        self.near: set[str] = set()
 
     def data(self) -> dict[str, Any]:
         """Its attributes in networkx and GraphML."""
@@ -77,8 +76,8 @@ class Tally:
         self.ceiling = max(int(SLACK * max_nodes), max_nodes + 3)
 
     def add(self, chain: Chain) -> None:
-        """Count a chain's steps. Loops are written out: this is where the time of a dream goes."""
-        performs, causes, then = (NUMBER[kind, chain.lens] for kind in EDGE_TYPES)
+        """Count a chain's steps."""
+        performs, causes, then = ((kind, chain.lens, "") for kind in ("performs", "causes", "then"))
         attention = chain.attention or [None] * len(chain.steps)
         nodes, previous = self.nodes, ""
         for (what, action, result), share in zip(chain.steps, attention, strict=True):
@@ -93,6 +92,7 @@ class Tally:
                 node.attention += paid
             self.join(names[0], names[1], performs, 1)
             self.join(names[1], names[2], causes, 1)
+            self.join(names[0], names[2], ("yields", chain.lens, action), 1)
             if previous in nodes:
                 self.join(previous, names[1], then, 1)
             previous = names[2]
@@ -102,27 +102,31 @@ class Tally:
         node = self.nodes[name] = Node(NODE_TYPES[role], label)
         return node
 
-    def join(self, source: str, target: str, kind: int, count: int) -> None:
-        edges = self.nodes[source].edges
-        edge = target, kind
-        if edge in edges:
-            edges[edge] += count
+    def join(self, source: str, target: str, kind: Kind, count: int) -> None:
+        node = self.nodes[source]
+        edges = node.edges.get(target)
+        if edges is not None and kind in edges:
+            edges[kind] += count
             return
-        if len(edges) >= SLACK * EDGES:
-            for least in sorted(edges, key=lambda edge: (-edges[edge], edge))[EDGES:]:
-                self._part(source, *least)
-        edges[edge] = count
-        for name, other, bit in ((source, target, 1 << kind + len(KINDS)), (target, source, 1 << kind)):
-            near = self.nodes[name].near
-            near[other] = near.get(other, 0) | bit
+        if node.size >= SLACK * EDGES:
+            self._thin(source)
+        node.edges.setdefault(target, {})[kind] = count
+        node.size += 1
+        node.near.add(target)
+        self.nodes[target].near.add(source)
 
-    def _part(self, source: str, target: str, kind: int) -> None:
-        del self.nodes[source].edges[target, kind]
-        for name, other, bit in ((source, target, 1 << kind + len(KINDS)), (target, source, 1 << kind)):
-            near = self.nodes[name].near
-            near[other] &= ~bit
-            if not near[other]:
-                del near[other]
+    def _thin(self, source: str) -> None:
+        """Leave a node the edges that count most."""
+        node = self.nodes[source]
+        edges = [(-count, target, kind) for target, kinds in node.edges.items() for kind, count in kinds.items()]
+        for _, target, kind in sorted(edges)[EDGES:]:
+            del node.edges[target][kind]
+            node.size -= 1
+            if not node.edges[target]:
+                del node.edges[target]
+                if source not in self.nodes[target].edges:
+                    node.near.discard(target)
+                    self.nodes[target].near.discard(source)
 
     def prune(self) -> None:
         """Keep the `max_nodes` most important nodes, of equals the first by name."""
@@ -130,14 +134,10 @@ class Tally:
             return
         rank = {name: -self._importance(name, node) for name, node in self.nodes.items()}
         for name in sorted(rank, key=lambda name: (rank[name], name))[self.max_nodes :]:
-            node = self.nodes[name]
-            for target, kind in list(node.edges):
-                self._part(name, target, kind)
-            for source, bits in list(node.near.items()):
-                for kind in range(len(KINDS)):
-                    if bits >> kind & 1:
-                        self._part(source, name, kind)
-            del self.nodes[name]
+            for other in self.nodes.pop(name).near - {name}:
+                neighbour = self.nodes[other]
+                neighbour.size -= len(neighbour.edges.pop(name, ()))
+                neighbour.near.discard(name)
 
     def _importance(self, name: str, node: Node) -> float:
         if self.importance_fn is None:
@@ -156,7 +156,7 @@ class Tally:
             node.weighed += weighed
             node.attention += round(data.get("attention", 0.0) * weighed * MILLION)
         for source, target, data in graph.edges(data=True):
-            self.join(source, target, NUMBER[data["type"], data["lens"]], data["count"])
+            self.join(source, target, (data["type"], data["lens"], data.get("by", "")), data["count"])
         if len(self.nodes) > self.ceiling:
             self.prune()
 
@@ -164,9 +164,9 @@ class Tally:
         graph: Graph = nx.MultiDiGraph()
         graph.add_nodes_from((name, node.data()) for name, node in self.nodes.items())
         for name, node in self.nodes.items():
-            for (target, number), count in node.edges.items():
-                kind, lens = KINDS[number]
-                graph.add_edge(name, target, f"{kind}/{lens}", type=kind, lens=lens, count=count)
+            for target, kinds in node.edges.items():
+                for (kind, lens, by), count in kinds.items():
+                    add_edge(graph, name, target, kind, lens, count, by)
         return graph
 
 

@@ -1,8 +1,9 @@
 """The knowledge graph of all triplets: entities, actions and outcomes, and how often each led to the next.
 
 Nodes are `what:ball` (type entity), `action:falls` (action) and `result:to the ground` (outcome). Edges:
-`performs` what → action, `causes` action → result, and `then` result → the action of the chain's next step. Each
-carries its lens and a count; edges of one kind and lens between two nodes are one edge. A graph that grows with
+`performs` what → action, `causes` action → result, `then` result → the action of the chain's next step, and `yields`
+what → result, `by` the action: which three were said together, where many share an action. Each
+carries its lens and a count; edges of one kind, lens and action between two nodes are one edge. A graph that grows with
 every dream (growing_graph.py) also has on each node the mean `attention` that the dreamer paid it, and in
 `weighed` how many mentions that is the mean of.
 """
@@ -23,7 +24,7 @@ Graph = Any
 """networkx.MultiDiGraph; networkx has no precise types."""
 
 NODE_TYPES = {"what": "entity", "action": "action", "result": "outcome"}
-EDGE_TYPES = ("performs", "causes", "then")
+EDGE_TYPES = ("performs", "causes", "then", "yields")
 MAX_BYTES = 256 * 2**20
 """Of a GraphML file that is read back: about 400,000 nodes."""
 
@@ -35,10 +36,11 @@ def build_graph(triplets: Iterable[Triplet]) -> Graph:
         previous: Triplet | None = None
         for triplet in group:
             what, action, result = _nodes(graph, triplet)
-            _edge(graph, what, action, "performs", triplet.lens, 1)
-            _edge(graph, action, result, "causes", triplet.lens, 1)
+            add_edge(graph, what, action, "performs", triplet.lens, 1)
+            add_edge(graph, action, result, "causes", triplet.lens, 1)
+            add_edge(graph, what, result, "yields", triplet.lens, 1, triplet.action)
             if previous is not None and previous.lens == triplet.lens:
-                _edge(graph, f"result:{previous.result}", action, "then", triplet.lens, 1)
+                add_edge(graph, f"result:{previous.result}", action, "then", triplet.lens, 1)
             previous = triplet
     weigh(graph)
     return graph
@@ -60,12 +62,12 @@ def _node(graph: Graph, name: str, kind: str, label: str, count: int) -> None:
         graph.add_node(name, type=kind, label=label, count=count, importance=0.0)
 
 
-def _edge(graph: Graph, source: str, target: str, kind: str, lens: str, count: int) -> None:
-    key = f"{kind}/{lens}"
+def add_edge(graph: Graph, source: str, target: str, kind: str, lens: str, count: int, by: str = "") -> None:
+    key = f"{kind}/{lens}/{by}" if by else f"{kind}/{lens}"
     if graph.has_edge(source, target, key):
         graph.edges[source, target, key]["count"] += count
     else:
-        graph.add_edge(source, target, key, type=kind, lens=lens, count=count)
+        graph.add_edge(source, target, key, type=kind, lens=lens, count=count, **({"by": by} if by else {}))
 
 
 def weigh(graph: Graph) -> None:
@@ -84,7 +86,7 @@ def merge(into: Graph, other: Graph) -> None:
     for name, data in other.nodes(data=True):
         _node(into, name, data["type"], data["label"], data["count"])
     for source, target, data in other.edges(data=True):
-        _edge(into, source, target, data["type"], data["lens"], data["count"])
+        add_edge(into, source, target, data["type"], data["lens"], data["count"], data.get("by", ""))
     weigh(into)
 
 
@@ -142,8 +144,9 @@ def _check(graph: Graph) -> None:
         if not (known and fits and _is_count(data.get("count"))):
             raise ValueError(f"node {name!r} lacks a valid type, label, count or attention")
     for source, target, data in graph.edges(data=True):
-        if data.get("type") not in EDGE_TYPES or data.get("lens") not in LENSES or not _is_count(data.get("count")):
-            raise ValueError(f"edge {source!r} → {target!r} lacks a valid type, lens or count")
+        known = data.get("type") in EDGE_TYPES and data.get("lens") in LENSES and _is_count(data.get("count"))
+        if not known or isinstance(data.get("by"), str) != (data["type"] == "yields"):
+            raise ValueError(f"edge {source!r} → {target!r} lacks a valid type, lens, count or action")
 
 
 def _is_count(value: object) -> bool:
