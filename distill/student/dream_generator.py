@@ -21,6 +21,8 @@ from distill.errors import BadInput
 from distill.student.input_tokenizer import HEADS, ROLES, WIDTH, Encoded, join_heads, split_heads
 
 EXPERTS = len(LENSES)
+NARROW = 128
+"""Of a role's vector between a state and a token: whole maps from one to the other would be half of all weights."""
 FIRST_SCALE, MAX_SCALE = 20.0, 100.0
 """Of the cosines that become logits; learned, and clamped as in CLIP (Radford et al. 2021, arXiv:2103.00020)."""
 SURE = 1e4
@@ -92,11 +94,14 @@ class ExpertTransitions(nn.Module):
 
 
 class DreamGenerator(nn.Module):
-    """config: how many paths and steps. centroids (C, D): the codebook's. Raises BadInput where it has no codes."""
+    """config: how many paths and steps. centroids (C, D): the codebook's. width: W, the tokenizer's.
+
+    Raises BadInput for a codebook without codes, or of another width than `dim`.
+    """
 
     centroids: Tensor
 
-    def __init__(self, config: DreamingConfig, centroids: Tensor, dim: int = 512) -> None:
+    def __init__(self, config: DreamingConfig, centroids: Tensor, dim: int = 512, width: int = WIDTH) -> None:
         super().__init__()
         if centroids.ndim != 2 or centroids.shape[1] != dim or not len(centroids):
             raise BadInput(
@@ -105,32 +110,32 @@ class DreamGenerator(nn.Module):
             )
         self.paths, self.steps, self.dim = config.num_dream_sequences, config.dream_length, dim
         self.register_buffer("centroids", F.normalize(centroids.float(), dim=-1), persistent=False)
-        self.offsets = nn.Parameter(torch.empty(self.paths, WIDTH))
-        self.step_embeddings = nn.Parameter(torch.randn(self.steps, WIDTH) * 0.1)
-        self.read_triplet = nn.Linear(len(ROLES) * dim, WIDTH)
-        self.gate = nn.Linear(WIDTH, EXPERTS)
-        self.memory_keys, self.memory_values = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.look_norm = nn.LayerNorm(WIDTH)
-        self.look = nn.Linear(WIDTH, 3 * WIDTH)  # query, and the key and value shown to the other paths
-        self.mix = nn.Linear(WIDTH, WIDTH)
+        self.offsets = nn.Parameter(torch.empty(self.paths, width))
+        self.step_embeddings = nn.Parameter(torch.randn(self.steps, width) * 0.1)
+        self.read_token, self.read_roles = nn.Linear(dim, NARROW), nn.Linear(len(ROLES) * NARROW, width)
+        self.gate = nn.Linear(width, EXPERTS)
+        self.memory_keys, self.memory_values = nn.Linear(width, width), nn.Linear(width, width)
+        self.look_norm = nn.LayerNorm(width)
+        self.look = nn.Linear(width, 3 * width)  # query, and the key and value shown to the other paths
+        self.mix = nn.Linear(width, width)
         self.feed = nn.Sequential(
-            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
-        self.input_norm = nn.LayerNorm(WIDTH)
-        self.transitions = ExpertTransitions(WIDTH, EXPERTS)
-        self.slot_norm = nn.LayerNorm(WIDTH)
-        self.slots = nn.Linear(WIDTH, len(ROLES) * dim)
-        self.more = nn.Linear(WIDTH, 1)
+        self.input_norm = nn.LayerNorm(width)
+        self.transitions = ExpertTransitions(width, EXPERTS)
+        self.slot_norm = nn.LayerNorm(width)
+        self.say_roles, self.say_token = nn.Linear(width, len(ROLES) * NARROW), nn.Linear(NARROW, dim)
+        self.more = nn.Linear(width, 1)
         self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
-        self._start()
+        self._start(width)
 
     @torch.no_grad()
-    def _start(self) -> None:
+    def _start(self, width: int) -> None:
         """Offsets at right angles as far as there is room, and path k nearest to expert k mod E."""
         nn.init.orthogonal_(self.offsets)
-        self.offsets.mul_(WIDTH**0.5)
+        self.offsets.mul_(width**0.5)
         for expert in range(min(EXPERTS, self.paths)):
-            self.gate.weight[expert] = self.offsets[expert::EXPERTS].sum(0) * (2.0 / WIDTH)
+            self.gate.weight[expert] = self.offsets[expert::EXPERTS].sum(0) * (2.0 / width)
         self.gate.bias.zero_()
 
     def forward(
@@ -148,7 +153,7 @@ class DreamGenerator(nn.Module):
         if guide is not None:
             triplet = torch.cat((self.centroids[guide].expand(len(triplet), -1, -1), triplet[:, len(guide) :]), 1)
         batch = len(triplet)
-        start = self.read_triplet(triplet.flatten(1)).unsqueeze(1)  # (B, 1, W)
+        start = self._read(triplet.unsqueeze(1))  # (B, 1, W)
         state = (start + self.offsets).tanh()
         gates = self.gate(start + self.offsets).softmax(-1)
         keys, values = (split_heads(f(encoded.memory), HEADS) for f in (self.memory_keys, self.memory_values))
@@ -160,10 +165,14 @@ class DreamGenerator(nn.Module):
             x = self._look_around(x, keys, values, seen)
             state = self.transitions(self.input_norm(x + self.feed(x)), state, gates)
             steps.append(self._speak(state, guide if t == 0 else None))
-            fed = self.read_triplet(steps[-1][3].flatten(2))
+            fed = self._read(steps[-1][3])
             if on_step is not None:
                 on_step(t, self._dreams(steps, gates))
         return self._dreams(steps, gates)
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """(B, S, 3, D) → (B, S, W)."""
+        return self.read_roles(self.read_token(tokens).flatten(2))
 
     def _look_around(self, x: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
         """x (B, S, W) with what each path reads in the prompt and in all paths. keys, values (B, heads, M, ·)."""
@@ -174,7 +183,8 @@ class DreamGenerator(nn.Module):
     def _speak(self, state: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embeddings (B, S, 3, D), logits (B, S, 3, C), more (B, S) and tokens (B, S, 3, D) of a step."""
         state = self.slot_norm(state)
-        embeddings = F.normalize(self.slots(state).unflatten(-1, (len(ROLES), -1)), dim=-1)
+        said = F.gelu(self.say_roles(state)).unflatten(-1, (len(ROLES), -1))
+        embeddings = F.normalize(self.say_token(said), dim=-1)
         logits = self.scale * (embeddings @ self.centroids.T)
         more = self.more(state).squeeze(-1)
         if guide is not None:

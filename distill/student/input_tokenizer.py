@@ -62,20 +62,20 @@ class EncoderBlock(nn.Module):
 class InputTokenizer(nn.Module):
     """Prompt states and image embeddings → a triplet and the memory that dreams read.
 
-    hidden: width of the backbone's states. dim: of image embeddings and of what is given out.
+    hidden: width of the backbone's states. dim: of image embeddings and of the triplet. width: W.
     """
 
-    def __init__(self, hidden: int, dim: int = 512) -> None:
+    def __init__(self, hidden: int, dim: int = 512, width: int = WIDTH) -> None:
         super().__init__()
-        self.hidden, self.dim, self.heads = hidden, dim, HEADS
-        self.from_text = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, WIDTH))
-        self.from_image = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, WIDTH))
-        self.kinds = nn.Parameter(torch.randn(2, WIDTH) * 0.02)  # text, image
-        self.blocks = nn.ModuleList(EncoderBlock(WIDTH, HEADS) for _ in range(LAYERS))
-        self.norm = nn.LayerNorm(WIDTH)
-        self.roles = nn.Parameter(torch.randn(len(ROLES), WIDTH))
-        self.keys, self.values = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.to_triplet = nn.Linear(WIDTH, dim)
+        self.hidden, self.dim, self.head_size = hidden, dim, width // HEADS
+        self.from_text = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width))
+        self.from_image = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.kinds = nn.Parameter(torch.randn(2, width) * 0.02)  # text, image
+        self.blocks = nn.ModuleList(EncoderBlock(width, HEADS) for _ in range(LAYERS))
+        self.norm = nn.LayerNorm(width)
+        self.roles = nn.Parameter(torch.randn(len(ROLES), width))
+        self.keys, self.values = nn.Linear(width, width), nn.Linear(width, width)
+        self.to_triplet = nn.Linear(width, dim)
 
     def forward(self, states: Tensor | None, real: Tensor | None, images: Tensor | None = None) -> Encoded:
         """states (B, P, H), real (B, P) bool (None: all), images (B, N, D): at least one of the two.
@@ -83,13 +83,13 @@ class InputTokenizer(nn.Module):
         Raises BadInput for widths other than its own, for nothing at all and for other numbers of prompts.
         """
         x, seen = self._together(states, real, images)
-        cos, sin = _rotary(x.shape[1], WIDTH // self.heads, x)
+        cos, sin = _rotary(x.shape[1], self.head_size, x)
         mask = seen[:, None, None, :]
         for block in self.blocks:
             x = block(x, mask, cos, sin)
         x = self.norm(x)
-        queries = split_heads(self.roles.expand(len(x), -1, -1), self.heads)
-        keys, values = split_heads(self.keys(x), self.heads), split_heads(self.values(x), self.heads)
+        queries = split_heads(self.roles.expand(len(x), -1, -1), HEADS)
+        keys, values = split_heads(self.keys(x), HEADS), split_heads(self.values(x), HEADS)
         read = join_heads(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
         return Encoded(F.normalize(self.to_triplet(read + self.roles), dim=-1), x, seen)
 
