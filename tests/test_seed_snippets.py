@@ -1,0 +1,312 @@
+"""The users' own snippets about the dreaming model run as they wrote them, but for where they import from.
+
+Each list is one document's snippets in order; those of a list share their names, as a reader's session would.
+What this version can't do yet (pixels, learning from feedback) is refused in one line.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pytest
+import torch
+
+from distill.config import DreamingConfig
+from distill.errors import BadInput
+from distill.student.dream_record import Branch, DreamRecord
+from distill.student.dreaming_model import DreamingReasoningLLM
+from distill.student.graph_reasoner import DreamGraphReasoner
+
+WHERE = {"image_token_llm.dreaming_model": "distill.student.dreaming_model", "image_token_llm.config": "distill.config"}
+
+BASIC = """
+from image_token_llm.dreaming_model import DreamingReasoningLLM
+
+# Create model
+model = DreamingReasoningLLM(device="cuda")
+
+# Generate text response
+output = model.generate(
+    prompt="What happens when you drop a ball?",
+    max_length=50,
+    temperature=0.8
+)
+print(output)
+"""
+
+WITH_DREAMS = """
+result = model.generate(
+    prompt="How does a plant grow?",
+    return_dreams=True
+)
+
+print(f"Output: {result['output']}")
+print(f"Dreams explored: {len(result['dreams'])} paths")
+print(f"Reasoning graph: {result['graph_data']['num_nodes']} nodes")
+"""
+
+VIEWING = """
+# Create model with dream viewer enabled
+model = DreamingReasoningLLM(
+    device="cuda",
+    enable_dream_viewer=True  # Enable dream viewing!
+)
+
+# Watch dreams stream live during generation
+result = model.generate(
+    prompt="What happens when you drop a ball?",
+    watch_dreams=True  # Live stream to console!
+)
+
+# Export recorded dreams
+model.export_recorded_dreams("dreams.json", format="json")
+
+# Create visualization heatmap
+model.visualize_dream_evolution(save_path="dreams.png")
+
+# Get dream statistics
+viewer = model.get_dream_viewer()
+summary = viewer.get_dream_summary()
+print(f"Total dreams: {summary['total_dreams']}")
+print(f"Avg mean: {summary['avg_mean']:.4f}")
+"""
+
+IMAGE_INPUT = """
+import torch
+
+# Load images (B=1, N=3 images, C=3, H=W=224)
+images = torch.randn(1, 3, 3, 224, 224)
+
+description = model.generate(
+    images=images,
+    output_mode="text"
+)
+print(description)
+"""
+
+IMAGE_OUTPUT = """
+what, action, result = model.generate(
+    prompt="A bird flying",
+    output_mode="image"
+)
+# Returns image triplet embeddings (B, 512) each
+"""
+
+CONFIG = """
+from image_token_llm.config import DreamingConfig
+
+config = DreamingConfig(
+    num_dream_sequences=4,    # Number of parallel reasoning paths
+    dream_length=5,            # Steps per dream sequence
+    graph_reasoning_hops=3,    # Multi-hop attention iterations
+    output_mode="text",        # "text", "image", or "both"
+    enable_visualization=True  # Return dream data
+)
+"""
+
+IMPORTANT = """
+def importance_fn(node, data):
+  # Example: prioritize nodes with high reward or attention
+  return data.get("reward", 0.0) + data.get("attention", 0.0)
+
+reasoner.save_important_knowledge_to_graphml(
+  dream_sequences,
+  filepath="important_knowledge.graphml",
+  importance_fn=importance_fn,
+  max_nodes=1000
+)
+"""
+
+READ_BACK = """
+import networkx as nx
+G = nx.read_graphml("important_knowledge.graphml")
+# Use G to seed or augment the next reasoning session
+"""
+
+BASIC_RL = """
+from image_token_llm.dreaming_model import DreamingReasoningLLM
+
+# Create model with RL enabled
+model = DreamingReasoningLLM(device="cuda", enable_rl=True)
+
+# Generate response
+output = model.generate(
+    prompt="What causes rain?",
+    max_length=50,
+    temperature=0.8
+)
+print(output)
+"""
+
+FEEDBACK = """
+# Collect examples with rewards
+examples = [
+    {"prompt": "Explain photosynthesis", "reward": 0.9},
+    {"prompt": "What is gravity?", "reward": 0.7},
+    {"prompt": "How do birds fly?", "reward": 0.85},
+]
+
+# Continuous learning from feedback
+metrics = model.learn_from_feedback(examples, num_epochs=10)
+print(f"Average reward: {metrics['avg_reward']:.3f}")
+print(f"Policy loss: {metrics['avg_policy_loss']:.3f}")
+"""
+
+WITH_DREAMS_2 = """
+result = model.generate(
+    prompt="How does a plant grow?",
+    return_dreams=True
+)
+
+print(f"Output: {result['output']}")
+print(f"Dreams: {len(result['dreams'])} sequences")
+print(f"Graph: {result['graph_data']['num_nodes']} nodes")
+"""
+
+IMAGE_INPUT_2 = """
+import torch
+
+# Input images (B=1, N=3 images, C=3, H=W=224)
+images = load_images(["scene1.jpg", "scene2.jpg", "scene3.jpg"])
+
+description = model.generate(
+    images=images,
+    output_mode="text",
+    max_length=100
+)
+print(description)
+"""
+
+IMAGE_OUTPUT_2 = """
+triplet = model.generate(
+    prompt="A bird flying over water",
+    output_mode="image"
+)
+
+what, action, result = triplet
+# what: (B, 512) - bird in sky
+# action: (B, 512) - flapping wings
+# result: (B, 512) - moving forward
+"""
+
+
+def run(snippet: str, names: dict[str, Any]) -> None:
+    for theirs, ours in WHERE.items():
+        snippet = snippet.replace(theirs, ours)
+    exec(compile(snippet, "<snippet>", "exec"), names)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Snippets write where they stand."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def basic() -> dict[str, Any]:
+    """What the first snippet leaves."""
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(BASIC, names)
+    said = [str(warning.message) for warning in caught]
+    assert sum("untrained" in text for text in said) == 1
+    assert any("device='cuda'" in text for text in said) == (not torch.cuda.is_available())
+    return names
+
+
+def test_basic_usage(basic: dict[str, Any]) -> None:
+    model, output = basic["model"], basic["output"]
+    assert isinstance(model, DreamingReasoningLLM)
+    assert isinstance(output, str)
+    assert output
+    assert model.generate("What happens when you drop a ball?", max_length=50, temperature=0.8) == output
+
+
+@pytest.mark.parametrize("snippet", [WITH_DREAMS, WITH_DREAMS_2])
+def test_with_dream_visualization(basic: dict[str, Any], snippet: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {**basic}
+    run(snippet, names)
+    result = names["result"]
+    assert isinstance(result["output"], str)
+    assert len(result["dreams"]) == 4
+    assert {branch.lens for branch in result["dreams"]} == {"spatial", "temporal", "causal", "abstract"}
+    nodes = sum(len(branch.steps) for branch in result["dreams"])
+    assert 0 < nodes == result["graph_data"]["num_nodes"] == len(result["graph_data"]["nodes"])
+    assert f" {nodes} nodes" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:no student was given", "ignore:device='cuda'")
+def test_live_dream_viewing(elsewhere: Path, basic: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    names = {**basic}
+    run(VIEWING, names)
+    told = capsys.readouterr().out
+    (record,) = names["viewer"].records
+    for branch in record.branches:
+        assert f"{branch.lens}: " in told
+        assert all(f"⟨{step.what.label}⟩ ⟨{step.action.label}⟩ ⟨{step.result.label}⟩" in told for step in branch.steps)
+    assert "Total dreams: 1" in told
+    assert -1 < names["summary"]["avg_mean"] < 1
+    assert names["result"] == record.answer
+    assert (elsewhere / "dreams.png").read_bytes().startswith(b"\x89PNG")
+    assert record.prompt in (elsewhere / "dreams.json").read_text()
+
+
+def test_image_input_is_refused_as_pixels_and_taken_as_embeddings(basic: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match=r"no vision encoder; give embeddings of shape \(prompts, images, 512\)"):
+        run(IMAGE_INPUT, {**basic})
+    with pytest.raises(BadInput, match="no vision encoder"):
+        run(IMAGE_INPUT_2, {**basic, "load_images": lambda names: torch.zeros(1, len(names), 3, 224, 224)})
+    names = {**basic, "load_images": lambda names: torch.randn(1, len(names), 512)}
+    run(IMAGE_INPUT_2, names)
+    assert isinstance(names["description"], str)
+
+
+@pytest.mark.parametrize("snippet", [IMAGE_OUTPUT, IMAGE_OUTPUT_2])
+def test_image_generation(basic: dict[str, Any], snippet: str) -> None:
+    names = {**basic}
+    run(snippet, names)
+    for role in ("what", "action", "result"):
+        assert names[role].shape == (1, 512)
+        assert abs(float(names[role].norm()) - 1) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:no student was given")
+def test_configuration() -> None:
+    names: dict[str, Any] = {}
+    run(CONFIG, names)
+    config = names["config"]
+    assert config == DreamingConfig(enable_visualization=True), "they wrote the defaults down"
+    model = DreamingReasoningLLM(config, device="cpu")
+    model.generate("A ball", max_length=2)
+    assert model.get_dream_viewer().get_dream_summary()["total_dreams"] == 1
+
+
+def test_knowledge_graph(elsewhere: Path, basic: dict[str, Any]) -> None:
+    record = basic["model"].generate("How does a plant grow?", return_dreams=True)["record"]
+    assert isinstance(record, DreamRecord)
+    assert all(isinstance(branch, Branch) for branch in record.branches)
+    names: dict[str, Any] = {"reasoner": basic["model"].parts.engine.reasoner, "dream_sequences": record.branches}
+    assert isinstance(names["reasoner"], DreamGraphReasoner)
+    run(IMPORTANT, names)
+    run(READ_BACK, names)
+    said = {slot.label for branch in record.branches for step in branch.steps for slot in step.slots}
+    assert {data["label"] for _, data in names["G"].nodes(data=True)} == said
+    before = {node: data["count"] for node, data in names["G"].nodes(data=True)}
+    run(IMPORTANT, names)
+    grown: Any = nx.read_graphml(elsewhere / "important_knowledge.graphml")
+    assert {node: data["count"] for node, data in grown.nodes(data=True)} == {
+        n: 2 * count for n, count in before.items()
+    }
+
+
+@pytest.mark.filterwarnings("ignore:no student was given", "ignore:device='cuda'")
+def test_reinforcement_learning_is_told_to_be_missing() -> None:
+    names: dict[str, Any] = {}
+    with pytest.warns(UserWarning, match="enable_rl: learning from feedback is not in this version"):
+        run(BASIC_RL, names)
+    assert isinstance(names["output"], str)
+    with pytest.raises(BadInput, match="learning from feedback is not in this version"):
+        run(FEEDBACK, names)
