@@ -124,6 +124,11 @@ class TrainSettings:
     """Share of training after which some dreams are the student's own; 1: never."""
     drafts_share: float = 0.3
     """Share of dreams, from then on, that are the student's own."""
+    retrieve: str = ""
+    """Put what other training answers say of a prompt after it, as image tokens: `neighbourhood`, `walk` or `sample`
+    of their knowledge graph; empty: nothing."""
+    retrieve_limit: int = 4
+    """Triplets put after a prompt at most."""
     precision: str = "auto"
     """`auto` (a short trial decides), `float32` or `bfloat16`."""
     compile: str = "auto"
@@ -221,6 +226,7 @@ LEAST: dict[str, int] = {
     "teacher.retries": 0,
     "teacher.in_flight": 0,
     "mine.steps": 1,
+    "train.retrieve_limit": 1,
     "evaluate.prompts": 0,
     "evaluate.dreams": 0,
     "evaluate.max_tokens": 1,

@@ -140,7 +140,7 @@ class Evaluation:
                 "seed": self.run.settings.seed,
                 "how": [system.dreams, system.texts, self.dream_tokens],
                 "examples": [
-                    [e.key, e.answer, e.mined, e.targets is not None, *([e.truth] if e.truth else [])]
+                    [e.key, e.header, e.answer, e.mined, e.targets is not None, *([e.truth] if e.truth else [])]
                     for e in self.examples
                 ],
             }

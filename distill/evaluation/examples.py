@@ -14,15 +14,16 @@ from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import dream_of
-from distill.tokens.packing import Aligner
+from distill.tokens.packing import Aligner, split_traces, training_recall
 
 
 @dataclass(frozen=True)
 class Example:
     """One held-out prompt.
 
-    header: ids of the prompt, up to where the student goes on. answer: the student's ids of the teacher's answer,
-    without EOS. bytes: of its UTF-8. mined: ids of the dream mined from it, empty where nothing was found.
+    header: ids of the prompt and, with `train.retrieve`, of what was retrieved for it, up to where the student goes
+    on. answer: the student's ids of the teacher's answer, without EOS. bytes: of its UTF-8. mined: ids of the dream
+    mined from it, empty where nothing was found.
     teacher_bits: −log₂ of the teacher's own sampled tokens, EOS left out; NaN where some are not known.
     truth: its split, true answer and depth, where the run's dataset knows them.
     """
@@ -58,13 +59,17 @@ def load_examples(
     examples: list[Example] = []
     left_out = too_long = 0
     with TraceStore(run.traces, readonly=True) as store:
+        train = split_traces(store)[0] if run.settings.train.retrieve else []
+        recall = training_recall(run, train, mined, codes, tokenizer)
         # Without splits they are read one by one, as far as they are wanted.
         for trace in spread(list(store.traces(held_out=True)), truths) if truths else store.traces(held_out=True):
             if limit and len(examples) == limit:
                 break
             found = mined.get(trace.key)
             dream = dream_ids(tokenizer, dream_of(found, codes)) if found else []
-            example = _example(trace, tokenizer, dream, run.settings.capture.system, truths.get(trace.key))
+            prompt = recall.prompt(trace.prompt, trace.key)
+            header = prompt_ids(tokenizer, prompt, system=run.settings.capture.system)
+            example = _example(trace, tokenizer, header, dream, truths.get(trace.key))
             # A mined dream can be longer than `dream_tokens`, where `mine.steps` was lowered since.
             fits = len(example.header) + max(dream_tokens, len(dream) + 5) + len(example.answer) <= context
             if example.answer and fits:
@@ -85,7 +90,9 @@ def load_examples(
     return sorted(examples, key=lambda example: example.key), left_out
 
 
-def _example(trace: Trace, tokenizer: StudentTokenizer, dream: list[int], system: str, truth: Truth | None) -> Example:
+def _example(
+    trace: Trace, tokenizer: StudentTokenizer, header: list[int], dream: list[int], truth: Truth | None
+) -> Example:
     text, tokens, ended = trace.response.text, trace.response.tokens, trace.response.done_reason == "stop"
     # The alignment of training: the teacher's own tokens where the student has them all.
     aligned = Aligner(tokenizer, None).align(text, tokens, trace.response.done_reason)
@@ -96,7 +103,6 @@ def _example(trace: Trace, tokenizer: StudentTokenizer, dream: list[int], system
         teacher_bits = bits(tokens.logprobs[: len(tokens) - ended])
         if tokenizer.teacher_map is not None:
             targets = soft_targets(aligned, tokens, tokenizer.teacher_map, len(answer))
-    header = prompt_ids(tokenizer, trace.prompt, system=system)
     size = len(text.encode())
     return Example(trace.key, trace.prompt, text, header, answer, size, targets, dream, teacher_bits, truth)
 

@@ -12,13 +12,13 @@ The student writes everything after `assistant` itself. `think=False` writes an 
 `render`, `JINJA` (transformers, llama.cpp) and `go_template` (Ollama) say the same; tests compare their ids.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from distill.corpus.triplets import LENSES
-from distill.tokens.bpe import END, END_THINK, START, THINK, StudentTokenizer
+from distill.tokens.bpe import END, END_THINK, START, THINK, StudentTokenizer, image_text
 
 STOP = (END,)
 """Stop strings. The end token alone: a model that opens a turn of its own has ended its own before."""
@@ -91,6 +91,12 @@ def prompt_ids(tokenizer: StudentTokenizer, prompt: str, think: bool | None = No
     """Ids of a single question up to where the student goes on. Image tokens typed by a user steer it."""
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     return tokenizer.encode(render([*messages, {"role": "user", "content": prompt}], think), special=True)
+
+
+def with_context(prompt: str, triples: Iterable[tuple[str, str, str]]) -> str:
+    """The prompt and, on a line of their own, the image tokens of triplets that are known of it; each once."""
+    known = "".join(image_text(label) for triple in dict.fromkeys(triples) for label in triple)
+    return f"{prompt}\n{known}" if known else prompt
 
 
 def dream_ids(tokenizer: StudentTokenizer, dream: Mapping[str, Sequence[Triple]]) -> list[int]:

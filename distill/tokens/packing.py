@@ -9,7 +9,7 @@ teacher sampled, then its top alternatives that are in the student's vocabulary)
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from distill.teacher.protocol import TokenTargets
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
+from distill.tokens.recall import Recall
 
 VERSION = 1
 VALIDATION_SHARE = 0.05
@@ -127,13 +128,15 @@ def pack(run: Run) -> dict[str, Any]:
 
     Raises BadInput where nothing is left to train on.
     """
-    key = fingerprint(
-        {
-            "version": VERSION,
-            "inputs": [run.require(stage).outputs for stage in ("capture", "mine", "tokenize")],
-            "system": run.settings.capture.system,
-        }
-    )
+    inputs: dict[str, Any] = {
+        "version": VERSION,
+        "inputs": [run.require(stage).outputs for stage in ("capture", "mine", "tokenize")],
+        "system": run.settings.capture.system,
+    }
+    how = run.settings.train
+    if how.retrieve:
+        inputs["retrieve"] = [how.retrieve, how.retrieve_limit, run.settings.seed]
+    key = fingerprint(inputs)
     described = run.data / "data.json"
     if described.exists():
         content = json.loads(described.read_text())
@@ -145,11 +148,14 @@ def pack(run: Run) -> dict[str, Any]:
     with TraceStore(run.traces, readonly=True) as store:
         teacher = store.tokenizer()
         train, validation = split_traces(store)
+    recall = training_recall(run, train, triplets, codes, tokenizer)
     aligner = Aligner(tokenizer, Vocabulary(teacher).bytes_of if teacher is not None else None)
     with publish_folder(run.data) as folder:
         counts: dict[str, Any] = {}
         for name, traces in (("train", train), ("validation", validation)):
-            documents = build_documents(traces, triplets, codes, tokenizer, aligner, run.settings.capture.system)
+            documents = build_documents(
+                traces, triplets, codes, tokenizer, aligner, run.settings.capture.system, recall
+            )
             documents.save(folder / name)
             soft = ~np.isnan(documents.slot_logprobs[:, 0]) if tokenizer.kind == "aligned" else documents.chunk_ids >= 0
             counts[name] = {
@@ -164,6 +170,18 @@ def pack(run: Run) -> dict[str, Any]:
     return counts
 
 
+def training_recall(
+    run: Run,
+    train: Iterable[Trace],
+    triplets: Mapping[str, list[Triplet]],
+    codes: Mapping[str, int],
+    tokenizer: StudentTokenizer,
+) -> Recall:
+    """What is known from training traces alone: neither held-out ones nor those of validation are in its graph."""
+    known = {trace.key: triplets.get(trace.key, []) for trace in train}
+    return Recall(run.settings.train, run.settings.seed, known, codes, tokenizer.labels)
+
+
 def build_documents(
     traces: Sequence[Trace],
     triplets: dict[str, list[Triplet]],
@@ -171,6 +189,7 @@ def build_documents(
     tokenizer: StudentTokenizer,
     aligner: "Aligner",
     system: str,
+    recall: Recall,
 ) -> Documents:
     """Documents of traces, in their order."""
     small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
@@ -178,7 +197,7 @@ def build_documents(
     dreams: list[list[int]] = []
     answers: list[Aligned] = []
     for trace in traces:
-        prompts.append(prompt_ids(tokenizer, trace.prompt, system=system))
+        prompts.append(prompt_ids(tokenizer, recall.prompt(trace.prompt, trace.key), system=system))
         found = triplets.get(trace.key, [])
         dreams.append(dream_ids(tokenizer, dream_of(found, codes)) if found else [])
         answers.append(aligner.align(trace.response.text, trace.response.tokens, trace.response.done_reason))
