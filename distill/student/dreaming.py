@@ -37,7 +37,7 @@ class Dreaming:
 def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: str = "") -> Dreaming:
     """Read a prompt, dream, and have the backbone read the dream.
 
-    images: (1, N, D). known: image tokens of what was known before, put before the prompt. Raises BadInput where
+    images: (1, N, D). known: image tokens of what was known before, put after the prompt. Raises BadInput where
     prompt and dream leave no room for an answer.
     """
     started = time.monotonic()
@@ -70,9 +70,9 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
 
 
 def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: str) -> list[int]:
-    """The prompt's tokens: what is known of it and what is seen come first, as image tokens."""
+    """The prompt's tokens: what is seen comes first, what is known of it last, as image tokens (`with_context`)."""
     seen = "" if images is None else image_words(parts, images[0])
-    text = "\n".join(part for part in (known, seen, prompt) if part)
+    text = "\n".join(part for part in (seen, prompt, known) if part)
     ids = prompt_ids(parts.tokenizer, text, False if asked.dreamer == "none" else None, parts.system)
     if len(ids) >= (context := parts.model.config.context):
         raise BadInput(f"prompt: {len(ids)} tokens leave no room for an answer in a context of {context}; shorten it")

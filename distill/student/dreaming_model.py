@@ -125,7 +125,7 @@ class DreamingReasoningLLM:
         "record" (DreamRecord), "seconds", "dream_seconds"}. watch_dreams: draw the dream on the console while it forms.
         dreamer: "engine" drafts all paths in one pass, "backbone" decodes them token by token as in Ollama, "none"
         answers at once; by default the engine where there is one. guide: one to three image tokens, "⟨a ball⟩",
-        that each path begins with. retrieve: put image tokens from the knowledge graph before the prompt; how they
+        that each path begins with. retrieve: put image tokens from the knowledge graph after the prompt; how they
         are found: "neighbourhood", "walk" or "sample". on_dream: gets the dream as far as it is after each step
         that forms, and last the whole of it, before the answer begins.
         Raises BadInput, one line, for whatever can't be done.

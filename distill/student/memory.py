@@ -1,4 +1,4 @@
-"""What was dreamed before, as image tokens before a prompt: how the knowledge graph gives context back."""
+"""What was dreamed before, as image tokens after a prompt: how the knowledge graph gives context back."""
 
 from distill.corpus.retrieval import WAYS, Retriever
 from distill.student.pretrained import Parts
@@ -6,7 +6,7 @@ from distill.tokens.bpe import image_text
 
 RETRIEVALS = ("", *WAYS)
 LIMIT = 4
-"""Triplets put before a prompt."""
+"""Triplets put after a prompt."""
 
 
 def recall(parts: Parts, retriever: Retriever, prompt: str, how: str, seed: int) -> str:
