@@ -410,6 +410,14 @@ def test_a_hostile_record_in_a_browser_and_a_phone(browser: Browser, tmp_path: P
     assert page.requests == [path.as_uri()]
 
 
+def test_a_page_without_a_dream_is_quiet(browser: Browser, tmp_path: Path) -> None:
+    page = browser.open(DreamViewer().export(tmp_path / "dreams.html"))
+    page.press("Escape")
+    page.hover("main")
+    assert page.eval("document.querySelector('main').textContent.trim()") == "No dream yet."
+    assert page.errors == []
+
+
 # Live lanes.
 
 

@@ -123,6 +123,7 @@ function neighbour(node, key) {
 }
 
 document.addEventListener("keydown", (event) => {
+  if (!shown) return;
   if (event.key === "Escape") return choose(null);
   const node = event.target.closest(".node");
   if (!node || !["ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) return;
