@@ -89,8 +89,10 @@ def student(tmp_path_factory: pytest.TempPathFactory, narrow: None) -> Run:
     """A run of the causal world with a backbone that has made one step. Don't alter it."""
     torch.set_num_threads(1)
     run = Run.create(tmp_path_factory.mktemp("student") / "run", small_settings())
-    for stage in (capture, mine, build_tokenizer, train):
-        stage(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.corpus.datasets.stage.HELD_OUT", 5)
+        for stage in (capture, mine, build_tokenizer, train):
+            stage(run)
     return run
 
 
