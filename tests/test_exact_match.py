@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.evaluation_run import trained_run
 
+from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
 from distill.errors import CorruptFile
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.evaluation.report import render
 from distill.evaluation.scoring import dream_context
-from distill.evaluation.truth import FILE, Truth, read_truths, same_answer, spread
+from distill.evaluation.truth import Truth, read_truths, same_answer, spread
 from distill.events import silent
 from distill.run import Run
 from distill.student.generate import generate
@@ -57,7 +58,7 @@ def write_truths(run: Run, answers: dict[str, str]) -> None:
         for i, trace in enumerate(store.traces()):
             split = SPLITS[i % 2] if trace.held_out else "train"
             lines.append({"key": trace.key, "split": split, "answer": answers.get(trace.key, "no"), "depth": 1 + i % 3})
-    (run.path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    dataset_file(run).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def said_greedily(run: Run) -> dict[str, str]:
@@ -133,6 +134,6 @@ def test_white_space_alone_may_differ() -> None:
 
 @pytest.mark.parametrize("line", ["{", '{"key": "k"}', '{"key": "k", "split": "depth", "answer": 3, "depth": 1}', "[]"])
 def test_a_broken_line_is_named(run: Run, line: str) -> None:
-    (run.path / FILE).write_text('{"key": "k", "split": "train", "answer": "yes", "depth": 1}\n' + line + "\n")
+    dataset_file(run).write_text('{"key": "k", "split": "train", "answer": "yes", "depth": 1}\n' + line + "\n")
     with pytest.raises(CorruptFile, match=r"dataset\.jsonl:2: not a question with its true answer"):
         read_truths(run)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distill.config import Settings, settings_yaml
 from distill.errors import BadInput
-from distill.events import Event, Listener
+from distill.events import Listener
 from distill.run import Run, publish_folder, write_atomic
 from distill.training.plan import train_settings
 
@@ -38,39 +38,50 @@ def check_baselines(names: list[str]) -> None:
 
 
 def train_baseline(run: Run, name: str, steps: int, listen: Listener) -> Run:
-    """Train a baseline as a run of its own under baselines/NAME; a trained or interrupted one is taken up.
+    """Train a baseline as a run of its own under baselines/NAME, for `steps` steps of as many packed tokens."""
+    settings = copy.deepcopy(run.settings)
+    BASELINES[name](settings)
+    return train_child(run, run.path / "baselines" / name, settings, steps, f"baseline {name}", listen)
 
-    It gets the student's settings but for one, its data, and `steps` steps of as many packed tokens.
+
+def train_child(run: Run, folder: Path, settings: Settings, steps: int, stage: str, listen: Listener) -> Run:
+    """Train on the run's data with other settings, as a run of its own; a trained or interrupted one is taken up.
+
+    Where the run itself was trained in that very way, its training is copied. Events are told as of `stage`.
     """
     from distill.training.loop import train
 
-    settings = copy.deepcopy(run.settings)
     settings.train.steps, settings.train.minutes = steps, 0.0
     settings.evaluate.baselines = []
-    BASELINES[name](settings)
-    folder = run.path / "baselines" / name
     child = _child(run, folder, settings)
-
-    def renamed(event: Event) -> None:
-        listen(replace(event, stage=f"baseline {name}"))
-
-    train(child, listen=renamed)
+    train(child, listen=renamed(listen, stage))
     return child
 
 
+def renamed(listen: Listener, stage: str) -> Listener:
+    """Tells events as of another stage."""
+    return lambda event: listen(replace(event, stage=stage))
+
+
 def _child(run: Run, folder: Path, settings: Settings) -> Run:
-    """The baseline's run: the one that is there if it is trained in the same way on the same data, or a new one."""
-    shared = {name: record for name, record in run.records().items() if name in SHARED_STAGES}
+    """The child's run: the one that is there if it is trained in the same way on the same data, or a new one."""
+    records, wanted = run.records(), train_settings(Run(folder, settings))
+    shared = {name: record for name, record in records.items() if name in SHARED_STAGES}
     if (folder / "config.yaml").exists():
         there = Run.open(folder)
         same = {name: there.records().get(name) for name in shared} == shared
-        if same and train_settings(there) == train_settings(Run(folder, settings)):
+        if same and train_settings(there) == wanted:
             return Run.create(folder, settings)  # what training doesn't read may have changed
+    if run.fresh("train", wanted) is not None:
+        shared |= {name: records[name] for name in ("train", "engine") if name in records}
+    paths = {run.path / output for record in shared.values() for output in record.outputs} | {run.data}
+    if "train" in shared:
+        paths |= {run.checkpoints, run.metrics}
     with publish_folder(folder) as aside:
-        for output in sorted({output for record in shared.values() for output in record.outputs}):
-            copy_file(run.path / output, aside / output)
+        for path in sorted(path for path in paths if path.exists()):
+            copy_file(path, aside / path.relative_to(run.path))
         if (run.path / "run.json").exists():
-            write_atomic(aside / "run.json", _records_of(run, SHARED_STAGES))
+            write_atomic(aside / "run.json", _records_of(run, tuple(shared)))
         write_atomic(aside / "config.yaml", settings_yaml(settings))
     return Run(folder, settings)
 

@@ -4,12 +4,10 @@ import json
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import Trace
 from distill.errors import CorruptFile
 from distill.run import Run
-
-FILE = "dataset.jsonl"
-"""In the run's folder: an object a line with key (of the trace), split, answer and depth."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Truth:
 
 def read_truths(run: Run) -> dict[str, Truth]:
     """Trace key → its truth; empty for a run without true answers. Raises CorruptFile naming the broken line."""
-    path = run.path / FILE
+    path = dataset_file(run)
     if not path.exists():
         return {}
     truths: dict[str, Truth] = {}

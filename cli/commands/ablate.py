@@ -1,0 +1,65 @@
+"""`dream ablate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.options import stage_options
+from cli.output import emit_json, table
+from cli.progress import Progress
+
+if TYPE_CHECKING:
+    from distill.run import Run
+
+
+def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[str]:
+    """ "engine,pause" → its names."""
+    return [name.strip() for name in (value or "").split(",") if name.strip()]
+
+
+@click.command()
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Training seeds of each arm.")
+@click.option("--steps", type=click.IntRange(1), metavar="N", help="Of each training [as many as RUN's student had].")
+@click.option("--arms", metavar="NAME,…", callback=names, help="Only these arms, such as nodream,pause,engine.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.md", help="Also write it there.")
+@stage_options()
+def ablate(
+    run: "Run",
+    seeds: int,
+    steps: int | None,
+    arms: list[str],
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure what dreaming is worth: RUN's student trained without dreams, with pauses and with dreams, alike in
+    data and tokens.
+
+    Each arm answers the held-out prompts. What is trained already is kept, what is measured already too (but for
+    --force). Results go to RUN/ablation.
+
+    \b
+    Example:
+      dream ablate my-world --seeds 3 --set evaluate.prompts=600 --out docs/ablation.md
+    """
+    from distill.evaluation.ablation import ablate as perform
+    from distill.evaluation.ablation_report import difference_rows, main_metric, render, sentences, table_rows
+    from distill.run import write_atomic
+
+    with Progress(quiet) as listen, run.working():
+        results = perform(run, listen, seeds=seeds, steps=steps, arms=arms, force=force)
+    if out is not None:
+        write_atomic(out, render(results))
+    if as_json:
+        emit_json({"run": str(run.path), **results})
+        return
+    metric = main_metric(results)
+    for rows in (
+        table_rows(results, metric, list(results["arms"]), each=False),
+        difference_rows(results, metric, list(results["differences"]), each=False),
+    ):
+        click.echo(table(rows[1:], rows[0]) + "\n")
+    click.echo("\n".join(sentences(results)))
+    click.echo(f"\nReport: {out or run.path / 'ablation' / 'report.md'}")

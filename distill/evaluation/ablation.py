@@ -1,0 +1,301 @@
+"""What dreaming is worth: the same student trained without dreams, with pauses in their place, and with them.
+
+All see the same data for as many packed tokens, with several training seeds. Each training is a run of its own under
+ablation/seed-S/; each arm's measurement is kept beside it, so that an interrupted ablation goes on where it was.
+"""
+
+import copy
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.config import Settings
+from distill.errors import BadInput
+from distill.evaluation.ablation_report import render
+from distill.evaluation.arms import ARMS, CONTROLS, READINGS, Student
+from distill.evaluation.baselines import renamed, train_child
+from distill.evaluation.examples import Example, load_examples
+from distill.evaluation.measure import Measured
+from distill.evaluation.provenance import changed_settings, versions
+from distill.evaluation.statistics import HierarchicalBootstrap, Ratio
+from distill.events import Event, Listener, silent
+from distill.run import Run, fingerprint, sha256_file, write_atomic
+from distill.student.model import load_backbone
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.image_tokens import Codebook, load_codes
+from distill.tokens.packing import pack
+from distill.training.checkpoint import best, latest, list_checkpoints, read_loop, verify_checkpoint
+from distill.training.step import pick_device
+
+VERSION = 1
+"""Raised when an arm or a metric changes, so that kept measurements are made anew."""
+
+
+def _train_as(dreams: bool, pause: bool = False) -> Callable[[Settings], None]:
+    def change(settings: Settings) -> None:
+        settings.train.dreams, settings.train.pause = dreams, pause
+
+    return change
+
+
+TRAININGS: dict[str, Callable[[Settings], None]] = {
+    "nodream": _train_as(dreams=False),
+    "pause": _train_as(dreams=True, pause=True),
+    "dreams": _train_as(dreams=True),
+}
+"""Name → what it changes in the student's settings."""
+
+PAIRS = [
+    *((arm, control) for arm in ("backbone", "engine", "oracle") for control in CONTROLS),
+    *(("backbone", reading) for reading in READINGS),
+    ("engine", "backbone"),
+]
+"""Differences that are reported: the first minus the second."""
+
+
+def ablate(
+    run: Run,
+    listen: Listener = silent,
+    *,
+    seeds: int = 3,
+    steps: int | None = None,
+    arms: Sequence[str] = (),
+    force: bool = False,
+) -> dict[str, Any]:
+    """Train and measure every arm (all by default) with `seeds` training seeds; returns the results.
+
+    steps: of each training; by default as many as the run's student had, or train.steps. force: measure again.
+    Writes results.json, samples.jsonl and report.md into ablation/. Raises MissingStage, and BadInput for an unknown
+    arm, no seed, a run without dreams, or fewer than two held-out prompts.
+    """
+    for stage in ("capture", "mine", "tokenize"):
+        run.require(stage)
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise BadInput(f"arms: {unknown[0]!r} is none of {', '.join(ARMS)}")
+    if seeds < 1:
+        raise BadInput(f"seeds: {seeds} is too few; 1 is the least, 3 or more say how much chance matters")
+    trained = list_checkpoints(run)
+    steps = steps or (read_loop(latest(run)).step if trained else 0) or run.settings.train.steps
+    wanted = [arm for arm in ARMS if arm in arms or not arms]
+    ablation = Ablation(run, listen, wanted, steps, force)
+    measured = {run.settings.seed + i: ablation.measure(run.settings.seed + i) for i in range(seeds)}
+    results = ablation.results(measured)
+    write_atomic(ablation.folder / "samples.jsonl", _lines(ablation.samples(measured)))
+    write_atomic(ablation.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_atomic(ablation.folder / "report.md", render(results))
+    listen(Event("ablate", "done", f"{ablation.folder / 'report.md'}"))
+    return results
+
+
+def _lines(values: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+
+
+class Ablation:
+    """One ablation of one run."""
+
+    def __init__(self, run: Run, listen: Listener, arms: list[str], steps: int, force: bool) -> None:
+        self.run, self.listen, self.arms, self.steps, self.force = run, listen, arms, steps, force
+        self.folder = run.path / "ablation"
+        self.tokenizer = StudentTokenizer.load(run.tokenizer)
+        self.codebook = Codebook.load(run.tokenizer)
+        # Four lenses, each with up to as many triplets as either dreamer has, and the line's end and closing tag.
+        self.dream_tokens = 4 * (1 + 3 * max(run.settings.mine.steps, run.settings.dreaming.dream_length)) + 2
+        codes, context = load_codes(run.tokenizer, self.codebook), run.settings.student.context
+        self.examples, self.left_out = load_examples(run, self.tokenizer, codes, context, self.dream_tokens + 4)
+        self._check()
+        if "engine" in arms and run.settings.dreaming.dream_steps < 1:
+            listen(Event("ablate", "warning", "no engine dreams: dreaming.dream_steps=0 trains no engine"))
+            arms.remove("engine")
+        pack(run)  # once, for all children
+        self.trainings: list[dict[str, Any]] = []
+
+    def _check(self) -> None:
+        if len(self.examples) < 2:
+            raise BadInput(f"{self.run.traces}: has 1 usable held-out prompt; an ablation needs 2 (evaluate.prompts)")
+        if not any(example.mined for example in self.examples):
+            raise BadInput(
+                f"{self.run.triplets}: no held-out prompt has a dream, so there is nothing to ablate; mine another run"
+            )
+
+    # Measuring.
+    def measure(self, seed: int) -> dict[str, Measured]:
+        """Arm → what it did with this training seed."""
+        found: dict[str, Measured] = {}
+        for training in TRAININGS:
+            arms = [arm for arm in self.arms if ARMS[arm].training == training]
+            if arms:
+                child = self._child(seed, training, engine="engine" in arms)
+                found |= self._measure_child(child, seed, training, arms)
+        return {arm: found[arm] for arm in self.arms}
+
+    def _child(self, seed: int, training: str, engine: bool) -> Run:
+        """A training, finished, and its engine where one is wanted."""
+        settings = copy.deepcopy(self.run.settings)
+        settings.seed = seed
+        TRAININGS[training](settings)
+        folder, stage = self.folder / f"seed-{seed}" / training, f"seed {seed}, {training}"
+        child = train_child(self.run, folder, settings, self.steps, stage, self.listen)
+        record = child.require("train")
+        entry = {"seed": seed, "training": training, "seconds": record.seconds}
+        entry |= {key: record.summary[key] for key in ("steps", "best_step", "tokens", "parameters")}
+        if engine:
+            from distill.training.dream_phases import train_engine
+
+            train_engine(child, listen=renamed(self.listen, f"{stage}, engine"), force=False)
+            made = child.require("engine")
+            if reason := made.summary.get("skipped"):
+                raise BadInput(f"{child.path}: there is no dream engine ({reason}); leave the engine out of --arms")
+            entry |= {"engine_seconds": made.seconds, "engine_parameters": made.summary.get("parameters")}
+        self.trainings.append(entry)
+        return child
+
+    def _measure_child(self, child: Run, seed: int, training: str, arms: list[str]) -> dict[str, Measured]:
+        checkpoint = best(child)
+        verify_checkpoint(checkpoint)
+        stage, done, total = f"seed {seed}, {training}", 0, 2 * len(self.examples) * len(arms)
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            self.listen(Event(stage, "progress", done=done, total=total, unit="answers"))
+
+        student: Student | None = None
+        found: dict[str, Measured] = {}
+        for arm in arms:
+            kept, mark = self.folder / f"seed-{seed}" / "arms" / f"{arm}.json", self._mark(child, checkpoint, arm)
+            measured = None if self.force else Measured.kept(kept, mark)
+            if measured is None:
+                student = student or self._student(child, checkpoint, progress, "engine" in arms)
+                measured = student.measure(arm)
+                measured.keep(kept, mark)
+            else:
+                progress(2 * len(self.examples))
+            found[arm] = measured
+        return found
+
+    def _mark(self, child: Run, checkpoint: Path, arm: str) -> str:
+        """Of all that an arm's numbers depend on."""
+        return fingerprint(
+            {
+                "version": VERSION,
+                "arm": arm,
+                "weights": sha256_file(checkpoint / "model.safetensors"),
+                "engine": child.require("engine").outputs if arm == "engine" else None,
+                "keep_above": self.run.settings.dreaming.keep_above if arm == "engine" else None,
+                "how": [self.run.settings.seed, self.dream_tokens, self.run.settings.evaluate.max_tokens],
+                "examples": [[e.key, e.header, e.answer, e.mined, e.truth and asdict(e.truth)] for e in self.examples],
+            }
+        )
+
+    def _student(self, child: Run, checkpoint: Path, progress: Callable[[int], None], engine: bool) -> Student:
+        model = load_backbone(checkpoint).to(pick_device(self.run.settings.train.device)).eval()
+        dreamer = None
+        if engine:
+            from distill.student.dream_engine import DreamEngine
+
+            dreamer = DreamEngine.load(child.engine, self.codebook, model.config.hidden).to(model.cos.device)
+        return Student(
+            model,
+            self.tokenizer,
+            self.examples,
+            dreamer,
+            seed=self.run.settings.seed,
+            dream_tokens=self.dream_tokens,
+            max_tokens=self.run.settings.evaluate.max_tokens,
+            keep_above=self.run.settings.dreaming.keep_above,
+            listen=progress,
+        )
+
+    # What came of it.
+    def results(self, measured: dict[int, dict[str, Measured]]) -> dict[str, Any]:
+        """The content of results.json: every number of the report."""
+        run, settings = self.run, self.run.settings
+        seeds = list(measured)
+        bootstrap = HierarchicalBootstrap(len(seeds), len(self.examples), settings.evaluate.bootstrap, settings.seed)
+        groups = groups_of(self.examples)
+        values = {
+            arm: {
+                f"{metric}/{group}": [within(measured[seed][arm].metrics[metric], inside) for seed in seeds]
+                for metric in measured[seeds[0]][arm].metrics
+                for group, inside in groups.items()
+            }
+            for arm in self.arms
+        }
+        intervals = {arm: {name: bootstrap.interval(m) for name, m in each.items()} for arm, each in values.items()}
+        differences = {
+            f"{one}-{two}": {
+                name: bootstrap.difference(ratios, values[two][name])
+                for name, ratios in values[one].items()
+                if name in values[two]
+            }
+            for one, two in PAIRS
+            if one in values and two in values
+        }
+        return {
+            "version": VERSION,
+            "run": run.name,
+            "source": f"dataset {settings.capture.dataset}" if settings.capture.dataset else settings.teacher.model,
+            "prompts": len(self.examples),
+            "left_out": self.left_out,
+            "groups": {name: int(inside.sum()) for name, inside in groups.items()},
+            "exact": any(example.truth for example in self.examples),
+            "dreams_tokens": float(np.mean([len(e.mined) for e in self.examples])),
+            "seeds": seeds,
+            "steps": self.steps,
+            "chosen": len(self.arms) < len(ARMS),
+            "arms": {arm: {"label": ARMS[arm].label, "training": ARMS[arm].training} for arm in self.arms},
+            "metrics": {arm: _json(each) for arm, each in intervals.items()},
+            "differences": {pair: _json(each) for pair, each in differences.items()},
+            "trainings": self.trainings,
+            "settings": changed_settings(settings),
+            "max_tokens": settings.evaluate.max_tokens,
+            "bootstrap": settings.evaluate.bootstrap,
+            "versions": versions(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+    def samples(self, measured: dict[int, dict[str, Measured]]) -> list[dict[str, Any]]:
+        """Per prompt, seed and arm: dream, answer, and the metrics' numerators and denominators."""
+        samples: list[dict[str, Any]] = []
+        for i, example in enumerate(self.examples):
+            sample: dict[str, Any] = {"key": example.key, "prompt": example.prompt, "teacher": example.text}
+            if truth := example.truth:
+                sample |= {"split": truth.split, "depth": truth.depth, "expected": truth.answer}
+            sample["dream"] = self.tokenizer.decode(example.mined)
+            for seed, arms in measured.items():
+                for arm, found in arms.items():
+                    values = {name: [r.numerator[i], r.denominator[i]] for name, r in found.metrics.items()}
+                    entry = {"dream": found.dreams[i], "answer": found.answers[i], "metrics": values}
+                    sample.setdefault("seeds", {}).setdefault(str(seed), {})[arm] = entry
+            samples.append(sample)
+        return samples
+
+
+def groups_of(examples: list[Example]) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Group → which examples are in it, (prompts,) bool: "all", each split, and each depth of a split as "split/3"."""
+    groups = {"all": np.ones(len(examples), np.bool_)}
+    truths = [example.truth for example in examples]
+    splits = Counter(truth.split for truth in truths if truth)
+    depths = Counter((truth.split, truth.depth) for truth in truths if truth)
+    for split in sorted(splits):
+        groups[split] = np.array([truth is not None and truth.split == split for truth in truths])
+    for split, depth in sorted(depths):
+        inside = [truth is not None and (truth.split, truth.depth) == (split, depth) for truth in truths]
+        groups[f"{split}/{depth}"] = np.array(inside)
+    return groups
+
+
+def within(ratio: Ratio, inside: np.ndarray[Any, np.dtype[np.bool_]]) -> Ratio:
+    """The metric over some of the prompts alone."""
+    return Ratio(ratio.numerator * inside, ratio.denominator * inside)
+
+
+def _json(intervals: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if found is None else asdict(found) for name, found in intervals.items()}

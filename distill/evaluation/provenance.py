@@ -1,0 +1,41 @@
+"""How a result was made, in a form that another machine can make it again from."""
+
+import contextlib
+import importlib.metadata
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill.config import Settings
+
+
+def changed_settings(settings: Settings) -> dict[str, Any]:
+    """Settings that aren't their defaults, by dotted name; of files their names alone."""
+    now, default = _flat(asdict(settings)), _flat(asdict(Settings()))
+    return {name: _portable(value) for name, value in now.items() if value != default[name]}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_portable(entry) for entry in value]
+    if isinstance(value, str) and "://" not in value:
+        head, colon, tail = value.rpartition(":")
+        return head + colon + Path(tail).name if Path(tail).is_absolute() else value
+    return value
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what the numbers come from."""
+    found = {"python": platform.python_version()}
+    for package in ("dreaming-student", "torch", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

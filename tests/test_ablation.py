@@ -1,0 +1,438 @@
+"""The ablation of dreaming: its trainings, arms, statistics and words, on a small causal world."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from support.ablation_run import STEPS, small_world
+
+from distill.corpus.datasets.stage import dataset_file
+from distill.corpus.traces import TraceStore
+from distill.corpus.triplets import LENSES
+from distill.errors import BadInput, MissingStage
+from distill.evaluation.ablation import Ablation, ablate
+from distill.evaluation.ablation_report import render, sentences
+from distill.evaluation.arms import ARMS, Student, dream_accuracy, others
+from distill.evaluation.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio
+from distill.evaluation.truth import read_truths
+from distill.events import Event, silent
+from distill.run import Run
+from distill.student.dream_engine import DreamEngine, drafted_dreams, prompt_states
+from distill.tokens.chat import dream_ids, think_ids
+from distill.training.checkpoint import best, folder_of, latest
+from distill.training.loop import train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Not ablated; don't alter it."""
+    return small_world(tmp_path_factory.mktemp("world") / "small")
+
+
+@pytest.fixture(scope="module")
+def ablated(world: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[str, Any]]:
+    """Trained, then ablated with two seeds; don't alter it."""
+    folder = tmp_path_factory.mktemp("ablated") / "small"
+    shutil.copytree(world.path, folder)
+    run = Run.open(folder)
+    train(run)
+    return run, ablate(run, seeds=2)
+
+
+@pytest.fixture
+def copied(ablated: tuple[Run, dict[str, Any]], tmp_path: Path) -> Run:
+    shutil.copytree(ablated[0].path, tmp_path / "small")
+    return Run.open(tmp_path / "small")
+
+
+@pytest.fixture(scope="module")
+def student(ablated: tuple[Run, dict[str, Any]]) -> Student:
+    """The dreaming student of seed 0 and its engine."""
+    run = ablated[0]
+    child = Run.open(run.path / "ablation" / "seed-0" / "dreams")
+    return Ablation(run, silent, list(ARMS), STEPS, force=False)._student(child, best(child), lambda count: None, True)
+
+
+# Trainings.
+
+
+def test_trainings_differ_in_their_dreams_and_seeds_alone(ablated: tuple[Run, dict[str, Any]]) -> None:
+    run, results = ablated
+    entries = results["trainings"]
+    assert [(e["seed"], e["training"]) for e in entries] == [
+        (s, t) for s in (0, 1) for t in ("nodream", "pause", "dreams")
+    ]
+    assert {(e["steps"], e["tokens"], e["parameters"]) for e in entries} == {
+        (STEPS, STEPS * 2 * 256, entries[0]["parameters"])
+    }
+    weights: set[bytes] = set()
+    for entry in entries:
+        child = Run.open(run.path / "ablation" / f"seed-{entry['seed']}" / entry["training"])
+        assert child.settings.seed == entry["seed"]
+        assert child.settings.train.dreams == (entry["training"] != "nodream")
+        assert child.settings.train.pause == (entry["training"] == "pause")
+        assert child.settings.student == run.settings.student
+        assert latest(child) == folder_of(child, STEPS)
+        with TraceStore(child.traces, readonly=True) as one, TraceStore(run.traces, readonly=True) as other:
+            assert one.content_digest() == other.content_digest()
+        assert (child.data / "data.json").read_bytes() == (run.data / "data.json").read_bytes()
+        weights.add((best(child) / "model.safetensors").read_bytes())
+    assert len(weights) == len(entries)
+
+
+def test_the_runs_own_training_is_one_of_them(ablated: tuple[Run, dict[str, Any]]) -> None:
+    run, _ = ablated
+    child = Run.open(run.path / "ablation" / "seed-0" / "dreams")
+    assert child.records()["train"] == run.records()["train"]
+    assert (best(child) / "model.safetensors").read_bytes() == (best(run) / "model.safetensors").read_bytes()
+
+
+# Results.
+
+
+def test_files_hold_the_numbers_and_the_report_is_made_of_them(ablated: tuple[Run, dict[str, Any]]) -> None:
+    run, results = ablated
+    folder = run.path / "ablation"
+    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    text = (folder / "report.md").read_text()
+    assert text == render(json.loads((folder / "results.json").read_text()))
+    for label in (arm.label for arm in ARMS.values()):
+        assert label in text
+    assert "dream ablate small --seeds 2 --steps 6" in text
+    assert str(run.path.parent) not in text
+    assert results["groups"]["all"] == 12
+    assert sum(n for name, n in results["groups"].items() if "/" in name) == 12
+
+
+def test_means_and_differences_follow_from_the_samples(ablated: tuple[Run, dict[str, Any]]) -> None:
+    run, results = ablated
+    samples = [json.loads(line) for line in (run.path / "ablation" / "samples.jsonl").read_text().splitlines()]
+
+    def by_hand(arm: str, metric: str, split: str | None) -> float:
+        chosen = [sample for sample in samples if split in (None, sample["split"])]
+        of_seeds: list[float] = []
+        for seed in ("0", "1"):
+            pairs = [sample["seeds"][seed][arm]["metrics"][metric] for sample in chosen]
+            of_seeds.append(sum(top for top, _ in pairs) / sum(bottom for _, bottom in pairs))
+        return sum(of_seeds) / 2
+
+    for split in (None, "combination", "depth", "familiar"):
+        name = f"bits_per_byte/{split or 'all'}"
+        pause, engine = (by_hand(arm, "bits_per_byte", split) for arm in ("pause", "engine"))
+        assert results["metrics"]["pause"][name]["value"] == pytest.approx(pause)
+        assert results["differences"]["engine-pause"][name]["value"] == pytest.approx(engine - pause)
+    truths = read_truths(run)
+    for sample in samples:
+        assert sample["expected"] == truths[sample["key"]].answer
+        for arm in sample["seeds"]["1"].values():
+            hit = arm["answer"].split() == sample["expected"].split()
+            assert arm["metrics"]["exact_match"] == [hit, 1]
+
+
+def test_exact_match_is_of_what_an_arm_says(copied: Run) -> None:
+    """Every other true answer becomes what the student said: trainings stay, the arm is measured anew."""
+    samples = [json.loads(line) for line in (copied.path / "ablation" / "samples.jsonl").read_text().splitlines()]
+    said = {sample["key"]: sample["seeds"]["0"]["pause"]["answer"] for sample in samples[::2]}
+    lines = [json.loads(line) for line in dataset_file(copied).read_text().splitlines()]
+    lines = [{**line, "answer": said.get(line["key"], "never")} for line in lines]
+    dataset_file(copied).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    events: list[Event] = []
+    results = ablate(copied, events.append, seeds=1, arms=["pause"])
+    assert results["metrics"]["pause"]["exact_match/all"]["value"] == 0.5
+    assert not [event for event in events if event.unit == "step"]
+    assert set(results["arms"]) == {"pause"}
+    assert results["differences"] == {}
+
+
+def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[str, Any]]) -> None:
+    arms = copied.path / "ablation" / "seed-1" / "arms"
+    (arms / "oracle.json").unlink()
+    kept = arms / "engine.json"
+    content = json.loads(kept.read_text())
+    content["measured"]["answers"][0] = "from the kept file"
+    kept.write_text(json.dumps(content))
+
+    class Interruptedly(Exception):
+        pass
+
+    def interrupt(event: Event) -> None:
+        if event.stage == "seed 1, dreams" and event.unit == "answers":
+            raise Interruptedly
+
+    (copied.path / "ablation" / "results.json").unlink()
+    with pytest.raises(Interruptedly):
+        ablate(copied, interrupt, seeds=2)
+    assert not (copied.path / "ablation" / "results.json").exists()
+    events: list[Event] = []
+    results = ablate(copied, events.append, seeds=2)
+    first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text().splitlines()[0])
+    assert first["seeds"]["1"]["engine"]["answer"] == "from the kept file"
+    assert not [event for event in events if event.unit == "step"]  # nothing was trained
+    last = [event for event in events if event.stage == "seed 1, dreams" and event.kind == "progress"][-1]
+    assert last.done == last.total
+    for name in ("metrics", "differences", "groups"):
+        assert results[name] == ablated[1][name]
+    ablate(copied, seeds=2, force=True)
+    first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text().splitlines()[0])
+    assert first["seeds"]["1"]["engine"]["answer"] != "from the kept file"
+
+
+def test_without_true_answers_likelihood_and_chrf_are_measured(copied: Run) -> None:
+    dataset_file(copied).unlink()
+    results = ablate(copied, seeds=1, arms=["nodream", "backbone"])
+    assert not results["exact"]
+    assert set(results["groups"]) == {"all"}
+    found = results["metrics"]["backbone"]
+    assert {"chrf/all", "bits_per_byte/all", "dream_accuracy/all"} <= found.keys()
+    assert "exact_match/all" not in found
+    (worth, *_) = sentences(results)
+    assert "bits per byte" in worth
+    assert "There is one training seed" in render(results)
+
+
+# Arms.
+
+
+def test_arms_read_what_they_say(student: Student) -> None:
+    tokenizer, examples = student.tokenizer, student.examples
+    read = {arm: student.dreams(arm) for arm in ARMS}
+    assert read["nodream"] == read["empty"] == [[]] * len(examples)
+    assert read["oracle"] == [example.mined for example in examples]
+    assert all(example.mined for example in examples)
+    assert read["pause"] == [[tokenizer.pad_id] * len(example.mined) for example in examples]
+    assert read["backbone"] == student.own_dreams
+
+
+def test_engine_dreams_are_what_its_graph_keeps(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt at a time, by the engine's own functions; with every path, with some and with none kept."""
+    engine = student.engine
+    assert isinstance(engine, DreamEngine)
+    for keep_above in (0.0, 0.5, 1.0):
+        monkeypatch.setattr(student, "keep_above", keep_above)
+        for example, found in zip(student.examples, student.dreams("engine"), strict=True):
+            with torch.inference_mode():
+                drafted = engine(*prompt_states(student.model, [example.header]))
+            (dream,) = drafted_dreams(drafted, keep_above=keep_above)
+            assert found == (dream_ids(student.tokenizer, dream) if any(dream.values()) else [])
+
+
+def test_spoiled_dreams_are_spoiled(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = [example.mined for example in student.examples]
+    monkeypatch.setattr(student, "own_dreams", true)
+    image = student.tokenizer.image_code
+    for own, shuffled in zip(true, student.dreams("shuffled"), strict=True):
+        assert Counter(shuffled) == Counter(own)
+        assert [i for i, id in enumerate(shuffled) if image(id) is None] == [
+            i for i, id in enumerate(own) if image(id) is None
+        ]
+        assert shuffled != own
+    others_dreams = student.dreams("other")
+    assert sorted(map(tuple, others_dreams)) == sorted(map(tuple, true))
+    assert student.dreams("shuffled") == student.dreams("shuffled")
+
+
+def test_an_empty_dream_may_be_shuffled(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(student, "own_dreams", [[] for _ in student.examples])
+    assert student.dreams("shuffled") == [[] for _ in student.examples]
+
+
+def test_answers_follow_the_dream_they_are_given(student: Student) -> None:
+    """Likelihoods of one arm equal those of the rendered context, answer by answer."""
+    measured = student.measure("oracle")
+    tokenizer, model = student.tokenizer, student.model
+    for i, example in enumerate(student.examples):
+        dream: dict[str, list[tuple[int, int, int]]] = {lens: [] for lens in LENSES}
+        codes = [tokenizer.image_code(id) for id in example.mined]
+        lens = -1
+        flat: dict[int, list[int]] = {k: [] for k in range(4)}
+        for id, code in zip(example.mined, codes, strict=True):
+            if code is None:
+                lens = tokenizer.lens_ids.index(id)
+            else:
+                flat[lens].append(code)
+        for k, name in enumerate(LENSES):
+            dream[name] = [(a, b, c) for a, b, c in zip(*[iter(flat[k])] * 3, strict=True)]
+        context = [*example.header, *think_ids(tokenizer, dream)]
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*context, *example.answer]]))[0].double().log_softmax(-1)
+        places = range(len(context) - 1, len(context) - 1 + len(example.answer))
+        bits = -sum(float(logits[p, id]) for p, id in zip(places, example.answer, strict=True)) / np.log(2)
+        assert measured.metrics["bits_per_byte"].numerator[i] == pytest.approx(bits, rel=1e-4)
+    assert measured.metrics["dream_tokens"].numerator.tolist() == [len(e.mined) for e in student.examples]
+
+
+def test_dream_accuracy_by_hand(student: Student) -> None:
+    tokenizer = student.tokenizer
+
+    def ids(**chains: list[tuple[int, int, int]]) -> list[int]:
+        return dream_ids(tokenizer, chains)
+
+    true = ids(spatial=[(1, 2, 3), (3, 4, 5)], causal=[(6, 7, 8)])
+    own = [
+        true,
+        ids(spatial=[(1, 2, 9), (3, 9, 5)], causal=[(6, 7, 8)]),  # 7 of 9
+        ids(spatial=[(1, 2, 3)], causal=[(6, 7, 8), (0, 0, 0)]),  # a step missing, one too many: 6 of 9
+        ids(temporal=[(1, 2, 3), (3, 4, 5)]),  # another lens
+        ids(spatial=[(1, 2, 3)]),
+    ]
+    found = dream_accuracy(tokenizer, own, [true] * 4 + [[]])
+    assert found["dream_accuracy"].numerator.tolist() == [9, 7, 6, 0, 0]
+    assert found["dream_accuracy"].denominator.tolist() == [9, 9, 9, 9, 0]
+    assert found["dream_exact"].numerator.tolist() == [1, 0, 0, 0, 0]
+    assert found["dream_exact"].denominator.tolist() == [1, 1, 1, 1, 0]
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=24), st.integers(0, 9))
+def test_others_are_others_of_the_same_kind(groups: list[str], seed: int) -> None:
+    found = others(groups, seed)
+    assert sorted(found) == list(range(len(groups)))
+    assert all(i != j for i, j in enumerate(found))
+    sizes = Counter(groups)
+    alone = sum(size == 1 for size in sizes.values())
+    foreign = sum(groups[i] != groups[j] for i, j in enumerate(found))
+    assert foreign == (0 if alone == 0 else 2 if alone == 1 else alone)
+
+
+# Statistics.
+
+
+def test_one_seed_is_the_bootstrap_over_prompts() -> None:
+    ratio = Ratio.of(np.random.default_rng(0).normal(size=30))
+    one, plain = HierarchicalBootstrap(1, 30, 300, 5).interval([ratio]), PairedBootstrap(30, 300, 5).interval(ratio)
+    assert one is not None
+    assert plain is not None
+    assert (one.value, one.low, one.high, one.seeds) == (plain.value, plain.low, plain.high, (plain.value,))
+    assert HierarchicalBootstrap(2, 1, 10, 0).interval([ratio, Ratio.of([np.nan])]) is None
+    assert HierarchicalBootstrap(1, 1, 10, 0).difference([Ratio.of([np.nan])], [ratio]) is None
+
+
+def test_a_seed_that_differs_widens_the_interval() -> None:
+    values = np.random.default_rng(0).random(200) < 0.5
+    same = HierarchicalBootstrap(3, 200, 500, 0).interval([Ratio.of(values)] * 3)
+    flipped = [Ratio.of(values), Ratio.of(values), Ratio.of(values | (np.arange(200) % 2 == 0))]
+    wider = HierarchicalBootstrap(3, 200, 500, 0).interval(flipped)
+    assert same is not None
+    assert wider is not None
+    assert wider.high - wider.low > 2 * (same.high - same.low)
+    assert wider.seeds == tuple(ratio.value for ratio in flipped)
+    assert wider == HierarchicalBootstrap(3, 200, 500, 0).interval(flipped)
+
+
+@pytest.mark.parametrize(("of_seed", "of_prompt"), [(0.0, 0.3), (0.05, 0.2), (0.3, 0.2)])
+def test_intervals_cover_the_truth_over_seeds_and_prompts(of_seed: float, of_prompt: float) -> None:
+    """Simulated exact matches, three seeds, 80 prompts; the seeds hardly differ, somewhat, and more than prompts."""
+    hits, runs = Counter[str](), 200
+    for number in range(runs):
+        draw = np.random.default_rng([number, 7])
+        prompts = draw.normal(0, of_prompt, 80)
+        arms: list[list[Ratio]] = []
+        for _ in range(2):
+            chance = np.clip(0.5 + draw.normal(0, of_seed, (3, 1)) + prompts, 0, 1)
+            arms.append([Ratio.of(row) for row in draw.random((3, 80)) < chance])
+        bootstrap = HierarchicalBootstrap(3, 80, 400, number)
+        value, difference = bootstrap.interval(arms[0]), bootstrap.difference(arms[1], arms[0])
+        assert value is not None
+        assert difference is not None
+        hits["value"] += value.low <= 0.5 <= value.high
+        hits["difference"] += difference.low <= 0.0 <= difference.high
+    for name in ("value", "difference"):  # binomial noise of 200 runs is ± 3 %
+        assert 0.91 <= hits[name] / runs <= 0.998, (name, hits[name])
+
+
+# Words.
+
+
+def entry(value: float, low: float, high: float) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "seeds": [value] * 3}
+
+
+def fabricated(exact: bool, nodream: dict[str, Any], pause: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Results of backbone dreams with these differences to the controls and to another prompt's dream."""
+    metric = "exact_match" if exact else "bits_per_byte"
+    arms = ("nodream", "pause", "backbone", "other")
+    return {
+        "exact": exact,
+        "seeds": [0, 1, 2],
+        "groups": {"all": 50},
+        "arms": {arm: {"label": ARMS[arm].label, "training": ARMS[arm].training} for arm in arms},
+        "metrics": {arm: {f"{metric}/all": entry(0.5, 0.4, 0.6)} for arm in arms},
+        "differences": {
+            f"backbone-{name}": {f"{metric}/all": found}
+            for name, found in (("nodream", nodream), ("pause", pause), ("other", other))
+        },
+    }
+
+
+def test_words_say_what_the_numbers_say() -> None:
+    up, none, down = entry(0.2, 0.1, 0.3), entry(0.0, -0.1, 0.1), entry(-0.2, -0.3, -0.1)
+    won, reads = sentences(fabricated(True, up, up, up))
+    assert "50.0 % exact match: 20.0 points [10.0, 30.0] more than no dream; 20.0 points" in won
+    assert won.endswith("Dreaming wins against both controls.")
+    assert reads.startswith("The answer reads its dream (")
+    assert "another prompt's dream: -20.0 [-30.0, -10.0] points" in reads
+    unclear, reads = sentences(fabricated(True, up, none, none))
+    assert "no clear difference to pause tokens (+0.0 [-10.0, +10.0])" in unclear
+    assert unclear.endswith("Dreaming does not clearly win.")
+    assert reads.startswith("Nothing shows that the answer reads its dream")
+    lost, _ = sentences(fabricated(True, up, down, up))
+    assert "20.0 points [10.0, 30.0] fewer than pause tokens" in lost
+    assert lost.endswith("Dreaming loses to a control.")
+    # Of bits, fewer are better.
+    won, reads = sentences(fabricated(False, down, down, down))
+    assert "0.200 bits per byte [0.100, 0.300] fewer than no dream" in won
+    assert won.endswith("Dreaming wins against both controls.")
+    assert "another prompt's dream: +0.200 [+0.100, +0.300] bits per byte" in reads
+
+
+# Bad input, and the command.
+
+
+def test_what_cannot_be_ablated_says_so(world: Run, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"arms: 'soft' is none of nodream, pause, backbone, engine"):
+        ablate(world, arms=["nodream", "soft"])
+    with pytest.raises(BadInput, match="seeds: 0 is too few"):
+        ablate(world, seeds=0)
+    with pytest.raises(MissingStage, match="dream capture"):
+        ablate(Run.create(tmp_path / "empty", world.settings))
+    shutil.copytree(world.path, tmp_path / "copy")
+    copy = Run.open(tmp_path / "copy")
+    copy.settings.evaluate.prompts = 1
+    with pytest.raises(BadInput, match=r"an ablation needs 2 \(evaluate\.prompts\)"):
+        ablate(copy)
+    copy.settings.evaluate.prompts = 12
+    copy.triplets.write_text("")
+    with pytest.raises(BadInput, match="no held-out prompt has a dream"):
+        ablate(copy)
+
+
+def test_the_command_tells_and_writes(copied: Run, tmp_path: Path) -> None:
+    from cli.main import dream
+
+    runner, out = CliRunner(), tmp_path / "docs" / "found.md"
+    told = runner.invoke(dream, ["ablate", str(copied.path), "--seeds", "2", "--out", str(out), "-q"])
+    assert told.exit_code == 0, told.output
+    assert "backbone dreams − pause tokens" in told.output
+    assert out.read_text() == (copied.path / "ablation" / "report.md").read_text()
+    call = ["ablate", str(copied.path), "--arms", "nodream, empty", "--seeds", "1", "--json", "-q"]
+    results = json.loads(runner.invoke(dream, call).output)
+    assert list(results["arms"]) == ["nodream", "empty"]
+    assert "--arms nodream,empty" in (copied.path / "ablation" / "report.md").read_text()
+    wrong = runner.invoke(dream, ["ablate", str(copied.path), "--arms", "dreams"])
+    assert isinstance(wrong.exception, BadInput)
