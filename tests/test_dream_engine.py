@@ -228,14 +228,14 @@ def test_drafted_dreams_are_the_kept_paths_up_to_their_ends(engine: DreamEngine,
 
 
 # Learning.
-RATE, STEPS = 4e-3, 240
+SMALL, RATE, STEPS = 32, 4e-3, 220
 
 
-def small_world(states: int = 5) -> Callable[[Tensor], tuple[Tensor, DreamTargets]]:
+def small_world(states: int = 4) -> Callable[[Tensor], tuple[Tensor, DreamTargets]]:
     """Two counters that actions move: a prompt names both starts and three actions. The second counter moves only
     while the first one, of the other path, is even: paths must tell each other where they are."""
     words, actions = draw(2 * states + 3, HIDDEN, seed=8), 3
-    centroids = torch.from_numpy(some_codebook().centroids)
+    centroids = F.normalize(draw(CODES, SMALL, seed=9), dim=-1)
 
     def task(prompts: Tensor) -> tuple[Tensor, DreamTargets]:
         """prompts (B, 5): two starts, three actions."""
@@ -260,13 +260,13 @@ def small_world(states: int = 5) -> Callable[[Tensor], tuple[Tensor, DreamTarget
 def test_the_engine_learns_to_simulate_what_it_was_never_shown() -> None:
     """Trained on half of all prompts of a small world, it dreams the other half right."""
     task, random = small_world(), torch.Generator().manual_seed(0)
-    every = torch.cartesian_prod(*(torch.arange(n) for n in (5, 5, 3, 3, 3)))
+    every = torch.cartesian_prod(*(torch.arange(n) for n in (4, 4, 3, 3, 3)))
     every = every[torch.randperm(len(every), generator=random)]
     train, test = every[: len(every) // 2], every[len(every) // 2 :]
     torch.manual_seed(0)
     config = DreamingConfig(num_dream_sequences=2, dream_length=4)
-    tokenizer = InputTokenizer(HIDDEN, width=64)
-    generator = DreamGenerator(config, torch.from_numpy(some_codebook().centroids), width=64)
+    tokenizer = InputTokenizer(HIDDEN, dim=SMALL, width=64)
+    generator = DreamGenerator(config, F.normalize(draw(CODES, SMALL, seed=9), dim=-1), dim=SMALL, width=64)
     learned = [*tokenizer.parameters(), *generator.parameters()]
     optimizer = torch.optim.AdamW(learned, lr=RATE)
     for step in range(STEPS):
@@ -286,7 +286,7 @@ def test_the_engine_learns_to_simulate_what_it_was_never_shown() -> None:
     steps = targets.steps[:, :2, :4]
     assert torch.equal(dreams.live(), steps)
     right = (dreams.codes() == targets.codes[:, :2, :4])[steps].float().mean()
-    assert right > 0.97, f"{right:.3f} of the codes are right"
+    assert right > 0.93, f"{right:.3f} of the codes are right"
 
 
 # The backbone's side, and the disk.

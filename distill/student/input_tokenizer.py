@@ -18,7 +18,7 @@ from distill.student.model import rotate
 
 WIDTH = 256
 HEADS = 8
-LAYERS = 2
+LAYERS = 1
 ROLES = ("what", "action", "result")
 
 
