@@ -485,11 +485,13 @@ def test_a_harmed_engine_is_refused(name: str, student: Run, finished: Run, tmp_
     assert train_engine(run, phase="input")["steps"] == {"input": 3}
 
 
-@pytest.mark.parametrize("why", ["train.dreams", "train.pause", "dreaming.dream_steps", "no dreams"])
+@pytest.mark.parametrize("why", ["train.dreams", "train.pause", "dreaming.dream_steps", "no dreams", "student.context"])
 def test_without_dreams_it_is_skipped(why: str, student: Run, finished: Run, tmp_path: Path) -> None:
     run = fork(student, tmp_path / "run", dream_steps=int(why != "dreaming.dream_steps"))
     run.settings.train.dreams = why != "train.dreams"
     run.settings.train.pause = why == "train.pause"
+    if why == "student.context":
+        run.settings.student.context = 40
     if why == "no dreams":
         described = json.loads((run.data / "data.json").read_text())
         described["counts"]["train"]["dreams"] = 0

@@ -91,6 +91,16 @@ def dream_tokens(steps: int) -> int:
     return 5 + len(LENSES) * (1 + 3 * steps)
 
 
+def has_dream(documents: Documents) -> NDArray[np.bool_]:
+    """(n,) whether a step was mined: more than the four lenses."""
+    return np.diff(documents.dream_ends, prepend=0) > len(LENSES)
+
+
+def leaves_room(documents: Documents, steps: int, context: int) -> NDArray[np.bool_]:
+    """(n,) whether the prompt, the longest dream and a token of the answer fit the context."""
+    return np.diff(documents.prompt_ends, prepend=0) + dream_tokens(steps) < context
+
+
 def load_data(run: Run, codebook: Codebook, steps: int, context: int) -> dict[Split, DreamData]:
     """Training and validation prompts; held-out ones are in neither.
 
@@ -110,8 +120,7 @@ def load_data(run: Run, codebook: Codebook, steps: int, context: int) -> dict[Sp
         assert len(documents) == len(wanted)
         targets = [dream_targets(triplets.get(key, []), codes, rows, steps) for key in wanted]
         arrays = np.stack([code for code, _ in targets]), np.stack([row for _, row in targets])
-        dreaming = (arrays[0] >= 0).any((1, 2, 3))
-        fits = np.diff(documents.prompt_ends, prepend=0) + dream_tokens(steps) < context
+        dreaming, fits = has_dream(documents), leaves_room(documents, steps, context)
         usable = np.flatnonzero(dreaming & fits)
         found[split] = DreamData(documents, *arrays, vectors, usable, int((dreaming & ~fits).sum()))
     return found

@@ -24,7 +24,6 @@ from distill.student.dream_engine import ABOUT, WEIGHTS, DreamEngine
 from distill.student.model import count_parameters, load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook
-from distill.tokens.packing import pack
 from distill.training import checkpoint
 from distill.training.dream_data import Order, load_data
 from distill.training.dream_metrics import measure
@@ -109,7 +108,6 @@ class EngineTrainer:
         self.device = pick_device(run.settings.train.device)
         tokenizer, codebook = StudentTokenizer.load(run.tokenizer), Codebook.load(run.tokenizer)
         backbone = load_backbone((run.path / best).parent).requires_grad_(False).to(self.device)
-        pack(run)
         self.state = self._resume(EngineState(backbone=digest, data=data_fingerprint(run)))
         hidden = backbone.config.hidden
         if run.engine.exists():
@@ -122,8 +120,6 @@ class EngineTrainer:
         self.reader = Reader(backbone, tokenizer)
         data = load_data(run, codebook, self.config.dream_length, backbone.config.context)
         self.data, self.validation = data["train"], data["validation"]
-        if not len(self.data):
-            raise BadInput(f"student.context={backbone.config.context}: no prompt leaves room for a dream; raise it")
         if self.data.left_out:
             text = f"{self.data.left_out} prompts leave no room for a dream in student.context and are left out"
             listen(Event("engine", "warning", text))

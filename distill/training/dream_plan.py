@@ -10,7 +10,8 @@ from distill.config import DreamingConfig
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener
 from distill.run import Run, sha256_file
-from distill.tokens.packing import pack
+from distill.tokens.packing import Documents, pack
+from distill.training.dream_data import has_dream, leaves_room
 
 VERSION = 1
 PHASES = ("input", "dream", "end")
@@ -46,6 +47,7 @@ def check_settings(config: DreamingConfig) -> None:
 
 def nothing_to_do(run: Run) -> str:
     """Why the run's student needs no engine; empty where it does."""
+    context = run.settings.student.context
     if not run.settings.train.dreams:
         return "the student was trained without dreams (train.dreams=false)"
     if run.settings.train.pause:
@@ -54,6 +56,9 @@ def nothing_to_do(run: Run) -> str:
         return "dreaming.dream_steps=0"
     if not pack(run)["train"]["dreams"]:
         return "no dreams were mined"
+    documents = Documents.load(run.data / "train")
+    if not (has_dream(documents) & leaves_room(documents, run.settings.dreaming.dream_length, context)).any():
+        return f"no prompt leaves room for a dream in student.context={context}"
     return ""
 
 
