@@ -104,23 +104,20 @@ class Session:
         self.real = lengths
 
     def _places(self, start: int) -> tuple[Tensor, Tensor | None]:
-        """Of the columns from `start` on: rotations (B or 1, T, 1, E / 2), and the columns that each may read.
-
-        None: those up to its own.
+        """Of the columns from `start` on: rotations (B or 1, T, 1, E / 2), and what to add to the scores of those that
+        each may read (0) or not (−∞). None: all up to its own are read.
         """
         count, real = self.end - start, self.real
-        causal = None
-        if count > 1 and (start or real is not None):
-            causal = torch.ones(count, self.end, dtype=torch.bool, device=self.cache.device).tril(start)
-        if real is None:
-            return self.weights.rotations[None, start : self.end, None], causal
-        positions = (real.cumsum(1)[:, start:] - 1).clamp_min(0)
-        visible = real[:, None, None]
-        if causal is not None:
+        if real is None and (count == 1 or start == 0):
+            return self.weights.rotations[None, start : self.end, None], None
+        visible = torch.ones(count, self.end, dtype=torch.bool, device=self.cache.device).tril(start)
+        rotations = self.weights.rotations[None, start : self.end, None]
+        if real is not None:
             # Padding reads itself, lest its softmax be 0/0.
-            itself = torch.eye(count, dtype=torch.bool, device=causal.device)
-            visible = (visible & causal) | F.pad(itself, (start, 0))
-        return self.weights.rotations[positions].unsqueeze(2), visible
+            itself = F.pad(torch.eye(count, dtype=torch.bool, device=real.device), (start, 0))
+            visible = (visible & real[:, None, None]) | itself
+            rotations = self.weights.rotations[(real.cumsum(1)[:, start:] - 1).clamp_min(0)].unsqueeze(2)
+        return rotations, self.cache.new_zeros(visible.shape).masked_fill_(~visible, float("-inf"))
 
 
 def _norm(x: Tensor, floor: Tensor) -> Tensor:
