@@ -64,10 +64,10 @@ def draft(
     source = "guided engine path" if guide else "engine path"
 
     def on_step(step: int, dreams: Dreams) -> None:
-        if watch is not None:
-            watch(_drafted_branches(parts, dreams, None, source))
+        assert watch is not None
+        watch(_drafted_branches(parts, dreams, None, source))
 
-    drafted: Drafted = engine(states.float(), None, images, forced, on_step)
+    drafted: Drafted = engine(states.float(), None, images, forced, on_step if watch else None)
     live = drafted.dreams.live()
     return Dreamt(
         drafted_dreams(drafted, keep_above=parts.config.keep_above)[0],
