@@ -41,7 +41,8 @@ def engine() -> DreamEngine:
     """Untrained, but for paths that end somewhere instead of at once or never."""
     engine = DreamEngine.new(DreamingConfig(), HIDDEN, some_codebook(), seed=3).eval()
     with torch.no_grad():
-        engine.generator.more.weight.mul_(8)
+        engine.generator.more.weight.copy_(draw(1, 256, seed=4) / 16)
+        engine.generator.more.bias.fill_(0.5)
     return engine.requires_grad_(False)
 
 
