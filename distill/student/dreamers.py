@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -254,7 +253,7 @@ def _outcome(parts: Parts, codes: Dream) -> Tensor | None:
     chain: list[Triple] = codes["causal"] or max(codes.values(), key=len)
     if not chain or parts.codebook is None:
         return None
-    return torch.from_numpy(np.asarray(parts.codebook.centroids)[list(chain[-1])]).unsqueeze(0)
+    return torch.from_numpy(parts.codebook.centroids[list(chain[-1])]).unsqueeze(0).to(parts.device)
 
 
 def graph_data(record: DreamRecord) -> dict[str, Any]:

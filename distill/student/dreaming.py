@@ -5,11 +5,13 @@ Shape legend: P prompt positions, H hidden of the backbone, N images, D = 512.
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from distill.corpus.retrieval import Labels
 from distill.errors import BadInput
 from distill.student.dream_record import Branch, DreamRecord
 from distill.student.dreamers import Dreamt, Watch, decode, decode_guided, draft, read_dream
@@ -18,7 +20,7 @@ from distill.student.output_decoder import Speaker
 from distill.student.pretrained import Parts
 from distill.student.prompting import Asked, image_words
 from distill.student.session import Session
-from distill.tokens.chat import prompt_ids, think_ids
+from distill.tokens.chat import prompt_ids, think_ids, with_context
 
 DREAM_ROOM = 96
 """Columns of the cache made for a dream at first; it grows for longer ones."""
@@ -34,10 +36,10 @@ class Dreaming:
     started: float
 
 
-def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: str = "") -> Dreaming:
+def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: Sequence[Labels] = ()) -> Dreaming:
     """Read a prompt, dream, and have the backbone read the dream.
 
-    images: (1, N, D). known: image tokens of what was known before, put after the prompt. Raises BadInput where
+    images: (1, N, D). known: triplets known of it before, put after the prompt. Raises BadInput where
     prompt and dream leave no room for an answer.
     """
     started = time.monotonic()
@@ -69,10 +71,10 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
     return Dreaming(whole, dreamt, speaker, started)
 
 
-def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: str) -> list[int]:
-    """The prompt's tokens: what is seen comes first, what is known of it last, as image tokens (`with_context`)."""
+def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: Sequence[Labels]) -> list[int]:
+    """The prompt's tokens: what is seen comes first, what is known of it last, as image tokens."""
     seen = "" if images is None else image_words(parts, images[0])
-    text = "\n".join(part for part in (seen, prompt, known) if part)
+    text = with_context("\n".join(part for part in (seen, prompt) if part), known)
     ids = prompt_ids(parts.tokenizer, text, False if asked.dreamer == "none" else None, parts.system)
     if len(ids) >= (context := parts.model.config.context):
         raise BadInput(f"prompt: {len(ids)} tokens leave no room for an answer in a context of {context}; shorten it")

@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.config import DreamingConfig
 from distill.corpus.growing_graph import KnowledgeGraph
 from distill.corpus.knowledge import load_graph
-from distill.corpus.retrieval import Retriever
+from distill.corpus.retrieval import Labels, Retriever
 from distill.errors import BadInput
 from distill.student.dream_engine import DreamEngine
 from distill.student.dream_record import DreamRecord
@@ -150,7 +150,7 @@ class DreamingReasoningLLM:
         return _together([entry["output"] for entry in found], asked.mode, several)
 
     def _dream(self, prompt: str, images: Tensor | None, asked: Asked) -> Dreaming:
-        known = ""
+        known: list[Labels] = []
         if asked.retrieve:
             retriever = self._index if self.knowledge is None else Retriever(self.knowledge.graph())
             known = recall(self.parts, retriever, prompt, asked.retrieve, asked.sampling.seed)

@@ -1,0 +1,32 @@
+"""A small student that learned one dream and one answer, with a byte vocabulary, a codebook and an engine."""
+
+from functools import cache
+
+import torch
+from support.small_student import dreaming_model
+
+from distill.config import DreamingConfig
+from distill.student.dream_engine import DreamEngine
+from distill.student.model import Backbone
+from distill.student.starter import starter_codebook, starter_tokenizer
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.image_tokens import Codebook
+
+PROMPTS = ("Drop a ball?", "Why is it wet?")
+
+
+@cache
+def parts() -> tuple[Backbone, StudentTokenizer, Codebook]:
+    """Trained to dream `small_student.DREAM` and to answer `small_student.ANSWER`. Shared: don't alter them."""
+    codebook = starter_codebook()
+    tokenizer = starter_tokenizer(codebook.labels)
+    return dreaming_model(tokenizer, PROMPTS, steps=120), tokenizer, codebook
+
+
+def engine(seed: int = 0, config: DreamingConfig | None = None) -> DreamEngine:
+    """Untrained, but for this: all paths have all of their steps."""
+    backbone, _, codebook = parts()
+    made = DreamEngine.new(config or DreamingConfig(), backbone.config.hidden, codebook, seed).eval()
+    with torch.no_grad():
+        made.generator.more.bias.fill_(5.0)
+    return made
