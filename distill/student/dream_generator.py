@@ -158,13 +158,14 @@ class DreamGenerator(nn.Module):
         gates = self.gate(start + self.offsets).softmax(-1)
         keys, values = (split_heads(f(encoded.memory), HEADS) for f in (self.memory_keys, self.memory_values))
         seen = torch.cat((encoded.real, encoded.real.new_ones(batch, self.paths)), 1)[:, None, None, :]
+        places = self.offsets + self.step_embeddings.unsqueeze(1)  # (T, S, W)
+        codes = self.scale * self.centroids.T
         fed = start.expand(-1, self.paths, -1)
         steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for t in range(self.steps):
-            x = fed + state + self.offsets + self.step_embeddings[t]
-            x = self._look_around(x, keys, values, seen)
+            x = self._look_around(fed + state + places[t], keys, values, seen)
             state = self.transitions(self.input_norm(x + self.feed(x)), state, gates)
-            steps.append(self._speak(state, guide if t == 0 else None))
+            steps.append(self._speak(state, codes, guide if t == 0 else None))
             fed = self._read(steps[-1][3])
             if on_step is not None:
                 on_step(t, self._dreams(steps, gates))
@@ -180,12 +181,15 @@ class DreamGenerator(nn.Module):
         k, v = torch.cat((keys, k), 2), torch.cat((values, v), 2)
         return x + self.mix(join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=seen)))
 
-    def _speak(self, state: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings (B, S, 3, D), logits (B, S, 3, C), more (B, S) and tokens (B, S, 3, D) of a step."""
+    def _speak(self, state: Tensor, codes: Tensor, guide: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings (B, S, 3, D), logits (B, S, 3, C), more (B, S) and tokens (B, S, 3, D) of a step.
+
+        codes (D, C): centroids times the scale.
+        """
         state = self.slot_norm(state)
         said = F.gelu(self.say_roles(state)).unflatten(-1, (len(ROLES), -1))
         embeddings = F.normalize(self.say_token(said), dim=-1)
-        logits = self.scale * (embeddings @ self.centroids.T)
+        logits = embeddings @ codes
         more = self.more(state).squeeze(-1)
         if guide is not None:
             count = len(guide)
