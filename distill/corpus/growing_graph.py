@@ -44,16 +44,20 @@ class Chain:
 class Node:
     """count mentions, of them `weighed` with attention of `attention` millionths in all.
 
-    edges  target → kind → count, of `size` edges in all; near  the nodes at either end of an edge with this one
+    edges    target → kind → count, of `size` edges in all
+    near     the nodes at either end of an edge with this one
+    settled  (count, weighed, attention) and edges as they are in the file: what is above them is new here
     """
 
-    __slots__ = ("attention", "count", "edges", "label", "near", "size", "type", "weighed")
+    __slots__ = ("attention", "count", "edges", "label", "near", "settled", "settled_edges", "size", "type", "weighed")
 
     def __init__(self, kind: str, label: str) -> None:
         self.type, self.label = kind, label
         self.count = self.weighed = self.attention = self.size = 0
         self.edges: dict[str, dict[Kind, int]] = {}
         self.near: set[str] = set()
+        self.settled: tuple[int, int, int] = (0, 0, 0)
+        self.settled_edges: dict[str, dict[Kind, int]] = {}
 
     def data(self) -> dict[str, Any]:
         """Its attributes in networkx and GraphML."""
@@ -121,6 +125,7 @@ class Tally:
         edges = [(-count, target, kind) for target, kinds in node.edges.items() for kind, count in kinds.items()]
         for _, target, kind in sorted(edges)[EDGES:]:
             del node.edges[target][kind]
+            node.settled_edges.get(target, {}).pop(kind, None)
             node.size -= 1
             if not node.edges[target]:
                 del node.edges[target]
@@ -134,10 +139,14 @@ class Tally:
             return
         rank = {name: -self._importance(name, node) for name, node in self.nodes.items()}
         for name in sorted(rank, key=lambda name: (rank[name], name))[self.max_nodes :]:
-            for other in self.nodes.pop(name).near - {name}:
-                neighbour = self.nodes[other]
-                neighbour.size -= len(neighbour.edges.pop(name, ()))
-                neighbour.near.discard(name)
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        for other in self.nodes.pop(name).near - {name}:
+            neighbour = self.nodes[other]
+            neighbour.size -= len(neighbour.edges.pop(name, ()))
+            neighbour.settled_edges.pop(name, None)
+            neighbour.near.discard(name)
 
     def _importance(self, name: str, node: Node) -> float:
         if self.importance_fn is None:
@@ -159,6 +168,31 @@ class Tally:
             self.join(source, target, (data["type"], data["lens"], data.get("by", "")), data["count"])
         if len(self.nodes) > self.ceiling:
             self.prune()
+
+    def merge_new(self, other: "Tally") -> None:
+        """Add what another tally counted since it was settled."""
+        for name, theirs in other.nodes.items():
+            node = self.nodes.setdefault(name, Node(theirs.type, theirs.label))
+            count, weighed, attention = theirs.settled
+            node.count += theirs.count - count
+            node.weighed += theirs.weighed - weighed
+            node.attention += theirs.attention - attention
+        for name, theirs in other.nodes.items():
+            for target, kinds in theirs.edges.items():
+                settled = theirs.settled_edges.get(target, {})
+                for kind, count in kinds.items():
+                    if count > settled.get(kind, 0):
+                        self.join(name, target, kind, count - settled.get(kind, 0))
+        for name in [name for name, node in self.nodes.items() if not node.count]:
+            self._drop(name)  # settled before, and gone from the file since
+        if len(self.nodes) > self.ceiling:
+            self.prune()
+
+    def settle(self) -> None:
+        """What there is now is what the file holds."""
+        for node in self.nodes.values():
+            node.settled = node.count, node.weighed, node.attention
+            node.settled_edges = {target: dict(kinds) for target, kinds in node.edges.items()}
 
     def graph(self) -> Graph:
         graph: Graph = nx.MultiDiGraph()
@@ -189,49 +223,45 @@ class KnowledgeGraph:
             raise BadInput(f"max_nodes={max_nodes}: a knowledge graph needs at least one node")
         self.path, self.max_nodes, self.importance_fn, self.max_bytes = path, max_nodes, importance_fn, max_bytes
         self._read = ""
-        self._whole, self._new = self._tally(), self._tally()
+        self._tally = Tally(max_nodes, importance_fn)
         self._catch_up()
 
     def __len__(self) -> int:
-        return len(self._whole.nodes)
+        return len(self._tally.nodes)
 
     def add(self, chains: Iterable[Chain]) -> None:
         """Grow by the chains of dreams. Raises BadInput for a lens that there isn't."""
         for chain in chains:
             if chain.lens not in LENSES:
                 raise BadInput(f"{chain.lens!r} is no lens; a dream has {', '.join(LENSES)}")
-            self._whole.add(chain)
-            self._new.add(chain)
+            self._tally.add(chain)
 
     def merge(self, graph: Graph) -> None:
         """Grow by another knowledge graph (`load_graph`, `build_graph`)."""
-        self._whole.merge(graph)
-        self._new.merge(graph)
+        self._tally.merge(graph)
 
     def graph(self) -> Graph:
         """A copy as networkx.MultiDiGraph, of the form that `build_graph` gives."""
-        return self._whole.graph()
+        return self._tally.graph()
 
     def save(self) -> None:
         """Write the most important nodes, after merging what others have written since this graph was read."""
         with _alone(self.path):
             self._catch_up()
-            self._whole.prune()
+            self._tally.prune()
             save_graph(self.graph(), self.path, self.max_nodes)
             self._read = _digest(self.path)
-            self._new = self._tally()
+            self._tally.settle()
 
     def _catch_up(self) -> None:
         """Where the file isn't the one read or written last: what it holds, and what is new here on top."""
         if not self.path.exists() or (digest := _digest(self.path)) == self._read:
             return
-        whole = self._tally()
-        whole.merge(load_graph(self.path, self.max_bytes, remedy="delete it, or name another file"))
-        whole.merge(self._new.graph())
-        self._whole, self._read = whole, digest
-
-    def _tally(self) -> Tally:
-        return Tally(self.max_nodes, self.importance_fn)
+        tally = Tally(self.max_nodes, self.importance_fn)
+        tally.merge(load_graph(self.path, self.max_bytes, remedy="delete it, or name another file"))
+        tally.settle()
+        tally.merge_new(self._tally)
+        self._tally, self._read = tally, digest
 
 
 def _digest(path: Path) -> str:
