@@ -1,8 +1,8 @@
 """Dreams all paths of all prompts at once: a recurrent state a path, four experts, and image tokens at every step.
 
 A step of a path reads three things: the triplet that the path has just dreamed (as image tokens, the only
-interface), the prompt, and what the other paths of its prompt have just dreamed. A mixture of experts
-(Jacobs et al. 1991), each a gated recurrent unit (arXiv:1406.1078), turns that into its next state.
+interface), the prompt, and where the other paths of its prompt stand. A gated recurrent unit (arXiv:1406.1078)
+turns that into the next state; what it proposes is a mixture of experts (Jacobs et al. 1991), one a lens.
 
 Shape legend: B prompts, M memory positions, S sequences (paths), T steps, 3 roles (what, action, result), D = 512,
 C codes, E experts, W width.
