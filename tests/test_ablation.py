@@ -67,7 +67,8 @@ def student(ablated: tuple[Run, dict[str, Any]]) -> Student:
     """The dreaming student of seed 0 and its engine."""
     run = ablated[0]
     child = Run.open(run.path / "ablation" / "seed-0" / "dreams")
-    return Ablation(run, silent, list(ARMS), STEPS, force=False)._student(child, best(child), lambda count: None, True)
+    ablation = Ablation(run, silent, list(ARMS), STEPS, force=False)
+    return ablation._student(child, best(child), ablation.examples, lambda count: None, engine=True)
 
 
 # Trainings.
@@ -113,7 +114,8 @@ def test_files_hold_the_numbers_and_the_report_is_made_of_them(ablated: tuple[Ru
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
     text = (folder / "report.md").read_text()
     assert text == render(json.loads((folder / "results.json").read_text()))
-    for label in (arm.label for arm in ARMS.values()):
+    assert list(results["arms"]) == [name for name, arm in ARMS.items() if not arm.optional]
+    for label in (ARMS[name].label for name in results["arms"]):
         assert label in text
     assert "dream ablate small --seeds 2 --steps 6" in text
     assert str(run.path.parent) not in text
@@ -189,7 +191,9 @@ def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[s
     assert last.done == last.total
     for name in ("metrics", "differences", "groups"):
         assert results[name] == ablated[1][name]
-    ablate(copied, seeds=2, force=True)
+    # A file cut short, or of another measurement, isn't taken.
+    kept.write_text(kept.read_text()[:-20])
+    ablate(copied, seeds=2)
     first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text().splitlines()[0])
     assert first["seeds"]["1"]["engine"]["answer"] != "from the kept file"
 
@@ -205,6 +209,23 @@ def test_without_true_answers_likelihood_and_chrf_are_measured(copied: Run) -> N
     (worth, *_) = sentences(results)
     assert "bits per byte" in worth
     assert "There is one training seed" in render(results)
+
+
+def test_retrieval_is_measured_with_and_without(copied: Run) -> None:
+    results = ablate(copied, seeds=1, arms=["backbone", "retrieval"])
+    child = Run.open(copied.path / "ablation" / "seed-0" / "retrieval")
+    assert child.settings.train.retrieve == "neighbourhood"
+    assert (child.data / "data.json").read_bytes() != (copied.data / "data.json").read_bytes()
+    assert results["metrics"]["retrieval"]["bits_per_byte/all"] != results["metrics"]["backbone"]["bits_per_byte/all"]
+    assert results["differences"]["retrieval-backbone"]["exact_match/all"] is not None
+    ablation = Ablation(copied, silent, ["retrieval"], STEPS, force=False)
+    longer = [
+        len(more.header) - len(e.header) for more, e in zip(ablation._retrieved(0), ablation.examples, strict=True)
+    ]
+    assert min(longer) >= 0 < max(longer)
+    copied.settings.student.context = max(len(e.header) + len(e.answer) for e in ablation.examples) + 70
+    with pytest.raises(BadInput, match=r"raise student\.context, or lower train\.retrieve_limit"):
+        Ablation(copied, silent, ["retrieval"], STEPS, force=False)._retrieved(0)
 
 
 # Arms.
@@ -226,7 +247,7 @@ def test_engine_dreams_are_what_its_graph_keeps(student: Student, monkeypatch: p
     assert isinstance(engine, DreamEngine)
     for keep_above in (0.0, 0.5, 1.0):
         monkeypatch.setattr(student, "keep_above", keep_above)
-        for example, found in zip(student.examples, student.dreams("engine"), strict=True):
+        for example, found in zip(student.examples[:4], student.dreams("engine"), strict=False):
             with torch.inference_mode():
                 drafted = engine(*prompt_states(student.model, [example.header]))
             (dream,) = drafted_dreams(drafted, keep_above=keep_above)
@@ -338,7 +359,7 @@ def test_a_seed_that_differs_widens_the_interval() -> None:
 @pytest.mark.parametrize(("of_seed", "of_prompt"), [(0.0, 0.3), (0.05, 0.2), (0.3, 0.2)])
 def test_intervals_cover_the_truth_over_seeds_and_prompts(of_seed: float, of_prompt: float) -> None:
     """Simulated exact matches, three seeds, 80 prompts; the seeds hardly differ, somewhat, and more than prompts."""
-    hits, runs = Counter[str](), 200
+    hits, runs = Counter[str](), 150
     for number in range(runs):
         draw = np.random.default_rng([number, 7])
         prompts = draw.normal(0, of_prompt, 80)
@@ -352,8 +373,8 @@ def test_intervals_cover_the_truth_over_seeds_and_prompts(of_seed: float, of_pro
         assert difference is not None
         hits["value"] += value.low <= 0.5 <= value.high
         hits["difference"] += difference.low <= 0.0 <= difference.high
-    for name in ("value", "difference"):  # binomial noise of 200 runs is ± 3 %
-        assert 0.91 <= hits[name] / runs <= 0.998, (name, hits[name])
+    for name in ("value", "difference"):  # binomial noise of 150 runs is ± 3.5 %
+        assert 0.9 <= hits[name] / runs <= 0.998, (name, hits[name])
 
 
 # Words.
@@ -405,7 +426,7 @@ def test_words_say_what_the_numbers_say() -> None:
 
 
 def test_what_cannot_be_ablated_says_so(world: Run, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"arms: 'soft' is none of nodream, pause, backbone, engine"):
+    with pytest.raises(BadInput, match=r"arms: 'soft' is none of nodream, pause, backbone, engine.* and all"):
         ablate(world, arms=["nodream", "soft"])
     with pytest.raises(BadInput, match="seeds: 0 is too few"):
         ablate(world, seeds=0)

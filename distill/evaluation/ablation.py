@@ -7,9 +7,9 @@ ablation/seed-S/; each arm's measurement is kept beside it, so that an interrupt
 import copy
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 
 from distill.config import Settings
 from distill.errors import BadInput
+from distill.evaluation.ablation_numbers import numbers_of, samples_of
 from distill.evaluation.ablation_report import render
-from distill.evaluation.arms import ARMS, CONTROLS, READINGS, Student
+from distill.evaluation.arms import ARMS, Student
 from distill.evaluation.baselines import renamed, train_child
 from distill.evaluation.examples import Example, load_examples
 from distill.evaluation.measure import Measured
 from distill.evaluation.provenance import changed_settings, versions
-from distill.evaluation.statistics import HierarchicalBootstrap, Ratio
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, sha256_file, write_atomic
 from distill.student.model import load_backbone
@@ -37,26 +37,17 @@ VERSION = 1
 """Raised when an arm or a metric changes, so that kept measurements are made anew."""
 
 
-def _train_as(dreams: bool, pause: bool = False) -> Callable[[Settings], None]:
-    def change(settings: Settings) -> None:
-        settings.train.dreams, settings.train.pause = dreams, pause
-
-    return change
+def _train_as(settings: Settings, dreams: bool = True, pause: bool = False, retrieve: str = "") -> None:
+    settings.train.dreams, settings.train.pause, settings.train.retrieve = dreams, pause, retrieve
 
 
 TRAININGS: dict[str, Callable[[Settings], None]] = {
-    "nodream": _train_as(dreams=False),
-    "pause": _train_as(dreams=True, pause=True),
-    "dreams": _train_as(dreams=True),
+    "nodream": partial(_train_as, dreams=False),
+    "pause": partial(_train_as, pause=True),
+    "dreams": _train_as,
+    "retrieval": lambda settings: _train_as(settings, retrieve=settings.train.retrieve or "neighbourhood"),
 }
 """Name → what it changes in the student's settings."""
-
-PAIRS = [
-    *((arm, control) for arm in ("backbone", "engine", "oracle") for control in CONTROLS),
-    *(("backbone", reading) for reading in READINGS),
-    ("engine", "backbone"),
-]
-"""Differences that are reported: the first minus the second."""
 
 
 def ablate(
@@ -68,25 +59,27 @@ def ablate(
     arms: Sequence[str] = (),
     force: bool = False,
 ) -> dict[str, Any]:
-    """Train and measure every arm (all by default) with `seeds` training seeds; returns the results.
+    """Train and measure arms with `seeds` training seeds; returns the results.
 
+    arms: by default all that are not optional; "all" stands for the optional ones too.
     steps: of each training; by default as many as the run's student had, or train.steps. force: measure again.
     Writes results.json, samples.jsonl and report.md into ablation/. Raises MissingStage, and BadInput for an unknown
     arm, no seed, a run without dreams, or fewer than two held-out prompts.
     """
     for stage in ("capture", "mine", "tokenize"):
         run.require(stage)
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        raise BadInput(f"arms: {unknown[0]!r} is none of {', '.join(ARMS)}")
+    if unknown := [arm for arm in arms if arm not in (*ARMS, "all")]:
+        raise BadInput(f"arms: {unknown[0]!r} is none of {', '.join(ARMS)} and all")
     if seeds < 1:
         raise BadInput(f"seeds: {seeds} is too few; 1 is the least, 3 or more say how much chance matters")
     trained = list_checkpoints(run)
     steps = steps or (read_loop(latest(run)).step if trained else 0) or run.settings.train.steps
-    wanted = [arm for arm in ARMS if arm in arms or not arms]
+    wanted = [name for name, arm in ARMS.items() if name in arms or "all" in arms or not (arms or arm.optional)]
     ablation = Ablation(run, listen, wanted, steps, force)
     measured = {run.settings.seed + i: ablation.measure(run.settings.seed + i) for i in range(seeds)}
     results = ablation.results(measured)
-    write_atomic(ablation.folder / "samples.jsonl", _lines(ablation.samples(measured)))
+    samples = samples_of(ablation.examples, ablation.tokenizer, measured)
+    write_atomic(ablation.folder / "samples.jsonl", _lines(samples))
     write_atomic(ablation.folder / "results.json", json.dumps(results, indent=2) + "\n")
     write_atomic(ablation.folder / "report.md", render(results))
     listen(Event("ablate", "done", f"{ablation.folder / 'report.md'}"))
@@ -107,14 +100,35 @@ class Ablation:
         self.codebook = Codebook.load(run.tokenizer)
         # Four lenses, each with up to as many triplets as either dreamer has, and the line's end and closing tag.
         self.dream_tokens = 4 * (1 + 3 * max(run.settings.mine.steps, run.settings.dreaming.dream_length)) + 2
-        codes, context = load_codes(run.tokenizer, self.codebook), run.settings.student.context
-        self.examples, self.left_out = load_examples(run, self.tokenizer, codes, context, self.dream_tokens + 4)
+        self.examples, self.left_out = self._examples("dreams", run.settings.evaluate.prompts)
         self._check()
         if "engine" in arms and run.settings.dreaming.dream_steps < 1:
             listen(Event("ablate", "warning", "no engine dreams: dreaming.dream_steps=0 trains no engine"))
             arms.remove("engine")
         pack(run)  # once, for all children
         self.trainings: list[dict[str, Any]] = []
+
+    def _settings(self, training: str, seed: int) -> Settings:
+        settings = copy.deepcopy(self.run.settings)
+        settings.seed = seed
+        TRAININGS[training](settings)
+        return settings
+
+    def _examples(self, training: str, limit: int = 0, seed: int | None = None) -> tuple[list[Example], int]:
+        """Held-out prompts as a training's student is given them, and how many were left out."""
+        settings = self._settings(training, self.run.settings.seed if seed is None else seed)
+        settings.evaluate.prompts = limit
+        codes, context = load_codes(self.run.tokenizer, self.codebook), settings.student.context
+        run = Run(self.run.path, settings)
+        return load_examples(run, self.tokenizer, codes, context, self.dream_tokens + 4)
+
+    def _retrieved(self, seed: int) -> list[Example]:
+        """The same prompts with what is retrieved for each."""
+        found = {example.key: example for example in self._examples("retrieval", seed=seed)[0]}
+        if missing := sum(example.key not in found for example in self.examples):
+            text = f"{missing} prompts with what is retrieved for them don't fit the student's context"
+            raise BadInput(f"{self.run.traces}: {text}; raise student.context, or lower train.retrieve_limit")
+        return [found[example.key] for example in self.examples]
 
     def _check(self) -> None:
         if len(self.examples) < 2:
@@ -137,11 +151,8 @@ class Ablation:
 
     def _child(self, seed: int, training: str, engine: bool) -> Run:
         """A training, finished, and its engine where one is wanted."""
-        settings = copy.deepcopy(self.run.settings)
-        settings.seed = seed
-        TRAININGS[training](settings)
         folder, stage = self.folder / f"seed-{seed}" / training, f"seed {seed}, {training}"
-        child = train_child(self.run, folder, settings, self.steps, stage, self.listen)
+        child = train_child(self.run, folder, self._settings(training, seed), self.steps, stage, self.listen)
         record = child.require("train")
         entry = {"seed": seed, "training": training, "seconds": record.seconds}
         entry |= {key: record.summary[key] for key in ("steps", "best_step", "tokens", "parameters")}
@@ -159,6 +170,7 @@ class Ablation:
     def _measure_child(self, child: Run, seed: int, training: str, arms: list[str]) -> dict[str, Measured]:
         checkpoint = best(child)
         verify_checkpoint(checkpoint)
+        examples = self._retrieved(seed) if training == "retrieval" else self.examples
         stage, done, total = f"seed {seed}, {training}", 0, 2 * len(self.examples) * len(arms)
 
         def progress(count: int) -> None:
@@ -169,10 +181,13 @@ class Ablation:
         student: Student | None = None
         found: dict[str, Measured] = {}
         for arm in arms:
-            kept, mark = self.folder / f"seed-{seed}" / "arms" / f"{arm}.json", self._mark(child, checkpoint, arm)
+            kept, mark = (
+                self.folder / f"seed-{seed}" / "arms" / f"{arm}.json",
+                self._mark(child, checkpoint, arm, examples),
+            )
             measured = None if self.force else Measured.kept(kept, mark)
             if measured is None:
-                student = student or self._student(child, checkpoint, progress, "engine" in arms)
+                student = student or self._student(child, checkpoint, examples, progress, "engine" in arms)
                 measured = student.measure(arm)
                 measured.keep(kept, mark)
             else:
@@ -180,7 +195,7 @@ class Ablation:
             found[arm] = measured
         return found
 
-    def _mark(self, child: Run, checkpoint: Path, arm: str) -> str:
+    def _mark(self, child: Run, checkpoint: Path, arm: str, examples: list[Example]) -> str:
         """Of all that an arm's numbers depend on."""
         return fingerprint(
             {
@@ -190,11 +205,13 @@ class Ablation:
                 "engine": child.require("engine").outputs if arm == "engine" else None,
                 "keep_above": self.run.settings.dreaming.keep_above if arm == "engine" else None,
                 "how": [self.run.settings.seed, self.dream_tokens, self.run.settings.evaluate.max_tokens],
-                "examples": [[e.key, e.header, e.answer, e.mined, e.truth and asdict(e.truth)] for e in self.examples],
+                "examples": [[e.key, e.header, e.answer, e.mined, e.truth and asdict(e.truth)] for e in examples],
             }
         )
 
-    def _student(self, child: Run, checkpoint: Path, progress: Callable[[int], None], engine: bool) -> Student:
+    def _student(
+        self, child: Run, checkpoint: Path, examples: list[Example], progress: Callable[[int], None], engine: bool
+    ) -> Student:
         model = load_backbone(checkpoint).to(pick_device(self.run.settings.train.device)).eval()
         dreamer = None
         if engine:
@@ -204,7 +221,7 @@ class Ablation:
         return Student(
             model,
             self.tokenizer,
-            self.examples,
+            examples,
             dreamer,
             seed=self.run.settings.seed,
             dream_tokens=self.dream_tokens,
@@ -213,46 +230,21 @@ class Ablation:
             listen=progress,
         )
 
-    # What came of it.
     def results(self, measured: dict[int, dict[str, Measured]]) -> dict[str, Any]:
-        """The content of results.json: every number of the report."""
+        """The content of results.json: what was measured, and how."""
         run, settings = self.run, self.run.settings
-        seeds = list(measured)
-        bootstrap = HierarchicalBootstrap(len(seeds), len(self.examples), settings.evaluate.bootstrap, settings.seed)
-        groups = groups_of(self.examples)
-        values = {
-            arm: {
-                f"{metric}/{group}": [within(measured[seed][arm].metrics[metric], inside) for seed in seeds]
-                for metric in measured[seeds[0]][arm].metrics
-                for group, inside in groups.items()
-            }
-            for arm in self.arms
-        }
-        intervals = {arm: {name: bootstrap.interval(m) for name, m in each.items()} for arm, each in values.items()}
-        differences = {
-            f"{one}-{two}": {
-                name: bootstrap.difference(ratios, values[two][name])
-                for name, ratios in values[one].items()
-                if name in values[two]
-            }
-            for one, two in PAIRS
-            if one in values and two in values
-        }
+        numbers = numbers_of(self.examples, measured, settings.evaluate.bootstrap, settings.seed)
         return {
             "version": VERSION,
             "run": run.name,
             "source": f"dataset {settings.capture.dataset}" if settings.capture.dataset else settings.teacher.model,
             "prompts": len(self.examples),
             "left_out": self.left_out,
-            "groups": {name: int(inside.sum()) for name, inside in groups.items()},
-            "exact": any(example.truth for example in self.examples),
             "dreams_tokens": float(np.mean([len(e.mined) for e in self.examples])),
-            "seeds": seeds,
             "steps": self.steps,
-            "chosen": len(self.arms) < len(ARMS),
             "arms": {arm: {"label": ARMS[arm].label, "training": ARMS[arm].training} for arm in self.arms},
-            "metrics": {arm: _json(each) for arm, each in intervals.items()},
-            "differences": {pair: _json(each) for pair, each in differences.items()},
+            "chosen": self.arms != [name for name, arm in ARMS.items() if not arm.optional],
+            **numbers,
             "trainings": self.trainings,
             "settings": changed_settings(settings),
             "max_tokens": settings.evaluate.max_tokens,
@@ -260,42 +252,3 @@ class Ablation:
             "versions": versions(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-
-    def samples(self, measured: dict[int, dict[str, Measured]]) -> list[dict[str, Any]]:
-        """Per prompt, seed and arm: dream, answer, and the metrics' numerators and denominators."""
-        samples: list[dict[str, Any]] = []
-        for i, example in enumerate(self.examples):
-            sample: dict[str, Any] = {"key": example.key, "prompt": example.prompt, "teacher": example.text}
-            if truth := example.truth:
-                sample |= {"split": truth.split, "depth": truth.depth, "expected": truth.answer}
-            sample["dream"] = self.tokenizer.decode(example.mined)
-            for seed, arms in measured.items():
-                for arm, found in arms.items():
-                    values = {name: [r.numerator[i], r.denominator[i]] for name, r in found.metrics.items()}
-                    entry = {"dream": found.dreams[i], "answer": found.answers[i], "metrics": values}
-                    sample.setdefault("seeds", {}).setdefault(str(seed), {})[arm] = entry
-            samples.append(sample)
-        return samples
-
-
-def groups_of(examples: list[Example]) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """Group → which examples are in it, (prompts,) bool: "all", each split, and each depth of a split as "split/3"."""
-    groups = {"all": np.ones(len(examples), np.bool_)}
-    truths = [example.truth for example in examples]
-    splits = Counter(truth.split for truth in truths if truth)
-    depths = Counter((truth.split, truth.depth) for truth in truths if truth)
-    for split in sorted(splits):
-        groups[split] = np.array([truth is not None and truth.split == split for truth in truths])
-    for split, depth in sorted(depths):
-        inside = [truth is not None and (truth.split, truth.depth) == (split, depth) for truth in truths]
-        groups[f"{split}/{depth}"] = np.array(inside)
-    return groups
-
-
-def within(ratio: Ratio, inside: np.ndarray[Any, np.dtype[np.bool_]]) -> Ratio:
-    """The metric over some of the prompts alone."""
-    return Ratio(ratio.numerator * inside, ratio.denominator * inside)
-
-
-def _json(intervals: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if found is None else asdict(found) for name, found in intervals.items()}

@@ -43,7 +43,7 @@ METRICS = {
 FEW_SEEDS = 3
 """Up to so many, each seed's own value is shown as well."""
 
-DREAMERS = ("backbone", "engine")
+DREAMERS = ("backbone", "engine", "retrieval")
 CONTROLS = ("nodream", "pause")
 READINGS = ("empty", "shuffled", "other")
 
@@ -56,13 +56,13 @@ def render(results: Results) -> str:
         _about(results),
         "## Arms",
         *_tables(results, [arm for arm in results["arms"] if arm not in READINGS]),
-        "## Differences to the controls",
-        *_difference_tables(results, [pair for pair in results["differences"] if _of_controls(pair)]),
+        "## Differences",
+        *_difference_tables(results, [pair for pair in results["differences"] if _of_arms(pair)]),
         "## Does the answer read its dream?",
         "The backbone's own dream, as it is, left out, with its image tokens in another order, and another prompt's "
         "(of the same split and depth, where there are splits). All are read by the same student.",
         *_tables(results, [arm for arm in ("backbone", *READINGS) if arm in results["arms"]]),
-        *_difference_tables(results, [pair for pair in results["differences"] if not _of_controls(pair)]),
+        *_difference_tables(results, [pair for pair in results["differences"] if not _of_arms(pair)]),
         *_dreams(results),
         *_depths(results),
         _no_width(results),
@@ -141,8 +141,8 @@ def _tables(results: Results, arms: list[str]) -> list[str]:
     return [markdown_table(table_rows(results, metric, arms, metric == main)) for metric in _measured(results, arms)]
 
 
-def _of_controls(pair: str) -> bool:
-    return pair.split("-")[1] in CONTROLS
+def _of_arms(pair: str) -> bool:
+    return pair.split("-")[1] not in READINGS
 
 
 def _difference_tables(results: Results, pairs: list[str]) -> list[str]:

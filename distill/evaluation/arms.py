@@ -29,11 +29,14 @@ TOGETHER = 64
 
 @dataclass(frozen=True)
 class Arm:
-    """training: the student that it is measured on. own: its dreams are a guess at the true one."""
+    """training: the student that it is measured on. own: its dreams are a guess at the true one. optional:
+    measured only where it is asked for.
+    """
 
     label: str
     training: str
     own: bool = False
+    optional: bool = False
 
 
 ARMS = {
@@ -45,6 +48,7 @@ ARMS = {
     "empty": Arm("dream left out", "dreams"),
     "shuffled": Arm("dream shuffled", "dreams"),
     "other": Arm("another prompt's dream", "dreams"),
+    "retrieval": Arm("retrieval, backbone dreams", "retrieval", own=True, optional=True),
 }
 CONTROLS = ("nodream", "pause")
 """What a dream is held against: trained without any, and with as many tokens that say nothing."""
@@ -94,6 +98,7 @@ class Student:
             "pause": lambda: [[self.tokenizer.pad_id] * len(dream) for dream in mined],
             "oracle": lambda: mined,
             "backbone": lambda: self.own_dreams,
+            "retrieval": lambda: self.own_dreams,
             "engine": self._drafts,
             "shuffled": lambda: [self._shuffled(i) for i in range(len(mined))],
             "other": lambda: [self.own_dreams[i] for i in others(self._groups, self.seed)],
