@@ -1,7 +1,7 @@
 """Reading in parts, in ragged batches and token by token, against one plain forward pass."""
 
 from collections.abc import Generator
-from copy import deepcopy
+from copy import copy, deepcopy
 
 import pytest
 import torch
@@ -47,7 +47,11 @@ def test_parts_read_one_after_another_equal_one_pass(model: Backbone, parts: lis
             continue
         new = [torch.randint(0, 97, (count,), generator=generator).tolist() for count in counts]
         ids, real = pad_left(new, 0)
+        twin = copy(session)
+        twin.cache = session.cache.clone()
         states, logits = session.append(ids, None if bool(real.all()) else real)
+        alone, same = twin.append(ids, None if bool(real.all()) else real, last=True)
+        torch.testing.assert_close((alone, same), (states[:, -1:], logits), rtol=1e-5, atol=1e-5)
         for row, (before, tokens) in enumerate(zip(read, new, strict=True)):
             before.extend(tokens)
             if tokens:

@@ -92,7 +92,7 @@ def _dreamt(
         dreamt = draft(parts, states, asked.guide, seen, watch)
         # A dream of which nothing is kept is no dream, as in the examples that the backbone learned from.
         kept = dreamt.dream if dreamt.dream and any(dreamt.dream.values()) else None
-        speaker.read(think_ids(parts.tokenizer, kept))
+        speaker.read(think_ids(parts.tokenizer, kept), last=True)
         return dreamt
     if asked.guide:
         return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")

@@ -147,7 +147,7 @@ def _decode(
     uniforms = sampler.uniforms(seeds, steps)
     ids, real = (tensor.to(device) for tensor in pad_left(prompts, 0))
     session.reserve(ids.shape[1] + steps - 1)
-    _, logits = session.append(ids, None if bool(real.all()) else real)
+    _, logits = session.append(ids, None if bool(real.all()) else real, last=True)
     rows = list(range(len(prompts)))
     going = set(rows)
     for step in range(steps):

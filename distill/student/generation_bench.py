@@ -156,7 +156,7 @@ def _to_first_token(parts: Parts, ids: list[int], read: list[list[int]], draftin
         draft(parts, states, ())
     for piece in read:
         speaker.peek()
-        speaker.read(piece)
+        speaker.read(piece, last=True)
     return speaker.peek()
 
 

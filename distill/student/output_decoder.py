@@ -50,9 +50,13 @@ class Speaker:
         self._next: int | None = None
         self._drawn = 0
 
-    def read(self, ids: Sequence[int]) -> Tensor:
-        """Read tokens that are given, not drawn. Their last hidden states (1, T, H); BadInput past the context."""
-        states, self._logits = self.session.append(torch.tensor([ids], device=self.session.model.cos.device))
+    def read(self, ids: Sequence[int], last: bool = False) -> Tensor:
+        """Read tokens that are given, not drawn. Their last hidden states (1, T, H), or the `last` of them alone.
+
+        Raises BadInput past the context.
+        """
+        tokens = torch.tensor([ids], device=self.session.model.cos.device)
+        states, self._logits = self.session.append(tokens, last=last)
         self._next = None
         return states
 

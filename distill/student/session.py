@@ -52,10 +52,11 @@ class Session:
         self.real = None if self.real is None else self.real[rows]
 
     @torch.inference_mode()
-    def append(self, ids: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def append(self, ids: Tensor, real: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
         """Read ids (B, T) after all before: their last hidden states (B, T, D), and logits (B, V) after the last.
 
         real (B, T) bool: False where a row has no token (padding goes to the left; its states mean nothing).
+        last: give the last token's states alone, (B, 1, D), which is quicker.
         Raises BadInput where a row would outgrow the model's context.
         """
         config, weights = self.model.config, self.weights
@@ -83,10 +84,12 @@ class Session:
                 q, causal = q.transpose(1, 2), mask is None
                 mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=True)
                 mixed = mixed.transpose(1, 2).reshape(rows * count, -1)
+            if last and count > 1 and block is weights.blocks[-1]:  # nothing above reads the others
+                x, mixed = (part.view(rows, count, -1)[:, -1] for part in (x, mixed))
             x = torch.addmm(x, mixed, block.out)
             gate, up = torch.mm(_norm(x, weights.floor), block.gate_up).chunk(2, dim=-1)
             x = torch.addmm(x, F.silu(gate).mul_(up), block.down)
-        states = (_norm(x, weights.floor) * weights.norm).view(rows, count, -1)
+        states = (_norm(x, weights.floor) * weights.norm).view(rows, -1, config.hidden)
         return states, torch.mm(states[:, -1], weights.head)
 
     def _note(self, count: int, real: Tensor | None) -> None:
