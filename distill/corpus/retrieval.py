@@ -155,10 +155,11 @@ class Question:
         self.entries, self.counts, self.limit, self.draw = retriever.entries, retriever.chains, limit, draw
         stems = sorted(stem for stem in content_stems([prompt]) if stem in retriever.by_stem)
         self.weights = {stem: retriever.weight(stem) for stem in stems}
+        self._weighed: dict[frozenset[str], float] = {}
         self.found: dict[str, frozenset[str]] = {}
         for stem in stems:
             for name in retriever.by_stem[stem]:
-                self.found[name] = self.entries[name].stems & self.weights.keys()
+                self.found[name] = self.entries[name].stems & frozenset(stems)
 
     def neighbourhood(self) -> Generator[Chain]:
         """Chains through a node found; where these are too few, also those that share a node with one of them."""
@@ -218,15 +219,22 @@ class Question:
 
     def _telling(self, chains: list[Chain]) -> Generator[Chain]:
         """In turn the chain that adds most to the words told so far; of equals what shares most, then most said."""
-        stems = {chain: self._stems(chain) for chain in chains}
-        rank = {chain: (-self._weigh(stems[chain]), -self.counts[chain], chain) for chain in chains}
-        left = sorted(chains, key=rank.__getitem__)
+        groups: dict[frozenset[str], list[Chain]] = defaultdict(list)
+        for chain in chains:
+            groups[self._stems(chain)].append(chain)
+        for group in groups.values():
+            group.sort(key=lambda chain: (self.counts[chain], chain))
         told = frozenset[str]()
-        while left:
-            best = max(left, key=lambda chain: self._weigh(stems[chain] - told))  # the first of equals
-            left.remove(best)
-            told |= stems[best]
-            yield best
+        while groups:
+            ahead = {
+                stems: (self._weigh(stems - told), self._weigh(stems), self.counts[group[-1]], group[-1])
+                for stems, group in groups.items()
+            }
+            best = max(ahead, key=ahead.__getitem__)
+            yield groups[best].pop()
+            told |= best
+            if not groups[best]:
+                del groups[best]
 
     def _stems(self, chain: Chain) -> frozenset[str]:
         """The prompt's words that a chain's labels hold."""
@@ -234,7 +242,9 @@ class Question:
 
     def _weigh(self, stems: frozenset[str]) -> float:
         """Of words of the prompt; summed in a fixed order, so that equals are equal."""
-        return sum(self.weights[stem] for stem in sorted(stems))
+        if stems not in self._weighed:
+            self._weighed[stems] = sum(self.weights[stem] for stem in sorted(stems))
+        return self._weighed[stems]
 
     def _importance(self, chain: Chain) -> float:
         return self._weigh(self._stems(chain)) * sum(self.entries[name].importance for name in chain[:3])
