@@ -175,7 +175,7 @@ def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[s
         pass
 
     def interrupt(event: Event) -> None:
-        if event.stage == "seed 1, dreams" and event.unit == "answers":
+        if event.stage == "seed 1, dreams, arms" and event.unit == "answers":
             raise Interruptedly
 
     (copied.path / "ablation" / "results.json").unlink()
@@ -187,7 +187,7 @@ def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[s
     first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text().splitlines()[0])
     assert first["seeds"]["1"]["engine"]["answer"] == "from the kept file"
     assert not [event for event in events if event.unit == "step"]  # nothing was trained
-    last = [event for event in events if event.stage == "seed 1, dreams" and event.kind == "progress"][-1]
+    last = [event for event in events if event.stage == "seed 1, dreams, arms" and event.kind == "progress"][-1]
     assert last.done == last.total
     for name in ("metrics", "differences", "groups"):
         assert results[name] == ablated[1][name]

@@ -154,7 +154,7 @@ class Ablation:
         folder, stage = self.folder / f"seed-{seed}" / training, f"seed {seed}, {training}"
         child = train_child(self.run, folder, self._settings(training, seed), self.steps, stage, self.listen)
         record = child.require("train")
-        entry = {"seed": seed, "training": training, "seconds": record.seconds}
+        entry = {"seed": seed, "training": training, "seconds": record.seconds, "computed": record.summary["numerics"]}
         entry |= {key: record.summary[key] for key in ("steps", "best_step", "tokens", "parameters")}
         if engine:
             from distill.training.dream_phases import train_engine
@@ -171,7 +171,8 @@ class Ablation:
         checkpoint = best(child)
         verify_checkpoint(checkpoint)
         examples = self._retrieved(seed) if training == "retrieval" else self.examples
-        stage, done, total = f"seed {seed}, {training}", 0, 2 * len(self.examples) * len(arms)
+        stage, done, total = f"seed {seed}, {training}, arms", 0, 2 * len(examples) * len(arms)
+        self.listen(Event(stage, "start", ", ".join(arms)))
 
         def progress(count: int) -> None:
             nonlocal done
@@ -191,7 +192,7 @@ class Ablation:
                 measured = student.measure(arm)
                 measured.keep(kept, mark)
             else:
-                progress(2 * len(self.examples))
+                progress(2 * len(examples))
             found[arm] = measured
         return found
 

@@ -311,6 +311,7 @@ def _provenance(results: Results) -> list[str]:
         rows.append(
             [
                 f"{entry['seed']}, {entry['training']}",
+                entry["computed"],
                 f"{entry['steps']:,} ({entry['best_step']:,})",
                 f"{entry['tokens']:,}",
                 f"{entry['parameters']:,}",
