@@ -212,6 +212,17 @@ def test_a_guide_begins_each_path(model: DreamingReasoningLLM, dreamer: str, gui
         assert branch.provenance.startswith(f"guided {dreamer}")
 
 
+def test_a_guided_dream_is_read_whatever_the_graph_thinks_of_it() -> None:
+    model = make(DreamingConfig(keep_above=1.0))
+    assert not any(branch.kept for branch in model.generate("A cup", return_dreams=True, max_length=1)["dreams"])
+    guided = model.generate("A cup", guide=GUIDE, temperature=0, max_length=20, return_dreams=True)
+    assert all(branch.kept for branch in guided["dreams"])
+    tokenizer = model.parts.tokenizer
+    dream = {b.lens: [tuple(slot.code for slot in step.slots) for step in b.steps] for b in guided["dreams"]}
+    ids = prompt_ids(tokenizer, "A cup") + think_ids(tokenizer, dream)
+    assert guided["output"] == text_of(tokenizer, greedy(model.parts.model, tokenizer, ids, 20))
+
+
 @pytest.mark.parametrize("dreamer", ["engine", "backbone"])
 def test_a_dream_is_told_step_by_step(model: DreamingReasoningLLM, dreamer: str) -> None:
     told: list[DreamRecord] = []
@@ -395,6 +406,21 @@ def test_what_a_student_lacks_is_said() -> None:
     other = starter_tokenizer(codebook.labels[:-1])
     with pytest.raises(RunMismatch, match=r"the tokenizer has \d+ tokens, the weights \d+"):
         DreamingReasoningLLM(backbone=backbone, tokenizer=other)
+
+
+@pytest.mark.filterwarnings("ignore:no student was given")
+@pytest.mark.parametrize(("paths", "steps"), [(1, 1), (2, 7), (8, 3)])
+def test_other_numbers_of_paths_and_steps(paths: int, steps: int) -> None:
+    config = DreamingConfig(num_dream_sequences=paths, dream_length=steps, keep_above=0.0)
+    model = make(config, engine=engine(1, config))
+    found = model.generate("A cup", max_length=4, return_dreams=True, dreamer="engine")
+    assert [len(branch.steps) for branch in found["dreams"]] == [steps] * paths
+    assert [branch.lens for branch in found["dreams"]] == [LENSES[path % 4] for path in range(paths)]
+    assert sum(branch.kept for branch in found["dreams"]) == min(paths, 4)
+    assert len(model.generate("A cup", max_length=4, return_dreams=True, dreamer="backbone")["dreams"]) == 4
+    for name in ("num_dream_sequences", "dream_length", "graph_reasoning_hops"):
+        with pytest.raises(BadInput, match=f"dreaming.{name}=0: must be at least 1"):
+            DreamingReasoningLLM(replace(config, **{name: 0}))
 
 
 def test_an_untrained_student_says_so_once() -> None:

@@ -55,36 +55,40 @@ def draft(
 ) -> Dreamt:
     """The engine's dream of a prompt's states (1, P, H) and images (1, N, D), in one pass.
 
-    guide: up to three codes that each path begins with. Its `dream` holds the paths that the graph keeps.
+    guide: up to three codes that each path begins with. Its `dream` holds the paths that the graph keeps; of a guided
+    dream the best of each lens, whatever its score: who guides wants it read.
     """
     engine = parts.engine
     assert engine is not None
     forced = torch.tensor(list(guide), device=states.device) if guide else None
     source = "guided engine path" if guide else "engine path"
+    keep_above = 0.0 if guide else parts.config.keep_above
 
     def on_step(step: int, dreams: Dreams) -> None:
         assert watch is not None
-        watch(_drafted_branches(parts, dreams, None, source))
+        watch(_drafted_branches(parts, dreams, None, keep_above, source))
 
     drafted: Drafted = engine(states.float(), None, images, forced, on_step if watch else None)
     live = drafted.dreams.live()
     return Dreamt(
-        drafted_dreams(drafted, keep_above=parts.config.keep_above)[0],
-        _drafted_branches(parts, drafted.dreams, drafted.reasoned, source),
+        drafted_dreams(drafted, keep_above=keep_above)[0],
+        _drafted_branches(parts, drafted.dreams, drafted.reasoned, keep_above, source),
         graph_edges(drafted.reasoned, live),
         engine.decoder.image(drafted.reasoned.embedding),
         drafted.dreams.embeddings[0].float().cpu().numpy(),
     )
 
 
-def _drafted_branches(parts: Parts, dreams: Dreams, reasoned: Reasoned | None, source: str) -> list[Branch]:
+def _drafted_branches(
+    parts: Parts, dreams: Dreams, reasoned: Reasoned | None, keep_above: float, source: str
+) -> list[Branch]:
     """The paths; before the graph has seen them, all are unjudged."""
     codes, live = dreams.codes()[0].tolist(), dreams.live()
     sure = dreams.logits[0].float().softmax(-1).amax(-1).tolist()
     lengths, gates = live[0].sum(-1).tolist(), dreams.gates[0].tolist()
     kept, scores, importance = [True] * len(codes), [0.0] * len(codes), None
     if reasoned is not None:
-        kept = DreamGraphReasoner.arbitrate(reasoned, live, parts.config.keep_above)[0].tolist()
+        kept = DreamGraphReasoner.arbitrate(reasoned, live, keep_above)[0].tolist()
         scores, importance = reasoned.scores[0].tolist(), reasoned.node_importance[0].tolist()
     return [
         Branch(

@@ -69,6 +69,9 @@ class DreamingReasoningLLM:
             warnings.warn(
                 "enable_rl: learning from feedback is not in this version; the model answers as it is", stacklevel=2
             )
+        for name in ("num_dream_sequences", "dream_length", "graph_reasoning_hops"):
+            if config is not None and getattr(config, name) < 1:
+                raise BadInput(f"dreaming.{name}={getattr(config, name)}: must be at least 1")
         if backbone is None and tokenizer is None:
             from distill.student.starter import starter_parts
 
