@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.evaluation_run import trained_run
+from support.ablation_run import small_world
 
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
@@ -25,6 +25,7 @@ from distill.events import silent
 from distill.run import Run
 from distill.student.generate import generate
 from distill.training.checkpoint import best
+from distill.training.loop import train
 
 SPLITS = ("combination", "depth")
 
@@ -38,10 +39,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def plain(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Evaluated by no test: those that evaluate take a copy."""
-    run = trained_run(small_run, tmp_path_factory.mktemp("exact") / "run")
-    run.settings.evaluate.dreams, run.settings.evaluate.max_tokens = 0, 8
+    run = small_world(tmp_path_factory.mktemp("exact") / "run")
+    run.settings.evaluate.prompts, run.settings.evaluate.max_tokens = 0, 8
+    train(run)
     return run
 
 
@@ -103,6 +105,7 @@ def test_exact_match_counts_what_is_said_greedily(run: Run) -> None:
 
 
 def test_without_true_answers_nothing_is_said_of_them(run: Run) -> None:
+    dataset_file(run).unlink()
     summary = evaluate(run)
     assert not [name for name in summary if name.startswith("exact")]
     assert "xact match" not in (run.evaluation / "report.md").read_text()
