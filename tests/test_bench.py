@@ -110,3 +110,13 @@ def test_benches_refuse_what_they_cannot_measure() -> None:
         bench_dreams(parts)
     with pytest.raises(BadInput, match=r"student\.preset"):
         bench_generate("tiny")
+
+
+def test_a_growing_graph_is_measured_and_stays_within_its_bound(run: Run) -> None:
+    code, out, err = run("graph", "--dreams", 40, "--max-nodes", 30, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["nodes_in_file"] == 30 <= result["most_nodes_in_memory"] <= 1.25 * 30
+    assert result["kept_nodes_lost_by_reload"] == 0
+    assert len(result["mib"]) == 5
+    assert result["milliseconds_a_dream"] > 0

@@ -159,6 +159,29 @@ def capture(slots: int, seconds: float, requests: int, as_json: bool) -> None:
 
 
 @bench.command()
+@click.option("--dreams", default=10_000, show_default=True, type=click.IntRange(5), help="Dreams of 4 × 5 steps.")
+@click.option("--max-nodes", default=1000, show_default=True, type=click.IntRange(1), help="The graph's bound.")
+@click.option("--seed", default=0, show_default=True, help="Of the dreams.")
+@json_option
+def graph(dreams: int, max_nodes: int, seed: int, as_json: bool) -> None:
+    """Let a persistent knowledge graph grow by many dreams: its nodes, its memory, and what a reload keeps.
+
+    \b
+    Example:
+      dream bench graph --dreams 10000
+    """
+    from cli.progress import Progress
+    from distill.corpus.graph_bench import bench_graph
+
+    with Progress() as listen:
+        result = bench_graph(dreams, max_nodes, seed, listen)
+    if as_json:
+        emit_json(result)
+        return
+    click.echo(table(list(result.items()), ("measure", "value")))
+
+
+@bench.command()
 @click.option("--repeats", default=15, show_default=True, type=click.IntRange(3), help="Processes of each kind.")
 @json_option
 def startup(repeats: int, as_json: bool) -> None:
