@@ -165,9 +165,9 @@ class DreamingConfig:
     epochs: int = 12
     """Passes over the prompts that a phase makes at most (the last a third of it), so that few don't take long; 0: all
     steps."""
-    batch: int = 64
+    batch: int = 32
     """Prompts in one optimizer step."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     keep_above: float = 0.5
     """Least score, 0 to 1, of a path that the backbone is given to read."""
     checkpoint_every: int = 200
