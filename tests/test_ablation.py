@@ -161,6 +161,7 @@ def test_exact_match_is_of_what_an_arm_says(copied: Run) -> None:
     assert not [event for event in events if event.unit == "step"]
     assert set(results["arms"]) == {"pause"}
     assert results["differences"] == {}
+    assert "## Differences" not in render(results)
 
 
 def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[str, Any]]) -> None:

@@ -54,15 +54,9 @@ def render(results: Results) -> str:
         f"# What dreaming is worth: {results['run']}",
         "\n".join(f"- {sentence}" for sentence in sentences(results)),
         _about(results),
-        "## Arms",
-        *_tables(results, [arm for arm in results["arms"] if arm not in READINGS]),
-        "## Differences",
-        *_difference_tables(results, [pair for pair in results["differences"] if _of_arms(pair)]),
-        "## Does the answer read its dream?",
-        "The backbone's own dream, as it is, left out, with its image tokens in another order, and another prompt's "
-        "(of the same split and depth, where there are splits). All are read by the same student.",
-        *_tables(results, [arm for arm in ("backbone", *READINGS) if arm in results["arms"]]),
-        *_difference_tables(results, [pair for pair in results["differences"] if not _of_arms(pair)]),
+        *_section("Arms", _tables(results, [arm for arm in results["arms"] if arm not in READINGS])),
+        *_section("Differences", _difference_tables(results, [p for p in results["differences"] if _of_arms(p)])),
+        *_section("Does the answer read its dream?", _reading_tables(results)),
         *_dreams(results),
         *_depths(results),
         _no_width(results),
@@ -70,6 +64,10 @@ def render(results: Results) -> str:
         *_provenance(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(heading: str, parts: list[str]) -> list[str]:
+    return [f"## {heading}", *parts] if parts else []
 
 
 # Numbers.
@@ -151,6 +149,18 @@ def _difference_tables(results: Results, pairs: list[str]) -> list[str]:
     main, metrics = main_metric(results), _measured(results, [pairs[0].split("-")[0]])
     tables = [markdown_table(difference_rows(results, metric, pairs, metric == main)) for metric in metrics]
     return [*tables, "Paired by seed and prompt. An asterisk marks an interval that leaves out zero."]
+
+
+def _reading_tables(results: Results) -> list[str]:
+    pairs = [pair for pair in results["differences"] if not _of_arms(pair)]
+    if not any(arm in results["arms"] for arm in READINGS):
+        return []
+    text = (
+        "The backbone's own dream, as it is, left out, with its image tokens in another order, and another prompt's "
+        "(of the same split and depth, where there are splits). All are read by the same student."
+    )
+    arms = [arm for arm in ("backbone", *READINGS) if arm in results["arms"]]
+    return [text, *_tables(results, arms), *_difference_tables(results, pairs)]
 
 
 def _dreams(results: Results) -> list[str]:
@@ -250,7 +260,9 @@ def _reads(results: Results) -> str | None:
         f"[{shown.number(-e['high'], '+')}, {shown.number(-e['low'], '+')}] {shown.unit}"
         for name, e in found.items()
     ]
-    hurt = [_clear(e) and e["value"] * shown.better > 0 for e in found.values()]
+    # Left out, it says what the dream is good for; spoiled, whether it is read.
+    spoiled = [e for name, e in found.items() if name != "empty"] or list(found.values())
+    hurt = [_clear(e) and e["value"] * shown.better > 0 for e in spoiled]
     verdict = "The answer reads its dream" if all(hurt) else "The answer reads part of its dream at most"
     if not any(hurt):
         verdict = "Nothing shows that the answer reads its dream"
