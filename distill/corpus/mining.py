@@ -14,7 +14,7 @@ from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run, sha256_file
 
-MINER_VERSION = 1
+MINER_VERSION = 2
 """Raised when a miner changes what it finds, so that finished runs notice."""
 
 
