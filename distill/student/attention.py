@@ -7,7 +7,6 @@ plain products. On a GPU the masked kernel wins, and the same `Documents` object
 Shape legend: B rows, T positions, H heads, G key/value heads, E head size, L positions of one document.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -133,7 +132,7 @@ def _rows(flat: Tensor, like: Tensor) -> Tensor:
     return flat[:-1].view(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(1, 2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     """Attention of q (B, H, T, E) over k, v (B, G, T, E) → (B, H, T, E).
 
     documents None: each row is one document.
@@ -142,7 +141,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Ten
         return DocumentAttention.apply(q, k, v, documents)  # pyright: ignore[reportReturnType]
     mask = None if documents is None else documents.mask
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-
-
-attend: Callable[[Tensor, Tensor, Tensor, Documents | None], Tensor] = torch.compiler.disable(_attend)  # pyright: ignore[reportAssignmentType]
-"""`_attend`, left out of compiled graphs: spans change from batch to batch, and each would compile anew."""

@@ -159,6 +159,8 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
+    attend = staticmethod(attend)
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
@@ -178,7 +180,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None) -> Tensor:
         q, k, v = self.project(x, cos, sin)
-        mixed = attend(q, k, v, documents)
+        mixed = self.attend(q, k, v, documents)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 

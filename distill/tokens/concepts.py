@@ -13,17 +13,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.preprocessing import normalize
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, CorruptFile
@@ -87,9 +85,12 @@ class LocalEncoder:
         self.features, self.idf, self.components = features, idf, components
         self.words, self.word_vectors = words, word_vectors
         self._word_id = {word: i for i, word in enumerate(words)}
-        self._vectorizer = _vectorizer(vocabulary={feature: i for i, feature in enumerate(features)})
-        if features:
-            self._vectorizer.idf_ = idf.astype(np.float64)
+
+    @cached_property
+    def _vectorizer(self) -> Any:
+        vectorizer = _vectorizer(vocabulary={feature: i for i, feature in enumerate(self.features)})
+        vectorizer.idf_ = self.idf.astype(np.float64)
+        return vectorizer
 
     @classmethod
     def fit(cls, phrases: Sequence[str], texts: Iterable[str], seed: int) -> "LocalEncoder":
@@ -152,6 +153,8 @@ def surface_features(phrase: str) -> list[str]:
 
 
 def _vectorizer(**options: Any) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer  # a second to import, and seldom needed
+
     analyzer: Any = surface_features
     return TfidfVectorizer(analyzer=analyzer, sublinear_tf=True, **options)
 
@@ -163,6 +166,8 @@ def _svd(matrix: Any, dims: int, seed: int) -> tuple[Vectors, Vectors]:
         dense = np.asarray(matrix.todense(), np.float32)
         basis = unit_rows(dense[:1]) if dense.shape[0] == 1 else np.ones((1, dense.shape[1]), np.float32)
         return (dense @ basis.T).astype(np.float32), basis
+    from sklearn.decomposition import TruncatedSVD
+
     svd: Any = TruncatedSVD(k, n_iter=4, random_state=seed)
     with np.errstate(invalid="ignore"):  # it divides by the variance, which equal phrases have none of
         scores = svd.fit_transform(matrix)
@@ -262,7 +267,7 @@ def _embedded(phrases: Sequence[str], embed: Embed, model: str) -> Vectors:
     vectors = np.concatenate([embed(phrases[i : i + EMBED_BATCH]) for i in range(0, len(phrases), EMBED_BATCH)])
     if not np.isfinite(vectors).all():
         raise BadInput(f"{model}: returned embeddings that are not finite; choose another --set tokenize.encoder")
-    return cast(Vectors, normalize(np.asarray(vectors, np.float32)))
+    return unit_rows(np.asarray(vectors, np.float32))
 
 
 def open_embed(model: str, teacher: TeacherSettings | None = None) -> Embed:

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from distill.config import TeacherSettings
@@ -171,6 +170,8 @@ def build_codebook(
 
 def _cluster(vectors: Vectors, weights: NDArray[np.float64], size: int, seed: int) -> Vectors:
     """(≤ size, D) unit centroids by k-means on the sphere, none without a phrase that is nearest to it."""
+    from sklearn.cluster import KMeans  # a second to import, and only where a codebook is made
+
     distinct = len(np.unique(vectors, axis=0))
     if size >= distinct:
         centroids = np.unique(vectors, axis=0)

@@ -17,6 +17,7 @@ from distill.config import TrainSettings
 from distill.errors import BadInput
 from distill.events import Event, Listener
 from distill.run import write_atomic
+from distill.student.attention import attend
 from distill.student.model import Backbone
 from distill.training import losses
 
@@ -58,6 +59,8 @@ def apply(chosen: Numerics, model: Backbone) -> Any:
     if not chosen.compiled:
         return losses.tail_kernel
     for block in model.model.layers:
+        # Left out of the graph: spans change from batch to batch, and each would compile anew.
+        vars(block.self_attn)["attend"] = torch.compiler.disable(attend)
         block.compile(dynamic=False)
     return torch.compile(losses.tail_kernel, dynamic=False)
 
@@ -66,6 +69,7 @@ def undo(model: Backbone) -> None:
     """Back to uncompiled blocks."""
     for block in model.model.layers:
         block._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]
+        vars(block.self_attn).pop("attend", None)
 
 
 def choose(
