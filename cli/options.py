@@ -51,6 +51,16 @@ def quiet_option(function: Function) -> Function:
     return click.option("-q", "--quiet", is_flag=True, help="No progress on stderr; warnings stay.")(function)
 
 
+class SettingsFile(click.Path):
+    """A path, or the name of a settings file that ships with us."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from distill.config import shipped
+
+        found = None if Path(value).exists() else shipped(str(value))
+        return super().convert(found or value, param, ctx)
+
+
 def settings_options(create: bool = False) -> Callable[[Function], Function]:
     """--config, --set and every `setting` of a command, applied to the run at `run_path` → `run`.
 
@@ -79,9 +89,9 @@ def settings_options(create: bool = False) -> Callable[[Function], Function]:
             ),
             click.option(
                 "--config",
-                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                type=SettingsFile(exists=True, dir_okay=False, path_type=Path),
                 metavar="FILE",
-                help="Settings to merge in (YAML).",
+                help="Settings to merge in (YAML), or the name of those that ship: demo, causal-world.",
             ),
         ):
             with_run = option(with_run)

@@ -235,6 +235,14 @@ LEAST: dict[str, int] = {
 """The smallest value of settings whose stage comes late, or has no place to check them."""
 
 
+def shipped(name: str) -> Path | None:
+    """The settings file of that name ("causal-world", "configs/demo.yaml") that ships with us, if there is one."""
+    root = Path(__file__).parents[1] / "configs"
+    folder = root if root.is_dir() else Path(__file__).parent / "_configs"
+    path = folder / Path(name).with_suffix(".yaml").name
+    return path if path.is_file() else None
+
+
 def load_settings(
     file: Path | None = None, overrides: list[str] | None = None, base: Settings | None = None
 ) -> Settings:

@@ -14,6 +14,7 @@ from distill.config import Settings
 from distill.corpus.capture import capture
 from distill.corpus.datasets import causal_world as world
 from distill.corpus.datasets.questions import Question
+from distill.corpus.knowledge import load_graph
 from distill.corpus.mining import mine
 from distill.corpus.traces import TraceStore
 from distill.corpus.triplets import LENSES, by_trace, read_triplets
@@ -230,3 +231,15 @@ def test_the_command_line_takes_a_dataset(tmp_path: Path, capsys: pytest.Capture
     assert stop.value.code == 1
     assert "none of causal-world" in capsys.readouterr().err
     assert not (tmp_path / "v").exists()
+
+
+def test_the_knowledge_graph_tells_nothing_of_held_out_answers(tmp_path: Path) -> None:
+    settings = Settings()
+    settings.capture.dataset, settings.capture.dataset_size = "causal-world", 1
+    run = Run.create(tmp_path / "run", settings)
+    capture(run)
+    mine(run)
+    with TraceStore(run.traces, readonly=True) as store:
+        (trained,) = store.traces(held_out=False)
+    known = {phrase for triplet in by_trace(read_triplets(run.triplets))[trained.key] for phrase in triplet.phrases}
+    assert {data["label"] for _, data in load_graph(run.knowledge).nodes(data=True)} == known

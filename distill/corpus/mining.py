@@ -56,8 +56,9 @@ def summarize(mined: Sequence[Mined]) -> dict[str, Any]:
 
 
 def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
-    """Find triplets in every response; write triplets.jsonl and knowledge.graphml. Returns the summary.
+    """Find triplets in every response; write triplets.jsonl and, of what is trained on, knowledge.graphml.
 
+    Returns the summary.
     What the teacher as miner has found is kept at once: killed, the stage goes on from there, `force` or not.
     Raises MissingStage without traces, BadInput for an unknown miner, MissingDependency without a spaCy model.
     """
@@ -80,7 +81,9 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
     summary = summarize(mined)
     if not triplets:
         listen(Event("mine", "warning", "no triplets found: the student will have no dreams to learn"))
-    graph = build_graph(triplets)
+    # What is known must not tell the answers that a student is examined on.
+    held_out = {trace.key for trace in traces if trace.held_out}
+    graph = build_graph(triplet for triplet in triplets if triplet.trace not in held_out)
     summary |= {"graph_nodes": graph.number_of_nodes(), "graph_edges": graph.number_of_edges()}
     write_triplets(run.triplets, triplets)
     save_graph(graph, run.knowledge, run.settings.mine.graph_nodes)
