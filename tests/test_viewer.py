@@ -143,6 +143,26 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
         wrong.write_text(text)
         with pytest.raises(CorruptFile, match=r"wrong\.json: not a file of dreams"):
             DreamViewer.load(wrong)
+    for part, spoiled in [
+        ('"score": 0.31', '"score": "x"'),
+        ('"score": 0.31', f'"score": 1{"0" * 400}'),
+        ('"kept": true', '"kept": 1'),
+        ('"code": ', '"code": 0.5'),
+        ('"label": "', '"label": null, "_": "'),
+        ('"prompt": "', '"prompt": 7, "_": "'),
+        ('"seconds": ', '"seconds": true, "_": '),
+        ('"kind": "temporal"', '"kind": "odd\\" onload=\\"x"'),
+    ]:
+        assert part in whole
+        wrong.write_text(whole.replace(part, spoiled, 1))
+        with pytest.raises(CorruptFile, match=r"wrong\.json: not a file of dreams"):
+            DreamViewer.load(wrong)
+    for name, spoiled in [("gates", {"causal": "x"}), ("gates", "x"), ("source", [0]), ("target", ["a", "b"])]:
+        value = json.loads(whole)
+        value["dreams"][0]["branches" if name == "gates" else "edges"][0][name] = spoiled
+        wrong.write_text(json.dumps(value))
+        with pytest.raises(CorruptFile, match=r"wrong\.json: not a file of dreams"):
+            DreamViewer.load(wrong)
     wrong.write_text(whole.replace('"version": 1', '"version": 2'))
     with pytest.raises(BadInput, match="version 2"):
         DreamViewer.load(wrong)
@@ -312,6 +332,10 @@ def test_nothing_said_becomes_markup(said: str) -> None:
 def test_a_hostile_record_stays_text() -> None:
     outline = Outline(page([hostile_record()]).decode())
     assert sum(tag == "script" for tag, _ in outline.elements) == 2
+    kind: Any = '"><img src=x onerror=alert(1)>'
+    record = engine_record()
+    edged = Outline(page([DreamRecord("", "engine", record.branches, [Edge((0, 0), (0, 1), kind, 0.5)])]).decode())
+    assert [edge["data-kind"] for tag, edge in edged.elements if "data-from" in edge] == [kind]
     assert not any(tag == "img" for tag, _ in outline.elements)
     assert not any(name.startswith("on") for _, attributes in outline.elements for name in attributes)
     assert "</script><script>alert(1)</script>" in "".join(outline.text)

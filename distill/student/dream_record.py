@@ -1,10 +1,12 @@
 """What one dreaming was: every path with its steps, scores and edges, as plain data that can be shown and saved."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args
 
 Dreamer = Literal["engine", "backbone", "none"]
 DREAMERS: tuple[Dreamer, ...] = ("engine", "backbone", "none")
+EdgeKind = Literal["temporal", "causal"]
+Part = TypeVar("Part", bound="Slot | Step | Branch | Edge | DreamRecord")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Edge:
 
     source: tuple[int, int]
     target: tuple[int, int]
-    kind: Literal["temporal", "causal"]
+    kind: EdgeKind
     importance: float
 
 
@@ -72,12 +74,48 @@ class DreamRecord:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "DreamRecord":
         """The other way. Raises KeyError or TypeError for what `to_json` didn't write."""
-        branches = [
-            Branch(**{**branch, "steps": [_step(step) for step in branch["steps"]]}) for branch in value["branches"]
-        ]
-        edges = [Edge(**{**e, "source": tuple(e["source"]), "target": tuple(e["target"])}) for e in value["edges"]]
-        return cls(**{**value, "branches": branches, "edges": edges})
+        parts: dict[str, Any] = {
+            "branches": [_branch(branch) for branch in value["branches"]],
+            "edges": [_edge(edge) for edge in value["edges"]],
+        }
+        return _checked(cls(**{**value, **parts}))
 
 
 def _step(value: dict[str, Any]) -> Step:
-    return Step(*(Slot(**value[role]) for role in ("what", "action", "result")), importance=value["importance"])
+    slots = (_checked(Slot(**value[role])) for role in ("what", "action", "result"))
+    return _checked(Step(*slots, importance=value["importance"]))
+
+
+def _branch(value: dict[str, Any]) -> Branch:
+    parts: dict[str, Any] = {"steps": [_step(step) for step in value["steps"]], "gates": {**value["gates"]}}
+    if not all(_is(weight, float) for weight in parts["gates"].values()):
+        raise TypeError("gates: not a number for each expert")
+    return _checked(Branch(**{**value, **parts}))
+
+
+def _edge(value: dict[str, Any]) -> Edge:
+    places: dict[str, Any] = {end: tuple(value[end]) for end in ("source", "target")}
+    edge = _checked(Edge(**{**value, **places}))
+    if edge.kind not in get_args(EdgeKind):
+        raise TypeError(f"kind: {edge.kind!r} is none of an edge")
+    if not all(len(place) == 2 and all(_is(i, int) for i in place) for place in (edge.source, edge.target)):
+        raise TypeError("source, target: not two numbers each")
+    return edge
+
+
+def _checked(made: Part) -> Part:
+    """Itself; raises TypeError where a field of text, number or truth value holds something else."""
+    for one in fields(made):
+        kind: Any = one.type
+        if kind in (str, int, float, bool) and not _is(getattr(made, one.name), kind):
+            raise TypeError(f"{one.name}: is no {kind.__name__}")
+    return made
+
+
+def _is(value: object, kind: type) -> bool:
+    """Whether it is of a JSON type. A number may be whole, but not larger than a float tells apart."""
+    if isinstance(value, bool) or kind in (bool, str):
+        return type(value) is kind
+    if isinstance(value, int):
+        return abs(value) <= 2**53
+    return kind is float and isinstance(value, float)

@@ -187,7 +187,8 @@ def _exists(record: DreamRecord, place: tuple[int, int]) -> bool:
 def _edge(edge: Edge, strongest: float) -> str:
     (a, s), (b, t) = edge.source, edge.target
     weight = round(_part(edge.importance) / strongest, 4)
+    kind = _text(edge.kind)
     return (
-        f'<path class="edge {edge.kind}" data-from="{a}.{s}" data-to="{b}.{t}" data-kind="{edge.kind}" '
+        f'<path class="edge {kind}" data-from="{a}.{s}" data-to="{b}.{t}" data-kind="{kind}" '
         f'data-importance="{_part(edge.importance)}" data-weight="{weight}" style="--w:{weight}"></path>'
     )
