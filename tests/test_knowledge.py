@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import tracemalloc
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,8 @@ def test_any_printable_phrase_survives_the_file(
             b'attr.name="by"', b'attr.name="if"'
         ),
         lambda data: data.replace(b'">1<', b'">0<'),
+        lambda data: data.replace(b"encoding='utf-8'", b"encoding='foo'"),
+        lambda data: data.replace(b'attr.type="long"', b""),
         lambda data: data.replace(b'">1<', b'">-1<'),
         lambda data: data.decode().replace("utf-8", "utf-16").encode("utf-16"),
         lambda data: data[: data.index(b"<graph ")] + b'<graph edgedefault="directed"><node id="1"/></graph></graphml>',
@@ -134,8 +137,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage) -> None:
     path = tmp_path / "knowledge.graphml"
     save_graph(build_graph([triplet("ball", "falls", "down")]), path, 10)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CorruptFile, match=r"knowledge\.graphml: not a knowledge graph") as caught:
-        load_graph(path)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(CorruptFile, match=r"knowledge\.graphml: not a knowledge graph") as caught:
+            load_graph(path)
+    assert not [warning for warning in warned if warning.category is UserWarning]
     assert "\n" not in str(caught.value)
 
 
@@ -146,6 +152,8 @@ def test_too_large_or_missing_files_are_refused(tmp_path: Path) -> None:
         load_graph(path, max_bytes=100)
     with pytest.raises(BadInput, match="dream mine"):
         load_graph(tmp_path / "none.graphml")
+    with pytest.raises(BadInput, match=r"No such file or directory.*; name another"):
+        load_graph(tmp_path / "none.graphml", remedy="name another")
 
 
 # A graph that grows.
@@ -277,6 +285,16 @@ def test_pruning_keeps_the_most_important_and_no_loose_ends(tmp_path: Path) -> N
     graph.save()
     best = sorted(ranks, key=lambda name: (-ranks[name], name))[:30]
     assert set(load_graph(tmp_path / "k")) == set(best)
+
+
+def test_an_importance_that_is_no_number_is_named(tmp_path: Path) -> None:
+    def nothing(name: str, data: dict[str, object]) -> float:
+        return None  # pyright: ignore[reportReturnType]
+
+    graph = KnowledgeGraph(tmp_path / "k", 2, nothing)
+    graph.add([Chain("causal", [("ball", "falls", "down")])])
+    with pytest.raises(BadInput, match="importance_fn: gave no number for 'what:ball'"):
+        graph.save()
 
 
 def test_one_that_holds_the_graph_goes_on_from_what_others_wrote(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ the next pruning starts anew when it comes back, as in lossy counting: the bound
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,11 @@ class Tally:
     def _importance(self, name: str, node: Node) -> float:
         if self.importance_fn is None:
             return float(node.count * (1 + len(node.near)))
-        value = float(self.importance_fn(name, node.data()))
+        given = self.importance_fn(name, node.data())
+        try:
+            value = float(given)
+        except (TypeError, ValueError):
+            value = math.nan
         if value != value:
             raise BadInput(f"importance_fn: gave no number for {name!r}; give each node one, 0.0 for the least")
         return value

@@ -9,6 +9,7 @@ every dream (growing_graph.py) also has on each node the mean `attention` that t
 """
 
 import io
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -110,25 +111,27 @@ def save_graph(graph: Graph, path: Path, max_nodes: int) -> None:
 
 
 def load_graph(path: Path, max_bytes: int = MAX_BYTES, remedy: str = "run `dream mine --force`") -> Graph:
-    """Read a graph that `save_graph` wrote. `remedy`: what to do about a file that isn't one.
+    """Read a graph that `save_graph` wrote. `remedy`: what to do about a file that can't be used.
 
     Raises BadInput where there is none or it is larger than `max_bytes`, CorruptFile where it is no such graph.
     """
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            raise BadInput(f"{path}: {size:,} bytes, more than {max_bytes:,}; write a smaller one (mine.graph_nodes)")
+            raise BadInput(f"{path}: {size:,} bytes, more than {max_bytes:,}; {remedy}")
         head = path.read_bytes()
     except OSError as error:
-        raise BadInput(f"{path}: can't be read ({error.strerror}); `dream mine` writes it") from error
+        raise BadInput(f"{path}: can't be read ({error.strerror}); {remedy}") from error
     try:
         # Entities can expand without bound, and GraphML needs none; in UTF-16, full of zeros, they could hide.
         if b"<!ENTITY" in head or b"<!DOCTYPE" in head or b"\0" in head:
             raise ValueError("a document type declaration, or not UTF-8")
         read: Any = nx.read_graphml
-        graph: Graph = read(io.BytesIO(head), force_multigraph=True)
+        with warnings.catch_warnings():  # of what `_check` refuses in one line
+            warnings.simplefilter("ignore", UserWarning)
+            graph: Graph = read(io.BytesIO(head), force_multigraph=True)
         _check(graph)
-    except (ParseError, nx.NetworkXError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ParseError, nx.NetworkXError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise CorruptFile(f"{path}: not a knowledge graph ({reason}); {remedy}") from error
     return graph

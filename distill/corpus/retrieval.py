@@ -64,13 +64,16 @@ class Retriever:
     """An index of a knowledge graph by word. Equal graphs, seeds and prompts give equal chains."""
 
     def __init__(self, graph: Graph) -> None:
-        """Raises BadInput for a graph of an earlier version, which doesn't tell what was said together."""
+        """Raises BadInput for a graph that doesn't tell what was said together: of an earlier version, or too small."""
         self.entries: dict[str, Entry] = {}
         self.chains: dict[Chain, int] = {}
         self.by_stem: dict[str, set[str]] = defaultdict(set)
         self._add(graph, 1)
         if graph.number_of_edges() and not self.chains:
-            raise BadInput("the knowledge graph holds no chains: an earlier version wrote it; run `dream mine --force`")
+            raise BadInput(
+                "the knowledge graph holds no chains: either its bound leaves room for none (give `remember` more "
+                "max_nodes), or an earlier version wrote it (run `dream mine --force`)"
+            )
 
     def retrieve(self, prompt: str, how: str = "neighbourhood", limit: int = 4, seed: int = 0) -> list[Labels]:
         """At most `limit` different chains as labels of what, action and result, the most fitting first.
