@@ -124,7 +124,9 @@ def load_student(path: Path) -> Student:
     return _load_run(Run.open(path)) if kind == "run" else load_checkpoint(path)
 
 
-def load_dreaming(path: Path, device: str = "auto", *, enable_dream_viewer: bool = False) -> "DreamingReasoningLLM":
+def load_dreaming(
+    path: str | Path, device: str = "auto", *, enable_dream_viewer: bool = False
+) -> "DreamingReasoningLLM":
     """The whole dreaming model: from a run folder (its best checkpoint and that one's engine, else its bundle), a
     checkpoint, a bundle, or a folder of `save_pretrained`.
 
@@ -133,6 +135,7 @@ def load_dreaming(path: Path, device: str = "auto", *, enable_dream_viewer: bool
     from distill.student.dreaming_model import DreamingReasoningLLM
     from distill.student.pretrained import READ
 
+    path = Path(path)
     kind = _kind(path)
     if kind == "run":
         return _load_dreaming_run(Run.open(path), device, enable_dream_viewer)

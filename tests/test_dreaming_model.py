@@ -341,6 +341,8 @@ def test_images_are_seen_by_the_engine_and_read_by_the_backbone(model: DreamingR
         assert got["output"] == expected
         blind = engine(1, KEEP_ALL)(states, real)
         assert not torch.equal(blind.dreams.logits, drafted.dreams.logits), "the engine saw nothing"
+        for same in (seen.numpy(), seen.double().numpy(), [seen[0]], [seen[0].numpy()], seen.tolist()):
+            assert model.generate(prompt, images=same, temperature=0, max_length=20) == expected
     rows = model.generate(images=torch.randn(3, 2, 512), output_mode="image")
     assert rows[0].shape == (3, 512)
     assert len(model.generate(images=torch.randn(2, 1, 512), dreamer="backbone", max_length=3)) == 2
@@ -365,13 +367,24 @@ def test_images_are_seen_by_the_engine_and_read_by_the_backbone(model: DreamingR
         ({"guide": "⟨a cop⟩"}, "⟨a cop⟩ is no image token; the nearest are ⟨a cup⟩"),
         ({"guide": "⟨falling rain⟩"}, r"is no image token; the nearest are .*⟨the rain⟩"),
         ({"guide": "⟨a cup⟩" * 4}, "4 image tokens; give one to three"),
-        ({"guide": "⟨⟩"}, "give one to three"),
+        ({"guide": "⟨⟩"}, "guide: '⟨⟩' has an image token without words; give one to three"),
+        ({"guide": "  "}, "guide: '  ' has an image token without words; give one to three"),
+        ({"guide": ["a cup"]}, "guide: list instead of text"),
+        ({"guide": "a \udc80"}, "guide: character 3 is half of one"),
+        ({"prompt": "A \ud83d cup"}, "prompt: character 3 is half of one"),
+        ({"prompt": ["A cup", 7]}, "prompt: int instead of text"),
         ({"guide": "⟨a cup⟩ please"}, "is not written as image tokens alone"),
         ({"max_length": 0}, "max_length=0: must be at least 1"),
         ({"temperature": -1.0}, "sampling: temperature -1.0"),
+        ({"temperature": float("nan")}, "sampling: temperature nan"),
+        ({"temperature": float("inf"), "stream": True}, "sampling: temperature inf"),
         ({"images": torch.zeros(1, 3, 64, 64)}, "no vision encoder"),
         ({"images": torch.zeros(1, 2, 768)}, r"shape \(1, 2, 768\); give embeddings"),
         ({"images": torch.full((1, 1, 512), float("nan"))}, "not all values are finite"),
+        ({"images": [np.zeros((1, 512)), np.zeros((2, 512))]}, "images: no numbers of one shape"),
+        ({"images": "cup.png"}, "images: no numbers of one shape"),
+        ({"images": [["cup.png"]]}, "images: no numbers of one shape"),
+        ({"images": []}, "images: no numbers of one shape"),
         ({"images": torch.zeros(2, 1, 512)}, "2 sets of images for 1 prompts"),
         ({"stream": True, "return_dreams": True}, "stream: gives the text of one prompt"),
         ({"stream": True, "prompt": ["a", "b"]}, "stream: gives the text of one prompt"),
@@ -401,11 +414,33 @@ def test_what_a_student_lacks_is_said() -> None:
         DreamingReasoningLLM(backbone=backbone)
     with pytest.raises(BadInput, match="device='toaster'"):
         DreamingReasoningLLM(backbone=backbone, tokenizer=tokenizer, device="toaster")
-    with pytest.raises(RunMismatch, match="its engine dreams 4 paths, not 8"):
-        make(DreamingConfig(num_dream_sequences=8), engine=engine())
     other = starter_tokenizer(codebook.labels[:-1])
     with pytest.raises(RunMismatch, match=r"the tokenizer has \d+ tokens, the weights \d+"):
         DreamingReasoningLLM(backbone=backbone, tokenizer=other)
+
+
+def test_an_engine_must_fit_the_other_parts() -> None:
+    codebook, made = parts()[2], engine()
+    order = np.roll(np.arange(len(codebook)), 1)
+    permuted = Codebook(
+        [codebook.labels[i] for i in order], codebook.centroids[order], codebook.counts[order], codebook.encoder
+    )
+    fewer = Codebook(codebook.labels[:-2], codebook.centroids[:-2], codebook.counts[:-2], codebook.encoder)
+    hidden = parts()[0].config.hidden
+    another = f"the student: its engine was trained with another codebook of {len(codebook)} image tokens"
+    for config, how, message in (
+        (DreamingConfig(num_dream_sequences=8), {"engine": made}, "made for dreaming.num_dream_sequences=4, not 8"),
+        (DreamingConfig(dream_length=3), {"engine": made}, "made for dreaming.dream_length=5, not 3"),
+        (DreamingConfig(graph_reasoning_hops=1), {"engine": made}, "made for dreaming.graph_reasoning_hops=3, not 1"),
+        (KEEP_ALL, {"engine": DreamEngine(KEEP_ALL, 2 * hidden, codebook)}, f"of hidden size {2 * hidden}, this one"),
+        (KEEP_ALL, {"engine": DreamEngine(KEEP_ALL, hidden, permuted)}, another),
+        (KEEP_ALL, {"engine": DreamEngine(KEEP_ALL, hidden, fewer)}, f"codebook of {len(fewer)} image tokens"),
+        (KEEP_ALL, {"engine": DreamEngine(KEEP_ALL, hidden, fewer), "codebook": None}, "use the one it came with"),
+    ):
+        with pytest.raises(RunMismatch, match=message) as raised:
+            make(config, **how)
+        assert "\n" not in str(raised.value)
+    assert make(DreamingConfig(keep_above=0.7), engine=made).config.keep_above == 0.7
 
 
 @pytest.mark.filterwarnings("ignore:no student was given")
@@ -421,6 +456,8 @@ def test_other_numbers_of_paths_and_steps(paths: int, steps: int) -> None:
     for name in ("num_dream_sequences", "dream_length", "graph_reasoning_hops"):
         with pytest.raises(BadInput, match=f"dreaming.{name}=0: must be at least 1"):
             DreamingReasoningLLM(replace(config, **{name: 0}))
+    with pytest.raises(BadInput, match=r"dreaming\.output_mode='video': choose one of text, image, both"):
+        DreamingReasoningLLM(replace(config, output_mode="video"))
 
 
 def test_an_untrained_student_says_so_once() -> None:
@@ -538,7 +575,8 @@ def finished_run(folder: Path) -> Run:
     engine(1, KEEP_ALL).save(run.engine)
     backbone = sha256_file(checkpoint / "model.safetensors")
     (run.engine / "loop.json").write_text(json.dumps({"backbone": backbone}))
-    run.record("engine", {}, {"engine/engine.safetensors": "0"}, {}, 1.0)
+    outputs = {"engine/engine.safetensors": sha256_file(run.engine / "engine.safetensors")}
+    run.record("engine", {}, outputs, {}, 1.0)
     return run
 
 
@@ -547,7 +585,7 @@ def test_a_run_loads_with_its_engine_and_system_message(tmp_path: Path) -> None:
     loaded = load_dreaming(run.path, device="cpu")
     same(make(system="Be brief."), loaded)
     (run.engine / "loop.json").write_text(json.dumps({"backbone": "another"}))
-    alone = load_dreaming(run.path, device="cpu")
+    alone = load_dreaming(str(run.path), device="cpu")
     assert alone.parts.engine is None
     assert alone.config == KEEP_ALL
     assert alone.generate(PROMPTS[0], seed=1) == make(engine=None, system="Be brief.").generate(PROMPTS[0], seed=1)
@@ -609,7 +647,7 @@ def test_what_a_graph_knows_stands_after_the_prompt(tmp_path: Path) -> None:
         prompt, retrieve="walk", seed=5, **how
     )
     (tmp_path / "broken.graphml").write_text("<graphml><node>")
-    with pytest.raises(CorruptFile, match=r"broken\.graphml"):
+    with pytest.raises(CorruptFile, match=r"broken\.graphml.*; name another graph"):
         make().know(tmp_path / "broken.graphml").generate(prompt, retrieve="walk")
     with pytest.raises(CorruptFile, match=r"broken\.graphml"):
         make().remember(tmp_path / "broken.graphml")

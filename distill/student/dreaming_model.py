@@ -28,13 +28,15 @@ from distill.student.memory import recall
 from distill.student.model import Backbone
 from distill.student.output_decoder import OutputDecoder, Sampling, image_labels
 from distill.student.pretrained import KNOWLEDGE, Parts, load_parts, pick_device, save_parts
-from distill.student.prompting import Asked, OutputMode, check, check_images, prompts_of
+from distill.student.prompting import OUTPUT_MODES, Asked, OutputMode, check, choice, images_of, prompts_of
 from distill.student.viewer import DreamViewer, Format
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook
 
 Image = tuple[Tensor, Tensor, Tensor]
 """(what, action, result), (B, 512) each, of length 1."""
+REMEDY = "name another graph; `dream mine --force` writes a run's anew"
+"""Where a graph given to `know` can't be read."""
 
 
 class DreamingReasoningLLM:
@@ -47,7 +49,7 @@ class DreamingReasoningLLM:
     enable_dream_viewer: record every dream (so does the config's enable_visualization). enable_rl: accepted, with a
     warning, as this version doesn't learn from feedback. system: said before every prompt. knowledge: a graph that
     grows with every dream, as `remember` opens it. seed: of untrained weights.
-    Raises RunMismatch for parts that don't fit each other, BadInput for a device that there isn't.
+    Raises RunMismatch for parts that don't fit each other, BadInput for a device or an output mode that there isn't.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class DreamingReasoningLLM:
         else:
             settings = config or (engine.config if engine is not None else DreamingConfig())
             parts = Parts(backbone, tokenizer, codebook, engine, settings, system)
+        choice("dreaming.output_mode", parts.config.output_mode, OUTPUT_MODES)
         self.parts = parts.check("the student").to(pick_device(device))
         parts.model.eval()
         if parts.engine is not None:
@@ -102,7 +105,7 @@ class DreamingReasoningLLM:
     def generate(
         self,
         prompt: str | Sequence[str] | None = None,
-        images: Tensor | None = None,
+        images: Any = None,
         output_mode: str | None = None,
         max_length: int = 256,
         temperature: float = 0.7,
@@ -120,8 +123,8 @@ class DreamingReasoningLLM:
         """Dream of a prompt and answer it.
 
         prompt: one, or several (the i-th draws with `seed + i`, and results come as lists). images: embeddings
-        (B, N, 512), which the engine sees as they are and the backbone as the nearest image tokens.
-        output_mode: "text" → str; "image" → (what, action, result), (B, 512) each, of length 1; "both" →
+        (B, N, 512), as tensor, array or list, which the engine sees as they are and the backbone as the nearest image
+        tokens. output_mode: "text" → str; "image" → (what, action, result), (B, 512) each, of length 1; "both" →
         {"text", "image"}; by default the config's. max_length: tokens of the answer, the dream not counted.
         temperature 0 is greedy; then top_k (0: all) and top_p. stream: an iterator over pieces of text.
         return_dreams: {"output", "labels" (of the image's three), "dreams" (a Branch a path), "graph_data",
@@ -136,17 +139,17 @@ class DreamingReasoningLLM:
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
         asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows)
         asked = replace(asked, watch=watch_dreams, on_dream=on_dream)
-        check_images(images)
-        prompts = prompts_of(prompt, images)
+        seen = images_of(images)
+        prompts = prompts_of(prompt, seen)
         several = not (prompt is None or isinstance(prompt, str)) or len(prompts) > 1
         if stream:
             if several or return_dreams or asked.mode != "text":
                 raise BadInput("stream: gives the text of one prompt, piece by piece; leave it out for anything else")
-            return self._stream(self._dream(prompts[0], images, asked), max_length)
+            return self._stream(self._dream(prompts[0], seen, asked), max_length)
         found: list[dict[str, Any]] = []
         for i, one in enumerate(prompts):
             own = replace(asked, sampling=replace(sampling, seed=seed + i))
-            found.append(self._answer(one, None if images is None else images[i : i + 1], own))
+            found.append(self._answer(one, None if seen is None else seen[i : i + 1], own))
         self._save_knowledge()
         if return_dreams:
             return found if several else found[0]
@@ -267,7 +270,7 @@ class DreamingReasoningLLM:
     @cached_property
     def _index(self) -> Retriever:
         assert self._source is not None
-        return Retriever(load_graph(self._source))
+        return Retriever(load_graph(self._source, remedy=REMEDY))
 
     # Folders.
 
@@ -275,7 +278,8 @@ class DreamingReasoningLLM:
         """Publish a folder that `load_pretrained` reads, whole or not at all. Raises BadInput, DistillError."""
         graph = None
         if self._knows:
-            graph = self.knowledge.graph() if self.knowledge is not None else load_graph(cast(Path, self._source))
+            source = cast(Path, self._source)
+            graph = self.knowledge.graph() if self.knowledge is not None else load_graph(source, remedy=REMEDY)
         save_parts(self.parts, Path(folder), graph)
         return Path(folder)
 

@@ -6,6 +6,7 @@ depends on its prompt and its seed, never on its neighbours or on the size of th
 Shape legend: B rows, T positions, P longest prompt, L cache columns, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -78,10 +79,10 @@ class Sampler:
     """Chooses the next token of each row."""
 
     def __init__(self, temperature: float, top_k: int, top_p: float) -> None:
-        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
             raise BadInput(
                 f"sampling: temperature {temperature}, top_k {top_k}, top_p {top_p}; "
-                "they must be at least 0, at least 0, and in (0, 1]"
+                "they must be a number of at least 0, at least 0, and in (0, 1]"
             )
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 

@@ -19,7 +19,7 @@ from distill.config import DreamingConfig
 from distill.corpus.knowledge import Graph, save_graph
 from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.run import publish_folder, sha256_file, write_atomic
-from distill.student.dream_engine import ABOUT, WEIGHTS, DreamEngine
+from distill.student.dream_engine import ABOUT, WEIGHTS, DreamEngine, codebook_digest
 from distill.student.dream_record import Slot, Step
 from distill.student.model import Backbone, load_backbone, save_backbone
 from distill.tokens.bpe import FILES, StudentTokenizer, image_text
@@ -31,6 +31,8 @@ VERSION = 1
 CODEBOOK = ("codebook.json", "codebook.safetensors", "encoder.json", "encoder.safetensors")
 READ = ("config.json", "model.safetensors", *FILES, "dream_tokenizer.json", *CODEBOOK, WEIGHTS, ABOUT, KNOWLEDGE)
 """What is read of a folder, so what is checked."""
+SHAPES = ("num_dream_sequences", "dream_length", "graph_reasoning_hops")
+"""Settings that an engine is made for."""
 
 
 @dataclass
@@ -52,18 +54,40 @@ class Parts:
                 f"{where}: the tokenizer has {tokens} tokens, the weights {rows}; put back the tokenizer that it was "
                 "trained with"
             )
-        if self.engine is not None and (paths := self.engine.config.num_dream_sequences) != (
-            wanted := self.config.num_dream_sequences
-        ):
-            raise RunMismatch(f"{where}: its engine dreams {paths} paths, not {wanted}; train one that does")
-        if self.codebook is None or self.codebook.labels == self.labels:
-            return self
+        if self.codebook is not None and self.codebook.labels != self.labels:
+            self._refuse_codebook(where, self.codebook)
+        if self.engine is not None:
+            self._check_engine(where, self.engine)
+        return self
+
+    def _check_engine(self, where: str, engine: DreamEngine) -> None:
+        for name in SHAPES:
+            if (theirs := getattr(engine.config, name)) != (wanted := getattr(self.config, name)):
+                raise RunMismatch(
+                    f"{where}: its engine was made for dreaming.{name}={theirs}, not {wanted}; give the engine's own "
+                    "settings, or train one with these"
+                )
+        if engine.hidden != (hidden := self.model.config.hidden):
+            raise RunMismatch(
+                f"{where}: its engine reads a backbone of hidden size {engine.hidden}, this one has {hidden}; use the "
+                "one it came with"
+            )
+        # Without a codebook, the labels' number is all that can be compared.
+        fits = self.codebook is None or engine.codebook == codebook_digest(self.codebook)
+        if engine.codes != len(self.labels) or not fits:
+            raise RunMismatch(
+                f"{where}: its engine was trained with another codebook of {engine.codes} image tokens (here "
+                f"{len(self.labels)}); use the one it came with"
+            )
+
+    def _refuse_codebook(self, where: str, codebook: Codebook) -> None:
+        """Raise RunMismatch, saying where its labels are not the tokenizer's."""
         remedy = "put back the codebook that it was trained with"
-        if len(self.codebook) != len(self.labels):
-            counts = f"{len(self.codebook)} image tokens, the tokenizer {len(self.labels)}"
+        if len(codebook) != len(self.labels):
+            counts = f"{len(codebook)} image tokens, the tokenizer {len(self.labels)}"
             raise RunMismatch(f"{where}: the codebook has {counts}; {remedy}")
-        code = next(i for i, label in enumerate(self.labels) if label != self.codebook.labels[i])
-        theirs, ours = image_text(self.codebook.labels[code]), image_text(self.labels[code])
+        code = next(i for i, label in enumerate(self.labels) if label != codebook.labels[i])
+        theirs, ours = image_text(codebook.labels[code]), image_text(self.labels[code])
         raise RunMismatch(f"{where}: the codebook's image token {code} is {theirs}, the tokenizer's {ours}; {remedy}")
 
     @cached_property

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from distill.corpus.triplets import clean_phrase
@@ -54,9 +55,11 @@ def check(
 
     Raises BadInput, naming the choices, for what there isn't or what doesn't go together.
     """
-    chosen = _choice("output_mode", mode or parts.config.output_mode, OUTPUT_MODES)
-    who = _choice("dreamer", dreamer or ("backbone" if parts.engine is None else "engine"), DREAMERS)
-    how = _choice("retrieve", retrieve, RETRIEVALS)
+    if guide is not None:
+        _check_text("guide", guide)
+    chosen = choice("output_mode", mode or parts.config.output_mode, OUTPUT_MODES)
+    who = choice("dreamer", dreamer or ("backbone" if parts.engine is None else "engine"), DREAMERS)
+    how = choice("retrieve", retrieve, RETRIEVALS)
     if who == "engine" and parts.engine is None:
         raise BadInput(
             "dreamer='engine': this student has no engine; train one (`dream train --phase all`), or use 'backbone'"
@@ -71,10 +74,23 @@ def check(
     return Asked(chosen, sampling, who, parse_guide(parts, guide) if guide else [], how)
 
 
-def _choice(name: str, value: str, choices: Sequence[Any]) -> Any:
+def choice(name: str, value: str, choices: Sequence[Any]) -> Any:
+    """The value; raises BadInput, naming the choices, for another."""
     if value not in choices:
         raise BadInput(f"{name}={value!r}: choose one of {', '.join(choice for choice in choices if choice)}")
     return value
+
+
+def _check_text(name: str, text: object) -> None:
+    """Raise BadInput unless it is text that can be encoded."""
+    if not isinstance(text, str):
+        raise BadInput(f"{name}: {type(text).__name__} instead of text; write it as a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{name}: character {error.start + 1} is half of one (a lone surrogate); give it as valid UTF-8"
+        ) from error
 
 
 def parse_guide(parts: Parts, guide: str) -> list[int]:
@@ -86,8 +102,10 @@ def parse_guide(parts: Parts, guide: str) -> list[int]:
     rest = re.sub(r"⟨[^⟨⟩]*⟩", "", guide).strip()
     if rest and (bracketed or set(rest) & set("⟨⟩")):
         raise BadInput(f"guide: {guide!r} is not written as image tokens alone; write it as ⟨a ball⟩⟨release⟩")
-    phrases = bracketed or [rest]
-    if not 1 <= len(phrases) <= 3 or not all(phrases):
+    phrases = [phrase.strip() for phrase in bracketed or [rest]]
+    if not all(phrases):
+        raise BadInput(f"guide: {guide!r} has an image token without words; give one to three, as in ⟨a ball⟩⟨release⟩")
+    if len(phrases) > 3:
         raise BadInput(f"guide: {len(phrases)} image tokens; give one to three: what, action, result")
     code_of = {label: code for code, label in enumerate(parts.labels)}
     codes: list[int] = []
@@ -120,10 +138,17 @@ def _offer(parts: Parts, phrase: str) -> str:
     return f"the nearest are {', '.join(map(image_text, near))}"
 
 
-def check_images(images: Tensor | None) -> None:
-    """Raise BadInput unless they are embeddings (B, N, D)."""
-    if images is None:
-        return
+def images_of(given: Any) -> Tensor | None:
+    """Embeddings (B, N, D) of a tensor, an array or a list of either. Raises BadInput where they are none."""
+    if given is None:
+        return None
+    try:
+        images = torch.stack([_tensor(one) for one in given]) if isinstance(given, list | tuple) else _tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadInput(
+            f"images: no numbers of one shape ({reason}); give embeddings of shape (prompts, images, {CONCEPT_DIM})"
+        ) from error
     shape = tuple(images.shape)
     if images.ndim == 5 or (images.ndim == 4 and shape[1] in (1, 3, 4)):
         raise BadInput(
@@ -134,6 +159,11 @@ def check_images(images: Tensor | None) -> None:
         raise BadInput(f"images: shape {shape}; give embeddings of shape (prompts, images, {CONCEPT_DIM})")
     if not bool(images.isfinite().all()):
         raise BadInput("images: not all values are finite numbers; check what embedded them")
+    return images
+
+
+def _tensor(given: Any) -> Tensor:
+    return given if isinstance(given, Tensor) else torch.tensor(np.asarray(given))
 
 
 def image_words(parts: Parts, images: Tensor) -> str:
@@ -151,6 +181,8 @@ def prompts_of(prompt: str | Sequence[str] | None, images: Tensor | None) -> lis
             raise BadInput("prompt: nothing is asked; give a prompt, images or both")
         return [""] * len(images)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    for text in prompts:
+        _check_text("prompt", text)
     if not prompts or (images is None and not all(text.strip() for text in prompts)):
         raise BadInput("prompt: is empty; ask something")
     if images is not None and len(images) != len(prompts):
