@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from cli import main as entry
+from distill.config import DreamingConfig
 from distill.student.dream_record import DreamRecord
 from distill.student.live_lanes import LiveLanes
 from distill.student.viewer import DreamViewer, winner
@@ -95,6 +97,33 @@ def test_a_guide_begins_each_path(call: Call, student: Path) -> None:
     assert err.startswith("Error: ")
     assert "a ball" in err
     assert err.count("\n") == 1
+
+
+def test_a_student_that_gives_images_is_watched_too(call: Call, student: Path, tmp_path: Path) -> None:
+    from distill.student.dreaming_model import DreamingReasoningLLM
+
+    model = DreamingReasoningLLM.load_pretrained(student, config=DreamingConfig(output_mode="both"), device="cpu")
+    model.save_pretrained(tmp_path / "both")
+    how = (PROMPT, "--quiet", "--max-tokens", 8)
+    assert call(tmp_path / "both", *how) == call(student, *how)
+
+
+def test_what_the_graph_knows_is_retrieved(call: Call, student: Path, tmp_path: Path) -> None:
+    from distill.corpus.knowledge import build_graph, save_graph
+    from distill.corpus.retrieval import WAYS
+    from distill.corpus.triplets import Triplet
+
+    folder = Path(shutil.copytree(student, tmp_path / "knowing"))
+    known = Triplet("a ball", "drop", "breaks", lens="causal", step=0, trace="t", sentence=0, miner="")
+    save_graph(build_graph([known]), folder / "knowledge.graphml", 10)
+    for way in WAYS:
+        how = ("--quiet", "--max-tokens", 12, "--temperature", 1)
+        told = call(folder, PROMPT, "--retrieve", way, *how)
+        assert told == call(student, f"{PROMPT}\n⟨a ball⟩⟨drop⟩⟨breaks⟩", *how)
+        assert told != call(student, PROMPT, *how)
+    code, _, err = call(student, PROMPT, "--retrieve", "walk")
+    assert code == 1
+    assert "no knowledge graph" in err
 
 
 def test_dreams_are_exported(call: Call, student: Path, tmp_path: Path) -> None:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 )
 @click.option("--guide", metavar="TOKENS", help='Up to three image tokens that each path begins with: "⟨a ball⟩".')
 @click.option(
+    "--retrieve",
+    type=click.Choice(["neighbourhood", "walk", "sample"]),
+    help="Put what the knowledge graph knows of the prompt after it, found in this way.",
+)
+@click.option(
     "--export",
     "exports",
     multiple=True,
@@ -46,6 +51,7 @@ def watch(
     prompt: str,
     dreamer: str | None,
     guide: str | None,
+    retrieve: str | None,
     exports: tuple[Path, ...],
     temperature: float,
     max_tokens: int,
@@ -75,9 +81,11 @@ def watch(
     try:
         for piece in model.generate(
             prompt,
+            output_mode="text",
             stream=True,
             dreamer=dreamer,
             guide=guide,
+            retrieve=retrieve or "",
             temperature=temperature,
             max_length=max_tokens,
             seed=seed,
