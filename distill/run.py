@@ -73,7 +73,7 @@ def publish_folder(final: Path) -> Generator[Path]:
     old, aside = (final.with_name(f".{final.name}.{os.getpid()}.{kind}") for kind in ("old", "partial"))
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
+        sweep(final)
         aside.mkdir()
         yield aside
         for path in (*aside.rglob("*"), aside):
@@ -98,7 +98,7 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _sweep(final: Path) -> None:
+def sweep(final: Path) -> None:
     """Clear what killed processes left beside `final`; what it held before is put back where it is missing."""
     for path in final.parent.glob(f".{final.name}.*"):
         process, _, kind = path.name.removeprefix(f".{final.name}.").partition(".")

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from distill.errors import BadInput, MissingStage
 from distill.evaluation.ablation import Ablation, ablate
 from distill.evaluation.ablation_report import render, sentences
 from distill.evaluation.arms import ARMS, Student, dream_accuracy, others
+from distill.evaluation.provenance import changed_settings
 from distill.evaluation.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio
 from distill.evaluation.truth import read_truths
 from distill.events import Event, silent
@@ -29,6 +31,7 @@ from distill.run import Run
 from distill.student.dream_engine import DreamEngine, drafted_dreams, prompt_states
 from distill.tokens.chat import dream_ids, think_ids
 from distill.training.checkpoint import best, folder_of, latest
+from distill.training.dream_phases import train_engine
 from distill.training.loop import train
 
 
@@ -105,6 +108,38 @@ def test_the_runs_own_training_is_one_of_them(ablated: tuple[Run, dict[str, Any]
     assert (best(child) / "model.safetensors").read_bytes() == (best(run) / "model.safetensors").read_bytes()
 
 
+def test_the_runs_own_engine_is_shared_where_it_is_what_the_child_would_train(copied: Run) -> None:
+    train_engine(copied)
+    child = copied.path / "ablation" / "seed-0" / "dreams"
+    shutil.rmtree(child)
+    own = {path.name: path.read_bytes() for path in copied.engine.iterdir()}
+    results = ablate(copied, seeds=1, arms=["engine"])
+    assert {path.name: path.read_bytes() for path in (child / "engine").iterdir()} == own
+    assert results["trainings"][0]["engine_seconds"] == copied.require("engine").seconds
+    shutil.rmtree(child)
+    copied.settings.dreaming.keep_above = 0.25  # the run's own engine isn't up to date any more
+    ablate(copied, seeds=1, arms=["engine"])
+    assert json.loads((child / "engine" / "engine.json").read_text())["config"]["keep_above"] == 0.25
+    assert json.loads((copied.engine / "engine.json").read_text())["config"]["keep_above"] == 0.5
+
+
+def test_other_settings_of_dreaming_train_the_engine_anew(copied: Run) -> None:
+    copied.settings.dreaming.dream_steps = 2
+    events: list[Event] = []
+    ablate(copied, events.append, seeds=1, arms=["engine"])
+    child = Run.open(copied.path / "ablation" / "seed-0" / "dreams")
+    assert child.require("engine").summary["steps"]["dream"] == 2
+    notes = [event.message for event in events if event.kind == "note" and event.stage == "seed 0, dreams, engine"]
+    assert "the settings of dreaming changed: training the engine anew" in notes
+
+
+def test_a_report_names_no_servers(world: Run) -> None:
+    settings = deepcopy(world.settings)
+    settings.teacher.hosts = ["http://somebody:11434"]
+    assert changed_settings(settings) == changed_settings(world.settings)
+    assert changed_settings(settings)["capture.dataset"] == "causal-world"
+
+
 # Results.
 
 
@@ -119,6 +154,7 @@ def test_files_hold_the_numbers_and_the_report_is_made_of_them(ablated: tuple[Ru
         assert label in text
     assert "dream ablate small --seeds 2 --steps 6" in text
     assert str(run.path.parent) not in text
+    assert f"| 0, nodream | {results['trainings'][0]['computed']} | {STEPS} (" in text
     assert results["groups"]["all"] == 12
     assert sum(n for name, n in results["groups"].items() if "/" in name) == 12
 
@@ -313,12 +349,13 @@ def test_dream_accuracy_by_hand(student: Student) -> None:
         ids(spatial=[(1, 2, 3)], causal=[(6, 7, 8), (0, 0, 0)]),  # a step missing, one too many: 6 of 9
         ids(temporal=[(1, 2, 3), (3, 4, 5)]),  # another lens
         ids(spatial=[(1, 2, 3)]),
+        ids(),
     ]
-    found = dream_accuracy(tokenizer, own, [true] * 4 + [[]])
-    assert found["dream_accuracy"].numerator.tolist() == [9, 7, 6, 0, 0]
-    assert found["dream_accuracy"].denominator.tolist() == [9, 9, 9, 9, 0]
-    assert found["dream_exact"].numerator.tolist() == [1, 0, 0, 0, 0]
-    assert found["dream_exact"].denominator.tolist() == [1, 1, 1, 1, 0]
+    found = dream_accuracy(tokenizer, own, [true] * 4 + [[], ids()])
+    assert found["dream_accuracy"].numerator.tolist() == [9, 7, 6, 0, 0, 0]
+    assert found["dream_accuracy"].denominator.tolist() == [9, 9, 9, 9, 0, 0]
+    assert found["dream_exact"].numerator.tolist() == [1, 0, 0, 0, 0, 0]
+    assert found["dream_exact"].denominator.tolist() == [1, 1, 1, 1, 0, 0]
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=24), st.integers(0, 9))

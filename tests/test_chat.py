@@ -30,6 +30,7 @@ from distill.tokens.chat import (
     prompt_ids,
     render,
     think_ids,
+    with_steps,
 )
 
 LABELS = ["a ball", "release", "falls", "café", "the floor", "bounces"]
@@ -175,6 +176,7 @@ def test_a_dream_comes_back(student: StudentTokenizer, dream: Dream) -> None:
     text = f"<think>\n{student.decode(ids)}\n</think>\n"
     assert student.decode(block) == text
     assert student.encode(text, special=True) == block
+    assert with_steps(dream) == (dream if len(ids) > 4 else None)
 
 
 @settings(max_examples=200, deadline=None)

@@ -4,7 +4,10 @@ import itertools
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,7 @@ from distill.training.dream_data import DreamBatch, Order, dream_targets, first_
 from distill.training.dream_metrics import measure, mined_dream
 from distill.training.dream_objectives import PromptStates, Reader, phase_loss, targets_of
 from distill.training.dream_phases import EngineTrainer, train_engine
+from distill.training.dream_plan import engine_of
 from distill.training.loop import train
 
 FILES = ("run.json", "traces.db", "dataset.jsonl", "triplets.jsonl", "knowledge.graphml", "tokenizer", "data",
@@ -285,6 +289,22 @@ def test_the_backbone_reads_the_dreams_that_it_would_be_given(parts: Parts) -> N
     assert float(loss.detach()) == pytest.approx(nats / tokens, rel=1e-5)
 
 
+def test_a_dream_without_a_step_is_read_as_none(parts: Parts) -> None:
+    """Where no path is kept, and where none has a step: as a student does that answers."""
+    engine, batch, data = parts.engine, parts.batch, parts.data["validation"]
+    drafted = engine(*parts.states)
+    nothing = replace(drafted, dreams=replace(drafted.dreams, more=torch.full_like(drafted.dreams.more, -5.0)))
+    think = [think_ids(parts.tokenizer, None)] * len(batch.prompts)
+    nats, tokens = parts.reader.read(batch.prompts, think, batch.answers)
+    loss = parts.reader.answer_loss(nothing, batch)
+    assert float(loss.detach()) == pytest.approx(float(nats.detach()) / tokens)
+    engine.config.keep_above = 1.0
+    found = measure("end", engine, parts.reader, data, PromptStates(parts.backbone, data))
+    engine.config.keep_above = 0.5
+    assert found["kept_share"] == 0.0
+    assert found["answer_engine"] == found["answer_none"] != found["answer_mined"]
+
+
 def test_the_answer_teaches_the_engine_and_never_the_backbone(parts: Parts) -> None:
     before = {name: tensor.clone() for name, tensor in parts.backbone.state_dict().items()}
     loss = parts.reader.answer_loss(parts.engine(*parts.states), parts.batch)
@@ -448,8 +468,40 @@ def test_what_may_change_and_what_may_not(student: Run, finished: Run, tmp_path:
     run.settings.dreaming.lr = 0.5
     with pytest.raises(RunMismatch, match=r"dreaming\.lr"):
         train_engine(run)
-    run.settings.dreaming.lr = 1e-3
+    run.settings.dreaming.lr = DreamingConfig().lr
     assert train_engine(run, phase="dream")["steps"] == {"input": 3, "dream": 1}
+
+
+def taken(finished: Run, folder: Path) -> tuple[Run, Path]:
+    """A copy of the finished run, and its backbone's weights."""
+    run = fork(finished, folder)
+    copy_file(finished.engine, run.engine)
+    return run, checkpoint.best(run) / "model.safetensors"
+
+
+def test_an_engine_begun_anew_is_not_the_finished_one(finished: Run, tmp_path: Path) -> None:
+    run, backbone = taken(finished, tmp_path / "run")
+    assert engine_of(run, backbone) == run.engine
+    train_engine(run, force=True, phase="input")
+    assert engine_of(run, backbone) is None
+    train_engine(run)
+    assert engine_of(run, backbone) == run.engine
+    assert weights(run) == weights(finished)
+    (run.engine / "engine.safetensors").write_bytes(b"altered")
+    with pytest.raises(CorruptFile, match=r"engine\.safetensors.*train the dream engine anew"):
+        engine_of(run, backbone)
+
+
+def test_a_kill_while_it_was_saved_loses_nothing(finished: Run, tmp_path: Path) -> None:
+    """Between the two renames, the engine is beside its place."""
+    run, _ = taken(finished, tmp_path / "run")
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    run.engine.rename(run.path / f".engine.{process.pid}.old")
+    events: list[Event] = []
+    train_engine(run, events.append)
+    assert [event.kind for event in events] == ["done"]
+    assert weights(run) == weights(finished)
 
 
 def test_another_backbone_sets_the_engine_aside(student: Run, finished: Run, tmp_path: Path) -> None:
@@ -520,9 +572,9 @@ def test_a_phase_may_make_so_many_passes(student: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("batch", 0), ("dream_length", 0), ("num_dream_sequences", 0), ("lr", 0.0), ("end_steps", -1),
-     ("keep_above", 1.5), ("checkpoint_every", 0), ("epochs", -1)],
+     ("keep_above", 1.5), ("checkpoint_every", 0), ("epochs", -1), ("output_mode", "sound")],
 )  # fmt: skip
-def test_bad_settings_are_named(setting: str, value: float, student: Run, tmp_path: Path) -> None:
+def test_bad_settings_are_named(setting: str, value: object, student: Run, tmp_path: Path) -> None:
     run = fork(student, tmp_path / "run", **{setting: value})
     with pytest.raises(BadInput, match=rf"dreaming\.{setting}"):
         train_engine(run)

@@ -103,5 +103,7 @@ def test_a_report_without_start_dreams_or_soft_targets(results: dict[str, Any], 
 
 
 def test_markdown_tables_survive_bars() -> None:
+    with pytest.raises(AssertionError, match="as wide as the heading"):
+        report.markdown_table([["a", "b"], ["x", "1", "2"]])
     table = report.markdown_table([["a", "b"], ["x|y", "1"]])
     assert table.splitlines() == ["| a | b |", "| --- | ---: |", r"| x\|y | 1 |"]

@@ -38,7 +38,7 @@ def train(run: "Run", phase: str, force: bool, as_json: bool, quiet: bool) -> No
     \b
     Examples:
       dream train my-student --minutes 30 --set train.lr=1e-3
-      dream train my-student --phase dream --set dreaming.dream_steps=4000
+      dream train my-student --phase end --force --set dreaming.dream_steps=4000
     """
     with Progress(quiet) as listen:
         results = [run_stage(run, "train", force and phase in ("all", "backbone"), listen)]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from distill.config import Settings
-from distill.errors import BadInput
+from distill.errors import BadInput, RunMismatch
 from distill.evaluation.ablation_numbers import numbers_of, samples_of
 from distill.evaluation.ablation_report import render
 from distill.evaluation.arms import ARMS, Student
@@ -159,7 +159,12 @@ class Ablation:
         if engine:
             from distill.training.dream_phases import train_engine
 
-            train_engine(child, listen=renamed(self.listen, f"{stage}, engine"), force=False)
+            listen = renamed(self.listen, f"{stage}, engine")
+            try:
+                train_engine(child, listen)
+            except RunMismatch:
+                listen(Event("engine", "note", "the settings of dreaming changed: training the engine anew"))
+                train_engine(child, listen, force=True)
             made = child.require("engine")
             if reason := made.summary.get("skipped"):
                 raise BadInput(f"{child.path}: there is no dream engine ({reason}); leave the engine out of --arms")

@@ -311,6 +311,7 @@ def command(results: Results) -> str:
 def _provenance(results: Results) -> list[str]:
     heading = [
         "seed, training",
+        "computed in",
         "steps (best)",
         "packed tokens",
         "parameters",

@@ -18,7 +18,7 @@ from distill.evaluation.statistics import Ratio
 from distill.student.generate import generate
 from distill.student.model import Backbone
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import dream_ids, parse_dream
+from distill.tokens.chat import dream_ids, parse_dream, with_steps
 
 if TYPE_CHECKING:
     from distill.student.dream_engine import DreamEngine
@@ -138,7 +138,7 @@ class Student:
             for group in batched(self.examples, TOGETHER):
                 drafted = self.engine(*prompt_states(self.model, [example.header for example in group]))
                 dreams = drafted_dreams(drafted, keep_above=self.keep_above)
-                found += [dream_ids(self.tokenizer, dream) if any(dream.values()) else [] for dream in dreams]
+                found += [dream_ids(self.tokenizer, dream) if with_steps(dream) else [] for dream in dreams]
         return found
 
     def _shuffled(self, i: int) -> list[int]:
@@ -181,7 +181,7 @@ def dream_accuracy(
         pairs = [pair for lens, steps in wanted.items() for pair in zip(found[lens], steps, strict=False)]
         right.append(sum(a == b for step, other in pairs for a, b in zip(step, other, strict=True)))
         total.append(3 * sum(len(steps) for steps in wanted.values()))
-        exact.append(found == wanted and bool(true))
+        exact.append(found == wanted and total[-1] > 0)
     return {"dream_accuracy": Ratio.of(right, total), "dream_exact": Ratio.of(exact, [count > 0 for count in total])}
 
 

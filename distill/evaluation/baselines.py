@@ -13,6 +13,7 @@ from distill.config import Settings, settings_yaml
 from distill.errors import BadInput
 from distill.events import Listener
 from distill.run import Run, publish_folder, write_atomic
+from distill.training.dream_plan import engine_settings, untouched
 from distill.training.plan import train_settings
 
 
@@ -65,7 +66,8 @@ def renamed(listen: Listener, stage: str) -> Listener:
 
 def _child(run: Run, folder: Path, settings: Settings) -> Run:
     """The child's run: the one that is there if it is trained in the same way on the same data, or a new one."""
-    records, wanted = run.records(), train_settings(Run(folder, settings))
+    child, records = Run(folder, settings), run.records()
+    wanted = train_settings(child)
     shared = {name: record for name, record in records.items() if name in SHARED_STAGES}
     if (folder / "config.yaml").exists():
         there = Run.open(folder)
@@ -73,17 +75,22 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
         if same and train_settings(there) == wanted:
             return Run.create(folder, settings)  # what training doesn't read may have changed
     if run.fresh("train", wanted) is not None:
-        shared |= {name: records[name] for name in ("train", "engine") if name in records}
+        shared["train"] = records["train"]
+        engine = run.fresh("engine", engine_settings(child))
+        if engine is not None and untouched(run, engine):
+            shared["engine"] = engine
     paths = {run.path / output for record in shared.values() for output in record.outputs} | {run.data}
     if "train" in shared:
         paths |= {run.checkpoints, run.metrics}
+    if "engine" in shared:
+        paths.add(run.engine)
     with publish_folder(folder) as aside:
         for path in sorted(path for path in paths if path.exists()):
             copy_file(path, aside / path.relative_to(run.path))
         if (run.path / "run.json").exists():
             write_atomic(aside / "run.json", _records_of(run, tuple(shared)))
         write_atomic(aside / "config.yaml", settings_yaml(settings))
-    return Run(folder, settings)
+    return child
 
 
 def _records_of(run: Run, stages: tuple[str, ...]) -> str:

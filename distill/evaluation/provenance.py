@@ -9,11 +9,14 @@ from typing import Any
 
 from distill.config import Settings
 
+HIDDEN = ("teacher.hosts",)
+"""Settings that tell of the machines, and not of the result."""
+
 
 def changed_settings(settings: Settings) -> dict[str, Any]:
-    """Settings that aren't their defaults, by dotted name; of files their names alone."""
+    """Settings that aren't their defaults, by dotted name; of files their names alone, and no addresses of servers."""
     now, default = _flat(asdict(settings)), _flat(asdict(Settings()))
-    return {name: _portable(value) for name, value in now.items() if value != default[name]}
+    return {name: _portable(value) for name, value in now.items() if value != default[name] and name not in HIDDEN}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -182,5 +182,6 @@ def _inline(text: str) -> str:
 def markdown_table(rows: list[list[str]]) -> str:
     """GitHub's tables; the first row is the heading, numbers to the right."""
     heading, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    assert all(len(row) == len(heading) for row in body), "a row is as wide as the heading"
     rule = ["---", *["---:"] * (len(heading) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heading, rule, *body])

@@ -20,7 +20,7 @@ from distill.student.output_decoder import Speaker
 from distill.student.pretrained import Parts
 from distill.student.prompting import Asked, image_words
 from distill.student.session import Session
-from distill.tokens.chat import prompt_ids, think_ids, with_context
+from distill.tokens.chat import prompt_ids, think_ids, with_context, with_steps
 
 DREAM_ROOM = 96
 """Columns of the cache made for a dream at first; it grows for longer ones."""
@@ -90,9 +90,7 @@ def _dreamt(
     if asked.dreamer == "engine":
         seen = None if images is None else images.to(parts.device, torch.float32)
         dreamt = draft(parts, states, asked.guide, seen, watch)
-        # A dream of which nothing is kept is no dream, as in the examples that the backbone learned from.
-        kept = dreamt.dream if dreamt.dream and any(dreamt.dream.values()) else None
-        speaker.read(think_ids(parts.tokenizer, kept), last=True)
+        speaker.read(think_ids(parts.tokenizer, with_steps(dreamt.dream)), last=True)
         return dreamt
     if asked.guide:
         return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")

@@ -114,6 +114,11 @@ def think_ids(tokenizer: StudentTokenizer, dream: Mapping[str, Sequence[Triple]]
     return [tokenizer.think_id, newline, *inside, tokenizer.end_think_id, newline]
 
 
+def with_steps(dream: Dream | None) -> Dream | None:
+    """The dream, or None where no lens has a step: that is no dream, as in the examples that a student learns from."""
+    return dream if dream and any(dream.values()) else None
+
+
 def dream_places(tokenizer: StudentTokenizer, ids: Sequence[int]) -> dict[str, list[tuple[int, int, int]]]:
     """Lens → where in `ids` the three image tokens of each of its steps stand; see `parse_dream`."""
     places: dict[str, list[int]] = {lens: [] for lens in LENSES}

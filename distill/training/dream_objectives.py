@@ -27,7 +27,7 @@ from distill.student.graph_reasoner import DreamGraphReasoner
 from distill.student.input_tokenizer import Encoded
 from distill.student.model import Backbone
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import Dream, dream_places, think_ids
+from distill.tokens.chat import dream_places, think_ids, with_steps
 from distill.training.dream_data import DreamBatch, DreamData, first_triplets, outcomes
 from distill.training.dream_losses import (
     DreamTargets,
@@ -150,19 +150,18 @@ class Reader:
         The best path of every lens is read, whatever its score: otherwise most paths would never learn from it.
         """
         dreams = drafted_dreams(drafted, keep=False)[:ANSWERS]
-        thinks = [think_ids(self.tokenizer, dream) for dream in dreams]
-        slots = self._slots(drafted, dreams, [len(prompt) for prompt in batch.prompts])
+        thinks = [think_ids(self.tokenizer, with_steps(dream)) for dream in dreams]
+        slots = self._slots(drafted, thinks, [len(prompt) for prompt in batch.prompts])
         nats, tokens = self.read(batch.prompts[: len(dreams)], thinks, batch.answers[: len(dreams)], slots)
         return nats / max(tokens, 1)
 
-    def _slots(self, drafted: Drafted, dreams: Sequence[Dream], starts: Sequence[int]) -> Slots:
-        """Where the codes of these dreams stand in the texts, and what their embeddings are there."""
+    def _slots(self, drafted: Drafted, thinks: Sequence[list[int]], starts: Sequence[int]) -> Slots:
+        """Where the codes of these think blocks stand in the texts, and what their embeddings are there."""
         keep = DreamGraphReasoner.arbitrate(drafted.reasoned, drafted.dreams.live(), 0.0).tolist()
         places: list[tuple[int, ...]] = []  # row, column, path, step, role
-        for row, dream in enumerate(dreams):
+        for row, think in enumerate(thinks):
             paths = {LENSES[path % len(LENSES)]: path for path, kept in enumerate(keep[row]) if kept}
-            found = dream_places(self.tokenizer, think_ids(self.tokenizer, dream))
-            for lens, steps in found.items():
+            for lens, steps in dream_places(self.tokenizer, think).items():
                 for t, columns in enumerate(steps):
                     places += [(row, starts[row] + at, paths[lens], t, role) for role, at in enumerate(columns)]
         table = torch.tensor(places, dtype=torch.long, device=self.table.device).reshape(-1, 5)

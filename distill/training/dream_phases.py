@@ -19,7 +19,7 @@ from torch import nn
 
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener, silent
-from distill.run import Run, publish_folder, sha256_file, write_atomic
+from distill.run import Run, publish_folder, sha256_file, sweep, write_atomic
 from distill.student.dream_engine import ABOUT, WEIGHTS, DreamEngine
 from distill.student.model import count_parameters, load_backbone
 from distill.tokens.bpe import StudentTokenizer
@@ -32,12 +32,14 @@ from distill.training.dream_plan import (
     FREE,
     PARTS,
     PHASES,
+    REMEDY,
     VERSION,
     EngineState,
     check_settings,
     engine_settings,
     nothing_to_do,
     set_aside,
+    untouched,
 )
 from distill.training.plan import data_fingerprint
 from distill.training.step import pick_device
@@ -50,7 +52,6 @@ TUNED = 0.3
 """Learning rate in the last phase of what the phases before have trained, as a share of the others'."""
 LAST_SHARE = 3
 """The last phase, whose steps cost most, makes one in so many of the passes that the others make."""
-REMEDY = "train the dream engine anew"
 
 
 def train_engine(run: Run, listen: Listener = silent, force: bool = False, phase: str = "all") -> dict[str, Any]:
@@ -67,8 +68,9 @@ def train_engine(run: Run, listen: Listener = silent, force: bool = False, phase
     run.require("train")
     if int(os.environ.get("RANK", "0")) > 0:
         return {}  # of several processes that trained the backbone, the first goes on
+    sweep(run.engine)  # a kill while it was saved may have left it beside its place
     record = None if force else run.fresh("engine", engine_settings(run))
-    if record is not None:
+    if record is not None and untouched(run, record):
         listen(Event("engine", "done", "nothing changed: kept", data=record.summary))
         return record.summary
     started = time.monotonic()

@@ -9,8 +9,10 @@ from typing import Any
 from distill.config import DreamingConfig
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener
-from distill.run import Run, sha256_file
+from distill.run import Run, StageRecord, sha256_file
+from distill.student.prompting import OUTPUT_MODES
 from distill.tokens.packing import Documents, pack
+from distill.training.checkpoint import verify_checkpoint
 from distill.training.dream_data import has_dream, leaves_room
 
 VERSION = 1
@@ -23,6 +25,7 @@ PARTS = {
 """The parts of the engine that a phase trains."""
 FREE = ("output_mode", "enable_visualization", "keep_above", "checkpoint_every")
 """Settings of dreaming that may change without training anew."""
+REMEDY = "train the dream engine anew"
 
 
 def engine_settings(run: Run) -> dict[str, Any]:
@@ -43,6 +46,8 @@ def check_settings(config: DreamingConfig) -> None:
         raise BadInput(f"dreaming.lr: {config.lr:g} must be above 0")
     if not 0 <= config.keep_above <= 1:
         raise BadInput(f"dreaming.keep_above: {config.keep_above} is a share, from 0 to 1")
+    if config.output_mode not in OUTPUT_MODES:
+        raise BadInput(f"dreaming.output_mode: {config.output_mode!r} is none of {', '.join(OUTPUT_MODES)}")
 
 
 def nothing_to_do(run: Run) -> str:
@@ -90,11 +95,23 @@ class EngineState:
         return (PHASES.index(phase), step) <= (PHASES.index(self.phase), self.step)
 
 
+def untouched(run: Run, record: StageRecord) -> bool:
+    """Whether the engine that is there is the one of the record, and not one begun anew since."""
+    paths = {run.path / output: digest for output, digest in record.outputs.items()}
+    return all(path.is_file() and sha256_file(path) == digest for path, digest in paths.items())
+
+
 def engine_of(run: Run, weights: Path) -> Path | None:
-    """The folder of the run's finished engine, if it was trained on a backbone of these weights; else None."""
+    """The folder of the run's finished engine, if it was trained on a backbone of these weights; else None.
+
+    Raises CorruptFile where its files were altered.
+    """
     record = run.records().get("engine")
     loop = run.engine / "loop.json"
     if record is None or not record.outputs or not loop.exists():
+        return None
+    if not untouched(run, record):
+        verify_checkpoint(run.engine, REMEDY)
         return None
     try:
         trained_on: str = json.loads(loop.read_text())["backbone"]
