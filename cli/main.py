@@ -122,9 +122,11 @@ def _fail(message: str, code: int = 1) -> NoReturn:
 def _interrupted(args: list[str]) -> NoReturn:
     """Ctrl-C: every stage keeps what it finished, so the same command, less --force, goes on."""
     from cli.output import command_line
+    from cli.stages import STAGES
 
     again = command_line(*(arg for arg in args if arg != "--force"))
-    _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here.", INTERRUPTED)
+    resumes = args and args[0] in ("run", "ablate", *STAGES)
+    _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here." if resumes else "\nStopped.", INTERRUPTED)
 
 
 def main(args: list[str] | None = None) -> NoReturn:

@@ -20,9 +20,7 @@ def run_all(run: Run, force: bool, quiet: bool, say: Callable[[str], Any] | None
     Without a held-out answer there is no evaluation. A bundle that no longer verifies is exported again; raises
     ParityError where that doesn't help.
     """
-    from distill.evaluation.baselines import check_baselines
-
-    check_baselines(run.settings.evaluate.baselines)
+    _check_settings(run)
     started = time.monotonic()
     stages: dict[str, Any] = {}
     with Progress(quiet) as listen:
@@ -46,6 +44,16 @@ def run_all(run: Run, force: bool, quiet: bool, say: Callable[[str], Any] | None
         "bundle": str(run.bundle),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _check_settings(run: Run) -> None:
+    """Refuse now what a stage would refuse after hours of those before it. Raises BadInput."""
+    from distill.evaluation.baselines import check_baselines
+    from distill.training import dream_plan, plan
+
+    check_baselines(run.settings.evaluate.baselines)
+    plan.check_settings(run.settings.train)
+    dream_plan.check_settings(run.settings.dreaming)
 
 
 def _verified(run: Run, result: StageResult, listen: Listener, say: Callable[[str], Any] | None) -> StageResult:
@@ -74,6 +82,7 @@ def report(run: Run, evaluated: bool = True) -> str:
             *(_measured(run) if evaluated else []),
             f"Bundle: {run.bundle} (all stages took {duration(seconds)})",
             f"Next:   {command_line('chat', run.path)}",
+            f"        {command_line('watch', run.path)} 'What happens when you drop a ball?'",
             f"        {command_line('install', run.path)} && ollama run {shlex.quote(run.name)}",
         ]
     )

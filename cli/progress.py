@@ -55,7 +55,7 @@ class Progress:
         self._lock = threading.Lock()
         self._bar: tqdm[Any] | None = None
         self._stage = ""
-        self._started = 0.0
+        self._first: tuple[float, float] | None = None
         self._said = 0.0
 
     def __enter__(self) -> "Progress":
@@ -84,7 +84,8 @@ class Progress:
     def _open(self, event: Event) -> None:
         self._close()
         self._stage = event.stage
-        self._started = self._said = time.monotonic()
+        self._said = time.monotonic()
+        self._first = None
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -130,12 +131,16 @@ class Progress:
         now = time.monotonic()
         if event.stage != self._stage:
             self._open(event)
+        begun = self._first
+        if begun is None or begun[0] > event.done:
+            self._first = begun = (event.done, now)
         if now - self._said < PLAIN_INTERVAL:
             return
         self._said = now
         parts = [f"{shown(event.done)}{f'/{shown(event.total)}' if event.total else ''} {event.unit}".strip()]
-        if event.total and 0 < event.done < event.total:
-            left = (now - self._started) * (event.total - event.done) / event.done
+        if event.total and begun[0] < event.done < event.total:
+            # Counted from the first event: what came before it (compiling, what was there already) is no pace.
+            left = (now - begun[1]) * (event.total - event.done) / (event.done - begun[0])
             parts.append(f"about {duration(left)} left")
         parts += _told(event)
         self._line(f"{event.stage}: {', '.join(parts)}")

@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 
 def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[str]:
     """ "engine,pause" → its names."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("names no arm; leave it out for all but retrieval")
     return [name.strip() for name in (value or "").split(",") if name.strip()]
 
 
 @click.command()
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Training seeds of each arm.")
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Of each training [as many as RUN's student had].")
-@click.option("--arms", metavar="NAME,…", callback=names, help="Only these arms, such as nodream,pause,engine.")
+@click.option(
+    "--arms",
+    metavar="NAME,…",
+    callback=names,
+    help="Only these of nodream, pause, backbone, engine, oracle, empty, shuffled, other and retrieval, or all.",
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.md", help="Also write it there.")
 @stage_options()
 def ablate(
@@ -60,6 +67,7 @@ def ablate(
         table_rows(results, metric, list(results["arms"]), each=False),
         difference_rows(results, metric, list(results["differences"]), each=False),
     ):
-        click.echo(table(rows[1:], rows[0]) + "\n")
+        if len(rows) > 1:
+            click.echo(table(rows[1:], rows[0]) + "\n")
     click.echo("\n".join(sentences(results)))
     click.echo(f"\nReport: {out or run.path / 'ablation' / 'report.md'}")

@@ -39,7 +39,7 @@ def run(run: "Run", force: bool, as_json: bool, quiet: bool) -> None:
     Examples:
       dream run --name my-student --minutes 20
       dream run --teacher ollama:llama3.2:1b --prompts everyday --name my-student
-      dream run --dataset causal-world --name world
+      dream run --dataset causal-world --name world --config causal-world
     """
     from cli.output import emit_json
     from cli.pipeline import report, run_all

@@ -64,6 +64,8 @@ def watch(
     \b
     Under a lane's name stand the weights of the four experts and, at the end, what the arbiter made of the path:
     ★ won, ✓ read by the backbone, ✗ set aside, each with its score.
+
+    \b
     Examples:
       dream watch my-student "What happens when you drop a ball?"
       dream watch my-student "What happens when you drop a ball?" --guide "⟨a ball⟩" --export dream.html

@@ -71,7 +71,8 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
     started = time.monotonic()
     with TraceStore(run.traces, readonly=True) as store:
         traces = list(store.traces())
-    listen(Event("mine", "start", f"{len(traces)} responses, {run.settings.mine.miner} miner"))
+    miner = "the dataset's own dreams" if run.settings.capture.dataset else f"{run.settings.mine.miner} miner"
+    listen(Event("mine", "start", f"{len(traces)} responses, {miner}"))
     mined: list[Mined] = []
     for found in _miner(run, traces, listen):
         mined.append(found)

@@ -31,6 +31,7 @@ class Corpus:
     system: str
     teacher: TeacherTokenizer | None
     teacher_digest: str
+    dataset: str = ""
 
     @property
     def answers(self) -> list[str]:
@@ -94,7 +95,9 @@ def read_corpus(run: Run) -> Corpus:
         traces = list(store.traces())
         if not traces:
             raise BadInput(f"{run.traces}: holds no response; run `dream capture {run.path}` again")
-        return Corpus(traces, run.settings.capture.system, store.tokenizer(), store.teacher().digest)
+        return Corpus(
+            traces, run.settings.capture.system, store.tokenizer(), store.teacher().digest, run.settings.capture.dataset
+        )
 
 
 def _tokenizer(
@@ -105,7 +108,7 @@ def _tokenizer(
     if kind == "aligned" and reason:
         raise BadInput(f"tokenize.kind=aligned: {reason}; use tokenize.kind=sentencepiece")
     if kind == "sentencepiece" or corpus.teacher is None or reason:
-        if kind == "auto":
+        if kind == "auto" and not corpus.dataset:
             listen(Event("tokenize", "note", f"{reason}: the student gets a sentencepiece BPE of its own"))
         from distill.tokens.sentence_piece import from_model, train_model
 

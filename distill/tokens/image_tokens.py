@@ -217,7 +217,7 @@ def _quantization(
     return {
         "phrases": float(len(phrases)),
         "codes": float(len(labels)),
-        "mean_error": round(float(np.average(errors, weights=weights)), 5),
+        "mean_error": round(max(0.0, float(np.average(errors, weights=weights))), 5),
         "p90_error": round(float(errors[order[min(reach, len(order) - 1)]]), 5),
         "own_label_share": round(float(np.average(own, weights=weights)), 5),
     }

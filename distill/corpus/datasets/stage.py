@@ -65,6 +65,9 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
         listen(Event("capture", "done", "nothing changed: kept", data=record.summary))
         return record.summary
     started = time.monotonic()
+    if run.settings.capture.limit:
+        raise BadInput("capture.limit: a dataset is made to measure; set capture.dataset_size instead")
+    drawn = questions(run)
     listen(Event("capture", "start", f"dataset {run.settings.capture.dataset}"))
     about, options = info(run), GenerateOptions(temperature=0.0, system=run.settings.capture.system)
     lines: list[str] = []
@@ -72,7 +75,7 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
     total = run.settings.capture.dataset_size + 3 * HELD_OUT
     with TraceStore(run.traces) as store:
         store.put_teacher(about, None)
-        for done, question in enumerate(questions(run), 1):
+        for done, question in enumerate(drawn, 1):
             key = store.key(about, question.prompt, options)
             held_out = question.split != "train"
             wanted[key] = held_out
