@@ -24,9 +24,6 @@ from distill.tokens.image_tokens import Codebook, coded_steps, load_codes
 from distill.tokens.packing import Documents, split_traces
 
 ABSENT = -1
-POOL = 32
-"""Batches whose prompts are sorted by length together: little padding, and still much chance."""
-
 Split = Literal["train", "validation"]
 
 
@@ -157,30 +154,25 @@ def phrase_vectors(run: Run, codebook: Codebook, phrases: list[str]) -> NDArray[
 
 
 class Order:
-    """Which prompts each step reads: shuffled epochs in which prompts of similar length share a batch.
+    """Which prompts each step reads: shuffled epochs.
 
-    A pure function of (seed, phase, step), so that a resumed training reads what it would have read.
+    Short and long prompts share a batch: sorted by length, a batch would hold dreams of one length, and the engine
+    learns those in twice the steps. A pure function of (seed, phase, step), so that a resumed training reads what it
+    would have read.
     """
 
-    def __init__(self, lengths: NDArray[np.int64], size: int, seed: int) -> None:
-        self.lengths, self.size, self.seed = lengths, size, seed
-        self.batches = -(-len(lengths) // size)
+    def __init__(self, count: int, size: int, seed: int) -> None:
+        self.count, self.size, self.seed = count, size, seed
+        self.batches = -(-count // size)
         self._epoch = lru_cache(maxsize=1)(self._shuffled)
 
     def at(self, phase: int, step: int) -> NDArray[np.int64]:
         """Places of the prompts of a step, counted from 0."""
         epoch, number = divmod(step, self.batches)
-        return self._epoch(phase, epoch)[number]
+        return self._epoch(phase, epoch)[number * self.size : (number + 1) * self.size]
 
-    def _shuffled(self, phase: int, epoch: int) -> list[NDArray[np.int64]]:
-        random = np.random.default_rng([self.seed, phase, epoch])
-        places = random.permutation(len(self.lengths))
-        batches: list[NDArray[np.int64]] = []
-        for start in range(0, len(places), POOL * self.size):
-            pool = places[start : start + POOL * self.size]
-            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
-            batches += [pool[i : i + self.size] for i in range(0, len(pool), self.size)]
-        return [random.permutation(batches[i]) for i in random.permutation(len(batches))]
+    def _shuffled(self, phase: int, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, phase, epoch]).permutation(self.count)
 
 
 def first_triplets(batch: DreamBatch) -> tuple[Tensor, Tensor]:
