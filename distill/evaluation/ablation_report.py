@@ -92,7 +92,10 @@ def cell(entry: Entry, shown: Shown, sign: str = "", each: bool = True) -> str:
     """A value with its interval and, with `each` and where there are few, every seed's value."""
     if entry is None:
         return "–"
-    low, high = shown.number(entry["low"], sign), shown.number(entry["high"], sign)
+    ends = (entry["low"], entry["high"])
+    if shown.label.endswith("%") and not sign:
+        ends = (max(ends[0], 0.0), min(ends[1], 1.0))  # a share; the interval over seeds knows no bounds
+    low, high = (shown.number(end, sign) for end in ends)
     text = f"{shown.number(entry['value'], sign)} [{low}, {high}]"
     if each and 1 < len(entry["seeds"]) <= FEW_SEEDS:
         text += f" ({', '.join(shown.number(value, sign) for value in entry['seeds'])})"
