@@ -17,11 +17,11 @@ from distill.config import ExportSettings
 from distill.errors import BadInput, ParityError
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
+from distill.student.dream_engine import ABOUT, WEIGHTS
 from distill.student.model import count_parameters, save_backbone
+from distill.student.pretrained import CODEBOOK
 from distill.tokens.bpe import StudentTokenizer
 
-CODEBOOK = ("codebook.safetensors", "codebook.json", "encoder.safetensors", "encoder.json")
-ENGINE = ("engine.safetensors", "engine.json")
 VERIFICATION_PROMPTS = 20
 
 
@@ -188,7 +188,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
     if run.knowledge.exists():
         extras[run.knowledge.name] = run.knowledge
     if (engine := engine_of(run, checkpoint / "model.safetensors")) is not None:
-        extras |= {name: engine / name for name in ENGINE}
+        extras |= {name: engine / name for name in (WEIGHTS, ABOUT)}
     return Origin(run.name, provenance, _evaluation(run, checkpoint), prompts, extras)
 
 

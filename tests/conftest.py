@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,3 +28,14 @@ def small_run(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run":
     from support.small_capture import capture_small
 
     return capture_small(tmp_path_factory.mktemp("small") / "run", smollm2)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Generator[None]:
+    """So small a model loses more by waiting for threads than it gains; on a busy machine it is steadier, too."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

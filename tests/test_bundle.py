@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,7 @@ PROMPTS = ["What happens when you drop a ball?", "Is it wet? Dream of ⟨the rai
 SYSTEM = "Answer in one sentence."
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Generator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -42,12 +42,7 @@ KEEP_ALL = DreamingConfig(keep_above=0.0)
 GUIDE = "⟨a cup⟩⟨push⟩"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Generator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(config: DreamingConfig = KEEP_ALL, **how: Any) -> DreamingReasoningLLM:

@@ -1,6 +1,5 @@
 """Native decoding and scoring against transformers on the same random weights, and against exact distributions."""
 
-from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,7 @@ CONFIG = BackboneConfig(vocab_size=97, hidden=64, layers=3, heads=4, kv_heads=2,
 LENGTHS = (5, 1, 17, 9, 30, 2, 17)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Generator[None]:
-    """So small a model loses more by waiting for threads than it gains."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Reading in parts, in ragged batches and token by token, against one plain forward pass."""
 
-from collections.abc import Generator
 from copy import copy, deepcopy
 
 import pytest
@@ -17,12 +16,7 @@ from distill.student.session import Session
 CONFIG = BackboneConfig(vocab_size=97, hidden=64, layers=3, heads=4, kv_heads=2, ffn=96, context=64)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Generator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
