@@ -81,6 +81,11 @@ class Exam:
             ]
         )
 
+    @cached_property
+    def answers_digest(self) -> str:
+        """Of the prompts and their answers alone, however they were mined."""
+        return fingerprint([[q.key, q.prompt, q.system, q.text] for q in self.questions])
+
     @property
     def has_answers(self) -> bool:
         """Whether a teacher answered."""

@@ -1,4 +1,4 @@
-"""What a user can name to be examined: a run, a checkpoint, a bundle, a GGUF, a transformers folder, a model of Ollama."""
+"""What a user can have examined: a run, a checkpoint, a bundle, a GGUF, a transformers folder, an Ollama model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ def open_examinee(target: Target, how: How) -> Examinee:
 
         return GgufExaminee(target, how)
     if target.kind == "transformers":
-        from distill.evaluation.examinees.transformers import TransformersExaminee
+        from distill.evaluation.examinees.hf import TransformersExaminee
 
         return TransformersExaminee(target, how)
     from distill.evaluation.examinees.native import NativeExaminee
@@ -155,7 +155,7 @@ def common_run(targets: Sequence[Target]) -> Run:
     exam = load_exam(found[first], 0)
     for path in others:
         other = load_exam(found[path], 0)
-        if other.digest != exam.digest:
+        if other.answers_digest != exam.answers_digest:
             shared = {q.prompt for q in exam.questions} & {q.prompt for q in other.questions}
             raise BadInput(
                 f"{runs[first].spec} and {runs[path].spec}: their held-out sets differ ({len(exam.questions)} and "
