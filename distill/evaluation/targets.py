@@ -9,6 +9,7 @@ from distill.errors import BadInput
 from distill.evaluation.examinees.protocol import Examinee
 from distill.run import Run, fingerprint, sha256_file
 from distill.teacher import weights
+from distill.teacher.protocol import TeacherTokenizer
 from distill.training.checkpoint import best
 
 Kind = Literal["run", "checkpoint", "bundle", "gguf", "transformers", "ollama"]
@@ -69,12 +70,14 @@ NOT_READ = ("optimizer.safetensors", "drafts.safetensors", "engine.safetensors")
 
 @dataclass(frozen=True)
 class How:
-    """How examinees are opened. seed: of all samples. dream_tokens: a dream has at most so many; device: of torch."""
+    """How examinees are opened. seed: of all samples. dream_tokens: a dream has at most so many; device: of torch.
+    vocabulary: what the ids of the exam's soft targets mean, None where it has none."""
 
     seed: int = 0
     dream_tokens: int = 66
     device: str = "auto"
     timeout: float = 300.0
+    vocabulary: TeacherTokenizer | None = None
 
 
 def find_target(spec: str, path: Path | None = None, host: str = "") -> Target:
