@@ -1,0 +1,86 @@
+"""Every metric's name, and how it is shown. What they measure is in docs/metrics.md."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Group = Literal["exact", "likelihood", "targets", "calibration", "text", "concepts", "dreams"]
+"""What a metric needs and speaks of: true answers · likelihoods of the teacher's answers · its soft targets ·
+whether a target's confidence is justified · its own answers as text · the same in concept space · its own dreams."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown.
+
+    better: 1 more, −1 less, 0 neither. digits: after the point. percent: a share, shown times 100.
+    """
+
+    label: str
+    better: int
+    digits: int = 3
+    percent: bool = False
+    group: Group = "text"
+
+
+EXACT = "exact_match"
+
+METRICS: dict[str, Metric] = {
+    EXACT: Metric("exact match", 1, 1, True, "exact"),
+    "bits_per_byte": Metric("bits per byte, no dream", -1, group="likelihood"),
+    "bits_per_byte_dreams": Metric("bits per byte, own dreams", -1, group="likelihood"),
+    "bits_per_byte_oracle": Metric("bits per byte, mined dream (oracle)", -1, group="likelihood"),
+    "kl": Metric("KL to the teacher (nats), no dream", -1, group="targets"),
+    "kl_dreams": Metric("KL, own dreams", -1, group="targets"),
+    "kl_oracle": Metric("KL, mined dream (oracle)", -1, group="targets"),
+    "agreement": Metric("top-1 agreement, no dream", 1, 1, True, "targets"),
+    "agreement_dreams": Metric("top-1 agreement, own dreams", 1, 1, True, "targets"),
+    "agreement_oracle": Metric("top-1 agreement, mined dream (oracle)", 1, 1, True, "targets"),
+    "agreement_5": Metric("top-5 agreement, no dream", 1, 1, True, "targets"),
+    "agreement_5_dreams": Metric("top-5 agreement, own dreams", 1, 1, True, "targets"),
+    "agreement_5_oracle": Metric("top-5 agreement, mined dream (oracle)", 1, 1, True, "targets"),
+    "calibration_error": Metric("calibration error, no dream", -1, 1, True, "calibration"),
+    "calibration_error_dreams": Metric("calibration error, own dreams", -1, 1, True, "calibration"),
+    "chrf": Metric("chrF2 of own answers", 1, 1),
+    "rouge_l": Metric("ROUGE-L of own answers", 1, 1, True),
+    "repetition": Metric("repeated 4-grams", -1, 1, True),
+    "distinct_1": Metric("distinct-1", 1, 1, True),
+    "distinct_2": Metric("distinct-2", 1, 1, True),
+    "length_ratio": Metric("length to the teacher's", 0, 2),
+    "concept_similarity": Metric("concept similarity of own answers", 1, group="concepts"),
+    "concept_similarity_chance": Metric("concept similarity by chance", 0, group="concepts"),
+    "triplet_agreement": Metric("triplet agreement of own answers", 1, 1, True, "concepts"),
+    "triplet_agreement_chance": Metric("triplet agreement by chance", 0, 1, True, "concepts"),
+    "dream_recall": Metric("dream recall", 1, 1, True, "dreams"),
+    "dream_recall_chance": Metric("dream recall by chance", 0, 1, True, "dreams"),
+    "dream_precision": Metric("dream precision", 1, 1, True, "dreams"),
+    "dream_form": Metric("well-formed dreams", 1, 1, True, "dreams"),
+}
+"""In the order in which they are shown. Of a dataset with splits there is `exact_match_SPLIT`, too: `metric_of`."""
+
+
+def metric_of(name: str) -> Metric:
+    """How `name` is shown. Raises KeyError for what is no metric."""
+    if name.startswith(f"{EXACT}_"):
+        exact = METRICS[EXACT]
+        split = name.removeprefix(f"{EXACT}_")
+        return Metric(f"{exact.label}, {split}", exact.better, exact.digits, exact.percent, exact.group)
+    return METRICS[name]
+
+
+def in_order(names: set[str]) -> list[str]:
+    """Names as they are shown: exact match first, by split after it, then METRICS' order. Raises KeyError."""
+    order = list(METRICS)
+    return sorted(names, key=lambda name: (order.index(name), "") if name in METRICS else _split_place(name))
+
+
+def _split_place(name: str) -> tuple[float, str]:
+    metric_of(name)
+    return 0.5, name
+
+
+def shown(value: float | None, metric: Metric, sign: str = "") -> str:
+    """A value as text, with its unit; "–" where it isn't defined. sign: "+" for differences."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{100 * value:{sign}.{metric.digits}f} %" if metric.percent else f"{value:{sign}.{metric.digits}f}"
