@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from distill.evaluation.arms import CONTROLS, READINGS
 from distill.evaluation.examples import Example
 from distill.evaluation.measure import Measured
-from distill.evaluation.statistics import HierarchicalBootstrap, Ratio
+from distill.evaluation.statistics import HierarchicalBootstrap
 from distill.tokens.bpe import StudentTokenizer
 
 PAIRS = [
@@ -34,7 +34,7 @@ def numbers_of(
     bootstrap = HierarchicalBootstrap(len(seeds), len(examples), resamples, seed)
     values = {
         arm: {
-            f"{metric}/{group}": [within(measured[seed][arm].metrics[metric], inside) for seed in seeds]
+            f"{metric}/{group}": [measured[seed][arm].metrics[metric].within(inside) for seed in seeds]
             for metric in measured[seeds[0]][arm].metrics
             for group, inside in groups.items()
         }
@@ -96,11 +96,6 @@ def groups_of(examples: list[Example]) -> dict[str, NDArray[np.bool_]]:
         inside = [truth is not None and (truth.split, truth.depth) == (split, depth) for truth in truths]
         groups[f"{split}/{depth}"] = np.array(inside)
     return groups
-
-
-def within(ratio: Ratio, inside: NDArray[np.bool_]) -> Ratio:
-    """The metric over some of the prompts alone."""
-    return Ratio(ratio.numerator * inside, ratio.denominator * inside)
 
 
 def _json(intervals: dict[str, Any]) -> dict[str, Any]:

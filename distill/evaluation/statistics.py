@@ -19,9 +19,11 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Ratio:
-    """A metric before division: numerators and denominators, (prompts,) float64 each.
+    """A metric before division. Denominators are (prompts,) float64; numerators are (prompts,) or (prompts, parts).
 
-    A prompt for which the metric is not defined has a numerator and a denominator of 0.
+    Its value is Σ numerator / Σ denominator; with parts Σ_parts |Σ_prompts numerator| / Σ denominator, which is what an
+    expected calibration error is (parts are bins, numerators Σ confidence − Σ correct). A prompt for which the metric
+    is not defined has numerators and a denominator of 0.
     """
 
     numerator: NDArray[np.float64]
@@ -29,12 +31,11 @@ class Ratio:
 
     @classmethod
     def of(cls, numerator: ArrayLike, denominator: ArrayLike = 1.0) -> "Ratio":
-        """From lists; NaN in either counts as not defined."""
-        top, bottom = np.broadcast_arrays(
-            np.atleast_1d(np.asarray(numerator, np.float64)), np.asarray(denominator, np.float64)
-        )
-        undefined = np.isnan(top) | np.isnan(bottom)
-        return cls(np.where(undefined, 0.0, top), np.where(undefined, 0.0, bottom))
+        """From lists, numerators (prompts,) or (prompts, parts); NaN in any counts as not defined."""
+        top = np.atleast_1d(np.asarray(numerator, np.float64))
+        bottom = np.broadcast_to(np.asarray(denominator, np.float64), top.shape[:1])
+        undefined = np.isnan(top).reshape(len(top), -1).any(axis=1) | np.isnan(bottom)
+        return cls(top, bottom).within(~undefined)
 
     @property
     def defined(self) -> bool:
@@ -42,7 +43,19 @@ class Ratio:
 
     @property
     def value(self) -> float:
-        return float(self.numerator.sum() / self.denominator.sum())
+        top = self.numerator.sum(axis=0)
+        return float((top if self.numerator.ndim == 1 else np.abs(top).sum()) / self.denominator.sum())
+
+    def within(self, inside: NDArray[np.bool_]) -> "Ratio":
+        """The metric over some of the prompts alone, (prompts,) bool; it is not defined for the others."""
+        wide = inside if self.numerator.ndim == 1 else inside[:, None]
+        return Ratio(np.where(wide, self.numerator, 0.0), np.where(inside, self.denominator, 0.0))
+
+
+def paired(one: Ratio, other: Ratio) -> tuple[Ratio, Ratio]:
+    """Both over the prompts for which both are defined: what is undefined in either is undefined in both."""
+    both = (one.denominator != 0) & (other.denominator != 0)
+    return one.within(both), other.within(both)
 
 
 @dataclass(frozen=True)
@@ -84,9 +97,9 @@ class PairedBootstrap:
         """The metric on every resample, (resamples,)."""
         with np.errstate(invalid="ignore", divide="ignore"):
             # Summed by prompt, not by matrix product: BLAS may sum in another order next time.
-            top = np.einsum("rp,p->r", self.weights, metric.numerator, optimize=False)
+            top = np.einsum("rp,p...->r...", self.weights, metric.numerator, optimize=False)
             bottom = np.einsum("rp,p->r", self.weights, metric.denominator, optimize=False)
-            return top / bottom
+            return (top if top.ndim == 1 else np.abs(top).sum(axis=1)) / bottom
 
     def _interval(self, value: float, draws: NDArray[np.float64]) -> Interval:
         return Interval(value, *_bounds(value, draws))
