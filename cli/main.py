@@ -39,8 +39,11 @@ COMMANDS: dict[str, dict[str, str]] = {
         "teachers": "List the teachers that can be asked.",
         "settings": "Print every setting with its meaning.",
         "doctor": "Check Ollama, models, devices and disk.",
-        "bench": "Measure how fast the parts are.",
+    },
+    "Comparing": {
+        "compare": "Compare students, files and models of Ollama.",
         "ablate": "Measure what dreaming is worth.",
+        "bench": "Measure how fast the parts are.",
     },
 }
 """Section → command → short help. Command NAME is the function NAME in cli/commands/NAME.py."""
@@ -125,7 +128,7 @@ def _interrupted(args: list[str]) -> NoReturn:
     from cli.stages import STAGES
 
     again = command_line(*(arg for arg in args if arg != "--force"))
-    resumes = args and args[0] in ("run", "ablate", *STAGES)
+    resumes = args and args[0] in ("run", "ablate", "compare", *STAGES)
     _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here." if resumes else "\nStopped.", INTERRUPTED)
 
 

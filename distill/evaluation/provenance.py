@@ -42,3 +42,17 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def machine() -> dict[str, Any]:
+    """What computed: the processor's and the device's names and numbers, nothing that names the machine."""
+    import os
+
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}

@@ -1,0 +1,82 @@
+"""What the commands that examine several targets have in common: how targets, systems and exams are named."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.runs import resolve, runs_dir
+from distill.errors import BadInput
+
+if TYPE_CHECKING:
+    from distill.evaluation.exam import Exam
+    from distill.evaluation.targets import Target
+
+
+def find(spec: str, host: str = "") -> "Target":
+    """The target of one name; runs are looked up in --runs-dir. Raises BadInput."""
+    from distill.evaluation.targets import find_target
+
+    if spec.startswith(("ollama:", "embedded:")) or Path(spec).exists():
+        return find_target(spec, None, host)
+    path = resolve(spec, runs_dir(click.get_current_context()))
+    if not path.exists():
+        import difflib
+
+        names = [found.parent.name for found in path.parent.glob("*/config.yaml")]
+        near = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"a model of Ollama is named ollama:{spec}"
+        raise BadInput(f"{spec}: no such run, checkpoint, bundle, GGUF or folder; {hint}")
+    return find_target(spec, path, host)
+
+
+def find_systems(specs: Sequence[str], host: str = "") -> "dict[str, list[Target]]":
+    """`TARGET` or `NAME=TARGET,TARGET…` (trainings of one recipe with several seeds) → name → targets.
+
+    Two that would be called alike get numbers. Raises BadInput.
+    """
+    systems: dict[str, list[Target]] = {}
+    for spec in specs:
+        name, equals, rest = spec.partition("=")
+        named = (
+            equals and name and not Path(spec).exists() and not (runs_dir(click.get_current_context()) / spec).exists()
+        )
+        targets = [find(part.strip(), host) for part in (rest.split(",") if named else [spec]) if part.strip()]
+        if not targets:
+            raise BadInput(f"{spec}: names no target; write {name}=TARGET or {name}=TARGET,TARGET for several seeds")
+        wanted = name if named else targets[0].name
+        if named and wanted in systems:
+            raise BadInput(f"{spec}: there is a system {wanted} already; give it another name")
+        label, number = wanted, 2
+        while label in systems:
+            label, number = f"{wanted} {number}", number + 1
+        systems[label] = targets
+    return systems
+
+
+def exam_for(targets: "Sequence[Target]", on: str | None, prompts: str | None, out: Path | None) -> "Exam":
+    """The held-out prompts of --on (or of the run that the targets come from), the first N of them, or a prompt file.
+
+    Raises BadInput.
+    """
+    from distill.evaluation.exam import exam_of_prompts, load_exam
+    from distill.evaluation.targets import common_run
+    from distill.run import Run
+
+    if prompts is not None and not prompts.isdigit():
+        if on is not None:
+            raise BadInput(f"--on {on} and --prompts {prompts}: choose one (a number of prompts goes with --on)")
+        if out is None:
+            raise BadInput(f"--prompts {prompts}: says no place for the results; give one with --out FOLDER")
+        return exam_of_prompts(prompts, out / "targets")
+    if on is None:
+        run = common_run(targets)
+    else:
+        path = resolve(on, runs_dir(click.get_current_context()))
+        if not (path / "config.yaml").is_file():
+            raise BadInput(f"--on {on}: is no run folder; give the run whose held-out prompts are asked")
+        run = Run.open(path)
+    if prompts == "0":
+        raise BadInput("--prompts 0: is no prompt; leave it out for all that evaluate.prompts allows")
+    return load_exam(run, int(prompts) if prompts else None)
