@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,16 +19,11 @@ from distill.teacher.llama_cpp import Completion, Entry, LlamaCpp
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer, TokenTargets
 from distill.teacher.targets import Position, assemble, hard, whole_text
 
-DEFAULT_SYSTEM = re.compile(r"\A<\|im_start\|>system\n.*?<\|im_end\|>\n", re.DOTALL)
-"""What ChatML templates put in front when no system message is given."""
-
 
 class EmbeddedTeacher:
     """`embedded:smollm2` or `embedded:/path/model.gguf`.
 
-    Prompts are rendered with the GGUF's own chat template, thinking off. Where that template sneaks in a
-    default system message (SmolLM2's does), it is cut off again: Ollama's template has none, and a student
-    must not learn from a prompt that it never sees. A template without ChatML's marks is left as it is.
+    Prompts are rendered with the GGUF's own chat template, thinking off, and without a default system message.
     """
 
     def __init__(
@@ -86,10 +80,7 @@ class EmbeddedTeacher:
 
     def render(self, prompt: str, system: str = "") -> str:
         """The text that the model continues."""
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
-        text = self._engine.apply_template(messages, enable_thinking=False)
-        return text if system else DEFAULT_SYSTEM.sub("", text, count=1)
+        return self._engine.render(prompt, system)
 
     def generate(self, prompt: str, options: GenerateOptions) -> Response:
         answer = self._complete(prompt, options, n_probs=options.top_logprobs)

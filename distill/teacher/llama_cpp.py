@@ -5,18 +5,32 @@ import http.client
 import importlib
 import json
 import os
+import re
 import socket
 import threading
 import urllib.parse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distill.errors import CorruptFile, TeacherError, TeacherUnavailable
-from distill.teacher.gguf_tokenizer import check_gguf
+from distill.teacher.gguf_tokenizer import Vocabulary, check_gguf, read_tokenizer
+from distill.teacher.protocol import HALF
 
 _xllamacpp: Any = importlib.import_module("xllamacpp")  # a Cython module without type stubs
+
+
+DEFAULT_SYSTEM = re.compile(r"\A<\|im_start\|>system\n.*?<\|im_end\|>\n", re.DOTALL)
+"""What ChatML templates put in front when no system message is given."""
+
+LEAST_LOGPROB = -104.0
+"""The engine takes e^x in float32: what is less likely than this it says to be impossible."""
 
 
 class Alternative(TypedDict):
@@ -51,6 +65,19 @@ class Completion:
     stop_type: str
     prompt_tokens: int
     timings: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What the model thinks of A given tokens: natural logs of its raw probabilities, float64, whatever the sampling.
+
+    logprobs (A,) of the tokens themselves; top_ids (A, N) int64 the likeliest tokens in their places, likeliest
+    first, and top_logprobs (A, N) theirs. None is less than LEAST_LOGPROB.
+    """
+
+    logprobs: NDArray[np.float64]
+    top_ids: NDArray[np.int64]
+    top_logprobs: NDArray[np.float64]
 
 
 class LlamaCpp:
@@ -126,15 +153,33 @@ class LlamaCpp:
                 connection.sock.shutdown(socket.SHUT_RDWR)
         self._server = None
 
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of a text; special tokens written out are parsed. No BOS is put in front."""
-        answer = self._post("/tokenize", {"content": text, "parse_special": True, "add_special": False})
+    def tokenize(self, text: str, *, special: bool = True, begin: bool = False) -> list[int]:
+        """Ids of a text. special: tokens such as `<think>` that are written out are parsed. begin: put BOS in front,
+        where the model wants one, as `complete` does with a prompt that is text."""
+        answer = self._post("/tokenize", {"content": text, "parse_special": special, "add_special": begin})
         return cast("list[int]", answer["tokens"])
 
     def apply_template(self, messages: list[dict[str, str]], **kwargs: Any) -> str:
         """The model's own chat template over `messages`; `kwargs` are variables for the template."""
         answer = self._post("/apply-template", {"messages": messages, "chat_template_kwargs": kwargs})
         return str(answer["prompt"])
+
+    def render(self, prompt: str, system: str = "", think: bool = False) -> str:
+        """The text that the model continues when it is asked one question.
+
+        Where its template sneaks in a default system message (SmolLM2's does), it is cut off again: Ollama's template
+        has none, and a student must not learn from a prompt that it never sees. A template without ChatML's marks is
+        left as it is.
+        """
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
+        text = self.apply_template(messages, enable_thinking=think)
+        return text if system else DEFAULT_SYSTEM.sub("", text, count=1)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Which bytes each id stands for. Raises CorruptFile where the file doesn't say."""
+        return Vocabulary(read_tokenizer(self.path))
 
     def complete(
         self,
@@ -179,6 +224,71 @@ class LlamaCpp:
             prompt_tokens=answer["tokens_evaluated"],
             timings=answer["timings"],
         )
+
+    def force(self, prompt: Sequence[int], answer: Sequence[int], n_probs: int = 1) -> Forced:
+        """How likely each token of `answer` is after `prompt` and the tokens before it, with its `n_probs` likeliest
+        rivals (1 to the whole vocabulary; 25 µs each were measured).
+
+        A grammar that allows these tokens alone, in this order, has a run of them written in one request. llama.cpp's
+        grammars stumble over halves of characters and over tokens that end an answer: for such a token another is
+        written in its place, and its probability read among those of the whole vocabulary.
+        Raises TeacherError where both don't fit the context.
+        """
+        if len(prompt) + len(answer) > self.context:
+            raise TeacherError(
+                f"{self.path.name}: {len(prompt)} tokens of prompt and {len(answer)} of answer don't fit its context "
+                f"of {self.context}; leave the question out, or load it with a larger context"
+            )
+        plain = [self._is_plain(i) for i in answer]
+        entries: list[Alternative] = []
+        rivals: list[list[Alternative]] = []
+        while (start := len(entries)) < len(answer):
+            end = start
+            while end < len(answer) and plain[end]:
+                end += 1
+            before = [*prompt, *answer[:start]]
+            written = self._written(before, answer[start:end], n_probs)
+            if end > start and [entry["id"] for entry in written] == list(answer[start:end]):
+                entries += written
+                rivals += [entry["top_logprobs"] for entry in written]
+                continue
+            everything = self._written(before, [self._probe], len(self.vocabulary.bytes_of))[0]["top_logprobs"]
+            entries.append(next(alternative for alternative in everything if alternative["id"] == answer[start]))
+            rivals.append(everything[:n_probs])
+        shape = (len(answer), min(n_probs, len(self.vocabulary.bytes_of)))
+        ids = np.array([[a["id"] for a in row] for row in rivals], np.int64).reshape(shape)
+        tops = np.array([[a["logprob"] for a in row] for row in rivals], np.float64).reshape(shape)
+        own = np.array([entry["logprob"] for entry in entries], np.float64)
+        return Forced(np.maximum(own, LEAST_LOGPROB), ids, np.maximum(tops, LEAST_LOGPROB))
+
+    def _written(self, prompt: list[int], answer: Sequence[int], n_probs: int) -> list[Entry]:
+        if not answer:
+            return []
+        body: dict[str, Any] = {
+            "prompt": prompt,
+            "n_predict": len(answer),
+            "temperature": 0,
+            "samplers": ["top_k"],
+            "top_k": 1,
+            "n_probs": n_probs,
+            "grammar": "root ::= " + " ".join(f"<[{i}]>" for i in answer),
+            "cache_prompt": False,
+        }
+        return self._post("/completion", body).get("completion_probabilities", [])
+
+    def _is_plain(self, i: int) -> bool:
+        """Whether a grammar can ask for the token: it prints whole characters, and doesn't end the answer."""
+        spelled = self.vocabulary.bytes_of[i]
+        try:
+            text = spelled.decode()
+        except UnicodeDecodeError:
+            return False
+        return bool(text) and "\0" not in text and HALF not in text and not self.vocabulary.is_end(i)
+
+    @cached_property
+    def _probe(self) -> int:
+        """Some token that a grammar can ask for."""
+        return next(i for i, spelled in enumerate(self.vocabulary.bytes_of) if spelled.isalpha() and self._is_plain(i))
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         assert self._server is not None, "the engine is closed"
