@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill.evaluation.examples import Example, batched
-from distill.evaluation.measure import Measured, exact_match
-from distill.evaluation.metrics import bits, chrf
+from distill.evaluation.measure import Measured
+from distill.evaluation.metrics import bits
 from distill.evaluation.scoring import dream_context, sample_dreams, score_answers
 from distill.evaluation.statistics import Ratio
+from distill.evaluation.text_metrics import chrf, exact_match
 from distill.student.generate import generate
 from distill.student.model import Backbone
 from distill.tokens.bpe import StudentTokenizer

@@ -1,13 +1,11 @@
-"""What is measured, as plain functions. Formulas and sources are in docs/evaluation.md.
+"""Likelihoods and soft targets, as plain functions. Formulas and sources are in docs/metrics.md.
 
 Shape legend: A answer tokens (EOS left out), S named alternatives a position, V student vocabulary.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.evaluation.dream_metrics import chance_recalled as chance_recalled
+from distill.evaluation.dream_metrics import recalled as recalled
+from distill.evaluation.text_metrics import chrf as chrf
+from distill.evaluation.text_metrics import distinct as distinct
+from distill.evaluation.text_metrics import repeated as repeated
 from distill.teacher.protocol import TokenTargets
 from distill.tokens.packing import Aligned
 
@@ -75,12 +78,24 @@ def bucket_kl(logits: Tensor, ids: Tensor, logprobs: Tensor) -> tuple[Tensor, Te
     full KL (log-sum inequality). q_τ is summed over the other tokens, so that nothing cancels. Where rounding
     of stored values makes Σ_S p exceed 1, they are scaled to 1.
     """
-    absent = ids < 0
-    places = torch.where(absent, ids[:, :1].clamp_min(0), ids)
+    places = named_places(ids)
     log_tail = logits.scatter(-1, places, -torch.inf).logsumexp(-1).double()
-    repeated_place = absent.clone()
+    return bucket_divergence(logits.gather(-1, places), log_tail, ids, logprobs)
+
+
+def named_places(ids: Tensor) -> Tensor:
+    """ids (A, S) with something that can be gathered where they are absent: the first of the row, or 0."""
+    return torch.where(ids < 0, ids[:, :1].clamp_min(0), ids)
+
+
+def bucket_divergence(named: Tensor, log_tail: Tensor, ids: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    """`bucket_kl` of logits that were parted already: those at `named_places` (A, S), and log Σ exp of all others (A,).
+
+    An absent slot repeats the first one of its row, which counts once, whether it is absent itself or not.
+    """
+    repeated_place = ids < 0
     repeated_place[:, 0] = False
-    named = logits.gather(-1, places).double()
+    named, log_tail = named.double(), log_tail.double()
     total = torch.logaddexp(log_tail, named.masked_fill(repeated_place, -torch.inf).logsumexp(-1))
     log_q, log_q_tail = named - total[:, None], log_tail - total
     log_p = logprobs.double()
@@ -90,62 +105,3 @@ def bucket_kl(logits: Tensor, ids: Tensor, logprobs: Tensor) -> tuple[Tensor, Te
     kl = torch.where(torch.isfinite(log_p), log_p.exp() * (log_p - log_q), 0.0).sum(-1)
     kl = kl + torch.where(has_tail, p_tail * (p_tail.clamp_min(1e-12).log() - log_q_tail), 0.0)
     return kl, total
-
-
-# Text.
-
-
-@cache
-def _chrf() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()
-
-
-def chrf(answer: str, reference: str) -> float:
-    """Sentence chrF2 in percent: character n-grams of orders 1 to 6, β = 2, without spaces (sacrebleu)."""
-    return float(_chrf().sentence_score(answer, [reference]).score)
-
-
-def ngrams(text: str, order: int) -> list[tuple[str, ...]]:
-    """Of whitespace-separated words, lower-cased: independent of any tokenizer."""
-    words = text.lower().split()
-    return list(zip(*(words[i:] for i in range(order)), strict=False))
-
-
-def repeated(text: str, order: int = 4) -> tuple[int, int]:
-    """(n-grams that occurred before in the same text, all n-grams)."""
-    grams = ngrams(text, order)
-    return len(grams) - len(set(grams)), len(grams)
-
-
-def distinct(texts: Sequence[str], order: int = 2) -> tuple[list[float], list[int]]:
-    """Distinct-n over a collection, split by text: (each text's share of the distinct n-grams, its n-grams).
-
-    An n-gram that occurs c times in the collection gives 1/c to each occurrence: the shares add up to the count
-    of distinct n-grams.
-    """
-    grams = [ngrams(text, order) for text in texts]
-    counts = Counter(gram for row in grams for gram in row)
-    return [math.fsum(1 / counts[gram] for gram in row) for row in grams], [len(row) for row in grams]
-
-
-# Dreams.
-
-
-def recalled(own: Iterable[int], mined: Iterable[int]) -> tuple[int, int]:
-    """(mined image tokens that the own dream has, mined image tokens), each token counted once."""
-    wanted = set(mined)
-    return len(wanted & set(own)), len(wanted)
-
-
-def chance_recalled(own: Sequence[Sequence[int]], mined: Sequence[Sequence[int]]) -> list[float]:
-    """For each prompt, `recalled` averaged over the own dreams of all other prompts: what guessing yields."""
-    if len(own) < 2:
-        return [math.nan] * len(own)
-    sets = [set(codes) for codes in own]
-    dreams_with = Counter(code for codes in sets for code in codes)
-    return [
-        sum(dreams_with[code] - (code in codes) for code in set(wanted)) / (len(own) - 1)
-        for codes, wanted in zip(sets, mined, strict=True)
-    ]
