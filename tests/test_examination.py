@@ -1,0 +1,374 @@
+"""Examinations: what is kept of them, that a killed one goes on to the same numbers, and what is missing and why."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.fake_examinee import FakeExaminee, Killed, fake_exam, score_of
+
+from distill.config import EvaluateSettings
+from distill.errors import BadInput, DistillError, TeacherUnavailable
+from distill.evaluation import examination
+from distill.evaluation.calibration import BINS
+from distill.evaluation.catalogue import METRICS
+from distill.evaluation.exam import Exam
+from distill.evaluation.examination import (
+    ExaminationsFailed,
+    examine,
+    examine_all,
+    names_of,
+    safe_name,
+    teacher_measured,
+)
+from distill.evaluation.journal import Journal
+from distill.evaluation.measured import KNOWN, Measured, spread_over
+from distill.evaluation.statistics import Ratio
+from distill.evaluation.targets import Target
+from distill.events import Event
+
+SETTINGS = EvaluateSettings(dreams=2, max_tokens=8, temperature=0.7)
+Seat = Callable[..., FakeExaminee]
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    path = tmp_path / "fake.gguf"
+    path.write_bytes(b"weights")
+    return Target("fake.gguf", "gguf", path)
+
+
+@pytest.fixture
+def seat(monkeypatch: pytest.MonkeyPatch) -> Seat:
+    """Whoever is opened from now on, in chunks of three."""
+    monkeypatch.setattr(examination, "CHUNK", 3)
+
+    def place(**how: Any) -> FakeExaminee:
+        examinee = FakeExaminee(**how)
+        monkeypatch.setattr(examination, "open_examinee", lambda target, how: examinee)
+        return examinee
+
+    return place
+
+
+def plain(measured: Measured) -> Any:
+    return json.loads(json.dumps(measured.to_json()))
+
+
+def journal_of(exam: Exam) -> Path:
+    (path,) = exam.folder.glob("*/journal.jsonl")
+    return path
+
+
+def test_killed_at_any_chunk_it_goes_on_to_the_same_numbers(tmp_path: Path, target: Target, seat: Seat) -> None:
+    whole = seat()
+    want = plain(examine(target, fake_exam(tmp_path / "whole"), SETTINGS))
+    asked = len(whole.calls)
+    assert asked == 6 * 3  # none, own-1, own-2, mined, answers and greedy, three chunks each
+    for dies_at in range(asked):
+        exam = fake_exam(tmp_path / f"killed-{dies_at}")
+        first = seat(dies_at=dies_at)
+        with pytest.raises(Killed):
+            examine(target, exam, SETTINGS)
+        assert first.closed == 1
+        second = seat()
+        assert plain(examine(target, exam, SETTINGS)) == want
+        assert first.calls + second.calls == whole.calls  # nothing is asked twice
+
+
+def test_a_broken_tail_is_discarded_wherever_it_broke(tmp_path: Path, target: Target, seat: Seat) -> None:
+    exam = fake_exam(tmp_path / "exam", size=4)
+    seat()
+    want = plain(examine(target, exam, SETTINGS))
+    content = journal_of(exam).read_bytes()
+    for end in range(0, len(content), 97):
+        journal_of(exam).write_bytes(content[:end])
+        examinee = seat()
+        assert plain(examine(target, exam, SETTINGS)) == want
+        assert journal_of(exam).read_bytes() == content
+        lines = content[:end].count(b"\n")
+        assert len(examinee.calls) == content.count(b"\n") - max(lines, 1)
+
+
+def test_a_killed_process_loses_one_chunk_at_most(tmp_path: Path) -> None:
+    """A real SIGKILL, in the middle of a phase."""
+    program = """
+import os, signal, sys
+from pathlib import Path
+from support.fake_examinee import FakeExaminee, fake_exam
+from distill.config import EvaluateSettings
+from distill.evaluation import examination
+from distill.evaluation.targets import Target
+
+class Mortal(FakeExaminee):
+    def score(self, questions, dream, draw=0):
+        if len(self.calls) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().score(questions, dream, draw)
+
+folder = Path(sys.argv[1])
+(folder / "fake.gguf").write_bytes(b"weights")
+examination.CHUNK = 3
+examination.open_examinee = lambda target, how: Mortal()
+target = Target("fake.gguf", "gguf", folder / "fake.gguf")
+examination.examine(target, fake_exam(folder / "exam"), EvaluateSettings(dreams=2))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, cwd=Path(__file__).parent)
+    assert done.returncode == -signal.SIGKILL
+    lines = journal_of(fake_exam(tmp_path / "exam")).read_text().splitlines()
+    assert len(lines) == 1 + 4
+    assert [json.loads(line).get("phase") for line in lines] == [None, *["score-none"] * 3, "score-own-1"]
+
+
+def test_what_is_known_by_heart_is_not_even_opened(
+    tmp_path: Path, target: Target, seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exam = fake_exam(tmp_path / "exam")
+    seat()
+    want = plain(examine(target, exam, SETTINGS))
+
+    def refuse(target: Target, how: Any) -> FakeExaminee:
+        raise AssertionError("opened again")
+
+    monkeypatch.setattr(examination, "open_examinee", refuse)
+    events: list[Event] = []
+    assert plain(examine(target, exam, SETTINGS, listen=events.append)) == want
+    assert events[-1].done == events[-1].total == 6 * 7
+    # The intervals' resamples and the number of prompts wanted change nothing that is asked.
+    assert plain(examine(target, exam, replace(SETTINGS, bootstrap=7, prompts=1))) == want
+
+
+@pytest.mark.parametrize(
+    "change", ["seed", "dreams", "temperature", "max_tokens", "weights", "exam", "force", "tokens"]
+)
+def test_whatever_the_numbers_depend_on_is_measured_anew(
+    tmp_path: Path, target: Target, seat: Seat, change: str
+) -> None:
+    exam = fake_exam(tmp_path / "exam")
+    seat()
+    examine(target, exam, SETTINGS)
+    again = seat()
+    settings, options, seed = SETTINGS, dict[str, Any](), 0
+    if change in ("dreams", "temperature", "max_tokens"):
+        settings = replace(SETTINGS, **{change: 3})
+    elif change == "seed":
+        seed = 1
+    elif change == "weights":
+        assert target.path is not None
+        target.path.write_bytes(b"others")
+    elif change == "exam":
+        exam = replace(exam, questions=[*exam.questions[:-1], replace(exam.questions[-1], text="rain")])
+    elif change == "force":
+        options["force"] = True
+    else:
+        options["dream_tokens"] = 10
+    examine(target, exam, settings, seed, **options)
+    assert len(again.calls) >= 6 * 3
+
+
+def test_metrics_follow_from_the_scores(tmp_path: Path, target: Target, seat: Seat) -> None:
+    """Against sums by hand, from the scores that the fake draws."""
+    exam = fake_exam(tmp_path / "exam")
+    seat()
+    measured = examine(target, exam, SETTINGS)
+    metrics = measured.metrics
+    size = sum(len(question.text.encode()) for question in exam.questions)
+    none = [score_of(question, "none", 0) for question in exam.questions]
+    assert metrics["bits_per_byte"].value == pytest.approx(-sum(s.logprobs.sum() for s in none) / math.log(2) / size)
+    soft = np.concatenate([score.kl for score in none])
+    assert metrics["kl"].value == pytest.approx(float(np.nanmean(soft)))
+    assert metrics["agreement"].value == pytest.approx(float(np.nanmean(np.concatenate([s.agrees for s in none]))))
+    assert metrics["agreement_5"].value == pytest.approx(float(np.nanmean(np.concatenate([s.agrees_5 for s in none]))))
+    own = [[score_of(question, "own", draw) for draw in (0, 1)] for question in exam.questions]
+    marginal = [math.log(sum(math.exp(score.logprobs.sum()) for score in each) / 2) for each in own]
+    assert metrics["bits_per_byte_dreams"].value == pytest.approx(-sum(marginal) / math.log(2) / size)
+    mean = [np.mean([np.nansum(score.kl) for score in each]) for each in own]
+    positions = sum(int(np.isfinite(each[0].kl).sum()) for each in own)
+    assert metrics["kl_dreams"].value == pytest.approx(float(sum(mean)) / positions)
+    # Expected calibration error over all tokens of all answers, and after the first dream alone.
+    for name, scores in (("calibration_error", none), ("calibration_error_dreams", [each[0] for each in own])):
+        confidence = np.concatenate([score.confidence for score in scores])
+        correct = np.concatenate([score.correct for score in scores])
+        place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        gaps = [abs((confidence - correct)[place == number].sum()) for number in range(BINS)]
+        assert metrics[name].value == pytest.approx(sum(gaps) / len(confidence))
+    assert measured.answer_tokens == sum(len(question.text.split()) for question in exam.questions)
+    assert measured.tokens_per_second == pytest.approx(24 / 0.25)
+    said = FakeExaminee().answer(exam.questions, think=True, temperature=0.0, max_tokens=8, draw=0)
+    hits = [q.truth is not None and q.truth.answer == each.answer for q, each in zip(exam.questions, said, strict=True)]
+    assert metrics["exact_match"].numerator.tolist() == hits
+    assert metrics["exact_match"].denominator.sum() == sum(question.truth is not None for question in exam.questions)
+    assert {"exact_match_depth", "exact_match_familiar"} <= metrics.keys()
+
+
+def test_measuring_twice_gives_the_same(tmp_path: Path, target: Target, seat: Seat) -> None:
+    seat()
+    one, two = (examine(target, fake_exam(tmp_path / name), SETTINGS) for name in "ab")
+    assert plain(one) == plain(two)
+
+
+def everything(measured: Measured) -> set[str]:
+    return {*measured.metrics, *measured.missing} - {"exact_match", "exact_match_depth", "exact_match_familiar"}
+
+
+def test_every_metric_is_there_or_says_why_it_is_missing(tmp_path: Path, target: Target, seat: Seat) -> None:
+    seat()
+    able = examine(target, fake_exam(tmp_path / "able"), SETTINGS)
+    assert everything(able) == set(METRICS) - {"exact_match"}
+    assert set(able.missing) == {name for name in METRICS if name.startswith(("concept_", "triplet_"))}
+    assert "dream tokenize" in able.missing["concept_similarity"]
+
+    seat(cannot={"likelihood": "it only speaks", "targets": "it only speaks"}, dreams=False)
+    speaker = examine(target, fake_exam(tmp_path / "speaker", truths=False), SETTINGS)
+    assert everything(speaker) == set(METRICS) - {"exact_match"}
+    assert set(speaker.metrics) == {"chrf", "rouge_l", "repetition", "distinct_1", "distinct_2", "length_ratio"}
+    assert speaker.missing["bits_per_byte"] == speaker.missing["kl_oracle"] == "it only speaks"
+    assert speaker.missing["dream_form"] == "it was not made to dream"
+
+    seat(cannot={"dreams": "can't be dreamed for", "mined": "has no such words"}, confident=False)
+    some = examine(target, fake_exam(tmp_path / "some"), SETTINGS)
+    assert some.missing["bits_per_byte_dreams"] == some.missing["agreement_dreams"] == "can't be dreamed for"
+    assert some.missing["kl_oracle"] == "has no such words"
+    assert some.missing["calibration_error"] == "it doesn't tell how sure it is"
+    assert {"bits_per_byte", "kl", "dream_form"} <= some.metrics.keys()
+
+    seat()
+    silent = examine(target, fake_exam(tmp_path / "silent", truths=False, answered=False), SETTINGS)
+    assert set(silent.metrics) == {"repetition", "distinct_1", "distinct_2", "dream_form"}
+    assert silent.missing["bits_per_byte"] == silent.missing["chrf"] == "nobody has answered these prompts"
+    assert everything(silent) == set(METRICS) - {"exact_match"}
+
+    seat()
+    none = examine(target, fake_exam(tmp_path / "none"), replace(SETTINGS, dreams=0))
+    assert none.missing["bits_per_byte_dreams"] == "evaluate.dreams is 0"
+
+
+def test_a_target_without_a_codebook_is_not_guessed_at(tmp_path: Path, target: Target, seat: Seat) -> None:
+    seat(codebook=False)
+    measured = examine(target, fake_exam(tmp_path / "exam"), SETTINGS)
+    assert "ships no codebook" in measured.missing["dream_recall"]
+    assert {"dream_form"} == {name for name in measured.metrics if name.startswith("dream_")}
+    assert 0.5 < KNOWN <= 1
+
+
+def test_what_does_not_fit_is_undefined_in_every_metric(tmp_path: Path, target: Target, seat: Seat) -> None:
+    exam = fake_exam(tmp_path / "exam")
+    examinee = seat(too_long=frozenset({"k1", "k4"}))
+    measured = examine(target, exam, SETTINGS)
+    assert set(measured.left_out) == {"k1", "k4"}
+    assert "does not fit its context of 512 tokens" in measured.left_out["k1"]
+    assert all("k1" not in keys for _, keys in examinee.calls)
+    assert measured.keys == [question.key for question in exam.questions]
+    assert len(measured.answers) == len(measured.dreams) == len(measured.closed) == 7
+    assert measured.answers[1] == measured.dreams[4] == ""
+    for ratio in measured.metrics.values():
+        assert ratio.denominator[[1, 4]].tolist() == [0, 0]
+        assert not ratio.numerator[[1, 4]].any()
+    # The others' numbers are those of an exam without the two.
+    fewer = replace(
+        exam, questions=[q for q in exam.questions if q.key not in measured.left_out], folder=tmp_path / "b"
+    )
+    seat()
+    for name, ratio in examine(target, fewer, SETTINGS).metrics.items():
+        assert ratio.value == pytest.approx(measured.metrics[name].value, nan_ok=True)
+    seat(too_long=frozenset(measured.keys))
+    with pytest.raises(BadInput, match=r"fake\.gguf: none of the 7 .* raise student\.context"):
+        examine(target, fake_exam(tmp_path / "none"), SETTINGS)
+
+
+def test_phases_can_be_had_one_by_one(tmp_path: Path, target: Target, seat: Seat) -> None:
+    exam = fake_exam(tmp_path / "exam")
+    first = seat()
+    start = examine(target, exam, SETTINGS, only=("score-none",))
+    assert {name for name, _ in first.calls} == {"score-none-0"}
+    assert set(start.metrics) == {"bits_per_byte", "kl", "agreement", "agreement_5", "calibration_error"}
+    assert start.answers == []
+    second = seat()
+    examine(target, exam, SETTINGS)
+    assert "score-none-0" not in {name for name, _ in second.calls}
+
+
+def test_one_that_fails_loses_nothing_of_the_others(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"others")
+    third = tmp_path / "third.gguf"
+    third.write_bytes(b"third")
+
+    class Gone(FakeExaminee):
+        def answer(self, *_questions: Any, **_how: Any) -> Any:
+            raise TeacherUnavailable("http://somewhere: no Ollama answers there")
+
+    made = {"other.gguf": Gone()}
+    monkeypatch.setattr(examination, "open_examinee", lambda target, how: made.get(target.spec, FakeExaminee()))
+    targets = [target, Target("other.gguf", "gguf", other), Target("third.gguf", "gguf", third)]
+    exam, events = fake_exam(tmp_path / "exam"), list[Event]()
+    with pytest.raises(ExaminationsFailed, match=r"other\.gguf: http://somewhere: no Ollama") as caught:
+        examine_all(targets, exam, SETTINGS, listen=events.append)
+    assert list(caught.value.measured) == ["fake.gguf", "third.gguf"]
+    assert [event.kind for event in events].count("warning") == 1
+    made.clear()
+    found = examine_all(targets, exam, SETTINGS)
+    assert list(found) == ["fake.gguf", "other.gguf", "third.gguf"]
+    assert plain(found["fake.gguf"]) == plain(caught.value.measured["fake.gguf"])
+
+
+def test_names_of_targets_are_all_different(tmp_path: Path) -> None:
+    a, b = (Target(f"{run}/step-000010", "checkpoint", tmp_path / run / "step-000010") for run in "ab")
+    model = Target("ollama:tiny", "ollama", model="tiny")
+    assert names_of([a, model]) == ["step-000010", "tiny"]
+    assert names_of([a, b, model]) == ["a/step-000010", "b/step-000010", "tiny"]
+    assert names_of([model, model, model]) == ["ollama:tiny", "ollama:tiny-2", "ollama:tiny-3"]
+
+
+@given(st.text(max_size=40))
+def test_any_name_is_a_folder(name: str) -> None:
+    found = safe_name(name)
+    assert found
+    assert "/" not in found
+    assert not found.startswith(".")
+
+
+def test_the_teachers_row_is_by_its_own_account(tmp_path: Path) -> None:
+    teacher = teacher_measured(fake_exam(tmp_path))
+    assert set(teacher.metrics) == {"repetition", "distinct_1", "distinct_2"}
+    assert "no probabilities" in teacher.missing["bits_per_byte"]
+
+
+@given(st.lists(st.integers(0, 9), unique=True, max_size=10).map(sorted), st.booleans())
+def test_a_spread_metric_keeps_its_value(places: list[int], parts: bool) -> None:
+    draws = np.random.default_rng(len(places))
+    shape = (len(places), 3) if parts else (len(places),)
+    ratio = Ratio(draws.normal(size=shape), np.ones(len(places)))
+    wide = spread_over(ratio, places, 10)
+    assert wide.numerator.shape == (10, *shape[1:])
+    if places:
+        assert wide.value == pytest.approx(ratio.value)
+
+
+def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.append({"a": "ü"})
+        with pytest.raises(DistillError, match="another dream command is examining this target"):
+            Journal(path)
+    with Journal(path) as journal:
+        assert journal.lines == [{"a": "ü"}]
+    with Journal(path, force=True) as journal:
+        assert journal.lines == []
+
+
+def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DistillError, match=r"file/journal\.jsonl: can't write it"):
+        Journal(tmp_path / "file" / "journal.jsonl")
