@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Comparing": {
         "compare": "Compare students, files and models of Ollama.",
         "ablate": "Measure what dreaming is worth.",
+        "sweep": "Train many settings and compare them.",
         "bench": "Measure how fast the parts are.",
     },
 }

@@ -80,11 +80,11 @@ def open_run(
         setattr(getattr(settings, section), name, value)
     if "train.steps" in flags and "train.minutes" not in flags:
         settings.train.minutes = 0.0  # which would win over steps
-    _make_absolute(settings, base)
+    make_absolute(settings, base)
     return Run.create(path, settings)
 
 
-def _make_absolute(settings: "Settings", base: "Settings") -> None:
+def make_absolute(settings: "Settings", base: "Settings") -> None:
     """Files that were named just now, relative to the working folder, are found from any other."""
     from distill.corpus.prompts import prompt_sets
 

@@ -88,12 +88,13 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
         for path in sorted(path for path in paths if path.exists()):
             copy_file(path, aside / path.relative_to(run.path))
         if (run.path / "run.json").exists():
-            write_atomic(aside / "run.json", _records_of(run, tuple(shared)))
+            write_atomic(aside / "run.json", records_of(run, tuple(shared)))
         write_atomic(aside / "config.yaml", settings_yaml(settings))
     return child
 
 
-def _records_of(run: Run, stages: tuple[str, ...]) -> str:
+def records_of(run: Run, stages: tuple[str, ...]) -> str:
+    """run.json with the records of those stages alone."""
     content = json.loads((run.path / "run.json").read_text())
     content["stages"] = {name: record for name, record in content["stages"].items() if name in stages}
     return json.dumps(content, indent=2) + "\n"
