@@ -16,9 +16,9 @@ from distill.evaluation.exam import Question
 Dreamt = Literal["none", "own", "mined"]
 """What stands before an answer that is scored: an empty think block, a dream of its own, the mined dream."""
 
-Ability = Literal["likelihood", "targets", "dreams", "mined"]
+Ability = Literal["likelihood", "targets", "kl", "dreams", "mined"]
 """What a target may lack: likelihoods of given answers · the soft targets' tokens in its vocabulary (KL, agreement) ·
-dreams of its own before an answer that is scored · the mined dream there."""
+the probabilities of all of these (KL) · dreams of its own before an answer that is scored · the mined dream there."""
 
 
 @dataclass(frozen=True)
