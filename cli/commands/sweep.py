@@ -50,7 +50,9 @@ def sweep(ctx: click.Context, file: Path, jobs: int, dry_run: bool, force: bool,
         emit_json({"folder": str(place), **state})
     else:
         click.echo(_done(state))
-        click.echo(f"\nSweep: {place}")
+        click.echo(f"\nSweep: {place / 'summary.md'}")
+        if (place / "report.html").is_file():
+            click.echo(f"Report: {place / 'report.html'}")
         for name in failed:
             click.echo(f"Failed: {name}: {state['cells'][name]['error']}", err=True)
     if failed:
@@ -72,14 +74,21 @@ def _words(changes: dict[str, Any]) -> str:
 
 
 def _done(state: dict[str, Any]) -> str:
+    from distill.evaluation.catalogue import metric_of, shown
+
+    metric = metric_of(state["metric"])
+    cells = {name: state["cells"][name] for name in state["order"]}
+    compared = any(cell.get("value") is not None for cell in cells.values())
     rows = [
         (
             name,
             cell["state"],
+            *([shown(cell.get("seed_value"), metric)] if compared else []),
+            f"{cell['validation_loss']:.4f}" if cell.get("validation_loss") is not None else "",
             cell.get("steps") or "",
-            f"{cell['validation_loss']:.4f}" if cell.get("validation_loss") else "",
             duration(cell["seconds"]) if cell.get("seconds") else "",
         )
-        for name, cell in state["cells"].items()
+        for name, cell in cells.items()
     ]
-    return table(rows, ("cell", "state", "steps", "validation loss", "trained for"))
+    heading = ("cell", "state", *([metric.label] if compared else []), "validation loss", "steps", "trained for")
+    return table(rows, heading)

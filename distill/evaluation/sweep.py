@@ -4,17 +4,20 @@ Everything lies in one folder: sweep.json says what became of each cell, cells/N
 share, results.json and report.md compare them. A sweep that was stopped, or killed, goes on where it was.
 """
 
+import copy
 import json
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from distill.config import Settings
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.evaluation.baselines import SHARED_STAGES
+from distill.evaluation.exam import load_exam
 from distill.evaluation.sweep_cells import (
     CellFailed,
     Job,
@@ -28,9 +31,10 @@ from distill.evaluation.sweep_cells import (
     train_cell,
 )
 from distill.evaluation.sweep_plan import Cell, Plan
+from distill.evaluation.sweep_table import rows_of, to_csv, to_markdown
+from distill.evaluation.targets import find_target
 from distill.events import Event, Listener, silent
-from distill.run import Run, write_atomic
-from distill.training.checkpoint import list_checkpoints
+from distill.run import Run, fingerprint, write_atomic
 
 VERSION = 1
 
@@ -89,6 +93,7 @@ class Sweep:
             if used:
                 raise BadInput(f"{folder}: is not empty and holds no sweep; choose another name: in {plan.file}")
         self.state = self._read()
+        self.sources: dict[str, Run] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
@@ -152,6 +157,7 @@ class Sweep:
                 self._check(force)
                 self._begin()
                 self._train(jobs)
+                self._finish(force)
                 return self.state
         finally:
             if created and not any(self.folder.iterdir()):
@@ -186,14 +192,13 @@ class Sweep:
                     made[key] = str(error)
             source = made[key]
             if isinstance(source, Run):
+                self.sources[cell.name] = source
                 yield Job(cell, source, self.path_of(cell), self.plan.engine, stage)
             else:
                 self._failed(cell, source)
 
     def _told(self, prefix: str) -> Listener:
         """Tells of stages as of the data that they make."""
-        from dataclasses import replace
-
         return lambda event: self.listen(replace(event, stage=f"{prefix}, {event.stage}"))
 
     def _train(self, jobs: int) -> None:
@@ -250,9 +255,89 @@ class Sweep:
         self._note(cell, state="failed", error=error)
         self.listen(Event(cell.name, "warning", f"failed: {error}"))
 
-    def trained(self) -> list[Cell]:
-        """Cells that can be compared."""
-        return [cell for cell in self.plan.cells if list_checkpoints(Run(self.path_of(cell), cell.settings))]
+    # What came out.
+    def _finish(self, force: bool) -> None:
+        """Compare what is trained, and write the tables."""
+        self._tables(None)
+        results = self._compared(force)
+        if results is not None:
+            self._tables(results)
+
+    def trained(self) -> dict[str, list[Cell]]:
+        """System → its cells that can be compared."""
+        done = (cell for cell in self.plan.cells if self.state["cells"][cell.name]["state"] == "trained")
+        found: dict[str, list[Cell]] = {}
+        for cell in done:
+            found.setdefault(cell.system, []).append(cell)
+        return found
+
+    def _compared(self, force: bool) -> dict[str, Any] | None:
+        """The comparison's results; those that are there, where nothing has changed since."""
+        try:
+            from distill.evaluation.comparison import compare, read_results
+        except ModuleNotFoundError as error:
+            self.listen(Event("sweep", "warning", f"nothing is compared: {error}"))
+            return None
+        trained, common = self.trained(), self.plan.common
+        if len(trained) < 2:
+            self.listen(Event("sweep", "note", f"{len(trained)} systems are trained: nothing to compare"))
+            return None
+        baseline = self.plan.baseline if self.plan.baseline in trained else next(iter(trained))
+        exam = load_exam(self._exam_run(trained[baseline][0]))
+        records = {cell.name: Run(self.path_of(cell), cell.settings).records() for cell in self.plan.cells}
+        weights = {
+            system: [[records[cell.name][stage].outputs for stage in ("train", "engine") if stage in records[cell.name]]
+            for cell in cells]
+            for system, cells in trained.items()
+        }  # fmt: skip
+        mark = fingerprint([VERSION, weights, exam.digest, asdict(common.evaluate), common.seed, baseline])
+        path = self.folder / "results.json"
+        if not force and self.state.get("compared") == mark and path.is_file():
+            results = read_results(path)
+        else:
+            systems = {
+                system: [find_target(str(self.path_of(cell))) for cell in cells] for system, cells in trained.items()
+            }
+            # Four lenses, each with as many triplets as either dreamer has at most, and the line's end and closing tag.
+            length = max([common.dreaming.dream_length, *(cell.settings.mine.steps for cell in self.plan.cells)])
+            results = compare(
+                systems,
+                exam,
+                self.folder,
+                common.evaluate,
+                self.listen,
+                seed=common.seed,
+                baseline=baseline,
+                dream_tokens=4 * (1 + 3 * length) + 2,
+                device=common.train.device,
+                force=force,
+            )
+            self.state["compared"] = mark
+            self._write()
+        for system, entry in results["systems"].items():
+            entry["sweep_seeds"] = [cell.seed for cell in trained[system]]
+        return results
+
+    def _exam_run(self, cell: Cell) -> Run:
+        """Whose held-out prompts all are asked: those of the baseline's data."""
+        settings = copy.deepcopy(cell.data)
+        settings.evaluate = self.plan.common.evaluate
+        return Run(self.sources[cell.name].path, settings)
+
+    def _tables(self, results: dict[str, Any] | None) -> None:
+        metric = self.plan.metric
+        here = {cell.name for cell in self.plan.cells}
+        cells = {name: entry for name, entry in self.state["cells"].items() if name in here}
+        if results is not None and all(metric not in entry["metrics"] for entry in results["systems"].values()):
+            reasons = {entry["missing"].get(metric, "not measured") for entry in results["systems"].values()}
+            self.listen(Event("sweep", "warning", f"metric: no cell has {metric} ({'; '.join(sorted(reasons))})"))
+        rows = rows_of(cells, results, metric)
+        write_atomic(self.folder / "sweep.csv", to_csv(rows, metric))
+        write_atomic(self.folder / "summary.md", to_markdown(self.plan.name, rows, metric, results is not None))
+        self.state["order"] = [row["cell"] for row in rows]
+        for row in rows:
+            self.state["cells"][row["cell"]] |= {key: row[key] for key in ("value", "low", "high", "seed_value")}
+        self._write()
 
 
 def _changes(cell: Cell) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from distill.config import Settings, load_settings
 from distill.errors import BadInput
+from distill.evaluation.catalogue import METRICS, metric_of
 from distill.evaluation.sweep_draws import Changes, all_different, draw
 from distill.run import Run, fingerprint
 
@@ -164,6 +165,10 @@ class _Reader:
             near = _near(baseline, list(systems))
             raise self._fail("baseline", f"{baseline!r} is none of its cells{near} ({', '.join(list(systems)[:6])}, …)")
         metric = self._typed("metric", str, "exact_match" if common.capture.dataset else "bits_per_byte")
+        try:
+            metric_of(metric)
+        except KeyError as error:
+            raise self._fail("metric", f"{metric!r} is none{_near(metric, list(METRICS))} (docs/metrics.md)") from error
         return Plan(self.file, self._name(), base, common, cells, metric, baseline, engine)
 
     # The parts of the file.
