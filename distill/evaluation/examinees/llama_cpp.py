@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -73,7 +72,7 @@ class GgufExaminee:
                 f"(done up to {KL_VOCABULARY:,})"
             )
         self._targets = None if "targets" in self._cannot else _Targets(self._vocabulary, how.vocabulary)
-        self._answer_ids = lru_cache(maxsize=4096)(self._spell)
+        self._canonical = lru_cache(maxsize=4096)(self._spell)
 
     @property
     def card(self) -> Card:
@@ -90,7 +89,7 @@ class GgufExaminee:
     def fits(self, question: Question, dream_tokens: int) -> bool:
         around = len(self._opened(question)) + len(self._closing(question)) if self.dreams else 0
         prompt = max(len(self._asked(question)), around + dream_tokens)
-        return prompt + len(self._answer_ids(question.text)) <= self._engine.context
+        return prompt + len(self._answer_ids(question)) <= self._engine.context
 
     def score(self, questions: Sequence[Question], dream: Dreamt, draw: int = 0) -> list[AnswerScore]:
         assert dream == "none" or (dream == "own" and self.dreams), "it said that it can't"
@@ -154,6 +153,11 @@ class GgufExaminee:
 
     # Likelihoods.
 
+    def _answer_ids(self, question: Question) -> Sequence[int]:
+        """The teacher's own tokens where it has them all, as a student learned them; else its own spelling."""
+        spelled = self._targets.spelled(question) if self._targets is not None else None
+        return self._canonical(question.text) if spelled is None else spelled
+
     def _spell(self, text: str) -> tuple[int, ...]:
         """The answer's tokens. SentencePiece would put a space before the first word of a text, which an answer inside
         a conversation doesn't have: then it is spelled behind a line break."""
@@ -166,16 +170,16 @@ class GgufExaminee:
         return tuple(ids)
 
     def _score(self, question: Question, context: Sequence[int]) -> AnswerScore:
-        answer = self._answer_ids(question.text)
+        answer = self._answer_ids(question)
         score = AnswerScore.unknown(len(answer))
         if not answer:
             return score
-        target = self._targets.of(question, answer) if self._targets is not None else None
+        target = self._targets.of(question) if self._targets is not None else None
         wants_kl = target is not None and "kl" not in self._cannot
         forced = self._engine.force(context, answer, self._width if wants_kl else min(RIVALS, self._width))
         score.logprobs[:] = forced.logprobs
         score.confidence[:] = np.exp(forced.top_logprobs[:, 0])
-        score.correct[:] = forced.top_ids[:, 0] == answer
+        score.correct[:] = forced.top_ids[:, 0] == np.array(answer)
         if target is None:
             return score
         soft = target.soft
@@ -191,15 +195,16 @@ class GgufExaminee:
     # Its own answers.
 
     def _speak(self, question: Question, think: bool, temperature: float, max_tokens: int, draw: int) -> Spoken:
+        # The answer is drawn as `draw` + 1: it must not read on in its dream's numbers.
         started = time.perf_counter()
-        context, dream = self._asked(question), _Dream([], "", False)
+        context, dream = self._asked(question), _Dream([], "", True)
         if think and self.dreams:
             context, dream = self._dreamt(question, temperature, draw)
         said = self._engine.complete(
             context,
             max_tokens=max_tokens,
             temperature=temperature,
-            seed=engine_seed(question.seed(self._how.seed, draw)),
+            seed=engine_seed(question.seed(self._how.seed, draw + 1)),
         )
         ids = [i for i in said.ids if not self._vocabulary.is_end(i)]
         answer = without_thought(said.text.rstrip(HALF))
@@ -224,46 +229,41 @@ class _Targets:
         self._map = np.array([-1 if i is None else i for i in ids], np.int64)
         self._map[[teacher.eos_id, *teacher.extra_stop_ids]] = own.tokenizer.eos_id
 
-    def of(self, question: Question, answer: Sequence[int]) -> SoftTargets | None:
-        """Of the tokens that both spell alike, at the same place in the answer; None where there are none."""
+    def spelled(self, question: Question) -> list[int] | None:
+        """The answer in the teacher's own tokens; None where they are not known, or one of them is not the GGUF's."""
         said = question.tokens
         if said is None:
             return None
-        spoken = len(said) - (question.done_reason == "stop")
-        theirs = _spans([self._teacher.bytes_of[i] for i in said.ids[:spoken].tolist()])
-        if b"".join(self._teacher.bytes_of[i] for i in said.ids[:spoken].tolist()) != self._own.decode([*answer]):
-            return None  # its tokens don't spell its text; nothing to align by
-        place = {span: at for at, span in enumerate(theirs)}
-        rows = [place.get(span, -1) for span in _spans([self._own.bytes_of[i] for i in answer])]
+        ids = self._map[said.ids[: len(said) - (question.done_reason == "stop")]]
+        known = bool((ids >= 0).all()) and self._own.decode(ids.tolist()) == question.text.encode()
+        return ids.tolist() if known else None
+
+    def of(self, question: Question) -> SoftTargets | None:
+        """In the GGUF's tokens, where the answer is spelled in the teacher's; None where none is soft."""
+        said, answer = question.tokens, self.spelled(question)
+        if said is None or answer is None or not said.soft[: len(answer)].any():
+            return None
         shape = (len(answer), 1 + said.top_ids.shape[1])
         target = SoftTargets(
             np.full(shape, -1, np.int64),
             np.full(shape, -np.inf),
             np.full(len(answer), -1, np.int64),
-            np.zeros(len(answer), np.bool_),
+            said.soft[: len(answer)],
         )
-        for at, row in enumerate(rows):
-            if row >= 0 and said.soft[row]:
-                self._fill(target, at, said, row, answer[at])
-        return target if target.soft.any() else None
+        for at in np.flatnonzero(target.soft).tolist():
+            self._fill(target, at, said, answer[at])
+        return target
 
-    def _fill(self, target: SoftTargets, at: int, said: TokenTargets, row: int, own: int) -> None:
-        named = {own: float(said.logprobs[row])}
-        for i, logprob in zip(said.top_ids[row].tolist(), said.top_logprobs[row].tolist(), strict=True):
+    def _fill(self, target: SoftTargets, at: int, said: TokenTargets, own: int) -> None:
+        named = {own: float(said.logprobs[at])}
+        for i, logprob in zip(said.top_ids[at].tolist(), said.top_logprobs[at].tolist(), strict=True):
             # Of several control tokens that become one EOS, the likeliest, which stands first, counts.
             if i >= 0 and np.isfinite(logprob) and self._map[i] >= 0:
                 named.setdefault(int(self._map[i]), logprob)
         target.ids[at, : len(named)] = list(named)
         target.logprobs[at, : len(named)] = list(named.values())
-        likeliest = int(said.top_ids[row, 0])
+        likeliest = int(said.top_ids[at, 0])
         target.top[at] = self._map[likeliest] if likeliest >= 0 else -1
-        target.soft[at] = True
-
-
-def _spans(tokens: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Where each token begins and ends in the text, in bytes."""
-    ends = list(accumulate(len(token) for token in tokens))
-    return list(zip([0, *ends[:-1]], ends, strict=True)) if tokens else []
 
 
 def _no_targets(own: Vocabulary, teacher: TeacherTokenizer | None) -> dict[Ability, str]:
