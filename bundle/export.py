@@ -15,6 +15,7 @@ from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.verify import verify
 from distill.config import ExportSettings
 from distill.errors import BadInput, ParityError
+from distill.evaluation.contamination import HASHES, hashes_json
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.dream_engine import ABOUT, WEIGHTS
@@ -27,13 +28,15 @@ VERIFICATION_PROMPTS = 20
 
 @dataclass(frozen=True)
 class Origin:
-    """What a bundle tells of where its student comes from. `extras`: name in the bundle → file to copy."""
+    """What a bundle tells of where its student comes from. extras: name in the bundle → file to copy. training_prompts:
+    hashes of what it was trained on, as JSON; "" where that isn't known."""
 
     name: str
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
     evaluation: dict[str, Any] | None = None
     verification_prompts: list[str] = field(default_factory=list[str])
     extras: dict[str, Path] = field(default_factory=dict[str, Path])
+    training_prompts: str = ""
 
 
 def export(
@@ -123,6 +126,8 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     for name, path in origin.extras.items():
         shutil.copyfile(path, folder / name)
+    if origin.training_prompts:
+        write_atomic(folder / HASHES, origin.training_prompts)
     metadata = _gguf_metadata(origin)
     write_gguf(model.state_dict(), config, tokenizer, folder / GGUF, settings.dtype, metadata, listen)
     ollama = ollama_settings(settings.system, settings.temperature, settings.context or config.context)
@@ -166,6 +171,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
 
     teacher: dict[str, Any] = {}
     prompts: list[str] = []
+    hashes = ""
     if run.traces.exists():
         from distill.corpus.traces import TraceStore
 
@@ -173,6 +179,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
             info = store.teacher()
             teacher = {"name": info.name, "digest": info.digest, "version": info.version}
             prompts = _first_distinct(store)
+            hashes = hashes_json(prompt for prompt, _ in store.texts(held_out=False))
     records = run.records()
     provenance = {
         "teacher": teacher,
@@ -189,7 +196,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         extras[run.knowledge.name] = run.knowledge
     if (engine := engine_of(run, checkpoint / "model.safetensors")) is not None:
         extras |= {name: engine / name for name in (WEIGHTS, ABOUT)}
-    return Origin(run.name, provenance, _evaluation(run, checkpoint), prompts, extras)
+    return Origin(run.name, provenance, _evaluation(run, checkpoint), prompts, extras, hashes)
 
 
 def _prompt_names(run: Run) -> list[str]:

@@ -250,6 +250,15 @@ class TraceStore:
         for row in self._rows("" if held_out is None else f"AND held_out = {int(held_out)}"):
             yield self._trace(row)
 
+    def texts(self, held_out: bool | None = None) -> Iterator[tuple[str, str]]:
+        """(prompt, answer) of the selected traces by key; faster than `traces`, for it reads no targets and checks no
+        checksums."""
+        chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
+        with self._errors():
+            yield from self._db.execute(
+                f"SELECT prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
+            )
+
     def _rows(self, condition: str = "") -> Iterator[tuple[Any, ...]]:
         with self._errors():
             yield from self._db.execute(
