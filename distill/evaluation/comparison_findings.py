@@ -21,7 +21,7 @@ CLEAR = 0.05
 FEW_PROMPTS = 30
 NOT_OWN = ("_oracle", "_chance")
 """Ends of the names of metrics that are landmarks and no result of the system: they make no headline."""
-SIGNS = {"better": "▲", "worse": "▼", "differs": "◆"}
+SIGNS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "differs": "◆"}
 WORDS: dict[Verdict, str] = {
     "better": "clearly better",
     "worse": "clearly worse",

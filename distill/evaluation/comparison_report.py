@@ -47,6 +47,12 @@ READING = (
 """How to read it; the page says the same."""
 
 
+JUDGING = (
+    "{model} was shown both answers to each prompt in both orders. A win is a verdict for the same answer in both; "
+    "where the orders disagree, or it calls them equal, it is a tie. What can't be read as a verdict counts for nobody."
+)
+
+
 def render_markdown(results: Results) -> str:
     """report.md."""
     parts = [
@@ -121,11 +127,7 @@ def _missing(results: Results) -> list[str]:
 def _judge(results: Results) -> list[str]:
     if not results["judge"]:
         return []
-    text = (
-        f"{results['judge']['model']} was shown both answers to each prompt in both orders. A win is a verdict for the "
-        "same answer in both; where the orders disagree, or it calls them equal, it is a tie. What can't be read as a "
-        "verdict counts for nobody."
-    )
+    text = JUDGING.format(model=results["judge"]["model"])
     return [_prose(text), _table(judge_rows(results))]
 
 
