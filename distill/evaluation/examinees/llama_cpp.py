@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType
 
 from distill.corpus.triplets import Triplet
 from distill.evaluation.exam import Question
+from distill.evaluation.examinees.common import STORED, engine_seed, without_thought
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics import SoftTargets, bucket_kl
 from distill.evaluation.targets import How, Target
@@ -33,8 +34,6 @@ position: 0.1 s at V = 4,096 and 0.4 s at 16,384 on one slow core; 49,152 would 
 
 RIVALS = 5
 """Alternatives asked for where KL isn't: enough for agreement and calibration."""
-
-NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class GgufExaminee:
@@ -291,18 +290,4 @@ def _card(path: Path, name: str, context: int | None, dreams: bool) -> Card:
         stored = GGMLQuantizationType(kind).name
         sizes[stored] = sizes.get(stored, 0) + prod(shape)
     most = max(sizes, key=lambda stored: sizes[stored], default="")
-    return Card("gguf", name, sum(sizes.values()), path.stat().st_size, context, NAMES.get(most, most), dreams)
-
-
-def engine_seed(seed: int) -> int:
-    """The seed as llama.cpp takes it, 32 bits wide and not all ones: that would mean a random one."""
-    return seed % (2**31 - 1)
-
-
-def without_thought(text: str) -> str:
-    """An answer without the think block that it opens with, should it open with one."""
-    stripped = text.lstrip()
-    if stripped.startswith(THINK):
-        _, tag, after = stripped.partition(END_THINK)
-        return after.lstrip() if tag else ""
-    return text
+    return Card("gguf", name, sum(sizes.values()), path.stat().st_size, context, STORED.get(most, most), dreams)

@@ -1,0 +1,180 @@
+"""A model of Ollama in the exam: the fake server, with a real model that dreams behind it."""
+
+import hashlib
+from collections.abc import Generator
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.fake_ollama import FakeOllama, engine, replay
+from support.small_student import ANSWER, DREAM, dreaming_model, small_tokenizer
+
+from bundle.gguf import write_gguf
+from distill.errors import ModelNotFound, TeacherUnavailable
+from distill.evaluation.exam import Question
+from distill.evaluation.examinees.ollama import OllamaExaminee, cut, model_digest
+from distill.evaluation.targets import How, Target
+from distill.tokens.chat import go_template
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROMPT = "What happens when you drop a ball?"
+QUESTIONS = [Question("a", PROMPT), Question("b", "How do plants grow?"), Question("c", PROMPT, system="Be short.")]
+
+
+@pytest.fixture(scope="module")
+def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[FakeOllama]:
+    """ "dreamer", a student that dreams, and "plain", the same weights behind a template that knows no thinking."""
+    tokenizer = small_tokenizer(smollm2)
+    model = dreaming_model(tokenizer, [PROMPT])
+    path = tmp_path_factory.mktemp("ollama") / "small.gguf"
+    write_gguf(model.state_dict(), model.config, tokenizer, path, "f32", {"general.name": "small"})
+    with engine({"plain": path}) as server:
+        data = path.read_bytes()
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        httpx.post(f"{server.url}/api/blobs/{digest}", content=data).raise_for_status()
+        body = {"model": "dreamer", "files": {"x.gguf": digest}, "template": go_template(), "stream": False}
+        httpx.post(f"{server.url}/api/create", json=body).raise_for_status()
+        yield server
+
+
+def opened(server: FakeOllama, model: str, dream_tokens: int = 66) -> OllamaExaminee:
+    return OllamaExaminee(Target(f"ollama:{model}", "ollama", model=model, host=server.url), How(7, dream_tokens))
+
+
+def test_a_dreamer_dreams_and_answers(server: FakeOllama) -> None:
+    examinee = opened(server, "dreamer")
+    [spoken] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=20, draw=0)
+    assert (spoken.dream, spoken.answer, spoken.closed) == (DREAM, ANSWER, True)
+    asked = server.asked("/api/chat")[-1]
+    assert asked["think"] is True
+    assert asked["stream"] is False
+    assert asked["options"] == {
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repeat_penalty": 1.0,
+        "temperature": 0,
+        "seed": QUESTIONS[0].seed(7, 0) % (2**31 - 1),
+        "num_predict": 86,
+    }
+    [silent] = examinee.answer(QUESTIONS[:1], think=False, temperature=0, max_tokens=20, draw=0)
+    assert (silent.dream, silent.answer, silent.closed) == ("", ANSWER, True)
+    assert spoken.tokens > silent.tokens > 0
+    asked = server.asked("/api/chat")[-1]
+    assert asked["think"] is False
+    assert asked["options"]["num_predict"] == 20
+    examinee.close()
+
+
+def test_what_a_dream_leaves_over_is_not_the_answers(server: FakeOllama) -> None:
+    examinee = opened(server, "dreamer")
+    [whole] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=20, draw=0)
+    [short] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=3, draw=0)
+    assert short.answer == "The ball falls"
+    assert short.closed
+    assert short.tokens < whole.tokens
+    examinee.close()
+    hurried = opened(server, "dreamer", dream_tokens=2)
+    [spoken] = hurried.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=1, draw=0)
+    assert DREAM.startswith(spoken.dream)
+    assert (spoken.answer, spoken.closed) == ("", False)
+    hurried.close()
+
+
+@given(
+    st.lists(st.text(max_size=4), max_size=6), st.lists(st.text(min_size=1, max_size=4), max_size=6), st.integers(0, 8)
+)
+def test_cut_against_counting(dream: list[str], answer: list[str], limit: int) -> None:
+    content = "".join(answer)
+    text, dropped = cut(content, [*dream, *answer], limit)
+    assert text == "".join(answer[:limit])
+    assert dropped == max(0, len(answer) - limit)
+
+
+def test_cut_leaves_alone_what_it_can_not_count() -> None:
+    assert cut("It falls.", [], 1) == ("It falls.", 0)
+    assert cut("caf\u00e9 x", ["c", "af", "\ufffd", " x"], 1) == ("caf\u00e9 x", 0)
+    assert cut("It falls.", ["</think>", "\n\nIt", " falls", "."], 2) == ("It falls", 1)
+
+
+def test_answers_come_in_order_and_again_the_same(server: FakeOllama) -> None:
+    examinee = opened(server, "dreamer")
+
+    def say(questions: list[Question], draw: int) -> list[tuple[str, str]]:
+        said = examinee.answer(questions, think=True, temperature=1.0, max_tokens=12, draw=draw)
+        return [(spoken.dream, spoken.answer) for spoken in said]
+
+    server.most_in_flight = 0
+    once = say(QUESTIONS, 0)
+    assert 1 < server.most_in_flight <= 4
+    assert say(QUESTIONS, 0) == once
+    assert say(QUESTIONS[::-1], 0) == once[::-1]
+    assert say([], 0) == []
+    seeds = {body["options"]["seed"] for body in server.asked("/api/chat")[-3:]}
+    assert len(seeds) == 3
+    assert server.asked("/api/chat")[-1]["messages"][-1]["role"] == "user"
+    assert any(body["messages"][0] == {"role": "system", "content": "Be short."} for body in server.asked("/api/chat"))
+    examinee.close()
+
+
+def test_a_model_without_thinking_is_not_told_to_think(server: FakeOllama) -> None:
+    examinee = opened(server, "plain")
+    [spoken] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=4, draw=0)
+    asked = server.asked("/api/chat")[-1]
+    assert "think" not in asked
+    assert "logprobs" not in asked
+    assert asked["options"]["num_predict"] == 4
+    assert spoken.tokens <= 4
+    assert not examinee.card.dreams
+    assert set(examinee.cannot) == {"likelihood", "targets", "kl", "mined", "dreams"}
+    assert examinee.fits(QUESTIONS[0], 66)
+    assert examinee.labels([]) is None
+    examinee.close()
+
+
+def test_what_passes_is_tried_again(server: FakeOllama) -> None:
+    examinee = opened(server, "plain")
+    server.fail("503", path="/api/chat")
+    [spoken] = examinee.answer(QUESTIONS[:1], think=False, temperature=0, max_tokens=4, draw=0)
+    assert spoken.tokens > 0
+    examinee.close()
+
+
+def test_cards_of_recorded_models() -> None:
+    with replay() as server:
+        examinee = opened(server, "smollm2:135m")
+        card = examinee.card
+        assert (card.kind, card.name, card.quantization) == ("ollama", "smollm2:135m", "Q4_1")
+        assert (card.parameters, card.bytes, card.context) == (134515008, 98362745, 8192)
+        assert not card.dreams
+        examinee.close()
+        proto = opened(server, "proto")
+        assert proto.card.dreams
+        assert (proto.card.parameters, proto.card.bytes, proto.card.context) == (3535872, 7128393, 1024)
+        assert proto.card.quantization == "float16"
+        assert "dreams" not in proto.cannot
+        proto.close()
+        assert model_digest("smollm2:135m", server.url).startswith("fd5f44c0b5af")
+        assert model_digest("proto", server.url).startswith("9b0277d182ab")
+        with pytest.raises(ModelNotFound, match="smollm2:135m"):
+            model_digest("smollm2:360m", server.url)
+
+
+def test_the_recorded_dream_is_read(server: FakeOllama) -> None:
+    """The request that was recorded had no options: here its answer alone is read."""
+    from support.recorded import exchange
+
+    from distill.evaluation.examinees.ollama import _spoken
+
+    spoken = _spoken(exchange("chat_think_true")["response"]["json"], True, 40, 0.5)
+    assert spoken.dream == "⟨spatial⟩⟨a ball⟩⟨release⟩⟨falls⟩"
+    assert spoken.answer == "The ball falls due to gravity, bounces, and settles."
+    assert (spoken.closed, spoken.tokens, spoken.seconds) == (True, 24, 0.5)
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(TeacherUnavailable, match="no Ollama answers there"):
+        model_digest("x", "http://127.0.0.1:9")
