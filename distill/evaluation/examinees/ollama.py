@@ -89,6 +89,9 @@ class OllamaExaminee:
         share = (time.perf_counter() - started) / len(questions)
         return [_spoken(answer, think and self._thinks, max_tokens, share) for answer in answers]
 
+    def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self._client.post("/api/chat", body)
+
     def _body(self, question: Question, think: bool, temperature: float, max_tokens: int, draw: int) -> dict[str, Any]:
         messages = [{"role": "system", "content": question.system}] if question.system else []
         thinks = think and self._thinks
