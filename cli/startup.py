@@ -1,25 +1,36 @@
 """How long `dream --help` takes, beside a click program that does nothing."""
 
-import statistics
 import subprocess
 import sys
-import time
+from functools import partial
+
+from distill.benchmark import BenchResult, Series, alternate, machine, ratio
+from distill.errors import DistillError
+from distill.events import Listener, silent
 
 BARE = "import click\n@click.command()\ndef bare(): 'Does nothing.'\nbare(['--help'], prog_name='bare')"
 DREAM = "from cli.main import main; main(['--help'])"
 
 
-def _seconds(code: str) -> float:
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
-    return time.perf_counter() - began
+def bench_startup(repeat: int = 15, warmup: int = 1, listen: Listener = silent) -> BenchResult:
+    """Seconds of whole processes and their ratio. The two alternate, so that a busy machine slows both; the warm-up
+    fills the file cache. Raises DistillError where one of them doesn't end well."""
+    programs = {"dream --help": DREAM, "bare click --help": BARE}
+    jobs = {name: partial(_call, name, code) for name, code in programs.items()}
+    seconds = alternate(jobs, repeat, warmup, "bench startup", listen)
+    return BenchResult(
+        "startup",
+        [
+            *(Series(name, "s", -1, tuple(seconds[name])) for name in programs),
+            ratio("dream over click", seconds["dream --help"], seconds["bare click --help"], better=-1),
+        ],
+        warmup=warmup,
+        machine=machine(),
+    )
 
 
-def measure(repeats: int = 15) -> dict[str, float]:
-    """Median seconds of whole processes and their ratio. The two alternate, so that a busy machine slows both."""
-    for code in (BARE, DREAM):  # fill the file cache
-        _seconds(code)
-    pairs = [(_seconds(DREAM), _seconds(BARE)) for _ in range(repeats)]
-    dream = statistics.median(pair[0] for pair in pairs)
-    click = statistics.median(pair[1] for pair in pairs)
-    return {"dream": dream, "click": click, "ratio": dream / click, "repeats": repeats}
+def _call(name: str, code: str) -> None:
+    try:
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    except subprocess.SubprocessError as error:
+        raise DistillError(f"{name}: does not end well ({error}); see `dream doctor`") from error

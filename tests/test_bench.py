@@ -26,47 +26,48 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def ordered(spread: dict[str, float]) -> bool:
-    return 0 < spread["min"] <= spread["median"] <= spread["max"]
+def by_name(out: str) -> dict[str, Any]:
+    """The printed series, each checked to be a spread of so many repetitions."""
+    series = {one["name"]: one for one in json.loads(out)["series"]}
+    for one in series.values():
+        assert 0 < one["min"] <= one["interval"][0] <= one["median"] <= one["interval"][1] <= one["max"]
+        assert one["better"] == (1 if one["unit"] == "tokens/s" or " over " in one["name"] else -1)
+    return series
 
 
 def test_writing_is_measured_beside_transformers(run: Run) -> None:
-    code, out, err = run(
-        "generate",
-        "--vocab",
-        300,
-        "--tokens",
-        6,
-        "--prompt-tokens",
-        5,
-        "--batch",
-        1,
-        "--batch",
-        3,
-        "--rounds",
-        2,
-        "--json",
-    )
+    size = ("--vocab", 300, "--tokens", 6)
+    code, out, err = run("generate", *size, "--context", "5,9", "--batch", 1, "--batch", 3, "--rounds", 2, "--json")
     assert code == 0, err
-    result = json.loads(out)
-    assert (result["tokens"], result["prompt_tokens"], result["vocab_size"], result["rounds"]) == (6, 5, 300, 2)
-    assert set(result["batches"]) == {"1", "3"}
-    for batch, found in result["batches"].items():
-        assert ordered(found["ratio"])
-        for name in ("ours", "transformers"):
-            assert ordered(found["first_token_seconds"][name])
-            assert ordered(found["tokens_per_second"][name])
-        assert found["identical"] == int(batch), "they wrote something else: their speeds don't compare"
+    result, series = json.loads(out), by_name(out)
+    assert (result["settings"]["tokens"], result["settings"]["vocab_size"], result["warmup"]) == (6, 300, 1)
+    assert len(series) == 2 * 2 * 5
+    for batch, length in ((1, 5), (3, 5), (1, 9), (3, 9)):
+        label = f"batch {batch}, prompt {length}"
+        ours, theirs = (series[f"{name}, writing, {label}"]["values"] for name in ("ours", "transformers"))
+        assert series[f"ours over transformers, {label}"]["values"] == [
+            a / b for a, b in zip(ours, theirs, strict=True)
+        ]
+        first = series[f"ours, first token, {label}"]
+        assert first["setting"] == {"batch": batch, "prompt_tokens": length}
+        assert len(first["values"]) == len(ours) == 2
+        assert min(first["values"]) < batch * 6 / min(ours), "one token takes less than an answer"
+        identical = result["about"]["identical_rows"][label]
+        assert identical == batch, "they wrote something else: their speeds don't compare"
 
 
 def test_dreams_are_measured_of_an_untrained_student(run: Run) -> None:
     code, out, err = run("dreams", "--rounds", 2, "--json")
     assert code == 0, err
-    result = json.loads(out)
-    assert (result["paths"], result["steps"], result["rounds"]) == (4, 5, 2)
-    assert result["dream_tokens"] == 4 * (1 + 5 * 3) + 5  # and two tags with three line breaks
-    assert ordered(result["ratio"])
-    assert all(ordered(result["seconds"][name]) for name in ("prompt", "engine", "backbone"))
+    settings, series = json.loads(out)["settings"], by_name(out)
+    assert (settings["paths"], settings["steps"]) == (4, 5)
+    assert settings["dream_tokens"] == 4 * (1 + 5 * 3) + 5  # and two tags with three line breaks
+    assert {name.removeprefix("first token, ") for name in series} == {
+        "no dream",
+        "the engine's dream",
+        "the backbone's dream",
+        "backbone over engine",
+    }
 
 
 def test_dreams_are_measured_of_a_saved_student(run: Run, tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_dreams_are_measured_of_a_saved_student(run: Run, tmp_path: Path) -> Non
         DreamingReasoningLLM(seed=3, device="cpu").save_pretrained(tmp_path / "student")
     code, out, err = run("dreams", tmp_path / "student", "--rounds", 1, "--prompt", "Why?")
     assert code == 0, err
-    for words in ("engine's dream", "backbone's dream", "ratio", "4 × 5 steps, 69 tokens"):
+    for words in ("engine's dream", "backbone's dream", "ratio", "paths 4, steps 5", "dream tokens 69"):
         assert words in out
 
 
@@ -94,7 +95,7 @@ def test_both_dreams_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
         return whole(parts, ids, pieces, drafting)
 
     monkeypatch.setattr(generation_bench, "_to_first_token", seen)
-    bench_dreams(parts, rounds=1)
+    bench_dreams(parts, repeat=1)
     assert {len(piece) for piece in read[False]} == {1}
     assert len(read[True]) == 1
     assert [id for piece in read[False] for id in piece] == read[True][0]
@@ -109,14 +110,14 @@ def test_benches_refuse_what_they_cannot_measure() -> None:
     with pytest.raises(BadInput, match="no dream engine"):
         bench_dreams(parts)
     with pytest.raises(BadInput, match=r"student\.preset"):
-        bench_generate("tiny")
+        bench_generate(preset="tiny")
 
 
 def test_a_growing_graph_is_measured_and_stays_within_its_bound(run: Run) -> None:
     code, out, err = run("graph", "--dreams", 40, "--max-nodes", 30, "--json")
     assert code == 0, err
-    result = json.loads(out)
-    assert result["nodes_in_file"] == 30 <= result["most_nodes_in_memory"] <= 1.25 * 30
-    assert result["kept_nodes_lost_by_reload"] == 0
-    assert len(result["mib"]) == 5
-    assert result["milliseconds_a_dream"] > 0
+    about, series = json.loads(out)["about"], by_name(out)
+    assert about["nodes_in_file"] == 30 <= series["most nodes in memory"]["median"] <= 1.25 * 30
+    assert about["kept_nodes_lost_by_reload"] == 0
+    assert len(about["mib"]) == 5
+    assert series["a dream"]["unit"] == "s"

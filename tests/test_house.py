@@ -20,7 +20,17 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 # Higher may import lower, never the other way round.
 LAYERS = ("base", "teacher", "corpus", "tokens", "student", "training", "evaluation")
-BASE = ("distill", "distill.config", "distill.documented", "distill.errors", "distill.events", "distill.run")
+BASE = (
+    "distill",
+    "distill.benchmark",
+    "distill.benchmark_check",
+    "distill.benchmark_files",
+    "distill.config",
+    "distill.documented",
+    "distill.errors",
+    "distill.events",
+    "distill.run",
+)
 MAX_LINES = 400
 
 

@@ -19,10 +19,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from distill.benchmark import BenchResult, Series, machine
 from distill.config import Settings
 from distill.corpus.capture import capture
 from distill.errors import BadInput, DistillError
-from distill.events import Listener, silent
+from distill.events import Event, Listener, silent
 from distill.run import Run
 
 MODEL = "clockwork"
@@ -32,14 +33,48 @@ _WORDS = [f"Ġw{i}" for i in range(500)]
 _NANO = 1_000_000_000
 
 
-def bench_capture(slots: int, seconds: float, requests: int, listen: Listener = silent) -> dict[str, Any]:
+def bench_capture(
+    slots: int, seconds: float, requests: int, repeat: int = 1, warmup: int = 0, listen: Listener = silent
+) -> BenchResult:
     """Capture `requests` prompts from a server with `slots` slots that takes `seconds` for each.
 
-    Returns ideal_seconds (requests / slots, rounded up, · seconds), seconds (the whole stage's), ratio, and the
-    slots and requests in flight that were found. Raises BadInput for numbers that make no server.
+    Series: the whole stage's seconds, their ratio to the ideal (requests / slots, rounded up, · seconds), tokens a
+    second and bytes a token. about: ideal_seconds, and the last repetition's slots and requests in flight as found.
+    Raises BadInput for numbers that make no server.
     """
     if slots < 1 or requests < 1 or seconds <= 0:
         raise BadInput("slots and requests must be at least 1, and seconds above 0")
+    ideal, taken, summaries = math.ceil(requests / slots) * seconds, list[float](), list[dict[str, Any]]()
+    importlib.import_module("distill.teacher.ollama")  # Python's start-up is no part of a capture
+    for round_ in range(warmup + repeat):
+        took, summary = _captured(slots, seconds, requests, listen)
+        if round_ >= warmup:
+            taken.append(took)
+            summaries.append(summary)
+        listen(Event("bench capture", "progress", done=round_ + 1, total=warmup + repeat, unit="capture"))
+    speeds, sizes = (tuple(s[key] for s in summaries) for key in ("tokens_per_second", "bytes_per_token"))
+    return BenchResult(
+        "capture",
+        [
+            Series("over the ideal time", "ratio", -1, tuple(took / ideal for took in taken)),
+            Series("the whole stage", "s", -1, tuple(taken)),
+            Series("captured", "tokens/s", 1, speeds),
+            Series("on disk", "bytes a token", -1, sizes),
+        ],
+        settings={"slots": slots, "seconds_each": seconds, "requests": requests},
+        about={
+            "ideal_seconds": round(ideal, 6),
+            "answered": summaries[-1]["responses"],
+            "slots_found": summaries[-1]["slots"][0],
+            "in_flight": summaries[-1]["in_flight"][0],
+        },
+        warmup=warmup,
+        machine=machine(),
+    )
+
+
+def _captured(slots: int, seconds: float, requests: int, listen: Listener) -> tuple[float, dict[str, Any]]:
+    """Seconds of one capture into an empty run, and its summary. The server is a new one: its start isn't timed."""
     with tempfile.TemporaryDirectory() as folder, clockwork_server(slots, seconds) as url:
         prompts = Path(folder) / "prompts.txt"
         prompts.write_text("".join(f"Question number {i}?\n" for i in range(requests)))
@@ -47,24 +82,9 @@ def bench_capture(slots: int, seconds: float, requests: int, listen: Listener = 
         settings.teacher.model, settings.teacher.hosts = f"ollama:{MODEL}", [url]
         settings.capture.prompts = [str(prompts)]
         run = Run.create(Path(folder) / "run", settings)
-        importlib.import_module("distill.teacher.ollama")  # Python's start-up is no part of a capture
         started = time.monotonic()
         summary = capture(run, listen)
-        took = time.monotonic() - started
-    ideal = math.ceil(requests / slots) * seconds
-    return {
-        "slots": slots,
-        "seconds_each": seconds,
-        "requests": requests,
-        "answered": summary["responses"],
-        "ideal_seconds": round(ideal, 3),
-        "seconds": round(took, 3),
-        "ratio": round(took / ideal, 4),
-        "slots_found": summary["slots"][0],
-        "in_flight": summary["in_flight"][0],
-        "tokens_per_second": summary["tokens_per_second"],
-        "bytes_per_token": summary["bytes_per_token"],
-    }
+        return time.monotonic() - started, summary
 
 
 @contextlib.contextmanager

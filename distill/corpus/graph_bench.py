@@ -5,10 +5,11 @@ import random
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from distill.benchmark import BenchResult, Series, machine
 from distill.corpus.growing_graph import Chain, KnowledgeGraph
 from distill.corpus.knowledge import load_graph
 from distill.corpus.triplets import LENSES
@@ -17,15 +18,51 @@ from distill.events import Event, Listener, silent
 STEPS = 5
 
 
-def bench_graph(dreams: int, max_nodes: int, seed: int, listen: Listener = silent) -> dict[str, Any]:
+def bench_graph(
+    dreams: int, max_nodes: int, seed: int, repeat: int = 1, warmup: int = 0, listen: Listener = silent
+) -> BenchResult:
     """Let a graph of at most `max_nodes` grow by `dreams` dreams of 4 × 5 steps, save it and read it again.
 
-    Phrases are drawn from a tail without end (a Pareto law), so that new ones come to the last. `mib`: memory of
-    Python objects after each fifth of the dreams. Time is taken in a second pass, as tracing memory takes time.
+    Phrases are drawn from a tail without end (a Pareto law), so that new ones come to the last; every repetition
+    draws the same. about.mib: memory of Python objects after each fifth of the dreams. Time is taken in a pass of its
+    own, as tracing memory takes time.
     """
+    total = (warmup + repeat) * 2 * dreams
+    found: list[dict[str, Any]] = []
+    for round_ in range(warmup + repeat):
+        found.append(
+            _grown(
+                dreams,
+                max_nodes,
+                seed,
+                lambda done, base=round_ * 2 * dreams: listen(
+                    Event("bench graph", "progress", done=base + done, total=total, unit="dream")
+                ),
+            )
+        )
+    found = found[warmup:]
+    named = {
+        "a dream": ("s", "seconds_a_dream"),
+        "to save": ("s", "seconds_to_save"),
+        "most nodes in memory": ("nodes", "most_nodes_in_memory"),
+        "memory at the end": ("bytes", "bytes_in_memory"),
+        "the file": ("bytes", "file_bytes"),
+    }
+    return BenchResult(
+        "graph",
+        [Series(name, unit, -1, tuple(one[key] for one in found)) for name, (unit, key) in named.items()],
+        settings={"dreams": dreams, "max_nodes": max_nodes, "seed": seed},
+        about={key: found[-1][key] for key in ("mib", "nodes_in_file", "kept_nodes_lost_by_reload")},
+        warmup=warmup,
+        machine=machine(),
+    )
+
+
+def _grown(dreams: int, max_nodes: int, seed: int, told: Callable[[int], None]) -> dict[str, Any]:
+    """One repetition; `told` hears of how many of 2 · dreams are done."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "knowledge.graphml"
-        mib: list[float] = []
+        traced: list[int] = []
         most = 0
         tracemalloc.start()
         try:
@@ -34,9 +71,9 @@ def bench_graph(dreams: int, max_nodes: int, seed: int, listen: Listener = silen
                 graph.add(chains)
                 most = max(most, len(graph))
                 if done % max(1, dreams // 5) == 0:
-                    mib.append(round(tracemalloc.get_traced_memory()[0] / 2**20, 1))
+                    traced.append(tracemalloc.get_traced_memory()[0])
                 if done % 100 == 0:
-                    listen(Event("graph", "progress", done=done, total=2 * dreams, unit="dream"))
+                    told(done)
         finally:
             tracemalloc.stop()
         started = time.perf_counter()
@@ -44,20 +81,18 @@ def bench_graph(dreams: int, max_nodes: int, seed: int, listen: Listener = silen
         saving = time.perf_counter() - started
         kept, read = set(graph.graph()), load_graph(path)
         return {
-            "dreams": dreams,
-            "max_nodes": max_nodes,
-            "seed": seed,
             "most_nodes_in_memory": most,
-            "mib": mib,
+            "mib": [round(size / 2**20, 1) for size in traced],
+            "bytes_in_memory": traced[-1],
             "nodes_in_file": len(read),
             "kept_nodes_lost_by_reload": len(kept - set(read)),
-            "milliseconds_a_dream": round(_timed(dreams, max_nodes, seed, listen) / dreams * 1e3, 3),
-            "seconds_to_save": round(saving, 2),
+            "seconds_a_dream": _timed(dreams, max_nodes, seed, told) / dreams,
+            "seconds_to_save": saving,
             "file_bytes": path.stat().st_size,
         }
 
 
-def _timed(count: int, max_nodes: int, seed: int, listen: Listener) -> float:
+def _timed(count: int, max_nodes: int, seed: int, told: Callable[[int], None]) -> float:
     """Seconds that adding all dreams takes."""
     graph = KnowledgeGraph(Path(os.devnull) / "none", max_nodes)
     seconds = 0.0
@@ -66,7 +101,7 @@ def _timed(count: int, max_nodes: int, seed: int, listen: Listener) -> float:
         graph.add(chains)
         seconds += time.perf_counter() - started
         if done % 100 == 0:
-            listen(Event("graph", "progress", done=count + done, total=2 * count, unit="dream"))
+            told(count + done)
     return seconds
 
 

@@ -2,26 +2,25 @@
 
 Writing: transformers' own `generate` on the same weights, both greedy, both on a cache. Dreaming: the backbone that
 decodes a dream of the same size token by token. Rounds alternate who goes first, so that a machine that changes
-its speed changes both; the first round warms up and isn't counted.
+its speed changes both.
 
 Shape legend: B rows, P prompt tokens, N new tokens.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distill.benchmark import BenchResult, Series, alternate, machine, ratio
 from distill.config import DreamingConfig, StudentSettings
 from distill.corpus.triplets import LENSES
 from distill.errors import BadInput
-from distill.events import Event, Listener, silent
+from distill.events import Listener, silent
 from distill.student.dream_engine import DreamEngine
 from distill.student.dreamers import draft
 from distill.student.generate import generate
@@ -39,26 +38,35 @@ QUESTION = "What happens when you drop a ball?"
 
 
 def bench_generate(
+    model: Backbone | None = None,
     preset: str = "nano",
     tokens: int = 256,
-    prompt_tokens: int = 64,
+    prompt_tokens: Sequence[int] = (64,),
     batches: Sequence[int] = (1, 32),
-    rounds: int = 7,
+    repeat: int = 7,
+    warmup: int = 1,
     vocab_size: int = 8192,
     listen: Listener = silent,
-) -> dict[str, Any]:
-    """Ours and transformers' on random float32 weights: per batch size, over rounds, median, min and max.
+) -> BenchResult:
+    """Ours and transformers' on the same float32 weights, for every batch size B and length P of a prompt.
 
-    first_token_seconds: to answers of one token. tokens_per_second: B · N over the seconds of whole answers, prompts
-    included. ratio: ours over theirs of one round. identical: rows whose tokens are the same in both.
-    Raises BadInput for an unknown preset.
+    "first token": seconds to answers of one token. "writing": B · N tokens over the seconds of whole answers, prompts
+    included, and the ratio of each round. about.identical_rows: rows whose tokens are the same in both.
+    model: whose weights; None: random ones of a preset. Raises BadInput for an unknown preset, and where prompt and
+    answer don't fit the model's context.
     """
-    context = prompt_tokens + tokens
-    model = Backbone(config_for(StudentSettings(preset=preset, context=context), vocab_size, 0, 2)).initialize(0).eval()
+    longest = max(prompt_tokens) + tokens
+    student = preset if model is None else "a trained one"
+    if model is None:
+        sizes = config_for(StudentSettings(preset=preset, context=longest), vocab_size, 0, 2)
+        model = Backbone(sizes).initialize(0)
+    if longest > (room := model.config.context):
+        raise BadInput(f"a prompt of {max(prompt_tokens)} and {tokens} new tokens don't fit a context of {room}")
+    model, series, identical = model.eval(), list[Series](), dict[str, int]()
     theirs = _reference(model)
-    found: dict[str, Any] = {}
-    for batch in batches:
-        ids = torch.randint(0, vocab_size, (batch, prompt_tokens), generator=torch.Generator().manual_seed(batch))
+    for length, batch in product(prompt_tokens, batches):
+        seed = torch.Generator().manual_seed(batch)
+        ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=seed)
         prompts: list[list[int]] = ids.tolist()
 
         def ours(count: int, prompts: list[list[int]] = prompts) -> list[list[int]]:
@@ -71,24 +79,26 @@ def bench_generate(
         answers = {name: writer(tokens) for name, writer in writers.items()}
         jobs = {f"{name}, first token": partial(writer, 1) for name, writer in writers.items()}
         jobs |= {name: partial(writer, tokens) for name, writer in writers.items()}
-        seconds = _alternate(jobs, rounds, f"bench generate, {batch} rows", listen)
+        label = f"batch {batch}, prompt {length}"
+        seconds = alternate(jobs, repeat, warmup, f"bench generate, {label}", listen)
         speeds = {name: [batch * tokens / t for t in seconds[name]] for name in writers}
-        found[str(batch)] = {
-            "first_token_seconds": {name: spread(seconds[f"{name}, first token"], 6) for name in writers},
-            "tokens_per_second": {name: spread(speeds[name], 1) for name in writers},
-            "ratio": spread([a / b for a, b in zip(speeds["ours"], speeds["transformers"], strict=True)], 3),
-            "identical": sum(a == b for a, b in zip(answers["ours"], answers["transformers"], strict=True)),
-        }
-    return {
-        "preset": preset,
-        "parameters": count_parameters(model),
-        "vocab_size": vocab_size,
-        "prompt_tokens": prompt_tokens,
-        "tokens": tokens,
-        "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "batches": found,
-    }
+        setting = {"batch": batch, "prompt_tokens": length}
+        for name in writers:
+            first = tuple(seconds[f"{name}, first token"])
+            series.append(Series(f"{name}, first token, {label}", "s", -1, first, setting))
+        for name in writers:
+            series.append(Series(f"{name}, writing, {label}", "tokens/s", 1, tuple(speeds[name]), setting))
+        series.append(ratio(f"ours over transformers, {label}", speeds["ours"], speeds["transformers"], setting))
+        identical[label] = sum(a == b for a, b in zip(answers["ours"], answers["transformers"], strict=True))
+    parameters, vocabulary = count_parameters(model), model.config.vocab_size
+    return BenchResult(
+        "generate",
+        series,
+        settings={"student": student, "parameters": parameters, "vocab_size": vocabulary, "tokens": tokens},
+        about={"identical_rows": identical},
+        warmup=warmup,
+        machine=machine(),
+    )
 
 
 def _reference(model: Backbone) -> Callable[[Tensor, int], list[list[int]]]:
@@ -110,8 +120,12 @@ def _reference(model: Backbone) -> Callable[[Tensor, int], list[list[int]]]:
 
 
 def bench_dreams(
-    parts: Parts | None = None, prompt: str = QUESTION, rounds: int = 11, listen: Listener = silent
-) -> dict[str, Any]:
+    parts: Parts | None = None,
+    prompt: str = QUESTION,
+    repeat: int = 11,
+    warmup: int = 1,
+    listen: Listener = silent,
+) -> BenchResult:
     """Seconds from a prompt to the first token of its answer, with an engine's dream and with the backbone's own.
 
     Both dreams are full: every step of every lens. The engine drafts and judges its own, which the backbone then
@@ -131,20 +145,25 @@ def bench_dreams(
         "engine": lambda: _to_first_token(parts, ids, [thought], drafting=True),
         "backbone": lambda: _to_first_token(parts, ids, [[token] for token in thought]),
     }
-    seconds = _alternate(jobs, rounds, "bench dreams", listen)
-    return {
-        "parameters": count_parameters(parts.model),
-        "engine_parameters": count_parameters(parts.engine),
-        "paths": parts.config.num_dream_sequences,
-        "steps": parts.config.dream_length,
-        "prompt_tokens": len(ids),
-        "dream_tokens": len(thought),
-        "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "device": str(parts.device),
-        "seconds": {name: spread(values, 6) for name, values in seconds.items()},
-        "ratio": spread([b / a for a, b in zip(seconds["engine"], seconds["backbone"], strict=True)], 3),
-    }
+    seconds = alternate(jobs, repeat, warmup, "bench dreams", listen)
+    names = {"no dream": "prompt", "the engine's dream": "engine", "the backbone's dream": "backbone"}
+    return BenchResult(
+        "dreams",
+        [
+            *(Series(f"first token, {name}", "s", -1, tuple(seconds[job])) for name, job in names.items()),
+            ratio("backbone over engine", seconds["backbone"], seconds["engine"]),
+        ],
+        settings={
+            "parameters": count_parameters(parts.model),
+            "engine_parameters": count_parameters(parts.engine),
+            "paths": parts.config.num_dream_sequences,
+            "steps": parts.config.dream_length,
+            "prompt_tokens": len(ids),
+            "dream_tokens": len(thought),
+        },
+        warmup=warmup,
+        machine=machine(str(parts.device)),
+    )
 
 
 def _to_first_token(parts: Parts, ids: list[int], read: list[list[int]], drafting: bool = False) -> int:
@@ -183,22 +202,3 @@ def untrained(preset: str = "nano", vocab_size: int = 8192, codes: int = CODES) 
     model = Backbone(sizes).initialize(0).eval()
     engine = DreamEngine.new(config, sizes.hidden, codebook, seed=0).eval()
     return Parts(model, tokenizer, codebook, engine, config)
-
-
-def _alternate(jobs: dict[str, Callable[[], Any]], rounds: int, task: str, listen: Listener) -> dict[str, list[float]]:
-    """Seconds of each job, a round each, in turn forwards and backwards; a round before them isn't counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for round_ in range(rounds + 1):
-        for name in list(jobs) if round_ % 2 else list(reversed(jobs)):
-            started = time.perf_counter()
-            jobs[name]()  # ends with a token on the host: nothing is still under way on a device
-            if round_:
-                seconds[name].append(time.perf_counter() - started)
-        listen(Event(task, "progress", done=round_, total=rounds, unit="round"))
-    return seconds
-
-
-def spread(values: Sequence[float], digits: int) -> dict[str, float]:
-    """Median, least and most."""
-    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: round(value, digits) for name, value in found.items()}

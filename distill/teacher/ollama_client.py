@@ -5,7 +5,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import httpx
@@ -65,6 +65,32 @@ class OllamaClient:
 
     def post(self, path: str, body: dict[str, Any], *, retries: int | None = None) -> dict[str, Any]:
         return self._call("POST", path, body, retries=self.retries if retries is None else retries)
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The values of a streamed answer, each as it comes. Tried once: whoever measures must not count a wait.
+
+        The time-out holds between two of them. Raises as `post` does, and where the answer breaks off.
+        """
+        client = cast(httpx.Client, self._client._client)  # pyright: ignore[reportPrivateUsage]
+        last: dict[str, Any] = {}
+        try:
+            with client.stream("POST", path, json={**body, "stream": True}) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise self._refusal(ollama.ResponseError(answer.text, answer.status_code), path)
+                for line in filter(None, answer.iter_lines()):
+                    last = json.loads(line)
+                    if not isinstance(last, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+                        raise ValueError(line)
+                    if "error" in last:
+                        raise TeacherError(f"{self.host}: breaks off {path}: {last['error']}; see the server's log")
+                    yield last
+        except (ConnectionError, httpx.TransportError) as error:
+            raise self._silent(error) from error
+        except ValueError as error:
+            raise TeacherError(f"{self.host}: answers {path} with something that is no JSON; is it Ollama?") from error
+        if not last.get("done"):
+            raise TeacherError(f"{self.host}: breaks off {path} before its end; see the server's log")
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None, *, retries: int) -> dict[str, Any]:
         # The client's typed calls build a pydantic object for each of 20 alternatives a token, which costs as

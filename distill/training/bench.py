@@ -2,19 +2,19 @@
 
 Theirs: `LlamaForCausalLM` in float32, hard labels, one full row a document, AdamW. Ours: packed documents with
 20 alternatives an answer token, the distillation loss, AdamW, in the precision that a trial chooses. Both clip
-gradients. Steps alternate in rounds, so that a machine that changes its speed changes both.
+gradients. Steps alternate in rounds, so that a machine that changes its speed changes both; the precision is chosen
+before them, which warms ours up too.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from distill.benchmark import BenchResult, Series, alternate, machine, ratio
 from distill.config import StudentSettings, TrainSettings
-from distill.events import Event, Listener, silent
+from distill.events import Listener, silent
 from distill.student.model import Backbone, config_for, count_parameters
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
@@ -31,11 +31,12 @@ def bench_train(
     vocab_size: int = 8192,
     rows: int = 8,
     context: int = 512,
-    rounds: int = 5,
+    repeat: int = 7,
+    warmup: int = 1,
     settings: TrainSettings | None = None,
     listen: Listener = silent,
-) -> dict[str, Any]:
-    """Tokens a second of both steps: median and range over rounds, and the ratio (median over rounds of ours / theirs).
+) -> BenchResult:
+    """Tokens a second of both steps, and the ratio of each round (ours / theirs).
 
     Raises BadInput for an unknown preset or setting.
     """
@@ -68,48 +69,24 @@ def bench_train(
 
     chosen = numerics.choose(settings, device, seconds_of, rows * context, lambda _: 1e9, listen)
     kernel = numerics.apply(chosen, ours)
-    theirs = reference_step(config.to_hf(), rows, context, device)
-    speeds: dict[str, list[float]] = {"ours": [], "transformers": []}
-    for round_ in range(rounds + 1):  # the first warms up
-        for name, run in (("transformers", theirs), ("ours", lambda: step(chosen, kernel))):
-            seconds = numerics.timed(run, device) if round_ == 0 else _once(run, device)
-            if round_:
-                speeds[name].append(rows * context / seconds)
-        listen(Event("bench train", "progress", done=round_, total=rounds, unit="round"))
-    ratios = [mine / reference for mine, reference in zip(speeds["ours"], speeds["transformers"], strict=True)]
-    return {
-        "preset": preset,
-        "parameters": count_parameters(ours),
-        "vocab_size": vocab_size,
-        "rows": rows,
-        "context": context,
-        "rounds": rounds,
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "numerics": chosen.label,
-        "trial": chosen.trial,
-        **{
-            f"{name}_tokens_per_second": {
-                "median": round(statistics.median(values), 1),
-                "min": round(min(values), 1),
-                "max": round(max(values), 1),
-            }
-            for name, values in speeds.items()
-        },
-        "ratio": {
-            "median": round(statistics.median(ratios), 3),
-            "min": round(min(ratios), 3),
-            "max": round(max(ratios), 3),
-        },
+    steps = {
+        "transformers": reference_step(config.to_hf(), rows, context, device),
+        "ours": lambda: step(chosen, kernel),
     }
-
-
-def _once(run: Callable[[], None], device: torch.device) -> float:
-    started = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    settle = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds = alternate(steps, repeat, warmup, "bench train", listen, settle)
+    speeds = {name: [rows * context / t for t in seconds[name]] for name in ("ours", "transformers")}
+    return BenchResult(
+        "train",
+        [
+            *(Series(name, "tokens/s", 1, tuple(speed)) for name, speed in speeds.items()),
+            ratio("ours over transformers", speeds["ours"], speeds["transformers"]),
+        ],
+        settings={"preset": preset, "vocab_size": vocab_size, "rows": rows, "context": context},
+        about={"parameters": count_parameters(ours), "numerics": chosen.label, "trial": chosen.trial},
+        warmup=warmup,
+        machine=machine(str(device)),
+    )
 
 
 def reference_step(config: dict[str, Any], rows: int, context: int, device: torch.device) -> Callable[[], None]:

@@ -1,0 +1,60 @@
+"""`dream bench all`."""
+
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.commands.bench.group import bench, measured
+
+if TYPE_CHECKING:
+    from distill.benchmark import BenchResult
+    from distill.events import Listener
+
+
+@bench.command("all")
+@measured(repeat=5)
+def everything(repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
+    """A quick batch: startup, train, generate, export and capture, small, in a minute or two.
+
+    One that fails is reported and makes the exit code 1; the others are measured all the same.
+
+    \b
+    Example:
+      dream bench all --against before.json --out now.json --out now.md
+    """
+    from distill.benchmark import combined
+    from distill.errors import DistillError
+
+    results: dict[str, BenchResult] = {}
+    failed: dict[str, str] = {}
+    for name, run in _quick().items():
+        try:
+            results[name] = run(repeat=repeat, warmup=warmup, listen=listen)
+        except DistillError as error:
+            failed[name] = str(error)
+        except Exception as error:  # a bug in one is no reason to lose what the others measure; it keeps its traceback
+            failed[name] = f"{type(error).__name__}: {error}"
+            click.echo(traceback.format_exc(), err=True)
+    if not results:
+        raise DistillError("; ".join(f"{name}: failed: {why}" for name, why in failed.items()))
+    return combined("all", results, failed)
+
+
+def _quick() -> "dict[str, Callable[..., BenchResult]]":
+    """Name → what measures it."""
+    from bundle.export_bench import bench_export
+    from cli.startup import bench_startup
+    from distill.corpus.capture_bench import bench_capture
+    from distill.student.generation_bench import bench_generate
+    from distill.training.bench import bench_train
+
+    return {
+        "startup": bench_startup,
+        "train": partial(bench_train, rows=2, context=256),
+        "generate": partial(bench_generate, tokens=32, prompt_tokens=(64,), batches=(1, 8)),
+        "export": partial(bench_export, dtypes=("f16",)),
+        "capture": partial(bench_capture, slots=4, seconds=0.1, requests=80),
+    }

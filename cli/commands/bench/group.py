@@ -1,0 +1,199 @@
+"""The group, and what all its subcommands have in common: repetitions, files to write, a result to compare with."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.options import Function, json_option
+
+if TYPE_CHECKING:
+    from distill.benchmark import BenchResult
+    from distill.benchmark_check import Check
+
+
+@click.group()
+def bench() -> None:
+    """Measure how fast the parts are, each against a fair reference in the same run.
+
+    \b
+    Keep a result, and fail later where something has become slower:
+      dream bench train --repeat 11 --out before.json
+      dream bench train --repeat 11 --against before.json
+    """
+
+
+class Counts(click.ParamType[tuple[int, ...]]):
+    """Numbers of at least 1 with commas between."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value  # pyright: ignore[reportUnknownVariableType]
+        try:
+            numbers = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = (0,)
+        if min(numbers) < 1:
+            self.fail(f"{value!r} is no number of at least 1, nor several with commas between", param, ctx)
+        return numbers
+
+
+def _flat(_ctx: click.Context, _param: click.Parameter, value: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(number for numbers in value for number in numbers))
+
+
+def counts_option(*names: str, default: Sequence[int], help: str) -> Callable[[Function], Function]:
+    """An option that takes several numbers: `--batch 1,32` or `--batch 1 --batch 32`."""
+    return click.option(
+        *names,
+        type=Counts(),
+        multiple=True,
+        default=default,
+        show_default=True,
+        callback=_flat,
+        help=f"{help} Several: 1,32.",
+    )
+
+
+def measured(repeat: int, warmup: int = 1, synonym: str = "") -> Callable[[Function], Function]:
+    """Makes a command of a function that takes `repeat`, `warmup` and `listen` and returns a BenchResult.
+
+    The command prints the result, writes and compares it; its exit code is 1 where something became worse.
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def measure(
+            *, as_json: bool, out: tuple[Path, ...], against: Path | None, threshold: float, **values: Any
+        ) -> int:
+            from cli.progress import Progress
+            from distill.benchmark import load_result
+            from distill.benchmark_check import require_bench
+            from distill.benchmark_files import check_out
+
+            for path in out:
+                check_out(path)
+            saved = None if against is None else load_result(against)
+            if saved is not None:
+                require_bench(saved, str(click.get_current_context().info_name), str(against))
+            with Progress() as listen:
+                result = function(listen=listen, **values)
+            return _report(result, as_json, out, against, saved, threshold)
+
+        command: Function = measure
+        for option in (
+            click.option(
+                "--threshold",
+                default=0.1,
+                show_default=True,
+                type=click.FloatRange(0, min_open=False),
+                help="Share by which a median may be worse than the saved one.",
+            ),
+            click.option(
+                "--against",
+                type=click.Path(path_type=Path),
+                metavar="FILE.json",
+                help="Compare with a saved result; exit code 1 if something is worse, beyond its noise.",
+            ),
+            click.option(
+                "--out",
+                multiple=True,
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="Keep the result as .json, .csv or .md, by the ending. Repeatable.",
+            ),
+            json_option,
+            click.option(
+                "--warmup",
+                default=warmup,
+                show_default=True,
+                type=click.IntRange(0),
+                help="Rounds before them that aren't counted.",
+            ),
+            click.option(
+                "--repeat",
+                *([synonym] if synonym else []),
+                "repeat",
+                default=repeat,
+                show_default=True,
+                type=click.IntRange(1),
+                help="Repetitions that are counted.",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _report(
+    result: "BenchResult",
+    as_json: bool,
+    out: Sequence[Path],
+    against: Path | None,
+    saved: "BenchResult | None",
+    threshold: float,
+) -> int:
+    """Print, write, compare; the exit code. A result that can't be compared is printed and written all the same."""
+    from cli.output import emit_json
+    from distill.benchmark_check import check
+    from distill.benchmark_files import write_result
+    from distill.errors import BadInput
+
+    found: Check | None = None
+    problem: BadInput | None = None
+    if saved is not None:
+        try:
+            found = check(result, saved, threshold, str(against))
+        except BadInput as error:
+            problem = error
+    if as_json:
+        emit_json(result.to_json() | ({"against": found.to_json()} if found else {}))
+    else:
+        _print(result)
+        if found:
+            _print_check(found, str(against))
+    worse = problem is not None or bool(found and found.regressions)
+    for path in out:
+        if worse and against is not None and path.resolve() == against.resolve():
+            click.echo(f"{path}: kept as it was, for it is what the new result fails against", err=True)
+        else:
+            write_result(result, path)
+    if problem is not None:
+        raise problem
+    for bench_, why in result.about.get("failed", {}).items():
+        click.echo(f"{bench_}: failed: {why}", err=True)
+    return 1 if worse or result.about.get("failed") else 0
+
+
+def _print(result: "BenchResult") -> None:
+    from cli.output import table
+    from distill.benchmark_files import HEADER, row, told
+
+    click.echo(table([row(series) for series in result.series], HEADER))
+    for facts in (result.settings, result.about, result.machine):
+        if facts:
+            click.echo(told(facts))
+
+
+def _print_check(found: "Check", source: str) -> None:
+    from cli.output import table
+    from distill.benchmark_files import number
+
+    rows = [
+        (change.name, change.unit, number(change.saved), number(change.now), f"{change.worse:+.1%}", change.verdict)
+        for change in found.changes
+    ]
+    click.echo()
+    click.echo(table(rows, (f"against {source}", "unit", "saved", "now", "worse by", "")))
+    for title, names in (("not in it", found.new), ("not measured now", found.missing)):
+        if names:
+            click.echo(f"{title}: {'; '.join(names)}")
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    count = len(found.regressions)
+    click.echo(f"{count} of {len(rows)} worse by more than {found.threshold:.0%} with intervals apart")

@@ -1,0 +1,102 @@
+"""`dream bench capture`, `ollama`, `graph` and `startup`: what needs no student."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.commands.bench.group import bench, counts_option, measured
+
+if TYPE_CHECKING:
+    from distill.benchmark import BenchResult
+    from distill.events import Listener
+
+
+@bench.command()
+@click.option(
+    "--slots", default=4, show_default=True, type=click.IntRange(1), help="Requests the server takes at once."
+)
+@click.option("--seconds", default=0.5, show_default=True, type=float, help="Seconds that each answer takes.")
+@click.option("--requests", default=160, show_default=True, type=click.IntRange(1), help="Prompts.")
+@measured(repeat=1, warmup=0)
+def capture(slots: int, seconds: float, requests: int, repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
+    """Time a whole capture against a server of known speed; 1.0 is the best that any client could do.
+
+    \b
+    Example:
+      dream bench capture --slots 7
+    """
+    from distill.corpus.capture_bench import bench_capture
+
+    return bench_capture(slots, seconds, requests, repeat, warmup, listen)
+
+
+@bench.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--host", default="", metavar="URL", help="Of the server [$OLLAMA_HOST, else this machine's].")
+@counts_option("--words", default=(64,), help="Words of a prompt.")
+@counts_option("--concurrency", default=(1,), help="Requests at once.")
+@click.option("--tokens", default=64, show_default=True, type=click.IntRange(2), help="The most of an answer.")
+@click.option("--num-ctx", default=0, type=click.IntRange(0), help="Context to load it with [the server's own].")
+@click.option("--cold", is_flag=True, help="Measure loading too: unloads the model before each repetition.")
+@click.option(
+    "--timeout", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds of silence."
+)
+@measured(repeat=5)
+def ollama(
+    models: tuple[str, ...],
+    host: str,
+    words: Sequence[int],
+    concurrency: Sequence[int],
+    tokens: int,
+    num_ctx: int,
+    cold: bool,
+    timeout: float,
+    repeat: int,
+    warmup: int,
+    listen: "Listener",
+) -> "BenchResult":
+    """Time any models of an Ollama server over its API, streaming: by its own clock, and by ours.
+
+    \b
+    Example:
+      dream bench ollama llama3.2:1b my-student --concurrency 1,4 --words 32,512
+    """
+    from distill.teacher.ollama_bench import Load, bench_ollama
+
+    models = tuple(model.removeprefix("ollama:") for model in models)
+    load = Load(words, concurrency, tokens, num_ctx, cold)
+    return bench_ollama(models, host, load, repeat, warmup, timeout, listen)
+
+
+@bench.command()
+@click.option("--dreams", default=10_000, show_default=True, type=click.IntRange(5), help="Dreams of 4 × 5 steps.")
+@click.option("--max-nodes", default=1000, show_default=True, type=click.IntRange(1), help="The graph's bound.")
+@click.option("--seed", default=0, show_default=True, help="Of the dreams.")
+@measured(repeat=1, warmup=0)
+def graph(dreams: int, max_nodes: int, seed: int, repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
+    """Let a persistent knowledge graph grow by many dreams: its nodes, its memory, and what a reload keeps.
+
+    \b
+    Example:
+      dream bench graph --dreams 10000
+    """
+    from distill.corpus.graph_bench import bench_graph
+
+    return bench_graph(dreams, max_nodes, seed, repeat, warmup, listen)
+
+
+@bench.command()
+@measured(repeat=15, synonym="--repeats")
+def startup(repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
+    """Time `dream --help` against the smallest click program, whole processes, alternating.
+
+    At most 1.5 times as long is wanted.
+
+    \b
+    Example:
+      dream bench startup --repeat 31
+    """
+    from cli.startup import bench_startup
+
+    return bench_startup(repeat, warmup, listen)

@@ -1,0 +1,132 @@
+"""`dream bench train`, `generate`, `dreams` and `export`: what is done with a student's weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.commands.bench.group import bench, counts_option, measured
+from cli.options import runs_dir_option
+from cli.runs import RunName
+
+if TYPE_CHECKING:
+    from distill.benchmark import BenchResult
+    from distill.events import Listener
+
+
+@bench.command()
+@click.option("--preset", default="nano", show_default=True, help="Student size.")
+@click.option("--vocab", default=8192, show_default=True, type=click.IntRange(64), help="Vocabulary size.")
+@click.option("--rows", default=8, show_default=True, type=click.IntRange(1), help="Packed rows a step.")
+@click.option("--context", default=512, show_default=True, type=click.IntRange(128), help="Tokens a row.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A train setting, such as train.device.")
+@measured(repeat=7, synonym="--rounds")
+def train(
+    preset: str,
+    vocab: int,
+    rows: int,
+    context: int,
+    overrides: tuple[str, ...],
+    repeat: int,
+    warmup: int,
+    listen: "Listener",
+) -> "BenchResult":
+    """Time our training step (packed, soft targets) against transformers' own in float32, same model and shape.
+
+    \b
+    Example:
+      dream bench train --repeat 11
+    """
+    from distill.config import load_settings
+    from distill.training.bench import bench_train
+
+    settings = load_settings(None, list(overrides)).train
+    return bench_train(preset, vocab, rows, context, repeat, warmup, settings, listen)
+
+
+@bench.command()
+@click.argument("target", type=RunName(), required=False)
+@click.option("--preset", default="nano", show_default=True, help="Size of a student with random weights.")
+@click.option("--vocab", default=8192, show_default=True, type=click.IntRange(64), help="Its vocabulary.")
+@click.option("--tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of an answer.")
+@counts_option("--context", "--prompt-tokens", "prompt_tokens", default=(64,), help="Tokens of a prompt.")
+@counts_option("--batch", "batches", default=(1, 32), help="Rows at once.")
+@runs_dir_option
+@measured(repeat=7, synonym="--rounds")
+def generate(
+    target: Path | None,
+    preset: str,
+    vocab: int,
+    tokens: int,
+    prompt_tokens: Sequence[int],
+    batches: Sequence[int],
+    repeat: int,
+    warmup: int,
+    listen: "Listener",
+) -> "BenchResult":
+    """Time our greedy answers against transformers' `generate`, same weights, both on a cache.
+
+    TARGET is a run, checkpoint or bundle whose weights are taken; without one they are random.
+
+    \b
+    Example:
+      dream bench generate --batch 1,8 --context 64,256 --preset micro
+    """
+    from bundle.load import load_student
+    from distill.student.generation_bench import bench_generate
+
+    model = None if target is None else load_student(target).model
+    return bench_generate(model, preset, tokens, prompt_tokens, batches, repeat, warmup, vocab, listen)
+
+
+@bench.command()
+@click.argument("target", type=RunName(), required=False)
+@click.option("--prompt", default=None, help="What is asked [What happens when you drop a ball?].")
+@runs_dir_option
+@measured(repeat=11, synonym="--rounds")
+def dreams(target: Path | None, prompt: str | None, repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
+    """Time a whole dream up to the answer's first token: drafted by the engine, and decoded by the backbone.
+
+    TARGET is a run, checkpoint or bundle with a dream engine; without one an untrained nano student is taken.
+
+    \b
+    Example:
+      dream bench dreams runs/first
+    """
+    from bundle.load import load_dreaming
+    from distill.student.generation_bench import QUESTION, bench_dreams
+
+    parts = None if target is None else load_dreaming(target).parts
+    return bench_dreams(parts, prompt or QUESTION, repeat, warmup, listen)
+
+
+@bench.command()
+@click.argument("target", type=RunName(), required=False)
+@click.option("--preset", default="nano", show_default=True, help="Size of a student with random weights.")
+@click.option("--vocab", default=8192, show_default=True, type=click.IntRange(1000), help="Its vocabulary.")
+@click.option("--dtype", "dtypes", multiple=True, help="Of the GGUF; repeatable [f16, f32, bf16, q8_0].")
+@runs_dir_option
+@measured(repeat=3)
+def export(
+    target: Path | None,
+    preset: str,
+    vocab: int,
+    dtypes: tuple[str, ...],
+    repeat: int,
+    warmup: int,
+    listen: "Listener",
+) -> "BenchResult":
+    """Time writing a GGUF in each dtype, and in the first one writing and verifying a whole bundle.
+
+    TARGET is a run, checkpoint or bundle; without one an untrained student is taken.
+
+    \b
+    Example:
+      dream bench export --dtype q8_0
+    """
+    from bundle.export_bench import bench_export
+    from bundle.load import load_student
+
+    student = None if target is None else load_student(target)
+    return bench_export(student, dtypes or ("f16", "f32", "bf16", "q8_0"), preset, vocab, repeat, warmup, listen)
