@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm, t
 
 from distill.evaluation import metrics
 from distill.evaluation.statistics import PairedBootstrap, Ratio
@@ -222,7 +223,10 @@ def test_bootstrap_equals_resampling_by_hand() -> None:
         draws.append(sum(top[chosen]) / sum(bottom[chosen]))
     found = bootstrap.interval(Ratio.of(top, bottom))
     assert found is not None
-    assert (found.low, found.high) == pytest.approx(np.quantile(draws, [0.025, 0.975]).tolist())
+    # Few prompts, and unequal denominators, widen it.
+    n = bottom.sum() ** 2 / (bottom**2).sum()
+    level = norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1))
+    assert (found.low, found.high) == pytest.approx(np.quantile(draws, [level, 1 - level]).tolist())
     assert found.value == pytest.approx(top.sum() / bottom.sum())
 
 
@@ -253,7 +257,7 @@ def test_intervals_cover_the_truth() -> None:
         hits["fall"] += fall.low <= 1 - 2.0 / 2.1 <= fall.high
         # What makes a prompt hard cancels in the pair.
         hits["narrower"] += difference.high - difference.low < 0.7 * (value.high - value.low)
-    # 95 % wanted; binomial noise of 400 runs is ±2.2 %, and percentile intervals of 64 cover a little less.
+    # 95 % wanted; binomial noise of 400 runs is ±2.2 %.
     for name in ("value", "difference", "fall"):
-        assert 0.90 <= hits[name] / runs <= 0.985, (name, hits[name])
+        assert 0.925 <= hits[name] / runs <= 0.975, (name, hits[name])
     assert hits["narrower"] == runs

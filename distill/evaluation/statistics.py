@@ -2,8 +2,9 @@
 
 Every metric here is a ratio of sums over prompts, Σ numerator / Σ denominator; a mean is one whose
 denominators are 1. The prompts are drawn again with replacement (Efron & Tibshirani 1993, chapter 13) and
-the percentile interval is taken. All systems and metrics share the same draws, so the difference between two
-systems is paired: what makes a prompt hard cancels.
+the expanded percentile interval is taken: percentiles alone are too narrow where prompts are few. All systems and
+metrics share the same draws, so the difference between two systems is paired: what makes a prompt hard cancels.
+How often the intervals hold the truth is measured in docs/statistics.md.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import chdtri, ndtri
+from scipy.special import chdtri, ndtr, ndtri, stdtr, stdtrit
 
 LEVEL = 0.95
 """Coverage that the intervals aim at."""
@@ -52,10 +53,35 @@ class Ratio:
         return Ratio(np.where(wide, self.numerator, 0.0), np.where(inside, self.denominator, 0.0))
 
 
+def shared(metrics: Sequence[Ratio]) -> list[Ratio]:
+    """All over the prompts for which all are defined: what is undefined in one is undefined in each."""
+    everywhere = np.all([metric.denominator != 0 for metric in metrics], axis=0)
+    return [metric.within(everywhere) for metric in metrics]
+
+
 def paired(one: Ratio, other: Ratio) -> tuple[Ratio, Ratio]:
-    """Both over the prompts for which both are defined: what is undefined in either is undefined in both."""
-    both = (one.denominator != 0) & (other.denominator != 0)
-    return one.within(both), other.within(both)
+    """`shared` of two."""
+    first, second = shared([one, other])
+    return first, second
+
+
+def effective(metrics: Sequence[Ratio]) -> float:
+    """How many prompts of equal weight tell as much: (Σ denominator)² / Σ denominator² (Kish 1965), the least of all.
+
+    For a mean, the prompts that it is defined for; less where few long answers make up most of a ratio.
+    """
+    return min(float(m.denominator.sum() ** 2 / np.square(m.denominator).sum()) for m in metrics)
+
+
+def tail(prompts: float) -> float:
+    """Below which quantile of the draws an interval over so many (effective) prompts begins.
+
+    Φ(−√(n/(n−1)) t) with t the (1 + LEVEL)/2 quantile of Student's distribution with n − 1 degrees of freedom: the
+    expanded percentile interval (Hesterberg 2015, arXiv:1411.5279, section 3.3). 0, the least draw, for one prompt.
+    """
+    if prompts <= 1:
+        return 0.0
+    return float(ndtr(-np.sqrt(prompts / (prompts - 1)) * stdtrit(prompts - 1, (1 + LEVEL) / 2)))
 
 
 @dataclass(frozen=True)
@@ -79,43 +105,84 @@ class PairedBootstrap:
 
     def interval(self, metric: Ratio) -> Interval | None:
         """Of one metric; None where it is defined for no prompt."""
-        return self._interval(metric.value, self.draws(metric)) if metric.defined else None
+        if not metric.defined:
+            return None
+        draws = self.draws(metric)
+        value, down = metric.value, self.bias([metric], draws)
+        return Interval(value, *_bounds(value, draws, [metric], down, floor=0.0 if down else None))
 
     def difference(self, metric: Ratio, other: Ratio) -> Interval | None:
         """Of metric − other."""
         if not (metric.defined and other.defined):
             return None
-        return self._interval(metric.value - other.value, self.draws(metric) - self.draws(other))
+        one, two = self.draws(metric), self.draws(other)
+        value, down, up = metric.value - other.value, self.bias([metric], one), self.bias([other], two)
+        return Interval(value, *_bounds(value, one - two, [metric, other], down, up))
 
     def fall(self, start: Ratio, end: Ratio) -> Interval | None:
         """Of 1 − end / start: by what share a metric fell."""
         if not (start.defined and end.defined and start.value > 0):
             return None
-        return self._interval(1 - end.value / start.value, 1 - self.draws(end) / self.draws(start))
+        value = 1 - end.value / start.value
+        return Interval(value, *_bounds(value, 1 - self.draws(end) / self.draws(start), [start, end]))
 
     def draws(self, metric: Ratio) -> NDArray[np.float64]:
         """The metric on every resample, (resamples,)."""
+        top, bottom = self._sums(metric)
         with np.errstate(invalid="ignore", divide="ignore"):
-            # Summed by prompt, not by matrix product: BLAS may sum in another order next time.
-            top = np.einsum("rp,p...->r...", self.weights, metric.numerator, optimize=False)
-            bottom = np.einsum("rp,p->r", self.weights, metric.denominator, optimize=False)
             return (top if top.ndim == 1 else np.abs(top).sum(axis=1)) / bottom
 
-    def _interval(self, value: float, draws: NDArray[np.float64]) -> Interval:
-        return Interval(value, *_bounds(value, draws))
+    def bias(self, metrics: Sequence[Ratio], draws: NDArray[np.float64]) -> float:
+        """How much too high the draws (resamples,) of a metric with parts, or of its mean over seeds, may be; else 0.
+
+        Noise makes each part's sum larger, never smaller: the value exceeds the truth, and its draws exceed the value
+        by about as much again. So it is twice what the draws exceed the value by; all of it where parts that come to
+        nothing would often (the interval's level) look like these.
+        """
+        if all(metric.numerator.ndim == 1 for metric in metrics):
+            return 0.0
+        value = float(np.mean([metric.value for metric in metrics]))
+        beyond = max(0.0, float(np.nanmean(draws)) - value)
+        noise = np.nanquantile(
+            np.mean([self._noise(metric) for metric in metrics], axis=0), 1 - tail(effective(metrics))
+        )
+        return value + beyond if value <= noise else 2 * beyond
+
+    def _noise(self, metric: Ratio) -> NDArray[np.float64]:
+        """What a metric with parts would be on the resamples, (resamples,), did its parts come to nothing."""
+        top, bottom = self._sums(metric)
+        parts = metric.numerator.sum(axis=0) / metric.denominator.sum()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.abs(top - bottom[:, None] * parts).sum(axis=1) / bottom
+
+    def _sums(self, metric: Ratio) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Numerators (resamples,) or (resamples, parts), and denominators (resamples,)."""
+        # Summed by prompt, not by matrix product: BLAS may sum in another order next time.
+        top = np.einsum("rp,p...->r...", self.weights, metric.numerator, optimize=False)
+        return top, np.einsum("rp,p->r", self.weights, metric.denominator, optimize=False)
 
 
-def _bounds(value: float, draws: NDArray[np.float64]) -> tuple[float, float]:
+def _bounds(
+    value: float,
+    draws: NDArray[np.float64],
+    metrics: Sequence[Ratio],
+    down: float = 0.0,
+    up: float = 0.0,
+    floor: float | None = None,
+) -> tuple[float, float]:
+    """Ends of the interval of what is drawn of these metrics, moved out by the biases that the draws may have."""
     draws = draws[np.isfinite(draws)]
     if not len(draws):
         return value, value
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    level = tail(effective(metrics))
+    low, high = np.quantile(draws, [level, 1 - level])
+    low, high = float(low) - down, float(high) + up
+    return (low if floor is None else max(floor, low)), high
 
 
 @dataclass(frozen=True)
 class SeedInterval(Interval):
-    """The mean over training seeds, its 95 % interval, and each seed's own value."""
+    """The mean over training seeds, its 95 % interval, and each seed's own value (of unpaired differences none)."""
 
     seeds: tuple[float, ...]
 
@@ -127,41 +194,89 @@ class HierarchicalBootstrap:
     normal distribution around itself, whose variance is drawn too: what the spread of S values says of it,
     spread / χ²(S − 1), less what the choice of prompts explains (a generalized pivotal quantity, Weerahandi 1993).
     Were the seeds resampled like the prompts, three of them would never leave their range: such intervals hold the
-    truth in 77 to 99 % of simulated cases, these in 93 to 99 % (docs/evaluation.md). One seed: prompts only.
+    truth in 77 to 99 % of simulated cases, these in 93 to 99 % (docs/statistics.md). One seed: prompts only.
+
+    Two systems may be paired by seed as well (`difference`), or by prompt only (`contrast`): then they need not have as
+    many seeds, and one variance of seeds is taken for both, from what both tell of it.
     """
 
     def __init__(self, seeds: int, prompts: int, resamples: int, seed: int) -> None:
         self._prompts = PairedBootstrap(prompts, resamples, seed)
-        draw = np.random.default_rng([seed, seeds, resamples])
-        # One draw from each of as many equal slices of the distribution: less noise in the tails.
-        normal, chi = ((draw.permutation(resamples) + 0.5) / resamples for _ in range(2))
-        self._normal: NDArray[np.float64] = ndtri(normal)
-        self._chi: NDArray[np.float64] = chdtri(max(seeds - 1, 1), chi)
+        self._resamples, self._seed = resamples, seed
+        self._spreads = {seeds - 1: self._spread(seeds - 1)} if seeds > 1 else {}
 
     def interval(self, metric: Sequence[Ratio]) -> SeedInterval | None:
         """Of one metric, a ratio a seed; None where it is defined for no prompt."""
         if not all(ratio.defined for ratio in metric):
             return None
-        return self._interval([ratio.value for ratio in metric], self._draws(metric))
+        values, draws = [ratio.value for ratio in metric], self._draws(metric)
+        mean, down = float(np.mean(values)), self._prompts.bias(metric, draws.mean(axis=1))
+        of_mean = draws.mean(axis=1) + self._of_seeds([values], [draws])
+        ends = _bounds(mean, of_mean, metric, down, floor=0.0 if down else None)
+        return SeedInterval(mean, *ends, tuple(values))
 
     def difference(self, metric: Sequence[Ratio], other: Sequence[Ratio]) -> SeedInterval | None:
         """Of metric − other, paired by seed and by prompt."""
         if not all(ratio.defined for ratio in [*metric, *other]):
             return None
         values = [one.value - two.value for one, two in zip(metric, other, strict=True)]
-        return self._interval(values, self._draws(metric) - self._draws(other))
+        one, two = self._draws(metric), self._draws(other)
+        down, up = self._biases(metric, other, one, two)
+        mean, of_mean = float(np.mean(values)), (one - two).mean(axis=1) + self._of_seeds([values], [one - two])
+        return SeedInterval(mean, *_bounds(mean, of_mean, [*metric, *other], down, up), tuple(values))
+
+    def contrast(self, metric: Sequence[Ratio], other: Sequence[Ratio]) -> tuple[SeedInterval, float] | None:
+        """Of metric − other, paired by prompt only, and its two-sided p-value: 1 − the level of the widest interval
+        that leaves out 0. The seeds of both may differ in number; None where either is defined for no prompt."""
+        if not all(ratio.defined for ratio in [*metric, *other]):
+            return None
+        groups = [[ratio.value for ratio in group] for group in (metric, other)]
+        one, two = self._draws(metric), self._draws(other)
+        down, up = self._biases(metric, other, one, two)
+        value = float(np.mean(groups[0]) - np.mean(groups[1]))
+        of_value = one.mean(axis=1) - two.mean(axis=1) + self._of_seeds(groups, [one, two])
+        interval = SeedInterval(value, *_bounds(value, of_value, [*metric, *other], down, up), ())
+        return interval, _two_sided(of_value, effective([*metric, *other]), down, up)
 
     def _draws(self, metric: Sequence[Ratio]) -> NDArray[np.float64]:
         """(resamples, S)."""
         return np.stack([self._prompts.draws(ratio) for ratio in metric], axis=1)
 
-    def _interval(self, values: list[float], draws: NDArray[np.float64]) -> SeedInterval:
-        """values (S,) on the prompts as they are; draws (resamples, S)."""
-        mean, size = float(np.mean(values)), len(values)
-        of_mean = draws.mean(axis=1)
-        if size > 1:
-            spread = np.square(np.asarray(values) - mean).sum()
-            by_prompts = np.nanvar(draws - of_mean[:, None], axis=0).sum() / (size - 1)
-            beyond = np.maximum(0.0, spread / self._chi - by_prompts)
-            of_mean = of_mean + self._normal * np.sqrt(beyond / size)
-        return SeedInterval(mean, *_bounds(mean, of_mean), tuple(values))
+    def _biases(
+        self, metric: Sequence[Ratio], other: Sequence[Ratio], one: NDArray[np.float64], two: NDArray[np.float64]
+    ) -> tuple[float, float]:
+        return self._prompts.bias(metric, one.mean(axis=1)), self._prompts.bias(other, two.mean(axis=1))
+
+    def _of_seeds(self, values: Sequence[list[float]], draws: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Draws of what the choice of seeds adds to the mean, or to the difference of two groups' means, (resamples,).
+
+        values: of each group's seeds on the prompts as they are; draws: of each group, (resamples, seeds). Groups share
+        one variance.
+        """
+        free = sum(len(group) - 1 for group in values)
+        if not free:
+            return np.zeros(self._resamples)
+        if free not in self._spreads:
+            self._spreads[free] = self._spread(free)
+        normal, chi = self._spreads[free]
+        spread = sum(float(np.square(np.asarray(group) - np.mean(group)).sum()) for group in values)
+        by_prompts = sum(float(np.nanvar(d - d.mean(axis=1)[:, None], axis=0).sum()) for d in draws) / free
+        beyond = np.maximum(0.0, spread / chi - by_prompts)
+        return normal * np.sqrt(beyond * sum(1 / len(group) for group in values))
+
+    def _spread(self, free: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Draws of a standard normal and of χ²(free), (resamples,) each."""
+        draw = np.random.default_rng([self._seed, free + 1, self._resamples])
+        # One draw from each of as many equal slices of the distribution: less noise in the tails.
+        normal, chi = ((draw.permutation(self._resamples) + 0.5) / self._resamples for _ in range(2))
+        return ndtri(normal), chdtri(free, chi)
+
+
+def _two_sided(draws: NDArray[np.float64], prompts: float, down: float, up: float) -> float:
+    """The level at which an interval of these draws begins to hold 0, through `tail` backwards."""
+    draws = draws[np.isfinite(draws)]
+    if prompts <= 1 or not len(draws):
+        return 1.0
+    least = min(np.count_nonzero(draws - down <= 0), np.count_nonzero(draws + up >= 0))
+    share = min(0.5, (1 + least) / (1 + len(draws)))
+    return float(min(1.0, 2 * stdtr(prompts - 1, ndtri(share) * np.sqrt((prompts - 1) / prompts))))
