@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,6 +250,20 @@ class Aligned:
     chunk_logprobs: NDArray[np.float32]
 
 
+class Words(Protocol):
+    """What aligning asks of a tokenizer; as in StudentTokenizer."""
+
+    @property
+    def teacher_map(self) -> NDArray[np.int32] | None: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def token_bytes(self, id: int) -> bytes: ...
+
+
 class Aligner:
     """Carries the teacher's targets over to the student's tokens.
 
@@ -258,7 +272,7 @@ class Aligner:
     teacher's likelihood of it (approximate likelihood matching, arXiv:2503.20083).
     """
 
-    def __init__(self, tokenizer: StudentTokenizer, teacher_bytes: Sequence[bytes] | None) -> None:
+    def __init__(self, tokenizer: Words, teacher_bytes: Sequence[bytes] | None) -> None:
         self.tokenizer = tokenizer
         self.teacher_bytes = teacher_bytes
 

@@ -63,7 +63,8 @@ class Spoken:
 class Card:
     """What a target is. parameters and context are None where it doesn't tell; bytes on disk likewise.
 
-    quantization: "float32", "Q4_1" …; dreams: whether it was made to dream.
+    quantization: "float32", "Q4_1" …; dreams: whether it was made to dream. note: what a reader of its numbers should
+    know of how it was asked, "" for nothing.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Card:
     context: int | None
     quantization: str
     dreams: bool
+    note: str = ""
 
 
 class Examinee(Protocol):
