@@ -81,13 +81,13 @@ class OllamaClient:
                 for line in filter(None, answer.iter_lines()):
                     last = json.loads(line)
                     if not isinstance(last, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
-                        raise ValueError(line)
+                        raise TypeError(line)
                     if "error" in last:
                         raise TeacherError(f"{self.host}: breaks off {path}: {last['error']}; see the server's log")
                     yield last
         except (ConnectionError, httpx.TransportError) as error:
             raise self._silent(error) from error
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise TeacherError(f"{self.host}: answers {path} with something that is no JSON; is it Ollama?") from error
         if not last.get("done"):
             raise TeacherError(f"{self.host}: breaks off {path} before its end; see the server's log")

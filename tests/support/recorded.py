@@ -7,10 +7,11 @@ import json
 import random
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from support.fake_ollama import JSON, FakeOllama, Reply, Request, dumps, error, reply
+from support.fake_ollama import JSON, NDJSON, FakeOllama, Reply, Request, dumps, error, reply
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "ollama"
 
@@ -83,6 +84,7 @@ class Timed:
         self.bare = [dumps({k: v for k, v in entry.items() if k != "top_logprobs"}) for entry in bare]
         self.known = Replay([exchange(n) for n in ("tags", "version", "show", "show_verbose", "ps")])
         self.verbose: bytes | None = None
+        self.loaded = True
 
     def answer(self, request: Request) -> Reply:
         if request.path == "/api/version" and self.state is not None and self.state.old:
@@ -93,6 +95,11 @@ class Timed:
             return error(400, "missing request body")
         if request.json.get("model") != "smollm2:135m":
             return error(404, f"model '{request.json.get('model')}' not found")
+        if request.json.get("keep_alive") == 0 and not request.json.get("prompt"):
+            self.loaded = False
+            return reply({**self.stamp(request.json), "response": "", "done": True, "done_reason": "unload"})
+        if request.json.get("stream", True):
+            return Reply(200, NDJSON, stream=self.chunks(request.json))
         arrived = time.perf_counter()
         with self.slots:
             started = time.perf_counter()
@@ -101,6 +108,26 @@ class Timed:
             total = time.perf_counter() - arrived
         return Reply(200, JSON, body.replace(b'"total_duration":0', b'"total_duration":%d' % int(total * 1e9), 1))
 
+    def chunks(self, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """As generate_logprobs_stream was recorded: a chunk a token, then one with the numbers and no text. The prompt
+        takes a tenth of the time; of a model that was unloaded, loading takes half as long again."""
+        arrived = time.perf_counter()
+        with self.slots:
+            loading, self.loaded = 0.0 if self.loaded else 0.5 * self.seconds, True
+            time.sleep(loading + 0.1 * self.seconds)
+            whole = json.loads(self.body(asked))
+            entries = whole.pop("logprobs", None)
+            texts = [self.tokens[self.ids.index(i)] for i in whole["context"][len(self.head) :]]
+            for place, text in enumerate(texts):
+                time.sleep(0.9 * self.seconds / len(texts))
+                said = {"logprobs": [entries[place]]} if entries else {}
+                yield {**self.stamp(asked), "response": text, "done": False, **said}
+            total = int((time.perf_counter() - arrived) * 1e9)
+            yield {**whole, "response": "", "total_duration": total, "load_duration": int(loading * 1e9)}
+
+    def stamp(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return {"model": asked["model"], "created_at": "2026-11-21T23:50:38.56931228Z"}
+
     def body(self, asked: dict[str, Any]) -> bytes:
         options = asked.get("options") or {}
         digest = hashlib.sha256(json.dumps([asked.get("prompt"), options.get("seed", 0)]).encode()).digest()
@@ -108,8 +135,7 @@ class Timed:
         random.Random(digest).shuffle(rest)
         order = [0, *rest][: max(1, int(options.get("num_predict", len(self.ids))))]
         value = {
-            "model": asked["model"],
-            "created_at": "2026-11-21T23:50:38.56931228Z",
+            **self.stamp(asked),
             "response": "".join(self.tokens[i] for i in order),
             "done": True,
             "done_reason": "length",
