@@ -1,0 +1,225 @@
+"""Contamination against comparing every held-out prompt with every training text, on real stores and real bundles."""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.small_student import small_model, small_tokenizer, write_checkpoint
+
+from bundle.export import describe_run, write_bundle
+from bundle.load import load_checkpoint
+from distill.config import ExportSettings, Settings, StudentSettings
+from distill.corpus.traces import Trace, TraceStore
+from distill.errors import CorruptFile
+from distill.evaluation import contamination
+from distill.evaluation.contamination import HASHES, Contamination, check, hashes_json, of_target, prompt_hash
+from distill.evaluation.exam import Exam, Question, exam_of_prompts
+from distill.evaluation.targets import Target, find_target
+from distill.run import Run
+from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
+
+
+def exam_of(prompts: list[str]) -> Exam:
+    return Exam("prompts", Path("nowhere"), [Question(f"{i:04}", prompt) for i, prompt in enumerate(prompts)])
+
+
+def slow_words(text: str) -> list[str]:
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"[\W_]+", " ", text).split() or [text.strip()]
+
+
+def slow_shingles(text: str) -> set[str]:
+    padded = ["<", *slow_words(text), ">"]
+    return {"|".join(padded[i : i + 3]) for i in range(len(padded) - 2)}
+
+
+def slow_kind(prompt: str, training: list[tuple[str, str]]) -> tuple[str, float] | None:
+    """Every pair, one after the other."""
+    own, line = slow_shingles(prompt), " ".join(slow_words(prompt))
+    if any(" ".join(slow_words(other)) == line for other, _ in training):
+        return "exact", 1.0
+    best = max((len(own & slow_shingles(other)) / len(own | slow_shingles(other)) for other, _ in training), default=0)
+    if best >= 0.7:
+        return "near", best
+    texts = [f" {' '.join(slow_words(text))} " for pair in training for text in pair]
+    return ("contained", 1.0) if len(slow_words(prompt)) >= 5 and any(f" {line} " in t for t in texts) else None
+
+
+def assert_as_slow(found: Contamination, prompts: list[str], training: list[tuple[str, str]]) -> None:
+    want = [slow_kind(prompt, training) for prompt in prompts]
+    kinds = Counter(kind[0] for kind in want if kind)
+    assert found.checked
+    assert (found.exact, found.near, found.contained) == (kinds["exact"], kinds["near"], kinds["contained"])
+    assert found.keys == [f"{i:04}" for i, kind in enumerate(want) if kind]
+    assert len(found.examples) == min(len(found.keys), contamination.EXAMPLES)
+    for example in found.examples:
+        kind = slow_kind(example["prompt"], training)
+        assert kind is not None
+        assert (example["kind"], example["similarity"]) == (kind[0], pytest.approx(kind[1], abs=1e-4))
+
+
+sentences = st.lists(st.sampled_from(["a", "b", "Über", "ﬁsh", "x_1", "?", "don't"]), max_size=9).map(" ".join)
+copies = st.lists(st.sampled_from("abcdefghijk"), min_size=8, max_size=14)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(sentences, min_size=1, max_size=6), st.lists(st.tuples(sentences, sentences), max_size=6))
+def test_search_finds_what_comparing_all_pairs_finds(prompts: list[str], training: list[tuple[str, str]]) -> None:
+    assert_as_slow(check(exam_of(prompts), training), prompts, training)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(copies, min_size=1, max_size=4), st.data())
+def test_search_finds_copies_with_a_word_changed(prompts: list[list[str]], data: st.DataObject) -> None:
+    training: list[tuple[str, str]] = []
+    for prompt in prompts:
+        place, word = data.draw(st.integers(0, len(prompt) - 1)), data.draw(st.sampled_from(["", "a", "new", "k l"]))
+        training.append((" ".join([*prompt[:place], word, *prompt[place + 1 :]]), "x " + " ".join(prompt[1:])))
+    texts = [" ".join(prompt) for prompt in prompts]
+    assert_as_slow(check(exam_of(texts), training), texts, training)
+
+
+TRAINING = [
+    ("What happens when you drop a ball?", "It falls."),
+    ("Please tell me in a few words why the sky is blue and what makes it turn red in the evening", "Light scatters."),
+    ("What is rust?", "You asked: how long does it take for iron to rust in the rain? About a week."),
+    ("写一首关于雪的短诗。", "雪花"),
+    ("🎈?!", "A balloon."),
+]
+
+
+def test_known_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [
+        "what happens, when you  DROP a ball",  # exact: other case, marks and spaces
+        "Please tell me in a few words why the sky is blue and what makes it turn red in the morning",  # near
+        "How long does it take for iron to rust in the rain?",  # contained in an answer
+        "Why the sky is blue?",  # contained in a prompt
+        "What is ice?",  # too short to be contained, and not near
+        "the sky is blue",  # contained, but of four words
+        "写一首关于雪的短诗",  # exact
+        "🎈?!",  # exact, though it has no words
+        "🌍?!",
+    ]
+    for together in (1, 2048):
+        monkeypatch.setattr(contamination, "TOGETHER", together)
+        found = check(exam_of(prompts), TRAINING)
+        assert_as_slow(found, prompts, TRAINING)
+        assert (found.exact, found.near, found.contained, found.prompts) == (3, 1, 2, 9)
+        assert found.keys == ["0000", "0001", "0002", "0003", "0006", "0007"]
+        kinds = [example["kind"] for example in found.examples]
+        assert kinds == ["exact"] * 3 + ["near"] + ["contained"] * 2
+        assert found.examples[0]["found"] == TRAINING[0][0]
+        assert found.examples[3]["found"] == TRAINING[1][0]
+        assert found.examples[4]["found"] == "you asked how long does it take for iron to rust in the rain about a week"
+
+
+def test_the_most_similar_training_prompt_is_shown() -> None:
+    prompt = "one two three four five six seven eight nine ten eleven twelve"
+    changed = [prompt.replace("twelve", "12 13"), prompt + " thirteen", prompt.replace("one", "1")]
+    found = check(exam_of([prompt]), [(text, "") for text in changed])
+    assert found.examples[0]["found"] == max(changed, key=lambda text: slow_kind(prompt, [(text, "")]) or ("", 0))
+    assert found.examples[0]["similarity"] == pytest.approx(11 / 14, abs=1e-4)
+
+
+def test_nothing_is_found_where_there_is_nothing() -> None:
+    assert check(exam_of(["What is ice?"]), []) == Contamination(True, prompts=1)
+
+
+# What a target was trained on.
+
+INFO = TeacherInfo("stub:x", "x", "d" * 64, "t" * 64, "1", True)
+
+
+def make_run(folder: Path, traces: list[tuple[str, str, bool]], start: str = "") -> Run:
+    """A run whose store holds (prompt, answer, held out)."""
+    run = Run.create(folder, Settings(student=StudentSettings(init=start)))
+    with TraceStore(run.traces) as store:
+        store.put_teacher(INFO, None)
+        for prompt, answer, held_out in traces:
+            key = TraceStore.key(INFO, prompt, GenerateOptions())
+            response = Response(answer, None, "stop", {})
+            store.put(Trace(key, prompt, held_out, response, GenerateOptions(), INFO.digest))
+    return run
+
+
+def test_each_target_is_checked_against_its_own_run(tmp_path: Path) -> None:
+    """The exam is one run's; the other run was trained on some of its prompts."""
+    asked = "Why do leaves fall in autumn?"
+    own = make_run(tmp_path / "own", [(asked, "They age.", True), ("What is a leaf?", "Green.", False)])
+    other = make_run(tmp_path / "other", [(asked.upper(), "Cold.", False), ("What is snow?", "Cold.", True)])
+    started = make_run(tmp_path / "started", [("What is a leaf?", "Green.", False)], start="somewhere/big-model")
+    exam = Exam("own", tmp_path, [Question("k", asked)], run=own)
+    of_own, of_other, of_started = (
+        of_target(Target(run.name, "run", run.checkpoints / "step-000001", run=run), exam)
+        for run in (own, other, started)
+    )
+    assert (of_own.checked, of_own.keys, of_own.reason) == (True, [], "")
+    assert (of_other.checked, of_other.exact, of_other.keys) == (True, 1, ["k"])
+    assert of_other.examples == [{"prompt": asked, "found": asked.upper(), "similarity": 1.0, "kind": "exact"}]
+    assert (of_started.checked, of_started.keys) == (True, [])
+    assert "big-model" in of_started.reason
+    checkpoint = Target("c", "checkpoint", other.checkpoints / "step-000001", run=other)
+    assert of_target(checkpoint, exam).keys == ["k"]
+    other.bundle.mkdir()
+    (other.bundle / "model.gguf").write_bytes(b"GGUF")
+    assert of_target(find_target(str(other.bundle / "model.gguf")), exam).keys == ["k"]
+    other.traces.unlink()
+    gone = of_target(checkpoint, exam)
+    assert (gone.checked, gone.prompts) == (False, 1)
+    assert str(other.traces) in gone.reason
+
+
+def test_what_nobody_can_know_is_not_checked(tmp_path: Path) -> None:
+    exam = exam_of(["What is snow?"])
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF")
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    old = tmp_path / "bundle-of-old"
+    old.mkdir()
+    (old / "bundle.json").write_text("{}")
+    reasons: list[str] = []
+    for spec in ("ollama:llama3.2:1b", str(gguf), str(folder), str(old)):
+        found = of_target(find_target(spec), exam)
+        assert found == Contamination(False, found.reason, prompts=1)
+        reasons.append(found.reason)
+    assert all(reasons)
+    assert len(set(reasons)) == 4
+    assert "export it again" in reasons[-1]
+
+
+def test_a_bundle_elsewhere_knows_its_training_prompts(smollm2: Path, tmp_path: Path) -> None:
+    training = ["What happens when you drop a ball?", "How do plants grow in the garden?"]
+    run = make_run(tmp_path / "run", [(prompt, "Well.", False) for prompt in training] + [("Held out?", "Yes.", True)])
+    tokenizer = small_tokenizer(smollm2)
+    checkpoint = write_checkpoint(run.checkpoints / "step-000001", small_model(tokenizer), tokenizer)
+    student = load_checkpoint(checkpoint, "tiny", "")
+    elsewhere = tmp_path / "elsewhere"
+    write_bundle(elsewhere, student, ExportSettings(), describe_run(run, checkpoint))
+    kept = (elsewhere / HASHES).read_text()
+    assert not any(word in kept.lower() for word in ("ball", "plants", "held"))
+    assert json.loads(kept)["prompts"] == sorted(prompt_hash(prompt) for prompt in training)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Held out?\nwhat happens when you drop a ball\nWhat happens when you drop a cup?\n")
+    exam = exam_of_prompts(str(prompts), tmp_path)
+    for spec in (elsewhere, elsewhere / "model.gguf"):
+        found = of_target(find_target(str(spec)), exam)
+        assert (found.checked, found.exact, found.near, found.contained, found.prompts) == (True, 1, 0, 0, 3)
+        assert [example["prompt"] for example in found.examples] == ["what happens when you drop a ball"]
+        assert "exact copies only" in found.reason
+    (elsewhere / HASHES).write_text("[]")
+    with pytest.raises(CorruptFile, match="export the bundle again"):
+        of_target(find_target(str(elsewhere)), exam)
+
+
+def test_hashes_are_of_words() -> None:
+    assert prompt_hash("What is ICE?") == prompt_hash("what  is ice")
+    assert prompt_hash("ﬁsh") == prompt_hash("fish")
+    assert prompt_hash("What is ice?") != prompt_hash("Is what ice?")
+    assert len(json.loads(hashes_json(["a", "A!", "b"]))["prompts"]) == 2
