@@ -3,24 +3,22 @@
 Bare: hidden states and the logits of every position, made in blocks and dropped, over rows of one length: no padding,
 nothing computed from the logits. Scored: contexts and answers of a real run's lengths, with all of `AnswerScore`:
 likelihood, KL against soft targets of 20 alternatives, the five best, confidence. Rounds alternate who goes first, so
-that a machine that changes its speed changes both; the first round warms up and isn't counted.
+that a machine that changes its speed changes both.
 
 Shape legend: B rows, T positions, S named alternatives.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from distill.benchmark import BenchResult, Series, alternate, machine, ratio
 from distill.config import StudentSettings
 from distill.errors import BadInput
 from distill.evaluation.metrics import SoftTargets
 from distill.evaluation.scoring import BATCH_TOKENS, LOGITS_AT_ONCE, POSITIONS_AT_ONCE, score_answers
-from distill.events import Event, Listener, silent
+from distill.events import Listener, silent
 from distill.student.model import Backbone, config_for, count_parameters
 from distill.student.pretrained import pick_device
 from distill.tokens.packing import Documents
@@ -32,11 +30,12 @@ def bench_score(
     prompts: int = 64,
     vocab_size: int = 8192,
     context: int = 512,
-    rounds: int = 5,
+    repeat: int = 5,
+    warmup: int = 1,
     device: str = "auto",
     listen: Listener = silent,
-) -> dict[str, Any]:
-    """Tokens read a second by both: median and range over rounds, and the ratio (of one round, scored / bare).
+) -> BenchResult:
+    """Tokens read a second by both, and the ratio of each round (scored / bare).
 
     prompts: how many answers are scored, after a mined dream each. Raises BadInput for an unknown preset or device,
     or more prompts than there are synthetic documents.
@@ -55,27 +54,20 @@ def bench_score(
             pass
 
     jobs = {"bare": bare_forward(model, tokens, tokens // prompts), "scored": scored}
-    speeds: dict[str, list[float]] = {name: [] for name in jobs}
-    for round_ in range(rounds + 1):
-        for name in list(jobs) if round_ % 2 else reversed(list(jobs)):
-            seconds = _timed(jobs[name], place)
-            if round_:
-                speeds[name].append(tokens / seconds)
-        listen(Event("bench score", "progress", done=round_, total=rounds, unit="round"))
-    ratios = [ours / bare for ours, bare in zip(speeds["scored"], speeds["bare"], strict=True)]
-    return {
-        "preset": preset,
-        "parameters": count_parameters(model),
-        "vocab_size": vocab_size,
-        "prompts": prompts,
-        "tokens": tokens,
-        "answer_tokens": sum(map(len, answers)),
-        "rounds": rounds,
-        "device": str(place),
-        "threads": torch.get_num_threads(),
-        **{f"{name}_tokens_per_second": _spread(values, 1) for name, values in speeds.items()},
-        "ratio": _spread(ratios, 3),
-    }
+    settle = torch.cuda.synchronize if place.type == "cuda" else lambda: None
+    seconds = alternate(jobs, repeat, warmup, "bench score", listen, settle)
+    speeds = {name: [tokens / taken for taken in seconds[name]] for name in jobs}
+    return BenchResult(
+        "score",
+        [
+            *(Series(name, "tokens/s", 1, tuple(speed)) for name, speed in speeds.items()),
+            ratio("scored over bare", speeds["scored"], speeds["bare"]),
+        ],
+        settings={"preset": preset, "vocab_size": vocab_size, "prompts": prompts},
+        about={"parameters": count_parameters(model), "tokens": tokens, "answer_tokens": sum(map(len, answers))},
+        warmup=warmup,
+        machine=machine(str(place)),
+    )
 
 
 def scored_rows(documents: Documents, count: int) -> tuple[list[list[int]], list[list[int]], list[SoftTargets | None]]:
@@ -113,16 +105,3 @@ def bare_forward(model: Backbone, tokens: int, length: int) -> Callable[[], None
                     model.lm_head(block)
 
     return forward
-
-
-def _timed(job: Callable[[], None], device: torch.device) -> float:
-    started = time.perf_counter()
-    job()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def _spread(values: Sequence[float], digits: int) -> dict[str, float]:
-    numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: round(value, digits) for name, value in numbers.items()}

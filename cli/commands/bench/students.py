@@ -1,4 +1,4 @@
-"""`dream bench train`, `generate`, `dreams` and `export`: what is done with a student's weights."""
+"""`dream bench train`, `generate`, `dreams`, `export` and `score`: what is done with a student's weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,3 +130,24 @@ def export(
 
     student = None if target is None else load_student(target)
     return bench_export(student, dtypes or ("f16", "f32", "bf16", "q8_0"), preset, vocab, repeat, warmup, listen)
+
+
+@bench.command()
+@click.option("--preset", default="nano", show_default=True, help="Student size.")
+@click.option("--vocab", default=8192, show_default=True, type=click.IntRange(64), help="Vocabulary size.")
+@click.option("--prompts", default=64, show_default=True, type=click.IntRange(1), help="Answers that are scored.")
+@click.option("--context", default=512, show_default=True, type=click.IntRange(256), help="Of the student.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@measured(repeat=5, synonym="--rounds")
+def score(
+    preset: str, vocab: int, prompts: int, context: int, device: str, repeat: int, warmup: int, listen: "Listener"
+) -> "BenchResult":
+    """Time the scoring of given answers, all metrics, against the bare model's forward pass over as many tokens.
+
+    \b
+    Example:
+      dream bench score --preset micro
+    """
+    from distill.evaluation.score_bench import bench_score
+
+    return bench_score(preset, prompts, vocab, context, repeat, warmup, device, listen)
