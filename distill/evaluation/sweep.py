@@ -128,7 +128,8 @@ class Sweep:
     def differences(self, cell: Cell) -> list[str]:
         """In which settings the cell's folder was made otherwise than the file says now."""
         path = self.path_of(cell)
-        if not (path / "config.yaml").exists():
+        failed = self.state["cells"].get(cell.name, {}).get("state") == "failed"  # there is nothing to lose
+        if failed or not (path / "config.yaml").exists():
             return []
         there = Cell(cell.system, cell.seed, {}, Run.open(path).settings, cell.data)
         was, now = (_flat(other.depends(self.plan.engine)) for other in (there, cell))
