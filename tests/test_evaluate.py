@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,17 @@ from distill.config import load_settings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
 from distill.evaluation.baselines import train_baseline
+from distill.evaluation.catalogue import METRICS
 from distill.evaluation.evaluate import Evaluation, evaluate, without_speed
+from distill.evaluation.examination import dream_tokens_of
 from distill.evaluation.examples import Example, load_examples
-from distill.evaluation.measure import Examiner
 from distill.evaluation.report import render
-from distill.evaluation.scoring import OwnDream, dream_context, score_answers
+from distill.evaluation.scoring import dream_context
 from distill.events import Event, silent
 from distill.run import Run
 from distill.student.generate import log_likelihood
-from distill.student.model import Backbone
+from distill.student.model import Backbone, load_backbone
+from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best, folder_of, latest
@@ -45,72 +46,84 @@ def copied(run: Run, tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def evaluation(run: Run) -> Evaluation:
-    return Evaluation(run, best(run), run.evaluation, silent, force=False)
+def evaluated(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A copy that was evaluated; don't alter it."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(run.path, folder)
+    evaluate(Run.open(folder))
+    return Run.open(folder)
 
 
-@pytest.fixture(scope="module")
-def model(evaluation: Evaluation) -> Backbone:
-    return evaluation.student
+def results_of(run: Run) -> dict[str, Any]:
+    return json.loads((run.evaluation / "results.json").read_text())
 
 
-def contexts_of(evaluation: Evaluation, mined: bool) -> list[list[int]]:
-    return [dream_context(evaluation.tokenizer, e.header, e.mined if mined else []) for e in evaluation.examples]
+def samples_of(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.evaluation / "samples.jsonl").read_text().splitlines()]
 
 
-def scores(evaluation: Evaluation, contexts: list[list[int]], batch_tokens: int = 4096) -> list[Any]:
-    examples = evaluation.examples
-    found = score_answers(
-        evaluation.student, contexts, [e.answer for e in examples], [e.targets for e in examples], batch_tokens
-    )
-    return [score for _, score in sorted(found, key=lambda pair: pair[0])]
+def examples_of(run: Run) -> tuple[list[Example], StudentTokenizer]:
+    """The held-out answers in the student's ids, as an ablation reads them."""
+    words = best(run) / "tokenizer"
+    tokenizer, dream_tokens = StudentTokenizer.load(words), dream_tokens_of(run)
+    context = load_backbone(best(run)).config.context
+    codes = load_codes(words, Codebook.load(words))
+    return load_examples(run, tokenizer, codes, context, dream_tokens + 4)[0], tokenizer
 
 
-def test_examples_are_the_held_out_answers(run: Run, evaluation: Evaluation) -> None:
-    tokenizer = evaluation.tokenizer
-    with TraceStore(run.traces, readonly=True) as store:
+def test_the_held_out_answers_are_what_is_asked(evaluated: Run) -> None:
+    with TraceStore(evaluated.traces, readonly=True) as store:
         held = {trace.key: trace for trace in store.traces(held_out=True)}
-    assert len(held) == len(evaluation.examples) + evaluation.left_out
-    assert [e.key for e in evaluation.examples] == sorted(e.key for e in evaluation.examples)
-    for example in evaluation.examples:
-        trace = held[example.key]
-        assert tokenizer.eos_id not in example.answer
-        spelled = b"".join(tokenizer.token_bytes(id) for id in example.answer)
-        assert spelled.decode(errors="ignore") == trace.response.text.rstrip("\ufffd")
-        assert example.bytes == len(trace.response.text.encode())
+    results, samples = results_of(evaluated), samples_of(evaluated)
+    assert len(held) == results["prompts"] + results["left_out"]
+    assert [sample["key"] for sample in samples] == sorted(sample["key"] for sample in samples)
+    for sample in samples:
+        assert sample["teacher"] == held[sample["key"]].response.text
+        assert sample["prompt"] == held[sample["key"]].prompt
+    texts = [held[sample["key"]].response.text for sample in samples]
+    assert results["answer_bytes"] == sum(len(text.encode()) for text in texts)
+    examples, tokenizer = examples_of(evaluated)
+    assert results["answer_tokens"] == sum(len(example.answer) for example in examples)
+    for example in examples:
         assert dream_context(tokenizer, example.header, []) == prompt_ids(tokenizer, example.prompt, think=False)
 
 
 @pytest.mark.parametrize("mined", [False, True])
-def test_scores_equal_log_likelihood_whatever_the_batch(evaluation: Evaluation, mined: bool) -> None:
-    contexts = contexts_of(evaluation, mined)
-    want = log_likelihood(evaluation.student, contexts, [e.answer for e in evaluation.examples])
-    for batch_tokens in (1, 500, 10**6):
-        for score, expected in zip(scores(evaluation, contexts, batch_tokens), want, strict=True):
-            np.testing.assert_allclose(score.logprobs, expected, atol=1e-5)
+def test_bits_per_byte_are_those_of_each_answer_alone(evaluated: Run, mined: bool) -> None:
+    """By another function, one answer at a time."""
+    examples, tokenizer = examples_of(evaluated)
+    model = load_backbone(best(evaluated)).eval()
+    name = "bits_per_byte_oracle" if mined else "bits_per_byte"
+    for example, sample in zip(examples, samples_of(evaluated), strict=True):
+        context = dream_context(tokenizer, example.header, example.mined if mined else [])
+        (logprobs,) = log_likelihood(model, [context], [example.answer])
+        want = -logprobs.sum() / math.log(2) / example.bytes
+        assert sample["systems"]["student"]["metrics"][name] == pytest.approx(want, rel=1e-5)
 
 
-def test_likelihood_kl_and_agreement_equal_brute_force(run: Run, evaluation: Evaluation) -> None:
+def test_kl_and_agreement_equal_brute_force(evaluated: Run) -> None:
     """In float64, one answer at a time, from the stored traces: nothing shared with the code but the weights."""
-    wide = Backbone(evaluation.student.config).double().eval()
-    wide.load_state_dict({name: weight.double() for name, weight in evaluation.student.state_dict().items()})
-    teacher_map = evaluation.tokenizer.teacher_map
+    model = load_backbone(best(evaluated)).eval()
+    wide = Backbone(model.config).double().eval()
+    wide.load_state_dict({name: weight.double() for name, weight in model.state_dict().items()})
+    examples, tokenizer = examples_of(evaluated)
+    teacher_map = tokenizer.teacher_map
     assert teacher_map is not None
-    contexts = contexts_of(evaluation, mined=True)
-    compared = 0
-    with TraceStore(run.traces, readonly=True) as store:
-        for example, context, score in zip(evaluation.examples, contexts, scores(evaluation, contexts), strict=True):
+    kls: list[float] = []
+    hits: list[bool] = []
+    in_five: list[bool] = []
+    with TraceStore(evaluated.traces, readonly=True) as store:
+        for example in examples:
             tokens = store.get(example.key).response.tokens
             assert tokens is not None
+            context = dream_context(tokenizer, example.header, example.mined)
             with torch.no_grad():
                 logits = wide(torch.tensor([[*context, *example.answer]]))[0].numpy()
             for i, label in enumerate(example.answer):
+                if not tokens.soft[i]:
+                    continue
                 z = logits[len(context) - 1 + i]
                 log_q = z - z.max() - math.log(np.exp(z - z.max()).sum())
-                assert score.logprobs[i] == pytest.approx(log_q[label], abs=1e-4)
-                if not tokens.soft[i]:
-                    assert math.isnan(score.kl[i])
-                    continue
                 p = {label: math.exp(np.float16(tokens.logprobs[i]))}  # as exactly as training stores it
                 for id, logprob in zip(tokens.top_ids[i].tolist(), tokens.top_logprobs[i].tolist(), strict=True):
                     if id >= 0 and teacher_map[id] >= 0 and teacher_map[id] not in p:
@@ -120,47 +133,21 @@ def test_likelihood_kl_and_agreement_equal_brute_force(run: Run, evaluation: Eva
                 q_rest = math.fsum(np.exp(log_q[j]) for j in range(len(z)) if j not in p)
                 p_rest = 1 - math.fsum(p.values())
                 kl = math.fsum(value * (math.log(value) - log_q[id]) for id, value in p.items())
-                kl += p_rest * (math.log(p_rest) - math.log(q_rest)) if p_rest > 1e-12 else 0.0
-                assert score.kl[i] == pytest.approx(kl, abs=2e-5)
-                assert score.agrees[i] == (z.argmax() == teacher_map[tokens.top_ids[i, 0]])
-                compared += 1
-    assert compared > 50
-
-
-def examiner(evaluation: Evaluation, **changes: Any) -> Examiner:
-    return replace(evaluation._examiner(lambda count: None), **changes)
-
-
-def test_marginal_over_dreams_is_the_mean_of_likelihoods(evaluation: Evaluation, model: Backbone) -> None:
-    three = examiner(evaluation, dreams=3)
-    found = three.measure(model, dreams=True, texts=False).metrics["bits_per_byte_dreams"]
-    draws = [scores(evaluation, three._dreamed(model, draw)) for draw in range(3)]
-    for i, example in enumerate(evaluation.examples):
-        logs = [math.fsum(draw[i].logprobs) for draw in draws]
-        offset = max(logs)
-        mean = sum(math.exp(value - offset) for value in logs) / 3
-        assert found.numerator[i] == pytest.approx(-(offset + math.log(mean)) / math.log(2))
-        assert found.denominator[i] == example.bytes
-    assert three._dreamed(model, 0) != three._dreamed(model, 1)
-
-
-def test_dream_metrics_know_a_perfect_dream(evaluation: Evaluation) -> None:
-    one = examiner(evaluation)
-    perfect = one._dream_metrics([OwnDream(e.mined, closed=True) for e in one.examples])
-    assert perfect["dream_recall"].value == 1
-    assert perfect["dream_recall_chance"].value < 1
-    dreamed = [bool(e.mined) for e in one.examples]
-    assert perfect["dream_form"].numerator.tolist() == dreamed
-    cut = one._dream_metrics([OwnDream(e.mined[:-1], closed=True) for e in one.examples])
-    unclosed = one._dream_metrics([OwnDream(e.mined, closed=False) for e in one.examples])
-    assert cut["dream_form"].value == unclosed["dream_form"].value == 0
+                kls.append(kl + (p_rest * (math.log(p_rest) - math.log(q_rest)) if p_rest > 1e-12 else 0.0))
+                likeliest = teacher_map[tokens.top_ids[i, 0]]
+                hits.append(bool(z.argmax() == likeliest))
+                in_five.append(bool(likeliest in np.argsort(-z)[:5]))
+    assert len(kls) > 50
+    metrics = results_of(evaluated)["systems"]["student"]["metrics"]
+    assert metrics["kl_oracle"]["value"] == pytest.approx(np.mean(kls), abs=2e-5)
+    assert metrics["agreement_oracle"]["value"] == pytest.approx(np.mean(hits))
+    assert metrics["agreement_5_oracle"]["value"] == pytest.approx(np.mean(in_five))
 
 
 def test_evaluation_writes_its_files_and_repeats_to_the_last_digit(copied: Run) -> None:
     events: list[Event] = []
     summary = evaluate(copied, listen=events.append)
-    results = json.loads((copied.evaluation / "results.json").read_text())
-    samples = [json.loads(line) for line in (copied.evaluation / "samples.jsonl").read_text().splitlines()]
+    results, samples = results_of(copied), samples_of(copied)
     assert (copied.evaluation / "report.md").read_text() == render(results, samples)
     assert len(samples) == results["prompts"] == summary["prompts"]
     assert set(results["systems"]) == {"student", "start", "teacher"}
@@ -173,8 +160,13 @@ def test_evaluation_writes_its_files_and_repeats_to_the_last_digit(copied: Run) 
     per_prompt = [sample["systems"]["student"]["metrics"]["bits_per_byte"] for sample in samples]
     sizes = [len(sample["teacher"].encode()) for sample in samples]
     assert sum(b * n for b, n in zip(per_prompt, sizes, strict=True)) / sum(sizes) == pytest.approx(student)
-    last = [event for event in events if event.kind == "progress"][-1]
-    assert last.done == last.total
+    # Every metric is there or says why not, and those that are there are in the report.
+    found = results["systems"]["student"]
+    assert {*found["metrics"], *found["missing"]} == set(METRICS) - {"exact_match"}
+    assert "calibration error, no dream ↓" in (copied.evaluation / "report.md").read_text()
+    for name in ("student", "start"):
+        (last,) = [e for e in events if e.kind == "progress" and e.data["target"] == TARGETS[name]][-1:]
+        assert last.done == last.total
 
     assert copied.fresh("evaluate", {}) is None  # another fingerprint
     again: list[Event] = []
@@ -184,30 +176,42 @@ def test_evaluation_writes_its_files_and_repeats_to_the_last_digit(copied: Run) 
     digests = copied.records()["evaluate"].outputs
     evaluate(copied, force=True)
     assert (copied.evaluation / "samples.jsonl").read_bytes() == before
-    assert without_speed(json.loads((copied.evaluation / "results.json").read_text())) == without_speed(results)
+    assert without_speed(results_of(copied)) == without_speed(results)
     assert copied.records()["evaluate"].outputs == digests
 
 
-def test_an_interrupted_evaluation_goes_on(copied: Run) -> None:
+TARGETS = {"student": "run", "start": "step-000000"}
+"""System → what the target is called."""
+
+
+def test_an_interrupted_evaluation_goes_on(copied: Run, evaluated: Run) -> None:
     class Interruptedly(Exception):
         pass
 
     def interrupt(event: Event) -> None:
-        if event.data.get("system") == "start":
+        if event.data.get("target") == TARGETS["start"]:
             raise Interruptedly
 
     with pytest.raises(Interruptedly):
         evaluate(copied, listen=interrupt)
-    kept = copied.evaluation / "systems" / "student.json"
     assert not (copied.evaluation / "results.json").exists()
-    content = json.loads(kept.read_text())
-    content["measured"]["tokens_per_second"] = 12345.0
-    kept.write_text(json.dumps(content))
-    assert evaluate(copied)["tokens_per_second"] == 12345.0  # taken from there
-    # A file cut short, or of another measurement, is not.
-    kept.write_text(kept.read_text()[:100])
-    copied.settings.evaluate.bootstrap = 300
-    assert evaluate(copied)["tokens_per_second"] != 12345.0
+    (kept,) = (copied.evaluation / "targets").glob("run-*/journal.jsonl")
+    lines = kept.read_text().splitlines()
+    answers = json.loads(lines[-1])
+    assert answers["phase"] == "answers"
+    answers["records"][0]["answer"] = "from the kept file"
+    # The last line is ours, and the process was killed while it wrote one more.
+    kept.write_text("\n".join([*lines[:-1], json.dumps(answers), lines[-1][:50]]))
+    evaluate(copied)
+    one, *others = samples_of(copied)
+    assert one["systems"]["student"]["answer"] == "from the kept file"
+    whole = samples_of(evaluated)
+    assert [sample["systems"]["student"]["answer"] for sample in others] == [
+        sample["systems"]["student"]["answer"] for sample in whole[1:]
+    ]
+    for name in ("bits_per_byte", "bits_per_byte_dreams", "kl", "calibration_error"):
+        metrics = [results_of(run)["systems"]["student"]["metrics"][name] for run in (copied, evaluated)]
+        assert metrics[0] == metrics[1]
 
 
 def test_baselines_get_equal_steps_on_the_same_data(copied: Run) -> None:
@@ -215,11 +219,11 @@ def test_baselines_get_equal_steps_on_the_same_data(copied: Run) -> None:
     copied.settings.evaluate.prompts = 2
     events: list[Event] = []
     evaluate(copied, listen=events.append)
-    results = json.loads((copied.evaluation / "results.json").read_text())
+    results = results_of(copied)
     hard, nodream = (results["systems"][name] for name in ("hard", "nodream"))
     assert results["prompts"] == 2
-    assert "dream_recall" in hard["metrics"]
-    assert "dream_recall" not in nodream["metrics"]
+    assert "dream_form" in hard["metrics"]
+    assert nodream["missing"]["dream_form"] == "it was not made to dream"
     assert hard["versus_student"]["kl"] is not None
     children = {name: Run.open(copied.path / "baselines" / name) for name in ("hard", "nodream")}
     for child in children.values():
@@ -250,21 +254,43 @@ def test_settings_of_the_measurement_train_no_baseline_anew(copied: Run) -> None
 def test_without_own_dreams_the_rest_is_measured(copied: Run) -> None:
     copied.settings.evaluate.dreams, copied.settings.evaluate.prompts = 0, 2
     evaluate(copied)
-    student = json.loads((copied.evaluation / "results.json").read_text())["systems"]["student"]["metrics"]
-    assert "bits_per_byte_dreams" not in student
-    assert {"bits_per_byte", "bits_per_byte_oracle", "dream_recall"} <= student.keys()
-    assert "own dreams" not in (copied.evaluation / "report.md").read_text()
+    student = results_of(copied)["systems"]["student"]
+    assert "bits_per_byte_dreams" not in student["metrics"]
+    assert student["missing"]["bits_per_byte_dreams"] == "evaluate.dreams is 0"
+    assert {"bits_per_byte", "bits_per_byte_oracle", "dream_recall"} <= student["metrics"].keys()
+    assert "sampled a prompt" not in (copied.evaluation / "report.md").read_text()
 
 
-def test_what_does_not_fit_the_context_is_left_out(run: Run, evaluation: Evaluation) -> None:
-    tokenizer, examples = evaluation.tokenizer, evaluation.examples
-    sizes = sorted(len(e.header) + evaluation.dream_tokens + 4 + len(e.answer) for e in examples)
-    codes = load_codes(best(run) / "tokenizer", Codebook.load(best(run) / "tokenizer"))
-    kept, left_out = load_examples(run, tokenizer, codes, sizes[1], evaluation.dream_tokens + 4)
-    assert 2 <= len(kept) < len(examples)
-    assert len(kept) + left_out == len(examples) + evaluation.left_out
+def test_what_does_not_fit_the_context_is_left_out(copied: Run) -> None:
+    """A student with a smaller context: the longest prompts are left out, in all systems alike, and counted."""
+    examples, _ = examples_of(copied)
+    room = dream_tokens_of(copied) + 4
+    sizes = sorted(len(e.header) + max(room, len(e.mined) + 5) + len(e.answer) for e in examples)
+    for checkpoint in (best(copied), folder_of(copied, 0)):
+        shorten(checkpoint, sizes[1])
+    events: list[Event] = []
+    evaluate(copied, listen=events.append)
+    results, samples = results_of(copied), samples_of(copied)
+    fitting = sum(size <= sizes[1] for size in sizes)
+    assert results["prompts"] == len(samples) == fitting < len(sizes)
+    assert results["left_out"] == len(sizes) - fitting
+    assert results["answer_bytes"] == sum(len(sample["teacher"].encode()) for sample in samples)
+    warnings = [event.message for event in events if event.kind == "warning"]
+    assert any(f"does not fit its context of {sizes[1]} tokens" in warning for warning in warnings)
+    for checkpoint in (best(copied), folder_of(copied, 0)):
+        shorten(checkpoint, 10)
     with pytest.raises(BadInput, match=r"raise student\.context"):
-        load_examples(run, tokenizer, codes, 10, evaluation.dream_tokens + 4)
+        evaluate(copied, force=True)
+
+
+def shorten(checkpoint: Path, context: int) -> None:
+    """Make its context so long, and its checksums true again."""
+    from distill.training.checkpoint import write_checksums
+
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context}))
+    (checkpoint / "checksums.json").unlink()
+    write_checksums(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -303,24 +329,14 @@ def test_what_cannot_be_evaluated_says_so(copied: Run, tmp_path: Path, small_run
         evaluate(copied)
 
 
-def test_a_tokenizer_that_does_not_fit_is_refused(run: Run, tmp_path: Path) -> None:
-    folder = tmp_path / "step-000001"
-    shutil.copytree(best(run), folder)
+def test_a_tokenizer_that_does_not_fit_is_refused(copied: Run) -> None:
+    folder = folder_of(copied, 0)
     config = json.loads((folder / "config.json").read_text())
-    assert isinstance(config["vocab_size"], int)
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
     tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:-1].contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] - 1}))
-    with pytest.raises(RunMismatch, match="embeddings, its tokenizer"):
-        Evaluation(run, folder, tmp_path, silent, force=False)
-
-
-def test_seeds_do_not_depend_on_neighbours(evaluation: Evaluation, model: Backbone) -> None:
-    example: Example = evaluation.examples[-1]
-    alone = examiner(evaluation, examples=[example])
-    everyone = examiner(evaluation)
-    assert alone._dreamed(model, 0) == everyone._dreamed(model, 0)[-1:]
-    assert example.seed(0, 1) != example.seed(0, 2) != example.seed(1, 1)
+    with pytest.raises(RunMismatch, match=r"the tokenizer has \d+ tokens, the weights \d+"):
+        Evaluation(copied, best(copied), silent, force=False).results()

@@ -15,13 +15,18 @@ from support.ablation_run import small_world
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
 from distill.errors import CorruptFile
-from distill.evaluation.evaluate import Evaluation, evaluate
+from distill.evaluation.evaluate import evaluate
+from distill.evaluation.exam import load_exam
+from distill.evaluation.examination import dream_tokens_of
+from distill.evaluation.examples import load_examples
 from distill.evaluation.report import render
 from distill.evaluation.scoring import dream_context
 from distill.evaluation.truth import Truth, read_truths, same_answer, spread
-from distill.events import silent
 from distill.run import Run
 from distill.student.generate import generate
+from distill.student.model import load_backbone
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best
 from distill.training.loop import train
 
@@ -58,12 +63,14 @@ def write_truths(run: Run, answers: dict[str, str]) -> None:
 
 def said_greedily(run: Run) -> dict[str, str]:
     """Trace key → dream and answer at temperature 0, one prompt at a time."""
-    evaluation = Evaluation(run, best(run), run.evaluation, silent, force=False)
-    tokenizer, model, said = evaluation.tokenizer, evaluation.student, {}
-    for example in evaluation.examples:
+    words = best(run) / "tokenizer"
+    tokenizer, model = StudentTokenizer.load(words), load_backbone(best(run)).eval()
+    dream_tokens, said = dream_tokens_of(run), dict[str, str]()
+    codes = load_codes(words, Codebook.load(words))
+    for example in load_examples(run, tokenizer, codes, model.config.context, dream_tokens + 4)[0]:
         start = [*example.header, tokenizer.think_id, tokenizer.newline_id]
         stops = [tokenizer.end_think_id, tokenizer.eos_id]
-        (dream,) = generate(model, [start], max_tokens=evaluation.dream_tokens, stop_ids=stops)
+        (dream,) = generate(model, [start], max_tokens=dream_tokens, stop_ids=stops)
         dream = [id for id in dream if id not in stops]
         dream = dream[:-1] if dream[-1:] == [tokenizer.newline_id] else dream
         context = dream_context(tokenizer, example.header, dream)
@@ -108,8 +115,8 @@ def test_without_true_answers_nothing_is_said_of_them(run: Run) -> None:
 def test_few_prompts_are_spread_over_the_splits(run: Run) -> None:
     write_truths(run, {})
     run.settings.evaluate.prompts = 2
-    evaluation = Evaluation(run, best(run), run.evaluation, silent, force=False)
-    assert Counter(e.truth.split for e in evaluation.examples if e.truth) == dict.fromkeys(SPLITS, 1)
+    exam = load_exam(run)
+    assert Counter(q.truth.split for q in exam.questions if q.truth) == dict.fromkeys(SPLITS, 1)
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(0, 30))

@@ -13,6 +13,9 @@ def entry(value: float, spread: float = 0.1) -> dict[str, float]:
     return {"value": value, "low": value - spread, "high": value + spread}
 
 
+NO_TARGETS = dict.fromkeys(("kl", "kl_dreams", "agreement"), "the answers have no soft targets")
+
+
 @pytest.fixture
 def results() -> dict[str, Any]:
     def system(bits: float, **others: Any) -> dict[str, Any]:
@@ -22,7 +25,7 @@ def results() -> dict[str, Any]:
             "tokens_per_second": None,
         }
 
-    student = system(1.5, bits_per_byte_dreams=entry(1.4), chrf=entry(31.25), dream_recall=entry(0.5), kl=None)
+    student = system(1.5, bits_per_byte_dreams=entry(1.4), chrf=entry(31.25), dream_recall=entry(0.5))
     return {
         "run": "a-run",
         "checkpoint": "step-000100",
@@ -35,9 +38,9 @@ def results() -> dict[str, Any]:
         "settings": {"dreams": 7, "temperature": 0.7, "max_tokens": 96, "bootstrap": 2000},
         "systems": {
             "teacher": system(0.4),
-            "student": {**student, "versus_student": {}, "tokens_per_second": 321.4},
+            "student": {**student, "versus_student": {}, "missing": NO_TARGETS, "tokens_per_second": 321.4},
             "start": system(3.0),
-            "hard": system(1.55),
+            "hard": {**system(1.55), "missing": {**NO_TARGETS, "dream_recall": "it was not made to dream"}},
         },
         "fall": {"bits_per_byte": entry(0.5)},
     }
@@ -55,10 +58,22 @@ def test_table_has_a_column_a_system_in_order(results: dict[str, Any]) -> None:
     assert all(len(row) == len(heading) for row in rows)
     cells = {row[0]: row[1:] for row in rows}
     assert cells["bits per byte, no dream ↓"] == ["3.000", "1.500", "1.550", "0.400"]
-    assert cells["bits per byte, 7 own dreams ↓"] == ["–", "1.400", "–", "–"]
-    assert cells["dream recall ↑"] == ["–", "50.0 %", "–", "–"]
+    assert cells["bits per byte, own dreams ↓"] == ["–", "1.400", "–", "–"]
+    assert cells["dream recall ↑"] == ["–", "50.0 %", "missing", "–"]
     assert cells["tokens a second"] == ["–", "321", "–", "–"]
     assert not any(label.startswith("KL") for label in cells)  # defined for nobody
+
+
+def test_what_is_missing_says_why_once(results: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+    headings = {"student": "student", "hard": "hard labels only"}
+    one, two = report.missing_lines(results["systems"], headings)
+    # With dreams KL is missing for the same reason: it isn't named twice.
+    why = "no KL to the teacher (nats); top-1 agreement: the answers have no soft targets."
+    assert one == f"student, hard labels only: {why}"
+    assert two == "hard labels only: no dream recall: it was not made to dream."
+    assert "- hard labels only: no dream recall" in report.render(results, samples)
+    results["systems"]["hard"].pop("missing")  # as written before there was any
+    assert report.missing_lines(results["systems"], {"hard": "hard"}) == []
 
 
 def test_intervals_stand_in_brackets(results: dict[str, Any]) -> None:
@@ -81,6 +96,7 @@ def test_report_is_a_pure_function_of_saved_json(results: dict[str, Any], sample
     assert report.render(json.loads(json.dumps(results)), json.loads(json.dumps(samples))) == text
     assert "fell by 50.0 % [40.0, 60.0], from 3.000 at the start to 1.500." in text
     assert "1,234 answer tokens" in text
+    assert "own dreams: 7 sampled a prompt" in text
     assert text.count("**Question") == report.SHOWN
 
 
@@ -99,7 +115,7 @@ def test_a_report_without_start_dreams_or_soft_targets(results: dict[str, Any], 
     assert "The student needs 1.500 bits per byte" in text
     assert "## Differences" not in text
     assert "*Dream:*" not in text
-    assert "no soft targets" in text
+    assert "no soft targets" in text  # why KL is missing
 
 
 def test_markdown_tables_survive_bars() -> None:

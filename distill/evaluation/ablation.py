@@ -19,10 +19,9 @@ from distill.config import Settings
 from distill.errors import BadInput, RunMismatch
 from distill.evaluation.ablation_numbers import numbers_of, samples_of
 from distill.evaluation.ablation_report import render
-from distill.evaluation.arms import ARMS, Student
+from distill.evaluation.arms import ARMS, Measured, Student
 from distill.evaluation.baselines import renamed, train_child
 from distill.evaluation.examples import Example, load_examples
-from distill.evaluation.measure import Measured
 from distill.evaluation.provenance import changed_settings, versions
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, sha256_file, write_atomic

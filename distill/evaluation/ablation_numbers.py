@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.evaluation.arms import CONTROLS, READINGS
+from distill.evaluation.arms import CONTROLS, READINGS, Measured
 from distill.evaluation.examples import Example
-from distill.evaluation.measure import Measured
 from distill.evaluation.statistics import HierarchicalBootstrap
 from distill.tokens.bpe import StudentTokenizer
 

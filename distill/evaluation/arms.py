@@ -3,19 +3,21 @@
 A dream here is the ids between `<think>⏎` and `⏎</think>`; an empty one is what `think: false` renders.
 """
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distill.evaluation.examples import Example, batched
-from distill.evaluation.measure import Measured
 from distill.evaluation.metrics import bits
 from distill.evaluation.scoring import dream_context, sample_dreams, score_answers
 from distill.evaluation.statistics import Ratio
 from distill.evaluation.text_metrics import chrf, exact_match
+from distill.run import write_atomic
 from distill.student.generate import generate
 from distill.student.model import Backbone
 from distill.tokens.bpe import StudentTokenizer
@@ -56,6 +58,31 @@ CONTROLS = ("nodream", "pause")
 
 READINGS = ("empty", "shuffled", "other")
 """What becomes of the backbone's own dreams: does the answer read them?"""
+
+
+@dataclass
+class Measured:
+    """What a student did in one arm. `metrics` maps a metric's name to its ratio over the examples, in their order."""
+
+    metrics: dict[str, Ratio] = field(default_factory=dict[str, Ratio])
+    dreams: list[str] = field(default_factory=list[str])
+    answers: list[str] = field(default_factory=list[str])
+
+    def keep(self, path: Path, mark: str) -> None:
+        """Write it down under a fingerprint of all that it depends on."""
+        metrics = {name: [m.numerator.tolist(), m.denominator.tolist()] for name, m in self.metrics.items()}
+        write_atomic(path, json.dumps({"fingerprint": mark, "measured": {**vars(self), "metrics": metrics}}) + "\n")
+
+    @classmethod
+    def kept(cls, path: Path, mark: str) -> "Measured | None":
+        """A kept measurement with this fingerprint; None where there is none, or it is cut short."""
+        try:
+            content = json.loads(path.read_text())
+            found = content["measured"]
+            metrics = {name: Ratio.of(*pair) for name, pair in found["metrics"].items()}
+            return cls(metrics, found["dreams"], found["answers"]) if content["fingerprint"] == mark else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
 
 @dataclass

@@ -2,37 +2,33 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.errors import RunMismatch
 from distill.evaluation.baselines import check_baselines, train_baseline
-from distill.evaluation.examples import Example, load_examples
-from distill.evaluation.measure import Examiner, Measured, measure_teacher
+from distill.evaluation.exam import Exam, load_exam
+from distill.evaluation.examination import dream_tokens_of, examine, teacher_measured
+from distill.evaluation.measured import Measured
 from distill.evaluation.report import render
-from distill.evaluation.statistics import Interval, PairedBootstrap, Ratio
+from distill.evaluation.statistics import Interval, PairedBootstrap, paired
+from distill.evaluation.targets import Kind, Target
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, sha256_file, write_atomic
-from distill.student.model import Backbone, load_backbone
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best, folder_of, latest, read_loop, verify_checkpoint
-from distill.training.step import pick_device
 
-VERSION = 1
+VERSION = 2
 """Raised when a metric changes, so that kept results are measured anew."""
 
 
 @dataclass(frozen=True)
 class System:
-    """What is measured. `dreams`: it was trained to dream; `texts`: its own answers are measured as well."""
+    """What is measured. only: these phases of an examination alone; () for all."""
 
     name: str
-    checkpoint: Path
-    dreams: bool
-    texts: bool
+    target: Target
+    only: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -56,7 +52,7 @@ def evaluate(
         return record.summary
     verify_checkpoint(chosen)
     folder = run.evaluation / checkpoint.name if checkpoint else run.evaluation
-    results, samples = Evaluation(run, chosen, folder, listen, force).results()
+    results, samples = Evaluation(run, chosen, listen, force).results()
     outputs = publish(folder, results, samples)
     summary = summarize(results)
     if checkpoint is None:
@@ -69,123 +65,79 @@ def evaluate(
 class Evaluation:
     """One evaluation of one checkpoint."""
 
-    def __init__(self, run: Run, chosen: Path, folder: Path, listen: Listener, force: bool) -> None:
-        self.run, self.chosen, self.folder, self.listen, self.force = run, chosen, folder, listen, force
+    def __init__(self, run: Run, chosen: Path, listen: Listener, force: bool) -> None:
+        self.run, self.chosen, self.listen, self.force = run, chosen, listen, force
         self.settings = run.settings.evaluate
-        self.tokenizer = StudentTokenizer.load(chosen / "tokenizer")
-        codes = load_codes(chosen / "tokenizer", Codebook.load(chosen / "tokenizer"))
-        self.student = self._load(chosen)
-        # Four lenses, each with up to `mine.steps` triplets, and the line's end and closing tag.
-        self.dream_tokens = 4 * (1 + 3 * run.settings.mine.steps) + 2
-        context = self.student.config.context
-        self.examples, self.left_out = load_examples(run, self.tokenizer, codes, context, self.dream_tokens + 4)
-        if self.left_out:
-            reason = f"empty, or too long for the context of {context} tokens with their prompt and a dream"
-            listen(Event("evaluate", "warning", f"{self.left_out} held-out answers left out: {reason}"))
+        self.exam = load_exam(run)
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The content of results.json and of samples.jsonl."""
         systems = self._systems()
-        self.listen(Event("evaluate", "start", f"{self.run.name}, {self.chosen.name}"))
-        done = 0
-        examiner = self._examiner(lambda count: None)
-        total = sum(examiner.work(system.dreams, system.texts) for system in systems)
-        measured: dict[str, Measured] = {}
-        for system in systems:
-
-            def progress(count: int, name: str = system.name) -> None:
-                nonlocal done
-                done += count
-                self.listen(
-                    Event("evaluate", "progress", done=done, total=total, unit="answers", data={"system": name})
-                )
-
-            measured[system.name] = self._kept(system, progress)
-        measured["teacher"] = measure_teacher(self.examples)
-        return self._results(systems, measured), samples_of(self.examples, measured)
+        measured = {system.name: self._measure(system) for system in systems}
+        left_out = measured["student"].left_out
+        if left_out:
+            reason = next(iter(left_out.values()))
+            self.listen(Event("evaluate", "warning", f"{len(left_out)} held-out answers left out: {reason}"))
+        measured["teacher"] = teacher_measured(self.exam, left_out)
+        return self._results(systems, measured), samples_of(self.exam, measured)
 
     def _systems(self) -> list[System]:
         """Student, start and baselines; the baselines are trained here if they aren't yet."""
-        train = self.run.settings.train
-        systems = [System("student", self.chosen, train.dreams and not train.pause, texts=True)]
+        kind: Kind = "run" if self.chosen == best(self.run) else "checkpoint"
+        systems = [System("student", Target(self.run.name, kind, self.chosen, run=self.run))]
         start = folder_of(self.run, 0)
         if start.is_dir():
             # Before training its dreams are noise: only its likelihoods without one say something.
-            systems.append(System("start", start, dreams=False, texts=False))
+            systems.append(System("start", Target("start", "checkpoint", start, run=self.run), only=("score-none",)))
         for name in self.settings.baselines:
             child = train_baseline(self.run, name, read_loop(latest(self.run)).step, self.listen)
-            systems.append(System(name, best(child), child.settings.train.dreams, texts=True))
+            systems.append(System(name, Target(name, "run", best(child), run=child)))
         return systems
 
-    def _examiner(self, progress: Callable[[int], None]) -> Examiner:
-        return Examiner(
-            tokenizer=self.tokenizer,
-            examples=self.examples,
-            seed=self.run.settings.seed,
-            dreams=self.settings.dreams,
-            temperature=self.settings.temperature,
-            max_tokens=self.settings.max_tokens,
-            dream_tokens=self.dream_tokens,
-            listen=progress,
+    def _measure(self, system: System) -> Measured:
+        return examine(
+            system.target,
+            self.exam,
+            self.settings,
+            self.run.settings.seed,
+            self.listen,
+            dream_tokens=dream_tokens_of(self.run),
+            device=self.run.settings.train.device,
+            force=self.force,
+            only=system.only,
         )
-
-    def _kept(self, system: System, progress: Callable[[int], None]) -> Measured:
-        """A system's measurement, from its kept file where that still holds."""
-        kept = self.folder / "systems" / f"{system.name}.json"
-        mark = fingerprint(
-            {
-                "version": VERSION,
-                "weights": sha256_file(system.checkpoint / "model.safetensors"),
-                "settings": {**asdict(self.settings), "baselines": None, "bootstrap": None},
-                "seed": self.run.settings.seed,
-                "how": [system.dreams, system.texts, self.dream_tokens],
-                "examples": [
-                    [e.key, e.header, e.answer, e.mined, e.targets is not None, *([e.truth] if e.truth else [])]
-                    for e in self.examples
-                ],
-            }
-        )
-        if not self.force and (found := Measured.kept(kept, mark)) is not None:
-            progress(self._examiner(progress).work(system.dreams, system.texts))
-            return found
-        model = self.student if system.checkpoint == self.chosen else self._load(system.checkpoint)
-        measured = self._examiner(progress).measure(model, dreams=system.dreams, texts=system.texts)
-        measured.keep(kept, mark)
-        return measured
-
-    def _load(self, checkpoint: Path) -> Backbone:
-        model = load_backbone(checkpoint)
-        if model.config.vocab_size != self.tokenizer.vocab_size:
-            raise RunMismatch(
-                f"{checkpoint}: has {model.config.vocab_size} embeddings, its tokenizer {self.tokenizer.vocab_size} "
-                f"tokens; run `dream train {self.run.path} --force`"
-            )
-        return model.to(pick_device(self.run.settings.train.device)).eval()
 
     def _results(self, systems: list[System], measured: dict[str, Measured]) -> dict[str, Any]:
         """All numbers with their intervals, and each system's difference to the student."""
-        bootstrap = PairedBootstrap(len(self.examples), self.settings.bootstrap, self.run.settings.seed)
-        student = measured["student"].metrics
+        bootstrap = PairedBootstrap(len(self.exam.questions), self.settings.bootstrap, self.run.settings.seed)
+        student = measured["student"]
         entries: dict[str, Any] = {}
         for name, system in measured.items():
-            versus = {m: bootstrap.difference(r, student[m]) for m, r in system.metrics.items() if m in student}
+            versus = {
+                metric: bootstrap.difference(*paired(ratio, student.metrics[metric]))
+                for metric, ratio in system.metrics.items()
+                if metric in student.metrics
+            }
             entries[name] = {
                 "metrics": {metric: _json(bootstrap.interval(ratio)) for metric, ratio in system.metrics.items()},
+                "missing": system.missing,
                 "versus_student": {} if name == "student" else {metric: _json(v) for metric, v in versus.items()},
                 "tokens_per_second": system.tokens_per_second,
             }
         for system in systems:
-            entries[system.name] |= {"checkpoint": system.checkpoint.name, "step": read_loop(system.checkpoint).step}
+            assert system.target.path is not None
+            step = read_loop(system.target.path).step
+            entries[system.name] |= {"checkpoint": system.target.path.name, "step": step}
         return {
             "version": VERSION,
             "run": self.run.name,
             "checkpoint": self.chosen.name,
             "teacher": self.run.settings.source,
-            "tokenizer": self.tokenizer.kind,
-            "prompts": len(self.examples),
-            "left_out": self.left_out,
-            "answer_tokens": sum(len(example.answer) for example in self.examples),
-            "answer_bytes": sum(example.bytes for example in self.examples),
+            "tokenizer": StudentTokenizer.load(self.chosen / "tokenizer").kind,
+            "prompts": len(student.keys) - len(student.left_out),
+            "left_out": len(student.left_out),
+            "answer_tokens": student.answer_tokens,
+            "answer_bytes": sum(q.bytes for q in self.exam.questions if q.key not in student.left_out),
             "seed": self.run.settings.seed,
             "settings": asdict(self.settings),
             "systems": entries,
@@ -205,27 +157,28 @@ def _json(interval: Interval | None) -> dict[str, float] | None:
     return None if interval is None else asdict(interval)
 
 
-def samples_of(examples: list[Example], measured: dict[str, Measured]) -> list[dict[str, Any]]:
-    """Per prompt: the teacher's answer, and each system's dream, answer and metrics."""
+def samples_of(exam: Exam, measured: dict[str, Measured]) -> list[dict[str, Any]]:
+    """Per prompt: the teacher's answer, and each system's dream, answer and metrics. Prompts that no system was asked
+    are left out."""
     samples: list[dict[str, Any]] = []
-    for i, example in enumerate(examples):
+    for i, question in enumerate(exam.questions):
         systems: dict[str, Any] = {}
         for name, system in measured.items():
-            entry: dict[str, Any] = {"metrics": {metric: _at(ratio, i) for metric, ratio in system.metrics.items()}}
-            if system.dreams:
+            if question.key in system.left_out:
+                continue
+            entry: dict[str, Any] = {"metrics": {metric: system.at(metric, i) for metric in system.metrics}}
+            if system.answers and system.card.dreams:
                 entry["dream"] = system.dreams[i]
-            if system.answers:
+            # What the teacher said stands beside all systems.
+            if system.answers and system.card.kind != "teacher":
                 entry["answer"] = system.answers[i]
             systems[name] = entry
-        sample = {"key": example.key, "prompt": example.prompt, "teacher": example.text}
-        if truth := example.truth:
+        sample: dict[str, Any] = {"key": question.key, "prompt": question.prompt, "teacher": question.text}
+        if truth := question.truth:
             sample |= {"split": truth.split, "depth": truth.depth, "expected": truth.answer}
-        samples.append({**sample, "systems": systems})
+        if systems:
+            samples.append({**sample, "systems": systems})
     return samples
-
-
-def _at(ratio: Ratio, i: int) -> float | None:
-    return float(ratio.numerator[i] / ratio.denominator[i]) if ratio.denominator[i] else None
 
 
 def publish(folder: Path, results: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, str]:

@@ -6,7 +6,7 @@ finished is never asked again, and a target that is known by heart isn't even lo
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +15,7 @@ from distill.errors import BadInput, CorruptFile, DistillError
 from distill.evaluation.exam import Exam, Question
 from distill.evaluation.examinees.protocol import Card, Examinee
 from distill.evaluation.journal import Journal
-from distill.evaluation.measured import Measured, Said, Scored, Sheet, assemble
+from distill.evaluation.measured import Measured, Said, Scored, Sheet, assemble, spread_over
 from distill.evaluation.statistics import Ratio
 from distill.evaluation.targets import How, Target, open_examinee
 from distill.evaluation.text_metrics import text_metrics
@@ -270,22 +270,28 @@ def names_of(targets: Sequence[Target]) -> list[str]:
     return found
 
 
-def teacher_measured(exam: Exam) -> Measured:
-    """The teacher's own row: bits per byte of its answers by its own account, and how its text reads."""
-    texts = [question.text for question in exam.questions]
-    spent = [question.teacher_bits for question in exam.questions]
-    metrics = {"bits_per_byte": Ratio.of(spent, [question.bytes for question in exam.questions])}
+def teacher_measured(exam: Exam, left_out: Mapping[str, str] | None = None) -> Measured:
+    """The teacher's own row: bits per byte of its answers by its own account, and how its text reads.
+
+    left_out: as of those that it stands beside, so that all numbers are of the same prompts.
+    """
+    left_out = left_out or {}
+    places = [i for i, question in enumerate(exam.questions) if question.key not in left_out]
+    asked = [exam.questions[i] for i in places]
+    texts = [question.text for question in asked]
+    spent = [question.teacher_bits for question in asked]
+    metrics = {"bits_per_byte": Ratio.of(spent, [question.bytes for question in asked])}
     of_text = text_metrics(texts, None)
     metrics |= {name: of_text[name] for name in ("repetition", "distinct_1", "distinct_2")}
     missing = {} if metrics["bits_per_byte"].defined else {"bits_per_byte": "it told no probabilities of its tokens"}
     return Measured(
         keys=[question.key for question in exam.questions],
-        metrics={name: ratio for name, ratio in metrics.items() if name not in missing},
+        metrics={n: spread_over(m, places, len(exam.questions)) for n, m in metrics.items() if n not in missing},
         missing=missing,
-        dreams=[""] * len(texts),
-        answers=texts,
-        closed=[True] * len(texts),
-        left_out={},
+        dreams=[""] * len(exam.questions),
+        answers=[question.text for question in exam.questions],
+        closed=[True] * len(exam.questions),
+        left_out=dict(left_out),
         tokens_per_second=None,
         card=Card("teacher", exam.teacher, None, None, None, "", dreams=False),
     )

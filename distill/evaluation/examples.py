@@ -1,14 +1,12 @@
-"""The held-out questions: the teacher's answers in the student's ids, with soft targets and mined dreams."""
+"""The held-out questions of an ablation: the teacher's answers and mined dreams in the student's ids."""
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from distill.corpus.traces import Trace, TraceStore
 from distill.corpus.triplets import by_trace, read_triplets
 from distill.errors import BadInput
-from distill.evaluation.metrics import SoftTargets, bits, soft_targets
 from distill.evaluation.truth import Truth, read_truths, spread
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
@@ -24,7 +22,6 @@ class Example:
     header: ids of the prompt and, with `train.retrieve`, of what was retrieved for it, up to where the student goes
     on. answer: the student's ids of the teacher's answer, without EOS. bytes: of its UTF-8. mined: ids of the dream
     mined from it, empty where nothing was found.
-    teacher_bits: −log₂ of the teacher's own sampled tokens, EOS left out; NaN where some are not known.
     truth: its split, true answer and depth, where the run's dataset knows them.
     """
 
@@ -34,9 +31,7 @@ class Example:
     header: list[int]
     answer: list[int]
     bytes: int
-    targets: SoftTargets | None
     mined: list[int]
-    teacher_bits: float
     truth: Truth | None = None
 
     def seed(self, seed: int, draw: int) -> int:
@@ -50,7 +45,7 @@ def load_examples(
     """The first `evaluate.prompts` held-out prompts in the order of their keys, and how many were left out.
 
     Where the dataset has splits, as many of each as there are. codes: phrase → image token. Left out are empty
-    answers, and prompts that with the longest dream and the whole answer don't fit `context`: every system is
+    answers, and prompts that with the longest dream and the whole answer don't fit `context`: every arm is
     measured on whole answers. Raises BadInput where nothing is left.
     """
     limit = run.settings.evaluate.prompts
@@ -93,18 +88,13 @@ def load_examples(
 def _example(
     trace: Trace, tokenizer: StudentTokenizer, header: list[int], dream: list[int], truth: Truth | None
 ) -> Example:
-    text, tokens, ended = trace.response.text, trace.response.tokens, trace.response.done_reason == "stop"
+    text, tokens = trace.response.text, trace.response.tokens
     # The alignment of training: the teacher's own tokens where the student has them all.
     aligned = Aligner(tokenizer, None).align(text, tokens, trace.response.done_reason)
     answer = aligned.ids.tolist()
     answer = answer[:-1] if answer and answer[-1] == tokenizer.eos_id else answer
-    targets, teacher_bits = None, math.nan
-    if tokens is not None:
-        teacher_bits = bits(tokens.logprobs[: len(tokens) - ended])
-        if tokenizer.teacher_map is not None:
-            targets = soft_targets(aligned, tokens, tokenizer.teacher_map, len(answer))
     size = len(text.encode())
-    return Example(trace.key, trace.prompt, text, header, answer, size, targets, dream, teacher_bits, truth)
+    return Example(trace.key, trace.prompt, text, header, answer, size, dream, truth)
 
 
 def batched(examples: list[Example], size: int) -> Iterator[list[Example]]:

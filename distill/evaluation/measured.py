@@ -108,6 +108,12 @@ class Measured:
     answer_tokens: int | None = None
     """Of the teacher's answers in the target's own tokens, where it scored them."""
 
+    def at(self, metric: str, i: int) -> float | None:
+        """One question's value; None where it is not defined. Of a metric with parts, the sum of their sizes."""
+        ratio = self.metrics[metric]
+        top = ratio.numerator[i] if ratio.numerator.ndim == 1 else np.abs(ratio.numerator[i]).sum()
+        return float(top / ratio.denominator[i]) if ratio.denominator[i] else None
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists."""
         metrics = {name: [m.numerator.tolist(), m.denominator.tolist()] for name, m in self.metrics.items()}
@@ -267,6 +273,7 @@ def reasons(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> dict[str, s
     lacks(oracle, cannot.get("mined"))
     lacks(oracle, None if mined else "nothing was mined from these answers")
     lacks(_names(*TARGETS), cannot.get("targets"))
+    lacks(_names("kl"), cannot.get("kl"))
     if exam.codebook is None:
         lacks(_names("concept_", "triplet_"), "the prompts' run has no codebook (`dream tokenize` builds it)")
     if not sheet.card.dreams:

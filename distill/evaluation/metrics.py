@@ -13,11 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.evaluation.dream_metrics import chance_recalled as chance_recalled
-from distill.evaluation.dream_metrics import recalled as recalled
-from distill.evaluation.text_metrics import chrf as chrf
-from distill.evaluation.text_metrics import distinct as distinct
-from distill.evaluation.text_metrics import repeated as repeated
 from distill.teacher.protocol import TokenTargets
 from distill.tokens.packing import Aligned
 

@@ -1,50 +1,9 @@
 """The report of an evaluation: a pure function of results.json and samples.jsonl."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown. `better`: 1 more, −1 less, 0 neither; `percent`: a share, shown times 100."""
-
-    label: str
-    better: int
-    digits: int = 3
-    percent: bool = False
-
-
-METRICS: dict[str, Metric] = {
-    "bits_per_byte": Metric("bits per byte, no dream", -1),
-    "bits_per_byte_dreams": Metric("bits per byte, {K} own dreams", -1),
-    "bits_per_byte_oracle": Metric("bits per byte, mined dream (oracle)", -1),
-    "kl": Metric("KL to the teacher (nats), no dream", -1),
-    "kl_dreams": Metric("KL, own dreams", -1),
-    "kl_oracle": Metric("KL, mined dream (oracle)", -1),
-    "agreement": Metric("top-1 agreement, no dream", 1, 1, True),
-    "agreement_dreams": Metric("top-1 agreement, own dreams", 1, 1, True),
-    "agreement_oracle": Metric("top-1 agreement, mined dream (oracle)", 1, 1, True),
-    "chrf": Metric("chrF2 of own answers", 1, 1),
-    "repetition": Metric("repeated 4-grams", -1, 1, True),
-    "distinct_2": Metric("distinct-2", 1, 1, True),
-    "length_ratio": Metric("length to the teacher's", 0, 2),
-    "dream_recall": Metric("dream recall", 1, 1, True),
-    "dream_recall_chance": Metric("dream recall by chance", 0, 1, True),
-    "dream_form": Metric("well-formed dreams", 1, 1, True),
-}
-
-EXACT = "exact_match"
-
-
-def metrics_of(results: dict[str, Any]) -> dict[str, Metric]:
-    """METRICS and, where the dataset has true answers, exact match over all prompts and in each split."""
-    exact: dict[str, Metric] = {}
-    for name in results["systems"]["student"]["metrics"]:
-        if name.startswith(EXACT):
-            split = name.removeprefix(EXACT).lstrip("_")
-            exact[name] = Metric(f"exact match, {split}" if split else "exact match", 1, 1, True)
-    return {**exact, **METRICS}
-
+from distill.evaluation.catalogue import EXACT, Metric, in_order, metric_of, shown
 
 SYSTEMS = {
     "start": "its start",
@@ -60,44 +19,61 @@ SHOWN = 3
 
 
 def table_rows(results: dict[str, Any], intervals: bool = False) -> list[list[str]]:
-    """The main table, its heading first: a row a metric, a column a system. "–": not defined."""
+    """The main table, its heading first: a row a metric, a column a system. "–": not defined; "missing": it can't be
+    had of this system, `missing_lines` says why."""
     names = [name for name in SYSTEMS if name in results["systems"]]
-    rows = [["metric", *(SYSTEMS[name] for name in names)]]
-    for metric, shown in metrics_of(results).items():
-        entries = [results["systems"][name]["metrics"].get(metric) for name in names]
-        if any(entries):
-            rows.append([_label(shown, results), *(_cell(entry, shown, intervals) for entry in entries)])
+    rows = [["metric", *(SYSTEMS[name] for name in names)], *metric_rows(results["systems"], names, intervals)]
     speeds = [results["systems"][name]["tokens_per_second"] for name in names]
     if any(speeds):
         rows.append(["tokens a second", *("–" if speed is None else f"{speed:.0f}" for speed in speeds)])
     return rows
 
 
+def metric_rows(systems: Mapping[str, Any], names: Collection[str], intervals: bool) -> list[list[str]]:
+    """A row for each metric that is defined for any of these systems."""
+    found = in_order({metric for name in names for metric, entry in systems[name]["metrics"].items() if entry})
+    return [
+        [label(metric_of(metric)), *(_cell(systems[name], metric, intervals) for name in names)] for metric in found
+    ]
+
+
+def missing_lines(systems: Mapping[str, Any], headings: Mapping[str, str]) -> list[str]:
+    """Which metrics are missing of which systems, and why: a line for each reason."""
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for name, heading in headings.items():
+        reasons: dict[str, list[str]] = {}
+        missing: dict[str, str] = systems[name].get("missing", {})
+        for metric in in_order(set(missing)):
+            base = metric.removesuffix("_dreams").removesuffix("_oracle")
+            if base == metric or missing.get(base) != missing[metric]:
+                reasons.setdefault(missing[metric], []).append(metric_of(metric).label.removesuffix(", no dream"))
+        for reason, metrics in reasons.items():
+            lacking.setdefault(("; ".join(metrics), reason), []).append(heading)
+    return [f"{', '.join(who)}: no {what}: {reason}." for (what, reason), who in lacking.items()]
+
+
 def difference_rows(results: dict[str, Any]) -> list[list[str]]:
     """Each other system minus the student, with intervals; * where the interval leaves out 0. Heading first."""
     names = [name for name in SYSTEMS if results["systems"].get(name, {}).get("versus_student")]
     rows = [["metric", *(f"{SYSTEMS[name]} − student" for name in names)]]
-    for metric, shown in metrics_of(results).items():
-        entries = [results["systems"][name]["versus_student"].get(metric) for name in names]
-        if any(entries):
-            rows.append([_label(shown, results), *(_difference(entry, shown) for entry in entries)])
+    versus = [results["systems"][name]["versus_student"] for name in names]
+    for metric in in_order({metric for each in versus for metric, entry in each.items() if entry}):
+        how = metric_of(metric)
+        rows.append([label(how), *(_difference(each.get(metric), how) for each in versus)])
     return rows
 
 
-def _label(metric: Metric, results: dict[str, Any]) -> str:
-    arrow = {1: " ↑", -1: " ↓", 0: ""}[metric.better]
-    return metric.label.format(K=results["settings"]["dreams"]) + arrow
+def label(metric: Metric) -> str:
+    """What a metric is called, and which way is better."""
+    return metric.label + {1: " ↑", -1: " ↓", 0: ""}[metric.better]
 
 
-def _number(value: float, metric: Metric, sign: str = "") -> str:
-    return f"{100 * value:{sign}.{metric.digits}f} %" if metric.percent else f"{value:{sign}.{metric.digits}f}"
-
-
-def _cell(entry: dict[str, float] | None, metric: Metric, intervals: bool) -> str:
+def _cell(system: Mapping[str, Any], name: str, intervals: bool) -> str:
+    entry, metric = system["metrics"].get(name), metric_of(name)
     if entry is None:
-        return "–"
-    text = _number(entry["value"], metric)
-    return f"{text} [{_number(entry['low'], metric)}, {_number(entry['high'], metric)}]" if intervals else text
+        return "missing" if name in system.get("missing", {}) else "–"
+    text = shown(entry["value"], metric)
+    return f"{text} [{shown(entry['low'], metric)}, {shown(entry['high'], metric)}]" if intervals else text
 
 
 def _difference(entry: dict[str, float] | None, metric: Metric) -> str:
@@ -105,7 +81,7 @@ def _difference(entry: dict[str, float] | None, metric: Metric) -> str:
         return "–"
     low, high = entry["low"], entry["high"]
     clear = " *" if low > 0 or high < 0 else ""
-    return f"{_number(entry['value'], metric, '+')} [{_number(low, metric, '+')}, {_number(high, metric, '+')}]{clear}"
+    return f"{shown(entry['value'], metric, '+')} [{shown(low, metric, '+')}, {shown(high, metric, '+')}]{clear}"
 
 
 def headline(results: dict[str, Any]) -> str:
@@ -133,13 +109,14 @@ def render(results: dict[str, Any], samples: list[dict[str, Any]]) -> str:
         headline(results),
         f"{results['prompts']} held-out prompts ({results['answer_tokens']:,} answer tokens, "
         f"{results['answer_bytes']:,} bytes) asked of `{results['teacher']}`; {results['tokenizer']} tokenizer; "
-        f"answers sampled at temperature {settings['temperature']}, at most {settings['max_tokens']} tokens; "
-        f"seed {results['seed']}. In brackets: 95 % intervals of a paired bootstrap over prompts "
-        f"({settings['bootstrap']:,} resamples).",
+        f"{decoding(settings)}; seed {results['seed']}. {brackets(settings)}",
         "## Measured",
         markdown_table(table_rows(results, intervals=True)),
         _reading(results),
     ]
+    headings = {name: SYSTEMS[name] for name in SYSTEMS if name in results["systems"]}
+    if missing := missing_lines(results["systems"], headings):
+        parts += ["Missing:", "\n".join(f"- {inline(line)}" for line in missing)]
     differences = difference_rows(results)
     if len(differences) > 1:
         parts += [
@@ -151,29 +128,43 @@ def render(results: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def decoding(settings: Mapping[str, Any]) -> str:
+    """How dreams and answers were drawn."""
+    dreams = f"own dreams: {settings['dreams']} sampled a prompt; " if settings["dreams"] else ""
+    return f"{dreams}answers sampled at temperature {settings['temperature']}, at most {settings['max_tokens']} tokens"
+
+
+def brackets(settings: Mapping[str, Any]) -> str:
+    """What the intervals are."""
+    return f"In brackets: 95 % intervals of a paired bootstrap over prompts ({settings['bootstrap']:,} resamples)."
+
+
 def _reading(results: dict[str, Any]) -> str:
     lines = [
-        "The oracle reads a dream mined from the very answer that it is scored on: it bounds what a perfect dream "
-        "would bring, and is no result of the student.",
+        ORACLE,
         "The teacher's bits per byte are those of its own sampled tokens at temperature 1.",
     ]
-    if not any(system["metrics"].get("kl") for name, system in results["systems"].items() if name != "teacher"):
-        lines.append("There is no KL and no agreement: the traces hold no soft targets in the student's vocabulary.")
     if EXACT in results["systems"]["student"]["metrics"]:
         lines.append("Exact match is of answers decoded greedily, dream first, with the dataset's true answers.")
     return " ".join(lines)
 
 
+ORACLE = (
+    "The oracle reads a dream mined from the very answer that it is scored on: it bounds what a perfect dream would "
+    "bring, and is no result of the student."
+)
+
+
 def _sample(sample: dict[str, Any]) -> str:
     student = sample["systems"]["student"]
-    lines = [f"**{_inline(sample['prompt'])}**", f"*Teacher:* {_inline(sample['teacher'])}"]
+    lines = [f"**{inline(sample['prompt'])}**", f"*Teacher:* {inline(sample['teacher'])}"]
     if "dream" in student:
-        lines.append(f"*Dream:* {_inline(student['dream'])}")
-    lines.append(f"*Student:* {_inline(student['answer'])}")
+        lines.append(f"*Dream:* {inline(student['dream'])}")
+    lines.append(f"*Student:* {inline(student['answer'])}")
     return "\n\n".join(lines)
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """On one line, with what Markdown or HTML would take as markup escaped."""
     escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in " ".join(text.split()))
     return escaped or "(nothing)"
