@@ -71,7 +71,12 @@ def compare_numbers(
     leading = next((name for name in LEADING if all(name in each for each in found.values())), None)
     return {
         "metrics": {
-            system: {name: _entry(ratios, bootstrap) for name, ratios in each.items()} for system, each in found.items()
+            system: {
+                name: _entry(found[system].get(name), bootstrap)
+                for name in names
+                if all(name in measured.metrics for measured in each)
+            }
+            for system, each in systems.items()
         },
         "differences": differences,
         "tests": {
@@ -111,9 +116,11 @@ def _ratios(each: Sequence[Measured], name: str) -> list[Ratio] | None:
     return ratios if len(ratios) == len(each) and all(ratio.defined for ratio in ratios) else None
 
 
-def _entry(ratios: list[Ratio], bootstrap: HierarchicalBootstrap) -> dict[str, Any]:
-    interval = bootstrap.interval(ratios)
-    assert interval is not None
+def _entry(ratios: list[Ratio] | None, bootstrap: HierarchicalBootstrap) -> dict[str, Any]:
+    """One system's metric; null where a training defines it for no prompt."""
+    interval = None if ratios is None else bootstrap.interval(ratios)
+    if ratios is None or interval is None:
+        return {"value": None, "low": None, "high": None, "seeds": [], "prompts": 0}
     return {**asdict(interval), "seeds": list(interval.seeds), "prompts": _count(ratios)}
 
 

@@ -1,0 +1,213 @@
+"""A comparison's numbers against counting by hand, prompt by prompt."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distill.evaluation.comparison_numbers import SHOWN, compare_numbers
+from distill.evaluation.exam import Question
+from distill.evaluation.examinees.protocol import Card
+from distill.evaluation.measured import Measured
+from distill.evaluation.significance import holm, permutation_test
+from distill.evaluation.statistics import PairedBootstrap, Ratio, paired
+
+PROMPTS = 30
+KEYS = [f"{i:03d}" for i in range(PROMPTS)]
+QUESTIONS = [Question(key, f"Why {key}?", text=f"Because {key}.") for key in KEYS]
+
+
+def target(
+    seed: int, shift: float = 0.0, size: int | None = 1_000, speed: float | None = 50.0, **more: Ratio
+) -> Measured:
+    draw = np.random.default_rng(seed)
+    hard, lengths = np.random.default_rng(99).normal(0, 0.2, PROMPTS), np.arange(20.0, 20 + PROMPTS)
+    chrf = np.where(np.arange(PROMPTS) % 10 == seed % 10, np.nan, 50 - 20 * shift + draw.normal(0, 5, PROMPTS))
+    metrics = {
+        "bits_per_byte": Ratio.of((1.5 + shift + hard + draw.normal(0, 0.05, PROMPTS)) * lengths, lengths),
+        "chrf": Ratio.of(chrf),
+        "length_ratio": Ratio.of(draw.integers(5, 50, PROMPTS), lengths),
+        "calibration_error": Ratio.of(draw.normal(1, 3, (PROMPTS, 4)), lengths),
+        "dream_recall": Ratio.of(draw.random(PROMPTS)),
+        "dream_recall_chance": Ratio.of(draw.random(PROMPTS)),
+        **more,
+    }
+    return Measured(
+        keys=KEYS,
+        metrics=metrics,
+        missing={},
+        dreams=[f"⟨dream {seed}.{i}⟩" for i in range(PROMPTS)],
+        answers=[f"answer {seed}.{i}" for i in range(PROMPTS)],
+        closed=[True] * PROMPTS,
+        left_out={},
+        tokens_per_second=speed,
+        card=Card("run", f"run-{seed}", 10, size, 256, "float32", True),
+    )
+
+
+def numbers(systems: dict[str, list[Measured]], **more: Any) -> dict[str, Any]:
+    found = compare_numbers(systems, "a", resamples=300, permutations=400, seed=3, questions=QUESTIONS, **more)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    return found
+
+
+def one_of(found: dict[str, Any], system: str, metric: str) -> dict[str, Any]:
+    (difference,) = [d for d in found["differences"] if (d["system"], d["metric"]) == (system, metric)]
+    assert difference["against"] == "a"
+    return difference
+
+
+def test_values_differences_and_wins_are_as_by_hand() -> None:
+    a, b = target(1), target(2, 0.1)
+    found = numbers({"a": [a], "b": [b]})
+    bootstrap = PairedBootstrap(PROMPTS, 300, 3)
+    for name, ratio in b.metrics.items():
+        interval = bootstrap.interval(ratio)
+        assert interval is not None
+        entry = found["metrics"]["b"][name]
+        assert (entry["value"], entry["low"], entry["high"]) == (interval.value, interval.low, interval.high)
+        assert (entry["seeds"], entry["prompts"]) == ([ratio.value], int((ratio.denominator > 0).sum()))
+    for name, better in (("bits_per_byte", -1), ("chrf", 1), ("dream_recall", 1)):
+        one, two = b.metrics[name], a.metrics[name]
+        both = [i for i in range(PROMPTS) if one.denominator[i] and two.denominator[i]]
+        gains = [better * (one.numerator[i] / one.denominator[i] - two.numerator[i] / two.denominator[i]) for i in both]
+        difference = one_of(found, "b", name)
+        interval = bootstrap.difference(*paired(one, two))
+        assert interval is not None
+        assert difference["prompts"] == len(both) == (24 if name == "chrf" else 30)
+        assert (difference["wins"], difference["losses"]) == (sum(g > 0 for g in gains), sum(g < 0 for g in gains))
+        assert difference["ties"] == 0
+        values = [sum(r.numerator[both]) / sum(r.denominator[both]) for r in (one, two)]
+        assert difference["value"] == pytest.approx(values[0] - values[1])
+        assert (difference["low"], difference["high"]) == (interval.low, interval.high)
+        assert difference["p"] == permutation_test(one, two, 400, 3)
+
+
+def test_what_is_compared_and_what_is_tested() -> None:
+    b = target(2, 0.1)
+    del b.metrics["dream_recall"]
+    found = numbers({"a": [target(1)], "b": [b], "c": [target(3)]})
+    assert {(d["system"], d["metric"]) for d in found["differences"]} == {
+        *((s, m) for s in "bc" for m in ("bits_per_byte", "chrf", "length_ratio", "calibration_error")),
+        ("c", "dream_recall"),
+    }
+    length, error = one_of(found, "b", "length_ratio"), one_of(found, "c", "calibration_error")
+    assert (length["p"], length["p_corrected"], length["wins"], length["ties"], length["losses"]) == (None,) * 5
+    assert length["low"] < length["value"] < length["high"]
+    # A calibration error is of all prompts together.
+    assert (error["wins"], error["losses"]) == (None, None)
+    assert 0 < error["p"] <= error["p_corrected"] <= 1
+    assert [d["p_corrected"] for d in found["differences"]] == holm([d["p"] for d in found["differences"]])
+    assert found["tests"]["count"] == 7
+    assert (found["tests"]["permutations"], found["tests"]["bootstrap"], found["tests"]["correction"]) == (
+        400,
+        300,
+        "Holm",
+    )
+    assert "permutation" in found["tests"]["method"]
+    assert found == numbers({"a": [target(1)], "b": [b], "c": [target(3)]})
+
+
+def test_equal_values_are_ties() -> None:
+    right = Ratio.of(np.arange(PROMPTS) < 10), Ratio.of(np.arange(PROMPTS) % 2 == 0)
+    found = numbers({"a": [target(1, exact_match=right[0])], "b": [target(1, exact_match=right[1])]})
+    exact, bits = one_of(found, "b", "exact_match"), one_of(found, "b", "bits_per_byte")
+    assert (exact["wins"], exact["ties"], exact["losses"]) == (10, 15, 5)
+    assert (bits["wins"], bits["ties"], bits["losses"], bits["p"], bits["value"]) == (0, PROMPTS, 0, 1.0, 0.0)
+    assert found["disagreements"][0]["metric"] == found["frontier"]["quality"] == "exact_match"
+    assert [shown["key"] for shown in found["disagreements"]] == [
+        KEYS[i] for i in (*range(1, 10, 2), *range(10, 30, 2))
+    ]
+
+
+def test_seeds_are_averaged_and_need_not_be_as_many() -> None:
+    groups = {"a": [target(s) for s in (1, 2, 3)], "b": [target(s, 0.3) for s in (4, 5)], "c": [target(6)]}
+    found = numbers(groups)
+    bits = [[m.metrics["bits_per_byte"] for m in groups[name]] for name in "ab"]
+    assert found["metrics"]["a"]["bits_per_byte"]["seeds"] == [ratio.value for ratio in bits[0]]
+    difference = one_of(found, "b", "bits_per_byte")
+    assert difference["value"] == pytest.approx(
+        np.mean([r.value for r in bits[1]]) - np.mean([r.value for r in bits[0]])
+    )
+    means = [np.mean([r.numerator / r.denominator for r in group], axis=0) for group in bits]
+    assert difference["wins"] == (means[1] < means[0]).sum()
+    assert difference["losses"] == (means[1] > means[0]).sum() > 25
+    assert difference["p"] < 0.05
+    assert one_of(found, "c", "bits_per_byte")["p"] > 0.05
+    assert one_of(found, "b", "chrf")["prompts"] == PROMPTS - 15  # none of the five leaves it undefined
+    assert "seeds" in found["tests"]["method"]
+    assert "permutation" not in found["tests"]["method"]
+    assert found["disagreements"][0]["systems"]["a"]["answer"].startswith("answer 1.")
+    mixed = numbers({"a": [target(1)], "b": [target(2), target(3)], "c": [target(4)]})["tests"]["method"]
+    assert "permutation" in mixed
+    assert "seeds" in mixed
+
+
+def test_disagreements_lie_furthest_apart() -> None:
+    systems = {"a": [target(1)], "b": [target(2, 0.1)], "c": [target(3)]}
+    systems["c"][0].dreams, systems["c"][0].answers = [], []
+    found = numbers(systems)["disagreements"]
+    values = {name: (m := each[0].metrics["bits_per_byte"]).numerator / m.denominator for name, each in systems.items()}
+    spread = {KEYS[i]: max(v[i] for v in values.values()) - min(v[i] for v in values.values()) for i in range(PROMPTS)}
+    assert [shown["key"] for shown in found] == sorted(KEYS, key=lambda key: -spread[key])[:SHOWN]
+    first = found[0]
+    i = KEYS.index(first["key"])
+    assert first["values"] == {name: value[i] for name, value in values.items()}
+    assert (first["prompt"], first["teacher"]) == (QUESTIONS[i].prompt, QUESTIONS[i].text)
+    assert first["systems"]["b"] == {"dream": f"⟨dream 2.{i}⟩", "answer": f"answer 2.{i}"}
+    assert first["systems"]["c"] == {"dream": None, "answer": None}
+
+
+def test_frontier_is_who_is_beaten_by_nobody() -> None:
+    draw = np.random.default_rng(0)
+    systems = {
+        name: [
+            target(i, shift=0.1 * draw.integers(0, 3), size=int(draw.integers(1, 4)), speed=float(draw.integers(1, 4)))
+        ]
+        for i, name in enumerate("abcdefghij")
+    }
+    systems["j"][0].card = Card("ollama", "j", None, None, None, "Q8_0", False)
+    found = numbers(systems)["frontier"]
+    points = {point["system"]: point for point in found["points"]}
+    assert found["better"] == -1
+
+    def beaten(name: str, by: str) -> bool:
+        p, q = points[name], points[by]
+        if q["bytes"] is None:
+            return False
+        pairs = [
+            (q["bytes"], p["bytes"]),
+            (-q["tokens_per_second"], -p["tokens_per_second"]),
+            (q["quality"], p["quality"]),
+        ]
+        return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+    for name in "abcdefghi":
+        assert points[name]["on_frontier"] == (not any(beaten(name, by) for by in systems))
+    assert not points["j"]["on_frontier"]
+    assert len({point["on_frontier"] for point in found["points"]}) == 2
+    costs = {name: {"tokens_per_second": {"median": 7.0}} for name in "abcdefghi"} | {"j": None}
+    timed = {p["system"]: p["tokens_per_second"] for p in numbers(systems, costs=costs)["frontier"]["points"]}
+    assert timed == dict.fromkeys("abcdefghi", 7.0) | {"j": None}
+
+
+def test_systems_that_share_no_leading_metric() -> None:
+    a, b = target(1), target(2)
+    for name in ("bits_per_byte", "chrf"):
+        del b.metrics[name]
+    found = numbers({"a": [a], "b": [b]})
+    assert found["disagreements"] == []
+    assert found["frontier"] is None
+    undefined = target(3, bits_per_byte=Ratio.of(np.full(PROMPTS, np.nan)))
+    entries = numbers({"a": [a], "b": [undefined]})["metrics"]["b"]
+    assert entries["bits_per_byte"] == {"value": None, "low": None, "high": None, "seeds": [], "prompts": 0}
+    apart = target(4, chrf=Ratio.of(np.where(a.metrics["chrf"].denominator > 0, np.nan, 1.0)))
+    nothing = one_of(numbers({"a": [a], "b": [apart]}), "b", "chrf")
+    assert (nothing["prompts"], nothing["value"], nothing["low"], nothing["p"], nothing["wins"]) == (
+        0,
+        None,
+        None,
+        None,
+        0,
+    )
