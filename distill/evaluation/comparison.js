@@ -8,6 +8,7 @@ document.documentElement.classList.add("js");
 // Tips: the markers' titles, shown at once, on touching and by keys too.
 
 const tip = one("#tip");
+let told = null; // the marker whose tip is shown
 for (const title of all(".plot title")) {
   title.parentNode.dataset.tip = title.textContent;
   title.remove();
@@ -15,8 +16,10 @@ for (const title of all(".plot title")) {
 
 function show(mark) {
   all(".mark.at").forEach((other) => other.classList.remove("at"));
-  tip.hidden = !mark;
-  if (!mark) return;
+  const seen = mark?.getBoundingClientRect();
+  told = seen && seen.bottom > 0 && seen.top < innerHeight ? mark : null;
+  tip.hidden = !told;
+  if (!told) return;
   if (mark.matches(".mark")) mark.classList.add("at");
   tip.textContent = mark.dataset.tip;
   const box = (one("path", mark) || mark).getBoundingClientRect();
@@ -28,7 +31,7 @@ function show(mark) {
 
 addEventListener("pointerover", (event) => show(event.target.closest("[data-tip]")));
 addEventListener("pointerdown", (event) => show(event.target.closest("[data-tip]")));
-addEventListener("scroll", () => show(null), { passive: true });
+addEventListener("scroll", () => show(told), { passive: true, capture: true });
 addEventListener("keydown", (event) => { if (event.key === "Escape") show(null); });
 
 for (const plot of all(".plot")) {

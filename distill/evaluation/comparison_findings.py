@@ -18,7 +18,6 @@ clear difference. untested: there is no corrected p-value. undefined: the metric
 
 CLEAR = 0.05
 """Largest corrected p-value that counts as clear."""
-FEW_PROMPTS = 30
 NOT_OWN = ("_oracle", "_chance")
 """Ends of the names of metrics that are landmarks and no result of the system: they make no headline."""
 SIGNS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "differs": "◆"}
@@ -118,7 +117,7 @@ def _value(results: Results, system: str, name: str) -> str:
 
 def on_prompts(difference: dict[str, Any]) -> str:
     """ "; better on 5 and worse on 35 of 41 prompts"; nothing where neither can be said."""
-    if not metric_of(difference["metric"]).better or not difference["prompts"]:
+    if not metric_of(difference["metric"]).better or not difference["prompts"] or difference["wins"] is None:
         return ""
     wins, losses = difference["wins"], difference["losses"]
     return f"; better on {wins} and worse on {losses} of {difference['prompts']} prompts"
@@ -169,45 +168,26 @@ def asked(results: Results) -> str:
     greedy = decoding["temperature"] == 0
     sampled = "were decoded greedily" if greedy else f"were sampled at temperature {decoding['temperature']:g}"
     dreams = decoding["dreams"]
+    limit = f" after a dream of at most {decoding['dream_tokens']}" if decoding.get("dream_tokens") else ""
     averaged = f" Likelihoods after own dreams are averaged over {dreams} sampled dreams a prompt." if dreams else ""
     return (
         f"{exam['name']}{teacher}.{none} All systems got the same prompts. Answers {sampled} with at most "
-        f"{decoding['max_tokens']} tokens, seed {decoding['seed']}.{averaged} In brackets stand 95 % intervals "
+        f"{decoding['max_tokens']} tokens{limit}, seed {decoding['seed']}.{averaged} In brackets stand 95 % intervals "
         f"({tests['bootstrap']:,} resamples); p-values come from {tests['permutations']:,} permutations and are "
         f"corrected for {tests['count']} tests ({tests['correction']})."
     )
 
 
 def cautions(results: Results) -> list[str]:
-    """What a reader must know before believing the numbers; the results' own warnings last."""
+    """What a reader must know before believing the numbers: the results' warnings, and what follows from the rest."""
     systems: dict[str, Any] = results["systems"]
-    lines: list[str] = []
-    for name, system in systems.items():
-        found = system["contamination"]
-        if found and found["checked"] and (parts := contaminated(found)):
-            lines.append(f"{name} has seen held-out prompts in its training: {parts}, of {found['prompts']}.")
-    unchecked = [
-        name for name, each in systems.items() if not (each["contamination"] and each["contamination"]["checked"])
-    ]
-    if unchecked:
+    lines: list[str] = list(dict.fromkeys(results["warnings"]))
+    checks = {name: system["contamination"] or {"checked": False} for name, system in systems.items()}
+    if unchecked := [name for name, check in checks.items() if not check["checked"]]:
         lines.append(f"Whether {_and(unchecked)} had seen the prompts before could not be checked.")
-    single = [name for name, system in systems.items() if system["trained_on"] and system["seeds"] == 1]
-    if single:
-        lines.append(
-            f"There is one training seed of {_and(single)}: no interval says what another seed would have changed."
-        )
-    unequal = token_counts(results)
-    if len(set(unequal.values())) > 1:
-        told = ", ".join(f"{name} {tokens:,}" for name, tokens in unequal.items())
-        lines.append(f"They were not trained on equally many tokens ({told}).")
-    for name, system in systems.items():
-        if system["left_out"]:
-            lines.append(f"{name}: {system['left_out']} prompts don't fit its context and are left out for it.")
-    if results["exam"]["prompts"] < FEW_PROMPTS:
-        lines.append(f"{results['exam']['prompts']} prompts are few: only large differences can become clear.")
     if judge := results["judge"]:
         lines += _of_judge(judge, systems)
-    return lines + [line for line in results["warnings"] if line not in lines]
+    return lines
 
 
 def _of_judge(judge: dict[str, Any], systems: dict[str, Any]) -> list[str]:

@@ -30,7 +30,6 @@ from distill.evaluation.comparison_sections import (
 from distill.evaluation.comparison_svg import Style, text
 from distill.evaluation.comparison_tables import size
 
-
 LONG = 36
 """Characters of a title from which it is set smaller."""
 

@@ -89,7 +89,7 @@ def _result(difference: dict[str, Any], judged: Verdict) -> str:
 
 def bars(results: Results, metric: str) -> str:
     """Wins, ties and losses by prompt in one metric: a stacked bar a system; "" where none can be counted."""
-    found = [d for d in results["differences"] if d["metric"] == metric and d["prompts"]]
+    found = [d for d in results["differences"] if d["metric"] == metric and d["prompts"] and d["wins"] is not None]
     if not found or not metric_of(metric).better:
         return ""
     return stacked(

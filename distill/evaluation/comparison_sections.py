@@ -42,6 +42,12 @@ GROUPS = {
     "concepts": "Own answers as concepts",
     "dreams": "Dreams",
 }
+CURVES = (
+    ("validation_bits_per_byte", "Bits per byte of held-out rows"),
+    ("validation_loss", "Loss on held-out rows"),
+    ("loss", "Training loss"),
+)
+"""What is drawn over the tokens trained on, where a training has it."""
 LONG = 24
 """Rows up to which the table of differences stands open."""
 
@@ -159,7 +165,7 @@ def _table(
         lines.append(f'<tr{of_row}><th scope="row">{text(first)}</th>{told}</tr>')
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{text(caption)}"><table class="{kind}">'
-        f"<caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f"<caption><span>{text(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
@@ -190,7 +196,7 @@ def measured(results: Results, marks: Style) -> str:
     return (
         f'<div class="above"><p>▲ ▼ mark what is clearly better or worse than the baseline.</p>{toggle}</div>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Measured"><table class="measured">'
-        "<caption>Every metric of every system, with its 95 % interval</caption>"
+        "<caption><span>Every metric of every system, with its 95 % interval</span></caption>"
         f'<thead><tr><th scope="col">metric</th>{head}</tr></thead>{bodies}</table></div>{points(reasons)}'
     )
 
@@ -227,7 +233,7 @@ def judge(results: Results, marks: Style) -> str:
     model, pairs = results["judge"]["model"], results["judge"]["pairs"]
     bar = stacked([(p["system"], p["against"], p["wins"], p["ties"], p["losses"]) for p in pairs], "Judged")
     return (
-        f"<p>{text(JUDGING.format(model=model))}</p>{points(judged(pair, model) for pair in pairs)}"
+        f"<p>{text(JUDGING.format(model=model))}</p>"
         f'<figure class="card wide"><figcaption>Prompts won, tied and lost in the eyes of {text(model)}</figcaption>'
         f"{bar}</figure>{_table(judge_rows(results), 'Judged', results)}"
     )
@@ -246,7 +252,7 @@ def learning(results: Results, marks: Style) -> str:
     named = [name for name, system in results["systems"].items() if system["curves"]]
     plots = "".join(
         f'<figure class="card"><figcaption>{title}</figcaption>{plot}</figure>'
-        for field, title in (("validation_loss", "Loss on held-out rows"), ("loss", "Training loss"))
+        for field, title in CURVES
         if (plot := curves(results, field, marks))
     )
     if not plots:
@@ -254,7 +260,7 @@ def learning(results: Results, marks: Style) -> str:
     return (
         f'{legend(results, marks, named)}<div class="plots big">{plots}</div><p class="note">A line a training, its '
         "end marked; of several seeds each has its own. Losses compare only between trainings of the same "
-        "kind of loss and the same tokenizer. The first steps may stand above the plot.</p>"
+        "kind of loss and the same tokenizer, bits per byte between all. The first steps may stand above the plot.</p>"
     )
 
 
@@ -276,7 +282,7 @@ def cost(results: Results, marks: Style) -> str:
     notes = [
         f"{name}: {system['cost']['note']}"
         for name, system in results["systems"].items()
-        if system["cost"] and system["cost"]["note"]
+        if system["cost"] and system["cost"].get("note")
     ]
     return drawn + _table(cost_rows(results), "What each system costs", results) + points(notes)
 

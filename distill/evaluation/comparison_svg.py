@@ -52,7 +52,7 @@ def axis(values: Iterable[float], count: int = 5, zero: bool = False) -> Axis:
     known = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(known + [0.0] * zero), max(known + [0.0] * zero)
     if high - low <= 1e-12 * max(1.0, abs(high)):
-        pad = abs(high) * 0.1 or 1.0
+        pad = 0.1 * abs(high) if abs(high) > 1e-9 else 1.0
         low, high = low - pad, high + pad
     margin = SURE * (high - low)
     low, high = low - margin, high + margin
@@ -60,7 +60,7 @@ def axis(values: Iterable[float], count: int = 5, zero: bool = False) -> Axis:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return Axis(low, high, tuple(round(i * step, 12) for i in range(first, last + 1)))
+    return Axis(low, high, tuple(float(f"{i * step:.12g}") for i in range(first, last + 1)))
 
 
 def log_axis(values: Iterable[float]) -> Axis:

@@ -152,7 +152,8 @@ def contamination_rows(results: Results) -> Rows:
         if not found or not found["checked"]:
             rows.append([name, f"not checked: {(found or {}).get('reason') or 'nothing is known of its data'}", "–"])
         else:
-            rows.append([name, contaminated(found) or "none", str(found["prompts"])])
+            told = "; ".join(filter(None, (contaminated(found) or "none", found["reason"])))
+            rows.append([name, told, str(found["prompts"])])
     return rows
 
 

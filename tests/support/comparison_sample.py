@@ -46,12 +46,14 @@ DREAM = (
 
 def small() -> dict[str, Any]:
     """Two runs of one seed: `hard` is clearly worse in bits per byte, nothing is clear in chrF2. No judge or curves."""
-    return _results(
+    results = _results(
         {"soft": {"bits_per_byte": 0.0, "chrf": 0.0}, "hard": {"bits_per_byte": 0.16, "chrf": 0.3}},
         prompts=24,
         seeds=1,
         curves=False,
     )
+    results["warnings"] = ["One training each of soft, hard: nothing is said of what another seed would change."]
+    return results
 
 
 def big() -> dict[str, Any]:
@@ -119,7 +121,11 @@ def big() -> dict[str, Any]:
         shown["systems"]["soft"]["answer"] = HOSTILE
         shown["systems"]["hard"] |= {"dream": f"⟨spatial⟩⟨{HOSTILE}⟩ loose words ⟨causal⟩", "answer": ""}
         shown["values"]["nodream"] = None
-    results["warnings"] = ["nodream: 3 prompts don't fit its context and are left out of its likelihoods"]
+    results["warnings"] = [
+        "nodream: 3 of 200 prompts don't fit its context; differences are taken on the prompts that both can take.",
+        "hard: 1 of the prompts, near copies of 2 and texts that hold 1 of them are in what it was trained on.",
+        "They were not trained for as many tokens: soft 983,040, hard 983,040, nodream 491,520.",
+    ]
     return copy.deepcopy(results)
 
 
@@ -167,7 +173,7 @@ def _results(effects: dict[str, dict[str, float]], prompts: int, seeds: int, cur
             "has_truths": False,
             "digest": "5f" * 32,
         },
-        "decoding": {"temperature": 0.7, "max_tokens": 56, "dreams": 4, "seed": 0},
+        "decoding": {"temperature": 0.7, "max_tokens": 56, "dreams": 4, "dream_tokens": 66, "seed": 0},
         "baseline": baseline,
         "metrics": metrics,
         "systems": systems,
@@ -268,6 +274,7 @@ def _curve(target: str, number: int, draw: np.random.Generator) -> dict[str, Any
                 "tokens": 8192 * step,
                 "loss": loss,
                 "validation_loss": loss + 0.1 if step % 20 == 0 else None,
+                "validation_bits_per_byte": 0.7 * loss if step % 20 == 0 else None,
             }
         )
     return {"target": target, "points": points}

@@ -1,0 +1,280 @@
+"""The report of a comparison in Markdown: it says what results.json holds, no more, and nothing becomes markup."""
+
+import copy
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.comparison_sample import HOSTILE, big, small
+
+from distill.evaluation.catalogue import metric_of
+from distill.evaluation.comparison_findings import (
+    asked,
+    cautions,
+    equal_tokens,
+    findings,
+    judged,
+    lanes,
+    minus,
+    verdict,
+)
+from distill.evaluation.comparison_report import headlines, render_markdown
+from distill.evaluation.comparison_tables import cost_rows, difference_rows, metric_rows, size, training_rows
+
+
+def tables(markdown: str) -> dict[str, list[list[str]]]:
+    """Heading of a section → its table's rows, the rule left out."""
+    found: dict[str, list[list[str]]] = {}
+    for section in re.split(r"^## ", markdown, flags=re.M)[1:]:
+        rows = [line for line in section.splitlines() if line.startswith("|")]
+        if rows:
+            cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+            found[section.split("\n")[0]] = [cells[0], *cells[2:]]
+    return found
+
+
+def numbers(text: str) -> list[float]:
+    return [float(found) for found in re.findall(r"[+-]?\d+(?:\.\d+)?", text.replace("−", "-").replace(",", " "))]
+
+
+def change(results: dict[str, Any], name: str, **values: Any) -> dict[str, Any]:
+    """The results with another difference in one metric."""
+    changed = copy.deepcopy(results)
+    (found,) = [d for d in changed["differences"] if d["metric"] == name]
+    found.update(values)
+    return changed
+
+
+@pytest.mark.parametrize("sample", [small, big])
+def test_tables_hold_the_numbers_of_the_results(sample: Any) -> None:
+    results = sample()
+    found = tables(render_markdown(results))
+    heading, *rows = found["Measured"]
+    assert heading[1:] == [f"{n} (baseline)" if n == results["baseline"] else n for n in results["systems"]]
+    assert len(rows) == len(results["metrics"])
+    for name, row in zip(results["metrics"], rows, strict=True):
+        metric = metric_of(name)
+        for system, cell in zip(results["systems"].values(), row[1:], strict=True):
+            entry = system["metrics"].get(name)
+            if name in system["missing"]:
+                assert cell == "missing"
+            elif entry is None or entry["value"] is None:
+                assert cell == "–"
+            else:
+                times = 100 if metric.percent else 1
+                expected = [times * entry[key] for key in ("value", "low", "high")]
+                assert numbers(cell) == pytest.approx(expected, abs=0.5001 * 10**-metric.digits)
+    _, *rows = found["Differences"]
+    assert len(rows) == len(results["differences"])
+    for difference, row in zip(results["differences"], rows, strict=True):
+        assert row[1] == f"{difference['system']} − {difference['against']}"
+        if difference["value"] is None:
+            assert row[2:] == ["–", "–", "–", "–", "not defined"]
+            continue
+        metric = metric_of(difference["metric"])
+        times = 100 if metric.percent else 1
+        expected = [times * difference[key] for key in ("value", "low", "high")]
+        assert numbers(row[2]) == pytest.approx(expected, abs=0.5001 * 10**-metric.digits)
+        if metric.better:
+            assert numbers(row[5]) == [difference["wins"], difference["ties"], difference["losses"]]
+
+
+@pytest.mark.parametrize("sample", [small, big])
+def test_tables_are_as_wide_as_their_headings(sample: Any) -> None:
+    results = sample()
+    for rows in tables(render_markdown(results)).values():
+        assert {len(row) for row in rows} == {len(rows[0])}
+    for rows in (metric_rows(results), difference_rows(results), cost_rows(results), training_rows(results)[0]):
+        assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_a_headline_flips_with_its_numbers() -> None:
+    results = small()
+    (finding,) = findings(results)
+    assert finding.text == "Compared with soft, hard is clearly worse in 1 of 2 metrics; no clear difference in 1."
+    assert "+0.137 [+0.070, +0.204], corrected p < 0.001; better on 4 and worse on 20 of 24 prompts" in finding.worse[0]
+    assert finding.open == ["chrF2 of own answers"]
+    (better,) = findings(change(results, "bits_per_byte", value=-0.137, low=-0.204, high=-0.07))
+    assert better.text.startswith("Compared with soft, hard is clearly better in 1 of 2 metrics")
+    (nothing,) = findings(change(results, "bits_per_byte", p_corrected=0.05))
+    assert nothing.text == "There is no clear difference between hard and soft, in any of 2 metrics."
+    (both,) = findings(change(results, "chrf", value=1.0, low=0.5, high=1.5, p_corrected=0.049))
+    assert both.text == "Compared with soft, hard is clearly better in 1 and clearly worse in 1 of 2 metrics."
+    (more_is_worse,) = findings(change(results, "chrf", value=-1.0, low=-1.5, high=-0.5, p_corrected=0.01))
+    assert more_is_worse.text == "Compared with soft, hard is clearly worse in 2 of 2 metrics."
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, "worse"),
+        ({"p_corrected": 0.06}, "open"),
+        ({"low": -0.01}, "open"),  # the interval and the test disagree: nothing is claimed
+        ({"low": 0.0}, "open"),
+        ({"p": None, "p_corrected": None}, "untested"),
+        ({"low": None, "high": None}, "untested"),
+        ({"value": None, "low": None, "high": None}, "undefined"),
+        ({"metric": "chrf"}, "better"),
+        ({"metric": "length_ratio"}, "differs"),
+    ],
+)
+def test_nothing_is_claimed_that_is_not_clear(values: dict[str, Any], expected: str) -> None:
+    (difference,) = [d for d in small()["differences"] if d["metric"] == "bits_per_byte"]
+    assert verdict(difference | values) == expected
+
+
+@given(st.floats(-2, 2), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_clear_words_need_a_small_p_and_an_interval_off_zero(
+    value: float, below: float, above: float, p: float
+) -> None:
+    results = change(small(), "bits_per_byte", value=value, low=value - below, high=value + above, p_corrected=p)
+    clear = p < 0.05 and (value - below > 0 or value + above < 0)
+    text = render_markdown(results)
+    row = next(row for row in tables(text)["Differences"] if row[0].startswith("bits per byte"))
+    assert row[-1] == ("no clear difference" if not clear else "▲ clearly better" if value < 0 else "▼ clearly worse")
+    assert ("clearly" in text.split("## ")[0]) == clear
+
+
+def test_landmarks_make_no_headline() -> None:
+    results = big()
+    for difference in results["differences"]:
+        if difference["metric"] == "dream_recall_chance":
+            difference |= {"value": 0.5, "low": 0.4, "high": 0.6, "p": 0.0, "p_corrected": 0.0}
+    assert not any("by chance" in line for finding in findings(results) for line in finding.differs)
+    oracle = change(small(), "chrf", metric="bits_per_byte_oracle", value=-1.0, low=-2.0, high=-0.5, p_corrected=0.0)
+    assert "oracle" not in render_markdown(oracle).split("## ")[0]
+
+
+def test_what_is_missing_is_said_with_its_reason() -> None:
+    text = render_markdown(big())
+    assert "Ollama's API gives no likelihood of a given answer" in text
+    row = next(row for row in tables(text)["Measured"] if row[0].startswith("bits per byte"))
+    assert row[-1] == "missing"
+    assert "ollama:llama3.2:1b lacks dream recall; dream recall by chance: it does not dream" in text
+
+
+def test_contamination_is_said() -> None:
+    text = render_markdown(big())
+    rows = {row[0]: row[1:] for row in tables(text)["Seen before?"][1:]}
+    assert rows["hard"] == ["1 exact, 2 near copies, 1 contained in another text", "200"]
+    assert rows["soft"] == ["none", "200"]
+    assert rows["ollama:llama3.2:1b"] == ["not checked: nothing is known of what it was trained on", "–"]
+    assert "near (91 % alike): “What happens when you drop a glass ball onto a stone floor?” is held out" in text
+    assert "Whether ollama:llama3.2:1b had seen the prompts before could not be checked." in cautions(big())
+    partly = small()
+    partly["systems"]["hard"]["contamination"]["reason"] = "only exact copies can be found"
+    assert "none; only exact copies can be found" in render_markdown(partly)
+
+
+def test_the_judge_is_told_with_its_nonsense_and_its_orders() -> None:
+    results = big()
+    text = render_markdown(results)
+    assert "no usable verdict on some prompts, which count for nobody: 10 (hard)" in text
+    assert "is one of those that it judges: ollama:llama3.2:1b" in text
+    assert len(tables(text)["Judge"]) == 5
+    pair = results["judge"]["pairs"][0]
+    assert judged(pair, "J").startswith("J prefers soft's answers to hard's: hard wins 28.9 % [22.9, 34.9]")
+    assert "said the same on 71.0 % [64.0, 77.0]" in judged(pair, "J")
+    assert judged(pair | {"win_rate": 0.7, "low": 0.6, "high": 0.8}, "J").startswith(
+        "J prefers hard's answers to soft's"
+    )
+    for unclear in ({"p_corrected": 0.2}, {"high": 0.6}, {"p_corrected": None}):
+        assert judged(pair | unclear, "J").startswith("J shows no clear preference between hard and soft")
+    nothing = dict.fromkeys(("win_rate", "low", "high", "p", "p_corrected", "agreement"))
+    assert "None" not in judged(pair | nothing, "J")
+    assert "## Judge" not in render_markdown(small())
+
+
+def test_equal_tokens_are_equal_and_others_are_not() -> None:
+    assert equal_tokens(small()) == "All were trained on equally many packed tokens: 983,040."
+    told = equal_tokens(big())
+    assert told.startswith("This is no comparison at equal tokens: soft 983,040 (100 %)")
+    assert "nodream 491,520 (50 %)" in told
+    assert told.endswith("What ollama:llama3.2:1b was trained on is not known.")
+    rows, equal = training_rows(big())
+    assert ["train.soft_weight", "0.9", "0.0", "0.9", "0.9", "not known"] in rows
+    assert not any(entry.startswith(("packed tokens", "train.")) for entry in equal)
+    assert "steps 120" in equal
+
+
+def test_how_it_was_asked() -> None:
+    results = small()
+    assert "at temperature 0.7 with at most 56 tokens after a dream of at most 66, seed 0" in asked(results)
+    assert "averaged over 4 sampled dreams" in asked(results)
+    assert "corrected for 2 tests (Holm)" in asked(results)
+    results["decoding"] |= {"temperature": 0.0, "dreams": 0}
+    assert "were decoded greedily" in asked(results)
+    assert "averaged" not in asked(results)
+    results["exam"] |= {"has_answers": False, "teacher": ""}
+    assert "Nobody has answered them" in asked(results)
+
+
+def test_nothing_said_becomes_markup() -> None:
+    text = render_markdown(big())
+    assert "\u2028" not in text
+    assert "\x00" not in text
+    assert "\u202e" not in text
+    assert not re.search(r"(?<!\\)<(?=[a-zA-Z/!])", text)
+    assert "\\# \\*no\\* \\[markup\\](x) \\| here" in text
+    assert "### (nothing)" in text
+    assert "### two lines" in text
+    named = small()
+    named["systems"] = {"a|b*": named["systems"]["soft"], "[x](y)<i>": named["systems"]["hard"]}
+    named["baseline"], named["title"], named["disagreements"] = "a|b*", "<b>", []
+    for difference in named["differences"]:
+        difference |= {"system": "[x](y)<i>", "against": "a|b*"}
+    named["frontier"]["points"] = []
+    text = render_markdown(named)
+    assert "<i>" not in text.replace("\\<i>", "")
+    assert "](y)" not in text.replace("\\](y)", "")
+    assert {len(row) for rows in tables(text).values() for row in rows[:1]} >= {3}
+
+
+def test_a_report_of_hardly_anything() -> None:
+    results = small()
+    results |= {
+        "differences": [],
+        "disagreements": [],
+        "frontier": {"quality": "bits_per_byte", "better": -1, "points": []},
+    }
+    for system in results["systems"].values():
+        system |= {"trained_on": None, "cost": None, "contamination": None, "curves": [], "metrics": {}}
+        system["card"] |= dict.fromkeys(("parameters", "bytes", "context"))
+    text = render_markdown(results)
+    assert headlines(results)[0][0] == "There is nothing to compare with: one system was measured."
+    assert "not checked" in text
+    assert "None" not in text
+    assert HOSTILE not in text
+
+
+def test_lanes_hold_whatever_a_dream_says() -> None:
+    found = lanes("⟨stray⟩ hm ⟨spatial⟩⟨a⟩⟨b⟩⟨c⟩⟨d⟩ and\nso on⟨causal⟩⟩")
+    assert [(lane.lens, lane.steps, lane.loose) for lane in found] == [
+        ("", [["stray"]], "hm"),
+        ("spatial", [["a", "b", "c"], ["d"]], "and so on"),
+        ("causal", [], "⟩"),
+    ]
+    assert lanes("") == lanes(" \n") == []
+    assert lanes("⟨⟩")[0].steps == [[""]]
+
+
+@given(st.text(alphabet="⟨⟩ab \nspatial", max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_no_part_of_a_dream_is_lost(dream: str) -> None:
+    told = "".join(lane.lens + "".join("".join(step) for step in lane.steps) + lane.loose for lane in lanes(dream))
+    assert sorted(re.sub(r"[\s⟨⟩]", "", told)) == sorted(re.sub(r"[\s⟨⟩]", "", dream))
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(None, "–"), (0, "0 B"), (999, "999 B"), (16_800_000, "16.8 MB"), (1_321_098_329, "1.32 GB")]
+)
+def test_sizes(count: int | None, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(("text", "expected"), [("-0.50", "−0.50"), ("-0.00", "0.00"), ("+0.0 %", "0.0 %"), ("–", "–")])
+def test_a_zero_has_no_sign(text: str, expected: str) -> None:
+    assert minus(text) == expected
