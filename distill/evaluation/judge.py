@@ -41,6 +41,7 @@ SCHEMA: dict[str, Any] = {
         "reason": {"type": "string", "maxLength": 160},
     },
     "required": ["verdict"],
+    "additionalProperties": False,
 }
 
 RUBRIC = """Two assistants were asked the same question. Decide whose answer is better.
