@@ -278,7 +278,7 @@ class Comparison:
         teacher = open_teacher(settings, self.listen, context=2048)[0]
         try:
             verdicts = judge(
-                {name: found[0].answers for name, found in measured.items()},
+                {name: self._asked_answers(found[0]) for name, found in measured.items()},
                 self.exam.questions,
                 teacher,
                 baseline=baseline,
@@ -291,6 +291,12 @@ class Comparison:
             teacher.close()
         warnings += verdicts.pop("warnings", [])
         return verdicts
+
+    @staticmethod
+    def _asked_answers(found: Measured) -> list[str | None]:
+        """None for a question that it wasn't asked: that is no empty answer to be judged."""
+        pairs = zip(found.keys, found.answers, strict=bool(found.answers))
+        return [None if key in found.left_out else answer for key, answer in pairs]
 
 
 def _order(measured: Mapping[str, Sequence[Measured]]) -> list[str]:
