@@ -260,7 +260,7 @@ class TransformersExaminee:
 
 def _safetensors(folder: Path) -> list[Path]:
     """Its weight files. Raises BadInput where there are none that are safe to read."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("model*.safetensors"))
     if (folder / "adapter_config.json").is_file():
         raise BadInput(f"{folder}: is an adapter of another model; merge both and give the merged folder")
     if not files:

@@ -1,0 +1,331 @@
+"""Students of ours in the exam: every score by brute force in float64, whatever the batch, the order and the folder."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.answers_run import TEACHER
+from support.small_exam import SYSTEM, TRIPLETS, SmallExam, assert_equal_scores, brute_score, small_exam
+from support.small_student import ANSWER, DREAM, dreaming_model, small_model, small_tokenizer, write_checkpoint
+
+from distill.config import Settings, TrainSettings
+from distill.corpus.traces import Trace, TraceStore
+from distill.corpus.triplets import Triplet, write_triplets
+from distill.errors import BadInput, CorruptFile, RunMismatch
+from distill.evaluation.exam import Question
+from distill.evaluation.examinees.native import NativeExaminee, teacher_map_of, with_teacher_map
+from distill.evaluation.examinees.protocol import AnswerScore, Examinee
+from distill.evaluation.metrics import SoftTargets
+from distill.evaluation.score_bench import bench_score
+from distill.evaluation.scoring import dream_context, score_answers
+from distill.evaluation.targets import How, Target, find_target, open_examinee
+from distill.run import Run
+from distill.student.pretrained import Parts, save_parts
+from distill.teacher.protocol import GenerateOptions, Response, TeacherTokenizer
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import dream_ids, prompt_ids, with_context
+from distill.tokens.image_tokens import dream_of, save_codes
+from distill.tokens.sentence_piece import from_model, train_model
+from distill.training.checkpoint import write_checksums
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def exam(smollm2: Path) -> SmallExam:
+    return small_exam(smollm2)
+
+
+@pytest.fixture(scope="module")
+def folder(exam: SmallExam, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Altered by no test."""
+    return exam.checkpoint(tmp_path_factory.mktemp("native") / "student")
+
+
+@pytest.fixture(scope="module")
+def how(exam: SmallExam) -> How:
+    return How(seed=5, dream_tokens=12, device="cpu", vocabulary=exam.vocabulary)
+
+
+@pytest.fixture(scope="module")
+def examinee(folder: Path, how: How) -> NativeExaminee:
+    return NativeExaminee(Target(str(folder), "checkpoint", folder), how)
+
+
+def test_it_is_an_examinee_and_says_what_it_is(folder: Path, how: How, exam: SmallExam) -> None:
+    opened: Examinee = open_examinee(find_target(str(folder)), how)
+    assert opened.card.kind == "checkpoint"
+    assert opened.card.name == "student"
+    assert opened.card.context == 256
+    assert opened.card.bytes == (folder / "model.safetensors").stat().st_size
+    assert opened.card.dreams
+    assert not opened.cannot
+    opened.close()
+
+
+@pytest.mark.parametrize("dream", ["none", "mined", "own"])
+def test_every_score_equals_brute_force(examinee: NativeExaminee, exam: SmallExam, dream: str) -> None:
+    tokenizer, soft = exam.tokenizer, 0
+    found = examinee.score(exam.questions, dream, 1)  # pyright: ignore[reportArgumentType]
+    own = examinee._dreamed(exam.questions, 1.0, 1)
+    for question, score, dreamt in zip(exam.questions, found, own, strict=True):
+        header = prompt_ids(tokenizer, question.prompt, system=question.system)
+        codes = dict(zip(phrases(question), exam.codebook.encode(phrases(question)).tolist(), strict=True))
+        mined = dream_ids(tokenizer, dream_of(question.triplets, codes)) if question.triplets else []
+        context = dream_context(tokenizer, header, {"none": [], "mined": mined, "own": dreamt.ids}[dream])
+        answer = tokenizer.encode(question.text)
+        assert_equal_scores(score, brute_score(examinee.model, tokenizer, question, context, answer))
+        soft += int(np.isfinite(score.kl).sum())
+    assert soft > 20
+
+
+def phrases(question: Question) -> list[str]:
+    return sorted({phrase for triplet in question.triplets for phrase in triplet.phrases})
+
+
+def test_the_exams_own_system_message_is_read(examinee: NativeExaminee, exam: SmallExam) -> None:
+    asked = next(question for question in exam.questions if question.system == SYSTEM)
+    (with_it,), (without,) = examinee.score([asked], "none"), examinee.score([replace(asked, system="")], "none")
+    assert not np.allclose(with_it.logprobs, without.logprobs, atol=1e-3)
+
+
+def test_scores_after_its_own_dreams_follow_its_seeds(examinee: NativeExaminee, exam: SmallExam) -> None:
+    first, again = (examinee.score(exam.questions, "own", 0) for _ in range(2))
+    other = examinee.score(exam.questions, "own", 1)
+    for one, two in zip(first, again, strict=True):
+        for name, column in vars(one).items():
+            assert np.array_equal(column, getattr(two, name), equal_nan=True), name
+    assert any(not np.array_equal(one.logprobs, two.logprobs) for one, two in zip(first, other, strict=True))
+    (alone,) = examinee.score(exam.questions[-1:], "own", 0)
+    assert_equal_scores(alone, first[-1])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.permutations(range(5)), st.integers(1, 600))
+def test_batches_and_order_change_nothing(
+    examinee: NativeExaminee, exam: SmallExam, order: list[int], batch_tokens: int
+) -> None:
+    asked = [examinee._asked(question) for question in exam.questions]
+    contexts = [dream_context(exam.tokenizer, each.header, each.mined) for each in asked]
+    wanted = examinee.score(exam.questions, "mined")
+
+    def mixed(values: list) -> list:
+        return [values[i] for i in order]
+
+    found = dict(
+        score_answers(
+            examinee.model,
+            mixed(contexts),
+            mixed([each.answer for each in asked]),
+            mixed([each.targets for each in asked]),
+            batch_tokens,
+        )
+    )
+    for place, i in enumerate(order):
+        assert_equal_scores(found[place], wanted[i])
+
+
+def test_large_vocabularies_are_scored_in_blocks(examinee: NativeExaminee, exam: SmallExam, monkeypatch) -> None:
+    wanted = examinee.score(exam.questions, "none")
+    monkeypatch.setattr("distill.evaluation.scoring.POSITIONS_AT_ONCE", 3)
+    monkeypatch.setattr("distill.evaluation.scoring.LOGITS_AT_ONCE", 1)
+    for one, two in zip(examinee.score(exam.questions, "none"), wanted, strict=True):
+        assert_equal_scores(one, two)
+
+
+def test_targets_that_name_the_whole_vocabulary_have_no_tail(exam: SmallExam) -> None:
+    model = small_model(exam.tokenizer)
+    size = model.config.vocab_size
+    q = np.full(size, -np.log(size))
+    targets = SoftTargets(np.arange(size)[None], q[None], np.array([0]), np.array([True]))
+    ((_, score),) = score_answers(model, [[5, 6]], [[7]], [targets])
+    with torch.no_grad():
+        log_q = model.double()(torch.tensor([[5, 6]]))[0, -1].log_softmax(-1).numpy()
+    assert score.kl[0] == pytest.approx(float((np.exp(q) * (q - log_q)).sum()), abs=1e-4)
+
+
+def test_nothing_to_score(examinee: NativeExaminee) -> None:
+    empty = Question("k", "What is this?")
+    (score,) = examinee.score([empty], "none")
+    assert isinstance(score, AnswerScore)
+    assert all(column.shape == (0,) for column in vars(score).values())
+    assert examinee.score([], "none") == []
+
+
+def test_answers_dream_first_and_stop_by_themselves(exam: SmallExam, smollm2: Path, tmp_path: Path, how: How) -> None:
+    tokenizer = small_tokenizer(smollm2)
+    prompts = [question.prompt for question in exam.questions[:2]]
+    folder = write_checkpoint(tmp_path / "dreamer", dreaming_model(tokenizer, prompts), tokenizer)
+    dreamer = NativeExaminee(find_target(str(folder)), replace(how, dream_tokens=40))
+    assert "codebook" in dreamer.cannot["mined"]
+    assert dreamer.labels(TRIPLETS) is None
+    for spoken in dreamer.answer(exam.questions[:2], think=True, temperature=0, max_tokens=30, draw=0):
+        assert (spoken.dream, spoken.answer, spoken.closed) == (DREAM, ANSWER, True)
+        assert spoken.tokens == len(tokenizer.encode(DREAM, special=True)) + len(tokenizer.encode(ANSWER))
+        assert spoken.seconds > 0
+    for spoken in dreamer.answer(exam.questions[:2], think=False, temperature=0, max_tokens=30, draw=0):
+        assert (spoken.dream, spoken.answer) == ("", ANSWER)
+    cut = NativeExaminee(find_target(str(folder)), replace(how, dream_tokens=3))
+    (spoken,) = cut.answer(exam.questions[:1], think=True, temperature=0, max_tokens=4, draw=0)
+    assert (spoken.dream, spoken.closed) == ("⟨spatial⟩⟨a ball⟩⟨release⟩", False)
+
+
+def test_labels_are_of_the_nearest_image_tokens(examinee: NativeExaminee, exam: SmallExam) -> None:
+    codes = exam.codebook.encode(list(TRIPLETS[0].phrases)).tolist()
+    assert examinee.labels(TRIPLETS[:1]) == [exam.codebook.labels[code] for code in codes]
+    assert examinee.labels([]) == []
+    new = Triplet("a cat", "sees", "the ball", "spatial", 0, "x", 0, "syntax")
+    found = examinee.labels([new])
+    assert found is not None
+    assert found[2] == exam.codebook.labels[int(exam.codebook.encode(["the ball"])[0])]
+
+
+def test_phrases_keep_the_codes_that_they_were_trained_with(exam: SmallExam, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "student")
+    save_codes(tmp_path / "student" / "tokenizer", dict.fromkeys(TRIPLETS[0].phrases, 2))
+    trained = NativeExaminee(find_target(str(tmp_path / "student")), How(device="cpu"))
+    assert trained.labels(TRIPLETS[:1]) == [exam.codebook.labels[2]] * 3
+
+
+def test_what_fits_its_context(examinee: NativeExaminee, exam: SmallExam) -> None:
+    question = exam.questions[1]
+    asked = examinee._asked(question)
+    room = 256 - len(asked.header) - len(asked.answer) - 4
+    assert len(asked.mined) < room
+    assert examinee.fits(question, room)
+    assert not examinee.fits(question, room + 1)
+    assert not examinee.fits(replace(question, key="long", prompt="ball " * 300), 12)
+
+
+# Folders.
+
+
+def test_a_bundle_scores_as_the_checkpoint_it_was_made_from(
+    examinee: NativeExaminee, exam: SmallExam, tmp_path: Path, how: How
+) -> None:
+    """It is saved without the map of the teacher's ids, and with a system message of its own."""
+    save_parts(Parts(examinee.model, exam.tokenizer, exam.codebook, system="Be brief."), tmp_path / "bundle")
+    bundle = NativeExaminee(Target("bundle", "bundle", tmp_path / "bundle"), how)
+    assert not bundle.cannot
+    for dream in ("none", "mined", "own"):
+        pairs = zip(bundle.score(exam.questions, dream), examinee.score(exam.questions, dream), strict=True)
+        for one, two in pairs:
+            assert_equal_scores(one, two, atol=0)
+
+
+def test_the_map_is_found_again(exam: SmallExam) -> None:
+    found = teacher_map_of(exam.tokenizer, exam.vocabulary)
+    assert found is not None
+    assert np.array_equal(found, exam.tokenizer.teacher_map)
+
+
+def test_another_teachers_ids_are_not_taken_for_its_own(exam: SmallExam) -> None:
+    teacher = exam.vocabulary
+    swapped = list(teacher.tokens)
+    a, b = (teacher.token_to_id[token] for token in ("Ġball", "Ġfalls"))
+    swapped[a], swapped[b] = swapped[b], swapped[a]
+    foreign = [replace(teacher, tokens=swapped), replace(teacher, pre="llama-bpe"), replace(teacher, model="llama")]
+    for other in foreign:
+        tokenizer, reason = with_teacher_map(exam.tokenizer, other)
+        assert "another teacher's" in reason
+        assert tokenizer.teacher_map is None
+    kept, reason = with_teacher_map(exam.tokenizer, None)
+    assert kept.teacher_map is not None
+    assert not reason
+    assert with_teacher_map(StudentTokenizer(kept.hf, kept.origin), None)[1]
+
+
+def test_a_tokenizer_of_its_own_has_likelihoods_alone(exam: SmallExam, tmp_path: Path, how: How) -> None:
+    texts = [question.text for question in exam.questions]
+    tokenizer = from_model(train_model(texts * 20, 340), exam.codebook.labels)
+    folder = write_checkpoint(tmp_path / "pieces", small_model(tokenizer), tokenizer)
+    pieces = NativeExaminee(find_target(str(folder)), how)
+    assert "tokenize.kind" in pieces.cannot["targets"]
+    for question, score in zip(exam.questions, pieces.score(exam.questions, "none"), strict=True):
+        assert len(score.logprobs) == len(tokenizer.encode(question.text))
+        assert np.isnan(score.kl).all()
+        assert np.isfinite(score.confidence).all()
+
+
+@pytest.mark.parametrize(
+    ("train", "words"), [({"dreams": False}, "without dreams"), ({"pause": True}, "on pause tokens")]
+)
+def test_students_that_were_not_taught_to_dream(
+    train: dict[str, bool], words: str, folder: Path, tmp_path: Path, how: How, exam: SmallExam
+) -> None:
+    run = Run.create(tmp_path / "run", Settings(train=TrainSettings(**train)))  # pyright: ignore[reportArgumentType]
+    plain = NativeExaminee(Target("run", "run", folder, run=run), how)
+    assert not plain.card.dreams
+    assert words in plain.cannot["dreams"]
+    assert words in plain.cannot["mined"]
+    assert plain.card.name == "run"
+    (spoken,) = plain.answer(exam.questions[:1], think=True, temperature=0.7, max_tokens=3, draw=0)
+    assert spoken.dream == ""
+
+
+def test_students_without_image_tokens_do_not_dream(smollm2: Path, tmp_path: Path, how: How) -> None:
+    tokenizer = small_tokenizer(smollm2, labels=[])
+    folder = write_checkpoint(tmp_path / "plain", small_model(tokenizer), tokenizer)
+    plain = NativeExaminee(find_target(str(folder)), how)
+    assert not plain.card.dreams
+    assert plain.cannot["dreams"] == plain.cannot["mined"] == "it has no image tokens to dream in"
+
+
+def test_what_was_retrieved_in_training_is_retrieved_here(exam: SmallExam, tmp_path: Path, how: How) -> None:
+    """Of training answers alone: the held-out one, which holds the answer, is left out."""
+    settings = Settings(train=TrainSettings(retrieve="neighbourhood", retrieve_limit=2))
+    run, options = Run.create(tmp_path / "run", settings), GenerateOptions()
+    with TraceStore(run.traces) as store:
+        store.put_teacher(TEACHER, exam.vocabulary)
+        said = {prompt: TraceStore.key(TEACHER, prompt, options) for prompt in ("plants?", "the ball?")}
+        for prompt, held_out in (("plants?", False), ("the ball?", True)):
+            response = Response("So.", None, "stop")
+            store.put(Trace(said[prompt], prompt, held_out, response, options, TEACHER.digest))
+        store.select({said["plants?"]: False, said["the ball?"]: True})
+    mined = [replace(TRIPLETS[2], trace=said["plants?"]), replace(TRIPLETS[0], trace=said["the ball?"])]
+    write_triplets(run.triplets, mined)
+    folder = exam.checkpoint(run.checkpoints / "step-000001")
+    codes = dict(zip(TRIPLETS[2].phrases, exam.codebook.encode(list(TRIPLETS[2].phrases)).tolist(), strict=True))
+    save_codes(folder / "tokenizer", codes)
+    reader = NativeExaminee(Target("run", "checkpoint", folder, run=run), how)
+    labels = [exam.codebook.labels[codes[phrase]] for phrase in TRIPLETS[2].phrases]
+    known = with_context("What do plants take?", [(labels[0], labels[1], labels[2])])
+    assert reader._asked(Question("a", "What do plants take?")).header == prompt_ids(exam.tokenizer, known)
+    about = "Where does the ball fall?"
+    assert reader._asked(Question("b", about)).header == prompt_ids(exam.tokenizer, about)
+
+
+def test_broken_folders_are_refused(folder: Path, tmp_path: Path, how: How, exam: SmallExam) -> None:
+    shutil.copytree(folder, tmp_path / "cut")
+    write_checksums(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CorruptFile, match=r"model\.safetensors: was altered"):
+        NativeExaminee(Target("cut", "checkpoint", tmp_path / "cut"), how)
+    with pytest.raises(BadInput, match=r"no config\.json"):
+        NativeExaminee(Target("none", "checkpoint", tmp_path), how)
+    other = write_checkpoint(tmp_path / "other", small_model(exam.tokenizer), small_tokenizer_of(exam.vocabulary))
+    with pytest.raises(RunMismatch, match="put back the tokenizer"):
+        NativeExaminee(Target("other", "checkpoint", other), how)
+
+
+def small_tokenizer_of(teacher: TeacherTokenizer) -> StudentTokenizer:
+    from distill.tokens.aligned import AlignedCut
+
+    cut = AlignedCut(teacher)
+    cut.keep_text(["Another corpus", "\n"])
+    return cut.build(["one"])
+
+
+def test_the_bench_counts_what_both_read() -> None:
+    found = bench_score(prompts=3, vocab_size=300, context=256, rounds=2)
+    assert found["ratio"]["min"] <= found["ratio"]["median"] <= found["ratio"]["max"]
+    assert found["bare_tokens_per_second"]["min"] > 0
+    assert found["tokens"] > found["answer_tokens"] > 100
+    with pytest.raises(BadInput, match="prompts: 0 answers"):
+        bench_score(prompts=0)
