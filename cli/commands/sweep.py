@@ -16,12 +16,22 @@ from cli.runs import make_absolute, resolve, runs_dir
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE.yaml")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), metavar="N", help="Cells at once.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, and write nothing.")
+@click.option("--compare/--no-compare", default=True, help="Compare the cells at the end, or only train them.")
 @click.option("--force", is_flag=True, help="Train cells anew whose settings changed, and measure all again.")
 @runs_dir_option
 @quiet_option
 @json_option
 @click.pass_context
-def sweep(ctx: click.Context, file: Path, jobs: int, dry_run: bool, force: bool, as_json: bool, quiet: bool) -> None:
+def sweep(
+    ctx: click.Context,
+    file: Path,
+    jobs: int,
+    dry_run: bool,
+    compare: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Train many settings on the same data, each a run of its own, and compare them.
 
     FILE.yaml names the settings: variants, a grid or a random search, and how many seeds (docs/sweeping.md). What is
@@ -44,14 +54,14 @@ def sweep(ctx: click.Context, file: Path, jobs: int, dry_run: bool, force: bool,
         emit_json(found) if as_json else click.echo(_planned(found))
         return
     with Progress(quiet) as listen:
-        state = perform(plan, place, listen, jobs=jobs, force=force)
+        state = perform(plan, place, listen, jobs=jobs, compare=compare, force=force)
     failed = [name for name, cell in state["cells"].items() if cell["state"] == "failed"]
     if as_json:
         emit_json({"folder": str(place), **state})
     else:
         click.echo(_done(state))
         click.echo(f"\nSweep: {place / 'summary.md'}")
-        if (place / "report.html").is_file():
+        if compare and (place / "report.html").is_file():
             click.echo(f"Report: {place / 'report.html'}")
         for name in failed:
             click.echo(f"Failed: {name}: {state['cells'][name]['error']}", err=True)

@@ -42,11 +42,11 @@ VERSION = 1
 def sweep(plan: Plan, folder: Path, listen: Listener = silent, *, jobs: int = 1, force: bool = False) -> dict[str, Any]:
     """Train all cells of the plan that are not trained yet, then compare them; returns sweep.json's content.
 
-    jobs: cells at once, each in a process of its own. force: train cells anew whose settings changed, and measure
+    jobs: cells at once, each in a process of its own. compare: False only trains, and writes the tables. force: train cells anew whose settings changed, and measure
     again. A cell that fails is written down and the others go on. Raises BadInput and RunMismatch before anything is
     begun, and DistillError where another process works on the sweep.
     """
-    return Sweep(plan, folder, listen).run(jobs, force)
+    return Sweep(plan, folder, listen).run(jobs, compare, force)
 
 
 def overview(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class Sweep:
             self.listen(Event("sweep", "note", text))
 
     # Doing it.
-    def run(self, jobs: int, force: bool) -> dict[str, Any]:
+    def run(self, jobs: int, compare: bool, force: bool) -> dict[str, Any]:
         created = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -158,7 +158,7 @@ class Sweep:
                 self._check(force)
                 self._begin()
                 self._train(jobs)
-                self._finish(force)
+                self._finish(compare, force)
                 return self.state
         finally:
             if created and not any(self.folder.iterdir()):
@@ -257,10 +257,10 @@ class Sweep:
         self.listen(Event(cell.name, "warning", f"failed: {error}"))
 
     # What came out.
-    def _finish(self, force: bool) -> None:
+    def _finish(self, compare: bool, force: bool) -> None:
         """Compare what is trained, and write the tables."""
         self._tables(None)
-        results = self._compared(force)
+        results = self._compared(force) if compare else None
         if results is not None:
             self._tables(results)
 

@@ -11,24 +11,13 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.config import Settings, load_settings
+from distill.config import LEAST, Settings, load_settings
 from distill.errors import BadInput
 from distill.evaluation.catalogue import METRICS, metric_of
 from distill.evaluation.sweep_draws import Changes, all_different, draw
 from distill.run import Run, fingerprint
 
-KEYS = (
-    "name",
-    "base",
-    "settings",
-    "variants",
-    "grid",
-    "random",
-    "seeds",
-    "metric",
-    "baseline",
-    "engine",
-)
+KEYS = ("name", "base", "settings", "variants", "grid", "random", "seeds", "metric", "baseline", "engine")
 LONGEST = 60
 """Characters of a cell's name, its seed left out; a longer one is cut and ends in a hash."""
 TOKENS = "cells are to see as many tokens each; use train.steps"
@@ -99,14 +88,15 @@ def read_plan(file: Path, find_run: Found = Path, absolute: Callable[[Settings, 
     return content.plan(absolute or (lambda settings, base: None))
 
 
-def setting_names(tree: object = None, prefix: str = "") -> list[str]:
-    """All settings, dotted."""
+def setting_names(tree: object = None, prefix: str = "") -> Changes:
+    """All settings, dotted → their defaults."""
     tree = Settings() if tree is None else tree
-    names: list[str] = []
+    names: Changes = {}
     assert is_dataclass(tree)
     for field in fields(tree):
         value = getattr(tree, field.name)
-        names += setting_names(value, f"{prefix}{field.name}.") if is_dataclass(value) else [f"{prefix}{field.name}"]
+        name = f"{prefix}{field.name}"
+        names |= setting_names(value, f"{name}.") if is_dataclass(value) else {name: value}
     return names
 
 
@@ -114,6 +104,7 @@ class _Reader:
     def __init__(self, file: Path, find_run: Found) -> None:
         self.file, self.find_run, self.names = file, find_run, setting_names()
         self.content = self._load()
+        self.checked: dict[str, Any] = {}
 
     def _fail(self, where: str, text: str) -> BadInput:
         return BadInput(f"{self.file}: {where}: {text}")
@@ -284,7 +275,7 @@ class _Reader:
             elif section:
                 raise self._fail(f"{where}.{name}", f"{value!r}: {name} is a section; write {name}.SETTING: VALUE")
             elif name not in self.names:
-                near = _near(name, self.names)
+                near = _near(name, list(self.names))
                 raise self._fail(f"{where}.{name}", f"no such setting{near} (`dream settings` lists them)")
             elif isinstance(value, dict) and not draws:
                 raise self._fail(f"{where}.{name}", f"{value!r} should be a value")
@@ -296,13 +287,25 @@ class _Reader:
         return found
 
     def _set(self, base: Settings, changes: Mapping[str, Any], where: str) -> Settings:
+        base = copy.deepcopy(base)
         for key, value in changes.items():
-            override = f"{key}={json.dumps(value)}"
+            section, _, name = key.rpartition(".")
+            setattr(getattr(base, section) if section else base, name, self._value(key, value, where))
+        return base
+
+    def _value(self, key: str, value: Any, where: str) -> Any:
+        """As the setting's type has it. Each is checked once: a large grid has few values, and many cells."""
+        override = f"{key}={json.dumps(value)}"
+        if type(value) is type(self.names[key]) and type(value) in (int, float, bool) and key not in LEAST:
+            return value  # load_settings takes long, and would find nothing to say
+        if override not in self.checked:
             try:
-                base = load_settings(None, [override], base=base)
+                settings = load_settings(None, [override])
             except BadInput as error:
                 raise self._fail(f"{where}.{key}", str(error).removeprefix(f"--set {override}: ")) from error
-        return copy.deepcopy(base)
+            section, _, name = key.rpartition(".")
+            self.checked[override] = getattr(getattr(settings, section) if section else settings, name)
+        return copy.deepcopy(self.checked[override])
 
     def _check_changes(self, changes: Changes, engine: bool, where: str) -> None:
         for key in changes:
