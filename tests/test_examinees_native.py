@@ -21,7 +21,7 @@ from distill.evaluation.exam import Question
 from distill.evaluation.examinees.native import NativeExaminee, teacher_map_of, with_teacher_map
 from distill.evaluation.examinees.protocol import AnswerScore, Examinee
 from distill.evaluation.metrics import SoftTargets
-from distill.evaluation.score_bench import bench_score
+from distill.evaluation.score_bench import bench_score, scored_rows
 from distill.evaluation.scoring import dream_context, score_answers
 from distill.evaluation.targets import How, Target, find_target, open_examinee
 from distill.run import Run
@@ -31,6 +31,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids, with_context
 from distill.tokens.image_tokens import dream_of, save_codes
 from distill.tokens.sentence_piece import from_model, train_model
+from distill.training.bench import synthetic_documents
 from distill.training.checkpoint import write_checksums
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -323,9 +324,14 @@ def small_tokenizer_of(teacher: TeacherTokenizer) -> StudentTokenizer:
 
 
 def test_the_bench_counts_what_both_read() -> None:
-    found = bench_score(prompts=3, vocab_size=300, context=256, rounds=2)
-    assert found["ratio"]["min"] <= found["ratio"]["median"] <= found["ratio"]["max"]
-    assert found["bare_tokens_per_second"]["min"] > 0
-    assert found["tokens"] > found["answer_tokens"] > 100
+    found = bench_score(prompts=3, vocab_size=300, context=256, repeat=2, warmup=0)
+    ratios = next(series for series in found.series if series.name == "scored over bare")
+    assert all(value > 0 for value in ratios.values)
+    contexts, answers, targets = scored_rows(synthetic_documents(300), 3)
+    assert found.about["answer_tokens"] == sum(map(len, answers))
+    assert found.about["tokens"] == sum(map(len, contexts)) + sum(map(len, answers)) - 3
+    assert all(
+        target is not None and target.ids.shape == (len(a), 21) for target, a in zip(targets, answers, strict=True)
+    )
     with pytest.raises(BadInput, match="prompts: 0 answers"):
         bench_score(prompts=0)
