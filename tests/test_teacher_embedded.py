@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,6 +177,17 @@ def test_an_engine_that_stays_silent(smollm2: Path) -> None:
         pytest.raises(TeacherUnavailable, match=r"no answer within .* s"),
     ):
         engine.complete("The " * 300, max_tokens=4)
+
+
+def test_a_connection_that_the_engine_closed_is_opened_again(smollm2: Path) -> None:
+    """As it does with one that nothing came over for five seconds."""
+    engine = LlamaCpp(smollm2, slots=1, threads=1, context=64)
+    ids = engine.tokenize("hello")
+    for end in (socket.SHUT_RD, socket.SHUT_RDWR):
+        (connection,) = engine._connections
+        connection.sock.shutdown(end)
+        assert engine.tokenize("hello") == ids
+    engine.close()
 
 
 def test_files_that_are_no_models(tmp_path: Path, smollm2: Path, capfd: pytest.CaptureFixture[str]) -> None:

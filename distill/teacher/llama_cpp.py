@@ -298,11 +298,16 @@ class LlamaCpp:
             connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=self.timeout)
             self._local.connection = connection
             self._connections.add(connection)
+        reused = connection.sock is not None
         try:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-            content: dict[str, Any] = json.loads(connection.getresponse().read())
+            try:
+                content = self._exchange(connection, path, body)
+            except ConnectionError:
+                # The engine closes a connection that nothing came over for five seconds; a fresh one it answers.
+                if not reused or self._server is None:
+                    raise
+                content = self._exchange(connection, path, body)
         except (OSError, http.client.HTTPException) as error:
-            connection.close()
             raise TeacherUnavailable(
                 f"{self.path.name}: the embedded engine gave no answer within {self.timeout:.0f} s "
                 "(fewer teacher.threads, or a longer teacher.timeout)"
@@ -310,3 +315,11 @@ class LlamaCpp:
         if "error" in content:
             raise TeacherError(f"{self.path.name}: {content['error']['message']}")
         return content
+
+    def _exchange(self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            return json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException):
+            connection.close()  # the next request opens it again
+            raise
