@@ -277,6 +277,20 @@ def test_any_tokens_can_be_forced(
     assert np.take_along_axis(expected, forced.top_ids, 1) == pytest.approx(forced.top_logprobs, abs=2e-3)
 
 
+def test_an_unusual_spelling_of_the_teachers_is_kept(
+    examinee: GgufExaminee, model: Backbone, tokenizer: StudentTokenizer, teacher: TeacherTokenizer
+) -> None:
+    said = targets(teacher, [teacher.token_to_id[letter] for letter in ("I", "t", "Ġ", "f", "a", "l", "l", "s")], 3)
+    question = Question("odd", PROMPT, text="It falls", tokens=said)
+    [score] = examinee.score([question], "none")
+    assert tokenizer.teacher_map is not None
+    spelled = tokenizer.teacher_map[said.ids[:-1]].tolist()
+    assert spelled != tokenizer.encode(question.text, special=False)
+    expected = native(model, prompt_ids(tokenizer, PROMPT, False), spelled)
+    assert score.logprobs == pytest.approx(expected[np.arange(8), spelled], abs=1e-3)
+    assert np.isfinite(score.kl).tolist() == said.soft[:-1].tolist()
+
+
 def test_thoughts_are_no_part_of_an_answer() -> None:
     assert without_thought(" <think>\n⟨a⟩\n</think>\n\nIt falls.") == "It falls."
     assert without_thought("<think>\nfor ever") == ""

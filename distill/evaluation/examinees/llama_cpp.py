@@ -55,7 +55,6 @@ class GgufExaminee:
         self._engine = LlamaCpp(target.path, context=context, threads=threads, exact=True, timeout=how.timeout)
         self._vocabulary = self._engine.vocabulary
         self._tags = _tags(self._vocabulary.tokenizer)
-        self._card = _card(target.path, target.name, int(trained) if trained else None, self._tags is not None)
         self._cannot: dict[Ability, str] = {
             "mined": "a GGUF doesn't say which image tokens stand for a triplet",
             **_no_targets(self._vocabulary, how.vocabulary),
@@ -64,6 +63,7 @@ class GgufExaminee:
             self._cannot["dreams"] = f"its vocabulary has no {THINK} and {END_THINK}"
         elif self._engine.render("?") == self._engine.render("?", think=True):
             self._cannot["dreams"] = "its chat template can't tell it not to dream"
+        self._card = _card(target.path, target.name, int(trained) if trained else None, self.dreams)
         self._width = len(self._vocabulary.bytes_of)
         if "targets" not in self._cannot and self._width > KL_VOCABULARY:
             self._cannot["kl"] = (
