@@ -44,7 +44,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "compare": "Compare students, files and models of Ollama.",
         "ablate": "Measure what dreaming is worth.",
         "sweep": "Train many settings and compare them.",
-        "bench": "Measure how fast the parts are.",
+        "bench": "Measure how fast the parts are, or any Ollama model.",
     },
 }
 """Section → command → short help. Command NAME is the function NAME in cli/commands/NAME.py."""

@@ -42,6 +42,7 @@ class Series:
 
     def __post_init__(self) -> None:
         assert self.values, self.name
+        object.__setattr__(self, "values", tuple(map(float, self.values)))  # counts too: they come back as such
         assert all(math.isfinite(value) for value in self.values), self.name
 
     @property

@@ -36,9 +36,9 @@ SUFFIXES = (".json", ".csv", ".md")
 
 
 def to_csv(result: BenchResult) -> str:
-    """RFC 4180, but with bare line feeds."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    """As RFC 4180 has it: lines end with CR LF."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
     writer.writerow(COLUMNS)
     for series in result.series:
         writer.writerow(

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from cli.startup import bench_startup
 
 HEAVY = {"torch", "transformers", "spacy", "numpy", "omegaconf", "requests", "tqdm", "yaml", "ollama", "sklearn"}
@@ -22,8 +24,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert not modules & HEAVY
 
 
-def test_a_stage_s_help_imports_nothing_heavy() -> None:
-    assert not imported("from cli.main import main; main(['train', '--help'])") & HEAVY
+@pytest.mark.parametrize("args", [["train"], ["bench"], ["bench", "generate"]])
+def test_a_command_s_help_imports_nothing_heavy(args: list[str]) -> None:
+    assert not imported(f"from cli.main import main; main([*{args!r}, '--help'])") & HEAVY
+
+
+def test_the_quickest_benchmark_needs_no_torch() -> None:
+    modules = imported("from cli.main import main; main(['bench', 'graph', '--dreams', '5', '--max-nodes', '5'])")
+    assert not modules & {"torch", "transformers", "spacy", "sklearn", "xllamacpp"}
 
 
 def test_status_needs_no_torch(tmp_path: object) -> None:

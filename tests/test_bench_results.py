@@ -1,0 +1,560 @@
+"""A benchmark's result: its numbers beside other implementations', its files, and being compared with a saved one."""
+
+import csv
+import inspect
+import io
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+from support.fake_ollama import NDJSON, Reply, Request, serve, timed
+
+from cli import main as entry
+from cli.commands.bench import batch
+from distill.benchmark import BenchResult, Series, alternate, combined, load_result, machine
+from distill.benchmark_check import check
+from distill.benchmark_files import COLUMNS, to_csv, to_markdown, write_result
+from distill.errors import BadInput, DistillError
+
+Run = Callable[..., tuple[int, str, str]]
+GRAPH = ("graph", "--dreams", 5, "--max-nodes", 5)
+"""The quickest of all: no torch, no process, no server."""
+
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+scalars = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | finite | st.text(max_size=8)
+facts = st.dictionaries(st.text(max_size=8), scalars, max_size=3)
+series_ = st.builds(
+    Series,
+    name=st.text(min_size=1, max_size=20),
+    unit=st.sampled_from(["s", "tokens/s", "ratio"]),
+    better=st.sampled_from([1, -1]),
+    values=st.lists(finite, min_size=1, max_size=9).map(tuple),
+    setting=facts,
+)
+results = st.builds(
+    BenchResult,
+    name=st.sampled_from(["train", "all"]),
+    series=st.lists(series_, min_size=1, max_size=4),
+    settings=facts,
+    about=facts,
+    warmup=st.integers(0, 3),
+    machine=facts,
+)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*args: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            entry.main(["bench", *map(str, args)])
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return call
+
+
+def result_of(*values: float, better: Any = 1, name: str = "speed", **kinds: Any) -> BenchResult:
+    return BenchResult("train", [Series(name, "tokens/s", better, values)], **kinds)
+
+
+# Numbers.
+@settings(deadline=None, max_examples=60)
+@given(st.lists(finite, min_size=1, max_size=40))
+def test_spread_is_numpy_s(values: list[float]) -> None:
+    series = Series("x", "s", -1, tuple(values))
+    assert series.median == statistics.median(values)
+    assert (series.min, series.max) == (min(values), max(values))
+    np.testing.assert_allclose(series.quartiles, np.quantile(values, [0.25, 0.75]), rtol=1e-12, atol=1e-30)
+    low, high = series.interval
+    assert series.min <= low <= series.median <= high <= series.max
+
+
+@pytest.mark.parametrize("count", range(1, 60))
+def test_the_interval_is_the_narrowest_that_keeps_its_promise(count: int) -> None:
+    """Of distinct values, P(median below the l-th of n) = P(Binomial(n, 1/2) < l): beside scipy's tables."""
+    low, high = Series("x", "s", 1, tuple(map(float, range(1, count + 1)))).interval
+    place = int(low)
+    assert high == count + 1 - place
+    outside = 2 * binom.cdf(place - 1, count, 0.5)
+    assert outside <= 0.05 or place == 1
+    assert 2 * binom.cdf(place, count, 0.5) > 0.05, "one further in would do as well"
+
+
+@pytest.mark.parametrize("count", [7, 15])
+def test_intervals_cover_a_skewed_median(count: int) -> None:
+    draws = np.random.default_rng(0).lognormal(size=(2000, count))  # its true median is 1
+    inside = [low <= 1 <= high for low, high in (Series("x", "s", -1, tuple(row)).interval for row in draws)]
+    assert 0.94 <= np.mean(inside) <= 0.995
+
+
+def test_jobs_alternate_and_warm_up_apart() -> None:
+    called: list[str] = []
+    jobs = {name: lambda name=name: called.append(name) for name in "ab"}
+    seconds = alternate(jobs, repeat=2, warmup=1, task="t")
+    assert called == ["b", "a", "a", "b", "b", "a"]
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2}
+
+
+# Files.
+@settings(deadline=None, max_examples=60)
+@given(results)
+def test_json_comes_back_whole(result: BenchResult) -> None:
+    again = BenchResult.from_json(json.loads(json.dumps(result.to_json())))
+    assert again == result
+    assert again.to_json() == result.to_json()
+
+
+@settings(deadline=None, max_examples=60)
+@given(results)
+def test_csv_comes_back_by_the_csv_module(result: BenchResult) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(result), newline="")))
+    assert len(rows) == len(result.series)
+    for row, series in zip(rows, result.series, strict=True):
+        assert tuple(row) == COLUMNS
+        assert (row["bench"], row["series"], row["unit"]) == (result.name, series.name, series.unit)
+        assert (int(row["better"]), int(row["repetitions"])) == (series.better, len(series.values))
+        assert json.loads(row["setting"]) == series.setting
+        assert tuple(json.loads(row["values"])) == series.values
+        assert float(row["median"]) == series.median
+        assert (float(row["interval_low"]), float(row["interval_high"])) == series.interval
+        assert json.loads(row["machine"]) == result.machine
+
+
+def test_markdown_has_a_row_a_series() -> None:
+    result = BenchResult("train", [Series("a|b", "s", -1, (1.0, 2.0)), Series("c", "s", -1, (1234.5,))], {"rows": 8})
+    text = to_markdown(result)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 4
+    assert rows[2] == "| a\\|b | s | 1.5 | 1 | 2 | 1 to 2 | 2 |"
+    assert "| 1,234 |" in rows[3]
+    assert "rows 8" in text
+
+
+def test_the_machine_tells_no_name() -> None:
+    found = machine()
+    assert found["cores"] == os.cpu_count()
+    assert found["processor"]
+    assert found["threads"] is None or found["threads"] >= 1
+    assert platform.node() not in json.dumps({key: value for key, value in found.items() if key != "processor"})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"series": [{"name": "x"}]},
+        {"series": [{"name": "x", "unit": "s", "better": 1, "setting": {}, "values": []}]},
+        {"series": [{"name": "x", "unit": "s", "better": 1, "setting": {}, "values": ["1"]}]},
+        {"series": [{"name": "x", "unit": "s", "better": 1, "setting": {}, "values": [float("nan")]}]},
+        {"series": [{"name": "x", "unit": "s", "better": 2, "setting": {}, "values": [1]}]},
+        {"series": 3},
+        {"series": []},
+        {"machine": "mine"},
+        {"format": 99},
+        {"kind": "other"},
+    ],
+)
+def test_a_spoiled_result_is_told(tmp_path: Path, spoil: dict[str, Any]) -> None:
+    path = tmp_path / "saved.json"
+    path.write_text(json.dumps(result_of(1.0).to_json() | spoil))
+    with pytest.raises(BadInput, match=r"saved\.json: ") as told:
+        load_result(path)
+    assert "\n" not in str(told.value)
+
+
+# Comparing.
+@settings(deadline=None, max_examples=60)
+@given(results, st.floats(0, 1))
+def test_a_result_is_no_worse_than_itself(result: BenchResult, threshold: float) -> None:
+    found = check(result, result, threshold)
+    assert not found.regressions
+    assert not found.new
+    assert not found.missing
+    assert {change.verdict for change in found.changes} == {"same"}
+
+
+@pytest.mark.parametrize("better", [1, -1])
+def test_past_the_threshold_and_apart_is_a_change(better: int) -> None:
+    saved = result_of(100.0, 101.0, 99.0, better=better)
+    for gain, verdict in ((0.3, "better"), (0.05, "same"), (-0.05, "same"), (-0.3, "worse")):
+        now = result_of(*(value * (1 + better * gain) for value in (100.0, 101.0, 99.0)), better=better)
+        found = check(now, saved, 0.1)
+        assert [change.verdict for change in found.changes] == [verdict]
+        assert found.changes[0].worse == pytest.approx(-gain)
+        assert bool(found.regressions) == (verdict == "worse")
+
+
+@pytest.mark.parametrize("better", [1, -1])
+def test_past_the_threshold_with_overlap_is_unsure(better: int) -> None:
+    now = {1: (60.0, 80.0, 99.5), -1: (100.0, 140.0, 150.0)}[better]
+    found = check(result_of(*now, better=better), result_of(100.0, 120.0, 90.0, better=better), 0.1)
+    assert [change.verdict for change in found.changes] == ["unsure"]
+    assert not found.regressions
+
+
+def test_zero_can_become_worse() -> None:
+    (change,) = check(result_of(1.0, better=-1), result_of(0.0, better=-1), 0.1).changes
+    assert (change.verdict, change.worse) == ("worse", float("inf"))
+
+
+def test_new_and_missing_series_are_listed() -> None:
+    both = Series("both", "s", -1, (1.0,), {"batch": 1})
+    saved = BenchResult("train", [both, Series("same name", "s", -1, (1.0,), {"batch": 1})])
+    now = BenchResult("train", [both, Series("same name", "s", -1, (9.0,), {"batch": 2})])
+    found = check(now, saved, 0.1)
+    assert ([change.name for change in found.changes], found.new, found.missing) == (
+        ["both"],
+        ["same name"],
+        ["same name"],
+    )
+    with pytest.raises(BadInput, match="none of its series was measured now"):
+        check(BenchResult("train", now.series[1:]), saved, 0.1)
+
+
+def test_results_combine_and_keep_what_each_measured() -> None:
+    one = BenchResult("train", [Series("ours", "s", -1, (1.0,), {"batch": 2})], {"rows": 8}, {"x": 1}, warmup=1)
+    both = combined("all", {"train": one, "score": one}, {"export": "no disk"})
+    assert [series.name for series in both.series] == ["train: ours", "score: ours"]
+    assert both.series[0].setting == {"rows": 8, "batch": 2}
+    assert both.about == {"train": {"x": 1}, "score": {"x": 1}, "failed": {"export": "no disk"}}
+
+
+# On the command line.
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real result on disk."""
+    path = tmp_path_factory.mktemp("bench") / "saved.json"
+    with pytest.raises(SystemExit) as exit_:
+        entry.main(["bench", *map(str, GRAPH), "--repeat", "3", "--out", str(path)])
+    assert not exit_.value.code
+    return path
+
+
+def edited(saved: Path, folder: Path, factor: float = 1.0, **changes: Any) -> Path:
+    """A copy whose values of time are `factor` times as great."""
+    value = json.loads(saved.read_text()) | changes
+    for series in value["series"]:
+        if series["unit"] == "s":
+            series["values"] = [number * factor for number in series["values"]]
+    path = folder / "edited.json"
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_all_three_files_and_stdout_say_the_same(run: Run, tmp_path: Path) -> None:
+    paths = [tmp_path / f"new/result{suffix}" for suffix in (".json", ".csv", ".md")]
+    code, out, err = run(*GRAPH, "--repeat", 2, "--json", *(part for path in paths for part in ("--out", path)))
+    assert code == 0, err
+    assert json.loads(out) == json.loads(paths[0].read_text())
+    result = load_result(paths[0])
+    assert paths[1].read_bytes().decode() == to_csv(result)
+    assert paths[2].read_text() == to_markdown(result)
+    assert all(len(series.values) == 2 for series in result.series)
+    assert result.named("most nodes in memory").values[0] == result.named("most nodes in memory").values[1]
+
+
+def test_against_a_slower_and_a_faster_past(run: Run, saved: Path, tmp_path: Path) -> None:
+    code, out, err = run(*GRAPH, "--repeat", 3, "--against", edited(saved, tmp_path, 1000.0))
+    assert code == 0, err
+    assert "better" in out
+    assert "0 of 5 worse by more than 10 %" in out.replace("10%", "10 %")
+    code, out, err = run(*GRAPH, "--repeat", 3, "--against", edited(saved, tmp_path, 0.001))
+    assert code == 1, out
+    assert "2 of 5 worse" in out
+    worse = [line for line in out.splitlines() if line.endswith("worse")]
+    assert [line.split("  ")[0] for line in worse] == ["a dream", "to save"]
+    code, out, err = run(*GRAPH, "--against", edited(saved, tmp_path, 0.001), "--threshold", 1e9, "--json")
+    assert code == 0, err
+    assert json.loads(out)["against"]["regressions"] == 0
+    assert BenchResult.from_json(json.loads(out)).name == "graph", "what --json printed can be compared with, too"
+
+
+def test_another_machine_is_warned_of(run: Run, saved: Path, tmp_path: Path) -> None:
+    there = json.loads(saved.read_text())["machine"] | {"processor": "Abacus 3000", "torch": "0.1"}
+    code, _, err = run(*GRAPH, "--against", edited(saved, tmp_path, 1000.0, machine=there))
+    assert code == 0
+    assert "another machine" in err
+    assert "Abacus 3000" in err
+    assert "other versions (torch 0.1" in err
+    assert "one repetition alone has no interval" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "no such file"),
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[1, 2]", "holds no result"),
+        ('{"ours": 3}', "holds no result"),
+        (b"\xff\xfe\x00", "can't be read"),
+        (json.dumps(result_of(1.0).to_json()), "is of `dream bench train`, not of `dream bench graph`"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused_before_measuring(
+    run: Run, tmp_path: Path, content: str | bytes | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "old.json"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = path.read_bytes() if path.exists() else None
+    monkeypatch.setattr("distill.corpus.graph_bench.bench_graph", lambda *_: pytest.fail("measured in vain"))
+    code, out, err = run(*GRAPH, "--against", path, "--out", tmp_path / "new.md")
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert told in err
+    assert str(path) in err
+    assert (path.read_bytes() if path.exists() else None) == before
+    assert not (tmp_path / "new.md").exists()
+
+
+def test_other_settings_are_nothing_to_compare(run: Run, saved: Path, tmp_path: Path) -> None:
+    out_file = tmp_path / "now.json"
+    code, out, err = run("graph", "--dreams", 6, "--max-nodes", 5, "--against", saved, "--out", out_file)
+    assert code == 1
+    assert "other settings (dreams 5, now 6)" in err
+    assert "a dream" in out, "what was measured is not lost"
+    assert load_result(out_file).settings["dreams"] == 6
+
+
+def test_a_baseline_is_renewed_unless_it_is_failed_against(run: Run, saved: Path, tmp_path: Path) -> None:
+    path = edited(saved, tmp_path, 0.001)
+    before = path.read_bytes()
+    code, _, err = run(*GRAPH, "--against", path, "--out", path)
+    assert code == 1
+    assert "kept as it was" in err
+    assert path.read_bytes() == before
+    path = edited(saved, tmp_path, 1000.0)
+    code, _, err = run(*GRAPH, "--against", path, "--out", path)
+    assert code == 0, err
+    assert load_result(path).named("a dream").median < load_result(saved).named("a dream").median * 100
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".md"])
+def test_a_foreign_file_is_never_overwritten(run: Run, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"precious{suffix}"
+    path.write_text("bench,of,the park\n1,2,3\n")
+    code, out, err = run(*GRAPH, "--out", path)
+    assert (code, out) == (1, "")
+    assert "holds no result of `dream bench`" in err
+    assert path.read_text() == "bench,of,the park\n1,2,3\n"
+    path.unlink()
+    write_result(result_of(1.0), path)
+    assert run(*GRAPH, "--out", path)[0] == 0, "our own is replaced"
+    assert "graph" in path.read_text()
+
+
+@pytest.mark.parametrize(("name", "told"), [("result.txt", "ends in none of"), ("result", "ends in none of")])
+def test_an_unknown_ending_is_refused(run: Run, tmp_path: Path, name: str, told: str) -> None:
+    code, _, err = run(*GRAPH, "--out", tmp_path / name)
+    assert code == 1
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    "args", [("generate", "--batch", "1,x"), ("generate", "--batch", "0"), ("train", "--repeat", 0), ("ollama",)]
+)
+def test_impossible_numbers_are_usage_errors(run: Run, args: tuple[object, ...]) -> None:
+    code, _, err = run(*args)
+    assert code == 2
+    assert "Error" in err
+
+
+def test_training_is_measured_and_compared(run: Run, tmp_path: Path, one_thread: None) -> None:
+    del one_thread
+    path = tmp_path / "train.json"
+    size = ("--rows", 1, "--context", 128, "--vocab", 300, "--rounds", 1, "--warmup", 0)
+    assert run("train", *size, "--out", path)[0] == 0
+    code, out, err = run("train", *size, "--against", path, "--threshold", 1000, "--json")
+    assert code == 0, err
+    changes = {change["name"]: change for change in json.loads(out)["against"]["changes"]}
+    assert set(changes) == {"ours", "transformers", "ours over transformers"}
+    result = load_result(path)
+    ours, theirs = result.named("ours").values[0], result.named("transformers").values[0]
+    assert result.named("ours over transformers").values[0] == pytest.approx(ours / theirs)
+    assert changes["ours"]["saved"] == ours
+    assert result.settings == {"preset": "nano", "vocab_size": 300, "rows": 1, "context": 128}
+
+
+def test_export_is_measured(run: Run, one_thread: None) -> None:
+    del one_thread
+    size = ("--vocab", 1000, "--dtype", "f16", "--dtype", "q8_0", "--repeat", 1, "--warmup", 0)
+    code, out, err = run("export", *size, "--json")
+    assert code == 0, err
+    result = BenchResult.from_json(json.loads(out))
+    half, eighth = (result.named(f"size of the GGUF, {dtype}").median for dtype in ("f16", "q8_0"))
+    assert result.settings["parameters"] * 2 < half < result.settings["parameters"] * 2 * 1.1
+    assert 0.5 < eighth / half < 0.6  # 34 bytes for 32 weights instead of 64
+    assert result.named("the whole bundle, f16").median > result.named("writing the GGUF, f16").median
+    assert result.named("verifying it, f16").median > 0
+    assert run("export", "--vocab", 1000, "--dtype", "q2")[2].startswith("Error: --dtype q2: is none of")
+
+
+def test_one_that_fails_doesn_t_lose_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill.corpus.graph_bench import bench_graph
+
+    def small(**kinds: Any) -> BenchResult:
+        return bench_graph(5, 5, 0, **kinds)
+
+    def breaks(**_: Any) -> BenchResult:
+        raise DistillError("the disk is full")
+
+    def bug(**_: Any) -> BenchResult:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(batch, "_quick", lambda: {"export": breaks, "graph": small, "train": bug})
+    code, out, err = run("all", "--repeat", 2, "--json")
+    assert code == 1
+    result = json.loads(out)
+    assert result["series"][0]["name"] == "graph: a dream"
+    assert result["about"]["failed"] == {"export": "the disk is full", "train": "ZeroDivisionError: by zero"}
+    assert "export: failed: the disk is full" in err
+    assert "Traceback" in err
+    monkeypatch.setattr(batch, "_quick", lambda: {"export": breaks})
+    assert run("all")[::2] == (1, "Error: export: failed: the disk is full\n")
+
+
+def test_the_quick_batch_asks_for_what_there_is() -> None:
+    quick = batch._quick()  # pyright: ignore[reportPrivateUsage]
+    assert set(quick) == {"startup", "train", "generate", "export", "capture"}
+    for measure in quick.values():
+        inspect.signature(measure).bind(repeat=1, warmup=0, listen=print)
+
+
+def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    args = ["bench", "graph", "--dreams", "100000", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Stopped." in said
+    assert "Traceback" not in said
+    assert (printed, out.exists()) == ("", False)
+
+
+# Ollama.
+MODEL = "smollm2:135m"
+
+
+def test_ollama_s_clock_and_ours(run: Run) -> None:
+    """A server that reads a prompt in 0.1 s and writes 9 tokens in 0.9 s, two requests at once."""
+    with timed(slots=2, seconds=1.0) as server:
+        args = ("ollama", MODEL, "--host", server.url, "--words", 8, "--concurrency", "1,4", "--tokens", 8)
+        code, out, err = run(*args, "--repeat", 2, "--warmup", 1, "--json")
+        assert code == 0, err
+        asked = [request.json for request in server.requests if request.path == "/api/generate"]
+    assert len(asked) == 1 + 3 * (1 + 4)
+    assert len({body["prompt"] for body in asked}) == len(asked), "an answer may not come out of the server's cache"
+    assert {len(body["prompt"].split()) for body in asked} == {8}
+    assert all(body["options"]["num_predict"] == 8 and body["stream"] for body in asked)
+    result = BenchResult.from_json(json.loads(out))
+    one, four = (f"{MODEL}, prompt 8 words, {count} at once" for count in (1, 4))
+    first = result.named(f"{one}: first token, client")
+    assert first.setting == {"model": MODEL, "prompt_words": 8, "at_once": 1}
+    assert 0.1 + 0.9 / 8 <= first.median < 1.0
+    assert result.named(f"{one}: writing, server").median == pytest.approx(8 / 0.9)
+    assert result.named(f"{one}: reading, server").median == pytest.approx(17 / 0.1)
+    assert 4 < result.named(f"{one}: writing, client").median <= 8 / 0.9 * 1.01
+    assert 4 < result.named(f"{one}: all requests, client").median <= 8
+    assert result.named(f"{four}: first token, client").median > first.median, "two of four wait"
+    assert result.named(f"{four}: all requests, client").median > result.named(f"{one}: all requests, client").median
+    assert result.about[MODEL]["prompt_tokens"] == {one: 17, four: 17}
+    assert result.about[MODEL]["quantization"] == "Q4_1"
+    assert result.about["server"] == "0.33.0-rc2"
+
+
+def test_ollama_s_loading_is_measured_cold(run: Run) -> None:
+    with timed(slots=1, seconds=0.2) as server:
+        args = ("ollama", f"ollama:{MODEL}", "--host", server.url, "--words", 4, "--tokens", 2, "--cold")
+        code, out, err = run(*args, "--repeat", 2, "--warmup", 0, "--json")
+        assert code == 0, err
+        unloaded = [body for body in server.asked("/api/generate") if body.get("keep_alive") == 0]
+    assert len(unloaded) == 2
+    result = BenchResult.from_json(json.loads(out))
+    assert result.named(f"{MODEL}: loading, server").values == (0.1, 0.1)
+    assert result.named(f"{MODEL}: first token of an unloaded model, client").min > 0.1 + 0.02
+
+
+class Broken:
+    """A server whose streams are not what they should be."""
+
+    def __init__(self, *chunks: Any) -> None:
+        self.chunks = chunks
+
+    def answer(self, request: Request) -> Reply:
+        if request.path == "/api/version":
+            return Reply(200, NDJSON, b'{"version": "0.33.0"}')
+        if request.path == "/api/generate":
+            return Reply(200, NDJSON, stream=self.chunks)
+        return Reply(200, NDJSON, b'{"models": []}')
+
+    def knows_blob(self, path: str) -> bool:
+        return False
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("chunks", "told"),
+    [
+        ([{"response": "a", "done": False}], "breaks off /api/generate before its end"),
+        ([], "breaks off /api/generate before its end"),
+        ([{"response": "a", "done": False}, {"error": "out of memory"}], "out of memory"),
+        (["hello"], "something that is no JSON"),
+    ],
+)
+def test_a_broken_stream_is_told(run: Run, chunks: list[Any], told: str) -> None:
+    with serve(Broken(*chunks)) as server:
+        code, out, err = run("ollama", "any", "--host", server.url)
+    assert (code, out) == (1, "")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_what_the_server_does_not_say_is_missing_not_guessed(run: Run) -> None:
+    """One chunk, no durations: no rate of the server's, and none between first and last text."""
+    with serve(Broken({"response": "all", "done": False}, {"response": "", "done": True, "eval_count": 3})) as server:
+        code, out, err = run("ollama", "any", "--host", server.url, "--json")
+    assert code == 0, err
+    names = [series["name"] for series in json.loads(out)["series"]]
+    label = "any, prompt 64 words, 1 at once"
+    assert names == [f"{label}: first token, client", f"{label}: all requests, client"]
+    kinds = ("reading, server", "writing, server", "writing, client")
+    assert json.loads(out)["about"]["any"]["missing"] == [f"{label}: {kind}" for kind in kinds]
+
+
+def test_no_model_no_server_and_a_slow_one(run: Run) -> None:
+    with timed(slots=1, seconds=0.1) as server:
+        code, _, err = run("ollama", "missing-model", "--host", server.url)
+        assert code == 1
+        assert "model 'missing-model' not found" in err
+        server.fail("slow", seconds=3)
+        code, _, err = run("ollama", MODEL, "--host", server.url, "--timeout", 0.5)
+        assert code == 1
+        assert "no answer within 0.5 s" in err
+        server.fail("503")
+        code, _, err = run("ollama", MODEL, "--host", server.url)
+        assert code == 1
+        assert "503" in err
+    code, _, err = run("ollama", MODEL, "--host", "http://127.0.0.1:9")
+    assert code == 1
+    assert "no Ollama answers there" in err
