@@ -27,6 +27,7 @@ EXACT = "exact_match"
 
 METRICS: dict[str, Metric] = {
     EXACT: Metric("exact match", 1, 1, True, "exact"),
+    "bits_per_byte_used": Metric("bits per byte, as it answers", -1, group="likelihood"),
     "bits_per_byte": Metric("bits per byte, no dream", -1, group="likelihood"),
     "bits_per_byte_dreams": Metric("bits per byte, own dreams", -1, group="likelihood"),
     "bits_per_byte_oracle": Metric("bits per byte, mined dream (oracle)", -1, group="likelihood"),

@@ -16,7 +16,7 @@ from distill.evaluation.measured import Measured
 from distill.evaluation.significance import holm, permutation_test
 from distill.evaluation.statistics import HierarchicalBootstrap, Ratio, shared
 
-LEADING = ("exact_match", "bits_per_byte", "chrf")
+LEADING = ("exact_match", "bits_per_byte_used", "bits_per_byte", "chrf")
 """What disagreements and the frontier are told in: the first of these that all systems have."""
 
 TIE = 1e-9

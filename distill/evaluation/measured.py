@@ -129,6 +129,10 @@ def assemble(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> Measured:
     metrics: dict[str, Ratio] = {}
     if sheet.scores:
         metrics |= _likelihoods(sheet.scores, asked)
+        # As a user has it: one that dreams dreams before it answers.
+        used = "bits_per_byte" if "dreams" in sheet.cannot else "bits_per_byte_dreams"
+        if used in metrics:
+            metrics["bits_per_byte_used"] = metrics[used]
     if sheet.answers:
         metrics |= _of_answers(exam, sheet, asked, missing)
     if sheet.greedy:
@@ -270,6 +274,8 @@ def reasons(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> dict[str, s
     lacks(likelihoods, cannot.get("likelihood"))
     lacks(dreamed, cannot.get("dreams"))
     lacks(dreamed, None if settings.dreams else "evaluate.dreams is 0")
+    if not settings.dreams and "dreams" not in cannot:
+        lacks(["bits_per_byte_used"], "it dreams before it answers, and evaluate.dreams is 0")
     lacks(oracle, cannot.get("mined"))
     lacks(oracle, None if mined else "nothing was mined from these answers")
     lacks(_names(*TARGETS), cannot.get("targets"))
