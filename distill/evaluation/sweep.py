@@ -39,12 +39,20 @@ from distill.run import Run, fingerprint, write_atomic
 VERSION = 1
 
 
-def sweep(plan: Plan, folder: Path, listen: Listener = silent, *, jobs: int = 1, force: bool = False) -> dict[str, Any]:
+def sweep(
+    plan: Plan,
+    folder: Path,
+    listen: Listener = silent,
+    *,
+    jobs: int = 1,
+    compare: bool = True,
+    force: bool = False,
+) -> dict[str, Any]:
     """Train all cells of the plan that are not trained yet, then compare them; returns sweep.json's content.
 
-    jobs: cells at once, each in a process of its own. compare: False only trains, and writes the tables. force: train cells anew whose settings changed, and measure
-    again. A cell that fails is written down and the others go on. Raises BadInput and RunMismatch before anything is
-    begun, and DistillError where another process works on the sweep.
+    jobs: cells at once, each in a process of its own. compare: False only trains, and writes the tables. force: train
+    cells anew whose settings changed, and measure again. A cell that fails is written down and the others go on.
+    Raises BadInput and RunMismatch before anything is begun, and DistillError where another process works on it.
     """
     return Sweep(plan, folder, listen).run(jobs, compare, force)
 
