@@ -253,7 +253,7 @@ def judged(pair: dict[str, Any], model: str) -> str:
         text = f"{model} prefers {liked[0]}'s answers to {liked[1]}'s"
     else:
         text = f"{model} shows no clear preference between {one} and {other}"
-    rate = "" if pair["win_rate"] is None else f": {one} wins {share(pair, 'win_rate', 'low', 'high')}"
+    rate = "" if pair["win_rate"] is None else f": win rate of {one} {share(pair, 'win_rate', 'low', 'high')}"
     agreement = (
         ""
         if pair["agreement"] is None

@@ -27,11 +27,16 @@ def prompts(results: Results, marks: Style) -> str:
     cards = "\n".join(_prompt(i, each, results, marks, scale) for i, each in enumerate(found))
     best = "".join(f'<option value="{text(name)}">{text(name)}</option>' for name in results["systems"])
     of_all = results["exam"]["prompts"]
-    some = f"The {len(found)} of {of_all} prompts" if len(found) < of_all else f"The {len(found)} prompts"
+    measure = text(metric_of(metric).label)
+    if len(found) < of_all:
+        told = (
+            f"The {len(found)} of {of_all} prompts on which the systems differ most in {measure}. They were chosen for "
+            "their differences, so they show what kind of difference there is, not how large it is on the whole."
+        )
+    else:
+        told = f"All {of_all} prompts, those first on which the systems differ most in {measure}."
     return (
-        f"<p>{some} on which the systems differ most in {text(metric_of(metric).label)}. They were chosen for their "
-        "differences, so they show what kind of difference there is, not how large it is on the whole."
-        f'</p><div class="plots">{plots}</div>{_note(plots, metric)}'
+        f'<p>{told}</p><div class="plots">{plots}</div>{_note(plots, metric)}'
         '<div class="above needs-js" role="group" aria-label="Which prompts, in which order">'
         '<label>Search <input type="search" id="search" placeholder="in prompts and answers"></label>'
         '<label>Order <select id="order"><option value="spread">most different first</option>'

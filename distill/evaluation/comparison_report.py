@@ -48,8 +48,10 @@ READING = (
 
 
 JUDGING = (
-    "{model} was shown both answers to each prompt in both orders. A win is a verdict for the same answer in both; "
-    "where the orders disagree, or it calls them equal, it is a tie. What can't be read as a verdict counts for nobody."
+    "{model} was shown both answers to each prompt in both orders. A win is a verdict for the same answer in both; a "
+    "tie is where it calls them equal, where the orders disagree, or where both said the same. In the win rate a tie "
+    "counts half. What can't be read as a verdict counts for nobody. A judge that chooses the first or the longer "
+    "answer much more often than half of the time judges that, and not what is said."
 )
 
 

@@ -232,11 +232,28 @@ def judge(results: Results, marks: Style) -> str:
         return ""
     model, pairs = results["judge"]["model"], results["judge"]["pairs"]
     bar = stacked([(p["system"], p["against"], p["wins"], p["ties"], p["losses"]) for p in pairs], "Judged")
+    examples = "".join(_judged_example(each) for each in results["judge"].get("examples") or [])
+    shown_examples = f'<details><summary>Examples</summary><ul class="points">{examples}</ul></details>'
     return (
         f"<p>{text(JUDGING.format(model=model))}</p>"
         f'<figure class="card wide"><figcaption>Prompts won, tied and lost in the eyes of {text(model)}</figcaption>'
-        f"{bar}</figure>{_table(judge_rows(results), 'Judged', results)}"
+        f"{bar}</figure>{_table(judge_rows(results), 'Judged', results)}{shown_examples if examples else ''}"
     )
+
+
+def _judged_example(example: dict[str, Any]) -> str:
+    """One prompt: both answers, and what the judge said of them in each order."""
+    answers = "".join(
+        f'<blockquote dir="auto">{text(answer) or "<i>no answer</i>"}</blockquote><p>— {text(name)}</p>'
+        for name, answer in example["answers"].items()
+    )
+    said = "".join(
+        f"<p>With {text(each['A'])} first: <b>{text(each['verdict'] or 'no verdict')}</b> "
+        f'<span dir="auto">{text(each["reason"] or "")}</span></p>'
+        for each in example["verdicts"]
+    )
+    outcome = f"{example['outcome']} for {example['system']}"
+    return f'<li><b dir="auto">{text(example["prompt"])}</b>{answers}{said}<p>Counted as: {text(outcome)}</p></li>'
 
 
 def legend(results: Results, marks: Style, names: Iterable[str]) -> str:

@@ -25,6 +25,8 @@ SHAPES = (
 )
 """A marker for each system in turn, around (0, 0)."""
 DASHES = ("", "7 4", "2 3", "10 3 2 3", "5 2", "1 4", "12 4", "8 3 2 3 2 3")
+MOST_TICKS = 5
+"""On a logarithmic axis, as far as fewer leave any."""
 SURE = 0.04
 """Share of the range that is left free on either side of the data."""
 
@@ -64,13 +66,13 @@ def axis(values: Iterable[float], count: int = 5, zero: bool = False) -> Axis:
 
 
 def log_axis(values: Iterable[float]) -> Axis:
-    """A logarithmic axis around positive values: ticks at 1, 2 and 5 times powers of ten, or fewer of them."""
+    """A logarithmic axis around positive values: ticks at whole multiples of powers of ten, or fewer of them."""
     known = [value for value in values if value > 0 and math.isfinite(value)] or [1.0]
     low, high = min(known) / 1.25, max(known) * 1.25
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 2, 5), (1, 3), (1,)):
+    for steps in (range(1, 10), (1, 2, 5), (1, 3), (1,)):
         ticks = [m * 10.0**p for p in powers for m in steps if low <= m * 10.0**p <= high]
-        if len(ticks) <= 6:
+        if len(ticks) <= MOST_TICKS:
             break
     return Axis(low, high, tuple(ticks or (known[0],)), log=True)
 

@@ -75,7 +75,7 @@ def difference_rows(results: Results) -> Rows:
     rows = [["metric", "system − against", "difference", "p", "corrected p", "win / tie / loss", "verdict"]]
     for d in results["differences"]:
         found = verdict(d)
-        counted = metric_of(d["metric"]).better and d["prompts"]
+        counted = metric_of(d["metric"]).better and d["prompts"] and d["wins"] is not None
         rows.append(
             [
                 label(d["metric"]),
@@ -92,9 +92,8 @@ def difference_rows(results: Results) -> Rows:
 
 def judge_rows(results: Results) -> Rows:
     """A row for each pair that was judged."""
-    rows = [
-        ["system − against", "win / tie / loss", "win rate", "p", "corrected p", "same in both orders", "no verdict"]
-    ]
+    heading = ["system − against", "win / tie / loss", "win rate", "p", "corrected p", "same in both orders"]
+    rows = [[*heading, "no verdict", "chose the first", "chose the longer"]]
     for pair in results["judge"]["pairs"]:
         rows.append(
             [
@@ -105,6 +104,7 @@ def judge_rows(results: Results) -> Rows:
                 p_text(pair["p_corrected"]),
                 share(pair, "agreement", "agreement_low", "agreement_high"),
                 str(pair["nonsense"]),
+                *(_percent(pair.get(name)) for name in ("position_A", "longer_won")),
             ]
         )
     return rows
@@ -155,6 +155,10 @@ def contamination_rows(results: Results) -> Rows:
             told = "; ".join(filter(None, (contaminated(found) or "none", found["reason"])))
             rows.append([name, told, str(found["prompts"])])
     return rows
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def size(count: int | None) -> str:

@@ -115,6 +115,8 @@ def big() -> dict[str, Any]:
         if difference["system"] == "nodream" and difference["metric"] == "calibration_error":
             difference |= dict.fromkeys(("value", "low", "high", "p", "p_corrected"))
             difference |= {"prompts": 0, "wins": 0, "ties": 0, "losses": 0}
+        elif difference["metric"] in ("calibration_error", "length_ratio"):
+            difference |= dict.fromkeys(("wins", "ties", "losses"))  # no prompt has a value, or none is the better one
     results["judge"] = _judge(list(effects))
     for i, shown in enumerate(results["disagreements"][:6]):
         shown["prompt"] = [HOSTILE, "x" * 300, "", "two\nlines", "# *no* [markup](x) | here", QUESTIONS[6]][i]
@@ -349,7 +351,10 @@ def _judge(systems: list[str]) -> dict[str, Any]:
                 "ties": ties,
                 "losses": losses,
                 "nonsense": 10,
-                "disagreed": 55,
+                "disagreed": 20,
+                "identical": 0,
+                "position_A": 0.61,
+                "longer_won": None,
                 "agreement": 0.71,
                 "agreement_low": 0.64,
                 "agreement_high": 0.77,
@@ -361,4 +366,16 @@ def _judge(systems: list[str]) -> dict[str, Any]:
                 "prompts": 190,
             }
         )
-    return {"model": "ollama:llama3.2:1b", "pairs": pairs, "examples": []}
+    example = {
+        "system": others[0],
+        "against": baseline,
+        "key": "0" * 64,
+        "prompt": HOSTILE,
+        "answers": {others[0]: HOSTILE, baseline: ""},
+        "outcome": "disagreed",
+        "verdicts": [
+            {"A": others[0], "verdict": "A", "reason": HOSTILE},
+            {"A": baseline, "verdict": None, "reason": ""},
+        ],
+    }
+    return {"model": "ollama:llama3.2:1b", "pairs": pairs, "examples": [example]}
