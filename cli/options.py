@@ -61,6 +61,27 @@ class SettingsFile(click.Path):
         return super().convert(found or value, param, ctx)
 
 
+def config_options(function: Function) -> Function:
+    """--config → `config` and --set → `overrides`."""
+    for option in (
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change one setting, such as train.lr=3e-4. Repeatable; configs/default.yaml lists them.",
+        ),
+        click.option(
+            "--config",
+            type=SettingsFile(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Settings to merge in (YAML), or the name of those that ship: demo, causal-world.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def settings_options(create: bool = False) -> Callable[[Function], Function]:
     """--config, --set and every `setting` of a command, applied to the run at `run_path` → `run`.
 
@@ -79,23 +100,7 @@ def settings_options(create: bool = False) -> Callable[[Function], Function]:
                 run = open_run(run_path, config, list(overrides), flags, create=create)
                 return function(run=run, **values)
 
-        for option in (
-            click.option(
-                "--set",
-                "overrides",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help="Change one setting, such as train.lr=3e-4. Repeatable; configs/default.yaml lists them.",
-            ),
-            click.option(
-                "--config",
-                type=SettingsFile(exists=True, dir_okay=False, path_type=Path),
-                metavar="FILE",
-                help="Settings to merge in (YAML), or the name of those that ship: demo, causal-world.",
-            ),
-        ):
-            with_run = option(with_run)
-        return with_run
+        return config_options(with_run)
 
     return decorate
 

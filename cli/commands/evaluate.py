@@ -1,14 +1,17 @@
 """`dream evaluate`."""
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 
-from cli.options import stage_options
+from cli.options import config_options, json_option, quiet_option, runs_dir_option
+from cli.output import emit_json, table
+from cli.progress import Progress
+from cli.runs import RunName, open_run, resolve, runs_dir, undone_on_failure
 from cli.stages import stage_command
-
-if TYPE_CHECKING:
-    from distill.run import Run
+from cli.targets import exam_for, find
+from distill.errors import DistillError
 
 BASELINES = ("hard", "nodream")
 
@@ -36,13 +39,109 @@ def baselines_option(function: Any) -> Any:
 
 
 @click.command()
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET…")
+@click.option("--on", metavar="RUN", help="Whose held-out prompts are asked [of the run that the targets come from].")
+@click.option("--prompts", metavar="N|FILE", help="Only the first N of them; or a file of prompts nobody answered.")
+@click.option("--host", default="", metavar="URL", help="Ollama server of targets [$OLLAMA_HOST].")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Also write it there.")
+@click.option("--cost/--no-cost", default=None, help="Measure speed and memory too [yes, but for one run alone].")
 @baselines_option
-@stage_options()
-def evaluate(run: "Run", force: bool, as_json: bool, quiet: bool) -> None:
-    """Measure RUN's student on the held-out prompts; results go to RUN/evaluation.
+@click.option("--force", is_flag=True, help="Do it again even where nothing changed.")
+@runs_dir_option
+@quiet_option
+@json_option
+@config_options
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    targets: tuple[str, ...],
+    on: str | None,
+    prompts: str | None,
+    host: str,
+    out: Path | None,
+    cost: bool | None,
+    evaluate__baselines: tuple[str, ...] | None,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure students, files and models of Ollama on held-out prompts.
+
+    A TARGET is a run, checkpoint, bundle, .gguf, transformers folder or ollama:NAME. One run alone, without --on,
+    --prompts, --out or --cost, has its evaluation brought up to date: results go to RUN/evaluation. Everything else is
+    asked the held-out prompts of one run, and a table is printed; settings are then for this call only. What is
+    measured is kept: the same command goes on where it was.
 
     \b
-    Example:
+    Examples:
       dream evaluate my-student --baselines hard,nodream
+      dream evaluate my-student ollama:my-student runs/other/bundle/model.gguf
+      dream evaluate ollama:llama3.2:1b --on my-student --prompts 20
     """
-    stage_command(run, "evaluate", force, as_json, quiet)
+    alone = len(targets) == 1 and not (on or prompts or host or out or cost) and _is_run(ctx, targets[0])
+    if alone:
+        path = resolve(targets[0], runs_dir(ctx))
+        flags = {"evaluate.baselines": list(evaluate__baselines)} if evaluate__baselines else {}
+        with undone_on_failure(path):
+            stage_command(open_run(path, config, list(overrides), flags), "evaluate", force, as_json, quiet)
+        return
+    if evaluate__baselines:
+        raise click.UsageError("--baselines go with one run alone: they are trained in it")
+    _examine(targets, on, prompts, host, out, cost is not False, config, overrides, force, as_json, quiet)
+
+
+def _is_run(ctx: click.Context, spec: str) -> bool:
+    """Whether it is a run's folder, or a bare name that nothing else has: then what is wrong is said of a run."""
+    path = resolve(spec, runs_dir(ctx))
+    return (path / "config.yaml").is_file()
+
+
+def _examine(
+    specs: tuple[str, ...],
+    on: str | None,
+    prompts: str | None,
+    host: str,
+    out: Path | None,
+    cost: bool,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from distill.config import Settings, load_settings
+    from distill.evaluation.evaluate_targets import evaluate_targets
+    from distill.evaluation.exam import load_exam
+    from distill.evaluation.examination import dream_tokens_of
+    from distill.evaluation.targets_report import remarks, table_rows
+
+    targets = [find(spec, host) for spec in specs]
+    exam = exam_for(targets, on, prompts, out)
+    base = exam.run.settings if exam.run is not None else Settings()
+    settings = load_settings(config, list(overrides), base=base)
+    if exam.run is not None and prompts is None and settings.evaluate.prompts != base.evaluate.prompts:
+        exam = load_exam(exam.run, settings.evaluate.prompts)
+    with Progress(quiet) as listen:
+        results = evaluate_targets(
+            targets,
+            exam,
+            settings.evaluate,
+            listen,
+            seed=settings.seed,
+            dream_tokens=dream_tokens_of(exam.run),
+            device=settings.train.device,
+            cost=cost,
+            force=force,
+            out=out,
+        )
+    if as_json:
+        emit_json(results)
+    else:
+        heading, *rows = table_rows(results)
+        told = [f"{exam.name[:1].upper()}{exam.name[1:]}.", "", table(rows, heading), "", *remarks(results)]
+        click.echo("\n".join([*told, *([f"Report: {out / 'report.md'}"] if out else [])]))
+    if results["failed"]:
+        failed = ", ".join(results["failed"])
+        raise DistillError(f"{failed}: not measured; what was measured is kept, the same command goes on from there")

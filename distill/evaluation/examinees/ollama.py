@@ -110,6 +110,17 @@ class OllamaExaminee:
             **({"logprobs": True} if thinks else {}),
         }
 
+    def ask(self, question: Question, max_tokens: int) -> dict[str, Any]:
+        """One greedy answer as the server gives it, with its durations."""
+        return self._chat(self._body(question, True, 0.0, max_tokens, 0))
+
+    def loaded_bytes(self) -> int | None:
+        """Memory that the loaded model takes, as the server tells it."""
+        running = cast("list[dict[str, Any]]", self._client.get("/api/ps").get("models") or [])
+        found = (entry for entry in running if self.model in (entry.get("name"), entry.get("model")))
+        mine = next(found, None) or next((e for e in running if str(e.get("name")) == f"{self.model}:latest"), {})
+        return _number(mine.get("size"))
+
     def labels(self, triplets: Sequence[Triplet]) -> list[str] | None:
         return None
 

@@ -1,0 +1,147 @@
+"""Any number of targets on one exam, side by side: what `dream evaluate TARGET…` shows."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill.config import EvaluateSettings
+from distill.errors import DistillError
+from distill.evaluation.contamination import of_target
+from distill.evaluation.cost import measure_cost
+from distill.evaluation.exam import Exam
+from distill.evaluation.examination import ExaminationsFailed, examine_all, names_of
+from distill.evaluation.measured import Measured
+from distill.evaluation.statistics import PairedBootstrap
+from distill.evaluation.targets import Target
+from distill.evaluation.targets_report import render
+from distill.events import Event, Listener, silent
+from distill.run import fingerprint, write_atomic
+
+VERSION = 1
+
+
+def evaluate_targets(
+    targets: Sequence[Target],
+    exam: Exam,
+    settings: EvaluateSettings,
+    listen: Listener = silent,
+    *,
+    seed: int = 0,
+    dream_tokens: int = 66,
+    device: str = "auto",
+    cost: bool = True,
+    force: bool = False,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Examine every target; returns the content of results.json, which is written to `out` with samples.jsonl and
+    report.md where a folder is given.
+
+    A target that fails is in `failed` with its reason and in nothing else. Raises what failed where all did.
+    """
+    failed: dict[str, str] = {}
+    try:
+        measured = examine_all(
+            targets, exam, settings, seed, listen, dream_tokens=dream_tokens, device=device, force=force
+        )
+    except ExaminationsFailed as error:
+        if not error.measured:
+            raise
+        measured, failed = error.measured, error.failed
+    systems: dict[str, Any] = {}
+    bootstrap = PairedBootstrap(len(exam.questions), settings.bootstrap, seed)
+    for name, target in zip(names_of(targets), targets, strict=True):
+        if name in measured:
+            systems[name] = _system(target, measured[name], exam, bootstrap)
+            if cost:
+                listen(Event("evaluate", "note", f"{name}: speed and memory, in a process of its own"))
+                systems[name]["cost"] = kept_cost(
+                    target, exam, settings, seed=seed, dream_tokens=dream_tokens, device=device, force=force
+                )
+    results = {
+        "version": VERSION,
+        "exam": {
+            "name": exam.name,
+            "teacher": exam.teacher,
+            "prompts": len(exam.questions),
+            "answer_bytes": sum(question.bytes for question in exam.questions),
+            "digest": exam.digest,
+        },
+        "seed": seed,
+        "settings": {**asdict(settings), "dream_tokens": dream_tokens},
+        "systems": systems,
+        "failed": failed,
+    }
+    if out is not None:
+        samples = samples_of(exam, measured)
+        write_atomic(out / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+        write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        write_atomic(out / "report.md", render(results, samples))
+    listen(Event("evaluate", "done", str(out / "report.md") if out else ""))
+    return results
+
+
+def _system(target: Target, measured: Measured, exam: Exam, bootstrap: PairedBootstrap) -> dict[str, Any]:
+    intervals = {metric: bootstrap.interval(ratio) for metric, ratio in measured.metrics.items()}
+    try:
+        contamination = asdict(of_target(target, exam))
+    except DistillError as error:  # a broken training set doesn't make the numbers wrong
+        contamination = {"checked": False, "reason": str(error)}
+    contamination.pop("keys", None)
+    return {
+        "target": target.spec,
+        "kind": target.kind,
+        "card": asdict(measured.card),
+        "left_out": len(measured.left_out),
+        "metrics": {metric: None if found is None else asdict(found) for metric, found in intervals.items()},
+        "missing": measured.missing,
+        "tokens_per_second": measured.tokens_per_second,
+        "cost": None,
+        "contamination": contamination,
+    }
+
+
+def kept_cost(
+    target: Target,
+    exam: Exam,
+    settings: EvaluateSettings,
+    *,
+    seed: int,
+    dream_tokens: int,
+    device: str,
+    force: bool = False,
+) -> dict[str, Any]:
+    """`measure_cost`, kept by target and exam: it differs from call to call, and one that goes on says what it said."""
+    about = [VERSION, target.kind, target.digest(), exam.digest, settings.max_tokens, dream_tokens, device]
+    path = exam.folder / "costs" / f"{fingerprint(about)[:24]}.json"
+    if not force and path.is_file():
+        try:
+            return json.loads(path.read_text())
+        except ValueError:
+            pass  # cut short: measured again
+    found = measure_cost(target, exam, settings, seed=seed, dream_tokens=dream_tokens, device=device)
+    if found["tokens_per_second"] is not None:
+        write_atomic(path, json.dumps(found) + "\n")
+    return found
+
+
+def samples_of(exam: Exam, measured: dict[str, Measured]) -> list[dict[str, Any]]:
+    """Per prompt: the teacher's answer, and each target's dream, answer and metrics, or why it was left out."""
+    samples: list[dict[str, Any]] = []
+    for i, question in enumerate(exam.questions):
+        systems: dict[str, Any] = {}
+        for name, each in measured.items():
+            if question.key in each.left_out:
+                systems[name] = {"left_out": each.left_out[question.key]}
+                continue
+            systems[name] = {
+                "answer": each.answers[i],
+                **({"dream": each.dreams[i]} if each.card.dreams else {}),
+                "metrics": {metric: each.at(metric, i) for metric in each.metrics},
+            }
+        sample: dict[str, Any] = {"key": question.key, "prompt": question.prompt, "teacher": question.text}
+        if truth := question.truth:
+            sample |= {"split": truth.split, "depth": truth.depth, "expected": truth.answer}
+        samples.append({**sample, "systems": systems})
+    return samples
