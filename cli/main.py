@@ -23,7 +23,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "mine": "Find (what, action, result) triplets in the answers.",
         "tokenize": "Build the tokenizer and the image tokens.",
         "train": "Train the student.",
-        "evaluate": "Measure the student on held-out prompts.",
+        "evaluate": "Measure it, or any model, on held-out prompts.",
         "export": "Write the bundle: transformers, GGUF, Modelfile.",
     },
     "Using a student": {
