@@ -83,7 +83,9 @@ def compare(
     for rows in (metric_rows(results), difference_rows(results)):
         if len(rows) > 1:
             click.echo(table(rows[1:], rows[0]) + "\n")
-    click.echo("\n".join([*headlines(results), *(f"Warning: {text}" for text in results["warnings"])]))
+    click.echo(
+        "\n".join([*(text for text, _ in headlines(results)), *(f"Warning: {text}" for text in results["warnings"])])
+    )
     click.echo(f"\nReport: {folder / 'report.html'}")
 
 

@@ -1,0 +1,270 @@
+"""`dream compare` as a user runs it: students trained for a moment on a real teacher's answers, side by side."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from support.evaluation_run import trained_run
+
+from cli.main import dream
+from distill.config import Settings
+from distill.evaluation import comparison
+from distill.evaluation.baselines import train_child
+from distill.evaluation.comparison import compare, read_results
+from distill.evaluation.exam import load_exam
+from distill.evaluation.targets import find_target
+from distill.events import silent
+from distill.run import Run
+from distill.training.checkpoint import best
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TIMES = ("finished", "cost", "seconds", "tokens_per_second")
+"""Keys whose values differ from call to call."""
+
+
+def child(base: Run, folder: Path, seed: int, **train: Any) -> Run:
+    settings: Settings = copy.deepcopy(base.settings)
+    settings.seed = seed
+    settings.train.log_every, settings.train.validate_every = 2, 3
+    for name, value in train.items():
+        setattr(settings.train, name, value)
+    return train_child(base, folder, settings, 6, "train", silent)
+
+
+@pytest.fixture(scope="module")
+def made(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/base, and soft0, soft1, hard0, hard1 trained on its data. Copied by tests that write into it."""
+    runs = tmp_path_factory.mktemp("compare") / "runs"
+    base = trained_run(small_run, runs / "base")
+    for seed in range(2):
+        child(base, runs / f"soft{seed}", seed)
+        child(base, runs / f"hard{seed}", seed, soft_weight=0.0)
+    return runs
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def invoke(runs: Path, *args: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(dream, ["compare", *args, "--runs-dir", str(runs), "--quiet"])
+    if code == 0 and result.exception is not None:
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(entry) for key, entry in value.items() if key not in TIMES}
+    return [timeless(entry) for entry in value] if isinstance(value, list) else value
+
+
+def test_two_runs_side_by_side(runs: Path) -> None:
+    """Files are written, the values are those of the samples, the differences those of the values."""
+    folder = runs / "base" / "comparisons" / "soft0-vs-hard0"
+    result = invoke(runs, "soft0", "hard0", "--on", "base", "--json", "--no-cost")
+    assert {path.name for path in folder.iterdir()} == {"results.json", "samples.jsonl", "report.md", "report.html"}
+    results = json.loads(result.stdout)
+    assert results.pop("folder") == str(folder)
+    assert results == json.loads((folder / "results.json").read_text())
+    exam = load_exam(Run.open(runs / "base"))
+    assert results["exam"]["prompts"] == len(exam.questions) >= 2
+    assert results["baseline"] == "soft0"
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [sample["key"] for sample in samples] == [question.key for question in exam.questions]
+    sizes = [question.bytes for question in exam.questions]
+    values: dict[str, float] = {}
+    for name in ("soft0", "hard0"):
+        per_byte = [sample["systems"][name][0]["metrics"]["bits_per_byte"] for sample in samples]
+        values[name] = float(np.dot(per_byte, sizes) / np.sum(sizes))
+        entry = results["systems"][name]["metrics"]["bits_per_byte"]
+        assert entry["value"] == pytest.approx(values[name], rel=1e-9)
+        assert entry["low"] <= entry["value"] <= entry["high"]
+        assert results["systems"][name]["trained_on"]["steps"] == 6
+        assert results["systems"][name]["curves"][0]["points"]
+    found = {(d["system"], d["metric"]): d for d in results["differences"]}
+    difference = found["hard0", "bits_per_byte"]
+    assert difference["value"] == pytest.approx(values["hard0"] - values["soft0"], rel=1e-9, abs=1e-12)
+    assert difference["wins"] + difference["ties"] + difference["losses"] == len(samples)
+    assert 0 < difference["p"] <= difference["p_corrected"] <= 1
+    assert results["systems"]["soft0"]["contamination"]["checked"] is True
+    assert any("One training each" in text for text in results["warnings"])
+    assert any(f"Only {len(samples)} prompts" in text for text in results["warnings"])
+
+
+def test_tokens_of_equal_recipes_are_equal_and_told_where_not(runs: Path) -> None:
+    results = json.loads(invoke(runs, "soft0", "hard0", "base", "--on", "base", "--json", "--no-cost").stdout)
+    tokens = {name: system["trained_on"]["tokens"] for name, system in results["systems"].items()}
+    assert tokens["soft0"] == tokens["hard0"] != tokens["base"]
+    assert any("not trained for as many tokens" in text for text in results["warnings"])
+
+
+def test_seeds_of_one_recipe_are_one_system(runs: Path) -> None:
+    args = ("soft=soft0,soft1", "hard=hard0,hard1", "--on", "base", "--json", "--no-cost", "--baseline", "hard")
+    results = json.loads(invoke(runs, *args).stdout)
+    assert list(results["systems"]) == ["soft", "hard"]
+    for system in results["systems"].values():
+        entry = system["metrics"]["bits_per_byte"]
+        assert system["seeds"] == len(system["targets"]) == len(entry["seeds"]) == 2
+        assert entry["value"] == pytest.approx(float(np.mean(entry["seeds"])))
+        assert len(system["curves"]) == 2
+    assert {d["against"] for d in results["differences"]} == {"hard"}
+    assert not any("One training each" in text for text in results["warnings"])
+
+
+def test_the_same_weights_as_run_checkpoint_and_bundle_differ_in_nothing(runs: Path) -> None:
+    """Three ways to the same student: no difference, and no claim of one."""
+    checkpoint = best(Run.open(runs / "base"))
+    results = json.loads(invoke(runs, "base", str(checkpoint), "--json", "--no-cost").stdout)
+    first, second = results["systems"].values()
+    assert first["metrics"] == second["metrics"]
+    for difference in results["differences"]:
+        assert difference["value"] == 0
+        assert difference.get("p") in (None, 1.0)
+    assert "no clear difference" in (runs / "base" / "comparisons").glob("*/report.md").__next__().read_text().lower()
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = json.loads(invoke(runs, "soft0", "hard0", "--on", "base", "--json", "--no-cost").stdout)
+    shutil.rmtree(runs / "base" / "evaluation" / "targets")
+    shutil.rmtree(runs / "base" / "comparisons")
+    perform, asked = comparison.examine, list[str]()
+
+    def interrupted(target: Any, *args: Any, **options: Any) -> Any:
+        asked.append(target.name)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return perform(target, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparison, "examine", interrupted)
+        assert (
+            CliRunner()
+            .invoke(dream, ["compare", "soft0", "hard0", "--on", "base", "--no-cost", "--runs-dir", str(runs)])
+            .exit_code
+        )
+    assert asked == ["soft0", "hard0"]
+    assert not (runs / "base" / "comparisons").exists()
+    # What is measured is known by heart: its weights aren't even opened again.
+    from distill.evaluation import examination
+
+    opened, really = list[str](), examination.open_examinee
+    monkeypatch.setattr(
+        examination, "open_examinee", lambda target, how: opened.append(target.name) or really(target, how)
+    )
+    again = json.loads(invoke(runs, "soft0", "hard0", "--on", "base", "--json", "--no-cost").stdout)
+    assert opened == ["hard0"]
+    assert timeless(again) == timeless(whole)
+
+
+def test_a_target_that_fails_keeps_what_the_others_did(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "http://127.0.0.1:9")
+    command = ["compare", "ollama:nobody", "soft0", "--on", "base", "--no-cost", "--runs-dir", str(runs)]
+    result = CliRunner().invoke(dream, command)
+    assert result.exit_code
+    assert "ollama:nobody" in str(result.exception)
+    assert "goes on from there" in str(result.exception)
+    assert list((runs / "base" / "evaluation" / "targets").glob("soft0-*/journal.jsonl"))
+    assert not (runs / "base" / "comparisons").exists()
+
+
+def test_reports_are_written_again_from_results_alone(runs: Path, tmp_path: Path) -> None:
+    invoke(runs, "soft0", "hard0", "--on", "base", "--no-cost", "--out", str(tmp_path / "out"))
+    before = {name: (tmp_path / "out" / name).read_text() for name in ("report.md", "report.html")}
+    for name in before:
+        (tmp_path / "out" / name).unlink()
+    invoke(runs, "--from", str(tmp_path / "out" / "results.json"))
+    assert before == {name: (tmp_path / "out" / name).read_text() for name in before}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "is empty"), ("{", "no comparison's results.json"), ('{"version": 1, "systems": {}}', "no comparison's")],
+)
+def test_no_results_are_one_clear_line(runs: Path, tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    result = CliRunner().invoke(dream, ["compare", "--from", str(path), "--runs-dir", str(runs)])
+    assert result.exit_code
+    assert said in str(result.exception)
+    assert str(path) in str(result.exception)
+    assert path.read_text() == content
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["results.json"]
+
+
+def refusal(runs: Path, *args: str) -> str:
+    result = CliRunner().invoke(dream, ["compare", *args, "--no-cost", "--runs-dir", str(runs)])
+    assert result.exit_code != 0
+    return str(result.exception) if result.exception and not isinstance(result.exception, SystemExit) else result.output
+
+
+def test_bad_input_names_what_to_mend(runs: Path, tmp_path: Path) -> None:
+    assert "two targets or more" in refusal(runs, "soft0")
+    assert "did you mean soft0?" in refusal(runs, "sofd0", "hard0")
+    assert "--baseline nobody: is none of the systems soft0, hard0" in refusal(
+        runs, "soft0", "hard0", "--on", "base", "--baseline", "nobody"
+    )
+    assert "is no run folder" in refusal(runs, "soft0", "hard0", "--on", str(tmp_path))
+    assert "names no target" in refusal(runs, "soft=", "hard0")
+    assert "already" in refusal(runs, "a=soft0", "a=hard0", "--on", "base")
+    (tmp_path / "questions.txt").write_text("What is rain?\n")
+    assert "--out FOLDER" in refusal(runs, "soft0", "hard0", "--prompts", str(tmp_path / "questions.txt"))
+    assert "no such teacher" in refusal(runs, "soft0", "hard0", "--on", "base", "--judge", "nonsense")
+    (tmp_path / "notes.txt").write_text("no weights")
+    assert "no .gguf" in refusal(runs, str(tmp_path / "notes.txt"), "soft0")
+
+
+def test_two_held_out_sets_are_refused_and_one_can_be_chosen(runs: Path, small_run: Run) -> None:
+    """Another run whose held-out answers are others."""
+    import sqlite3
+
+    shutil.copytree(runs / "soft0", runs / "other")
+    with sqlite3.connect(runs / "other" / "traces.db") as db:
+        columns = {row[1] for row in db.execute("PRAGMA table_info(responses)")}
+        assert "held_out" in columns, columns
+        db.execute(
+            "UPDATE responses SET held_out = 0 WHERE key = (SELECT key FROM responses WHERE held_out = 1 LIMIT 1)"
+        )
+    text = refusal(runs, "soft0", "other")
+    assert "held-out sets differ" in text
+    assert "--on RUN" in text
+    results = json.loads(invoke(runs, "soft0", "other", "--on", "base", "--json", "--no-cost").stdout)
+    # What is held out here was trained on there.
+    assert results["systems"]["other"]["contamination"]["exact"] == 1
+    assert any(text.startswith("other: 1 of the prompts") for text in results["warnings"])
+
+
+def test_a_prompt_file_asks_what_nobody_has_answered(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "questions.txt").write_text("What is rain?\nWhy do cats sleep?\n")
+    out = tmp_path / "out"
+    args = ("soft0", "hard0", "--prompts", str(tmp_path / "questions.txt"), "--out", str(out), "--no-cost", "--json")
+    results = json.loads(invoke(runs, *args).stdout)
+    assert results["exam"]["prompts"] == 2
+    assert results["exam"]["has_answers"] is False
+    for system in results["systems"].values():
+        assert "bits_per_byte" not in system["metrics"]
+        assert "nobody has answered" in system["missing"]["bits_per_byte"]
+        assert system["metrics"]["repetition"] is not None or "repetition" in system["missing"]
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert {sample["prompt"] for sample in samples} == {"What is rain?", "Why do cats sleep?"}
+    assert all(isinstance(sample["systems"]["soft0"][0]["answer"], str) for sample in samples)
+
+
+def test_library_and_command_agree(runs: Path, tmp_path: Path) -> None:
+    run = Run.open(runs / "base")
+    targets = {name: [find_target(str(runs / name))] for name in ("soft0", "hard0")}
+    results = compare(
+        targets, load_exam(run), tmp_path / "out", run.settings.evaluate, seed=run.settings.seed, cost=False
+    )
+    assert read_results(tmp_path / "out" / "results.json") == results
+    told = json.loads(invoke(runs, "soft0", "hard0", "--on", "base", "--json", "--no-cost").stdout)
+    assert timeless(told["differences"]) == timeless(results["differences"])
