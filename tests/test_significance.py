@@ -75,23 +75,24 @@ def test_p_is_never_0() -> None:
     assert permutation_test(Ratio.of(a.numerator + 9), a, 99) == 1 / 100
 
 
-@pytest.mark.parametrize(("prompts", "runs"), [(20, 2_000), (64, 2_000), (200, 1_500)])
-def test_false_alarms_are_as_many_as_promised(prompts: int, runs: int) -> None:
-    """Systems that don't differ: p < 0.05 in 4 to 6 % of cases, give or take what chance adds (1.5 points is 3 σ)."""
-    draw, alarms = np.random.default_rng([prompts, 5]), np.zeros(2)
-    for number in range(runs):
-        lengths, hard = np.exp(draw.normal(5, 0.8, prompts)), draw.normal(0, 0.4, prompts)
-        rates = np.exp(hard + draw.normal(0, 0.2, (2, prompts)))
-        bits = [Ratio.of(rate * lengths, lengths) for rate in rates]
-        means = [Ratio.of(hard + draw.normal(0, 0.2, prompts)) for _ in range(2)]
-        alarms += [permutation_test(*bits, 199, number) < 0.05, permutation_test(*means, 199, number) < 0.05]
-    print(
-        f"\n{prompts} prompts: bits per byte {100 * alarms[0] / runs:.1f} %, means {100 * alarms[1] / runs:.1f} %",
-        end="",
-    )
-    # With 199 swaps p < 0.05 is p ≤ 9/200.
-    assert 0.03 <= alarms[0] / runs <= 0.06
-    assert 0.03 <= alarms[1] / runs <= 0.06
+def test_false_alarms_are_as_many_as_promised() -> None:
+    """Systems that don't differ: p ≤ 0.05 in 4 to 6 % of cases. 1,500 are ± 0.6 by chance, hence the room for each.
+
+    With 199 swaps p is a multiple of 1/200: p ≤ 0.05 is as often as p < 0.05 with many.
+    """
+    runs, shares = 1_500, list[float]()
+    for prompts in (20, 64, 200):
+        draw, alarms = np.random.default_rng([prompts, 5]), np.zeros(2)
+        for number in range(runs):
+            lengths, hard = np.exp(draw.normal(5, 0.8, prompts)), draw.normal(0, 0.4, prompts)
+            rates = np.exp(hard + draw.normal(0, 0.2, (2, prompts)))
+            bits = [Ratio.of(rate * lengths, lengths) for rate in rates]
+            means = [Ratio.of(hard + draw.normal(0, 0.2, prompts)) for _ in range(2)]
+            alarms += [permutation_test(*pair, 199, number) <= 0.05 for pair in (bits, means)]
+        shares += (alarms / runs).tolist()
+        print(f"\n{prompts} prompts: bits per byte {100 * shares[-2]:.1f} %, means {100 * shares[-1]:.1f} %", end="")
+    assert 0.04 <= np.mean(shares) <= 0.06
+    assert all(0.033 <= share <= 0.067 for share in shares)
 
 
 def test_a_thousand_prompts_take_no_time() -> None:
