@@ -1,0 +1,250 @@
+"""`dream evaluate TARGET…` end to end: one student in every form that it can have, asked the same questions."""
+
+import json
+import shutil
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from support import fake_ollama
+from support.evaluation_run import trained_run
+from support.fake_examinee import FakeExaminee, fake_exam
+
+from bundle.export import export
+from cli.main import dream
+from distill.config import EvaluateSettings
+from distill.errors import DistillError
+from distill.evaluation import cost, evaluate_targets, examination
+from distill.evaluation.cost import Timed, measure_cost, summarize
+from distill.evaluation.exam import load_exam
+from distill.evaluation.targets import Target, find_target
+from distill.evaluation.targets_report import remarks, render, table_rows
+from distill.run import Run
+from distill.training.checkpoint import best
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def runs(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one run, exported."""
+    folder = tmp_path_factory.mktemp("runs")
+    run = trained_run(small_run, folder / "soft")
+    run.settings.evaluate.prompts, run.settings.evaluate.dreams = 3, 1
+    run.settings.evaluate.max_tokens, run.settings.evaluate.bootstrap = 6, 50
+    Run.create(run.path, run.settings)
+    export(run)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(runs: Path) -> Generator[str]:
+    with fake_ollama.engine({"tiny:latest": runs / "soft" / "bundle" / "model.gguf"}) as running:
+        yield running.url
+
+
+def call(runs: Path, *args: str) -> Result:
+    return CliRunner().invoke(dream, ["evaluate", *args, "--runs-dir", str(runs), "-q"])
+
+
+@pytest.fixture(scope="module")
+def together(runs: Path, server: str) -> tuple[dict[str, Any], Path]:
+    """The five of them, measured once."""
+    soft, out = runs / "soft", runs.parent / f"{runs.name}-out"
+    targets = ["soft", str(best(Run.open(soft))), str(soft / "bundle"), str(soft / "bundle" / "model.gguf")]
+    result = call(runs, *targets, "ollama:tiny", "--host", server, "--out", str(out), "--no-cost", "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout), out
+
+
+def test_one_student_in_every_form_has_the_same_numbers(together: tuple[dict[str, Any], Path]) -> None:
+    results, _ = together
+    names = list(results["systems"])
+    assert names == ["soft", names[1], "soft/bundle", "bundle/model.gguf", "tiny"]
+    run, checkpoint, bundle, gguf, tiny = results["systems"].values()
+    assert [system["kind"] for system in results["systems"].values()] == [
+        "run",
+        "checkpoint",
+        "bundle",
+        "gguf",
+        "ollama",
+    ]
+    assert run["metrics"] == checkpoint["metrics"]
+    assert run["missing"] == checkpoint["missing"] == {}
+    for metric, entry in run["metrics"].items():
+        assert bundle["metrics"][metric]["value"] == pytest.approx(entry["value"], rel=1e-4, abs=1e-4), metric
+    # The GGUF holds half precision: likelihoods agree to three digits, what it draws may differ.
+    for metric in ("bits_per_byte", "kl", "agreement", "calibration_error"):
+        want = run["metrics"][metric]["value"]
+        assert gguf["metrics"][metric]["value"] == pytest.approx(want, rel=0.01, abs=0.01), metric
+    assert "which image tokens stand for a triplet" in gguf["missing"]["bits_per_byte_oracle"]
+    assert "no likelihood" in tiny["missing"]["bits_per_byte"]
+    assert {"chrf", "rouge_l", "distinct_2", "length_ratio"} <= tiny["metrics"].keys()
+    assert run["contamination"]["checked"]
+    assert not tiny["contamination"]["checked"]
+
+
+def test_the_files_hold_what_was_said(runs: Path, together: tuple[dict[str, Any], Path]) -> None:
+    results, out = together
+    assert json.loads((out / "results.json").read_text()) == results
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    exam = load_exam(Run.open(runs / "soft"))
+    assert [sample["key"] for sample in samples] == [question.key for question in exam.questions]
+    assert all(set(sample["systems"]) == set(results["systems"]) for sample in samples)
+    assert (out / "report.md").read_text() == render(results, samples)
+    heading, *rows = table_rows(results)
+    cells = {row[0]: dict(zip(heading, row, strict=True)) for row in rows}
+    assert cells["bits per byte, no dream ↓"]["tiny"] == "missing"
+    value = results["systems"]["soft"]["metrics"]["bits_per_byte"]["value"]
+    assert cells["bits per byte, no dream ↓"]["soft"].startswith(f"{value:.3f} [")
+    assert any(line.startswith("tiny: no bits per byte") and "no likelihood" in line for line in remarks(results))
+
+
+def test_asked_again_nothing_is_asked(
+    runs: Path, together: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: Any) -> None:
+        raise AssertionError("opened again")
+
+    monkeypatch.setattr(examination, "open_examinee", refuse)
+    again = call(runs, "soft", str(runs / "soft" / "bundle"), "--no-cost", "--json")
+    assert again.exit_code == 0, again.output
+    for name, system in json.loads(again.stdout)["systems"].items():
+        assert system["metrics"] == together[0]["systems"][name]["metrics"]
+    # The run's own stage knows it by heart as well, all but its start.
+    assert (runs / "soft" / "config.yaml").read_text().count("prompts: 3") == 1
+
+
+def test_settings_are_for_this_call_only(runs: Path) -> None:
+    before = (runs / "soft" / "config.yaml").read_bytes()
+    result = call(runs, "soft", "--prompts", "1", "--set", "evaluate.dreams=0", "--json", "--no-cost")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["exam"]["prompts"] == 1
+    assert found["systems"]["soft"]["missing"]["bits_per_byte_dreams"] == "evaluate.dreams is 0"
+    assert (runs / "soft" / "config.yaml").read_bytes() == before
+
+
+def test_a_prompt_file_is_answered_and_what_needs_a_teacher_is_missing(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("What is rain?\nWhy do cats purr?\n")
+    out = tmp_path / "out"
+    result = call(runs, "soft", "--prompts", str(tmp_path / "mine.txt"), "--out", str(out), "--no-cost")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("2 prompts of mine.txt.")
+    assert "nobody has answered these prompts" in result.stdout
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert {sample["prompt"] for sample in samples} == {"What is rain?", "Why do cats purr?"}
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["sofd"], "sofd: no such run, checkpoint, bundle, GGUF or folder; did you mean soft?"),
+        (["soft", "nowhere/at.gguf"], "no such run, checkpoint, bundle, GGUF or folder"),
+        (["soft", "--on", "none"], "--on none: is no run folder"),
+        (["soft", "--prompts", "0"], "--prompts 0: is no prompt"),
+        (["soft", "--prompts", "missing.txt"], "give one with --out FOLDER"),
+        (["ollama:tiny"], "name a run with --on RUN"),
+        (["soft", "soft", "--baselines", "hard"], "--baselines go with one run alone"),
+        ([], "Missing argument 'TARGET…'"),
+    ],
+)
+def test_bad_inputs_say_what_to_do(runs: Path, args: list[str], told: str) -> None:
+    result = call(runs, *args)
+    assert result.exit_code != 0
+    assert told in (result.output + str(result.exception)).replace("\n", " ")
+
+
+def test_held_out_sets_that_differ_are_refused(runs: Path, tmp_path: Path) -> None:
+    from distill.corpus.traces import TraceStore
+
+    shutil.copytree(runs / "soft", tmp_path / "other")
+    with TraceStore(tmp_path / "other" / "traces.db") as store:
+        keys = [trace.key for trace in store.traces()]
+        held = {trace.key for trace in store.traces(held_out=True)}
+        store.select({key: key in held and key != min(held) for key in keys})
+    result = call(runs, "soft", str(tmp_path / "other"))
+    assert result.exit_code == 1
+    assert "their held-out sets differ" in str(result.exception)
+    assert "--on RUN" in str(result.exception)
+
+
+def test_one_that_fails_is_told_and_the_others_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = [Target(f"{name}.gguf", "gguf", tmp_path / f"{name}.gguf") for name in "ab"]
+    for target in targets:
+        assert target.path is not None
+        target.path.write_text(target.spec)
+
+    def sit(target: Target, how: Any) -> FakeExaminee:
+        if target.spec == "b.gguf":
+            raise DistillError("http://somewhere: no Ollama answers there")
+        return FakeExaminee()
+
+    monkeypatch.setattr(examination, "open_examinee", sit)
+    exam = fake_exam(tmp_path / "exam")
+    results = evaluate_targets.evaluate_targets(targets, exam, EvaluateSettings(dreams=1), cost=False)
+    assert list(results["systems"]) == ["a.gguf"]
+    assert results["failed"] == {"b.gguf": "http://somewhere: no Ollama answers there"}
+    assert "b.gguf failed: http://somewhere: no Ollama answers there" in remarks(results)
+    with pytest.raises(DistillError, match="no Ollama answers there"):
+        evaluate_targets.evaluate_targets(targets[1:], exam, EvaluateSettings(dreams=1), cost=False)
+
+
+# What it costs.
+
+
+def test_cost_is_measured_in_a_process_of_its_own(runs: Path) -> None:
+    run = Run.open(runs / "soft")
+    ballast = bytearray(400 << 20)  # of ours, and not of the process that is measured
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    target = find_target(str(run.path))
+    found = measure_cost(target, load_exam(run), run.settings.evaluate, dream_tokens=20)
+    assert found["prompts"] == 3
+    for name in ("tokens_per_second", "first_token_seconds"):
+        assert 0 < found[name]["low"] <= found[name]["median"] <= found[name]["high"]
+    assert "alone in a process" in found["note"]
+    if sys.platform == "linux":
+        assert 20 << 20 < found["peak_bytes"] < resident()
+    assert len(ballast) == 400 << 20
+
+
+def resident() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
+
+
+def test_cost_of_a_model_in_ollama_is_what_its_server_tells(runs: Path, server: str) -> None:
+    run = Run.open(runs / "soft")
+    found = measure_cost(find_target("ollama:tiny", host=server), load_exam(run), run.settings.evaluate)
+    assert found["prompts"] == 3
+    assert found["tokens_per_second"]["median"] > 0
+    assert "as its server reports them" in found["note"]
+
+
+def test_what_cannot_be_timed_says_why(runs: Path, tmp_path: Path) -> None:
+    run = Run.open(runs / "soft")
+    exam, broken = load_exam(run), tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    found = measure_cost(find_target(str(broken)), exam, run.settings.evaluate)
+    assert found["tokens_per_second"] is None
+    assert "broken.gguf" in found["note"]
+    slow = measure_cost(find_target(str(run.path)), exam, run.settings.evaluate, timeout=0.01)
+    assert slow["note"] == "not measured: took longer than 0 s"
+
+
+def test_durations_of_a_server_are_added_up() -> None:
+    told = {"prompt_eval_duration": 2e9, "eval_duration": 4e9, "eval_count": 40}
+    assert cost._told({**told, "message": {"content": "abcd"}}) == Timed(2.0, 40, 6.0)
+    assert cost._told({**told, "message": {"thinking": "abcd", "content": "abcd"}}) == Timed(4.0, 40, 6.0)
+    assert cost._told({}) == Timed(0.0, 0, 0.0)
+
+
+def test_median_and_range_over_prompts() -> None:
+    found = summarize([Timed(1.0, 10, 2.0), Timed(3.0, 30, 3.0), Timed(2.0, 40, 20.0)], 7, 2, "so")
+    assert found["tokens_per_second"] == {"median": 5.0, "low": 2.0, "high": 10.0}
+    assert found["first_token_seconds"] == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert (found["peak_bytes"], found["threads"], found["prompts"], found["note"]) == (7, 2, 3, "so")
+    assert summarize([Timed(0.0, 0, 0.0)], None, 1, "")["tokens_per_second"] is None
