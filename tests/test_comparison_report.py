@@ -101,7 +101,10 @@ def test_a_headline_flips_with_its_numbers() -> None:
     (better,) = findings(change(results, "bits_per_byte", value=-0.137, low=-0.204, high=-0.07))
     assert better.text.startswith("Compared with soft, hard is clearly better in 1 of 2 metrics")
     (nothing,) = findings(change(results, "bits_per_byte", p_corrected=0.05))
-    assert nothing.text == "There is no clear difference between hard and soft, in any of 2 metrics."
+    assert nothing.text == (
+        "There is no clear difference between hard and soft, in any of 2 metrics. "
+        "In 1 the interval leaves out zero, which is not enough with 2 tests."
+    )
     (both,) = findings(change(results, "chrf", value=1.0, low=0.5, high=1.5, p_corrected=0.049))
     assert both.text == "Compared with soft, hard is clearly better in 1 and clearly worse in 1 of 2 metrics."
     (more_is_worse,) = findings(change(results, "chrf", value=-1.0, low=-1.5, high=-0.5, p_corrected=0.01))

@@ -86,6 +86,10 @@ def _finding(system: str, against: str, differences: list[dict[str, Any]], resul
         ]
         text = f"Compared with {against}, {system} is {_and(parts)} of {_metrics(tested)}"
         text += f"; no clear difference in {len(still_open)}." if still_open else "."
+    hints = sum(d["low"] > 0 or d["high"] < 0 for d in still_open)
+    if hints:
+        tests = results["tests"]["count"]
+        text += f" In {hints} the interval leaves out zero, which is not enough with {tests} tests."
     return Finding(
         system,
         against,

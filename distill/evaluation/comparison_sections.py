@@ -48,6 +48,8 @@ CURVES = (
     ("loss", "Training loss"),
 )
 """What is drawn over the tokens trained on, where a training has it."""
+CHIPS = 8
+"""Metrics of a pair up to which those without a clear difference stand open."""
 LONG = 24
 """Rows up to which the table of differences stands open."""
 
@@ -71,7 +73,16 @@ def _finding(finding: Finding, results: Results, marks: Style) -> str:
     ]
     ranks = {"better": 0, "worse": 1, "differs": 2, "open": 3}
     shown = sorted((d for d in own if verdict(d) in ranks), key=lambda d: ranks[verdict(d)])
+    clear = [d for d in shown if verdict(d) != "open"]
     chips = "".join(_chip(d) for d in shown)
+    listed = f'<ul class="chips">{chips}</ul>'
+    if len(shown) > CHIPS:
+        chips = ["".join(_chip(d) for d in part) for part in (clear, shown[len(clear) :])]
+        listed = f'<ul class="chips">{chips[0]}</ul>' if chips[0] else ""
+        count = len(shown) - len(clear)
+        if count:
+            listed += f"<details><summary>No clear difference: {count}</summary>"
+            listed += f'<ul class="chips">{chips[1]}</ul></details>'
     lines = [*finding.better, *finding.worse, *finding.differs]
     numbers = f"<details><summary>In numbers</summary>{points(lines)}</details>" if lines else ""
     judge: Results = results["judge"] or {"model": "", "pairs": []}
@@ -83,7 +94,7 @@ def _finding(finding: Finding, results: Results, marks: Style) -> str:
     return (
         f'<article class="finding" data-system="{text(finding.system)}"><h3>{marks.key(finding.system)}'
         f'<span dir="auto">{text(finding.system)}</span></h3><p class="say">{text(finding.text)}</p>'
-        f'<ul class="chips">{chips}</ul>{said}{numbers}</article>'
+        f"{listed}{said}{numbers}</article>"
     )
 
 
