@@ -98,8 +98,12 @@ def test_what_is_compared_and_what_is_tested() -> None:
     # A calibration error is of all prompts together.
     assert (error["wins"], error["losses"]) == (None, None)
     assert 0 < error["p"] <= error["p_corrected"] <= 1
-    assert [d["p_corrected"] for d in found["differences"]] == holm([d["p"] for d in found["differences"]])
-    assert found["tests"]["count"] == 7
+    # What leads is corrected for the systems alone, all else together.
+    for leads, count in ((True, 2), (False, 5)):
+        family = [d for d in found["differences"] if (d["metric"] == "bits_per_byte") is leads]
+        assert [d["p_corrected"] for d in family] == holm([d["p"] for d in family])
+        assert found["tests"]["count_leading" if leads else "count"] == count
+    assert found["tests"]["leading"] == "bits_per_byte"
     assert (found["tests"]["permutations"], found["tests"]["bootstrap"], found["tests"]["correction"]) == (
         400,
         300,
