@@ -379,6 +379,7 @@ def test_training_is_measured_and_compared(run: Run, tmp_path: Path, one_thread:
     del one_thread
     path = tmp_path / "train.json"
     size = ("--rows", 1, "--context", 128, "--vocab", 300, "--rounds", 1, "--warmup", 0)
+    size = (*size, "--set", "train.precision=float32", "--set", "train.compile=never")
     assert run("train", *size, "--out", path)[0] == 0
     code, out, err = run("train", *size, "--against", path, "--threshold", 1000, "--json")
     assert code == 0, err
