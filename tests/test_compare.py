@@ -240,7 +240,7 @@ def test_two_held_out_sets_are_refused_and_one_can_be_chosen(runs: Path, small_r
     results = json.loads(invoke(runs, "soft0", "other", "--on", "base", "--json", "--no-cost").stdout)
     # What is held out here was trained on there.
     assert results["systems"]["other"]["contamination"]["exact"] == 1
-    assert any(text.startswith("other: 1 of the prompts") for text in results["warnings"])
+    assert any(text.startswith("other: were trained on 1 of the prompts") for text in results["warnings"])
 
 
 def test_a_prompt_file_asks_what_nobody_has_answered(runs: Path, tmp_path: Path) -> None:

@@ -252,12 +252,7 @@ class Comparison:
                     f"{name}: {entry['left_out']} of {len(exam.questions)} prompts don't fit its context; differences "
                     "are taken on the prompts that both can take."
                 )
-            dirt = entry["contamination"]
-            if dirt["checked"] and dirt["exact"] + dirt["near"] + dirt["contained"]:
-                warnings.append(
-                    f"{name}: {dirt['exact']} of the prompts, near copies of {dirt['near']} and texts that hold "
-                    f"{dirt['contained']} of them are in what it was trained on."
-                )
+        warnings += _seen_before(entries)
         tokens = {
             name: entry["trained_on"]["tokens"]
             for name, entry in entries.items()
@@ -297,6 +292,25 @@ class Comparison:
         """None for a question that it wasn't asked: that is no empty answer to be judged."""
         pairs = zip(found.keys, found.answers, strict=bool(found.answers))
         return [None if key in found.left_out else answer for key, answer in pairs]
+
+
+def _seen_before(entries: dict[str, Any]) -> list[str]:
+    """What of the exam was trained on; systems of which the same holds are told of together."""
+    told: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        found = entry["contamination"]
+        parts = [
+            text.format(found[kind])
+            for kind, text in (
+                ("exact", "{} of the prompts"),
+                ("near", "prompts in nearly the words of {}"),
+                ("contained", "texts that hold {} whole"),
+            )
+            if found["checked"] and found[kind]
+        ]
+        if parts:
+            told.setdefault(f"were trained on {', '.join(parts)} ({found['prompts']} were checked).", []).append(name)
+    return [f"{', '.join(names)}: {text}" for text, names in told.items()]
 
 
 def _order(measured: Mapping[str, Sequence[Measured]]) -> list[str]:
