@@ -129,7 +129,7 @@ def _interrupted(args: list[str]) -> NoReturn:
     from cli.stages import STAGES
 
     again = command_line(*(arg for arg in args if arg != "--force"))
-    resumes = args and args[0] in ("run", "ablate", "compare", *STAGES)
+    resumes = args and args[0] in ("run", "ablate", "compare", "sweep", *STAGES)
     _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here." if resumes else "\nStopped.", INTERRUPTED)
 
 

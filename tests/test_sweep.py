@@ -1,0 +1,636 @@
+"""Sweeps as a user runs them: planned, trained, killed, gone on with, changed, and told of."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from support.ablation_run import STEPS, small_world
+
+from cli.main import dream
+from distill.config import Settings
+from distill.corpus.datasets import stage
+from distill.corpus.traces import TraceStore
+from distill.errors import BadInput, DistillError, RunMismatch
+from distill.evaluation import sweep_cells
+from distill.evaluation.sweep import overview
+from distill.evaluation.sweep import sweep as whole_sweep
+from distill.evaluation.sweep_plan import LONGEST, Plan, read_plan
+from distill.evaluation.sweep_table import rows_of, to_csv, to_markdown
+from distill.events import Event
+from distill.run import Run
+from distill.training.checkpoint import best, list_checkpoints
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+VARIANTS: dict[str, Any] = {
+    "name": "lenses",
+    "settings": {"train.checkpoint_every": 2, "evaluate": {"prompts": 6}},
+    "variants": {"soft": None, "nodream": {"train.dreams": False}},
+    "seeds": 2,
+    "metric": "bits_per_byte",
+}
+NAMES = ["soft-seed0", "soft-seed1", "nodream-seed0", "nodream-seed1"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The base: tokenized, not trained. Don't alter it."""
+    return small_world(tmp_path_factory.mktemp("world") / "small")
+
+
+@pytest.fixture(scope="module")
+def swept(world: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Event]]:
+    """VARIANTS, finished; don't alter it."""
+    folder, events = tmp_path_factory.mktemp("swept"), list[Event]()
+    state = whole_sweep(plan_of(folder, VARIANTS, base=world), folder / "lenses", events.append)
+    return folder / "lenses", state, events
+
+
+@pytest.fixture
+def copied(swept: tuple[Path, dict[str, Any], list[Event]], tmp_path: Path) -> Path:
+    shutil.copytree(swept[0], tmp_path / "lenses")
+    return tmp_path / "lenses"
+
+
+def write(folder: Path, content: Any, base: Run | None = None) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(
+        content
+        if isinstance(content, str)
+        else yaml.safe_dump(content | ({"base": str(base.path)} if base else {}), sort_keys=False)
+    )
+    return path
+
+
+def plan_of(folder: Path, content: Any, base: Run | None = None) -> Plan:
+    return read_plan(write(folder, content, base))
+
+
+def weights(folder: Path, cell: str) -> bytes:
+    run = Run.open(folder / "cells" / cell)
+    run.require("train")
+    return (best(run) / "model.safetensors").read_bytes()
+
+
+def call(*args: object) -> Result:
+    """`dream …` as main() has it: users' errors are raised."""
+    return CliRunner().invoke(dream, [str(arg) for arg in args], standalone_mode=False)
+
+
+def sweep(plan: Plan, folder: Path, *args: Any, **options: Any) -> dict[str, Any]:
+    """Trainings alone: most tests have no use for a comparison."""
+    return whole_sweep(plan, folder, *args, compare=False, **options)
+
+
+def trained_anew(events: list[Event]) -> set[str]:
+    return {event.stage for event in events if event.unit == "step"}
+
+
+# Cells.
+
+
+def test_every_cell_is_a_run_trained_on_the_same_data_for_as_many_tokens(
+    world: Run, swept: tuple[Path, dict[str, Any], list[Event]]
+) -> None:
+    folder, state, events = swept
+    assert list(state["cells"]) == NAMES
+    assert {cell["state"] for cell in state["cells"].values()} == {"trained"}
+    assert {(cell["steps"], cell["tokens"]) for cell in state["cells"].values()} == {(STEPS, STEPS * 2 * 256)}
+    for name, cell in state["cells"].items():
+        run = Run.open(folder / "cells" / name)
+        assert run.settings.seed == cell["seed"]
+        assert run.settings.train.dreams == (cell["system"] == "soft")
+        assert run.settings.student == world.settings.student
+        assert not run.traces.is_symlink()
+        assert run.traces.stat().st_nlink == 1  # nothing breaks when the base, or another cell, is deleted
+        with TraceStore(run.traces, readonly=True) as one, TraceStore(world.traces, readonly=True) as other:
+            assert one.content_digest() == other.content_digest()
+        assert cell["seconds"] == run.require("train").seconds
+    packed = {(folder / "cells" / name / "data" / "data.json").read_bytes() for name in NAMES}
+    assert len(packed) == 1
+    assert len({weights(folder, name) for name in NAMES}) == 4
+    assert trained_anew(events) >= {f"cell {i} of 4, {name}" for i, name in enumerate(NAMES, 1)}
+    assert json.loads((folder / "sweep.json").read_text()) == json.loads(json.dumps(state))
+
+
+def test_other_commands_take_a_cell(copied: Path) -> None:
+    cell = copied / "cells" / "soft-seed1"
+    status = call("status", cell, "--json")
+    assert status.exception is None
+    assert "train" in json.loads(status.stdout)["stages"]
+    exported = call("export", cell, "--quiet")
+    assert exported.exception is None, exported.output
+    assert (cell / "bundle" / "bundle.json").is_file()
+
+
+def test_finished_cells_are_kept(copied: Path, world: Run, tmp_path: Path) -> None:
+    before = {name: weights(copied, name) for name in NAMES}
+    times = {name: (copied / "cells" / name / "run.json").stat().st_mtime_ns for name in NAMES}
+    events: list[Event] = []
+    state = sweep(plan_of(tmp_path, VARIANTS, world), copied, events.append)
+    assert not trained_anew(events)
+    assert {name: weights(copied, name) for name in NAMES} == before
+    assert {name: (copied / "cells" / name / "run.json").stat().st_mtime_ns for name in NAMES} == times
+    assert {cell["state"] for cell in state["cells"].values()} == {"trained"}
+
+
+def test_a_lost_record_is_made_again_of_the_cells(copied: Path, world: Run, tmp_path: Path) -> None:
+    old = json.loads((copied / "sweep.json").read_text())
+    (copied / "sweep.json").write_text("{")
+    with pytest.raises(DistillError, match=r"sweep.json: can't be read .*; delete it: finished cells are kept"):
+        sweep(plan_of(tmp_path, VARIANTS, world), copied)
+    (copied / "sweep.json").write_text('{"cells": {}}')
+    events: list[Event] = []
+    state = sweep(plan_of(tmp_path, VARIANTS, world), copied, events.append)
+    assert not trained_anew(events)
+    assert {name: cell["tokens"] for name, cell in state["cells"].items()} == {
+        name: cell["tokens"] for name, cell in old["cells"].items()
+    }
+
+
+def test_grid_and_variants_combine(world: Run, tmp_path: Path) -> None:
+    content = {
+        "variants": {"soft": {}, "nodream": {"train": {"dreams": False}}},
+        "grid": {"train.lr": [1e-3, 2e-3], "student.hidden": [32]},
+        "seeds": [3, 5],
+    }
+    plan = plan_of(tmp_path, content, world)
+    assert [cell.name for cell in plan.cells] == [
+        f"{variant},lr={lr},hidden=32-seed{seed}"
+        for variant in ("soft", "nodream")
+        for lr in ("0.001", "0.002")
+        for seed in (3, 5)
+    ]
+    last = plan.cells[-1]
+    assert last.changes == {"train.dreams": False, "train.lr": 2e-3, "student.hidden": 32}
+    assert (last.settings.seed, last.settings.train.lr, last.settings.train.dreams) == (5, 2e-3, False)
+    assert last.data.seed == world.settings.seed
+    assert plan.baseline == "soft,lr=0.001,hidden=32"
+    assert plan.name == "sweep"
+    assert plan.metric == "exact_match"
+
+
+def test_numbers_are_read_as_numbers(tmp_path: Path) -> None:
+    """YAML 1.1 takes 1e-3 for text."""
+    plan = plan_of(tmp_path, "grid: {train.lr: [1e-3, 2E-4], train.betas: [[0.9, 0.95], [0.8, 0.9]]}")
+    assert [cell.system for cell in plan.cells] == [
+        "lr=0.001,betas=0.9+0.95",
+        "lr=0.001,betas=0.8+0.9",
+        "lr=0.0002,betas=0.9+0.95",
+        "lr=0.0002,betas=0.8+0.9",
+    ]
+    assert plan.cells[1].settings.train.betas == [0.8, 0.9]
+
+
+def test_names_stay_short_and_different(tmp_path: Path) -> None:
+    texts = ["a" * 100, "a" * 101, "Answer: briefly!", "Answer; briefly!"]
+    plan = plan_of(tmp_path, {"grid": {"capture.system": texts, "train.lr": [1e-3]}})
+    names = [cell.system for cell in plan.cells]
+    assert len(set(names)) == 4
+    assert all(len(name) <= LONGEST and "/" not in name and " " not in name for name in names)
+    same = plan_of(tmp_path, {"grid": {"train.batch_rows": [2], "dreaming.batch": [4]}, "engine": True})
+    assert [cell.system for cell in same.cells] == ["batch_rows=2,batch=4"]
+    both = plan_of(tmp_path, {"grid": {"train.lr": [1e-3], "dreaming.lr": [4]}, "engine": True})
+    assert [cell.system for cell in both.cells] == ["train.lr=0.001,dreaming.lr=4"]
+
+
+def test_random_draws_are_the_same_every_time(tmp_path: Path) -> None:
+    how: dict[str, Any] = {
+        "samples": 40,
+        "seed": 3,
+        "train.lr": {"log_uniform": [3e-4, 5e-3]},
+        "train.batch_rows": {"choice": [4, 8]},
+        "train.warmup": {"integer": [10, 12]},
+        "train": {"weight_decay": {"uniform": [0, 0.1]}},
+    }
+    first = [cell.changes for cell in plan_of(tmp_path, {"random": how}).cells]
+    assert [cell.changes for cell in plan_of(tmp_path, {"random": how}).cells] == first
+    more = [cell.changes for cell in plan_of(tmp_path, {"random": how | {"samples": 60}}).cells]
+    assert more[:40] == first
+    fewer = {key: value for key, value in how.items() if key != "train.warmup"}
+    alone = [cell.changes["train.lr"] for cell in plan_of(tmp_path, {"random": fewer}).cells]
+    assert alone == [changes["train.lr"] for changes in first]
+    other = [cell.changes for cell in plan_of(tmp_path, {"random": how | {"seed": 4}}).cells]
+    assert all(changes not in first for changes in other)
+    rates = np.array([changes["train.lr"] for changes in more])
+    assert ((rates >= 3e-4) & (rates <= 5e-3)).all()
+    assert 0.3 < (rates < np.sqrt(3e-4 * 5e-3)).mean() < 0.7  # even in the logarithm
+    assert {changes["train.batch_rows"] for changes in more} == {4, 8}
+    assert {changes["train.warmup"] for changes in more} == {10, 11, 12}
+    assert all(0 <= changes["train.weight_decay"] <= 0.1 for changes in more)
+    assert len({cell.system for cell in plan_of(tmp_path, {"random": how}).cells}) == 40
+
+
+# Data.
+
+
+def test_cells_that_cut_another_tokenizer_share_the_rest(world: Run, tmp_path: Path) -> None:
+    content = {"variants": {"same": {}, "fewer": {"tokenize.image_tokens": 40}}, "seeds": 2}
+    plan = plan_of(tmp_path, content, world)
+    planned = {cell["cell"]: cell["runs"] for cell in overview(plan, tmp_path / "s")["cells"]}
+    assert planned["same-seed1"] == ["train"]
+    assert planned["fewer-seed1"] == ["tokenize", "train"]
+    events: list[Event] = []
+    state = sweep(plan, tmp_path / "s", events.append)
+    assert {cell["state"] for cell in state["cells"].values()} == {"trained"}
+    (data,) = (tmp_path / "s" / "data").iterdir()
+    made = Run.open(data)
+    base, cells = world.records(), {name: Run.open(tmp_path / "s" / "cells" / name).records() for name in planned}
+    assert made.records()["capture"] == base["capture"]
+    assert made.records()["mine"] == base["mine"]
+    assert made.records()["tokenize"].settings["image_tokens"] == 40
+    for name, records in cells.items():
+        assert records["tokenize"] == (base if name.startswith("same") else made.records())["tokenize"]
+    assert sum(event.kind == "start" and event.stage.endswith("tokenize") for event in events) <= 1
+    assert not [event for event in events if "capture" in event.stage]
+    shutil.rmtree(data)  # a cell stands alone
+    assert Run.open(tmp_path / "s" / "cells" / "fewer-seed0").tokenizer.is_dir()
+
+
+def test_without_a_base_data_is_made_once(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "HELD_OUT", 8)
+    tree = yaml.safe_load((world.path / "config.yaml").read_text())
+    content = {"settings": tree, "variants": {"a": {}, "b": {"train.lr": 1e-3}}, "seeds": 2}
+    content["settings"]["train"].pop("minutes")
+    events: list[Event] = []
+    sweep(plan_of(tmp_path, content), tmp_path / "s", events.append)
+    (data,) = (tmp_path / "s" / "data").iterdir()
+    stages = {event.stage for event in events if event.stage.startswith("data ")}
+    assert {f"data {data.name}, {name}" for name in ("capture", "mine")} <= stages
+    with TraceStore(world.traces, readonly=True) as one, TraceStore(data / "traces.db", readonly=True) as other:
+        assert one.content_digest() == other.content_digest()
+    again: list[Event] = []
+    sweep(plan_of(tmp_path, content), tmp_path / "s", again.append)
+    assert not [event for event in again if event.stage.startswith("data ")]
+
+
+def test_the_bases_own_training_is_not_repeated(world: Run, tmp_path: Path) -> None:
+    from distill.training.loop import train
+
+    shutil.copytree(world.path, tmp_path / "base")
+    base = Run.open(tmp_path / "base")
+    train(base)
+    events: list[Event] = []
+    sweep(plan_of(tmp_path, {"variants": {"same": {}}, "seeds": 1}, base), tmp_path / "s", events.append)
+    assert not trained_anew(events)
+    assert weights(tmp_path / "s", "same-seed0") == (best(base) / "model.safetensors").read_bytes()
+
+
+def test_engines_are_trained_where_they_are_asked_for(world: Run, tmp_path: Path) -> None:
+    content = {"variants": {"long": {"dreaming.dream_length": 3}, "none": {"train.dreams": False}}, "engine": True}
+    state = sweep(plan_of(tmp_path, content, world), tmp_path / "s")
+    engine = json.loads((tmp_path / "s" / "cells" / "long-seed0" / "engine" / "engine.json").read_text())
+    assert engine["config"]["dream_length"] == 3
+    assert state["cells"]["long-seed0"]["engine_seconds"] > 0
+    assert "without dreams" in state["cells"]["none-seed0"]["engine_skipped"]
+
+
+# Stops and failures.
+
+
+def start(folder: Path, file: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "cli.main", "sweep", str(file), "--runs-dir", str(folder), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert process.poll() is None, "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def long_variants(world: Run, folder: Path) -> Path:
+    """As VARIANTS, but with longer trainings."""
+    settings = VARIANTS["settings"] | {"train.steps": 60, "train.checkpoint_every": 5, "train.keep_last": 100}
+    return write(folder, VARIANTS | {"settings": settings, "name": "killed"}, world)
+
+
+def test_sigkill_and_start_again_end_with_the_same_weights(world: Run, tmp_path: Path) -> None:
+    file = long_variants(world, tmp_path)
+    sweep(read_plan(file), tmp_path / "whole")
+    process = start(tmp_path, file, "--no-compare")
+    wait_for(process, tmp_path / "killed" / "cells" / "soft-seed1" / "checkpoints" / "step-000010")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    state = json.loads((tmp_path / "killed" / "sweep.json").read_text())
+    assert [state["cells"][name]["state"] for name in NAMES] == ["trained", "training", "waiting", "waiting"]
+    kept = list_checkpoints(Run.open(tmp_path / "killed" / "cells" / "soft-seed1"))
+    assert 10 <= int(kept[-1].name.removeprefix("step-")) < 60
+    inode = kept[1].stat().st_ino
+    events: list[Event] = []
+    sweep(read_plan(file), tmp_path / "killed", events.append)
+    assert kept[1].stat().st_ino == inode, "it began anew"
+    assert not [event for event in events if event.stage.startswith("cell 1") and event.unit == "step"]
+    for name in NAMES:
+        assert weights(tmp_path / "killed", name) == weights(tmp_path / "whole", name)
+
+
+def children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_several_at_once_are_stopped_and_gone_on_with(world: Run, tmp_path: Path) -> None:
+    """Ctrl-C, then a kill of the sweep alone: neither leaves a process behind, nor changes what comes out."""
+    file = long_variants(world, tmp_path)
+    cells = tmp_path / "killed" / "cells"
+    process = start(tmp_path, file, "--jobs", "2", "--no-compare")
+    wait_for(process, cells / "soft-seed1" / "checkpoints" / "step-000005")
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert b"Nothing is lost" in said
+    process = start(tmp_path, file, "--jobs", "2", "--no-compare")
+    wait_for(process, cells / "nodream-seed0" / "checkpoints" / "step-000005")
+    workers = children_of(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text() for pid in workers):
+        assert time.monotonic() < deadline, "a cell's process went on"
+        time.sleep(0.05)
+    events: list[Event] = []
+    state = sweep(read_plan(file), tmp_path / "killed", events.append, jobs=2)
+    assert {cell["state"] for cell in state["cells"].values()} == {"trained"}
+    counts = [event.done for event in events if event.stage == "sweep" and event.unit == "step"]
+    assert counts[-1] == 4 * 60
+    sweep(read_plan(file), tmp_path / "whole")
+    for name in NAMES:
+        assert weights(tmp_path / "killed", name) == weights(tmp_path / "whole", name)
+
+
+BAD = {"variants": {"wild": {"train.lr": 1e30}, "tame": {}}, "settings": {"train.warmup": 0}, "name": "bad"}
+
+
+def test_a_cell_that_fails_is_told_and_tried_again(world: Run, tmp_path: Path) -> None:
+    file = write(tmp_path, BAD, world)
+    events: list[Event] = []
+    state = sweep(read_plan(file), tmp_path / "bad", events.append)
+    wild, tame = state["cells"]["wild-seed0"], state["cells"]["tame-seed0"]
+    assert (wild["state"], tame["state"]) == ("failed", "trained")
+    assert "lower train.lr" in wild["error"]
+    assert "\n" not in wild["error"]
+    assert [event.stage for event in events if event.kind == "warning" and "failed" in event.message] == ["wild-seed0"]
+    result = call("sweep", file, "--runs-dir", tmp_path, "--quiet", "--no-compare")
+    assert result.return_value == 1 or result.exit_code == 1
+    assert "Failed: wild-seed0" in result.stderr
+    tamed = BAD | {"variants": {"wild": {"train.lr": 1e-3}, "tame": {}}}
+    events.clear()
+    state = sweep(plan_of(tmp_path, tamed, world), tmp_path / "bad", events.append)
+    assert state["cells"]["wild-seed0"]["state"] == "trained"
+    assert "error" not in state["cells"]["wild-seed0"]
+    assert {name for name in trained_anew(events) if name.startswith("cell")} == {"cell 1 of 2, wild-seed0"}
+
+
+def test_a_bug_in_one_cell_keeps_its_traceback(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(job: Any, listen: Any) -> dict[str, Any]:
+        if job.cell.system == "a":
+            raise ZeroDivisionError("division\nby zero")
+        return sweep_cells.train_cell(job, listen)
+
+    monkeypatch.setattr("distill.evaluation.sweep.train_cell", broken)
+    state = sweep(plan_of(tmp_path, {"variants": {"a": {}, "b": {"train.lr": 1e-3}}}, world), tmp_path / "s")
+    error = state["cells"]["a-seed0"]["error"]
+    assert error.startswith("ZeroDivisionError: division by zero (all of it is in ")
+    assert "in broken" in (tmp_path / "s" / "errors" / "a-seed0.txt").read_text()
+    assert state["cells"]["b-seed0"]["state"] == "trained"
+
+
+def test_a_stage_that_fails_fails_its_cells_alone(world: Run, tmp_path: Path) -> None:
+    content = {"variants": {"good": {}, "bad": {"tokenize.kind": "none-such"}}, "seeds": 2}
+    state = sweep(plan_of(tmp_path, content, world), tmp_path / "s")
+    assert [state["cells"][f"bad-seed{i}"]["state"] for i in (0, 1)] == ["failed", "failed"]
+    assert "none-such" in state["cells"]["bad-seed1"]["error"]
+    assert state["cells"]["good-seed1"]["state"] == "trained"
+
+
+def test_two_sweeps_do_not_work_on_one_folder(world: Run, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with Run(tmp_path / "s", Settings()).working(), pytest.raises(DistillError, match="another dream command"):
+        sweep(plan_of(tmp_path, VARIANTS, world), tmp_path / "s")
+
+
+# A changed file.
+
+
+def test_cells_are_added_and_others_left_alone(copied: Path, world: Run, tmp_path: Path) -> None:
+    before = weights(copied, "nodream-seed1")
+    changed = VARIANTS | {"variants": {"soft": {}, "slow": {"train.lr": 1e-4}}}
+    events: list[Event] = []
+    state = sweep(plan_of(tmp_path, changed, world), copied, events.append)
+    assert {name: cell["state"] for name, cell in state["cells"].items()} == {
+        "soft-seed0": "trained",
+        "soft-seed1": "trained",
+        "nodream-seed0": "left alone",
+        "nodream-seed1": "left alone",
+        "slow-seed0": "trained",
+        "slow-seed1": "trained",
+    }
+    assert weights(copied, "nodream-seed1") == before
+    notes = [event.message for event in events if event.stage == "sweep" and event.kind == "note"]
+    assert "nodream-seed0, nodream-seed1: no longer in sweep.yaml, left alone" in notes
+    assert {stage for stage in trained_anew(events) if stage.startswith("cell")} == {
+        "cell 3 of 4, slow-seed0",
+        "cell 4 of 4, slow-seed1",
+    }
+    assert "nodream" not in (copied / "summary.md").read_text()
+
+
+def test_other_settings_under_the_same_name_need_force(copied: Path, world: Run, tmp_path: Path) -> None:
+    changed = VARIANTS | {"variants": {"soft": {"train.lr": 1e-4}, "nodream": {"train.dreams": False}}}
+    before = weights(copied, "soft-seed0")
+    state = (copied / "sweep.json").read_bytes()
+    with pytest.raises(RunMismatch, match=r"soft-seed0: .*train\.lr was 0\.004, is 0\.0001.*--force"):
+        sweep(plan_of(tmp_path, changed, world), copied)
+    assert weights(copied, "soft-seed0") == before
+    assert (copied / "sweep.json").read_bytes() == state
+    planned = call("sweep", write(tmp_path, changed, world), "--runs-dir", tmp_path, "--dry-run")
+    assert "soft-seed0: train.lr was 0.004, is 0.0001 (needs --force)" in planned.stdout
+    events: list[Event] = []
+    sweep(plan_of(tmp_path, changed, world), copied, events.append, force=True)
+    assert {stage.partition(", ")[2] for stage in trained_anew(events) if stage.startswith("cell")} == {
+        "soft-seed0",
+        "soft-seed1",
+    }
+    assert weights(copied, "soft-seed0") != before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no keys"),
+        ("a: [", "can't be read as YAML"),
+        ("- a", "holds no keys"),
+        ("variant: {a: {}}", "variant: no such key; did you mean variants?"),
+        ("name: a", "has nothing to try; give it variants, grid or random"),
+        ("name: [a]\ngrid: {train.lr: [1]}", "name: ['a'] should be a name"),
+        ("grid: {train.learning: [1]}", "grid.train.learning: no such setting"),
+        ("grid: {train.stepz: [1]}", "grid.train.stepz: no such setting; did you mean train.steps?"),
+        ("grid: {train.lr: 1e-3}", "grid.train.lr: 0.001 should be a list of values"),
+        ("grid: {train.lr: []}", "grid.train.lr: [] should be a list of values"),
+        ("grid: {train.lr: [1, 1]}", "grid.train.lr: holds 1 twice"),
+        ("grid: {train: 3}", "grid.train: 3: train is a section; write train.SETTING: VALUE"),
+        ("grid: {train.lr: [fast]}", "grid.train.lr: Value 'fast'"),
+        ("grid: {train.steps: [1.5]}", "grid.train.steps: Value '1.5'"),
+        ("grid: {train.steps: [0]}", "grid: train.steps: 0 is too small"),
+        ("grid: {train.schedule: [square]}", "grid: train.schedule: 'square' is none of wsd, cosine"),
+        ("grid: {student.preset: [nanoo]}", "grid: student.preset: 'nanoo' is none of"),
+        ("grid: {train.minutes: [1, 2]}", "grid.train.minutes: cells are to see as many tokens each; use train.steps"),
+        ("grid: {seed: [1, 2]}", "grid.seed: cells get their seeds from the key seeds"),
+        ("grid: {evaluate.dreams: [1, 2]}", "grid.evaluate.dreams: no training reads it"),
+        ("grid: {dreaming.hops: [1, 2]}", "grid.dreaming.hops: no such setting"),
+        ("grid: {dreaming.dream_length: [1]}", "grid.dreaming.dream_length: only the dream engine reads it"),
+        ("variants: {a: {}, b: {}}", "variants: holds no change twice"),
+        ("variants: [a, b]", "variants: ['a', 'b'] should hold names and values"),
+        ("variants: {a: 3}", "variants.a: 3 should hold settings"),
+        ("variants: {a/b: {}}", "variants.a/b: a variant is named with letters"),
+        ("variants: {a: {train.lr: {x: 1}}}", "variants.a.train.lr: {'x': 1} should be a value"),
+        ("variants: {a: {train.lr: 1, train: {lr: 2}}}", "variants.a.train.lr: is given twice"),
+        ("variants: {a: {train.lr: 1}}\ngrid: {train.lr: [1]}", "grid.train.lr: is changed by a variant too"),
+        ("variants: {a: }\nsettings: {train.minutes: 3}", "settings.train.minutes: cells are to see as many tokens"),
+        ("variants: {a: }\nsettings: {train.lrr: 3}", "settings.train.lrr: no such setting; did you mean train.lr?"),
+        ("variants: {a: }\nseeds: 0", "seeds: 0 should be how many"),
+        ("variants: {a: }\nseeds: [1, 1]", "seeds: [1, 1] should be how many"),
+        ("variants: {a: }\nseeds: true", "seeds: True should be how many"),
+        ("variants: {a: }\nseeds: 100000", "variants: 100,000 cells are too many"),
+        ("variants: {a: }\nmetric: bits", "metric: 'bits' is none"),
+        ("variants: {soft: }\nbaseline: sotf", "baseline: 'sotf' is none of its cells; did you mean soft?"),
+        ("variants: {a: }\nengine: 3", "engine: 3 should be true or false"),
+        ("variants: {a: }\nbase: nowhere", "base: nowhere: not a run folder"),
+        ("random: {train.lr: {uniform: [1, 2]}}", "random.samples: None should be a whole number"),
+        ("random: {samples: 2}", "random.samples: nothing is drawn"),
+        ("random: {samples: 2, train.lr: {normal: [0, 1]}}", "random.train.lr: {'normal': [0, 1]} should be one of"),
+        ("random: {samples: 2, train.lr: {uniform: [2, 1]}}", "random.train.lr.uniform: [2, 1]: the first should be"),
+        ("random: {samples: 2, train.lr: {log_uniform: [0, 1]}}", "should be above 0 and below the second"),
+        ("random: {samples: 2, train.steps: {integer: [1.5, 3]}}", "should be two whole numbers"),
+        ("random: {samples: 3, train.steps: {choice: [1, 2]}}", "random.samples: only 2 different ones can be drawn"),
+        ("random: {samples: 3, train.steps: {choice: [1, 1]}}", "random.train.steps.choice: holds 1 twice"),
+        ("random: {samples: 2, train.lr: {uniform: [1, 2]}}\ngrid: {train.lr: [1]}", "random: can't be combined"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_key_to_mend(content: str, message: str, tmp_path: Path) -> None:
+    file = write(tmp_path, content)
+    with pytest.raises(BadInput) as caught:
+        read_plan(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_something_else_is_refused(world: Run, tmp_path: Path) -> None:
+    (tmp_path / "lenses").mkdir()
+    (tmp_path / "lenses" / "letter.txt").write_text("dear")
+    with pytest.raises(BadInput, match="is not empty and holds no sweep"):
+        sweep(plan_of(tmp_path, VARIANTS, world), tmp_path / "lenses")
+    assert [path.name for path in (tmp_path / "lenses").iterdir()] == ["letter.txt"]
+
+
+def test_a_dry_run_writes_nothing(world: Run, tmp_path: Path) -> None:
+    file = write(tmp_path, VARIANTS, world)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    result = call("sweep", file, "--runs-dir", tmp_path, "--dry-run", "--json")
+    assert result.exception is None, result.output
+    found = json.loads(result.stdout)
+    assert [cell["cell"] for cell in found["cells"]] == NAMES
+    assert found["bytes"] == 4 * found["cells"][0]["bytes"]
+    shared = [world.traces, world.triplets, world.knowledge, world.path / "dataset.jsonl"]
+    assert found["cells"][0]["bytes"] >= sum(path.stat().st_size for path in shared)
+    assert "nodream-seed1" in call("sweep", file, "--runs-dir", tmp_path, "--dry-run").stdout
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+# What comes out.
+
+
+def test_tables_sort_cells_by_the_metric(swept: tuple[Path, dict[str, Any], list[Event]]) -> None:
+    folder, state, _ = swept
+    rows = list(csv.DictReader((folder / "sweep.csv").open()))
+    assert [row["cell"] for row in rows] == state["order"]
+    assert {row["cell"]: row["train.dreams"] for row in rows} == {
+        name: "False" if name.startswith("nodream") else "" for name in NAMES
+    }
+    results = json.loads((folder / "results.json").read_text())
+    values = {name: entry["metrics"]["bits_per_byte"] for name, entry in results["systems"].items()}
+    assert [row["system"] for row in rows[::2]] == sorted(values, key=lambda name: values[name]["value"])
+    for row in rows:
+        value = values[row["system"]]
+        assert float(row["bits_per_byte_system"]) == value["value"]
+        assert float(row["bits_per_byte"]) == value["seeds"][int(row["seed"])]
+        assert float(row["bits_per_byte_low"]) == value["low"]
+    text = (folder / "summary.md").read_text()
+    assert "4 cells by bits per byte" in text
+    assert all(f"`{name}`" in text for name in NAMES)
+    assert (folder / "report.html").is_file()
+
+
+def test_what_was_compared_is_not_compared_again(copied: Path, world: Run, tmp_path: Path) -> None:
+    times = {name: (copied / name).stat().st_mtime_ns for name in ("results.json", "report.html")}
+    table = (copied / "sweep.csv").read_text()
+    events: list[Event] = []
+    whole_sweep(plan_of(tmp_path, VARIANTS, world), copied, events.append)
+    assert {name: (copied / name).stat().st_mtime_ns for name in times} == times
+    assert (copied / "sweep.csv").read_text() == table
+    assert not [event for event in events if event.stage in ("compare", "evaluate")]
+
+
+def test_tables_of_cells_with_and_without_results() -> None:
+    def entry(system: str, seed: int, loss: float | None, **more: Any) -> dict[str, Any]:
+        return {"system": system, "seed": seed, "state": "trained", "changes": {}, "validation_loss": loss} | more
+
+    cells = {
+        "a-seed0": entry("a", 0, 3.0),
+        "a-seed2": entry("a", 2, 2.0),
+        "b-seed0": entry("b", 0, 2.4, changes={"capture.system": "x|y"}),
+        "c-seed0": entry("c", 0, None, state="failed", error="too big"),
+    }
+    rows = rows_of(cells, None, "agreement")
+    assert [row["cell"] for row in rows] == ["b-seed0", "a-seed0", "a-seed2", "c-seed0"]
+    text = to_markdown("s", rows, "agreement", compared=False)
+    assert "Nothing was compared" in text
+    assert "x\\|y" in text
+    assert "failed: too big" in text
+    results = {
+        "systems": {
+            "a": {
+                "sweep_seeds": [0, 2],
+                "metrics": {"agreement": {"value": 0.5, "low": 0.4, "high": 0.6, "seeds": [0.45, 0.55]}},
+                "cost": {"tokens_per_second": {"median": 123.4}},
+            },
+            "b": {
+                "sweep_seeds": [0],
+                "metrics": {"agreement": {"value": 0.2, "low": 0.1, "high": 0.3, "seeds": [0.2]}},
+            },
+        }
+    }
+    rows = rows_of(cells, results, "agreement")
+    assert [row["cell"] for row in rows] == ["a-seed0", "a-seed2", "b-seed0", "c-seed0"]
+    assert [row["seed_value"] for row in rows] == [0.45, 0.55, 0.2, None]
+    text = to_markdown("s", rows, "agreement", compared=True)
+    assert "| `a` | – | 50.0 % | 40.0 % to 60.0 % | 123 | 0, 2 |" in text
+    (first, *_) = csv.DictReader(to_csv(rows, "agreement").splitlines())
+    assert (first["agreement"], first["agreement_low"], first["training_validation_loss"]) == ("0.45", "0.4", "3.0")
