@@ -111,6 +111,25 @@ def test_a_headline_flips_with_its_numbers() -> None:
     assert more_is_worse.text == "Compared with soft, hard is clearly worse in 2 of 2 metrics."
 
 
+def test_the_leading_metric_is_told_first_and_by_itself() -> None:
+    results = small()
+    results["tests"] |= {"leading": "bits_per_byte", "count_leading": 1, "count": 1}
+    (finding,) = findings(results)
+    lead, _, rest = finding.text.partition(" prompts. ")
+    assert lead.startswith("In bits per byte, no dream, hard is clearly worse than soft: ")
+    assert "+0.137 [+0.070, +0.204], corrected p < 0.001; better on 4 and worse on 20 of 24" in lead
+    assert rest == "There is no clear difference between them, in any of 1 other metric."
+    assert len(finding.worse) == 1
+    (nothing,) = findings(change(results, "bits_per_byte", p_corrected=0.05))
+    assert nothing.text.startswith("In bits per byte, no dream, there is no clear difference between hard and soft: ")
+    assert "In 1 the interval" not in nothing.text
+    (both,) = findings(change(results, "chrf", value=1.0, low=0.5, high=1.5, p_corrected=0.049))
+    assert both.text.endswith("hard is clearly better in 1 of 1 other metric.")
+    assert "corrected for 1 tests of what leads (bits per byte, no dream) and 1 of all other metrics (Holm)" in asked(
+        results
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

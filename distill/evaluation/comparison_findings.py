@@ -69,38 +69,70 @@ def findings(results: Results) -> list[Finding]:
 
 def _finding(system: str, against: str, differences: list[dict[str, Any]], results: Results) -> Finding:
     own = [d for d in differences if not d["metric"].endswith(NOT_OWN)]
-    found: dict[Verdict, list[dict[str, Any]]] = {}
-    for difference in own:
-        found.setdefault(verdict(difference), []).append(difference)
-    better, worse, differs, still_open = (found.get(name, []) for name in ("better", "worse", "differs", "open"))
-    tested = len(better) + len(worse) + len(differs) + len(still_open)
-    if not tested:
-        text = f"{system} and {against} have no metric in common that could be tested."
-    elif not (better or worse or differs):
-        text = f"There is no clear difference between {system} and {against}, in any of {_metrics(tested)}."
+    leading = results["tests"].get("leading")
+    lead = next((d for d in own if d["metric"] == leading and verdict(d) not in ("untested", "undefined")), None)
+    found = _sorted(own)
+    others = _sorted([d for d in own if d is not lead])
+    if lead is None:
+        text = _others(others, f"Compared with {against}, {system} is", f"between {system} and {against}", "")
     else:
-        parts = [
-            f"clearly {word} in {len(clear)}"
-            for word, clear in (("better", better), ("worse", worse), ("different", differs))
-            if clear
-        ]
-        text = f"Compared with {against}, {system} is {_and(parts)} of {_metrics(tested)}"
-        text += f"; no clear difference in {len(still_open)}." if still_open else "."
-    hints = sum(d["low"] > 0 or d["high"] < 0 for d in still_open)
-    if hints:
+        text = f"{_lead(lead, results)} {_others(others, f'{system} is', 'between them', 'other ')}"
+    if hints := sum(d["low"] > 0 or d["high"] < 0 for d in others["open"]):
         tests = results["tests"]["count"]
         text += f" In {hints} the interval leaves out zero, which is not enough with {tests} tests."
     return Finding(
         system,
         against,
         text,
-        *([_line(d, results) for d in clear] for clear in (better, worse, differs)),
-        open=[metric_of(d["metric"]).label for d in still_open],
+        *([_line(d, results) for d in found[name]] for name in ("better", "worse", "differs")),
+        open=[metric_of(d["metric"]).label for d in found["open"]],
     )
 
 
-def _metrics(count: int) -> str:
-    return f"{count} metric{'s' * (count != 1)}"
+def _corrected(tests: dict[str, Any]) -> str:
+    """For how many tests; the leading metric's are corrected by themselves."""
+    if tests.get("leading") is None:
+        return f"for {tests['count']} tests"
+    label = metric_of(tests["leading"]).label
+    return f"for {tests['count_leading']} tests of what leads ({label}) and {tests['count']} of all other metrics"
+
+
+def _sorted(differences: list[dict[str, Any]]) -> dict[Verdict, list[dict[str, Any]]]:
+    found: dict[Verdict, list[dict[str, Any]]] = {name: [] for name in ("better", "worse", "differs", "open")}
+    for difference in differences:
+        if (name := verdict(difference)) in found:
+            found[name].append(difference)
+    return found
+
+
+def _lead(difference: dict[str, Any], results: Results) -> str:
+    """The sentence on the leading metric: "In bits per byte, hard is clearly worse than soft: 1.34 against 1.25 …"."""
+    system, against, which = difference["system"], difference["against"], verdict(difference)
+    words = {
+        "better": f"{system} is clearly better than {against}",
+        "worse": f"{system} is clearly worse than {against}",
+        "open": f"there is no clear difference between {system} and {against}",
+    }
+    label, _, numbers = _line(difference, results).partition(": ")
+    return f"In {label}, {words[which]}: {numbers}."
+
+
+def _others(found: dict[Verdict, list[dict[str, Any]]], begin: str, between: str, other: str) -> str:
+    """How many of several metrics say what. other: "other " where one was told of already."""
+    tested = sum(map(len, found.values()))
+    if not tested:
+        return "No other metric could be tested." if other else f"There is no metric {between} that could be tested."
+    if len(found["open"]) == tested:
+        return f"There is no clear difference {between}, in any of {_metrics(tested, other)}."
+    told: list[tuple[str, Verdict]] = [("better", "better"), ("worse", "worse"), ("different", "differs")]
+    parts = [f"clearly {word} in {len(found[name])}" for word, name in told if found[name]]
+    text = f"{begin} {_and(parts)} of {_metrics(tested, other)}"
+    text += f"; no clear difference in {len(found['open'])}." if found["open"] else "."
+    return text[0].upper() + text[1:] if not other else text
+
+
+def _metrics(count: int, other: str = "") -> str:
+    return f"{count} {other}metric{'s' * (count != 1)}"
 
 
 def _and(parts: list[str]) -> str:
@@ -178,7 +210,7 @@ def asked(results: Results) -> str:
         f"{exam['name']}{teacher}.{none} All systems got the same prompts. Answers {sampled} with at most "
         f"{decoding['max_tokens']} tokens{limit}, seed {decoding['seed']}.{averaged} In brackets stand 95 % intervals "
         f"({tests['bootstrap']:,} resamples); p-values come from {tests['permutations']:,} permutations and are "
-        f"corrected for {tests['count']} tests ({tests['correction']})."
+        f"corrected {_corrected(tests)} ({tests['correction']})."
     )
 
 
