@@ -39,7 +39,7 @@ def baselines_option(function: Any) -> Any:
 
 
 @click.command()
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET…")
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET…", shell_complete=RunName().shell_complete)
 @click.option("--on", metavar="RUN", help="Whose held-out prompts are asked [of the run that the targets come from].")
 @click.option("--prompts", metavar="N|FILE", help="Only the first N of them; or a file of prompts nobody answered.")
 @click.option("--host", default="", metavar="URL", help="Ollama server of targets [$OLLAMA_HOST].")
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def _is_run(ctx: click.Context, spec: str) -> bool:
-    """Whether it is a run's folder, or a bare name that nothing else has: then what is wrong is said of a run."""
+    """Whether it is a run's folder, or the name of one in --runs-dir."""
     path = resolve(spec, runs_dir(ctx))
     return (path / "config.yaml").is_file()
 
