@@ -15,7 +15,7 @@ from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.verify import verify
 from distill.config import ExportSettings
 from distill.errors import BadInput, ParityError
-from distill.evaluation.contamination import HASHES, hashes_json
+from distill.evaluation.examination.contamination import HASHES, hashes_json
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.dream_engine import ABOUT, WEIGHTS

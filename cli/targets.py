@@ -10,13 +10,13 @@ from cli.runs import resolve, runs_dir
 from distill.errors import BadInput
 
 if TYPE_CHECKING:
-    from distill.evaluation.exam import Exam
-    from distill.evaluation.targets import Target
+    from distill.evaluation.examination.exam import Exam
+    from distill.evaluation.examination.targets import Target
 
 
 def find(spec: str, host: str = "") -> "Target":
     """The target of one name; runs are looked up in --runs-dir. Raises BadInput."""
-    from distill.evaluation.targets import find_target
+    from distill.evaluation.examination.targets import find_target
 
     if spec.startswith(("ollama:", "embedded:")) or Path(spec).exists():
         return find_target(spec, None, host)
@@ -60,8 +60,8 @@ def exam_for(targets: "Sequence[Target]", on: str | None, prompts: str | None, o
 
     Raises BadInput.
     """
-    from distill.evaluation.exam import exam_of_prompts, load_exam
-    from distill.evaluation.targets import common_run
+    from distill.evaluation.examination.exam import exam_of_prompts, load_exam
+    from distill.evaluation.examination.targets import common_run
     from distill.run import Run
 
     if prompts is not None and not prompts.isdigit():

@@ -19,12 +19,12 @@ from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
 from distill.corpus.triplets import LENSES
 from distill.errors import BadInput, MissingStage
-from distill.evaluation.ablation import Ablation, ablate
-from distill.evaluation.ablation_report import render, sentences
-from distill.evaluation.arms import ARMS, Student, dream_accuracy, others
+from distill.evaluation.ablation.ablate import Ablation, ablate
+from distill.evaluation.ablation.arms import ARMS, Student, dream_accuracy, others
+from distill.evaluation.ablation.report import render, sentences
+from distill.evaluation.examination.truth import read_truths
+from distill.evaluation.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio
 from distill.evaluation.provenance import changed_settings
-from distill.evaluation.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio
-from distill.evaluation.truth import read_truths
 from distill.events import Event, silent
 from distill.run import Run
 from distill.student.dream_engine import DreamEngine, drafted_dreams, prompt_states

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from support.browser import Browser, Page, find_browser
 from support.comparison_sample import HOSTILE, QUESTIONS, big, small
 
-from distill.evaluation.catalogue import METRICS, metric_of
-from distill.evaluation.comparison_findings import difference_text
-from distill.evaluation.comparison_html import render_html
+from distill.evaluation.comparison.findings import difference_text
+from distill.evaluation.comparison.page import render_html
+from distill.evaluation.metrics.catalogue import METRICS, metric_of
 
 VOID = {"meta", "input", "br", "img", "link"}
 SECTIONS = ["found", "believe", "differences", "measured", "prompts", "judge", "curves", "cost", "training", "seen"]

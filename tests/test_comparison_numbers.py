@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill.evaluation.comparison_numbers import SHOWN, compare_numbers
-from distill.evaluation.exam import Question
+from distill.evaluation.comparison.numbers import SHOWN, compare_numbers
+from distill.evaluation.examination.exam import Question
+from distill.evaluation.examination.measured import Measured
 from distill.evaluation.examinees.protocol import Card
-from distill.evaluation.measured import Measured
-from distill.evaluation.significance import holm, permutation_test
-from distill.evaluation.statistics import PairedBootstrap, Ratio, paired
+from distill.evaluation.metrics.significance import holm, permutation_test
+from distill.evaluation.metrics.statistics import PairedBootstrap, Ratio, paired
 
 PROMPTS = 30
 KEYS = [f"{i:03d}" for i in range(PROMPTS)]

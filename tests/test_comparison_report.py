@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.comparison_sample import HOSTILE, big, small
 
-from distill.evaluation.catalogue import metric_of
-from distill.evaluation.comparison_findings import (
+from distill.evaluation.comparison.findings import (
     asked,
     cautions,
     equal_tokens,
@@ -20,8 +19,9 @@ from distill.evaluation.comparison_findings import (
     minus,
     verdict,
 )
-from distill.evaluation.comparison_report import headlines, render_markdown
-from distill.evaluation.comparison_tables import cost_rows, difference_rows, metric_rows, size, training_rows
+from distill.evaluation.comparison.report import headlines, render_markdown
+from distill.evaluation.comparison.tables import cost_rows, difference_rows, metric_rows, size, training_rows
+from distill.evaluation.metrics.catalogue import metric_of
 
 
 def tables(markdown: str) -> dict[str, list[list[str]]]:

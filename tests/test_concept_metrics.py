@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from distill.corpus.inflect import STOP_WORDS
 from distill.corpus.syntax_miner import mine_texts
 from distill.corpus.triplets import Triplet
-from distill.evaluation import concept_metrics as module
-from distill.evaluation.concept_metrics import coded, concept_metrics, mined_of, soft_f1, text_vectors
-from distill.evaluation.exam import Question
-from distill.evaluation.statistics import Ratio
+from distill.evaluation.examination.exam import Question
+from distill.evaluation.metrics.concepts import coded, concept_metrics, mined_of, soft_f1, text_vectors
+from distill.evaluation.metrics.likelihood import concepts as module
+from distill.evaluation.metrics.statistics import Ratio
 from distill.tokens.image_tokens import Codebook, build_codebook
 
 SAID = {

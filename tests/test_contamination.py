@@ -16,10 +16,17 @@ from bundle.load import load_checkpoint
 from distill.config import ExportSettings, Settings, StudentSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import CorruptFile
-from distill.evaluation import contamination
-from distill.evaluation.contamination import HASHES, Contamination, check, hashes_json, of_target, prompt_hash
-from distill.evaluation.exam import Exam, Question, exam_of_prompts
-from distill.evaluation.targets import Target, find_target
+from distill.evaluation.examination.contamination import (
+    HASHES,
+    Contamination,
+    check,
+    hashes_json,
+    of_target,
+    prompt_hash,
+)
+from distill.evaluation.examination.exam import Exam, Question, exam_of_prompts
+from distill.evaluation.examination.examine import contamination
+from distill.evaluation.examination.targets import Target, find_target
 from distill.run import Run
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
 

@@ -15,13 +15,13 @@ from support.evaluation_run import STEPS, trained_run
 from distill.config import load_settings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
+from distill.evaluation.ablation.examples import Example, load_examples
 from distill.evaluation.baselines import train_baseline
-from distill.evaluation.catalogue import METRICS
 from distill.evaluation.evaluate import Evaluation, evaluate, without_speed
-from distill.evaluation.examination import dream_tokens_of
-from distill.evaluation.examples import Example, load_examples
+from distill.evaluation.examination.examine import dream_tokens_of
+from distill.evaluation.examination.scoring import dream_context
+from distill.evaluation.metrics.catalogue import METRICS
 from distill.evaluation.report import render
-from distill.evaluation.scoring import dream_context
 from distill.events import Event, silent
 from distill.run import Run
 from distill.student.generate import log_likelihood

@@ -15,13 +15,13 @@ from support.ablation_run import small_world
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
 from distill.errors import CorruptFile
+from distill.evaluation.ablation.examples import load_examples
 from distill.evaluation.evaluate import evaluate
-from distill.evaluation.exam import load_exam
-from distill.evaluation.examination import dream_tokens_of
-from distill.evaluation.examples import load_examples
+from distill.evaluation.examination.exam import load_exam
+from distill.evaluation.examination.examine import dream_tokens_of
+from distill.evaluation.examination.scoring import dream_context
+from distill.evaluation.examination.truth import Truth, read_truths, same_answer, spread
 from distill.evaluation.report import render
-from distill.evaluation.scoring import dream_context
-from distill.evaluation.truth import Truth, read_truths, same_answer, spread
 from distill.run import Run
 from distill.student.generate import generate
 from distill.student.model import load_backbone

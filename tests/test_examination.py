@@ -18,11 +18,8 @@ from support.fake_examinee import FakeExaminee, Killed, fake_exam, score_of
 
 from distill.config import EvaluateSettings
 from distill.errors import BadInput, DistillError, TeacherUnavailable
-from distill.evaluation import examination
-from distill.evaluation.calibration import BINS
-from distill.evaluation.catalogue import METRICS
-from distill.evaluation.exam import Exam
-from distill.evaluation.examination import (
+from distill.evaluation.examination.exam import Exam
+from distill.evaluation.examination.examine import (
     ExaminationsFailed,
     examine,
     examine_all,
@@ -30,10 +27,13 @@ from distill.evaluation.examination import (
     safe_name,
     teacher_measured,
 )
-from distill.evaluation.journal import Journal
-from distill.evaluation.measured import KNOWN, Measured, spread_over
-from distill.evaluation.statistics import Ratio
-from distill.evaluation.targets import Target
+from distill.evaluation.examination.examine import examine as examination
+from distill.evaluation.examination.journal import Journal
+from distill.evaluation.examination.measured import KNOWN, Measured, spread_over
+from distill.evaluation.examination.targets import Target
+from distill.evaluation.metrics.calibration import BINS
+from distill.evaluation.metrics.catalogue import METRICS
+from distill.evaluation.metrics.statistics import Ratio
 from distill.events import Event
 
 SETTINGS = EvaluateSettings(dreams=2, max_tokens=8, temperature=0.7)
@@ -106,8 +106,8 @@ import os, signal, sys
 from pathlib import Path
 from support.fake_examinee import FakeExaminee, fake_exam
 from distill.config import EvaluateSettings
-from distill.evaluation import examination
-from distill.evaluation.targets import Target
+from distill.evaluation.examination.examine import examine as examination
+from distill.evaluation.examination.targets import Target
 
 class Mortal(FakeExaminee):
     def score(self, questions, dream, draw=0):

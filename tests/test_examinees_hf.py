@@ -13,9 +13,9 @@ from support.small_exam import SmallExam, assert_equal_scores, brute_score, smal
 from support.small_student import ANSWER, DREAM, dreaming_model
 
 from distill.errors import BadInput, CorruptFile
+from distill.evaluation.examination.targets import How, Target, find_target, open_examinee
 from distill.evaluation.examinees.hf import APART, NO_TEMPLATE, TransformersExaminee
 from distill.evaluation.examinees.native import NativeExaminee
-from distill.evaluation.targets import How, Target, find_target, open_examinee
 from distill.student.model import load_backbone, save_backbone
 from distill.student.pretrained import Parts, save_parts
 

@@ -17,13 +17,13 @@ from distill.config import Settings, TrainSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.corpus.triplets import Triplet, write_triplets
 from distill.errors import BadInput, CorruptFile, RunMismatch
-from distill.evaluation.exam import Question
+from distill.evaluation.examination.exam import Question
+from distill.evaluation.examination.score_bench import bench_score, scored_rows
+from distill.evaluation.examination.scoring import dream_context, score_answers
+from distill.evaluation.examination.targets import How, Target, find_target, open_examinee
 from distill.evaluation.examinees.native import NativeExaminee, teacher_map_of, with_teacher_map
 from distill.evaluation.examinees.protocol import AnswerScore, Examinee
-from distill.evaluation.metrics import SoftTargets
-from distill.evaluation.score_bench import bench_score, scored_rows
-from distill.evaluation.scoring import dream_context, score_answers
-from distill.evaluation.targets import How, Target, find_target, open_examinee
+from distill.evaluation.metrics.likelihood import SoftTargets
 from distill.run import Run
 from distill.student.pretrained import Parts, save_parts
 from distill.teacher.protocol import GenerateOptions, Response, TeacherTokenizer
@@ -133,8 +133,8 @@ def test_batches_and_order_change_nothing(
 
 def test_large_vocabularies_are_scored_in_blocks(examinee: NativeExaminee, exam: SmallExam, monkeypatch) -> None:
     wanted = examinee.score(exam.questions, "none")
-    monkeypatch.setattr("distill.evaluation.scoring.POSITIONS_AT_ONCE", 3)
-    monkeypatch.setattr("distill.evaluation.scoring.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("distill.evaluation.examination.scoring.POSITIONS_AT_ONCE", 3)
+    monkeypatch.setattr("distill.evaluation.examination.scoring.LOGITS_AT_ONCE", 1)
     for one, two in zip(examinee.score(exam.questions, "none"), wanted, strict=True):
         assert_equal_scores(one, two)
 

@@ -13,9 +13,9 @@ from support.small_student import ANSWER, DREAM, dreaming_model, small_tokenizer
 
 from bundle.gguf import write_gguf
 from distill.errors import ModelNotFound, TeacherUnavailable
-from distill.evaluation.exam import Question
+from distill.evaluation.examination.exam import Question
+from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.ollama import OllamaExaminee, cut, model_digest
-from distill.evaluation.targets import How, Target
 from distill.tokens.chat import go_template
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,9 +14,9 @@ from support.recorded import Replay, exchange
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, TeacherError
-from distill.evaluation.exam import Question
-from distill.evaluation.judge import EXAMPLES, judge, outcome_of, read
-from distill.evaluation.judge import Verdict as Said
+from distill.evaluation.comparison.judge import EXAMPLES, judge, outcome_of, read
+from distill.evaluation.comparison.judge import Verdict as Said
+from distill.evaluation.examination.exam import Question
 from distill.events import Event, silent
 from distill.teacher import open_teacher
 

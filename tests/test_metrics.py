@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, t
 
-from distill.evaluation import dream_metrics, metrics, text_metrics
-from distill.evaluation.statistics import PairedBootstrap, Ratio
+from distill.evaluation.metrics.likelihood import dreams as dream_metrics
+from distill.evaluation.metrics.likelihood import likelihood as metrics
+from distill.evaluation.metrics.likelihood import text as text_metrics
+from distill.evaluation.metrics.statistics import PairedBootstrap, Ratio
 from distill.teacher.protocol import UNKNOWN_ID, TokenTargets
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Aligner

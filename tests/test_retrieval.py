@@ -24,7 +24,7 @@ from distill.corpus.retrieval import WAYS, Labels, Retriever, retrieve
 from distill.corpus.traces import TraceStore
 from distill.corpus.triplets import LENSES, Triplet, by_trace, read_triplets
 from distill.errors import BadInput
-from distill.evaluation.examples import load_examples
+from distill.evaluation.ablation.examples import load_examples
 from distill.events import silent
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer

@@ -22,11 +22,11 @@ from distill.config import Settings
 from distill.corpus.datasets import stage
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, DistillError, RunMismatch
-from distill.evaluation import sweep_cells
-from distill.evaluation.sweep import overview
-from distill.evaluation.sweep import sweep as whole_sweep
-from distill.evaluation.sweep_plan import LONGEST, Plan, read_plan
-from distill.evaluation.sweep_table import rows_of, to_csv, to_markdown
+from distill.evaluation.sweep.plan import LONGEST, Plan, read_plan
+from distill.evaluation.sweep.sweep import cells as sweep_cells
+from distill.evaluation.sweep.sweep import overview
+from distill.evaluation.sweep.sweep import sweep as whole_sweep
+from distill.evaluation.sweep.table import rows_of, to_csv, to_markdown
 from distill.events import Event
 from distill.run import Run
 from distill.training.checkpoint import best, list_checkpoints
@@ -413,7 +413,7 @@ def test_a_bug_in_one_cell_keeps_its_traceback(world: Run, tmp_path: Path, monke
             raise ZeroDivisionError("division\nby zero")
         return sweep_cells.train_cell(job, listen)
 
-    monkeypatch.setattr("distill.evaluation.sweep.train_cell", broken)
+    monkeypatch.setattr("distill.evaluation.sweep.sweep.train_cell", broken)
     state = sweep(plan_of(tmp_path, {"variants": {"a": {}, "b": {"train.lr": 1e-3}}}, world), tmp_path / "s")
     error = state["cells"]["a-seed0"]["error"]
     assert error.startswith("ZeroDivisionError: division by zero (all of it is in ")

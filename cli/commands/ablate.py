@@ -51,8 +51,8 @@ def ablate(
     Example:
       dream ablate my-world --seeds 3 --set evaluate.prompts=600 --out docs/ablation.md
     """
-    from distill.evaluation.ablation import ablate as perform
-    from distill.evaluation.ablation_report import difference_rows, main_metric, render, sentences, table_rows
+    from distill.evaluation.ablation.ablate import ablate as perform
+    from distill.evaluation.ablation.report import difference_rows, main_metric, render, sentences, table_rows
     from distill.run import write_atomic
 
     with Progress(quiet) as listen, run.working():

@@ -11,7 +11,7 @@ from cli.progress import Progress
 from cli.targets import exam_for, find_systems
 
 if TYPE_CHECKING:
-    from distill.evaluation.exam import Exam
+    from distill.evaluation.examination.exam import Exam
 
 
 @click.command()
@@ -64,7 +64,7 @@ def compare(
       dream compare my-student ollama:my-student --judge ollama:llama3.2:1b
       dream compare soft=s0,s1,s2 hard=h0,h1,h2 --baseline soft --out docs/soft-or-hard
     """
-    from distill.evaluation.comparison import publish, read_results
+    from distill.evaluation.comparison.compare import publish, read_results
 
     if source is not None:
         if targets:
@@ -78,7 +78,7 @@ def compare(
     if as_json:
         emit_json({"folder": str(folder), **results})
         return
-    from distill.evaluation.comparison_report import difference_rows, headlines, metric_rows
+    from distill.evaluation.comparison.report import difference_rows, headlines, metric_rows
 
     for rows in (metric_rows(results), difference_rows(results)):
         if len(rows) > 1:
@@ -104,7 +104,7 @@ def _measure(
     quiet: bool,
 ) -> tuple[dict[str, Any], Path]:
     from distill.config import Settings, TeacherSettings, load_settings
-    from distill.evaluation.comparison import compare as perform
+    from distill.evaluation.comparison.compare import compare as perform
 
     if len(specs) < 2:
         raise click.UsageError("name two targets or more; `dream evaluate` measures one")

@@ -113,8 +113,8 @@ def _examine(
 ) -> None:
     from distill.config import Settings, load_settings
     from distill.evaluation.evaluate_targets import evaluate_targets
-    from distill.evaluation.exam import load_exam
-    from distill.evaluation.examination import dream_tokens_of
+    from distill.evaluation.examination.exam import load_exam
+    from distill.evaluation.examination.examine import dream_tokens_of
     from distill.evaluation.targets_report import remarks, table_rows
 
     targets = [find(spec, host) for spec in specs]

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation.baselines import check_baselines, train_baseline
-from distill.evaluation.exam import Exam, load_exam
-from distill.evaluation.examination import dream_tokens_of, examine, teacher_measured
-from distill.evaluation.measured import Measured
+from distill.evaluation.examination.exam import Exam, load_exam
+from distill.evaluation.examination.examine import dream_tokens_of, examine, teacher_measured
+from distill.evaluation.examination.measured import Measured
+from distill.evaluation.examination.targets import Kind, Target
+from distill.evaluation.metrics.statistics import Interval, PairedBootstrap, paired
 from distill.evaluation.report import render
-from distill.evaluation.statistics import Interval, PairedBootstrap, paired
-from distill.evaluation.targets import Kind, Target
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, sha256_file, write_atomic
 from distill.tokens.bpe import StudentTokenizer

@@ -8,16 +8,16 @@ from typing import Any
 
 from distill.config import EvaluateSettings
 from distill.errors import DistillError
-from distill.evaluation.contamination import of_target
-from distill.evaluation.cost import measure_cost
-from distill.evaluation.exam import Exam
-from distill.evaluation.examination import ExaminationsFailed, examine_all, names_of
-from distill.evaluation.measured import Measured
-from distill.evaluation.statistics import PairedBootstrap
-from distill.evaluation.targets import Target
+from distill.evaluation.examination.contamination import of_target
+from distill.evaluation.examination.cost import kept_cost
+from distill.evaluation.examination.exam import Exam
+from distill.evaluation.examination.examine import ExaminationsFailed, examine_all, names_of
+from distill.evaluation.examination.measured import Measured
+from distill.evaluation.examination.targets import Target
+from distill.evaluation.metrics.statistics import PairedBootstrap
 from distill.evaluation.targets_report import render
 from distill.events import Event, Listener, silent
-from distill.run import fingerprint, write_atomic
+from distill.run import write_atomic
 
 VERSION = 1
 
@@ -100,30 +100,6 @@ def _system(target: Target, measured: Measured, exam: Exam, bootstrap: PairedBoo
         "cost": None,
         "contamination": contamination,
     }
-
-
-def kept_cost(
-    target: Target,
-    exam: Exam,
-    settings: EvaluateSettings,
-    *,
-    seed: int,
-    dream_tokens: int,
-    device: str,
-    force: bool = False,
-) -> dict[str, Any]:
-    """`measure_cost`, kept by target and exam: it differs from call to call, and one that goes on says what it said."""
-    about = [VERSION, target.kind, target.digest(), exam.digest, settings.max_tokens, dream_tokens, device]
-    path = exam.folder / "costs" / f"{fingerprint(about)[:24]}.json"
-    if not force and path.is_file():
-        try:
-            return json.loads(path.read_text())
-        except ValueError:
-            pass  # cut short: measured again
-    found = measure_cost(target, exam, settings, seed=seed, dream_tokens=dream_tokens, device=device)
-    if found["tokens_per_second"] is not None:
-        write_atomic(path, json.dumps(found) + "\n")
-    return found
 
 
 def samples_of(exam: Exam, measured: dict[str, Measured]) -> list[dict[str, Any]]:

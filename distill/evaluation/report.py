@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from distill.evaluation.catalogue import EXACT, Metric, in_order, metric_of, shown
+from distill.evaluation.metrics.catalogue import EXACT, Metric, in_order, metric_of, shown
 
 SYSTEMS = {
     "start": "its start",

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from distill.corpus.triplets import LENSES, Triplet
-from distill.evaluation.exam import Exam, Question
+from distill.evaluation.examination.exam import Exam, Question
+from distill.evaluation.examination.truth import Truth
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
-from distill.evaluation.truth import Truth
 
 WORDS = ("ball", "falls", "floor", "rain", "street", "wet", "plant", "grows")
 

@@ -9,7 +9,7 @@ import torch
 from support.small_student import TEXTS, small_model, small_tokenizer, write_checkpoint
 
 from distill.corpus.triplets import Triplet
-from distill.evaluation.exam import Question
+from distill.evaluation.examination.exam import Question
 from distill.evaluation.examinees.protocol import AnswerScore
 from distill.student.model import Backbone
 from distill.teacher.gguf_tokenizer import read_tokenizer

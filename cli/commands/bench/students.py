@@ -148,6 +148,6 @@ def score(
     Example:
       dream bench score --preset micro
     """
-    from distill.evaluation.score_bench import bench_score
+    from distill.evaluation.examination.score_bench import bench_score
 
     return bench_score(preset, prompts, vocab, context, repeat, warmup, device, listen)

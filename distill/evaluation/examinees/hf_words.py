@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import BadInput, CorruptFile
-from distill.evaluation.exam import Question
+from distill.evaluation.examination.exam import Question
 from distill.teacher.gguf_tokenizer import NORMAL, Vocabulary, byte_alphabet
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.bpe import END_THINK, THINK

@@ -15,11 +15,11 @@ import torch
 from gguf import GGMLQuantizationType
 
 from distill.corpus.triplets import Triplet
-from distill.evaluation.exam import Question
+from distill.evaluation.examination.exam import Question
+from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.common import STORED, engine_seed, without_thought
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
-from distill.evaluation.metrics import SoftTargets, bucket_kl
-from distill.evaluation.targets import How, Target
+from distill.evaluation.metrics.likelihood import SoftTargets, bucket_kl
 from distill.teacher.gguf_tokenizer import NORMAL, Vocabulary, read_metadata, read_tensors
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.teacher.protocol import HALF, TeacherTokenizer, TokenTargets

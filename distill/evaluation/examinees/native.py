@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from distill.corpus.traces import TraceStore
 from distill.corpus.triplets import Triplet, by_trace, read_triplets
 from distill.errors import TeacherError
-from distill.evaluation.exam import Question
+from distill.evaluation.examination.exam import Question
+from distill.evaluation.examination.scoring import OwnDream, dream_context, sample_dreams, score_answers, write_answers
+from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
-from distill.evaluation.metrics import SoftTargets, soft_targets
-from distill.evaluation.scoring import OwnDream, dream_context, sample_dreams, score_answers, write_answers
-from distill.evaluation.targets import How, Target
+from distill.evaluation.metrics.likelihood import SoftTargets, soft_targets
 from distill.run import Run
 from distill.student.model import count_parameters
 from distill.student.pretrained import load_parts, pick_device

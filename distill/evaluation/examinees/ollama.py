@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from distill.corpus.triplets import Triplet
-from distill.evaluation.exam import Question
+from distill.evaluation.examination.exam import Question
+from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.common import STORED, engine_seed, without_thought
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
-from distill.evaluation.targets import How, Target
 from distill.teacher.ollama import OllamaTeacher
 from distill.teacher.ollama_client import OllamaClient, default_host
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.corpus.triplets import Triplet
-from distill.evaluation.exam import Question
+from distill.evaluation.examination.exam import Question
 
 Dreamt = Literal["none", "own", "mined"]
 """What stands before an answer that is scored: an empty think block, a dream of its own, the mined dream."""
