@@ -28,6 +28,7 @@ from distill.events import Event, Listener, silent
 from distill.run import write_atomic
 
 VERSION = 1
+"""Raised when results.json changes its shape or its meaning."""
 PERMUTATIONS = 10_000
 FEW = 20
 """Prompts below which a report warns that intervals are wide and tests weak."""

@@ -282,11 +282,9 @@ class Sweep:
 
     def _compared(self, force: bool) -> dict[str, Any] | None:
         """The comparison's results; those that are there, where nothing has changed since."""
-        try:
-            from distill.evaluation.comparison.compare import compare, read_results
-        except ModuleNotFoundError as error:
-            self.listen(Event("sweep", "warning", f"nothing is compared: {error}"))
-            return None
+        from distill.evaluation.comparison.compare import VERSION as COMPARISON
+        from distill.evaluation.comparison.compare import compare, read_results
+
         trained, common = self.trained(), self.plan.common
         if len(trained) < 2:
             self.listen(Event("sweep", "note", f"{len(trained)} systems are trained: nothing to compare"))
@@ -299,7 +297,7 @@ class Sweep:
             for cell in cells]
             for system, cells in trained.items()
         }  # fmt: skip
-        mark = fingerprint([VERSION, weights, exam.digest, asdict(common.evaluate), common.seed, baseline])
+        mark = fingerprint([VERSION, COMPARISON, weights, exam.digest, asdict(common.evaluate), common.seed, baseline])
         path = self.folder / "results.json"
         if not force and self.state.get("compared") == mark and path.is_file():
             results = read_results(path)
