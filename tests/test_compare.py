@@ -14,8 +14,8 @@ from support.evaluation_run import trained_run
 from cli.main import dream
 from distill.config import Settings
 from distill.evaluation.baselines import train_child
+from distill.evaluation.comparison import compare as comparison
 from distill.evaluation.comparison.compare import compare, read_results
-from distill.evaluation.comparison.compare import compare as comparison
 from distill.evaluation.examination.exam import load_exam
 from distill.evaluation.examination.targets import find_target
 from distill.events import silent
@@ -155,7 +155,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(runs: Path, monkeypatch:
     assert asked == ["soft0", "hard0"]
     assert not (runs / "base" / "comparisons").exists()
     # What is measured is known by heart: its weights aren't even opened again.
-    from distill.evaluation.examination.examine import examine as examination
+    from distill.evaluation.examination import examine as examination
 
     opened, really = list[str](), examination.open_examinee
     monkeypatch.setattr(

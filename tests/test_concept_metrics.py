@@ -14,8 +14,8 @@ from distill.corpus.inflect import STOP_WORDS
 from distill.corpus.syntax_miner import mine_texts
 from distill.corpus.triplets import Triplet
 from distill.evaluation.examination.exam import Question
+from distill.evaluation.metrics import concepts as module
 from distill.evaluation.metrics.concepts import coded, concept_metrics, mined_of, soft_f1, text_vectors
-from distill.evaluation.metrics.likelihood import concepts as module
 from distill.evaluation.metrics.statistics import Ratio
 from distill.tokens.image_tokens import Codebook, build_codebook
 

@@ -16,6 +16,7 @@ from bundle.load import load_checkpoint
 from distill.config import ExportSettings, Settings, StudentSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import CorruptFile
+from distill.evaluation.examination import contamination
 from distill.evaluation.examination.contamination import (
     HASHES,
     Contamination,
@@ -25,7 +26,6 @@ from distill.evaluation.examination.contamination import (
     prompt_hash,
 )
 from distill.evaluation.examination.exam import Exam, Question, exam_of_prompts
-from distill.evaluation.examination.examine import contamination
 from distill.evaluation.examination.targets import Target, find_target
 from distill.run import Run
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo

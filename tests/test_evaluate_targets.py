@@ -18,10 +18,10 @@ from cli.main import dream
 from distill.config import EvaluateSettings
 from distill.errors import DistillError
 from distill.evaluation import evaluate_targets
+from distill.evaluation.examination import cost
+from distill.evaluation.examination import examine as examination
 from distill.evaluation.examination.cost import Timed, measure_cost, summarize
 from distill.evaluation.examination.exam import load_exam
-from distill.evaluation.examination.examine import cost
-from distill.evaluation.examination.examine import examine as examination
 from distill.evaluation.examination.targets import Target, find_target
 from distill.evaluation.targets_report import remarks, render, table_rows
 from distill.run import Run

@@ -18,6 +18,7 @@ from support.fake_examinee import FakeExaminee, Killed, fake_exam, score_of
 
 from distill.config import EvaluateSettings
 from distill.errors import BadInput, DistillError, TeacherUnavailable
+from distill.evaluation.examination import examine as examination
 from distill.evaluation.examination.exam import Exam
 from distill.evaluation.examination.examine import (
     ExaminationsFailed,
@@ -27,7 +28,6 @@ from distill.evaluation.examination.examine import (
     safe_name,
     teacher_measured,
 )
-from distill.evaluation.examination.examine import examine as examination
 from distill.evaluation.examination.journal import Journal
 from distill.evaluation.examination.measured import KNOWN, Measured, spread_over
 from distill.evaluation.examination.targets import Target
@@ -106,7 +106,7 @@ import os, signal, sys
 from pathlib import Path
 from support.fake_examinee import FakeExaminee, fake_exam
 from distill.config import EvaluateSettings
-from distill.evaluation.examination.examine import examine as examination
+from distill.evaluation.examination import examine as examination
 from distill.evaluation.examination.targets import Target
 
 class Mortal(FakeExaminee):

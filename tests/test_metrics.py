@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, t
 
-from distill.evaluation.metrics.likelihood import dreams as dream_metrics
-from distill.evaluation.metrics.likelihood import likelihood as metrics
-from distill.evaluation.metrics.likelihood import text as text_metrics
+from distill.evaluation.metrics import dreams as dream_metrics
+from distill.evaluation.metrics import likelihood as metrics
+from distill.evaluation.metrics import text as text_metrics
 from distill.evaluation.metrics.statistics import PairedBootstrap, Ratio
 from distill.teacher.protocol import UNKNOWN_ID, TokenTargets
 from distill.tokens.bpe import StudentTokenizer

@@ -22,8 +22,8 @@ from distill.config import Settings
 from distill.corpus.datasets import stage
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, DistillError, RunMismatch
+from distill.evaluation.sweep import cells as sweep_cells
 from distill.evaluation.sweep.plan import LONGEST, Plan, read_plan
-from distill.evaluation.sweep.sweep import cells as sweep_cells
 from distill.evaluation.sweep.sweep import overview
 from distill.evaluation.sweep.sweep import sweep as whole_sweep
 from distill.evaluation.sweep.table import rows_of, to_csv, to_markdown
