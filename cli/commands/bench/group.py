@@ -19,7 +19,7 @@ def bench() -> None:
     """Measure how fast the parts are, each against a fair reference in the same run.
 
     \b
-    Keep a result, and fail later where something has become slower:
+    Example (keep a result, and fail later where something has become slower):
       dream bench train --repeat 11 --out before.json
       dream bench train --repeat 11 --against before.json
     """
