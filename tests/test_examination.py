@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_examinee import FakeExaminee, Killed, fake_exam, score_of
 
-from distill.config import EvaluateSettings
+from distill.config import EvaluateSettings, MineSettings, Settings
 from distill.errors import BadInput, DistillError, TeacherUnavailable
 from distill.evaluation.examination import examine as examination
 from distill.evaluation.examination.exam import Exam
 from distill.evaluation.examination.examine import (
     ExaminationsFailed,
+    dream_tokens_of,
     examine,
     examine_all,
     names_of,
@@ -35,6 +36,7 @@ from distill.evaluation.metrics.calibration import BINS
 from distill.evaluation.metrics.catalogue import METRICS
 from distill.evaluation.metrics.statistics import Ratio
 from distill.events import Event
+from distill.run import Run
 
 SETTINGS = EvaluateSettings(dreams=2, max_tokens=8, temperature=0.7)
 Seat = Callable[..., FakeExaminee]
@@ -105,7 +107,7 @@ def test_a_killed_process_loses_one_chunk_at_most(tmp_path: Path) -> None:
 import os, signal, sys
 from pathlib import Path
 from support.fake_examinee import FakeExaminee, fake_exam
-from distill.config import EvaluateSettings
+from distill.config import EvaluateSettings, MineSettings, Settings
 from distill.evaluation.examination import examine as examination
 from distill.evaluation.examination.targets import Target
 
@@ -321,6 +323,15 @@ def test_one_that_fails_loses_nothing_of_the_others(
     found = examine_all(targets, exam, SETTINGS)
     assert list(found) == ["fake.gguf", "other.gguf", "third.gguf"]
     assert plain(found["fake.gguf"]) == plain(caught.value.measured["fake.gguf"])
+
+
+def test_all_have_the_limit_of_the_longest_dreams(tmp_path: Path) -> None:
+    short, long = (Run.create(tmp_path / str(n), Settings(mine=MineSettings(steps=n))) for n in (2, 7))
+    stranger = Target("ollama:tiny", "ollama", model="tiny")
+    targets = [Target(run.name, "run", run.path, run=run) for run in (short, long)]
+    assert dream_tokens_of(None) == dream_tokens_of(None, [stranger]) == 66
+    assert dream_tokens_of(short) == dream_tokens_of(short, [stranger, targets[0]]) == 4 * 7 + 2
+    assert dream_tokens_of(short, targets) == dream_tokens_of(None, targets) == 4 * 22 + 2
 
 
 def test_names_of_targets_are_all_different(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def _examine(
             settings.evaluate,
             listen,
             seed=settings.seed,
-            dream_tokens=dream_tokens_of(exam.run),
+            dream_tokens=dream_tokens_of(exam.run, targets),
             device=settings.train.device,
             cost=cost,
             force=force,

@@ -31,10 +31,15 @@ CHUNK = 32
 ANSWERS, GREEDY = "answers", "greedy"
 
 
-def dream_tokens_of(run: Run | None) -> int:
-    """The longest dream that a student of this run was taught: four lenses, each with up to `mine.steps` triplets, and
-    the line's end and closing tag."""
-    return How.dream_tokens if run is None else 4 * (1 + 3 * run.settings.mine.steps) + 2
+def dream_tokens_of(run: Run | None, targets: Sequence[Target] = ()) -> int:
+    """The longest dream that a student of these was taught: four lenses, each with up to `mine.steps` triplets, and
+    the line's end and closing tag.
+
+    run: whose prompts are asked. All targets that are asked together have one limit, that of the longest dreams among
+    the exam's run and theirs; where no run is known, it is the default, of 5 steps.
+    """
+    runs = [known for known in (run, *(target.run for target in targets)) if known is not None]
+    return max((4 * (1 + 3 * known.settings.mine.steps) + 2 for known in runs), default=How.dream_tokens)
 
 
 def examine(
