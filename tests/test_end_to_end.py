@@ -30,7 +30,7 @@ STAGES = ("capture", "mine", "tokenize", "train", "engine", "evaluate", "export"
 
 def dream(folder: Path, *args: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
     """The command as its own process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("DREAM_RUNS", None)
     done = subprocess.run(
         [sys.executable, "-c", "from cli.main import main; main()", *args],
