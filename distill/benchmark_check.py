@@ -1,7 +1,7 @@
 """Is a benchmark's result worse than a saved one, beyond noise?"""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from distill.benchmark import BenchResult, Series
 from distill.errors import BadInput
@@ -122,8 +122,27 @@ def _warnings(now: BenchResult, saved: BenchResult, source: str, compared: list[
         )
     if upgraded := [text for key, text in changed.items() if key in NOT_SPEED]:
         found.append(f"{source} was measured with other versions ({'; '.join(upgraded)})")
+    if other := _other_server(saved.about, now.about):
+        found.append(f"{source} was measured on another server or model ({'; '.join(other)})")
     if any(len(series.values) == 1 for series in compared):
         found.append("one repetition alone has no interval: noise counts as a change; measure with --repeat 5 or more")
     if now.warmup != saved.warmup:
         found.append(f"{source} has {saved.warmup} warm-up rounds, now {now.warmup}")
+    return found
+
+
+def _other_server(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two results of Ollama: the server, its version, a model of both under the same name."""
+    found: list[str] = []
+    if saved.get("host") and now.get("host") and saved["host"] != now["host"]:
+        found.append("another server")
+    if saved.get("server") and now.get("server") and saved["server"] != now["server"]:
+        found.append(f"version {saved['server']}, now {now['server']}")
+    for model, entry in now.items():
+        before = saved.get(model)
+        if not isinstance(entry, dict) or not isinstance(before, dict):
+            continue
+        was, digest = (cast("dict[str, Any]", about).get("digest") for about in (before, entry))
+        if was and digest and was != digest:
+            found.append(f"{model} with digest {was}, now {digest}")
     return found

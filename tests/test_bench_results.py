@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from distill.benchmark import BenchResult, Series, alternate, combined, load_res
 from distill.benchmark_check import check
 from distill.benchmark_files import COLUMNS, to_csv, to_markdown, write_result
 from distill.errors import BadInput, DistillError
+from distill.teacher.ollama_bench import _known_again
 
 Run = Callable[..., tuple[int, str, str]]
 GRAPH = ("graph", "--dreams", 5, "--max-nodes", 5)
@@ -481,6 +483,17 @@ def test_ollama_s_clock_and_ours(run: Run) -> None:
     assert result.about[MODEL]["prompt_tokens"] == {one: 17, four: 17}
     assert result.about[MODEL]["quantization"] == "Q4_1"
     assert result.about["server"] == "0.33.0-rc2"
+
+
+def test_another_server_or_model_is_warned_of() -> None:
+    about = {"server": "0.33.0", "host": _known_again("http://there:11434"), MODEL: {"digest": "1234"}}
+    saved = replace(result_of(1.0), about=about)
+    assert check(saved, saved, 0.1).warnings == check(result_of(1.0), result_of(1.0), 0.1).warnings
+    now = {"server": "0.34.0", "host": _known_again("here"), MODEL: {"digest": "5678"}, "other": {"digest": "9"}}
+    [told] = [text for text in check(replace(saved, about=now), saved, 0.1).warnings if "server" in text]
+    assert "another server; version 0.33.0, now 0.34.0; smollm2:135m with digest 1234, now 5678" in told
+    assert "there" not in json.dumps(about)
+    assert _known_again("there") == about["host"]
 
 
 def test_ollama_s_loading_is_measured_cold(run: Run) -> None:

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, product
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from distill.benchmark import BenchResult, Series, machine
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
+from distill.run import fingerprint
 from distill.teacher.ollama_client import OllamaClient, default_host
 
 _NANO = 1_000_000_000
@@ -96,7 +98,7 @@ def bench_ollama(
     client = OllamaClient(host or default_host(), timeout=timeout, retries=0)
     try:
         measured = _Measured(client, load, repeat, warmup, listen, len(models))
-        about: dict[str, Any] = {"server": client.version()}
+        about: dict[str, Any] = {"server": client.version(), "host": _known_again(client.host)}
         known = {entry["name"]: entry for entry in client.models()}
         running = {str(entry.get("name")) for entry in client.get("/api/ps").get("models") or []}
         for model in models:
@@ -113,6 +115,12 @@ def bench_ollama(
         )
     finally:
         client.close()
+
+
+def _known_again(host: str) -> str:
+    """Tells whether two results are of one server without naming it."""
+    url = urlsplit(host if "://" in host else f"ollama://{host}")
+    return fingerprint([url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme, 11434)])[:12]
 
 
 def _described(entry: dict[str, Any]) -> dict[str, Any]:
