@@ -179,6 +179,14 @@ def test_equal_answers_are_not_asked_about_and_missing_ones_not_judged(tmp_path:
     )
 
 
+def test_blanks_around_an_answer_make_no_other_answer(tmp_path: Path) -> None:
+    with serve(Court(lambda *_: says("A"))) as server:
+        found = held(server, tmp_path, {"base": ["same", " "], "new": [" same\n", ""]})
+        assert server.asked("/api/generate") == []
+    [pair] = found["pairs"]
+    assert (pair["identical"], pair["disagreed"], pair["prompts"]) == (2, 0, 2)
+
+
 def test_a_broken_off_judging_goes_on(tmp_path: Path) -> None:
     answers = {"base": stars([1, 0, 2, 1, 3, 1], "x"), "new": stars([2, 1, 1, 1, 0, 4], "y")}
     with serve(Court(fair)) as server:

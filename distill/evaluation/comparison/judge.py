@@ -109,7 +109,7 @@ def judge(
     who = teacher.describe()
     others = [name for name in answers if name != baseline and answers[name] and answers[baseline]]
     beside = [
-        (name, i, (one, other))
+        (name, i, (one.strip(), other.strip()))  # as it reads them
         for name in others
         for i, (one, other) in enumerate(zip(answers[name], answers[baseline], strict=True))
         if one is not None and other is not None
@@ -138,12 +138,10 @@ def judge(
 
 
 def shown(question: Question, first: str, second: str) -> str:
-    """What the judge reads."""
+    """What the judge reads. first, second: answers without blanks around them."""
     system = f"\nThey had been told: {question.system}\n" if question.system else ""
     blank = "(no answer)"
-    return RUBRIC.format(
-        system=system, prompt=question.prompt, first=first.strip() or blank, second=second.strip() or blank
-    )
+    return RUBRIC.format(system=system, prompt=question.prompt, first=first or blank, second=second or blank)
 
 
 def _ask(
