@@ -95,7 +95,7 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
 
 def records_of(run: Run, stages: tuple[str, ...]) -> str:
     """run.json with the records of those stages alone."""
-    content = json.loads((run.path / "run.json").read_text())
+    content = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
     content["stages"] = {name: record for name, record in content["stages"].items() if name in stages}
     return json.dumps(content, indent=2) + "\n"
 

@@ -118,7 +118,7 @@ class Sweep:
         state: dict[str, Any] = {"version": VERSION, "cells": {}}
         if path.exists():
             try:
-                state = json.loads(path.read_text())
+                state = json.loads(path.read_text(encoding="utf-8"))
                 if not all(isinstance(entry["state"], str) for entry in state["cells"].values()):
                     raise TypeError("a cell without a state")
             except (ValueError, TypeError, KeyError, AttributeError) as error:
