@@ -1,0 +1,93 @@
+"""What a target is credited with: the training up to its own checkpoint, and nothing where that can't be read."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from distill.config import Settings
+from distill.evaluation.comparison.trained_on import curve, trained_on
+from distill.evaluation.examination.targets import Target, find_target
+from distill.run import Run
+from distill.training.checkpoint import LoopState
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Trained for 40 steps of 100 tokens, the best checkpoint at step 20."""
+    run = Run.create(tmp_path / "run", Settings())
+    for step in (0, 20, 40):
+        folder = run.checkpoints / f"step-{step:06d}"
+        (folder / "tokenizer").mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "tokenizer" / "dream_tokenizer.json").write_text("{}")
+        state = LoopState(step, 100 * step, epoch=step // 10, best_step=20)
+        (folder / "loop.json").write_text(json.dumps(asdict(state)))
+    lines = [json.dumps({"step": step, "tokens": 100 * step, "loss": 9.0 - step / 10}) for step in range(5, 41, 5)]
+    run.metrics.write_text("\n".join([*lines, "7", '{"step": 4']) + "\n")
+    run.data.mkdir(exist_ok=True)
+    counts = {"train": {"documents": 12, "answer_tokens": 345}}
+    (run.data / "data.json").write_text(json.dumps({"counts": counts, "fingerprint": "f" * 64}))
+    run.record("train", {}, {}, {"steps": 40, "tokens": 4000, "epochs": 4, "parameters": 7}, 12.5)
+    return run
+
+
+def bundled(run: Run, told: str) -> Target:
+    run.bundle.mkdir(exist_ok=True)
+    (run.bundle / "bundle.json").write_text(told, encoding="utf-8")
+    return find_target(str(run.bundle))
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "seconds"),
+    [("", 20, None), ("checkpoints/step-000020", 20, None), ("checkpoints/step-000040", 40, 12.5)],
+)
+def test_a_checkpoint_is_credited_with_its_own_steps(run: Run, where: str, step: int, seconds: float | None) -> None:
+    target = find_target(str(run.path / where))
+    told = trained_on(target)
+    assert told is not None
+    assert (told["steps"], told["tokens"], told["epochs"], told["seconds"]) == (step, 100 * step, step // 10, seconds)
+    assert (told["answers"], told["answer_tokens"], told["data"]) == (12, 345, "f" * 16)
+    assert [point["step"] for point in curve(target)["points"]] == list(range(5, step + 1, 5))
+
+
+def test_a_bundle_is_credited_with_the_checkpoint_that_it_was_made_of(run: Run) -> None:
+    made = bundled(run, json.dumps({"provenance": {"checkpoint": "step-000020", "teacher": {"name": "Lehrerin Ä"}}}))
+    told = trained_on(made)
+    assert told is not None
+    assert (told["steps"], told["tokens"], told["seconds"]) == (20, 2000, None)
+    assert [point["step"] for point in curve(made)["points"]] == [5, 10, 15, 20]
+    gone = bundled(run, json.dumps({"provenance": {"checkpoint": "step-000030"}}))
+    told = trained_on(gone)
+    assert told is not None
+    assert (told["steps"], told["tokens"], told["answers"]) == (None, None, 12)
+    assert curve(gone)["points"] == []
+    elsewhere = run.path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "bundle.json").write_text('{"provenance": {"teacher": {"name": "Lehrerin Ä"}}}', encoding="utf-8")
+    assert trained_on(find_target(str(elsewhere))) == {
+        "teacher": "Lehrerin Ä",
+        "settings": {},
+        "data": None,
+        "tokens": None,
+        "answers": None,
+    }
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[]", "5", '{"provenance": 5}', '{"provenance": {"checkpoint": 5}}'])
+def test_what_is_broken_ends_nothing(run: Run, broken: str) -> None:
+    target = bundled(run, broken)
+    (run.data / "data.json").write_text(broken)
+    told = trained_on(target)
+    assert told is not None
+    assert (told["tokens"], told["answers"], told["data"]) == (None, None, None)
+    assert trained_on(Target("alone", "bundle", run.bundle)) in (
+        None,
+        {"teacher": None, "settings": {}, "data": None, "tokens": None, "answers": None},
+    )
+    (run.checkpoints / "step-000020" / "loop.json").write_text(broken)
+    of_checkpoint = Target("it", "checkpoint", run.checkpoints / "step-000020", run=run)
+    told = trained_on(of_checkpoint)
+    assert told is not None
+    assert (told["tokens"], curve(of_checkpoint)["points"]) == (None, [])
