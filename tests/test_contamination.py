@@ -174,7 +174,9 @@ def test_each_target_is_checked_against_its_own_run(tmp_path: Path) -> None:
     assert of_target(checkpoint, exam).keys == ["k"]
     other.bundle.mkdir()
     (other.bundle / "model.gguf").write_bytes(b"GGUF")
-    assert of_target(find_target(str(other.bundle / "model.gguf")), exam).keys == ["k"]
+    inside = find_target(str(other.bundle / "model.gguf"))
+    assert inside.name == "other/model.gguf"
+    assert of_target(inside, exam).keys == ["k"]
     other.traces.unlink()
     gone = of_target(checkpoint, exam)
     assert (gone.checked, gone.prompts) == (False, 1)

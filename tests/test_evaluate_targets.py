@@ -1,6 +1,7 @@
 """`dream evaluate TARGET…` end to end: one student in every form that it can have, asked the same questions."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Generator
@@ -20,7 +21,7 @@ from distill.errors import DistillError
 from distill.evaluation import evaluate_targets
 from distill.evaluation.examination import cost
 from distill.evaluation.examination import examine as examination
-from distill.evaluation.examination.cost import Timed, measure_cost, summarize
+from distill.evaluation.examination.cost import Timed, kept_cost, measure_cost, summarize
 from distill.evaluation.examination.exam import load_exam
 from distill.evaluation.examination.targets import Target, find_target
 from distill.evaluation.targets_report import remarks, render, table_rows
@@ -65,7 +66,7 @@ def together(runs: Path, server: str) -> tuple[dict[str, Any], Path]:
 def test_one_student_in_every_form_has_the_same_numbers(together: tuple[dict[str, Any], Path]) -> None:
     results, _ = together
     names = list(results["systems"])
-    assert names == ["soft", names[1], "soft/bundle", "bundle/model.gguf", "tiny"]
+    assert names == ["soft", names[1], "soft/bundle", "soft/model.gguf", "tiny"]
     run, checkpoint, bundle, gguf, tiny = results["systems"].values()
     assert [system["kind"] for system in results["systems"].values()] == [
         "run",
@@ -204,7 +205,7 @@ def test_cost_is_measured_in_a_process_of_its_own(runs: Path) -> None:
     ballast[::4096] = b"x" * len(ballast[::4096])
     target = find_target(str(run.path))
     found = measure_cost(target, load_exam(run), run.settings.evaluate, dream_tokens=20)
-    assert found["prompts"] == 3
+    assert found["prompts"] == 2  # one of the three to warm up
     for name in ("tokens_per_second", "first_token_seconds"):
         assert 0 < found[name]["low"] <= found[name]["median"] <= found[name]["high"]
     assert "alone in a process" in found["note"]
@@ -221,9 +222,64 @@ def resident() -> int:
 def test_cost_of_a_model_in_ollama_is_what_its_server_tells(runs: Path, server: str) -> None:
     run = Run.open(runs / "soft")
     found = measure_cost(find_target("ollama:tiny", host=server), load_exam(run), run.settings.evaluate)
-    assert found["prompts"] == 3
+    assert found["prompts"] == 2
     assert found["tokens_per_second"]["median"] > 0
     assert "as its server reports them" in found["note"]
+
+
+def test_the_prompt_that_warms_up_is_not_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Listening(FakeExaminee):
+        def answer(self, questions: Any, **how: Any) -> Any:
+            asked.append(f"{questions[0].key} {how['max_tokens']}")
+            return super().answer(questions, **how)
+
+    monkeypatch.setattr(cost, "open_examinee", lambda target, how: Listening())
+    target = {"spec": "x", "kind": "gguf", "path": str(tmp_path), "model": "", "host": "", "run": None}
+    for size, warm, timed in ((20, 8, 8), (3, 2, 2), (1, 0, 1)):
+        questions = [{"key": str(i), "prompt": "?"} for i in range(size)]
+        asked.clear()
+        found = cost._measure({"target": target, "how": {}, "max_tokens": 9, "questions": questions})
+        assert found["prompts"] == timed
+        want = [f"{warm} 1", f"{warm} 9", *(f"{i} {tokens}" for i in range(timed) for tokens in (1, 9))]
+        assert asked == want
+
+
+def test_kept_costs_are_of_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured: list[str] = []
+
+    def measure(target: Target, *_args: Any, **how: Any) -> dict[str, Any]:
+        measured.append(how["device"])
+        return summarize([Timed(1.0, 10, 2.0)], 7, 1, "so")
+
+    monkeypatch.setattr(cost, "measure_cost", measure)
+    monkeypatch.setattr(Target, "digest", lambda self: "d")
+    exam, settings = fake_exam(tmp_path), EvaluateSettings()
+    student, model = Target("x", "checkpoint", tmp_path), Target("ollama:x", "ollama", model="x")
+
+    def kept(target: Target, device: str = "cpu") -> int:
+        measured.clear()
+        kept_cost(target, exam, settings, seed=0, dream_tokens=20, device=device)
+        return len(measured)
+
+    assert [kept(student), kept(student), kept(model), kept(model)] == [1, 0, 1, 0]
+    monkeypatch.setitem(os.environ, "OLLAMA_HOST", "http://elsewhere:11434")
+    assert [kept(model), kept(student)] == [1, 0]
+    monkeypatch.setattr(cost, "device_of", lambda target, device: "cuda")
+    assert kept(student) == 1
+    monkeypatch.setattr(cost, "machine", lambda: {"threads": 3})
+    assert [kept(student), kept(student)] == [1, 0]
+
+
+def test_one_that_answered_nothing_was_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.gguf").write_text("a")
+    monkeypatch.setattr(examination, "open_examinee", lambda target, how: FakeExaminee())
+    targets, exam = [Target("a.gguf", "gguf", tmp_path / "a.gguf")], fake_exam(tmp_path / "exam")
+    results = evaluate_targets.evaluate_targets(targets, exam, EvaluateSettings(dreams=1), cost=False)
+    results["systems"]["a.gguf"]["cost"] = summarize([Timed(0.5, 0, 0.5)], 7, 1, "one prompt at a time")
+    assert "a.gguf: speed not measured: it answered nothing." in remarks(results)
+    assert "one prompt at a time" not in render(results, [])
 
 
 def test_what_cannot_be_timed_says_why(runs: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.fake_examinee import FakeExaminee, Killed, fake_exam, score_of
 
 from distill.config import EvaluateSettings, MineSettings, Settings
-from distill.errors import BadInput, DistillError, TeacherUnavailable
+from distill.errors import BadInput, CorruptFile, DistillError, TeacherUnavailable
 from distill.evaluation.examination import examine as examination
 from distill.evaluation.examination.exam import Exam
 from distill.evaluation.examination.examine import (
@@ -332,6 +332,29 @@ def test_all_have_the_limit_of_the_longest_dreams(tmp_path: Path) -> None:
     assert dream_tokens_of(None) == dream_tokens_of(None, [stranger]) == 66
     assert dream_tokens_of(short) == dream_tokens_of(short, [stranger, targets[0]]) == 4 * 7 + 2
     assert dream_tokens_of(short, targets) == dream_tokens_of(None, targets) == 4 * 22 + 2
+
+
+@pytest.mark.parametrize("line", ['{"a": 1}', '{"phase": "score-none", "chunk": 0, "records": []}'])
+def test_a_line_that_is_no_chunk_says_what_to_do(tmp_path: Path, target: Target, seat: Seat, line: str) -> None:
+    exam = fake_exam(tmp_path / "exam")
+    seat()
+    examine(target, exam, SETTINGS)
+    head, *_ = journal_of(exam).read_text().splitlines()
+    journal_of(exam).write_text(f"{head}\n{line}\n")
+    with pytest.raises(CorruptFile, match=r"journal\.jsonl: can't be read .* delete it to examine anew"):
+        examine(target, exam, SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "merges.txt", "spiece.model", "chat_template.jinja"])
+def test_all_that_a_transformers_model_reads_is_in_its_digest(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    folder = Target("x", "transformers", tmp_path)
+    before = folder.digest()
+    (tmp_path / "README.md").write_text("read me")
+    (tmp_path / "results.json").write_text("{}")
+    assert folder.digest() == before
+    (tmp_path / name).write_text("{}")
+    assert folder.digest() != before
 
 
 def test_names_of_targets_are_all_different(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from distill.evaluation.baselines import check_baselines, train_baseline
 from distill.evaluation.examination.exam import Exam, load_exam
+from distill.evaluation.examination.examine import VERSION as EXAMINATION
 from distill.evaluation.examination.examine import dream_tokens_of, examine, teacher_measured
 from distill.evaluation.examination.measured import Measured
 from distill.evaluation.examination.targets import Kind, Target
@@ -45,7 +46,8 @@ def evaluate(
     run.require("train")
     check_baselines(run.settings.evaluate.baselines)
     chosen = checkpoint or best(run)
-    settings = {**asdict(run.settings.evaluate), "seed": run.settings.seed, "version": VERSION}
+    settings = asdict(run.settings.evaluate)
+    settings |= {"seed": run.settings.seed, "version": VERSION, "examination": EXAMINATION}
     record = run.fresh("evaluate", {**settings, "checkpoint": chosen.name})
     if record is not None and checkpoint is None and not force:
         listen(Event("evaluate", "done", "nothing changed: kept", data=record.summary))

@@ -45,6 +45,11 @@ def _spread(cost: Mapping[str, Any] | None, name: str, times: float, unit: str) 
     return f"{_rounded(median)}{unit} [{_rounded(low)}, {_rounded(high)}]"
 
 
+def _timed(cost: Mapping[str, Any]) -> bool:
+    """Whether anything was answered whose time could be taken."""
+    return cost["tokens_per_second"] is not None
+
+
 def _rounded(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
@@ -77,8 +82,13 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name}: {system['card']['note']}.")
         if reason := system["contamination"].get("reason"):
             lines.append(f"{name}: its training data against these prompts: {reason}.")
-        if system["cost"] and system["cost"]["tokens_per_second"] is None:
-            lines.append(f"{name}: speed and memory {system['cost']['note']}.")
+        if system["cost"] and not _timed(system["cost"]):
+            said_why = str(system["cost"]["note"]).startswith("not measured")
+            lines.append(
+                f"{name}: speed and memory {system['cost']['note']}."
+                if said_why
+                else f"{name}: speed not measured: it answered nothing."
+            )
     return [*lines, *(f"{name} failed: {reason}" for name, reason in results["failed"].items())]
 
 
@@ -93,7 +103,8 @@ def render(results: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     ]
     if any("bits_per_byte_oracle" in system["metrics"] for system in systems.values()):
         parts.append(ORACLE)
-    notes = dict.fromkeys(system["cost"]["note"] for system in systems.values() if system["cost"])
+    costs = [system["cost"] for system in systems.values() if system["cost"]]
+    notes = dict.fromkeys(cost["note"] for cost in costs if _timed(cost))
     parts += [f"Speed and memory: {note}." for note in notes]
     if lines := remarks(results):
         parts += ["## Missing, and what to know", "\n".join(f"- {inline(line)}" for line in lines)]

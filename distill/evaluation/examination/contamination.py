@@ -201,8 +201,6 @@ def of_target(target: Target, exam: Exam) -> Contamination:
     """
     folder = target.path if target.kind != "gguf" or target.path is None else target.path.parent
     run = target.run
-    if run is None and folder is not None and folder.name == "bundle" and (folder.parent / "config.yaml").is_file():
-        run = Run.open(folder.parent)
     if run is not None and run.traces.exists():
         with TraceStore(run.traces, readonly=True) as store:
             found = check(exam, store.texts(held_out=False))

@@ -20,22 +20,27 @@ import numpy as np
 from distill.config import EvaluateSettings
 from distill.errors import DistillError
 from distill.evaluation.examination.exam import Exam, Question
-from distill.evaluation.examination.targets import How, Target, open_examinee
+from distill.evaluation.examination.targets import How, Target, device_of, open_examinee
 from distill.evaluation.examinees.protocol import Examinee
+from distill.evaluation.provenance import machine
 from distill.run import Run, fingerprint, write_atomic
+from distill.teacher.ollama_client import default_host
+
+VERSION = 1
+"""Raised when what is measured, or how, changes."""
 
 PROMPTS = 8
-"""Answered one at a time, at most; before them one more to warm up."""
+"""Answered one at a time, at most; before them one more to warm up, which isn't timed."""
 
 MINUTES = 10
 """That the process may take."""
 
 NOTE = (
-    "one prompt at a time, greedily, alone in a process after one prompt to warm up; seconds hold the reading of the "
+    "one prompt at a time, greedily, alone in a process after another to warm up; seconds hold the reading of the "
     "prompt and the dream; memory is that of the whole process, its libraries included"
 )
 NOTE_OLLAMA = (
-    "one prompt at a time, greedily, after one prompt to warm up; durations as its server reports them, loading left "
+    "one prompt at a time, greedily, after another to warm up; durations as its server reports them, loading left "
     "out; memory as /api/ps reports it"
 )
 
@@ -98,8 +103,12 @@ def kept_cost(
     device: str,
     force: bool = False,
 ) -> dict[str, Any]:
-    """`measure_cost`, kept by target and exam: it differs from call to call, and one that goes on says what it said."""
-    about = [target.kind, target.digest(), exam.digest, settings.max_tokens, dream_tokens, device]
+    """`measure_cost`, kept: it differs from call to call, and one that goes on says what it said.
+
+    What is kept is of this target on this exam, on this machine with as many threads, or of this server.
+    """
+    where = target.host or default_host() if target.kind == "ollama" else device_of(target, device)
+    about = [VERSION, target.kind, target.digest(), exam.digest, settings.max_tokens, dream_tokens, where, machine()]
     path = exam.folder / "costs" / f"{fingerprint(about)[:24]}.json"
     if not force and path.is_file():
         try:
@@ -160,13 +169,16 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     examinee = open_examinee(target, how)
     try:
         questions = [Question(**question) for question in request["questions"]]
-        fitting = [question for question in questions if examinee.fits(question, how.dream_tokens)][:PROMPTS]
+        fitting = [question for question in questions if examinee.fits(question, how.dream_tokens)]
         if not fitting:
             return _unknown("no prompt fits its context")
+        # What was asked before is answered faster: the one to warm up is asked again only where there is no other.
+        *asked, warm = fitting[: PROMPTS + 1]
+        asked = asked or [warm]
         if target.kind == "ollama":
-            return _of_ollama(target, examinee, fitting, request["max_tokens"])
-        _timed(examinee, fitting[0], request["max_tokens"])
-        timed = [_timed(examinee, question, request["max_tokens"]) for question in fitting]
+            return _of_ollama(examinee, warm, asked, request["max_tokens"])
+        _timed(examinee, warm, request["max_tokens"])
+        timed = [_timed(examinee, question, request["max_tokens"]) for question in asked]
         return summarize(timed, _peak(), torch.get_num_threads(), NOTE)
     finally:
         examinee.close()
@@ -207,11 +219,11 @@ def _resident() -> int | None:
     return None
 
 
-def _of_ollama(target: Target, examinee: Examinee, questions: Sequence[Question], max_tokens: int) -> dict[str, Any]:
+def _of_ollama(examinee: Examinee, warm: Question, questions: Sequence[Question], max_tokens: int) -> dict[str, Any]:
     from distill.evaluation.examinees.ollama import OllamaExaminee
 
     assert isinstance(examinee, OllamaExaminee)
-    examinee.ask(questions[0], max_tokens)
+    examinee.ask(warm, max_tokens)
     timed = [_told(examinee.ask(question, max_tokens)) for question in questions]
     return summarize(timed, examinee.loaded_bytes(), 0, NOTE_OLLAMA)
 

@@ -15,7 +15,7 @@ from distill.errors import BadInput, CorruptFile, DistillError
 from distill.evaluation.examination.exam import Exam, Question
 from distill.evaluation.examination.journal import Journal
 from distill.evaluation.examination.measured import Measured, Said, Scored, Sheet, assemble, spread_over
-from distill.evaluation.examination.targets import How, Target, open_examinee
+from distill.evaluation.examination.targets import How, Target, device_of, open_examinee
 from distill.evaluation.examinees.protocol import Card, Examinee
 from distill.evaluation.metrics.statistics import Ratio
 from distill.evaluation.metrics.text import text_metrics
@@ -73,7 +73,14 @@ def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How) -> s
     if target.run is not None and target.run.settings.train.retrieve:
         train = target.run.settings.train
         retrieved = [train.retrieve, train.retrieve_limit, target.run.require("mine").outputs]
-    asked = [settings.dreams, settings.temperature, settings.max_tokens, how.seed, how.dream_tokens, how.device]
+    asked = [
+        settings.dreams,
+        settings.temperature,
+        settings.max_tokens,
+        how.seed,
+        how.dream_tokens,
+        device_of(target, how.device),
+    ]
     kept = [VERSION, target.kind, target.digest(), exam.digest, exam.vocabulary is not None, asked, retrieved]
     return fingerprint(kept)
 
@@ -137,7 +144,7 @@ class _Examination:
             raise BadInput(self._too_long(sheet))
         todo = [phase for phase in phases(self.exam, sheet, self.settings) if not self.only or phase in self.only]
         chunks = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
-        kept = {(line["phase"], line["chunk"]): line["records"] for line in self.journal.lines[1:]}
+        kept = self._kept()
         self.listen(Event("evaluate", "start", f"{self.opener.target.name} on {self.exam.name}"))
         done, total = 0, len(todo) * len(asked)
         for phase in todo:
@@ -147,12 +154,28 @@ class _Examination:
                 if found is None:
                     found = self._ask(phase, chunk)
                     self.journal.append({"phase": phase, "chunk": number, "records": found})
+                elif len(found) != len(chunk):
+                    raise self._unreadable(f"{len(found)} records of {len(chunk)} questions in {phase}")
                 records += found
                 done += len(chunk)
                 data = {"target": self.opener.target.name, "phase": phase}
                 self.listen(Event("evaluate", "progress", done=done, total=total, unit="answers", data=data))
             self._enter(sheet, phase, records)
         return assemble(self.exam, sheet, self.settings)
+
+    def _kept(self) -> dict[tuple[str, int], list[Any]]:
+        """(phase, number of a chunk) → its records."""
+        kept: dict[tuple[str, int], list[Any]] = {}
+        for line in self.journal.lines[1:]:
+            match line:
+                case {"phase": str(phase), "chunk": int(number), "records": list()}:
+                    kept[phase, number] = line["records"]
+                case _:
+                    raise self._unreadable("a line is no chunk's")
+        return kept
+
+    def _unreadable(self, why: object) -> CorruptFile:
+        return CorruptFile(f"{self.journal.path}: can't be read ({why}); delete it to examine anew")
 
     def _sheet(self) -> Sheet:
         """Who is asked what: from the journal's first line, which is written where there is none."""
@@ -173,7 +196,7 @@ class _Examination:
         try:
             return Sheet(Card(**head["card"]), head["cannot"], head["left_out"])
         except (KeyError, TypeError) as error:
-            raise CorruptFile(f"{self.journal.path}: can't be read ({error}); delete it to examine anew") from error
+            raise self._unreadable(error) from error
 
     def _too_long(self, sheet: Sheet) -> str:
         return (
@@ -213,7 +236,7 @@ class _Examination:
             else:
                 sheet.scores[phase.removeprefix("score-")] = [Scored(**record) for record in records]
         except TypeError as error:
-            raise CorruptFile(f"{self.journal.path}: can't be read ({error}); delete it to examine anew") from error
+            raise self._unreadable(error) from error
 
 
 def _dream_of(phase: str) -> tuple[Any, int]:

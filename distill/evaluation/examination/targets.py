@@ -8,6 +8,7 @@ from typing import Literal
 from distill.errors import BadInput
 from distill.evaluation.examinees.protocol import Examinee
 from distill.run import Run, fingerprint, sha256_file
+from distill.student.pretrained import pick_device
 from distill.teacher import weights
 from distill.teacher.protocol import TeacherTokenizer
 from distill.training.checkpoint import best
@@ -37,6 +38,8 @@ class Target:
             return self.run.name
         if self.path is None:
             return self.model
+        if self.kind == "gguf" and self.run is not None:
+            return f"{self.run.name}/{self.path.name}"
         folder = self.path.parent if self.path.name in ("bundle", "model.gguf") else self.path
         return folder.resolve().name if folder is self.path else f"{folder.resolve().name}/{self.path.name}"
 
@@ -48,12 +51,15 @@ class Target:
             return model_digest(self.model, self.host)
         if self.path.is_file():
             return sha256_file(self.path)
-        files = sorted(
-            path
-            for path in self.path.rglob("*")
-            if path.is_file() and (path.suffix == ".safetensors" or path.name in WORDS) and path.name not in NOT_READ
-        )
+        files = sorted(path for path in self.path.rglob("*") if path.is_file() and self._is_read(path))
         return fingerprint({str(path.relative_to(self.path)): sha256_file(path) for path in files})
+
+    def _is_read(self, file: Path) -> bool:
+        if file.name in NOT_READ:
+            return False
+        if self.kind == "transformers":  # every tokenizer has files of its own names
+            return file.suffix in OF_A_MODEL
+        return file.suffix == ".safetensors" or file.name in WORDS
 
 
 WORDS = (
@@ -65,7 +71,16 @@ WORDS = (
     "dream_tokenizer.json",
     "codebook.json",
 )
-NOT_READ = ("optimizer.safetensors", "drafts.safetensors", "engine.safetensors")
+OF_A_MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
+"""Endings of weights, settings, vocabularies and templates in a transformers folder."""
+NOT_READ = (
+    "optimizer.safetensors",
+    "drafts.safetensors",
+    "engine.safetensors",
+    "trainer_state.json",
+    # Of an evaluation that was written there.
+    "results.json",
+)
 
 
 @dataclass(frozen=True)
@@ -90,10 +105,10 @@ def find_target(spec: str, path: Path | None = None, host: str = "") -> Target:
         return Target(spec, "ollama", model=model, host=host)
     if spec.startswith("embedded:"):
         name = spec.removeprefix("embedded:")
-        return Target(spec, "gguf", weights.smollm2() if name == "smollm2" else _file(Path(name).expanduser()))
+        return _gguf(spec, weights.smollm2() if name == "smollm2" else Path(name).expanduser())
     path = Path(spec) if path is None else path
     if path.is_file():
-        return Target(spec, "gguf", _file(path))
+        return _gguf(spec, path)
     if (path / "bundle.json").is_file():
         run = Run.open(path.parent) if path.name == "bundle" and (path.parent / "config.yaml").is_file() else None
         return Target(spec, "bundle", path, run=run)
@@ -113,12 +128,20 @@ def find_target(spec: str, path: Path | None = None, host: str = "") -> Target:
     raise BadInput(f"{path}: no such run, checkpoint, bundle, GGUF or folder; a model of Ollama is named ollama:{spec}")
 
 
-def _file(path: Path) -> Path:
+def _gguf(spec: str, path: Path) -> Target:
+    """A file; in a run's bundle it is the run's."""
     if path.suffix != ".gguf":
         raise BadInput(f"{path}: is a file but no .gguf; give a GGUF, or the folder of a student")
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
-    return path
+    bundle = path.absolute().parent
+    inside = bundle.name == "bundle" and (bundle.parent / "config.yaml").is_file()
+    return Target(spec, "gguf", path, run=Run.open(bundle.parent) if inside else None)
+
+
+def device_of(target: Target, device: str) -> str:
+    """Where torch computes it, "auto" resolved; "" for those that others compute. Raises BadInput."""
+    return "" if target.kind in ("ollama", "gguf") else str(pick_device(device))
 
 
 def open_examinee(target: Target, how: How) -> Examinee:
