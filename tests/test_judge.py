@@ -14,7 +14,7 @@ from support.recorded import Replay, exchange
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, TeacherError
-from distill.evaluation.comparison.judge import EXAMPLES, judge, outcome_of, read
+from distill.evaluation.comparison.judge import EXAMPLES, context_for, judge, outcome_of, read
 from distill.evaluation.comparison.judge import Verdict as Said
 from distill.evaluation.examination.exam import Question
 from distill.events import Event, silent
@@ -64,13 +64,19 @@ def questions(count: int) -> list[Question]:
 
 
 def held(
-    server: FakeOllama, folder: Path, answers: dict[str, list[str | None]], listen: Callable[[Event], None] = silent
+    server: FakeOllama,
+    folder: Path,
+    answers: dict[str, list[str | None]],
+    listen: Callable[[Event], None] = silent,
+    force: bool = False,
 ) -> dict[str, Any]:
     settings = TeacherSettings(model=f"ollama:{MODEL}", hosts=[server.url], retries=0)
     [teacher] = open_teacher(settings)
     asked = questions(len(next(iter(answers.values()))))
     try:
-        return judge(answers, asked, teacher, baseline="base", folder=folder, resamples=400, seed=3, listen=listen)
+        return judge(
+            answers, asked, teacher, baseline="base", folder=folder, resamples=400, seed=3, listen=listen, force=force
+        )
     finally:
         teacher.close()
 
@@ -225,6 +231,22 @@ def test_another_answer_or_system_message_is_another_verdict(tmp_path: Path) -> 
         assert len(server.asked("/api/generate")) == 4
         held(server, tmp_path, {"base": ["y **"], "new": ["x *"]})  # the same two texts, seen from the other side
         assert len(server.asked("/api/generate")) == 4
+
+
+def test_forced_verdicts_are_asked_for_again_and_others_kept(tmp_path: Path) -> None:
+    with serve(Court(fair)) as server:
+        held(server, tmp_path, {"base": ["x *"], "new": ["y"]})
+        held(server, tmp_path, {"base": ["x *"], "new": ["z"]})
+        held(server, tmp_path, {"base": ["x *"], "new": ["y"]}, force=True)
+        assert len(server.asked("/api/generate")) == 6
+        held(server, tmp_path, {"base": ["x *"], "new": ["z"]})
+        assert len(server.asked("/api/generate")) == 6
+
+
+def test_an_embedded_judge_has_room_for_the_longest_prompt() -> None:
+    assert context_for({"base": ["a"], "new": ["b"]}, questions(1), "base") == 2048
+    answers = {"base": ["a " * 9000, None], "new": ["b", "b " * 90_000], "mute": []}
+    assert 6000 < context_for(answers, questions(2), "base") < 7000
 
 
 def test_examples_show_one_of_each_outcome(tmp_path: Path) -> None:

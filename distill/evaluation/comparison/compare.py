@@ -25,7 +25,7 @@ from distill.evaluation.examination.targets import Target
 from distill.evaluation.metrics.catalogue import METRICS
 from distill.evaluation.provenance import machine, versions
 from distill.events import Event, Listener, silent
-from distill.run import write_atomic
+from distill.run import Run, write_atomic
 
 VERSION = 1
 """Raised when results.json changes its shape or its meaning."""
@@ -53,7 +53,7 @@ def compare(
 
     Writes results.json, samples.jsonl, report.md and report.html into `folder`, and returns the results. judge: who
     also says which answer is better. force: measure everything again. Raises BadInput for fewer than two systems or an
-    unknown baseline; what a target or a judge raises, after keeping what was measured.
+    unknown baseline; what a target or a judge raises, having kept what was measured (a judge not there: before that).
     """
     names = list(systems)
     if len(names) < 2:
@@ -63,17 +63,36 @@ def compare(
     baseline = baseline or names[0]
     if baseline not in systems:
         raise BadInput(f"--baseline {baseline}: is none of the systems {', '.join(names)}")
+    if judge is not None:
+        _check_judge(judge, listen)
     comparison = Comparison(systems, exam, settings, listen, seed, dream_tokens, device, force)
     measured = comparison.measure()
     results = comparison.results(measured, baseline, cost)
-    if judge is not None:
-        results["judge"] = comparison.judged(measured, baseline, judge, results["warnings"])
     samples = samples_of(exam, measured)
     write_atomic(folder / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
-    write_atomic(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    publish(folder, results)
+    _keep(folder, results)
+    if judge is not None:  # a judge that fails takes nothing of the rest along
+        results["judge"] = comparison.judged(measured, baseline, judge, results["warnings"])
+        _keep(folder, results)
     listen(Event("compare", "done", f"{folder / 'report.html'}"))
     return results
+
+
+def _keep(folder: Path, results: dict[str, Any]) -> None:
+    write_atomic(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    publish(folder, results)
+
+
+def _check_judge(settings: TeacherSettings, listen: Listener) -> None:
+    """A judge that isn't there is told before hours of measuring. It is opened again when it is needed: an embedded
+    one would take memory from those that are measured."""
+    from distill.teacher import open_teacher
+
+    teacher = open_teacher(settings, listen)[0]
+    try:
+        teacher.describe()
+    finally:
+        teacher.close()
 
 
 def publish(folder: Path, results: dict[str, Any]) -> None:
@@ -163,7 +182,8 @@ class Comparison:
         )
         entries: dict[str, Any] = {}
         for name, targets in self.systems.items():
-            runs = [target.run for target in targets]
+            runs, abouts = [target.run for target in targets], [self._trained_on(target) for target in targets]
+            warnings += _mixed(name, runs, abouts)
             entries[name] = {
                 "targets": [target.spec for target in targets],
                 "kind": targets[0].kind,
@@ -173,7 +193,7 @@ class Comparison:
                 "metrics": numbers["metrics"][name],
                 "missing": {metric: why for found in measured[name] for metric, why in found.missing.items()},
                 "cost": costs[name],
-                "trained_on": trained_on(targets[0]),
+                "trained_on": abouts[0],
                 "contamination": self._contamination(targets),
                 "curves": [curve(target) for target, run in zip(targets, runs, strict=True) if run is not None],
             }
@@ -227,9 +247,21 @@ class Comparison:
 
     def _contamination(self, targets: Sequence[Target]) -> dict[str, Any]:
         """Of the first target: trainings of one recipe share their data."""
-        found = asdict(of_target(targets[0], self.exam))
+        try:
+            found = asdict(of_target(targets[0], self.exam))
+        except DistillError as error:
+            self.listen(Event("compare", "warning", f"{targets[0].spec}: {error}"))
+            return {"checked": False, "reason": str(error)}
         found.pop("keys", None)
         return found
+
+    def _trained_on(self, target: Target) -> dict[str, Any] | None:
+        """None where it isn't known, or can't be read."""
+        try:
+            return trained_on(target)
+        except DistillError as error:
+            self.listen(Event("compare", "warning", f"{target.spec}: {error}"))
+            return None
 
     def _warnings(self, entries: dict[str, Any]) -> list[str]:
         exam, warnings = self.exam, list[str]()
@@ -264,13 +296,15 @@ class Comparison:
         self, measured: dict[str, list[Measured]], baseline: str, settings: TeacherSettings, warnings: list[str]
     ) -> dict[str, Any]:
         """What the judge says of each system's answers (of its first training) beside the baseline's."""
-        from distill.evaluation.comparison.judge import judge
+        from distill.evaluation.comparison.judge import context_for, judge
         from distill.teacher import open_teacher
 
-        teacher = open_teacher(settings, self.listen, context=2048)[0]
+        answers = {name: self._asked_answers(found[0]) for name, found in measured.items()}
+        context = context_for(answers, self.exam.questions, baseline)
+        teacher = open_teacher(settings, self.listen, context=context)[0]
         try:
             verdicts = judge(
-                {name: self._asked_answers(found[0]) for name, found in measured.items()},
+                answers,
                 self.exam.questions,
                 teacher,
                 baseline=baseline,
@@ -278,6 +312,7 @@ class Comparison:
                 resamples=self.settings.bootstrap,
                 seed=self.seed,
                 listen=self.listen,
+                force=self.force,
             )
         finally:
             teacher.close()
@@ -289,6 +324,25 @@ class Comparison:
         """None for a question that it wasn't asked: that is no empty answer to be judged."""
         pairs = zip(found.keys, found.answers, strict=bool(found.answers))
         return [None if key in found.left_out else answer for key, answer in pairs]
+
+
+def _mixed(name: str, runs: Sequence[Run | None], abouts: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """Trainings of one system should differ by their seed alone: else it isn't the seed that their spread tells of.
+
+    abouts: `trained_on` of each.
+    """
+    known: list[dict[str, Any]] = []
+    for run, about in zip(runs, abouts, strict=True):
+        if run is not None and about is not None:
+            records, settings = run.records(), about["settings"]
+            used = {key: value for key, value in settings.items() if not key.startswith(("evaluate.", "export."))}
+            used |= {"seed": None, "data": about["data"]}
+            # As they were trained: that the best checkpoint of one is earlier is the seed's doing.
+            known.append(used | {"tokens": records["train"].summary.get("tokens") if "train" in records else None})
+    keys = dict.fromkeys(key for one in known for key in one)
+    other = [key for key in keys if any(one.get(key) != known[0].get(key) for one in known)]
+    told = f"{name}: its trainings differ in {', '.join(other)}, not in the seed alone; better name them apart."
+    return [told] if other else []
 
 
 def _seen_before(entries: dict[str, Any]) -> list[str]:

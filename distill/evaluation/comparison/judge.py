@@ -30,6 +30,9 @@ IN_FLIGHT = 4
 
 EXAMPLES = 5
 MAX_TOKENS = 160
+LEAST_CONTEXT = 2048
+FOR_TEMPLATE = 128
+"""Tokens of a chat template around a prompt, amply."""
 SECOND_TEMPERATURE = 0.7
 """Of the second try: at 0 another seed would change nothing."""
 
@@ -97,23 +100,19 @@ def judge(
     resamples: int = 2000,
     seed: int = 0,
     listen: Listener = silent,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Each system's answers beside the baseline's: what `results.json` holds as "judge", and "warnings".
 
     answers: system → one answer a question, None where it was not asked; a system without any is passed over. folder:
     every verdict is kept there, in a file for each judge, under a fingerprint of all that it was shown, so a judging
-    that was interrupted goes on. Raises BadInput for an unknown baseline, what the teacher raises (TeacherError).
+    that was interrupted goes on. force: ask for all of them anew. Raises BadInput for an unknown baseline, what the
+    teacher raises (TeacherError).
     """
     if baseline not in answers:
         raise BadInput(f"baseline={baseline!r}: is none of {', '.join(answers)}")
     who = teacher.describe()
-    others = [name for name in answers if name != baseline and answers[name] and answers[baseline]]
-    beside = [
-        (name, i, (one.strip(), other.strip()))  # as it reads them
-        for name in others
-        for i, (one, other) in enumerate(zip(answers[name], answers[baseline], strict=True))
-        if one is not None and other is not None
-    ]
+    beside = _beside(answers, baseline)
     judge_mark = [VERSION, who.digest, who.template_digest, seed]
     wanted: dict[str, str] = {}
     for _, i, (one, other) in beside:
@@ -122,7 +121,9 @@ def judge(
                 wanted[fingerprint([*judge_mark, prompt])] = prompt
     with Journal(folder / f"{fingerprint(judge_mark)[:12]}.jsonl") as journal:
         known = {line["key"]: Verdict(line["choice"], line["reason"]) for line in journal.lines}
-        _ask(teacher, {key: prompt for key, prompt in wanted.items() if key not in known}, known, journal, seed, listen)
+        unknown = {key: prompt for key, prompt in wanted.items() if force or key not in known}
+        _ask(teacher, unknown, known, journal, seed, listen)
+    others = _others(answers, baseline)
     judged: dict[str, list[_Judged]] = {name: [] for name in others}
     for name, i, (one, other) in beside:
         orders = (shown(questions[i], one, other), shown(questions[i], other, one))
@@ -135,6 +136,27 @@ def judge(
         pair["p_corrected"] = corrected
     examples = _examples(judged, baseline)
     return {"model": who.spec, "pairs": pairs, "examples": examples, "warnings": _warnings(who.spec, pairs)}
+
+
+def context_for(answers: Mapping[str, Sequence[str | None]], questions: Sequence[Question], baseline: str) -> int:
+    """Tokens of the longest prompt and its verdict, at a token every three bytes: what an embedded judge needs."""
+    sizes = [len(shown(questions[i], one, other).encode()) for _, i, (one, other) in _beside(answers, baseline)]
+    return max(LEAST_CONTEXT, max(sizes, default=0) // 3 + MAX_TOKENS + FOR_TEMPLATE)
+
+
+def _others(answers: Mapping[str, Sequence[str | None]], baseline: str) -> list[str]:
+    """The systems that are judged."""
+    return [name for name in answers if name != baseline and answers[name] and answers[baseline]]
+
+
+def _beside(answers: Mapping[str, Sequence[str | None]], baseline: str) -> list[tuple[str, int, tuple[str, str]]]:
+    """System, place of the question, and the two answers as the judge reads them: without blanks around them."""
+    return [
+        (name, i, (one.strip(), other.strip()))
+        for name in _others(answers, baseline)
+        for i, (one, other) in enumerate(zip(answers[name], answers[baseline], strict=True))
+        if one is not None and other is not None
+    ]
 
 
 def shown(question: Question, first: str, second: str) -> str:
