@@ -10,6 +10,7 @@ from cli.runs import resolve, runs_dir
 from distill.errors import BadInput
 
 if TYPE_CHECKING:
+    from distill.config import Settings
     from distill.evaluation.examination.exam import Exam
     from distill.evaluation.examination.targets import Target
 
@@ -34,17 +35,17 @@ def find(spec: str, host: str = "") -> "Target":
 def find_systems(specs: Sequence[str], host: str = "") -> "dict[str, list[Target]]":
     """`TARGET` or `NAME=TARGET,TARGET…` (trainings of one recipe with several seeds) → name → targets.
 
-    Two that would be called alike get numbers. Raises BadInput.
+    Two that would be called alike get numbers. Raises BadInput, also for one target twice in a system: a seed that
+    counts twice makes intervals too narrow.
     """
     systems: dict[str, list[Target]] = {}
     for spec in specs:
         name, equals, rest = spec.partition("=")
-        named = (
-            equals and name and not Path(spec).exists() and not (runs_dir(click.get_current_context()) / spec).exists()
-        )
-        targets = [find(part.strip(), host) for part in (rest.split(",") if named else [spec]) if part.strip()]
+        named = equals and name and not _is_there(spec)
+        targets = [find(part, host) for part in (_parts(rest) if named else [spec])]
         if not targets:
             raise BadInput(f"{spec}: names no target; write {name}=TARGET or {name}=TARGET,TARGET for several seeds")
+        _all_different(spec, targets)
         wanted = name if named else targets[0].name
         if named and wanted in systems:
             raise BadInput(f"{spec}: there is a system {wanted} already; give it another name")
@@ -55,11 +56,47 @@ def find_systems(specs: Sequence[str], host: str = "") -> "dict[str, list[Target
     return systems
 
 
-def exam_for(targets: "Sequence[Target]", on: str | None, prompts: str | None, out: Path | None) -> "Exam":
-    """The held-out prompts of --on (or of the run that the targets come from), the first N of them, or a prompt file.
+def _is_there(name: str) -> bool:
+    """Whether it is a path, or a run in --runs-dir."""
+    return Path(name).exists() or (runs_dir(click.get_current_context()) / name).exists()
 
-    Raises BadInput.
+
+def _parts(listed: str) -> list[str]:
+    """`A,B` → A and B; what is there under a name that holds commas itself, as a sweep's cells do, stays whole."""
+    left, found = [part.strip() for part in listed.split(",")], list[str]()
+    while left:
+        whole = (n for n in range(len(left), 1, -1) if _is_there(",".join(left[:n])))
+        size = next(whole, 1)
+        if any(left[:size]):
+            found.append(",".join(left[:size]))
+        left = left[size:]
+    return found
+
+
+def _all_different(spec: str, targets: "Sequence[Target]") -> None:
+    known: dict[object, str] = {}
+    for target in targets:
+        key = (target.model, target.host) if target.path is None else target.path.resolve()
+        if key in known:
+            twice = target.spec if known[key] == target.spec else f"{known[key]} and {target.spec} are one target: it"
+            raise BadInput(f"{spec}: {twice} is named twice; name each training of a system once")
+        known[key] = target.spec
+
+
+def exam_for(
+    targets: "Sequence[Target]",
+    on: str | None,
+    prompts: str | None,
+    out: Path | None,
+    overrides: Sequence[str] = (),
+    config: Path | None = None,
+) -> "tuple[Exam, Settings]":
+    """The held-out prompts of --on (or of the run that the targets come from), or a prompt file; and the settings of
+    that run (or the defaults), changed by --config and --set.
+
+    --prompts N asks the first N of them; without it their `evaluate.prompts` says how many. Raises BadInput.
     """
+    from distill.config import Settings, load_settings
     from distill.evaluation.examination.exam import exam_of_prompts, load_exam
     from distill.evaluation.examination.targets import common_run
     from distill.run import Run
@@ -69,7 +106,8 @@ def exam_for(targets: "Sequence[Target]", on: str | None, prompts: str | None, o
             raise BadInput(f"--on {on} and --prompts {prompts}: choose one (a number of prompts goes with --on)")
         if out is None:
             raise BadInput(f"--prompts {prompts}: says no place for the results; give one with --out FOLDER")
-        return exam_of_prompts(prompts, out / "targets")
+        settings = load_settings(config, list(overrides), base=Settings())
+        return exam_of_prompts(prompts, out / "targets"), settings
     if on is None:
         run = common_run(targets)
     else:
@@ -79,4 +117,5 @@ def exam_for(targets: "Sequence[Target]", on: str | None, prompts: str | None, o
         run = Run.open(path)
     if prompts == "0":
         raise BadInput("--prompts 0: is no prompt; leave it out for all that evaluate.prompts allows")
-    return load_exam(run, int(prompts) if prompts else None)
+    settings = load_settings(config, list(overrides), base=run.settings)
+    return load_exam(run, int(prompts) if prompts else settings.evaluate.prompts), settings

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from support.evaluation_run import trained_run
+from support.fake_ollama import serve
+from support.recorded import Replay, exchange
 
 from cli.main import dream
 from distill.config import Settings
+from distill.errors import CorruptFile, TeacherError
 from distill.evaluation.baselines import train_child
 from distill.evaluation.comparison import compare as comparison
 from distill.evaluation.comparison.compare import compare, read_results
@@ -24,7 +27,7 @@ from distill.training.checkpoint import best
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TIMES = ("finished", "cost", "seconds", "tokens_per_second")
+TIMES = ("finished", "cost", "seconds", "tokens_per_second", "on_frontier")
 """Keys whose values differ from call to call."""
 
 
@@ -118,7 +121,60 @@ def test_seeds_of_one_recipe_are_one_system(runs: Path) -> None:
         assert entry["value"] == pytest.approx(float(np.mean(entry["seeds"])))
         assert len(system["curves"]) == 2
     assert {d["against"] for d in results["differences"]} == {"hard"}
-    assert not any("One training each" in text for text in results["warnings"])
+    assert not any("One training each" in text or "differ in" in text for text in results["warnings"])
+    args = ("soft=soft0,soft1", "mixed=hard0,soft1", "--on", "base", "--json", "--no-cost")
+    [told] = [text for text in json.loads(invoke(runs, *args).stdout)["warnings"] if "differ in" in text]
+    assert told.startswith("mixed: its trainings differ in train.soft_weight, not in the seed alone")
+
+
+def test_names_with_commas_and_a_target_twice(runs: Path) -> None:
+    """A sweep's cells are named by what they change."""
+    for seed in range(2):
+        (runs / f"soft{seed}").rename(runs / f"lr=0.001,preset=nano-seed{seed}")
+    args = ("soft=lr=0.001,preset=nano-seed0,lr=0.001,preset=nano-seed1", "one=lr=0.001,preset=nano-seed1", "hard0")
+    results = json.loads(invoke(runs, *args, "--on", "base", "--json", "--no-cost", "--prompts", "1").stdout)
+    assert {name: system["seeds"] for name, system in results["systems"].items()} == {"soft": 2, "one": 1, "hard0": 1}
+    assert "hard0 is named twice" in refusal(runs, "hard=hard0,hard0", "hard1")
+    text = refusal(runs, f"hard=hard0,{best(Run.open(runs / 'hard0'))}", "hard1")
+    assert "are one target: it is named twice" in text
+
+
+def test_how_many_prompts_can_be_a_setting(runs: Path) -> None:
+    args = ("soft0", "hard0", "--on", "base", "--json", "--no-cost", "--set", "evaluate.prompts=1")
+    assert json.loads(invoke(runs, *args).stdout)["exam"]["prompts"] == 1
+    assert json.loads(invoke(runs, *args, "--prompts", "2").stdout)["exam"]["prompts"] == 2
+
+
+def test_a_misspelt_judge_is_told_before_anything_is_measured(runs: Path) -> None:
+    with serve(Replay([exchange(name) for name in ("tags", "version", "show")])) as server:
+        refusal(runs, "soft0", "hard0", "--on", "base", "--judge", "ollama:smolm2", "--host", server.url)
+    assert not (runs / "base" / "evaluation" / "targets").exists()
+
+
+def test_a_judge_that_fails_takes_nothing_along(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **options: Any) -> Any:
+        assert options["force"]
+        raise TeacherError("the judge left")
+
+    monkeypatch.setattr("distill.evaluation.comparison.judge.judge", fails)
+    out = tmp_path / "out"
+    with serve(Replay([exchange(name) for name in ("tags", "version", "show")])) as server:
+        judge = ("--judge", "ollama:smollm2:135m", "--host", server.url, "--force")
+        text = refusal(runs, "soft0", "hard0", "--on", "base", "--out", str(out), *judge)
+    assert "the judge left" in text
+    assert read_results(out / "results.json")["judge"] is None
+    assert (out / "report.html").is_file()
+
+
+def test_what_it_was_trained_on_may_be_unreadable(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise CorruptFile("traces.db: is broken")
+
+    monkeypatch.setattr(comparison, "of_target", broken)
+    monkeypatch.setattr(comparison, "trained_on", broken)
+    results = json.loads(invoke(runs, "soft0", "hard0", "--on", "base", "--json", "--no-cost").stdout)
+    assert results["systems"]["hard0"]["contamination"] == {"checked": False, "reason": "traces.db: is broken"}
+    assert results["systems"]["hard0"]["trained_on"] is None
 
 
 def test_the_same_weights_as_run_checkpoint_and_bundle_differ_in_nothing(runs: Path) -> None:

@@ -103,15 +103,15 @@ def _measure(
     force: bool,
     quiet: bool,
 ) -> tuple[dict[str, Any], Path]:
-    from distill.config import Settings, TeacherSettings, load_settings
+    from distill.config import TeacherSettings
     from distill.evaluation.comparison.compare import compare as perform
+    from distill.evaluation.examination.examine import dream_tokens_of
 
     if len(specs) < 2:
         raise click.UsageError("name two targets or more; `dream evaluate` measures one")
     systems = find_systems(specs, host)
-    exam = exam_for([target for each in systems.values() for target in each], on, prompts, out)
-    base = exam.run.settings if exam.run is not None else Settings()
-    settings = load_settings(None, list(overrides), base=base)
+    targets = [target for each in systems.values() for target in each]
+    exam, settings = exam_for(targets, on, prompts, out, overrides)
     folder = out or _folder(exam, list(systems))
     who = TeacherSettings(model=judge, hosts=[host] if host else list(settings.teacher.hosts)) if judge else None
     with Progress(quiet) as listen:
@@ -123,7 +123,7 @@ def _measure(
             listen,
             seed=settings.seed,
             baseline=baseline,
-            dream_tokens=4 * (1 + 3 * settings.mine.steps) + 2,
+            dream_tokens=dream_tokens_of(exam.run, targets),
             device=settings.train.device,
             cost=cost,
             judge=who,

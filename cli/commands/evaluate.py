@@ -111,18 +111,12 @@ def _examine(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from distill.config import Settings, load_settings
     from distill.evaluation.evaluate_targets import evaluate_targets
-    from distill.evaluation.examination.exam import load_exam
     from distill.evaluation.examination.examine import dream_tokens_of
     from distill.evaluation.targets_report import remarks, table_rows
 
     targets = [find(spec, host) for spec in specs]
-    exam = exam_for(targets, on, prompts, out)
-    base = exam.run.settings if exam.run is not None else Settings()
-    settings = load_settings(config, list(overrides), base=base)
-    if exam.run is not None and prompts is None and settings.evaluate.prompts != base.evaluate.prompts:
-        exam = load_exam(exam.run, settings.evaluate.prompts)
+    exam, settings = exam_for(targets, on, prompts, out, overrides, config)
     with Progress(quiet) as listen:
         results = evaluate_targets(
             targets,
