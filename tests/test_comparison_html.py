@@ -16,6 +16,7 @@ from support.comparison_sample import HOSTILE, QUESTIONS, big, small
 
 from distill.evaluation.comparison.findings import difference_text
 from distill.evaluation.comparison.page import render_html
+from distill.evaluation.comparison.prompts import winners
 from distill.evaluation.metrics.catalogue import METRICS, metric_of
 
 VOID = {"meta", "input", "br", "img", "link"}
@@ -173,6 +174,17 @@ def test_a_page_of_hardly_anything() -> None:
     assert Outline(page).wrong == []
     assert "There is nothing to compare with" in page
     assert ">None<" not in page
+
+
+def test_a_tie_is_won_by_all_of_its_winners_and_by_nobody_where_all_are_as_good() -> None:
+    assert winners({"a": 1.0, "b": 1.0 + 1e-12, "c": 2.0}, -1) == ["a", "b"]
+    assert winners({"a": 1.0, "b": 1.0 + 1e-12, "c": 2.0}, 1) == ["c"]
+    assert winners({"a": 1.0, "b": 1.0 + 1e-12}, 1) == winners({"a": 1.0}, 1) == winners({}, 1) == []
+    results = small()
+    for each, values in zip(results["disagreements"], ((1.0, 1.0), (1.0, 2.0)), strict=False):
+        each["values"] = dict(zip(("soft", "hard"), values, strict=True))
+    told = [json.loads(card["data-best"]) for card in Outline(render_html(results)).all("article", class_="prompt")]
+    assert told[:2] == [[], ["soft"]]
 
 
 # In a browser.

@@ -106,7 +106,7 @@ function arrange() {
   const best = one("#best").value;
   const by = one("#order").value;
   const fits = cards.filter((card) =>
-    (!best || card.dataset.best === best) && (!words || card.textContent.toLowerCase().includes(words)));
+    (!best || JSON.parse(card.dataset.best).includes(best)) && (!words || card.textContent.toLowerCase().includes(words)));
   fits.sort((a, b) => (by === "text"
     ? one("h3", a).textContent.localeCompare(one("h3", b).textContent)
     : a.dataset.place - b.dataset.place));

@@ -1,9 +1,11 @@
 """Prompt by prompt: how far apart the systems are on each, and what they dreamed and said, side by side."""
 
+import json
 from typing import Any
 
 from distill.corpus.triplets import LENSES
 from distill.evaluation.comparison.findings import Lane, Results, lanes, minus
+from distill.evaluation.comparison.numbers import TIE
 from distill.evaluation.comparison.plots import dots
 from distill.evaluation.comparison.svg import Axis, Style, axis, drawing, line, text
 from distill.evaluation.comparison.tables import label
@@ -60,19 +62,26 @@ def _note(plots: str, metric: str) -> str:
 def _prompt(place: int, each: dict[str, Any], results: Results, marks: Style, scale: Axis) -> str:
     known = {name: value for name, value in each["values"].items() if value is not None}
     better = metric_of(each["metric"]).better or 1
-    best = max(known, key=lambda name: better * known[name]) if known else ""
+    best = winners(known, better)
     teacher = (
         f'<div class="teacher"><h4>The teacher</h4><p dir="auto">{text(each["teacher"])}</p></div>'
         if each["teacher"]
         else ""
     )
-    said = "".join(_said(name, each, marks, name == best and len(known) > 1) for name in results["systems"])
+    said = "".join(_said(name, each, marks, name in best) for name in results["systems"])
     return (
-        f'<article class="prompt" id="prompt-{place}" data-place="{place}" data-best="{text(best)}">'
+        f'<article class="prompt" id="prompt-{place}" data-place="{place}" data-best="{text(json.dumps(best))}">'
         f'<h3 dir="auto">{text(each["prompt"].strip()) or "<i>an empty prompt</i>"}</h3>'
         f'<div class="strip"><span>{text(label(each["metric"]))}</span>{_strip(each, marks, scale)}</div>'
         f'{teacher}<div class="answers">{said}</div></article>'
     )
+
+
+def winners(values: dict[str, float], better: int) -> list[str]:
+    """Systems whose value is the best one but for rounding; nobody where it is everybody's."""
+    best = max((better * value for value in values.values()), default=0.0)
+    found = [name for name, value in values.items() if better * value >= best - TIE]
+    return found if len(found) < len(values) else []
 
 
 def _strip(each: dict[str, Any], marks: Style, scale: Axis) -> str:
