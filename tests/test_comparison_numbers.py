@@ -215,3 +215,71 @@ def test_systems_that_share_no_leading_metric() -> None:
         None,
         0,
     )
+
+
+def test_values_side_by_side_are_of_the_same_prompts() -> None:
+    """One system leaves out the hardest prompts: by its own value it would be the best."""
+    a, b, c = target(1), target(2, 0.1), target(3)
+    bits = b.metrics["bits_per_byte"]
+    hard = bits.numerator / bits.denominator > np.median(bits.numerator / bits.denominator)
+    b.metrics["bits_per_byte"] = bits.within(~hard)
+    found = numbers({"a": [a], "b": [b], "c": [c]})
+    values = {
+        name: float(r.numerator[~hard].sum() / r.denominator[~hard].sum())
+        for name, r in (("a", a.metrics["bits_per_byte"]), ("b", bits), ("c", c.metrics["bits_per_byte"]))
+    }
+    whole = {name: entry["bits_per_byte"]["value"] for name, entry in found["metrics"].items()}
+    assert whole["b"] < whole["a"]
+    assert values["b"] > values["a"]
+    difference = one_of(found, "b", "bits_per_byte")
+    assert difference["own"] == pytest.approx(values["b"])
+    assert difference["other"] == pytest.approx(values["a"])
+    assert difference["own"] - difference["other"] == pytest.approx(difference["value"])
+    assert one_of(found, "c", "bits_per_byte")["other"] == pytest.approx(whole["a"])
+    points = {point["system"]: point for point in found["frontier"]["points"]}
+    assert {name: point["quality"] for name, point in points.items()} == pytest.approx(values)
+    assert all(point["low"] < point["quality"] < point["high"] for point in points.values())
+    assert not points["b"]["on_frontier"]
+    b.metrics["bits_per_byte"], c.metrics["bits_per_byte"] = bits.within(~hard), c.metrics["bits_per_byte"].within(hard)
+    none = numbers({"a": [a], "b": [b], "c": [c]})["frontier"]["points"]
+    assert [(point["quality"], point["on_frontier"]) for point in none] == [(None, False)] * 3
+
+
+def test_a_metric_that_repeats_another_is_tested_once() -> None:
+    def dreams(seed: int, used: str) -> Measured:
+        made = target(seed, bits_per_byte_dreams=target(seed + 50, 0.2).metrics["bits_per_byte"])
+        made.metrics["bits_per_byte_used"] = made.metrics[used]
+        return made
+
+    dreamer, other = dreams(1, "bits_per_byte_dreams"), dreams(2, "bits_per_byte_dreams")
+    silent = dreams(3, "bits_per_byte")
+    found = numbers({"a": [dreamer], "b": [other], "c": [silent]})
+    repeats = {(d["system"], d["metric"]): d["same_as"] for d in found["differences"] if d["same_as"]}
+    assert repeats == {("b", "bits_per_byte_dreams"): "bits_per_byte_used"}
+    repeated = one_of(found, "b", "bits_per_byte_dreams")
+    assert (repeated["p"], repeated["p_corrected"]) == (None, None)
+    assert repeated["value"] == one_of(found, "b", "bits_per_byte_used")["value"]
+    assert found["tests"]["count_leading"] == 2
+    assert found["tests"]["count"] == sum(d["p"] is not None for d in found["differences"]) - 2
+    # Where true answers lead, bits per byte are still one and not two of the rest.
+    right = Ratio.of(np.arange(PROMPTS) % 2)
+    for each in (dreamer, other):
+        each.metrics["exact_match"] = right
+    led = numbers({"a": [dreamer], "b": [other]})
+    assert led["tests"]["leading"] == "exact_match"
+    assert one_of(led, "b", "bits_per_byte_used")["p"] is not None
+    assert one_of(led, "b", "bits_per_byte_dreams")["same_as"] == "bits_per_byte_used"
+
+
+def test_it_is_said_which_tests_and_whose_speed() -> None:
+    one, two = [target(1)], [target(2), target(3)]
+    for systems, kinds in (
+        ({"a": one, "b": [target(4)]}, ["permutation"]),
+        ({"a": one, "b": two}, ["bootstrap"]),
+        ({"a": two, "b": one}, ["bootstrap"]),
+        ({"a": one, "b": two, "c": [target(4)]}, ["permutation", "bootstrap"]),
+    ):
+        assert numbers(systems)["tests"]["kinds"] == kinds
+    assert numbers({"a": one, "b": two})["frontier"]["speed_of"] == "in batches"
+    costs = {"a": {"tokens_per_second": {"median": 7.0}}, "b": None}
+    assert numbers({"a": one, "b": two}, costs=costs)["frontier"]["speed_of"] == "alone"

@@ -141,7 +141,7 @@ def test_the_leading_metric_is_told_first_and_by_itself() -> None:
         ({"low": None, "high": None}, "untested"),
         ({"value": None, "low": None, "high": None}, "undefined"),
         ({"metric": "chrf"}, "better"),
-        ({"metric": "length_ratio"}, "differs"),
+        ({"metric": "length_ratio"}, "untested"),
     ],
 )
 def test_nothing_is_claimed_that_is_not_clear(values: dict[str, Any], expected: str) -> None:
@@ -167,7 +167,7 @@ def test_landmarks_make_no_headline() -> None:
     for difference in results["differences"]:
         if difference["metric"] == "dream_recall_chance":
             difference |= {"value": 0.5, "low": 0.4, "high": 0.6, "p": 0.0, "p_corrected": 0.0}
-    assert not any("by chance" in line for finding in findings(results) for line in finding.differs)
+    assert not any("by chance" in line for finding in findings(results) for line in [*finding.better, *finding.worse])
     oracle = change(small(), "chrf", metric="bits_per_byte_oracle", value=-1.0, low=-2.0, high=-0.5, p_corrected=0.0)
     assert "oracle" not in render_markdown(oracle).split("## ")[0]
 
@@ -302,3 +302,43 @@ def test_sizes(count: int | None, text: str) -> None:
 @pytest.mark.parametrize(("text", "expected"), [("-0.50", "−0.50"), ("-0.00", "0.00"), ("+0.0 %", "0.0 %"), ("–", "–")])
 def test_a_zero_has_no_sign(text: str, expected: str) -> None:
     assert minus(text) == expected
+
+
+def test_values_that_are_told_of_a_pair_are_on_the_prompts_of_both() -> None:
+    results = change(small(), "bits_per_byte", own=1.25, other=1.125)
+    assert findings(results)[0].worse[0].startswith("bits per byte, no dream: 1.250 against 1.125, ")
+    assert "not the same for all" not in render_markdown(results)
+    note = "left out were, of 200, nodream 3."
+    assert note in render_markdown(big()).split("## Measured")[1].split("## ")[0]
+
+
+def test_p_values_come_from_what_they_come_from() -> None:
+    results = small()
+    for kinds, told in (
+        (["permutation"], "10,000 permutations and"),
+        (["bootstrap"], "10,000 draws of a bootstrap and"),
+        (["permutation", "bootstrap"], "10,000 draws and"),
+    ):
+        results["tests"]["kinds"] = kinds
+        assert f"p-values come from {told} are corrected" in asked(results)
+
+
+def test_what_repeats_another_metric_is_told_as_such_and_not_counted() -> None:
+    results = change(small(), "chrf", p=None, p_corrected=None, same_as="bits_per_byte")
+    row = next(row for row in tables(render_markdown(results))["Differences"] if row[0].startswith("chrF2"))
+    assert row[-1] == "the same as bits per byte, no dream"
+    assert findings(results)[0].text == "Compared with soft, hard is clearly worse in 1 of 1 metric."
+
+
+def test_whose_speed_it_is() -> None:
+    results = small()
+    results["frontier"]["speed_of"] = "alone"
+    text = render_markdown(results)
+    assert "| tokens a second, one prompt at a time | 210 [195, 218] |" in text
+    assert "Speed is that of one prompt at a time." in text
+    results["frontier"]["speed_of"] = "in batches"
+    for system in results["systems"].values():
+        system["cost"] = None
+    text = render_markdown(results)
+    assert "| tokens a second, in batches | 210 | 105 |" in text
+    assert "one prompt at a time" not in text

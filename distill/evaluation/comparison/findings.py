@@ -12,19 +12,18 @@ from distill.corpus.triplets import LENSES
 from distill.evaluation.metrics.catalogue import metric_of, shown
 
 Results = dict[str, Any]
-Verdict = Literal["better", "worse", "differs", "open", "untested", "undefined"]
-"""Of a system against the baseline. differs: clearly, in a metric of which neither more nor less is better. open: no
-clear difference. untested: there is no corrected p-value. undefined: the metric is not defined for both."""
+Verdict = Literal["better", "worse", "open", "untested", "undefined"]
+"""Of a system against the baseline. open: no clear difference. untested: there is no corrected p-value, or neither more
+nor less is better. undefined: the metric is not defined for both."""
 
 CLEAR = 0.05
 """Largest corrected p-value that counts as clear."""
 NOT_OWN = ("_oracle", "_chance")
 """Ends of the names of metrics that are landmarks and no result of the system: they make no headline."""
-SIGNS: dict[Verdict, str] = {"better": "▲", "worse": "▼", "differs": "◆"}
+SIGNS: dict[Verdict, str] = {"better": "▲", "worse": "▼"}
 WORDS: dict[Verdict, str] = {
     "better": "clearly better",
     "worse": "clearly worse",
-    "differs": "clearly different",
     "open": "no clear difference",
     "untested": "not tested",
     "undefined": "not defined",
@@ -33,14 +32,13 @@ WORDS: dict[Verdict, str] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One system against another. text: a sentence; better, worse, differs: a line each; open: metrics' labels."""
+    """One system against another. text: a sentence; better, worse: a line each; open: metrics' labels."""
 
     system: str
     against: str
     text: str
     better: list[str] = field(default_factory=list[str])
     worse: list[str] = field(default_factory=list[str])
-    differs: list[str] = field(default_factory=list[str])
     open: list[str] = field(default_factory=list[str])
 
 
@@ -49,13 +47,11 @@ def verdict(difference: dict[str, Any]) -> Verdict:
     value, low, high, p = (difference[name] for name in ("value", "low", "high", "p_corrected"))
     if value is None:
         return "undefined"
-    if p is None or low is None or high is None:
+    better = metric_of(difference["metric"]).better
+    if p is None or low is None or high is None or not better:
         return "untested"
     if p >= CLEAR or not (0 < low <= high or low <= high < 0):
         return "open"
-    better = metric_of(difference["metric"]).better
-    if not better:
-        return "differs"
     return "better" if better * value > 0 else "worse"
 
 
@@ -84,7 +80,7 @@ def _finding(system: str, against: str, differences: list[dict[str, Any]], resul
         system,
         against,
         text,
-        *([_line(d, results) for d in found[name]] for name in ("better", "worse", "differs")),
+        *([_line(d, results) for d in found[name]] for name in ("better", "worse")),
         open=[metric_of(d["metric"]).label for d in found["open"]],
     )
 
@@ -98,7 +94,7 @@ def _corrected(tests: dict[str, Any]) -> str:
 
 
 def _sorted(differences: list[dict[str, Any]]) -> dict[Verdict, list[dict[str, Any]]]:
-    found: dict[Verdict, list[dict[str, Any]]] = {name: [] for name in ("better", "worse", "differs", "open")}
+    found: dict[Verdict, list[dict[str, Any]]] = {name: [] for name in ("better", "worse", "open")}
     for difference in differences:
         if (name := verdict(difference)) in found:
             found[name].append(difference)
@@ -124,8 +120,8 @@ def _others(found: dict[Verdict, list[dict[str, Any]]], begin: str, between: str
         return "No other metric could be tested." if other else f"There is no metric {between} that could be tested."
     if len(found["open"]) == tested:
         return f"There is no clear difference {between}, in any of {_metrics(tested, other)}."
-    told: list[tuple[str, Verdict]] = [("better", "better"), ("worse", "worse"), ("different", "differs")]
-    parts = [f"clearly {word} in {len(found[name])}" for word, name in told if found[name]]
+    told: tuple[Verdict, ...] = ("better", "worse")
+    parts = [f"clearly {name} in {len(found[name])}" for name in told if found[name]]
     text = f"{begin} {_and(parts)} of {_metrics(tested, other)}"
     text += f"; no clear difference in {len(found['open'])}." if found["open"] else "."
     return text[0].upper() + text[1:] if not other else text
@@ -141,7 +137,13 @@ def _and(parts: list[str]) -> str:
 
 def _line(difference: dict[str, Any], results: Results) -> str:
     metric = metric_of(difference["metric"])
-    values = [_value(results, difference[name], difference["metric"]) for name in ("system", "against")]
+    # On the prompts that both have; of older results, on those that each has.
+    values = [
+        minus(shown(difference[key], metric))
+        if key in difference
+        else _value(results, difference[name], difference["metric"])
+        for key, name in (("own", "system"), ("other", "against"))
+    ]
     line = f"{metric.label}: {values[0]} against {values[1]}, {difference_text(difference)}"
     return f"{line}, corrected p {p_equals(difference['p_corrected'])}{on_prompts(difference)}"
 
@@ -149,6 +151,19 @@ def _line(difference: dict[str, Any], results: Results) -> str:
 def _value(results: Results, system: str, name: str) -> str:
     entry = results["systems"][system]["metrics"].get(name)
     return minus(shown(entry["value"] if entry else None, metric_of(name)))
+
+
+def unequal_prompts(results: Results) -> str:
+    """That systems' values are not of the same prompts, where one left out more than another; else ""."""
+    left_out = {name: system["left_out"] for name, system in results["systems"].items()}
+    if len(set(left_out.values())) < 2:
+        return ""
+    told = ", ".join(f"{name} {count}" for name, count in left_out.items() if count)
+    return (
+        f"Each value is of the prompts that the system could take, and these are not the same for all: left out were, "
+        f"of {results['exam']['prompts']}, {told}. Don't set the values side by side; differences are of the prompts "
+        "that both took."
+    )
 
 
 def on_prompts(difference: dict[str, Any]) -> str:
@@ -209,8 +224,18 @@ def asked(results: Results) -> str:
     return (
         f"{exam['name']}{teacher}.{none} All systems got the same prompts. Answers {sampled} with at most "
         f"{decoding['max_tokens']} tokens{limit}, seed {decoding['seed']}.{averaged} In brackets stand 95 % intervals "
-        f"({tests['bootstrap']:,} resamples); p-values come from {tests['permutations']:,} permutations and are "
+        f"({tests['bootstrap']:,} resamples); p-values come from {tests['permutations']:,} {_draws(tests)} and are "
         f"corrected {_corrected(tests)} ({tests['correction']})."
+    )
+
+
+def _draws(tests: dict[str, Any]) -> str:
+    """What p-values were counted in; older results don't say."""
+    kinds = tests.get("kinds") or []
+    return (
+        {"permutation": "permutations", "bootstrap": "draws of a bootstrap"}["".join(kinds)]
+        if len(kinds) == 1
+        else "draws"
     )
 
 

@@ -16,7 +16,8 @@ from distill.evaluation.metrics.catalogue import in_order, metric_of
 from distill.evaluation.metrics.significance import holm, permutation_test
 from distill.evaluation.metrics.statistics import HierarchicalBootstrap, Ratio, shared
 
-LEADING = ("exact_match", "bits_per_byte_used", "bits_per_byte", "chrf")
+USED = "bits_per_byte_used"
+LEADING = ("exact_match", USED, "bits_per_byte", "chrf")
 """The first of these that all systems have leads: its tests are corrected by themselves, and disagreements and the
 frontier are told in it. A rule, so that nobody chooses it by what came out."""
 
@@ -45,9 +46,11 @@ def compare_numbers(
     costs: name → its cost ("tokens_per_second": {"median": …}); without any, tokens a second are those of its own
     answers, of the first training.
 
-    "metrics": system → metric → value, low, high, prompts, seeds. "differences": each system minus the baseline, with
-    p-values by `permutation_test` where each has one training, else by `HierarchicalBootstrap.contrast` of as many
-    draws; "tests" says how. "disagreements": prompts where the systems differ most. "frontier": size, speed, quality.
+    "metrics": system → metric → value, low, high, prompts, seeds. "differences": each system minus the baseline, "own"
+    and "other" their values on the prompts that both have, with p-values by `permutation_test` where each has one
+    training, else by `HierarchicalBootstrap.contrast` of as many draws; "tests" says how. "same_as": a metric that is
+    this very one for both, under which it is tested. "disagreements": prompts where the systems differ most.
+    "frontier": size, speed, quality.
     """
     names = in_order({name for each in systems.values() for measured in each for name in measured.metrics})
     size = len(systems[baseline][0].keys)
@@ -68,7 +71,14 @@ def compare_numbers(
         if system != baseline and name in found[system] and name in found[baseline] and not name.endswith("_chance")
     ]
     leading = next((name for name in LEADING if all(name in each for each in found.values())), None)
+    for difference in differences:
+        difference["same_as"] = same = _same(
+            found[difference["system"]], found[baseline], difference["metric"], leading
+        )
+        if same is not None:
+            difference["p"] = None  # one test, told once
     # What was to be found out is one question; all else that was looked at besides is another.
+    kinds = _kinds([len(each) > 1 for name, each in systems.items() if name != baseline], systems[baseline])
     main, rest = ([d for d in differences if (d["metric"] == leading) is first] for first in (True, False))
     for family in (main, rest):
         for difference, p in zip(family, holm([d["p"] for d in family]), strict=True):
@@ -88,12 +98,13 @@ def compare_numbers(
             "count_leading": sum(difference["p"] is not None for difference in main),
             "count": sum(difference["p"] is not None for difference in rest),
             "correction": "Holm",
-            "method": _method([len(each) > 1 for name, each in systems.items() if name != baseline], systems[baseline]),
+            "method": _method(kinds),
+            "kinds": kinds,
             "permutations": permutations,
             "bootstrap": resamples,
         },
         "disagreements": disagreements(systems, found, leading, questions) if leading else [],
-        "frontier": frontier(systems, found, leading, costs) if leading else None,
+        "frontier": frontier(systems, found, leading, costs, bootstrap) if leading else None,
     }
 
 
@@ -107,13 +118,37 @@ DRAWN = (
 )
 
 
-def _method(several: Sequence[bool], baseline: Sequence[Measured]) -> str:
-    """In words, which tests were made."""
-    if len(baseline) > 1 or all(several):
-        return DRAWN
-    if not any(several):
-        return PERMUTED
-    return f"Of two systems with one training each: {PERMUTED} Of others: {DRAWN}"
+def _kinds(several: Sequence[bool], baseline: Sequence[Measured]) -> list[str]:
+    """Which tests were made: "permutation", "bootstrap". several: whether each other system has several trainings."""
+    drawn = [len(baseline) > 1 or each for each in several]
+    return [*(["permutation"] if not all(drawn) else []), *(["bootstrap"] if any(drawn) else [])]
+
+
+def _method(kinds: Sequence[str]) -> str:
+    """The same in words."""
+    if len(kinds) > 1:
+        return f"Of two systems with one training each: {PERMUTED} Of others: {DRAWN}"
+    return DRAWN if "bootstrap" in kinds else PERMUTED
+
+
+def _same(
+    one: Mapping[str, Sequence[Ratio]], other: Mapping[str, Sequence[Ratio]], name: str, leading: str | None
+) -> str | None:
+    """What `name` repeats number by number for both systems: what leads, or bits per byte as each answers (which is
+    the one without a dream, or that after own dreams). None for what is a metric of its own."""
+
+    def equal(these: Sequence[Ratio], those: Sequence[Ratio]) -> bool:
+        return all(
+            np.array_equal(a.numerator, b.numerator) and np.array_equal(a.denominator, b.denominator)
+            for a, b in zip(these, those, strict=True)
+        )
+
+    for first in (leading, USED):
+        if first is None or first == name or name == leading or first not in one or first not in other:
+            continue
+        if equal(one[name], one[first]) and equal(other[name], other[first]):
+            return first
+    return None
 
 
 def _ratios(each: Sequence[Measured], name: str) -> list[Ratio] | None:
@@ -172,6 +207,8 @@ def _difference(
         "high": None if interval is None else interval.high,
         "p": p,
         "p_corrected": None,
+        "own": None if found is None else float(np.mean([ratio.value for ratio in one])),
+        "other": None if found is None else float(np.mean([ratio.value for ratio in two])),
         "prompts": _count(both),
         **counts,
     }
@@ -227,28 +264,35 @@ def frontier(
     found: Mapping[str, Mapping[str, Sequence[Ratio]]],
     metric: str,
     costs: Mapping[str, Mapping[str, Any] | None] | None,
+    bootstrap: HierarchicalBootstrap,
 ) -> dict[str, Any]:
     """Size, speed and quality of each system, and whether another is at least as good in all three and better in one.
 
-    A system of which one of the three is not known is compared with nobody, and is not on the frontier.
+    Quality is that on the prompts that all systems have. "speed_of": "alone" where costs tell the speed of one prompt
+    at a time, else "in batches", as the exam was answered. A system of which one of the three is not known is compared
+    with nobody, and is not on the frontier.
     """
     better = metric_of(metric).better
     timed = any((costs or {}).values())
+    every = iter(shared([ratio for each in found.values() for ratio in each[metric]]))
     points: list[dict[str, Any]] = []
     for system, each in systems.items():
+        quality = bootstrap.interval([next(every) for _ in each])
         cost = (costs or {}).get(system)
         speed = cost["tokens_per_second"]["median"] if cost and cost["tokens_per_second"] else None
         point = {
             "system": system,
             "bytes": each[0].card.bytes,
             "tokens_per_second": speed if timed else each[0].tokens_per_second,
-            "quality": float(np.mean([ratio.value for ratio in found[system][metric]])),
+            "quality": quality.value if quality else None,
+            "low": quality.low if quality else None,
+            "high": quality.high if quality else None,
         }
         points.append(point)
     goods = {
         p["system"]: (-p["bytes"], p["tokens_per_second"], better * p["quality"])
         for p in points
-        if p["bytes"] is not None and p["tokens_per_second"] is not None
+        if None not in (p["bytes"], p["tokens_per_second"], p["quality"])
     }
     for point in points:
         own = goods.get(point["system"])
@@ -256,4 +300,9 @@ def frontier(
             other != own and all(o >= s for o, s in zip(other, own, strict=True)) for other in goods.values()
         )
         point["on_frontier"] = own is not None and not beaten
-    return {"quality": metric, "better": better, "points": points}
+    return {
+        "quality": metric,
+        "better": better,
+        "speed_of": "alone" if timed else "in batches",
+        "points": points,
+    }

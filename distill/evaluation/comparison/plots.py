@@ -63,7 +63,7 @@ def forest(results: Results, metric: str, style: Style) -> str:
             parts.append(
                 line(f"{scale.at(d['low'])}%", y, f"{scale.at(d['high'])}%", y, f"bar {style.colour(d['system'])}")
             )
-        hollow = judged not in ("better", "worse", "differs")
+        hollow = judged not in ("better", "worse")
         parts.append(style.marker(d["system"], f"{scale.at(d['value'])}%", y, told, hollow) + "</g>")
     way = {1: "better →", -1: "← better", 0: ""}[kind.better]
     anchor, x = ("end", "100%") if kind.better > 0 else ("start", "0")
@@ -232,7 +232,15 @@ def frontier(results: Results, across: str, style: Style) -> str:
         return ""
     name = results["frontier"]["quality"]
     metric = metric_of(name)
-    entries = {p["system"]: results["systems"][p["system"]]["metrics"].get(name) or {} for p in found}
+    # A point's own interval is that on the prompts that all systems have; older results have none.
+    entries: dict[str, Any] = {
+        p["system"]: {"value": p["quality"], "low": p["low"], "high": p["high"]}
+        if "low" in p
+        else results["systems"][p["system"]]["metrics"].get(name) or {}
+        for p in found
+    }
+    paces = {"alone": ", one prompt at a time", "in batches": ", in batches"}
+    pace = paces.get(results["frontier"].get("speed_of", ""), "")
     ends = [e[key] for e in entries.values() for key in ("low", "high") if e.get(key) is not None]
     small_first = across == "bytes"
     wide, high = log_axis([p[across] for p in found]), axis([*ends, *(p["quality"] for p in found)], 4)
@@ -250,7 +258,7 @@ def frontier(results: Results, across: str, style: Style) -> str:
         system, (x, y) = p["system"], places[p["system"]]
         entry = entries[system]
         value, interval = interval_text(entry, name) if entry else (minus(shown(p["quality"], metric)), "")
-        much = size(p["bytes"]) if small_first else f"{p['tokens_per_second']:.3g} tokens a second"
+        much = size(p["bytes"]) if small_first else f"{p['tokens_per_second']:.3g} tokens a second{pace}"
         parts.append(f'<g data-system="{text(system)}">')
         if entry.get("low") is not None:
             top, bottom = (height_of(high, entry[key], SCATTER, up) for key in ("high", "low"))
@@ -259,10 +267,10 @@ def frontier(results: Results, across: str, style: Style) -> str:
             parts.append(f'<circle class="ring" cx="{x}%" cy="{number(y)}" r="11"/>')
         parts.append(style.marker(system, f"{x}%", y, f"{system}: {value} {interval}, {much}".strip()))
         parts.append(_label(system, x, y, taken) + "</g>")
-    way = "← smaller" if small_first else "faster →"
+    way = "← smaller" if small_first else f"faster{pace} →"
     parts.append(words("0" if small_first else "100%", SCATTER + 38, way, "way", "start" if small_first else "end"))
     parts.append(words("0", -10, f"↑ better: {metric.label}", "way", "start"))
-    label = f"{metric.label} over {'size on disk' if small_first else 'tokens a second'}: " + "; ".join(
+    label = f"{metric.label} over {'size on disk' if small_first else f'tokens a second{pace}'}: " + "; ".join(
         f"{p['system']} {minus(shown(p['quality'], metric))}{' (on the frontier)' * bool(p['on_frontier'])}"
         for p in found
     )

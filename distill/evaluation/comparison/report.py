@@ -14,6 +14,7 @@ from distill.evaluation.comparison.findings import (
     lanes,
     minus,
     missing_reasons,
+    unequal_prompts,
 )
 from distill.evaluation.comparison.tables import (
     Rows,
@@ -35,8 +36,9 @@ LINES = 3
 
 READING = (
     "Brackets hold 95 % intervals. Differences are paired by prompt: what makes a prompt hard for all systems cancels.",
-    "▲ and ▼ mark what is clearly better or worse than the baseline: its p-value, corrected for all tests made here, "
-    "is below 0.05 and its interval leaves out zero. ◆: clearly different, where neither more nor less is better.",
+    "▲ and ▼ mark what is clearly better or worse than the baseline: its p-value, corrected for the tests that were "
+    "made, is below 0.05 and its interval leaves out zero. The tests of the metric that leads are corrected by "
+    "themselves, those of all others together.",
     "No clear difference doesn't mean equal: the interval says how large a difference could still be there.",
     "A system wins a prompt where its value is the better one there; how much better is not counted.",
     "“Missing” is what a system can't give, for the reason that stands there; it counts neither for nor against it. "
@@ -46,6 +48,11 @@ READING = (
 )
 """How to read it; the page says the same."""
 
+SPEEDS = {
+    "alone": " Speed is that of one prompt at a time.",
+    "in batches": " Speed is that of answering the prompts of this comparison, many at once where a system can.",
+}
+"""Of a frontier's "speed_of"."""
 
 JUDGING = (
     "{model} was shown both answers to each prompt in both orders. A win is a verdict for the same answer in both; a "
@@ -62,7 +69,7 @@ def render_markdown(results: Results) -> str:
         "\n".join(_headline(*headline) for headline in headlines(results)),
         *_section("Before you believe it", [_list(cautions(results))] if cautions(results) else []),
         *_section("Asked", [_prose(asked(results))]),
-        *_section("Measured", [_table(metric_rows(results)), *_missing(results)]),
+        *_section("Measured", [_table(metric_rows(results)), *_unequal(results), *_missing(results)]),
         *_section("Differences", [_table(difference_rows(results)), _prose(results["tests"]["method"])]),
         *_section("Judge", _judge(results)),
         *_section("Prompts where they differ most", _prompts(results)),
@@ -85,11 +92,11 @@ def headlines(results: Results) -> list[tuple[str, list[str]]]:
 
 def _details(finding: Finding) -> list[str]:
     details: list[str] = []
-    for word, lines in (("Better", finding.better), ("Worse", finding.worse), ("Different", finding.differs)):
+    for word, lines in (("Better", finding.better), ("Worse", finding.worse)):
         details += [f"{word} in {line}." for line in lines[:LINES]]
         if len(lines) > LINES:
             details.append(f"{word} in {len(lines) - LINES} more, see below.")
-    if finding.open and (finding.better or finding.worse or finding.differs):
+    if finding.open and (finding.better or finding.worse):
         details.append(f"No clear difference in {'; '.join(finding.open)}.")
     return details
 
@@ -116,6 +123,10 @@ def _headline(text: str, details: list[str]) -> str:
 
 def _section(title: str, parts: list[str]) -> list[str]:
     return [f"## {title}", *parts] if parts else []
+
+
+def _unequal(results: Results) -> list[str]:
+    return [_prose(unequal_prompts(results))] if unequal_prompts(results) else []
 
 
 def _missing(results: Results) -> list[str]:
@@ -177,6 +188,7 @@ def _frontier(results: Results) -> list[str]:
         _prose(
             f"On the frontier of size, speed and {quality}: {', '.join(best)}. No other system is at least as good in "
             "all of them and better in one."
+            f"{SPEEDS.get(results['frontier'].get('speed_of'), '')}"
         )
     ]
 

@@ -16,6 +16,7 @@ from distill.evaluation.comparison.findings import (
     judged,
     minus,
     missing_reasons,
+    unequal_prompts,
     verdict,
 )
 from distill.evaluation.comparison.plots import bars, curves, forest, frontier, stacked
@@ -71,7 +72,7 @@ def _finding(finding: Finding, results: Results, marks: Style) -> str:
     own = [
         d for d in results["differences"] if (d["system"], d["against"]) == pair and not d["metric"].endswith(NOT_OWN)
     ]
-    ranks = {"better": 0, "worse": 1, "differs": 2, "open": 3}
+    ranks = {"better": 0, "worse": 1, "open": 2}
     shown = sorted((d for d in own if verdict(d) in ranks), key=lambda d: ranks[verdict(d)])
     clear = [d for d in shown if verdict(d) != "open"]
     chips = "".join(_chip(d) for d in shown)
@@ -83,7 +84,7 @@ def _finding(finding: Finding, results: Results, marks: Style) -> str:
         if count:
             listed += f"<details><summary>No clear difference: {count}</summary>"
             listed += f'<ul class="chips">{chips[1]}</ul></details>'
-    lines = [*finding.better, *finding.worse, *finding.differs]
+    lines = [*finding.better, *finding.worse]
     numbers = f"<details><summary>In numbers</summary>{points(lines)}</details>" if lines else ""
     judge: Results = results["judge"] or {"model": "", "pairs": []}
     said = "".join(
@@ -202,13 +203,15 @@ def measured(results: Results, marks: Style) -> str:
         for group, metrics in groups
     )
     reasons = [f"{name} lacks {'; '.join(labels)}: {reason}" for name, reason, labels in missing_reasons(results)]
+    note = unequal_prompts(results)
+    unequal = f'<p class="note" dir="auto">{text(note)}</p>' if note else ""
     many = any(system["seeds"] > 1 for system in results["systems"].values())
     toggle = '<label class="needs-js"><input type="checkbox" id="seeds"> each seed</label>' if many else ""
     return (
         f'<div class="above"><p>▲ ▼ mark what is clearly better or worse than the baseline.</p>{toggle}</div>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Measured"><table class="measured">'
         "<caption><span>Every metric of every system, with its 95 % interval</span></caption>"
-        f'<thead><tr><th scope="col">metric</th>{head}</tr></thead>{bodies}</table></div>{points(reasons)}'
+        f'<thead><tr><th scope="col">metric</th>{head}</tr></thead>{bodies}</table></div>{unequal}{points(reasons)}'
     )
 
 
@@ -295,7 +298,9 @@ def learning(results: Results, marks: Style) -> str:
 def cost(results: Results, marks: Style) -> str:
     """The frontier, and what each system costs."""
     points_of = results["frontier"]["points"] if results["frontier"] else []
-    titles = (("bytes", "Quality over size on disk"), ("tokens_per_second", "Quality over speed"))
+    of = str((results["frontier"] or {}).get("speed_of"))
+    speed = {"alone": "Quality over speed, one prompt at a time", "in batches": "Quality over speed, in batches"}
+    titles = (("bytes", "Quality over size on disk"), ("tokens_per_second", speed.get(of, "Quality over speed")))
     plots = "".join(
         f'<figure class="card"><figcaption>{title}</figcaption>{plot}</figure>'
         for across, title in titles

@@ -84,7 +84,9 @@ def difference_rows(results: Results) -> Rows:
                 p_text(d["p"]),
                 p_text(d["p_corrected"]),
                 f"{d['wins']} / {d['ties']} / {d['losses']}" if counted else "–",
-                f"{SIGNS.get(found, '')} {WORDS[found]}".strip(),
+                f"the same as {metric_of(same).label}"
+                if (same := d.get("same_as"))
+                else f"{SIGNS.get(found, '')} {WORDS[found]}".strip(),
             ]
         )
     return rows
@@ -113,13 +115,20 @@ def judge_rows(results: Results) -> Rows:
 def cost_rows(results: Results) -> Rows:
     """A row for each measure of size and speed, a column a system."""
     systems = results["systems"].values()
+    found = results["frontier"] or {}
+    in_batches = found.get("speed_of") == "in batches"
+    batched = {point["system"]: point["tokens_per_second"] for point in found.get("points", []) if in_batches}
     rows = [
         ["cost", *results["systems"]],
         ["parameters", *(_count(system["card"]["parameters"]) for system in systems)],
         ["size on disk", *(size(system["card"]["bytes"]) for system in systems)],
         ["weights", *(system["card"]["quantization"] or "–" for system in systems)],
         ["context, tokens", *(_count(system["card"]["context"]) for system in systems)],
-        ["tokens a second", *(_spread(system["cost"], "tokens_per_second", 1.0, "") for system in systems)],
+        [
+            "tokens a second, one prompt at a time",
+            *(_spread(system["cost"], "tokens_per_second", 1.0, "") for system in systems),
+        ],
+        ["tokens a second, in batches", *(_three(batched.get(name)) for name in results["systems"])],
         ["time to first token", *(_spread(system["cost"], "first_token_seconds", 1000.0, " ms") for system in systems)],
         ["peak memory", *(size((system["cost"] or {}).get("peak_bytes")) for system in systems)],
     ]
