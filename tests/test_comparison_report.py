@@ -218,6 +218,9 @@ def test_equal_tokens_are_equal_and_others_are_not() -> None:
     assert told.startswith("This is no comparison at equal tokens: soft 983,040 (100 %)")
     assert "nodream 491,520 (50 %)" in told
     assert told.endswith("What ollama:llama3.2:1b was trained on is not known.")
+    uncounted = small()
+    uncounted["systems"]["hard"]["trained_on"]["tokens"] = None
+    assert equal_tokens(uncounted) == "For how many tokens hard was trained is not known."
     rows, equal = training_rows(big())
     assert ["train.soft_weight", "0.9", "0.0", "0.9", "0.9", "not known"] in rows
     assert not any(entry.startswith(("packed tokens", "train.")) for entry in equal)

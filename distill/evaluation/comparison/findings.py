@@ -291,6 +291,9 @@ def equal_tokens(results: Results) -> str:
         parts.append(f"This is no comparison at equal tokens: {told}.")
     if unknown:
         parts.append(f"What {_and(unknown)} {'was' if len(unknown) == 1 else 'were'} trained on is not known.")
+    if uncounted := [name for name in results["systems"] if name not in counts and name not in unknown]:
+        who = "was" if len(uncounted) == 1 else "were"
+        parts.append(f"For how many tokens {_and(uncounted)} {who} trained is not known.")
     return " ".join(parts)
 
 
