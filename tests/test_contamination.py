@@ -1,7 +1,6 @@
 """Contamination against comparing every held-out prompt with every training text, on real stores and real bundles."""
 
 import json
-import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -37,7 +36,16 @@ def exam_of(prompts: list[str]) -> Exam:
 
 def slow_words(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"[\W_]+", " ", text).split() or [text.strip()]
+    found = list[str]()
+    for i, char in enumerate(text):
+        char = {"−": "-", "×": "*", "÷": "/"}.get(char, char)
+        joins = 0 < i < len(text) - 1 and text[i - 1].isalpha() and text[i + 1].isalpha()
+        if char.isalnum():
+            goes_on = i > 0 and text[i - 1].isalnum()
+            found = [*found[:-1], found[-1] + char] if goes_on else [*found, char]
+        elif char in "+*<>=%#^≠≤≥" or (char in "-/" and not joins):
+            found.append(char)
+    return found if any(word.isalnum() for word in found) else [text.strip()]
 
 
 def slow_shingles(text: str) -> set[str]:
@@ -70,7 +78,9 @@ def assert_as_slow(found: Contamination, prompts: list[str], training: list[tupl
         assert (example["kind"], example["similarity"]) == (kind[0], pytest.approx(kind[1], abs=1e-4))
 
 
-sentences = st.lists(st.sampled_from(["a", "b", "Über", "ﬁsh", "x_1", "?", "don't"]), max_size=9).map(" ".join)
+sentences = st.lists(
+    st.sampled_from(["a", "b", "Über", "ﬁsh", "x_1", "?", "don't", "+", "-", "a-b", "a-1", "c++", "×"]), max_size=9
+).map(" ".join)
 copies = st.lists(st.sampled_from("abcdefghijk"), min_size=8, max_size=14)
 
 
@@ -112,6 +122,14 @@ def test_known_cases(monkeypatch: pytest.MonkeyPatch) -> None:
         "🎈?!",  # exact, though it has no words
         "🌍?!",
     ]
+    for one, other in (
+        ("What is 12 + 7?", "What is 12 - 7?"),
+        ("What is C?", "What is C++?"),
+        ("Is 3 × 4", "Is 3 ÷ 4"),
+    ):
+        assert check(exam_of([one]), [(other, "")]).exact == 0
+        assert check(exam_of([one]), [(one.upper(), "")]).exact == 1
+    assert check(exam_of(["A well-known and/or 3−1"]), [("a well known, and or 3 - 1!", "")]).exact == 1
     for together in (1, 2048):
         monkeypatch.setattr(contamination, "TOGETHER", together)
         found = check(exam_of(prompts), TRAINING)
@@ -222,6 +240,10 @@ def test_a_bundle_elsewhere_knows_its_training_prompts(smollm2: Path, tmp_path: 
         assert (found.checked, found.exact, found.near, found.contained, found.prompts) == (True, 1, 0, 0, 3)
         assert [example["prompt"] for example in found.examples] == ["what happens when you drop a ball"]
         assert "exact copies only" in found.reason
+    (elsewhere / HASHES).write_text('{"version":1,"prompts":[]}')
+    older = of_target(find_target(str(elsewhere)), exam)
+    assert (older.checked, older.prompts) == (False, 3)
+    assert "export the bundle again" in older.reason
     (elsewhere / HASHES).write_text("[]")
     with pytest.raises(CorruptFile, match="export the bundle again"):
         of_target(find_target(str(elsewhere)), exam)

@@ -30,7 +30,7 @@ from distill.evaluation.examination.examine import (
     teacher_measured,
 )
 from distill.evaluation.examination.journal import Journal
-from distill.evaluation.examination.measured import KNOWN, Measured, spread_over
+from distill.evaluation.examination.measured import IN_WORDS, KNOWN, Measured, spread_over
 from distill.evaluation.examination.targets import Target
 from distill.evaluation.metrics.calibration import BINS
 from distill.evaluation.metrics.catalogue import METRICS
@@ -260,6 +260,23 @@ def test_a_target_without_a_codebook_is_not_guessed_at(tmp_path: Path, target: T
     assert "ships no codebook" in measured.missing["dream_recall"]
     assert {"dream_form"} == {name for name in measured.metrics if name.startswith("dream_")}
     assert 0.5 < KNOWN <= 1
+
+
+def test_one_that_thinks_in_words_has_no_dreams_to_measure(tmp_path: Path, target: Target, seat: Seat) -> None:
+    class Thinker(FakeExaminee):
+        def answer(self, questions: Any, **how: Any) -> Any:
+            return [replace(said, dream="Let me think.") for said in super().answer(questions, **how)]
+
+    for codebook in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(examination, "open_examinee", lambda *_, own=codebook: Thinker(codebook=own))
+            measured = examine(target, fake_exam(tmp_path / f"exam-{codebook}"), SETTINGS)
+        found = {name for name in measured.metrics if name.startswith("dream_")}
+        why = {reason for name, reason in measured.missing.items() if name.startswith("dream_")}
+        if codebook:  # it could have: that it did not is a result
+            assert measured.metrics["dream_recall"].value == 0
+        else:
+            assert (found, why) == (set(), {IN_WORDS})
 
 
 def test_what_does_not_fit_is_undefined_in_every_metric(tmp_path: Path, target: Target, seat: Seat) -> None:

@@ -21,7 +21,7 @@ from distill.evaluation.examination.exam import Question
 from distill.evaluation.examination.score_bench import bench_score, scored_rows
 from distill.evaluation.examination.scoring import dream_context, score_answers
 from distill.evaluation.examination.targets import How, Target, find_target, open_examinee
-from distill.evaluation.examinees.native import NativeExaminee, teacher_map_of, with_teacher_map
+from distill.evaluation.examinees.native import RETRIEVED, NativeExaminee, teacher_map_of, with_teacher_map
 from distill.evaluation.examinees.protocol import AnswerScore, Examinee
 from distill.evaluation.metrics.likelihood import SoftTargets
 from distill.run import Run
@@ -294,6 +294,7 @@ def test_what_was_retrieved_in_training_is_retrieved_here(exam: SmallExam, tmp_p
     codes = dict(zip(TRIPLETS[2].phrases, exam.codebook.encode(list(TRIPLETS[2].phrases)).tolist(), strict=True))
     save_codes(folder / "tokenizer", codes)
     reader = NativeExaminee(Target("run", "checkpoint", folder, run=run), how)
+    assert reader.card.note == RETRIEVED
     labels = [exam.codebook.labels[codes[phrase]] for phrase in TRIPLETS[2].phrases]
     known = with_context("What do plants take?", [(labels[0], labels[1], labels[2])])
     assert reader._asked(Question("a", "What do plants take?")).header == prompt_ids(exam.tokenizer, known)

@@ -15,7 +15,7 @@ from bundle.gguf import write_gguf
 from distill.errors import ModelNotFound, TeacherUnavailable
 from distill.evaluation.examination.exam import Question
 from distill.evaluation.examination.targets import How, Target
-from distill.evaluation.examinees.ollama import OllamaExaminee, cut, model_digest
+from distill.evaluation.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut, model_digest
 from distill.tokens.chat import go_template
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,6 +150,8 @@ def test_cards_of_recorded_models() -> None:
         assert (card.kind, card.name, card.quantization) == ("ollama", "smollm2:135m", "Q4_1")
         assert (card.parameters, card.bytes, card.context) == (134515008, 98362745, 8192)
         assert not card.dreams
+        assert card.note == ""
+        assert _card("x", {}, {"system": "Be brief."}, False).note == OWN_SYSTEM
         examinee.close()
         proto = opened(server, "proto")
         assert proto.card.dreams

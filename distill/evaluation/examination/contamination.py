@@ -2,7 +2,8 @@
 
 A prompt is held out by a hash of its text, so the same question in other words, in capitals or with another full stop
 can stand on both sides; and a target of one run may be asked prompts that another run held out. Compared are words:
-Unicode NFKC, case folded, runs of letters and digits. Of each question the strongest finding counts:
+Unicode NFKC, case folded, runs of letters and digits, and the signs of arithmetic. Of each question the strongest
+finding counts:
 
 exact       a training prompt has the same words
 near        a training prompt resembles it: Jaccard similarity of their shingles of 3 words, beginning and end marked,
@@ -40,6 +41,8 @@ TOGETHER = 2048
 EXAMPLES = 10
 HASHES = "training_prompts.json"
 """In a bundle: hashes of the prompts that it was trained on. Exact copies can be found with them, near ones cannot."""
+HASHES_VERSION = 2
+"""Raised when other words are hashed."""
 HASH_DIGITS = 12
 """Hexadecimal, 48 bits: 1,000 questions against 100,000 prompts meet by chance once in 2.8 million checks."""
 
@@ -73,12 +76,19 @@ class Finding(NamedTuple):
     text: str
 
 
+_WORD = re.compile(r"[^\W_]+|[-/](?![^\W\d_])|(?<![^\W\d_])[-/]|[+*<>=%#^≠≤≥]")
+"""A run of letters and digits, or a sign: + and − ask different things, as do C and C#. A hyphen, or a stroke, that
+joins two letters parts words."""
+_SIGNS = str.maketrans("−×÷", "-*/")
+
+
 def words(text: str) -> list[str]:
     """What texts are compared by. A text without letters and digits is one word, itself."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
+        text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
     text = text.casefold()
-    return re.findall(r"[^\W_]+", text) or [text.strip()]
+    found = _WORD.findall(text)
+    return found if any(word.isalnum() for word in found) else [text.strip()]
 
 
 Shingle = tuple[str, ...]
@@ -237,14 +247,18 @@ def hashes_json(prompts: Iterable[str]) -> str:
     """What a bundle keeps of its training prompts."""
     about = "SHA-256 of a prompt's words (NFKC, case folded, a space between), first 12 digits"
     hashes = sorted({prompt_hash(prompt) for prompt in prompts})
-    return json.dumps({"version": 1, "hash": about, "prompts": hashes}, separators=(",", ":")) + "\n"
+    return json.dumps({"version": HASHES_VERSION, "hash": about, "prompts": hashes}, separators=(",", ":")) + "\n"
 
 
 def _by_hashes(exam: Exam, path: Path) -> Contamination:
     try:
-        known = set(json.loads(path.read_text(encoding="utf-8"))["prompts"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, known = content["version"], set(content["prompts"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptFile(f"{path}: can't be read ({error}); export the bundle again") from error
+    if version != HASHES_VERSION:
+        why = f"{HASHES} is of version {version}, not {HASHES_VERSION}; export the bundle again"
+        return Contamination(False, why, prompts=len(exam.questions))
     # The hash is all that is known of the training prompt; it has the same words.
     findings = [
         Finding(2, 1.0, "exact", question.prompt) if prompt_hash(question.prompt) in known else None

@@ -209,7 +209,9 @@ def _of_answers(exam: Exam, sheet: Sheet, asked: Sequence[Question], missing: di
             metrics |= concept_metrics(answers, asked, exam.codebook)
         except (MissingDependency, TeacherError) as error:
             missing |= {name: str(error) for name in _names("concept_", "triplet_")}
-    if sheet.card.dreams:
+    if sheet.card.dreams and _in_words(sheet.answers):
+        missing |= {name: missing.get(name, IN_WORDS) for name in _names("dream_")}
+    elif sheet.card.dreams:
         mined = _mined_labels(exam, sheet, asked)
         if mined is None:
             why = "its dreams are of other image tokens than the exam's codebook has, and it ships no codebook"
@@ -220,6 +222,15 @@ def _of_answers(exam: Exam, sheet: Sheet, asked: Sequence[Question], missing: di
             [said.closed for said in sheet.answers],
         )
     return metrics
+
+
+IN_WORDS = "it thinks in words, not in image tokens"
+
+
+def _in_words(answers: Sequence[Said]) -> bool:
+    """Whether one that ships no codebook dreams, and in none of its dreams of an image token."""
+    dreams = [said.dream for said in answers if said.mined is None]
+    return any(dream.strip() for dream in dreams) and not any(labels_of(dream) for dream in dreams)
 
 
 def _mined_labels(exam: Exam, sheet: Sheet, asked: Sequence[Question]) -> list[list[str]] | None:

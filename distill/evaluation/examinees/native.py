@@ -48,6 +48,9 @@ class Asked:
     mined: list[int]
 
 
+RETRIEVED = "its prompts carry what was retrieved for them, as in its training"
+
+
 class NativeExaminee:
     """A student on our own backbone. Raises what `load_parts` does for broken folders.
 
@@ -76,6 +79,7 @@ class NativeExaminee:
             context=self.model.config.context,
             quantization="float32",
             dreams=dreams,
+            note="" if self._recall is None else RETRIEVED,
         )
 
     def _find_dreams(self) -> bool:

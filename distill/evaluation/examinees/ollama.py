@@ -21,6 +21,9 @@ FREE = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
 """Sampling from the model's own distribution. Unset, Ollama would take top-k 40, top-p 0.9 and punish repetitions, and
 so even change what temperature 0 says."""
 
+OWN_SYSTEM = "where a prompt comes without a system prompt, Ollama puts its Modelfile's SYSTEM before it"
+"""Sending an empty one is no way out: many templates then print an empty system turn."""
+
 
 def model_digest(model: str, host: str) -> str:
     """The server's digest of the model, its template and parameters. host "": $OLLAMA_HOST or the default address.
@@ -171,6 +174,7 @@ def _card(name: str, entry: dict[str, Any], show: dict[str, Any], dreams: bool) 
         context=_number(context),
         quantization=STORED.get(stored, stored),
         dreams=dreams,
+        note=OWN_SYSTEM if show.get("system") else "",
     )
 
 
