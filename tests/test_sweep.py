@@ -598,6 +598,39 @@ def test_what_was_compared_is_not_compared_again(copied: Path, world: Run, tmp_p
     assert not [event for event in events if event.stage in ("compare", "evaluate")]
 
 
+def test_a_failed_baseline_is_replaced_aloud(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = BAD | {"variants": {**BAD["variants"], "half": {"train.soft_weight": 0}}, "seeds": 2}
+    train = sweep_cells.train_cell
+
+    def one_fails(job: Any, listen: Any) -> dict[str, Any]:
+        if job.cell.name in ("wild-seed0", "wild-seed1", "half-seed1"):
+            raise BadInput("no luck")
+        return train(job, listen)
+
+    monkeypatch.setattr("distill.evaluation.sweep.sweep.train_cell", one_fails)
+    events: list[Event] = []
+    plan = plan_of(tmp_path, content, world)
+    assert plan.baseline == "wild"
+    state = whole_sweep(plan, tmp_path / "s", events.append)
+    assert state["compared_with"] == "tame"
+    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    told = ["wild, the baseline, has no trained cell: compared with tame in its place.", "half has 1 of 2 seeds"]
+    for text in told:
+        assert any(warning.startswith(text) for warning in results["warnings"])
+        assert any(event.kind == "warning" and event.message.startswith(text) for event in events)
+    assert results["baseline"] == "tame"
+    assert told[0] in (tmp_path / "s" / "report.md").read_text()
+
+
+def test_the_metric_is_what_the_report_leads_with(tmp_path: Path) -> None:
+    def metric(**settings: Any) -> str:
+        return plan_of(tmp_path, {"variants": {"a": {}}, "settings": settings}).metric
+
+    assert metric() == "bits_per_byte_used"
+    assert metric(**{"evaluate.dreams": 0}) == "bits_per_byte"
+    assert metric(**{"capture.dataset": "causal-world"}) == "exact_match"
+
+
 def test_tables_of_cells_with_and_without_results() -> None:
     def entry(system: str, seed: int, loss: float | None, **more: Any) -> dict[str, Any]:
         return {"system": system, "seed": seed, "state": "trained", "changes": {}, "validation_loss": loss} | more

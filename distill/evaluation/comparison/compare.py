@@ -14,6 +14,7 @@ from typing import Any
 
 from distill.config import EvaluateSettings, TeacherSettings
 from distill.errors import BadInput, DistillError
+from distill.evaluation.comparison.doubts import doubts, mixed
 from distill.evaluation.comparison.numbers import compare_numbers
 from distill.evaluation.comparison.report import render_markdown
 from distill.evaluation.comparison.trained_on import curve, trained_on
@@ -25,13 +26,11 @@ from distill.evaluation.examination.targets import Target
 from distill.evaluation.metrics.catalogue import METRICS
 from distill.evaluation.provenance import machine, versions
 from distill.events import Event, Listener, silent
-from distill.run import Run, write_atomic
+from distill.run import write_atomic
 
 VERSION = 1
 """Raised when results.json changes its shape or its meaning."""
 PERMUTATIONS = 10_000
-FEW = 20
-"""Prompts below which a report warns that intervals are wide and tests weak."""
 
 
 def compare(
@@ -48,12 +47,14 @@ def compare(
     cost: bool = True,
     judge: TeacherSettings | None = None,
     force: bool = False,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Examine every target of every system and compare each system with `baseline` (the first, where none is named).
 
     Writes results.json, samples.jsonl, report.md and report.html into `folder`, and returns the results. judge: who
-    also says which answer is better. force: measure everything again. Raises BadInput for fewer than two systems or an
-    unknown baseline; what a target or a judge raises, having kept what was measured (a judge not there: before that).
+    also says which answer is better. force: measure everything again. warnings: what the caller has to say before the
+    numbers are believed. Raises BadInput for fewer than two systems or an unknown baseline; what a target or a judge
+    raises, having kept what was measured (where there is no such judge: before measuring).
     """
     names = list(systems)
     if len(names) < 2:
@@ -68,6 +69,7 @@ def compare(
     comparison = Comparison(systems, exam, settings, listen, seed, dream_tokens, device, force)
     measured = comparison.measure()
     results = comparison.results(measured, baseline, cost)
+    results["warnings"] = [*warnings, *results["warnings"]]
     samples = samples_of(exam, measured)
     write_atomic(folder / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
     _keep(folder, results)
@@ -183,7 +185,7 @@ class Comparison:
         entries: dict[str, Any] = {}
         for name, targets in self.systems.items():
             runs, abouts = [target.run for target in targets], [self._trained_on(target) for target in targets]
-            warnings += _mixed(name, runs, abouts)
+            warnings += mixed(name, runs, abouts)
             entries[name] = {
                 "targets": [target.spec for target in targets],
                 "kind": targets[0].kind,
@@ -197,7 +199,7 @@ class Comparison:
                 "contamination": self._contamination(targets),
                 "curves": [curve(target) for target, run in zip(targets, runs, strict=True) if run is not None],
             }
-        warnings += self._warnings(entries)
+        warnings += doubts(entries, len(exam.questions))
         return {
             "version": VERSION,
             "title": ", ".join(self.systems),
@@ -263,35 +265,6 @@ class Comparison:
             self.listen(Event("compare", "warning", f"{target.spec}: {error}"))
             return None
 
-    def _warnings(self, entries: dict[str, Any]) -> list[str]:
-        exam, warnings = self.exam, list[str]()
-        if len(exam.questions) < FEW:
-            warnings.append(
-                f"Only {len(exam.questions)} prompts were asked: intervals are wide and small differences can't show."
-            )
-        if any(entry["seeds"] == 1 for entry in entries.values()):
-            alone = [name for name, entry in entries.items() if entry["seeds"] == 1]
-            warnings.append(
-                f"One training each of {', '.join(alone)}: the numbers say how much the choice of prompts matters, and "
-                "nothing of what another training seed would change."
-            )
-        for name, entry in entries.items():
-            if entry["left_out"]:
-                warnings.append(
-                    f"{name}: {entry['left_out']} of {len(exam.questions)} prompts don't fit its context; differences "
-                    "are taken on the prompts that both can take."
-                )
-        warnings += _seen_before(entries)
-        tokens = {
-            name: entry["trained_on"]["tokens"]
-            for name, entry in entries.items()
-            if entry["trained_on"] and entry["trained_on"].get("tokens")
-        }
-        if len(set(tokens.values())) > 1:
-            told = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
-            warnings.append(f"They were not trained for as many tokens: {told}.")
-        return warnings
-
     def judged(
         self, measured: dict[str, list[Measured]], baseline: str, settings: TeacherSettings, warnings: list[str]
     ) -> dict[str, Any]:
@@ -324,44 +297,6 @@ class Comparison:
         """None for a question that it wasn't asked: that is no empty answer to be judged."""
         pairs = zip(found.keys, found.answers, strict=bool(found.answers))
         return [None if key in found.left_out else answer for key, answer in pairs]
-
-
-def _mixed(name: str, runs: Sequence[Run | None], abouts: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    """Trainings of one system should differ by their seed alone: else it isn't the seed that their spread tells of.
-
-    abouts: `trained_on` of each.
-    """
-    known: list[dict[str, Any]] = []
-    for run, about in zip(runs, abouts, strict=True):
-        if run is not None and about is not None:
-            records, settings = run.records(), about["settings"]
-            used = {key: value for key, value in settings.items() if not key.startswith(("evaluate.", "export."))}
-            used |= {"seed": None, "data": about["data"]}
-            # As they were trained: that the best checkpoint of one is earlier is the seed's doing.
-            known.append(used | {"tokens": records["train"].summary.get("tokens") if "train" in records else None})
-    keys = dict.fromkeys(key for one in known for key in one)
-    other = [key for key in keys if any(one.get(key) != known[0].get(key) for one in known)]
-    told = f"{name}: its trainings differ in {', '.join(other)}, not in the seed alone; better name them apart."
-    return [told] if other else []
-
-
-def _seen_before(entries: dict[str, Any]) -> list[str]:
-    """What of the exam was trained on; systems of which the same holds are told of together."""
-    told: dict[str, list[str]] = {}
-    for name, entry in entries.items():
-        found = entry["contamination"]
-        parts = [
-            text.format(found[kind])
-            for kind, text in (
-                ("exact", "{} of the prompts"),
-                ("near", "prompts in nearly the words of {}"),
-                ("contained", "texts that hold {} whole"),
-            )
-            if found["checked"] and found[kind]
-        ]
-        if parts:
-            told.setdefault(f"were trained on {', '.join(parts)} ({found['prompts']} were checked).", []).append(name)
-    return [f"{', '.join(names)}: {text}" for text, names in told.items()]
 
 
 def _order(measured: Mapping[str, Sequence[Measured]]) -> list[str]:

@@ -155,7 +155,8 @@ class _Reader:
         if baseline not in systems:
             near = _near(baseline, list(systems))
             raise self._fail("baseline", f"{baseline!r} is none of its cells{near} ({', '.join(list(systems)[:6])}, …)")
-        metric = self._typed("metric", str, "exact_match" if common.capture.dataset else "bits_per_byte")
+        likelihood = "bits_per_byte_used" if common.evaluate.dreams else "bits_per_byte"
+        metric = self._typed("metric", str, "exact_match" if common.capture.dataset else likelihood)
         try:
             metric_of(metric)
         except KeyError as error:

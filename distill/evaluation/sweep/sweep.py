@@ -18,6 +18,8 @@ from distill.config import Settings
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.evaluation.baselines import SHARED_STAGES
 from distill.evaluation.examination.exam import load_exam
+from distill.evaluation.examination.examine import VERSION as EXAMINATION
+from distill.evaluation.examination.examine import dream_tokens_of
 from distill.evaluation.examination.targets import find_target
 from distill.evaluation.sweep.cells import (
     CellFailed,
@@ -290,23 +292,25 @@ class Sweep:
             self.listen(Event("sweep", "note", f"{len(trained)} systems are trained: nothing to compare"))
             return None
         baseline = self.plan.baseline if self.plan.baseline in trained else next(iter(trained))
+        warnings = self._incomplete(trained, baseline)
         exam = load_exam(self._exam_run(trained[baseline][0]))
+        systems = {
+            system: [find_target(str(self.path_of(cell))) for cell in cells] for system, cells in trained.items()
+        }
+        device = common.train.device
+        dream_tokens = dream_tokens_of(exam.run, [target for targets in systems.values() for target in targets])
         records = {cell.name: Run(self.path_of(cell), cell.settings).records() for cell in self.plan.cells}
         weights = {
             system: [[records[cell.name][stage].outputs for stage in ("train", "engine") if stage in records[cell.name]]
             for cell in cells]
             for system, cells in trained.items()
         }  # fmt: skip
-        mark = fingerprint([VERSION, COMPARISON, weights, exam.digest, asdict(common.evaluate), common.seed, baseline])
+        how = [asdict(common.evaluate), common.seed, baseline, dream_tokens, device, warnings]
+        mark = fingerprint([VERSION, COMPARISON, EXAMINATION, weights, exam.digest, how])
         path = self.folder / "results.json"
         if not force and self.state.get("compared") == mark and path.is_file():
             results = read_results(path)
         else:
-            systems = {
-                system: [find_target(str(self.path_of(cell))) for cell in cells] for system, cells in trained.items()
-            }
-            # Four lenses, each with as many triplets as either dreamer has at most, and the line's end and closing tag.
-            length = max([common.dreaming.dream_length, *(cell.settings.mine.steps for cell in self.plan.cells)])
             results = compare(
                 systems,
                 exam,
@@ -315,15 +319,32 @@ class Sweep:
                 self.listen,
                 seed=common.seed,
                 baseline=baseline,
-                dream_tokens=4 * (1 + 3 * length) + 2,
-                device=common.train.device,
+                dream_tokens=dream_tokens,
+                device=device,
                 force=force,
+                warnings=warnings,
             )
-            self.state["compared"] = mark
+            self.state |= {"compared": mark, "compared_with": baseline}
             self._write()
         for system, entry in results["systems"].items():
             entry["sweep_seeds"] = [cell.seed for cell in trained[system]]
         return results
+
+    def _incomplete(self, trained: Mapping[str, list[Cell]], baseline: str) -> list[str]:
+        """What failed cells change of the comparison; told, and handed on to its reports."""
+        warnings: list[str] = []
+        if baseline != self.plan.baseline:
+            text = f"{self.plan.baseline}, the baseline, has no trained cell: compared with {baseline} in its place."
+            warnings.append(text)
+        for system, cells in self.plan.systems.items():
+            there = len(trained.get(system, []))
+            if not there and system != self.plan.baseline:
+                warnings.append(f"{system} has no trained cell and is left out.")
+            elif 0 < there < len(cells):
+                warnings.append(f"{system} has {there} of {len(cells)} seeds: the others failed.")
+        for text in warnings:
+            self.listen(Event("sweep", "warning", text))
+        return warnings
 
     def _exam_run(self, cell: Cell) -> Run:
         """Whose held-out prompts all are asked: those of the baseline's data."""
