@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from distill.evaluation.examination.targets import Target
 
 
+READ = ("evaluate.", "seed", "train.device", "teacher.")
+"""Settings, or beginnings of their names, that an evaluation of several targets reads."""
+
+
 def find(spec: str, host: str = "") -> "Target":
     """The target of one name; runs are looked up in --runs-dir. Raises BadInput."""
     from distill.evaluation.examination.targets import find_target
@@ -22,12 +26,15 @@ def find(spec: str, host: str = "") -> "Target":
     if spec.startswith(("ollama:", "embedded:")) or Path(spec).exists():
         return find_target(spec, None, host)
     path = resolve(spec, runs_dir(click.get_current_context()))
+    if not path.exists():  # NAME/bundle/model.gguf, NAME/checkpoints/step-000100
+        path = runs_dir(click.get_current_context()) / spec
     if not path.exists():
         import difflib
 
         names = [found.parent.name for found in path.parent.glob("*/config.yaml")]
         near = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"a model of Ollama is named ollama:{spec}"
+        hint = "check the path" if "/" in spec else f"a model of Ollama is named ollama:{spec}"
+        hint = f"did you mean {near[0]}?" if near else hint
         raise BadInput(f"{spec}: no such run, checkpoint, bundle, GGUF or folder; {hint}")
     return find_target(spec, path, host)
 
@@ -94,16 +101,24 @@ def exam_for(
     """The held-out prompts of --on (or of the run that the targets come from), or a prompt file; and the settings of
     that run (or the defaults), changed by --config and --set.
 
-    --prompts N asks the first N of them; without it their `evaluate.prompts` says how many. Raises BadInput.
+    --prompts N asks the first N of them; without it their `evaluate.prompts` says how many. Raises BadInput, also for a
+    setting that no evaluation reads.
     """
     from distill.config import Settings, load_settings
+    from distill.corpus.prompts import load_prompts
     from distill.evaluation.examination.exam import exam_of_prompts, load_exam
     from distill.evaluation.examination.targets import common_run
     from distill.run import Run
 
+    for override in overrides:
+        if "=" in override and not override.startswith(READ):
+            raise BadInput(f"--set {override}: nothing reads it here; {', '.join(READ)} can be set")
     if prompts is not None and not prompts.isdigit():
+        if prompts.lstrip("-").isdigit():
+            raise BadInput(f"--prompts {prompts}: is no number of prompts; give 1 or more, or a file")
         if on is not None:
             raise BadInput(f"--on {on} and --prompts {prompts}: choose one (a number of prompts goes with --on)")
+        load_prompts([prompts], 0.0)  # whether there is such a file is to be known first
         if out is None:
             raise BadInput(f"--prompts {prompts}: says no place for the results; give one with --out FOLDER")
         settings = load_settings(config, list(overrides), base=Settings())

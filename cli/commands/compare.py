@@ -67,8 +67,10 @@ def compare(
     from distill.evaluation.comparison.compare import publish, read_results
 
     if source is not None:
-        if targets:
-            raise click.UsageError("--from renders an earlier comparison; it takes no targets")
+        given = {"targets": targets, "--baseline": baseline, "--on": on, "--prompts": prompts, "--judge": judge}
+        given |= {"--host": host, "--set": overrides, "--force": force, "--no-cost": not cost}
+        if unused := [name for name, value in given.items() if value]:
+            raise click.UsageError(f"--from writes an earlier comparison's reports again; it takes no {unused[0]}")
         results, folder = read_results(source), out or source.parent
         publish(folder, results)
     else:
@@ -112,7 +114,7 @@ def _measure(
     systems = find_systems(specs, host)
     targets = [target for each in systems.values() for target in each]
     exam, settings = exam_for(targets, on, prompts, out, overrides)
-    folder = out or _folder(exam, list(systems))
+    folder = out or _folder(exam, list(systems), prompts)
     who = TeacherSettings(model=judge, hosts=[host] if host else list(settings.teacher.hosts)) if judge else None
     with Progress(quiet) as listen:
         results = perform(
@@ -132,12 +134,14 @@ def _measure(
     return results, folder
 
 
-def _folder(exam: "Exam", names: list[str]) -> Path:
-    """RUN/comparisons/A-vs-B, shortened where the names are long."""
+def _folder(exam: "Exam", names: list[str], prompts: str | None) -> Path:
+    """RUN/comparisons/A-vs-B, shortened where the names are long; with --prompts N a folder of its own."""
     from distill.run import fingerprint
 
     assert exam.run is not None, "a prompt file goes with --out"
     name = "-vs-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in names)
     if len(name) > 80:
         name = f"{name[:70]}-{fingerprint(names)[:8]}"
+    if prompts is not None:
+        name += f"-{prompts}-prompts"
     return exam.run.path / "comparisons" / name

@@ -19,6 +19,11 @@ def changed_settings(settings: Settings) -> dict[str, Any]:
     return {name: _portable(value) for name, value in now.items() if value != default[name] and name not in HIDDEN}
 
 
+def default_settings() -> dict[str, Any]:
+    """Every setting's default, by dotted name."""
+    return _flat(asdict(Settings()))
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():

@@ -8,17 +8,30 @@ from distill.run import Run
 FEW = 20
 """Prompts below which a report warns that intervals are wide and tests weak."""
 
+NONE_CLEAR = 5
+"""With so many prompts 2^(1 − n), the least p-value of a permutation test, is not below 0.05."""
+
 
 def doubts(entries: Mapping[str, Mapping[str, Any]], prompts: int) -> list[str]:
     """What limits a comparison. entries: `systems` of its results; prompts: that were asked."""
     warnings: list[str] = []
-    if prompts < FEW:
+    alone = [name for name, entry in entries.items() if entry["seeds"] == 1]
+    if prompts <= NONE_CLEAR and len(alone) == len(entries):
+        warnings.append(
+            f"Only {prompts} prompt{'s were' if prompts > 1 else ' was'} asked: whatever the difference, none can be "
+            f"called clear with fewer than {NONE_CLEAR + 1}. Ask more."
+        )
+    elif prompts < FEW:
         warnings.append(f"Only {prompts} prompts were asked: intervals are wide and small differences can't show.")
-    if any(entry["seeds"] == 1 for entry in entries.values()):
-        alone = [name for name, entry in entries.items() if entry["seeds"] == 1]
+    if alone:
         warnings.append(
             f"One training each of {', '.join(alone)}: the numbers say how much the choice of prompts matters, and "
             "nothing of what another training seed would change."
+        )
+    if pairs := [name for name, entry in entries.items() if entry["seeds"] == 2]:
+        warnings.append(
+            f"Two trainings each of {', '.join(pairs)}: two seeds hardly tell how much seeds matter, so intervals are very "
+            "wide. Train three or more."
         )
     for name, entry in entries.items():
         if entry["left_out"]:
@@ -63,14 +76,18 @@ def seen_before(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, entry in entries.items():
         found = entry["contamination"]
         parts = [
-            text.format(found[kind])
-            for kind, text in (
-                ("exact", "{} of the prompts"),
-                ("near", "prompts in nearly the words of {}"),
-                ("contained", "texts that hold {} whole"),
+            f"{found[kind]} {words}"
+            for kind, words in (
+                ("exact", "word for word"),
+                ("near", "in nearly the same words"),
+                ("contained", "within a longer text"),
             )
             if found["checked"] and found[kind]
         ]
         if parts:
-            told.setdefault(f"were trained on {', '.join(parts)} ({found['prompts']} were checked).", []).append(name)
-    return [f"{', '.join(names)}: {text}" for text, names in told.items()]
+            told.setdefault(f"{', '.join(parts)}", []).append(name)
+    return [
+        f"Of the {next(iter(entries.values()))['contamination']['prompts']} prompts these were in the training of "
+        f"{', '.join(names)}: {text}."
+        for text, names in told.items()
+    ]

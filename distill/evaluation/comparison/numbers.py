@@ -4,7 +4,6 @@ A system is one target, or several trainings of one recipe that differ by their 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from distill.evaluation.examination.exam import Question
 from distill.evaluation.examination.measured import Measured
-from distill.evaluation.metrics.catalogue import in_order, metric_of
+from distill.evaluation.metrics.catalogue import Metric, in_order, metric_of
 from distill.evaluation.metrics.significance import holm, permutation_test
 from distill.evaluation.metrics.statistics import HierarchicalBootstrap, Ratio, shared
 
@@ -86,7 +85,7 @@ def compare_numbers(
     return {
         "metrics": {
             system: {
-                name: _entry(found[system].get(name), bootstrap)
+                name: _entry(found[system].get(name), bootstrap, metric_of(name))
                 for name in names
                 if all(name in measured.metrics for measured in each)
             }
@@ -157,12 +156,15 @@ def _ratios(each: Sequence[Measured], name: str) -> list[Ratio] | None:
     return ratios if len(ratios) == len(each) and all(ratio.defined for ratio in ratios) else None
 
 
-def _entry(ratios: list[Ratio] | None, bootstrap: HierarchicalBootstrap) -> dict[str, Any]:
+def _entry(ratios: list[Ratio] | None, bootstrap: HierarchicalBootstrap, metric: Metric) -> dict[str, Any]:
     """One system's metric; null where a training defines it for no prompt."""
     interval = None if ratios is None else bootstrap.interval(ratios)
     if ratios is None or interval is None:
         return {"value": None, "low": None, "high": None, "seeds": [], "prompts": 0}
-    return {**asdict(interval), "seeds": list(interval.seeds), "prompts": _count(ratios)}
+    # With few seeds an interval can reach beyond what the metric can be.
+    low, high = metric.within(interval.low, interval.high)
+    entry = {"value": interval.value, "low": low, "high": high}
+    return {**entry, "seeds": list(interval.seeds), "prompts": _count(ratios)}
 
 
 def _count(ratios: Sequence[Ratio]) -> int:

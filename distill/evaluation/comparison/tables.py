@@ -14,6 +14,7 @@ from distill.evaluation.comparison.findings import (
     verdict,
 )
 from distill.evaluation.metrics.catalogue import metric_of
+from distill.evaluation.provenance import default_settings
 
 Rows = list[list[str]]
 ARROWS = {1: " ↑", -1: " ↓", 0: ""}
@@ -139,8 +140,12 @@ def training_rows(results: Results) -> tuple[Rows, list[str]]:
     """What differs between the systems' trainings as a table, and what is equal as "name value"."""
     known = {name: system["trained_on"] for name, system in results["systems"].items() if system["trained_on"]}
     fields = {name: {key: _value(key, each.get(key)) for key in FIELDS} for name, each in known.items()}
-    for name, each in known.items():
-        fields[name] |= {key: _setting(value) for key, value in (each.get("settings") or {}).items()}
+    # What one of them changed has its default in the others, of whose settings any are known.
+    changed = {name: each["settings"] for name, each in known.items() if each.get("settings")}
+    named = dict.fromkeys(key for each in changed.values() for key in each)
+    defaults = default_settings()
+    for name, each in changed.items():
+        fields[name] |= {key: _setting(each.get(key, defaults.get(key))) for key in named}
     keys = list(dict.fromkeys(key for each in fields.values() for key in each))
     rows, equal = [["trained on", *results["systems"]]], list[str]()
     for key in keys:

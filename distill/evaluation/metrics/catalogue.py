@@ -13,7 +13,8 @@ whether a target's confidence is justified · its own answers as text · the sam
 class Metric:
     """How a metric is shown.
 
-    better: 1 more, −1 less, 0 neither. digits: after the point. percent: a share, shown times 100.
+    better: 1 more, −1 less, 0 neither. digits: after the point. percent: a share, shown times 100. least and most: no
+    value can lie beyond, so no interval is shown there.
     """
 
     label: str
@@ -21,6 +22,13 @@ class Metric:
     digits: int = 3
     percent: bool = False
     group: Group = "text"
+    least: float = 0.0
+    most: float = math.inf
+
+    def within(self, low: float, high: float) -> tuple[float, float]:
+        """An interval of a value, cut where none can lie."""
+        most = min(self.most, 1.0) if self.percent else self.most
+        return min(max(low, self.least), most), min(max(high, self.least), most)
 
 
 EXACT = "exact_match"
@@ -42,14 +50,14 @@ METRICS: dict[str, Metric] = {
     "agreement_5_oracle": Metric("top-5 agreement, mined dream (oracle)", 1, 1, True, "targets"),
     "calibration_error": Metric("calibration error, no dream", -1, 1, True, "calibration"),
     "calibration_error_dreams": Metric("calibration error, own dreams", -1, 1, True, "calibration"),
-    "chrf": Metric("chrF2 of own answers", 1, 1),
+    "chrf": Metric("chrF2 of own answers", 1, 1, most=100.0),
     "rouge_l": Metric("ROUGE-L of own answers", 1, 1, True),
     "repetition": Metric("repeated 4-grams", -1, 1, True),
     "distinct_1": Metric("distinct-1", 1, 1, True),
     "distinct_2": Metric("distinct-2", 1, 1, True),
     "length_ratio": Metric("length to the teacher's", 0, 2),
-    "concept_similarity": Metric("concept similarity of own answers", 1, group="concepts"),
-    "concept_similarity_chance": Metric("concept similarity by chance", 0, group="concepts"),
+    "concept_similarity": Metric("concept similarity of own answers", 1, group="concepts", least=-1.0, most=1.0),
+    "concept_similarity_chance": Metric("concept similarity by chance", 0, group="concepts", least=-1.0, most=1.0),
     "triplet_agreement": Metric("triplet agreement of own answers", 1, 1, True, "concepts"),
     "triplet_agreement_chance": Metric("triplet agreement by chance", 0, 1, True, "concepts"),
     "dream_recall": Metric("dream recall", 1, 1, True, "dreams"),
