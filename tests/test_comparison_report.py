@@ -125,8 +125,9 @@ def test_the_leading_metric_is_told_first_and_by_itself() -> None:
     assert "In 1 the interval" not in nothing.text
     (both,) = findings(change(results, "chrf", value=1.0, low=0.5, high=1.5, p_corrected=0.049))
     assert both.text.endswith("hard is clearly better in 1 of 1 other metric.")
-    assert "corrected for 1 tests of what leads (bits per byte, no dream) and 1 of all other metrics (Holm)" in asked(
-        results
+    assert (
+        "corrected for 1 test of what leads (bits per byte, no dream) and 1 test of all other metrics (Holm)"
+        in asked(results)
     )
 
 

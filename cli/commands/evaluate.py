@@ -135,7 +135,7 @@ def _examine(
     else:
         heading, *rows = table_rows(results)
         told = [f"{exam.name[:1].upper()}{exam.name[1:]}.", "", table(rows, heading), "", *remarks(results)]
-        click.echo("\n".join([*told, *([f"Report: {out / 'report.md'}"] if out else [])]))
+        click.echo("\n".join([*told, f"Report: {out / 'report.md'}" if out else f"Kept in {exam.folder}"]))
     if results["failed"]:
         failed = ", ".join(results["failed"])
         raise DistillError(f"{failed}: not measured; what was measured is kept, the same command goes on from there")

@@ -52,11 +52,10 @@ def bench_generate(
 
     "first token": seconds to answers of one token. "writing": B · N tokens over the seconds of whole answers, prompts
     included, and the ratio of each round. about.identical_rows: rows whose tokens are the same in both.
-    model: whose weights; None: random ones of a preset. Raises BadInput for an unknown preset, and where prompt and
-    answer don't fit the model's context.
+    model: whose weights, `preset` is then what it is called; None: random ones of a preset. Raises BadInput for an
+    unknown preset, and where prompt and answer don't fit the model's context.
     """
     longest = max(prompt_tokens) + tokens
-    student = preset if model is None else "a trained one"
     if model is None:
         sizes = config_for(StudentSettings(preset=preset, context=longest), vocab_size, 0, 2)
         model = Backbone(sizes).initialize(0)
@@ -94,7 +93,7 @@ def bench_generate(
     return BenchResult(
         "generate",
         series,
-        settings={"student": student, "parameters": parameters, "vocab_size": vocabulary, "tokens": tokens},
+        settings={"student": preset, "parameters": parameters, "vocab_size": vocabulary, "tokens": tokens},
         about={"identical_rows": identical},
         warmup=warmup,
         machine=machine(),

@@ -76,7 +76,8 @@ def generate(
     from bundle.load import load_student
     from distill.student.generation_bench import bench_generate
 
-    model = None if target is None else load_student(target).model
+    student = None if target is None else load_student(target)
+    model, preset = (None, preset) if student is None else (student.model, student.name)
     return bench_generate(model, preset, tokens, prompt_tokens, batches, repeat, warmup, vocab, listen)
 
 

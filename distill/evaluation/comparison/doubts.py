@@ -30,8 +30,8 @@ def doubts(entries: Mapping[str, Mapping[str, Any]], prompts: int) -> list[str]:
         )
     if pairs := [name for name, entry in entries.items() if entry["seeds"] == 2]:
         warnings.append(
-            f"Two trainings each of {', '.join(pairs)}: two seeds hardly tell how much seeds matter, so intervals are very "
-            "wide. Train three or more."
+            f"Two trainings each of {', '.join(pairs)}: two seeds hardly tell how much seeds matter, so intervals are "
+            "very wide. Train three or more."
         )
     for name, entry in entries.items():
         if entry["left_out"]:

@@ -87,10 +87,11 @@ def _finding(system: str, against: str, differences: list[dict[str, Any]], resul
 
 def _corrected(tests: dict[str, Any]) -> str:
     """For how many tests; the leading metric's are corrected by themselves."""
+    of = {name: f"{tests[name]} test{'s' * (tests[name] != 1)}" for name in ("count", "count_leading") if name in tests}
     if tests.get("leading") is None:
-        return f"for {tests['count']} tests"
+        return f"for {of['count']}"
     label = metric_of(tests["leading"]).label
-    return f"for {tests['count_leading']} tests of what leads ({label}) and {tests['count']} of all other metrics"
+    return f"for {of['count_leading']} of what leads ({label}) and {of['count']} of all other metrics"
 
 
 def _sorted(differences: list[dict[str, Any]]) -> dict[Verdict, list[dict[str, Any]]]:

@@ -370,7 +370,7 @@ class Sweep:
 
 def _changes(cell: Cell) -> str:
     """What a cell changes, in words."""
-    return ", ".join(f"{key}={value}" for key, value in cell.changes.items()) or "no change"
+    return ", ".join(f"{key}={value}" for key, value in cell.changes.items()) or "settings as they are"
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
