@@ -55,6 +55,13 @@ LONG = 24
 """Rows up to which the table of differences stands open."""
 
 
+def _said(sentences: str) -> str:
+    """The finding large, up to the colon before its numbers; those, and what else was looked at, below it."""
+    lead, colon, rest = sentences.partition(": ")
+    told = f'<p class="say">{text(lead + colon.strip())}</p>'
+    return told + (f"<p>{text(rest)}</p>" if rest else "")
+
+
 def points(lines: Iterable[str]) -> str:
     told = "".join(f'<li dir="auto">{text(line)}</li>' for line in lines)
     return f'<ul class="points">{told}</ul>' if told else ""
@@ -94,7 +101,7 @@ def _finding(finding: Finding, results: Results, marks: Style) -> str:
     )
     return (
         f'<article class="finding" data-system="{text(finding.system)}"><h3>{marks.key(finding.system)}'
-        f'<span dir="auto">{text(finding.system)}</span></h3><p class="say">{text(finding.text)}</p>'
+        f'<span dir="auto">{text(finding.system)}</span></h3>{_said(finding.text)}'
         f"{listed}{said}{numbers}</article>"
     )
 
