@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,11 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         raise DistillError(
             f"{path}: can't write it: {error.strerror} (free some space, or check the rights)"
         ) from error
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """One JSON value a line, atomically."""
+    write_atomic(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
 @contextlib.contextmanager

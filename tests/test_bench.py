@@ -1,29 +1,21 @@
 """Benchmarks of writing and dreaming: tiny ones run through and say what they measured. How fast is not tested."""
 
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.bench_command import Run, bench
 
-from cli import main as entry
 from distill.errors import BadInput
 from distill.student.generation_bench import bench_dreams, bench_generate, untrained
 from distill.tokens.chat import parse_dream
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit_:
-            entry.main(["bench", *map(str, args)])
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
+    return partial(bench, capsys)
 
 
 def by_name(out: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
+from support.bench_command import Run, bench
 from support.fake_ollama import NDJSON, Reply, Request, serve, timed
 
 from cli import main as entry
@@ -31,7 +32,6 @@ from distill.benchmark_files import COLUMNS, to_csv, to_markdown, write_result
 from distill.errors import BadInput, DistillError
 from distill.teacher.ollama_bench import _known_again
 
-Run = Callable[..., tuple[int, str, str]]
 GRAPH = ("graph", "--dreams", 5, "--max-nodes", 5)
 """The quickest of all: no torch, no process, no server."""
 
@@ -59,13 +59,7 @@ results = st.builds(
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit_:
-            entry.main(["bench", *map(str, args)])
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
+    return partial(bench, capsys)
 
 
 def result_of(*values: float, better: Any = 1, name: str = "speed", **kinds: Any) -> BenchResult:

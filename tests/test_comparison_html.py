@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.browser import Browser, Page, find_browser
-from support.comparison_sample import HOSTILE, QUESTIONS, big, small
+from support.comparison_sample import HOSTILE, QUESTIONS, bare, big, small
 
 from distill.evaluation.comparison.findings import difference_text
 from distill.evaluation.comparison.page import render_html
@@ -161,16 +161,7 @@ def test_systems_of_any_name() -> None:
 
 
 def test_a_page_of_hardly_anything() -> None:
-    results = small()
-    results |= {
-        "differences": [],
-        "disagreements": [],
-        "frontier": None,
-    }
-    for system in results["systems"].values():
-        system |= {"trained_on": None, "cost": None, "contamination": None, "curves": [], "metrics": {}}
-        system["card"] |= dict.fromkeys(("parameters", "bytes", "context"))
-    page = render_html(results)
+    page = render_html(bare())
     assert Outline(page).wrong == []
     assert "There is nothing to compare with" in page
     assert ">None<" not in page

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.comparison_sample import HOSTILE, big, small
+from support.comparison_sample import HOSTILE, bare, big, small
 
 from distill.evaluation.comparison.findings import (
     asked,
@@ -262,15 +262,7 @@ def test_nothing_said_becomes_markup() -> None:
 
 
 def test_a_report_of_hardly_anything() -> None:
-    results = small()
-    results |= {
-        "differences": [],
-        "disagreements": [],
-        "frontier": None,
-    }
-    for system in results["systems"].values():
-        system |= {"trained_on": None, "cost": None, "contamination": None, "curves": [], "metrics": {}}
-        system["card"] |= dict.fromkeys(("parameters", "bytes", "context"))
+    results = bare()
     text = render_markdown(results)
     assert headlines(results)[0][0] == "There is nothing to compare with: one system was measured."
     assert "not checked" in text

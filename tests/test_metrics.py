@@ -7,13 +7,9 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import norm, t
 
-from distill.evaluation.metrics import dreams as dream_metrics
 from distill.evaluation.metrics import likelihood as metrics
-from distill.evaluation.metrics import text as text_metrics
 from distill.evaluation.metrics.statistics import PairedBootstrap, Ratio
 from distill.teacher.protocol import UNKNOWN_ID, TokenTargets
 from distill.tokens.bpe import StudentTokenizer
@@ -143,64 +139,6 @@ def test_bits_and_log_mean_exp() -> None:
     assert metrics.log_mean_exp([math.log(0.2), math.log(0.4)]) == pytest.approx(math.log(0.3))
     assert metrics.log_mean_exp([-2000.0, -2001.0]) == pytest.approx(-2000 + math.log((1 + math.exp(-1)) / 2))
     assert metrics.log_mean_exp([-5.0]) == -5.0
-
-
-def own_chrf(answer: str, reference: str, beta: float = 2.0) -> float:
-    """chrF from its definition (Popović 2015): mean precision and recall over the orders that both texts have."""
-    answer, reference = ("".join(text.split()) for text in (answer, reference))
-    precisions, recalls = [], []
-    for order in range(1, 7):
-        a, r = (Counter(t[i : i + order] for i in range(len(t) - order + 1)) for t in (answer, reference))
-        if not a or not r:
-            continue
-        same = sum((a & r).values())
-        precisions.append(same / sum(a.values()))
-        recalls.append(same / sum(r.values()))
-    if not precisions:
-        return 0.0
-    p, r = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
-    return 100 * (1 + beta**2) * p * r / (beta**2 * p + r) if p + r else 0.0
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text("abcd e", min_size=1, max_size=40), st.text("abcd e", min_size=1, max_size=40))
-def test_chrf_equals_its_definition(answer: str, reference: str) -> None:
-    assert text_metrics.chrf(answer, reference) == pytest.approx(own_chrf(answer, reference), abs=0.01)
-
-
-def test_chrf_of_real_text() -> None:
-    answer = "The ball falls to the floor and bounces, then it rolls away."
-    reference = "When you release it, the ball falls to the floor and rolls under the table."
-    assert text_metrics.chrf(answer, reference) == pytest.approx(own_chrf(answer, reference), abs=0.01)
-    assert text_metrics.chrf(reference, reference) == pytest.approx(100)
-    assert text_metrics.chrf("", reference) == 0
-
-
-def test_repetition_by_hand() -> None:
-    # 4-grams of "a b c d a b c d": abcd bcda cdab dabc abcd: one of five was there before.
-    assert text_metrics.repeated("a b c d A b c d") == (1, 5)
-    assert text_metrics.repeated("a b c") == (0, 0)
-    assert text_metrics.repeated(" ".join(["no"] * 10)) == (6, 7)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.sampled_from("abc"), max_size=8).map(" ".join), max_size=6))
-def test_distinct_shares_add_up_to_the_distinct_bigrams(texts: list[str]) -> None:
-    shares, totals = text_metrics.distinct(texts)
-    rows = [[tuple(text.split()[i : i + 2]) for i in range(len(text.split()) - 1)] for text in texts]
-    assert math.fsum(shares) == pytest.approx(len({gram for row in rows for gram in row}))
-    assert totals == [len(row) for row in rows]
-
-
-def test_recall_and_its_chance_level() -> None:
-    assert dream_metrics.recalled([1, 1, 2, 9], [1, 2, 2, 3]) == (2, 3)
-    assert dream_metrics.recalled([], [4]) == (0, 1)
-    generator = np.random.default_rng(0)
-    own = [generator.integers(0, 12, 5).tolist() for _ in range(7)]
-    mined = [generator.integers(0, 12, 5).tolist() for _ in range(7)]
-    brute = [np.mean([len(set(own[j]) & set(mined[i])) for j in range(7) if j != i]) for i in range(7)]
-    np.testing.assert_allclose(dream_metrics.chance_recalled(own, mined), brute)
-    assert math.isnan(dream_metrics.chance_recalled([[1]], [[1]])[0])
 
 
 # Intervals.

@@ -136,10 +136,11 @@ def _measure(
 
 def _folder(exam: "Exam", names: list[str], prompts: str | None) -> Path:
     """RUN/comparisons/A-vs-B, shortened where the names are long; with --prompts N a folder of its own."""
+    from distill.evaluation.examination.examine import safe_name
     from distill.run import fingerprint
 
     assert exam.run is not None, "a prompt file goes with --out"
-    name = "-vs-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in names)
+    name = "-vs-".join(map(safe_name, names))
     if len(name) > 80:
         name = f"{name[:70]}-{fingerprint(names)[:8]}"
     if prompts is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.errors import BadInput, CorruptFile
-from distill.run import write_atomic
+from distill.run import write_json_lines
 
 if TYPE_CHECKING:
     pass
@@ -73,8 +73,7 @@ def fits(phrase: str) -> bool:
 
 def write_triplets(path: Path, triplets: Iterable[Triplet]) -> None:
     """One JSON object a line, atomically."""
-    lines = [json.dumps(asdict(triplet), ensure_ascii=False) for triplet in triplets]
-    write_atomic(path, "".join(f"{line}\n" for line in lines))
+    write_json_lines(path, (asdict(triplet) for triplet in triplets))
 
 
 def read_triplets(path: Path) -> list[Triplet]:

@@ -15,7 +15,7 @@ from distill.evaluation.examination.targets import Kind, Target
 from distill.evaluation.metrics.statistics import Interval, PairedBootstrap, paired
 from distill.evaluation.report import render
 from distill.events import Event, Listener, silent
-from distill.run import Run, fingerprint, sha256_file, write_atomic
+from distill.run import Run, fingerprint, sha256_file, write_atomic, write_json_lines
 from distill.tokens.bpe import StudentTokenizer
 from distill.training.checkpoint import best, folder_of, latest, read_loop, verify_checkpoint
 
@@ -175,18 +175,14 @@ def samples_of(exam: Exam, measured: dict[str, Measured]) -> list[dict[str, Any]
             if system.answers and system.card.kind != "teacher":
                 entry["answer"] = system.answers[i]
             systems[name] = entry
-        sample: dict[str, Any] = {"key": question.key, "prompt": question.prompt, "teacher": question.text}
-        if truth := question.truth:
-            sample |= {"split": truth.split, "depth": truth.depth, "expected": truth.answer}
         if systems:
-            samples.append({**sample, "systems": systems})
+            samples.append({**question.about(), "systems": systems})
     return samples
 
 
 def publish(folder: Path, results: dict[str, Any], samples: list[dict[str, Any]]) -> dict[str, str]:
     """Write the three files; file → digest of its content, without what only says how fast it went."""
-    lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    write_atomic(folder / "samples.jsonl", lines)
+    write_json_lines(folder / "samples.jsonl", samples)
     write_atomic(folder / "results.json", json.dumps(results, indent=2) + "\n")
     write_atomic(folder / "report.md", render(results, samples))
     timeless = without_speed(results)

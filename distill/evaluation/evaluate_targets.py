@@ -17,7 +17,7 @@ from distill.evaluation.examination.targets import Target
 from distill.evaluation.metrics.statistics import PairedBootstrap
 from distill.evaluation.targets_report import render
 from distill.events import Event, Listener, silent
-from distill.run import write_atomic
+from distill.run import write_atomic, write_json_lines
 
 VERSION = 1
 
@@ -75,7 +75,7 @@ def evaluate_targets(
     }
     if out is not None:
         samples = samples_of(exam, measured)
-        write_atomic(out / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+        write_json_lines(out / "samples.jsonl", samples)
         write_atomic(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
         write_atomic(out / "report.md", render(results, samples))
     listen(Event("evaluate", "done", str(out / "report.md") if out else ""))
@@ -85,10 +85,9 @@ def evaluate_targets(
 def _system(target: Target, measured: Measured, exam: Exam, bootstrap: PairedBootstrap) -> dict[str, Any]:
     intervals = {metric: bootstrap.interval(ratio) for metric, ratio in measured.metrics.items()}
     try:
-        contamination = asdict(of_target(target, exam))
+        contamination = of_target(target, exam).to_json()
     except DistillError as error:  # a broken training set doesn't make the numbers wrong
         contamination = {"checked": False, "reason": str(error)}
-    contamination.pop("keys", None)
     return {
         "target": target.spec,
         "kind": target.kind,
@@ -116,8 +115,5 @@ def samples_of(exam: Exam, measured: dict[str, Measured]) -> list[dict[str, Any]
                 **({"dream": each.dreams[i]} if each.card.dreams else {}),
                 "metrics": {metric: each.at(metric, i) for metric in each.metrics},
             }
-        sample: dict[str, Any] = {"key": question.key, "prompt": question.prompt, "teacher": question.text}
-        if truth := question.truth:
-            sample |= {"split": truth.split, "depth": truth.depth, "expected": truth.answer}
-        samples.append({**sample, "systems": systems})
+        samples.append({**question.about(), "systems": systems})
     return samples

@@ -379,3 +379,12 @@ def _judge(systems: list[str]) -> dict[str, Any]:
         ],
     }
     return {"model": "ollama:llama3.2:1b", "pairs": pairs, "examples": [example]}
+
+
+def bare() -> dict[str, Any]:
+    """Results in which nothing is known but the systems' names."""
+    results = small() | {"differences": [], "disagreements": [], "frontier": None}
+    for system in results["systems"].values():
+        system |= {"trained_on": None, "cost": None, "contamination": None, "curves": [], "metrics": {}}
+        system["card"] |= dict.fromkeys(("parameters", "bytes", "context"))
+    return results

@@ -24,7 +24,7 @@ from distill.evaluation.ablation.report import render
 from distill.evaluation.baselines import renamed, train_child
 from distill.evaluation.provenance import changed_settings, versions
 from distill.events import Event, Listener, silent
-from distill.run import Run, fingerprint, sha256_file, write_atomic
+from distill.run import Run, fingerprint, sha256_file, write_atomic, write_json_lines
 from distill.student.model import load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook, load_codes
@@ -78,15 +78,11 @@ def ablate(
     measured = {run.settings.seed + i: ablation.measure(run.settings.seed + i) for i in range(seeds)}
     results = ablation.results(measured)
     samples = samples_of(ablation.examples, ablation.tokenizer, measured)
-    write_atomic(ablation.folder / "samples.jsonl", _lines(samples))
+    write_json_lines(ablation.folder / "samples.jsonl", samples)
     write_atomic(ablation.folder / "results.json", json.dumps(results, indent=2) + "\n")
     write_atomic(ablation.folder / "report.md", render(results))
     listen(Event("ablate", "done", f"{ablation.folder / 'report.md'}"))
     return results
-
-
-def _lines(values: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 
 
 class Ablation:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill.evaluation.ablation.examples import Example, batched
-from distill.evaluation.examination.scoring import dream_context, sample_dreams, score_answers
+from distill.evaluation.ablation.examples import Example
+from distill.evaluation.examination.scoring import batched, dream_context, sample_dreams, score_answers
 from distill.evaluation.metrics.likelihood import bits
 from distill.evaluation.metrics.statistics import Ratio
 from distill.evaluation.metrics.text import chrf, exact_match

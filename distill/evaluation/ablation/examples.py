@@ -1,7 +1,7 @@
 """The held-out questions of an ablation: the teacher's answers and mined dreams in the student's ids."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distill.corpus.traces import Trace, TraceStore
@@ -95,9 +95,3 @@ def _example(
     answer = answer[:-1] if answer and answer[-1] == tokenizer.eos_id else answer
     size = len(text.encode())
     return Example(trace.key, trace.prompt, text, header, answer, size, dream, truth)
-
-
-def batched(examples: list[Example], size: int) -> Iterator[list[Example]]:
-    """Examples in groups of at most `size`, in order."""
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]

@@ -23,10 +23,10 @@ from distill.evaluation.examination.cost import kept_cost
 from distill.evaluation.examination.exam import Exam
 from distill.evaluation.examination.examine import Measured, examine
 from distill.evaluation.examination.targets import Target
-from distill.evaluation.metrics.catalogue import METRICS
+from distill.evaluation.metrics.catalogue import in_order
 from distill.evaluation.provenance import machine, versions
 from distill.events import Event, Listener, silent
-from distill.run import write_atomic
+from distill.run import write_atomic, write_json_lines
 
 VERSION = 1
 """Raised when results.json changes its shape or its meaning."""
@@ -71,7 +71,7 @@ def compare(
     results = comparison.results(measured, baseline, cost)
     results["warnings"] = [*warnings, *results["warnings"]]
     samples = samples_of(exam, measured)
-    write_atomic(folder / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+    write_json_lines(folder / "samples.jsonl", samples)
     _keep(folder, results)
     if judge is not None:  # a judge that fails takes nothing of the rest along
         results["judge"] = comparison.judged(measured, baseline, judge, results["warnings"])
@@ -220,9 +220,7 @@ class Comparison:
                 "seed": self.seed,
             },
             "baseline": baseline,
-            "metrics": [
-                name for name in _order(measured) if any(name in entry["metrics"] for entry in entries.values())
-            ],
+            "metrics": in_order({name for entry in entries.values() for name in entry["metrics"]}),
             "systems": entries,
             "differences": numbers["differences"],
             "tests": numbers["tests"],
@@ -250,12 +248,10 @@ class Comparison:
     def _contamination(self, targets: Sequence[Target]) -> dict[str, Any]:
         """Of the first target: trainings of one recipe share their data."""
         try:
-            found = asdict(of_target(targets[0], self.exam))
+            return of_target(targets[0], self.exam).to_json()
         except DistillError as error:
             self.listen(Event("compare", "warning", f"{targets[0].spec}: {error}"))
             return {"checked": False, "reason": str(error)}
-        found.pop("keys", None)
-        return found
 
     def _trained_on(self, target: Target) -> dict[str, Any] | None:
         """None where it isn't known, or can't be read."""
@@ -299,13 +295,6 @@ class Comparison:
         return [None if key in found.left_out else answer for key, answer in pairs]
 
 
-def _order(measured: Mapping[str, Sequence[Measured]]) -> list[str]:
-    """The metrics that any target has or lacks, true answers first, then as the catalogue lists them."""
-    found = {name for each in measured.values() for one in each for name in (*one.metrics, *one.missing)}
-    exact = sorted(name for name in found if name not in METRICS)
-    return [*exact, *(name for name in METRICS if name in found and name not in exact)]
-
-
 def samples_of(exam: Exam, measured: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
     """Per prompt: the teacher's answer, and what each target dreamed and said."""
     samples: list[dict[str, Any]] = []
@@ -318,15 +307,12 @@ def samples_of(exam: Exam, measured: Mapping[str, Sequence[Measured]]) -> list[d
                     "answer": found.answers[i] if found.answers else None,
                     "left_out": found.left_out.get(question.key),
                     "metrics": {
-                        metric: float(ratio.numerator[i] / ratio.denominator[i])
+                        metric: value
                         for metric, ratio in found.metrics.items()
-                        if ratio.numerator.ndim == 1 and ratio.denominator[i]
+                        if ratio.numerator.ndim == 1 and (value := found.at(metric, i)) is not None
                     },
                 }
                 for found in each
             ]
-        sample: dict[str, Any] = {"key": question.key, "prompt": question.prompt, "teacher": question.text}
-        if truth := question.truth:
-            sample |= {"split": truth.split, "depth": truth.depth, "expected": truth.answer}
-        samples.append({**sample, "systems": systems})
+        samples.append({**question.about(), "systems": systems})
     return samples

@@ -18,7 +18,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -65,6 +65,10 @@ class Contamination:
     prompts: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     keys: list[str] = field(default_factory=list[str])
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the keys, as results.json has it."""
+        return {name: value for name, value in asdict(self).items() if name != "keys"}
 
 
 class Finding(NamedTuple):

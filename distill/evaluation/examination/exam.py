@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from distill.corpus.prompts import load_prompts
 from distill.corpus.traces import Trace, TraceStore
@@ -50,6 +51,13 @@ class Question:
         if self.tokens is None:
             return math.nan
         return bits(self.tokens.logprobs[: len(self.tokens) - (self.done_reason == "stop")])
+
+    def about(self) -> dict[str, Any]:
+        """How samples tell of it: prompt and teacher's answer and, where they are known, split, depth, true answer."""
+        told: dict[str, Any] = {"key": self.key, "prompt": self.prompt, "teacher": self.text}
+        if self.truth is not None:
+            told |= {"split": self.truth.split, "depth": self.truth.depth, "expected": self.truth.answer}
+        return told
 
     def seed(self, seed: int, draw: int) -> int:
         """Of this prompt's `draw`-th sample: the same whichever other prompts are asked beside it."""

@@ -16,7 +16,7 @@ from distill.errors import MissingDependency, TeacherError
 from distill.evaluation.examination.exam import Exam, Question
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card
 from distill.evaluation.metrics.calibration import calibration_bins, calibration_error
-from distill.evaluation.metrics.catalogue import METRICS
+from distill.evaluation.metrics.catalogue import METRICS, in_order
 from distill.evaluation.metrics.concepts import concept_metrics
 from distill.evaluation.metrics.dreams import dream_metrics, labels_of
 from distill.evaluation.metrics.likelihood import bits, log_mean_exp
@@ -144,11 +144,9 @@ def assemble(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> Measured:
     return Measured(
         keys=[question.key for question in exam.questions],
         metrics={
-            name: spread_over(metrics[name], places, size)
-            for name in sorted(metrics, key=_place)
-            if name not in missing
+            name: spread_over(metrics[name], places, size) for name in in_order(set(metrics)) if name not in missing
         },
-        missing={name: missing[name] for name in sorted(missing, key=_place)},
+        missing={name: missing[name] for name in in_order(set(missing))},
         dreams=[said[i].dream if i in said else "" for i in range(size)] if said else [],
         answers=[said[i].answer if i in said else "" for i in range(size)] if said else [],
         closed=[said[i].closed if i in said else False for i in range(size)] if said else [],
@@ -157,11 +155,6 @@ def assemble(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> Measured:
         card=sheet.card,
         answer_tokens=None if scored is None else sum(score.tokens for score in scored),
     )
-
-
-def _place(name: str) -> tuple[int, str]:
-    """The catalogue's order; exact match, by split, first."""
-    return (list(METRICS).index(name), "") if name in METRICS else (0, name)
 
 
 def spread_over(ratio: Ratio, places: Sequence[int], size: int) -> Ratio:

@@ -6,7 +6,7 @@ V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from distill.student.model import Backbone
 
 if TYPE_CHECKING:
     from distill.tokens.bpe import StudentTokenizer
+
+Item = TypeVar("Item")
 
 BATCH_TOKENS = 4096
 """Rows × positions of one forward pass."""
@@ -199,3 +201,9 @@ def write_answers(
         model, contexts, max_tokens=max_tokens, temperature=temperature, seed=list(seeds), stop_ids=[eos_id]
     )
     return [ids[:-1] if ids and ids[-1] == eos_id else ids for ids in drawn]
+
+
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """In groups of at most `size`, in order."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

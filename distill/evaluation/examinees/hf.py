@@ -20,10 +20,10 @@ from torch import Tensor
 from distill.corpus.triplets import Triplet
 from distill.errors import BadInput, CorruptFile
 from distill.evaluation.examination.exam import Question
-from distill.evaluation.examination.scoring import BATCH_TOKENS, OwnDream, score_logits
+from distill.evaluation.examination.scoring import BATCH_TOKENS, OwnDream, batched, score_logits
 from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.hf_words import HfWords, one_line
-from distill.evaluation.examinees.native import TOGETHER, batched
+from distill.evaluation.examinees.native import TOGETHER
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, soft_targets
 from distill.student.generate import Sampler, batches

@@ -1,7 +1,7 @@
 """Students of ours in a folder, as examinees: a run's checkpoint, a checkpoint by itself, or a bundle's weights."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,14 @@ from distill.corpus.traces import TraceStore
 from distill.corpus.triplets import Triplet, by_trace, read_triplets
 from distill.errors import TeacherError
 from distill.evaluation.examination.exam import Question
-from distill.evaluation.examination.scoring import OwnDream, dream_context, sample_dreams, score_answers, write_answers
+from distill.evaluation.examination.scoring import (
+    OwnDream,
+    batched,
+    dream_context,
+    sample_dreams,
+    score_answers,
+    write_answers,
+)
 from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, soft_targets
@@ -201,12 +208,6 @@ class NativeExaminee:
 
     def close(self) -> None:
         """Nothing runs beside it: its memory goes with it."""
-
-
-def batched(questions: Sequence[Question], size: int) -> Iterator[Sequence[Question]]:
-    """In groups of at most `size`, in order."""
-    for start in range(0, len(questions), size):
-        yield questions[start : start + size]
 
 
 def _codes_in(words: Path, codebook: Codebook | None) -> dict[str, int]:
