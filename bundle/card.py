@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from bundle.manifest import Manifest
-from distill.student.model import BackboneConfig
+from distill.backbone.model import BackboneConfig
 
 CARD = """\
 # {name}

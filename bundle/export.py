@@ -13,13 +13,13 @@ from bundle.load import Student, load_checkpoint, system_message
 from bundle.manifest import GGUF, Manifest, list_files, write_manifest
 from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.verify import verify
+from distill.backbone.model import count_parameters, save_backbone
 from distill.config import ExportSettings
 from distill.errors import BadInput, ParityError
 from distill.evaluation.examination.contamination import HASHES, hashes_json
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.dream_engine import ABOUT, WEIGHTS
-from distill.student.model import count_parameters, save_backbone
 from distill.student.pretrained import CODEBOOK
 from distill.tokens.bpe import StudentTokenizer
 

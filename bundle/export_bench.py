@@ -11,11 +11,11 @@ from bundle.export import Origin, write_bundle
 from bundle.gguf import DTYPES, write_gguf
 from bundle.load import Student
 from bundle.verify import verify
+from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.benchmark import BenchResult, Series, alternate, machine
 from distill.config import ExportSettings, StudentSettings
 from distill.errors import BadInput, ParityError
 from distill.events import Listener, silent
-from distill.student.model import Backbone, config_for, count_parameters
 from distill.teacher.gguf_tokenizer import byte_alphabet
 from distill.tokens.aligned import byte_level_bpe
 from distill.tokens.bpe import Origin as VocabularyOrigin

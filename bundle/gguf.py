@@ -15,9 +15,9 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.backbone.model import BackboneConfig
 from distill.errors import BadInput, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
-from distill.student.model import BackboneConfig
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import JINJA
 

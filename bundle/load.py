@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bundle.manifest import NAME, NATIVE, check_file, read_manifest
+from distill.backbone.generate import stream
+from distill.backbone.model import Backbone, load_backbone
 from distill.config import Settings
 from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.run import Run
-from distill.student.generate import stream
-from distill.student.model import Backbone, load_backbone
 from distill.student.output_decoder import Part, Splitter
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Message, parse_dream, render

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bundle.gguf import interleave, tensor_name
+from distill.backbone.generate import generate
+from distill.backbone.model import Backbone, BackboneConfig
 from distill.errors import CorruptFile
-from distill.student.generate import generate
-from distill.student.model import Backbone, BackboneConfig
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer
 

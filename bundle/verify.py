@@ -11,9 +11,9 @@ from bundle import parity
 from bundle.gguf import write_gguf
 from bundle.load import Student, load_student
 from bundle.manifest import GGUF, Manifest, check_files, read_manifest
+from distill.backbone.model import count_parameters
 from distill.errors import CorruptFile, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
-from distill.student.model import count_parameters
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.chat import prompt_ids
 

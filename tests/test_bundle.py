@@ -21,12 +21,12 @@ from bundle.manifest import NATIVE, check_files, list_files, read_manifest, writ
 from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.parity import TOLERANCE, weight_errors
 from bundle.verify import verify
+from distill.backbone.generate import generate
+from distill.backbone.model import rotary_tables, rotate, save_backbone
 from distill.config import CaptureSettings, ExportSettings, Settings
 from distill.errors import BadInput, CorruptFile, MissingStage, ParityError, RunMismatch
 from distill.events import Event
 from distill.run import Run
-from distill.student.generate import generate
-from distill.student.model import rotary_tables, rotate, save_backbone
 from distill.student.output_decoder import Splitter
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.backbone.model import Backbone, BackboneConfig
 from distill.config import DreamingConfig
 from distill.corpus.triplets import LENSES
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.student.dream_engine import DreamEngine, drafted_dreams, prompt_states
 from distill.student.dream_generator import DreamGenerator, Dreams, ExpertTransitions, straight_through
 from distill.student.input_tokenizer import Encoded, InputTokenizer
-from distill.student.model import Backbone, BackboneConfig
 from distill.tokens.concepts import LocalEncoder, unit_rows
 from distill.tokens.image_tokens import Codebook
 from distill.training.dream_losses import DreamTargets, engine_loss

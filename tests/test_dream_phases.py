@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.backbone.model import load_backbone, save_backbone
 from distill.config import (
     CaptureSettings,
     DreamingConfig,
@@ -36,7 +37,6 @@ from distill.run import Run
 from distill.student import dream_engine
 from distill.student.dream_engine import DreamEngine, drafted_dreams, prompt_states
 from distill.student.dream_generator import Dreams
-from distill.student.model import load_backbone, save_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids, think_ids

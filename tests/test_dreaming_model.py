@@ -18,6 +18,8 @@ from support.small_student import ANSWER, DREAM, small_model, write_checkpoint
 
 from bundle.load import Student, load_dreaming
 from bundle.manifest import Manifest, write_manifest
+from distill.backbone.model import Backbone
+from distill.backbone.session import Session
 from distill.config import CaptureSettings, DreamingConfig, Settings
 from distill.corpus.knowledge import load_graph
 from distill.corpus.retrieval import retrieve
@@ -29,10 +31,8 @@ from distill.student.dream_record import DreamRecord
 from distill.student.dreamers import SLACK, decode, decode_guided, read_dream
 from distill.student.dreaming_model import DreamingReasoningLLM
 from distill.student.graph_reasoner import DreamGraphReasoner
-from distill.student.model import Backbone
 from distill.student.output_decoder import OutputDecoder, Sampling, Speaker, Splitter, image_labels
 from distill.student.pretrained import Parts
-from distill.student.session import Session
 from distill.student.starter import starter_tokenizer
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids, think_ids

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.evaluation_run import STEPS, trained_run
 
+from distill.backbone.generate import log_likelihood
+from distill.backbone.model import Backbone, load_backbone
 from distill.config import load_settings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
@@ -24,8 +26,6 @@ from distill.evaluation.metrics.catalogue import METRICS
 from distill.evaluation.report import render
 from distill.events import Event, silent
 from distill.run import Run
-from distill.student.generate import log_likelihood
-from distill.student.model import Backbone, load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.image_tokens import Codebook, load_codes

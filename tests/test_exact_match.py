@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.ablation_run import small_world
 
+from distill.backbone.generate import generate
+from distill.backbone.model import load_backbone
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
 from distill.errors import CorruptFile
@@ -23,8 +25,6 @@ from distill.evaluation.examination.scoring import dream_context
 from distill.evaluation.examination.truth import Truth, read_truths, same_answer, spread
 from distill.evaluation.report import render
 from distill.run import Run
-from distill.student.generate import generate
-from distill.student.model import load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best

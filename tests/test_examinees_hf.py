@@ -12,11 +12,11 @@ import torch
 from support.small_exam import SmallExam, assert_equal_scores, brute_score, small_exam
 from support.small_student import ANSWER, DREAM, dreaming_model
 
+from distill.backbone.model import load_backbone, save_backbone
 from distill.errors import BadInput, CorruptFile
 from distill.evaluation.examination.targets import How, Target, find_target, open_examinee
 from distill.evaluation.examinees.hf import APART, NO_TEMPLATE, TransformersExaminee
 from distill.evaluation.examinees.native import NativeExaminee
-from distill.student.model import load_backbone, save_backbone
 from distill.student.pretrained import Parts, save_parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -264,7 +264,7 @@ def test_adapters_are_named(copy: Path, how: How) -> None:
 
 
 def test_untied_weights_too(exam: SmallExam, copy: Path, how: How) -> None:
-    from distill.student.model import Backbone
+    from distill.backbone.model import Backbone
 
     config = replace(load_backbone(copy).config, tie_embeddings=False)
     model = Backbone(config).initialize(1).eval()

@@ -11,9 +11,9 @@ from scipy.stats import chisquare
 from support.small_student import enlarge
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from distill.backbone.generate import Sampler, generate, log_likelihood, stream
+from distill.backbone.model import Backbone, BackboneConfig
 from distill.errors import BadInput
-from distill.student.generate import Sampler, generate, log_likelihood, stream
-from distill.student.model import Backbone, BackboneConfig
 
 CONFIG = BackboneConfig(vocab_size=97, hidden=64, layers=3, heads=4, kv_heads=2, ffn=96, context=64)
 LENGTHS = (5, 1, 17, 9, 30, 2, 17)

@@ -19,7 +19,7 @@ PACKAGES = ("distill", "bundle", "cli")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # Higher may import lower, never the other way round.
-LAYERS = ("base", "teacher", "corpus", "tokens", "student", "training", "evaluation")
+LAYERS = ("base", "backbone", "teacher", "corpus", "tokens", "student", "training", "evaluation")
 BASE = (
     "distill",
     "distill.benchmark",

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.backbone.attention import DocumentAttention, Documents
+from distill.backbone.model import PRESETS, Backbone, BackboneConfig, config_for, load_backbone, save_backbone
 from distill.config import StudentSettings
 from distill.errors import BadInput, CorruptFile
-from distill.student.attention import DocumentAttention, Documents
-from distill.student.model import PRESETS, Backbone, BackboneConfig, config_for, load_backbone, save_backbone
 
 SMALL = BackboneConfig(vocab_size=97, hidden=32, layers=2, heads=4, kv_heads=2, ffn=64, context=64, eos_id=2, pad_id=0)
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_student import enlarge
 
+from distill.backbone.generate import generate, stream
+from distill.backbone.model import Backbone, BackboneConfig, pad_left
+from distill.backbone.session import Session
 from distill.errors import BadInput
-from distill.student.generate import generate, stream
-from distill.student.model import Backbone, BackboneConfig, pad_left
-from distill.student.session import Session
 
 CONFIG = BackboneConfig(vocab_size=97, hidden=64, layers=3, heads=4, kv_heads=2, ffn=96, context=64)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.backbone.model import load_backbone, save_backbone
 from distill.config import Settings, StudentSettings, TokenizeSettings, TrainSettings
 from distill.corpus.mining import mine
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
 from distill.evaluation.baselines import copy_file
 from distill.events import Event
 from distill.run import Run
-from distill.student.model import load_backbone, save_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.training import checkpoint

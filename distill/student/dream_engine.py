@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from distill.backbone.model import Backbone
 from distill.config import DreamingConfig
 from distill.corpus.triplets import LENSES
 from distill.errors import BadInput, CorruptFile, RunMismatch
@@ -25,7 +26,6 @@ from distill.run import write_atomic
 from distill.student.dream_generator import DreamGenerator, Dreams
 from distill.student.graph_reasoner import DreamGraphReasoner, Reasoned
 from distill.student.input_tokenizer import Encoded, InputTokenizer
-from distill.student.model import Backbone
 from distill.student.output_decoder import OutputDecoder
 from distill.tokens.chat import Dream
 from distill.tokens.image_tokens import Codebook

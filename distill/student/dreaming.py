@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distill.backbone.session import Session
 from distill.corpus.retrieval import Labels
 from distill.errors import BadInput
 from distill.student.dream_record import Branch, DreamRecord
@@ -19,7 +20,6 @@ from distill.student.live_lanes import LiveLanes
 from distill.student.output_decoder import Speaker
 from distill.student.pretrained import Parts
 from distill.student.prompting import Asked, image_words
-from distill.student.session import Session
 from distill.tokens.chat import prompt_ids, think_ids, with_context, with_steps
 
 DREAM_ROOM = 96

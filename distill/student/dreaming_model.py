@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from distill.backbone.model import Backbone
 from distill.config import DreamingConfig
 from distill.corpus.growing_graph import KnowledgeGraph
 from distill.corpus.knowledge import load_graph
@@ -25,7 +26,6 @@ from distill.student.dreamers import Dreamt, graph_data
 from distill.student.dreaming import Dreaming, dream
 from distill.student.graph_reasoner import chains_of
 from distill.student.memory import recall
-from distill.student.model import Backbone
 from distill.student.output_decoder import OutputDecoder, Sampling, image_labels
 from distill.student.pretrained import KNOWLEDGE, Parts, load_parts, pick_device, save_parts
 from distill.student.prompting import OUTPUT_MODES, Asked, OutputMode, check, choice, images_of, prompts_of

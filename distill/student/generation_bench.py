@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.backbone.generate import generate
+from distill.backbone.model import Backbone, config_for, count_parameters
+from distill.backbone.session import Session
 from distill.benchmark import BenchResult, Series, alternate, machine, ratio
 from distill.config import DreamingConfig, StudentSettings
 from distill.corpus.triplets import LENSES
@@ -23,11 +26,8 @@ from distill.errors import BadInput
 from distill.events import Listener, silent
 from distill.student.dream_engine import DreamEngine
 from distill.student.dreamers import draft
-from distill.student.generate import generate
-from distill.student.model import Backbone, config_for, count_parameters
 from distill.student.output_decoder import Sampling, Speaker
 from distill.student.pretrained import Parts
-from distill.student.session import Session
 from distill.student.starter import starter_codebook, starter_tokenizer
 from distill.tokens.chat import Dream, prompt_ids, think_ids
 

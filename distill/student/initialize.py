@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from distill.backbone.model import Backbone, config_for, load_backbone
 from distill.config import StudentSettings
 from distill.errors import BadInput, CorruptFile
-from distill.student.model import Backbone, config_for, load_backbone
 from distill.tokens.bpe import StudentTokenizer
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.backbone.model import rotate
 from distill.errors import BadInput
-from distill.student.model import rotate
 
 WIDTH = 256
 HEADS = 8

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.student.generate import Sampler
+from distill.backbone.generate import Sampler
+from distill.backbone.session import Session
 from distill.student.input_tokenizer import ROLES
-from distill.student.session import Session
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.concepts import CONCEPT_DIM
 

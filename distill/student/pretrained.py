@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
+from distill.backbone.model import Backbone, load_backbone, save_backbone
 from distill.config import DreamingConfig
 from distill.corpus.knowledge import Graph, save_graph
 from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.run import publish_folder, sha256_file, write_atomic
 from distill.student.dream_engine import ABOUT, WEIGHTS, DreamEngine, codebook_digest
 from distill.student.dream_record import Slot, Step
-from distill.student.model import Backbone, load_backbone, save_backbone
 from distill.tokens.bpe import FILES, StudentTokenizer, image_text
 from distill.tokens.chat import Triple
 from distill.tokens.image_tokens import Codebook

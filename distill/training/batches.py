@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.backbone.attention import Documents as Spans
 from distill.errors import BadInput
-from distill.student.attention import Documents as Spans
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training.losses import CHUNK, ChunkTargets, Targets

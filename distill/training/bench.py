@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.benchmark import BenchResult, Series, alternate, machine, ratio
 from distill.config import StudentSettings, TrainSettings
 from distill.events import Listener, silent
-from distill.student.model import Backbone, config_for, count_parameters
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import numerics

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.backbone.model import Backbone, save_backbone
 from distill.errors import CorruptFile, MissingStage
 from distill.run import Run, publish_folder, sha256_file
-from distill.student.model import Backbone, save_backbone
 
 FORMAT = 1
 STEP = re.compile(r"step-(\d{6,})$")

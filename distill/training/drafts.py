@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from distill.student.generate import generate
-from distill.student.model import Backbone
+from distill.backbone.generate import generate
+from distill.backbone.model import Backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training.distributed import World

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from distill.backbone.model import Backbone
 from distill.corpus.triplets import LENSES
 from distill.student.dream_engine import Drafted, DreamEngine, drafted_dreams, prompt_states
 from distill.student.dream_generator import straight_through
 from distill.student.graph_reasoner import DreamGraphReasoner
 from distill.student.input_tokenizer import Encoded
-from distill.student.model import Backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_places, think_ids, with_steps
 from distill.training.dream_data import DreamBatch, DreamData, first_triplets, outcomes

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from distill.backbone.model import count_parameters, load_backbone
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, sweep, write_atomic
 from distill.student.dream_engine import ABOUT, WEIGHTS, DreamEngine
-from distill.student.model import count_parameters, load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook
 from distill.training import checkpoint

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
+from distill.backbone.attention import attend
+from distill.backbone.model import Backbone
 from distill.config import TrainSettings
 from distill.errors import BadInput
 from distill.events import Event, Listener
 from distill.run import write_atomic
-from distill.student.attention import attend
-from distill.student.model import Backbone
 from distill.training import losses
 
 COMPILE_SECONDS = 90.0

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.backbone.model import Backbone
 from distill.errors import BadInput
-from distill.student.model import Backbone
 from distill.training.batches import Batch
 from distill.training.losses import chunked_distillation, fused_distillation
 

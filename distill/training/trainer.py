@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.backbone.model import count_parameters, load_backbone
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener
 from distill.run import Run, write_atomic
 from distill.student.initialize import new_student
-from distill.student.model import count_parameters, load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import checkpoint, drafts, numerics

@@ -5,9 +5,9 @@ from functools import cache
 import torch
 from support.small_student import dreaming_model
 
+from distill.backbone.model import Backbone
 from distill.config import DreamingConfig
 from distill.student.dream_engine import DreamEngine
-from distill.student.model import Backbone
 from distill.student.starter import starter_codebook, starter_tokenizer
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from distill.student.model import Backbone, BackboneConfig, save_backbone
+from distill.backbone.model import Backbone, BackboneConfig, save_backbone
 from distill.teacher.gguf_tokenizer import read_tokenizer
 from distill.tokens.aligned import CHAT_WORDS, AlignedCut
 from distill.tokens.bpe import StudentTokenizer

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.backbone.model import load_backbone
 from distill.config import Settings
 from distill.errors import BadInput, RunMismatch
 from distill.evaluation.ablation.arms import ARMS, Measured, Student
@@ -25,7 +26,6 @@ from distill.evaluation.baselines import renamed, train_child
 from distill.evaluation.provenance import changed_settings, versions
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, sha256_file, write_atomic, write_json_lines
-from distill.student.model import load_backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.tokens.packing import pack

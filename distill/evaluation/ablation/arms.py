@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill.backbone.generate import generate
+from distill.backbone.model import Backbone
 from distill.evaluation.ablation.examples import Example
 from distill.evaluation.examination.scoring import batched, dream_context, sample_dreams, score_answers
 from distill.evaluation.metrics.likelihood import bits
 from distill.evaluation.metrics.statistics import Ratio
 from distill.evaluation.metrics.text import chrf, exact_match
 from distill.run import write_atomic
-from distill.student.generate import generate
-from distill.student.model import Backbone
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, parse_dream, with_steps
 

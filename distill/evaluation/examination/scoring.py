@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.backbone.generate import batches, generate
+from distill.backbone.model import Backbone
 from distill.evaluation.examinees.protocol import AnswerScore
 from distill.evaluation.metrics.likelihood import SoftTargets, bucket_divergence, named_places
-from distill.student.generate import batches, generate
-from distill.student.model import Backbone
 
 if TYPE_CHECKING:
     from distill.tokens.bpe import StudentTokenizer

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.backbone.generate import Sampler, batches
+from distill.backbone.model import count_parameters, pad_left
 from distill.corpus.triplets import Triplet
 from distill.errors import BadInput, CorruptFile
 from distill.evaluation.examination.exam import Question
@@ -26,8 +28,6 @@ from distill.evaluation.examinees.hf_words import HfWords, one_line
 from distill.evaluation.examinees.native import TOGETHER
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, soft_targets
-from distill.student.generate import Sampler, batches
-from distill.student.model import count_parameters, pad_left
 from distill.student.pretrained import pick_device
 from distill.tokens.packing import Aligner
 

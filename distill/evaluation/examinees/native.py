@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.backbone.model import count_parameters
 from distill.corpus.traces import TraceStore
 from distill.corpus.triplets import Triplet, by_trace, read_triplets
 from distill.errors import TeacherError
@@ -25,7 +26,6 @@ from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, soft_targets
 from distill.run import Run
-from distill.student.model import count_parameters
 from distill.student.pretrained import load_parts, pick_device
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.bpe import StudentTokenizer

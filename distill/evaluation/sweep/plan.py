@@ -324,7 +324,7 @@ class _Reader:
 
     def _check_values(self, settings: Settings, where: str) -> None:
         """Refuse now what a cell's training would refuse after hours."""
-        from distill.student.model import config_for
+        from distill.backbone.model import config_for
         from distill.training import dream_plan, plan
 
         try:

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.backbone.model import Backbone
+from distill.backbone.prepared import prepared
 from distill.errors import BadInput
-from distill.student.model import Backbone
-from distill.student.prepared import prepared
 
 
 class Session:

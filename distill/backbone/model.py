@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.backbone.attention import Documents, attend
 from distill.config import StudentSettings
 from distill.errors import BadInput, CorruptFile
-from distill.student.attention import Documents, attend
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Stack(nn.Module):
 class Backbone(nn.Module):
     """A decoder-only Llama. `forward` gives logits; training reads `hidden` and fuses the projection.
 
-    Going on token by token is `distill.student.session`'s.
+    Going on token by token is `distill.backbone.session`'s.
     """
 
     cos: Tensor
@@ -231,7 +231,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.for_decoding: Any = None
-        """What `distill.student.prepared` keeps."""
+        """What `distill.backbone.prepared` keeps."""
         self.model = Stack(config)
         self.lm_head = nn.Linear(config.hidden, config.vocab_size, bias=False)
         if config.tie_embeddings:

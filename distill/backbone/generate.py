@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.backbone.model import Backbone, pad_left
+from distill.backbone.session import Session
 from distill.errors import BadInput
-from distill.student.model import Backbone, pad_left
-from distill.student.session import Session
 
 LOGITS_AT_ONCE = 1 << 24
 """Elements of a (positions, V) block of logits held at a time while scoring (64 MiB of float32)."""

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from distill.student.model import Backbone, Block
+from distill.backbone.model import Backbone, Block
 
 
 @dataclass(frozen=True)
