@@ -1,8 +1,4 @@
-"""The student as one GGUF file: what llama.cpp and Ollama load.
-
-llama.cpp rotates neighbouring pairs of a head's dimensions where we rotate halves: the rows of the query and key
-projections are reordered so that both compute the same.
-"""
+"""The student as one GGUF file: what llama.cpp and Ollama load."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +11,7 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.backbone.gguf_names import interleave, tensor_name
 from distill.backbone.model import BackboneConfig
 from distill.errors import BadInput, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
@@ -28,37 +25,6 @@ DTYPES: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
     "bf16": (Q.BF16, LlamaFileType.MOSTLY_BF16),
     "q8_0": (Q.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
-
-TENSORS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-"""Our names inside a layer → GGUF's inside a block."""
-
-OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-
-
-def tensor_name(name: str) -> str:
-    """GGUF's name of one of our tensors: `model.layers.3.mlp.up_proj.weight` → `blk.3.ffn_up.weight`."""
-    stem = name.removesuffix(".weight")
-    if stem in OUTER:
-        return f"{OUTER[stem]}.weight"
-    _, _, layer, inner = stem.split(".", 3)
-    return f"blk.{layer}.{TENSORS[inner]}.weight"
-
-
-def interleave(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Rows (heads · E, D) from halves to pairs: row i and row i + E/2 of a head become neighbours."""
-    rows, columns = weight.shape
-    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows, columns)
 
 
 def stored_as(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bundle.gguf import interleave, tensor_name
 from distill.backbone.generate import generate
+from distill.backbone.gguf_names import interleave, tensor_name
 from distill.backbone.model import Backbone, BackboneConfig
 from distill.errors import CorruptFile
 from distill.teacher.llama_cpp import LlamaCpp

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from support.small_student import LABELS, TEXTS, small_model, small_tokenizer, write_checkpoint
 
 from bundle.export import Origin, export, write_bundle
-from bundle.gguf import DTYPES, interleave, write_gguf
+from bundle.gguf import DTYPES, write_gguf
 from bundle.load import Student, load_student
 from bundle.manifest import NATIVE, check_files, list_files, read_manifest, write_manifest
 from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.parity import TOLERANCE, weight_errors
 from bundle.verify import verify
 from distill.backbone.generate import generate
+from distill.backbone.gguf_names import interleave
 from distill.backbone.model import rotary_tables, rotate, save_backbone
 from distill.config import CaptureSettings, ExportSettings, Settings
 from distill.errors import BadInput, CorruptFile, MissingStage, ParityError, RunMismatch
