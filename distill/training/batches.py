@@ -181,6 +181,7 @@ class Batches:
             logprobs=torch.from_numpy(np.where(soft[:, None], logprobs, hard)),
             soft_weight=torch.from_numpy(np.where(soft, self.soft, 0.0).astype(np.float32)),
             weight=torch.from_numpy(weight.astype(np.float32)),
+            words=self.tokenizer.base_size,
         )
         chunks = self._chunks(answers, flat) if len(self.documents.chunk_logprobs) and self.soft > 0 else None
         tensors = (torch.from_numpy(ids), torch.from_numpy(positions))

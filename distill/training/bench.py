@@ -111,7 +111,7 @@ class FixedTokens(StudentTokenizer):
     """The few ids of a tokenizer that packing asks for."""
 
     def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+        self.vocab_size = self.base_size = vocab_size
         self.think_id, self.end_think_id, self.eos_id, self.pad_id = 4, 5, 2, 0
 
     @property
