@@ -81,18 +81,27 @@ class TokenizeSettings:
 
 @dataclass
 class StudentSettings:
-    """Who learns. Sizes of 0 are the preset's."""
+    """Who learns."""
 
-    preset: str = "nano"
-    """`nano`, `micro` or `small`."""
-    hidden: int = 0
+    init: str = "teacher"
+    """What it begins as: `teacher` (the teacher's own weights where they can be read, else chance), `chance`, or a folder
+    or GGUF of another model."""
     layers: int = 0
+    """Layers; 0: two fifths of the teacher's, or the preset's. `dream sizes` shows what each number costs."""
+    ffn: int = 0
+    """Neurons of each feed-forward; 0: all of the teacher's, or the preset's."""
+    measure_seconds: float = 60.0
+    """What choosing the teacher's layers may take at most."""
+    image_rows: str = "apart"
+    """How the rows of an inherited student's image tokens begin: `apart` (as their labels, moved in a direction of their
+    own that tells them from words), `label` (as their labels alone), or `untied` (`apart`, with output rows of their
+    own)."""
+    preset: str = "nano"
+    """Sizes of a student from chance: `nano`, `micro` or `small`. Sizes of 0 are the preset's."""
+    hidden: int = 0
     heads: int = 0
     kv_heads: int = 0
-    ffn: int = 0
     context: int = 512
-    init: str = ""
-    """Folder of a Llama-architecture checkpoint (config.json, model*.safetensors) to start from."""
 
 
 @dataclass
@@ -104,7 +113,8 @@ class TrainSettings:
     """Train so long instead of for `steps`; 0: by steps."""
     batch_rows: int = 8
     """Packed rows of `student.context` tokens in one optimizer step."""
-    lr: float = 2e-3
+    lr: float = 0.0
+    """Peak of the learning rate; 0: 0.002 from chance, 0.0005 for an inherited student."""
     min_lr: float = 0.0
     warmup: int = 50
     schedule: str = "wsd"

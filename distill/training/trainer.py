@@ -26,7 +26,8 @@ from distill.training import checkpoint, drafts, numerics
 from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.checkpoint import LoopState
 from distill.training.distributed import World
-from distill.training.plan import FREE, check_settings, data_fingerprint, schedule, train_settings
+from distill.training.plan import CHANCE_LR, FREE, INHERITED_LR, check_settings, data_fingerprint, schedule, train_settings
+from distill.training.start import is_inherited, started_at
 from distill.training.step import forward_backward, make_optimizer, move, pick_device
 
 
@@ -70,12 +71,14 @@ class Trainer:
             checkpoint.verify_checkpoint(found[-1])
             self.model = load_backbone(found[-1])
         else:
-            self.model = new_student(run.settings.student, self.tokenizer, seed)
+            start = started_at(run)
+            self.model = load_backbone(start) if start else new_student(run.settings.student, self.tokenizer, seed)
         if self.model.config.vocab_size != self.tokenizer.vocab_size:
             raise CorruptFile(f"{found[-1]}: its tokenizer isn't the run's; use --force to train anew")
         self.model.train().to(self.device)
         betas = (settings.betas[0], settings.betas[1])
-        self.optimizer = make_optimizer(self.model, settings.lr, betas, settings.weight_decay)
+        self.lr = settings.lr or (INHERITED_LR if is_inherited(run) else CHANCE_LR)
+        self.optimizer = make_optimizer(self.model, self.lr, betas, settings.weight_decay)
         length = self.model.config.context
         drafts_share = 0.0 if settings.pause else settings.drafts_share
         mixture = Mixture(settings.dreams, settings.empty_dreams, drafts_share, settings.pause)
@@ -149,7 +152,7 @@ class Trainer:
         if not state.drafts and self._drafts_wanted() and progress >= settings.drafts_from:
             self._draft()
         begun = time.perf_counter()
-        rate = settings.lr * schedule(settings.schedule, progress, settings.min_lr / settings.lr)
+        rate = self.lr * schedule(settings.schedule, progress, settings.min_lr / self.lr)
         rate *= min(1.0, (state.step + 1) / max(settings.warmup, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
