@@ -97,6 +97,8 @@ def make_absolute(settings: "Settings", base: "Settings") -> None:
         settings.capture.prompts = [name if name in sets else absolute(name) for name in settings.capture.prompts]
     if settings.student.init != base.student.init:
         settings.student.init = absolute(settings.student.init)
+    if settings.teacher.weights != base.teacher.weights:
+        settings.teacher.weights = absolute(settings.teacher.weights)
     if settings.teacher.model != base.teacher.model and settings.teacher.model.startswith("embedded:"):
         settings.teacher.model = f"embedded:{absolute(settings.teacher.model.removeprefix('embedded:'))}"
 

@@ -17,6 +17,9 @@ class TeacherSettings:
 
     model: str = "embedded:smollm2"
     """`ollama:NAME`, `embedded:smollm2` or `embedded:/path/model.gguf`."""
+    weights: str = ""
+    """A GGUF, or a folder of safetensors, that the teacher is: a student begins with it; empty: the embedded teacher's
+    own, or the file that Ollama names, where it runs on this machine."""
     hosts: list[str] = field(default_factory=list[str])
     """Ollama servers to share the work; empty: $OLLAMA_HOST or the default address."""
     timeout: float = 300.0
@@ -203,7 +206,7 @@ class ExportSettings:
     """What is shipped."""
 
     dtype: str = "f16"
-    """Of model.gguf: `f32`, `f16`, `bf16` or `q8_0`."""
+    """Of model.gguf: `f32`, `f16`, `bf16`, `q8_0`, `q5_1`, `q5_0`, `q4_1` or `q4_0`."""
     system: str = ""
     """System message in the Modelfile; empty: `capture.system`, which the student was trained with."""
     temperature: float = 0.7

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.commands.evaluate import baselines_option
-from cli.options import json_option, quiet_option, runs_dir_option, setting, settings_options
+from cli.options import json_option, quiet_option, runs_dir_option, setting, settings_options, weights_option
 from cli.runs import RunName
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--name", "run_path", default="student", show_default=True, type=RunName(), help="Of the run, or a path.")
 @setting("--teacher", "teacher.model", "ollama:NAME, embedded:smollm2 or embedded:/path/model.gguf.", metavar="SPEC")
+@weights_option
 @setting("--host", "teacher.hosts", "Ollama server; repeat it to share the work.", multiple=True, metavar="URL")
 @setting("--prompts", "capture.prompts", "Prompt file or set; repeatable.", multiple=True, metavar="FILE|SET")
 @setting("--limit", "capture.limit", "Prompts taken at most.", type=click.IntRange(0), metavar="N")

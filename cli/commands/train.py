@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import setting, stage_options
+from cli.options import setting, stage_options, weights_option
 from cli.output import emit_json
 from cli.progress import Progress
 from cli.stages import run_stage, show
@@ -20,6 +20,7 @@ PHASES = ("all", "backbone", "input", "dream", "end")
 @setting("--minutes", "train.minutes", "Train so long instead.", type=click.FloatRange(0), metavar="M")
 @setting("--preset", "student.preset", "Size of the student.", type=click.Choice(["nano", "micro", "small"]))
 @setting("--init", "student.init", "Start from a Llama-architecture checkpoint.", metavar="DIR")
+@weights_option
 @setting("--processes", "train.processes", "Data-parallel processes.", type=click.IntRange(1), metavar="N")
 @click.option(
     "--phase",

@@ -210,8 +210,13 @@ def capture(
             for teacher in teachers:
                 stack.callback(teacher.close)
         info = _same_model(run, teachers)
+        tokenizer = teachers[0].tokenizer()
+        if run.settings.teacher.weights:  # refused now, not after hours of asking
+            from distill.teacher.find_weights import find_weights
+
+            find_weights(run.settings.teacher, info, tokenizer, listen)
         store = stack.enter_context(TraceStore(run.traces))
-        store.put_teacher(info, teachers[0].tokenizer())
+        store.put_teacher(info, tokenizer)
         jobs = _jobs(prompts, info, settings, run.settings.seed)
         before = store.select({job.key: job.prompt.held_out for job in jobs})
         # Evenly over the sets, so that a capture that is cut short has seen something of each.

@@ -54,7 +54,9 @@ class Quality:
 @torch.inference_mode()
 def quality(model: Backbone, samples: Sequence[Sample]) -> Quality:
     """Of the whole model."""
-    return _judge(model, [_through(model, _blocks(model), sample, _embedded(model, sample)) for sample in samples], samples)
+    return _judge(
+        model, [_through(model, _blocks(model), sample, _embedded(model, sample)) for sample in samples], samples
+    )
 
 
 @torch.inference_mode()
@@ -108,14 +110,20 @@ def _without_each(model: Backbone, alive: Sequence[int], samples: Sequence[Sampl
 
 def _judge_layers(model: Backbone, layers: Sequence[int], samples: Sequence[Sample]) -> float:
     blocks = [_blocks(model)[layer] for layer in layers]
-    return _judge(model, [_through(model, blocks, sample, _embedded(model, sample)) for sample in samples], samples).nats
+    return _judge(
+        model, [_through(model, blocks, sample, _embedded(model, sample)) for sample in samples], samples
+    ).nats
 
 
 def keep_layers(model: Backbone, layers: Sequence[int]) -> Backbone:
     """The model of these layers alone, which share its memory."""
     smaller = Backbone(replace(model.config, layers=len(layers)))
     smaller.model.layers = torch.nn.ModuleList([model.model.layers[layer] for layer in layers])
-    smaller.model.embed_tokens, smaller.model.norm, smaller.lm_head = model.model.embed_tokens, model.model.norm, model.lm_head
+    smaller.model.embed_tokens, smaller.model.norm, smaller.lm_head = (
+        model.model.embed_tokens,
+        model.model.norm,
+        model.lm_head,
+    )
     return smaller.eval()
 
 

@@ -96,4 +96,3 @@ def _added(token: str, theirs: TeacherTokenizer, vocabulary: Vocabulary) -> list
     label = token[1:-1] if token == image_text(token[1:-1]) else ""
     # As within a sentence: most of a word's meaning lies in the token that holds its space.
     return vocabulary.spell(f" {label}".encode() if label else token.encode())
-

@@ -50,7 +50,9 @@ def check_settings(settings: TrainSettings) -> None:
         if getattr(settings, name) < 1:
             raise BadInput(f"train.{name}: {getattr(settings, name)} is too small; 1 is the least")
     if settings.lr < 0 or settings.clip <= 0:
-        raise BadInput(f"train.lr, train.clip: {settings.lr:g} and {settings.clip:g} must be above 0 (train.lr=0 chooses)")
+        raise BadInput(
+            f"train.lr, train.clip: {settings.lr:g} and {settings.clip:g} must be above 0 (train.lr=0 chooses)"
+        )
     if len(settings.betas) != 2:
         raise BadInput(f"train.betas: {settings.betas} should be two numbers, such as [0.9, 0.95]")
     for name in ("soft_weight", "empty_dreams", "drafts_from", "drafts_share"):

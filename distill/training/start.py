@@ -6,20 +6,16 @@ A training of a student from chance, or from another checkpoint, has no such sta
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from distill.backbone.model import Backbone, count_parameters, save_backbone
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
-from distill.student.cut import Quality, Sample, drop_layers, keep_layers, narrow, quality
+from distill.student.cut import Sample, drop_layers, keep_layers, narrow, quality
 from distill.student.image_rows import KINDS, begin_image_rows
 from distill.student.initialize import CHANCE, TEACHER, transplant
 from distill.teacher.find_weights import find_weights
@@ -110,7 +106,9 @@ def make_start(run: Run, source: Source, listen: Listener) -> Start:
     layers, path = list(range(config.layers)), dict[int, float]()
     if settings.layers and settings.layers != config.layers:
         listen(Event("train", "note", f"choosing {settings.layers} of {config.layers} layers"))
-        layers, path = drop_layers(model, judged, settings.layers, settings.measure_seconds, _told(listen, "layers gone"))
+        layers, path = drop_layers(
+            model, judged, settings.layers, settings.measure_seconds, _told(listen, "layers gone")
+        )
         model = keep_layers(model, layers)
     ffn = settings.ffn or default_ffn(config.ffn, whole=bool(settings.layers))
     if ffn != config.ffn:
@@ -146,7 +144,9 @@ def _told(listen: Listener, unit: str) -> Any:
 def samples(run: Run, tokenizer: StudentTokenizer, context: int, tokens: int) -> list[Sample]:
     """Packed rows of training answers after their questions, without dreams: about so many positions of them."""
     documents = Documents.load(run.data / "train")
-    batches = Batches(documents, tokenizer, context, Mixture(dreams=False, empty=1.0, drafts=0.0), run.settings.seed, 0.0)
+    batches = Batches(
+        documents, tokenizer, context, Mixture(dreams=False, empty=1.0, drafts=0.0), run.settings.seed, 0.0
+    )
     rows = batches.epoch(0)[: max(1, tokens // context)]
     found: list[Sample] = []
     for row in rows:

@@ -26,7 +26,15 @@ from distill.training import checkpoint, drafts, numerics
 from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.checkpoint import LoopState
 from distill.training.distributed import World
-from distill.training.plan import CHANCE_LR, FREE, INHERITED_LR, check_settings, data_fingerprint, schedule, train_settings
+from distill.training.plan import (
+    CHANCE_LR,
+    FREE,
+    INHERITED_LR,
+    check_settings,
+    data_fingerprint,
+    schedule,
+    train_settings,
+)
 from distill.training.start import is_inherited, started_at
 from distill.training.step import forward_backward, make_optimizer, move, pick_device
 
