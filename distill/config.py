@@ -87,8 +87,8 @@ class StudentSettings:
     """Who learns."""
 
     init: str = "teacher"
-    """What it begins as: `teacher` (the teacher's own weights where they can be read, else chance), `chance`, or a folder
-    or GGUF of another model."""
+    """What it begins as: `teacher` (the teacher's own weights where they can be read, else chance), `chance`, or a
+    folder or GGUF of another model."""
     layers: int = 0
     """Layers; 0: two fifths of the teacher's, or the preset's. `dream sizes` shows what each number costs."""
     ffn: int = 0
@@ -96,9 +96,9 @@ class StudentSettings:
     measure_seconds: float = 60.0
     """What choosing the teacher's layers may take at most."""
     image_rows: str = "apart"
-    """How the rows of an inherited student's image tokens begin: `apart` (as their labels, moved in a direction of their
-    own that tells them from words), `label` (as their labels alone), or `untied` (`apart`, with output rows of their
-    own)."""
+    """How the rows of an inherited student's image tokens begin: `apart` (as their labels, moved in a direction of
+    their own that tells them from words), `label` (as their labels alone), or `untied` (`apart`, with output rows of
+    their own)."""
     preset: str = "nano"
     """Sizes of a student from chance: `nano`, `micro` or `small`. Sizes of 0 are the preset's."""
     hidden: int = 0
