@@ -15,7 +15,7 @@ V, D = 37, 8
 
 
 def make_targets(count: int, slots: int, seed: int, soft: float = 0.7, words: int = 0) -> Targets:
-    """Random teachers of so many words (0: all V); every third position is hard-only, every fourth has an unused slot."""
+    """Random teachers of so many words (0: V); every third position is hard-only, every fourth has an unused slot."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.stack([torch.randperm(words or V, generator=generator)[:slots] for _ in range(count)])
     full = torch.log_softmax(2 * torch.randn(count, words or V, generator=generator), -1)

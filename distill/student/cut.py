@@ -1,8 +1,8 @@
 """A smaller model out of a larger one, by what some texts of its own need: fewer layers, narrower feed-forwards.
 
-Layers go that hurt the texts' likelihood least (greedily, a few at a time; compare ShortGPT, arXiv:2403.03853). Neurons
-of a feed-forward go by the optimal brain surgeon's rule on whole neurons, layer by layer (ZipLM, arXiv:2302.04089): with
-activations X (positions, F) and the projection W (F, D) that reads them, a neuron j costs
+Layers go that hurt the texts' likelihood least (greedily, a few at a time; compare ShortGPT, arXiv:2403.03853).
+Neurons of a feed-forward go by the optimal brain surgeon's rule on whole neurons, layer by layer (ZipLM,
+arXiv:2302.04089): with activations X (positions, F) and the projection W (F, D) that reads them, a neuron j costs
 
     ‖W_j‖² / [(XᵀX)⁻¹]_jj
 
@@ -33,8 +33,8 @@ SHARE = 0.1
 
 @dataclass(frozen=True)
 class Sample:
-    """Packed rows of the texts. ids, positions (B, T); documents: where texts lie; where (M,): flat positions before the
-    tokens labels (M,), whose likelihood counts."""
+    """Packed rows of the texts. ids, positions (B, T); documents: where texts lie; where (M,): flat positions before
+    the tokens labels (M,), whose likelihood counts."""
 
     ids: Tensor
     positions: Tensor
@@ -54,9 +54,7 @@ class Quality:
 @torch.inference_mode()
 def quality(model: Backbone, samples: Sequence[Sample]) -> Quality:
     """Of the whole model."""
-    return _judge(
-        model, [_through(model, _blocks(model), sample, _embedded(model, sample)) for sample in samples], samples
-    )
+    return _judged(model, _blocks(model), samples)
 
 
 @torch.inference_mode()
@@ -91,7 +89,7 @@ def drop_layers(
         gone = -(-(len(alive) - keep) // rounds)
         for _, layer in sorted(zip(losses, alive, strict=True))[:gone]:
             alive.remove(layer)
-        path[len(alive)] = _judge_layers(model, alive, samples)
+        path[len(alive)] = _judged(model, [_blocks(model)[layer] for layer in alive], samples).nats
         told(layers - len(alive), layers - keep)
     return alive, path
 
@@ -108,22 +106,12 @@ def _without_each(model: Backbone, alive: Sequence[int], samples: Sequence[Sampl
     return losses
 
 
-def _judge_layers(model: Backbone, layers: Sequence[int], samples: Sequence[Sample]) -> float:
-    blocks = [_blocks(model)[layer] for layer in layers]
-    return _judge(
-        model, [_through(model, blocks, sample, _embedded(model, sample)) for sample in samples], samples
-    ).nats
-
-
 def keep_layers(model: Backbone, layers: Sequence[int]) -> Backbone:
     """The model of these layers alone, which share its memory."""
     smaller = Backbone(replace(model.config, layers=len(layers)))
     smaller.model.layers = torch.nn.ModuleList([model.model.layers[layer] for layer in layers])
-    smaller.model.embed_tokens, smaller.model.norm, smaller.lm_head = (
-        model.model.embed_tokens,
-        model.model.norm,
-        model.lm_head,
-    )
+    smaller.model.embed_tokens, smaller.model.norm = model.model.embed_tokens, model.model.norm
+    smaller.lm_head = model.lm_head
     return smaller.eval()
 
 
@@ -219,6 +207,10 @@ def _activations(block: Block, x: Tensor) -> Tensor:
 def _parts(x: Tensor, size: int = 2048) -> Iterator[Tensor]:
     """Views (≤ size, D) of states (B, T, D)."""
     yield from x.view(-1, x.shape[-1]).split(size)
+
+
+def _judged(model: Backbone, blocks: Sequence[Block], samples: Sequence[Sample]) -> Quality:
+    return _judge(model, [_through(model, blocks, sample, _embedded(model, sample)) for sample in samples], samples)
 
 
 def _judge(model: Backbone, states: Sequence[Tensor], samples: Sequence[Sample]) -> Quality:

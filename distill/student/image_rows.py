@@ -1,8 +1,8 @@
-"""How an inherited student's rows for image tokens begin, so that it can tell an image token from the word on its label.
+"""How an inherited student's rows for image tokens begin, so that it can tell an image token from its label's word.
 
 A row that is its label's mean gives an image token the very logit of its word, and half of the word's places. So the
-rows are moved along one shared direction: the one along which the teacher's last hidden states h (mean μ, covariance Σ),
-wherever it speaks, lie farthest to one side for their spread. That is Fisher's discriminant between them and zero,
+rows are moved along one shared direction: the one along which the teacher's last hidden states h (mean μ, covariance
+Σ), wherever it speaks, lie farthest to one side for their spread. That is Fisher's discriminant between them and zero,
 u = Σ⁻¹μ: h·u has the mean and the variance μᵀΣ⁻¹μ. Less of it in a row is less of a logit, alike at all places of an
 answer; dreaming is learned as stepping over to the other side.
 

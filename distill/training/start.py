@@ -1,6 +1,6 @@
 """The `start` stage: what an inherited student begins as, cut out of its teacher by its own training answers.
 
-`start/` holds config.json and model.safetensors, and start.json: what stayed, what was measured, whose weights they are.
+`start/` holds config.json and model.safetensors, and start.json: what stayed, what was measured, whose weights it is.
 A training of a student from chance, or from another checkpoint, has no such stage.
 """
 
@@ -47,7 +47,8 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     """The folder of the weights that the run's training begins with; None where chance or another model gives them.
 
     Where the teacher's weights can't be read, that is said, with what would change it. Raises BadInput for more layers
-    or neurons than the teacher has, for too little memory and for weights of another model, CorruptFile for broken ones.
+    or neurons than the teacher has, for too little memory and for weights of another model, CorruptFile for a broken
+    file.
     """
     settings = run.settings.student
     if settings.image_rows not in KINDS:
@@ -133,7 +134,7 @@ def make_start(run: Run, source: Source, listen: Listener) -> Start:
 
 
 def default_ffn(ffn: int, whole: bool) -> int:
-    """Neurons that stay where no number is asked for: a third, in rows that quantize well; all where layers were cut."""
+    """Neurons that stay where no number is asked for: a third, in rows that quantize well; all where layers go."""
     return ffn if whole else max(1, round(ffn / 3 / 256)) * 256 if ffn >= 768 else ffn
 
 
