@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 @setting("--prompts", "capture.prompts", "Prompt file or set; repeatable.", multiple=True, metavar="FILE|SET")
 @setting("--limit", "capture.limit", "Prompts taken at most.", type=click.IntRange(0), metavar="N")
 @setting("--dataset", "capture.dataset", "Ask no teacher: take a dataset, such as causal-world.", metavar="NAME")
-@setting("--preset", "student.preset", "Size of the student.", type=click.Choice(["nano", "micro", "small"]))
-@setting("--init", "student.init", "Start from a Llama-architecture checkpoint.", metavar="DIR")
+@setting("--layers", "student.layers", "Of the teacher's layers, keep so many.", type=click.IntRange(1), metavar="N")
+@setting("--ffn", "student.ffn", "Of each layer's neurons, keep so many.", type=click.IntRange(1), metavar="N")
+@setting("--init", "student.init", "Begin as the teacher, by chance, or as another model.", metavar="teacher|chance|PATH")
+@setting("--preset", "student.preset", "Size of one from chance.", type=click.Choice(["nano", "micro", "small"]))
 @setting("--steps", "train.steps", "Optimizer steps.", type=click.IntRange(1), metavar="N")
 @setting("--minutes", "train.minutes", "Train so long instead.", type=click.FloatRange(0), metavar="M")
 @baselines_option

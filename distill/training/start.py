@@ -6,6 +6,7 @@ A training of a student from chance, or from another checkpoint, has no such sta
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,12 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     if record is not None:
         return run.start if record.outputs else None
     started = time.monotonic()
-    with TraceStore(run.traces, readonly=True) as store:
-        teacher, words = store.teacher(), store.tokenizer()
-    found = find_weights(run.settings.teacher, teacher, words, listen)
-    if found.path is None:
-        listen(Event("train", "warning", f"the student begins from chance: {found.reason}"))
-        run.record("start", start_settings(run), {}, {"from": "chance", "reason": found.reason}, 0.0)
+    source = teachers_source(run, listen)
+    if isinstance(source, str):
+        listen(Event("train", "warning", f"the student begins from chance: {source}"))
+        run.record("start", start_settings(run), {}, {"from": "chance", "reason": source}, 0.0)
         return None
-    source = open_source(found.path)
-    listen(Event("train", "note", f"the student begins as {teacher.name} ({source.path.name})"))
+    listen(Event("train", "note", f"the student begins as its teacher, {source.path.name}"))
     pack(run)
     start = make_start(run, source, listen)
     with publish_folder(run.start) as folder:
@@ -76,6 +74,14 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     outputs = {f"{run.start.name}/{path.name}": sha256_file(path) for path in sorted(run.start.iterdir())}
     run.record("start", start_settings(run), outputs, start.about, time.monotonic() - started)
     return run.start
+
+
+def teachers_source(run: Run, listen: Listener) -> Source | str:
+    """The weights of the teacher that gave the run's answers, or why they can't be read, with what would change it."""
+    with TraceStore(run.traces, readonly=True) as store:
+        teacher, words = store.teacher(), store.tokenizer()
+    found = find_weights(run.settings.teacher, teacher, words, listen)
+    return found.reason if found.path is None else open_source(found.path)
 
 
 def started_at(run: Run) -> Path | None:
@@ -138,13 +144,18 @@ def default_ffn(ffn: int, whole: bool) -> int:
     return ffn if whole else max(1, round(ffn / 3 / 256)) * 256 if ffn >= 768 else ffn
 
 
-def _told(listen: Listener, unit: str) -> Any:
-    return lambda done, total: listen(Event("train", "progress", done=done, total=total, unit=unit))
+def _told(listen: Listener, unit: str) -> Callable[[int, int], None]:
+    def told(done: int, total: int) -> None:
+        listen(Event("train", "progress", done=done, total=total, unit=unit))
+
+    return told
 
 
-def samples(run: Run, tokenizer: StudentTokenizer, context: int, tokens: int) -> list[Sample]:
-    """Packed rows of training answers after their questions, without dreams: about so many positions of them."""
-    documents = Documents.load(run.data / "train")
+def samples(
+    run: Run, tokenizer: StudentTokenizer, context: int, tokens: int, part: str = "train"
+) -> list[Sample]:
+    """Packed rows of answers after their questions, without dreams: about so many positions of them."""
+    documents = Documents.load(run.data / part)
     batches = Batches(
         documents, tokenizer, context, Mixture(dreams=False, empty=1.0, drafts=0.0), run.settings.seed, 0.0
     )
