@@ -22,7 +22,7 @@ from distill.evaluation.examination.score_bench import bench_score, scored_rows
 from distill.evaluation.examination.scoring import dream_context, score_answers
 from distill.evaluation.examination.targets import How, Target, find_target, open_examinee
 from distill.evaluation.examinees.native import MASKED, RETRIEVED, NativeExaminee, teacher_map_of, with_teacher_map
-from distill.evaluation.examinees.protocol import AnswerScore, Examinee
+from distill.evaluation.examinees.protocol import AnswerScore, Examinee, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets
 from distill.evaluation.metrics.speech import Form
 from distill.run import Run
@@ -181,12 +181,13 @@ def test_answers_dream_first_and_stop_by_themselves(exam: SmallExam, smollm2: Pa
     assert spoken.form == Form(dream=False, clean=True, whole=True, ended=False)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
 def test_whatever_its_weights_its_dreams_are_whole_and_its_answers_clean(
-    exam: SmallExam, folder: Path, how: How, temperature: float
+    exam: SmallExam, folder: Path, how: How
 ) -> None:
     noise = NativeExaminee(Target("noise", "checkpoint", folder), replace(how, dream_tokens=dream_size(2)))
-    spoken = noise.answer(exam.questions, think=True, temperature=temperature, max_tokens=20, draw=0)
+    spoken: list[Spoken] = []
+    for draw, temperature in enumerate((0.0, 0.7, 1.0, 2.0, 5.0, 9.0)):
+        spoken += noise.answer(exam.questions, think=True, temperature=temperature, max_tokens=20, draw=draw)
     for said in spoken:
         assert said.closed
         assert said.form.dream is not False
