@@ -22,6 +22,7 @@ from distill.evaluation.examination.contamination import HASHES, hashes_json
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.dream_engine import ABOUT, WEIGHTS
+from distill.student.grammar import longest_path
 from distill.student.pretrained import CODEBOOK
 from distill.teacher.find_weights import license_of
 from distill.teacher.licenses import License
@@ -221,6 +222,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         "run": run.name,
         "checkpoint": checkpoint.name,
         "seed": run.settings.seed,
+        "dream_steps": longest_path(run.settings),
         "versions": records["train"].versions if "train" in records else {},
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
