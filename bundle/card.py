@@ -142,8 +142,8 @@ def _terms(manifest: Manifest, license: License, whole: bool) -> str:
         return begin
     told = License.from_json(teacher.get("license"))
     return (
-        f"{begin} The licence of its teacher, {teacher.get('name')}: {told}. Some licences have terms for models that learn "
-        "from a model's answers."
+        f"{begin} The licence of its teacher, {teacher.get('name')}: {told}. Some licences have terms for models that "
+        "learn from a model's answers."
     )
 
 
