@@ -1,18 +1,20 @@
 """The student as one GGUF file: what llama.cpp and Ollama load."""
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType, RopeScalingType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.backbone.gguf_names import interleave, tensor_name
-from distill.backbone.model import BackboneConfig
+from distill.backbone.architecture import BackboneConfig
+from distill.backbone.gguf_names import ROPE_DIVISORS, tensor_name, to_gguf
 from distill.errors import BadInput, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.tokens.bpe import StudentTokenizer
@@ -47,6 +49,19 @@ def stored_as(name: str, shape: tuple[int, ...], wanted: GGMLQuantizationType) -
     return Q.Q8_0 if name in VOCABULARY and size / block < 1 else wanted
 
 
+def file_bytes(config: BackboneConfig, dtype: str) -> int:
+    """What the weights of a student of these sizes take in a GGUF; vocabulary and metadata come to it."""
+    with torch.device("meta"):
+        shapes = {name: tuple(weight.shape) for name, weight in Backbone(config).state_dict().items()}
+    if config.tie_embeddings:
+        shapes.pop("lm_head.weight", None)
+    total = 0
+    for name, shape in shapes.items():
+        block, size = GGML_QUANT_SIZES[stored_as(name, shape, DTYPES[dtype][0])]
+        total += math.prod(shape) // block * size
+    return total
+
+
 def write_gguf(
     weights: Mapping[str, Tensor],
     config: BackboneConfig,
@@ -70,7 +85,7 @@ def write_gguf(
         )
     kind, file_type = DTYPES[dtype]
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    writer: Any = GGUFWriter(aside, "llama")
+    writer: Any = GGUFWriter(aside, config.architecture)
     try:
         _add_description(writer, config, file_type, metadata or {})
         _add_vocabulary(writer, tokenizer)
@@ -111,6 +126,12 @@ def _add_description(
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
+    scaling = config.rope_scaling
+    if scaling and scaling.kind == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(scaling.factor)
+    elif scaling:
+        writer.add_tensor(ROPE_DIVISORS, scaling.divisors(config.frequencies()).numpy(), raw_dtype=Q.F32)
 
 
 def _add_vocabulary(writer: Any, tokenizer: StudentTokenizer) -> None:
@@ -139,10 +160,7 @@ def _add_tensor(
     wanted: GGMLQuantizationType,
     listen: Listener,
 ) -> None:
-    if name.endswith("q_proj.weight"):
-        weight = interleave(weight, config.heads)
-    elif name.endswith("k_proj.weight"):
-        weight = interleave(weight, config.kv_heads)
+    weight = to_gguf(name, weight, config)
     kind = stored_as(name, weight.shape, wanted)
     if kind == Q.F16 != wanted:
         listen(Event("export", "note", f"{name}: rows of {weight.shape[-1]} don't fit {wanted.name}; kept in F16"))

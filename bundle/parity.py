@@ -10,14 +10,16 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.backbone.generate import generate
-from distill.backbone.gguf_names import interleave, tensor_name
+from distill.backbone.gguf_names import tensor_name, to_gguf
 from distill.backbone.model import Backbone, BackboneConfig
 from distill.errors import CorruptFile
 from distill.evaluation.examination.scoring import score_answers
+from distill.teacher.gguf_file import dequantized, whole_gguf
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer
 
@@ -135,13 +137,7 @@ little above that of Student's t with 2 or 3 degrees of freedom, whose tails are
 
 def weight_errors(path: Path, weights: Mapping[str, Tensor], config: BackboneConfig) -> dict[str, tuple[str, float]]:
     """Per tensor of the student, how a GGUF stores it and its relative error. Raises CorruptFile where one lacks."""
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
-
-    try:
-        stored: dict[str, Any] = {str(tensor.name): tensor for tensor in GGUFReader(path).tensors}
-    except (ValueError, IndexError, KeyError) as error:
-        raise CorruptFile(f"{path}: can't be read ({error}); export the run again") from error
+    stored = {tensor.name: tensor for tensor in whole_gguf(path).tensors}
     errors: dict[str, tuple[str, float]] = {}
     for name, weight in weights.items():
         if name == "lm_head.weight" and config.tie_embeddings:
@@ -149,14 +145,12 @@ def weight_errors(path: Path, weights: Mapping[str, Tensor], config: BackboneCon
         tensor = stored.get(tensor_name(name))
         if tensor is None:
             raise CorruptFile(f"{path}: has no {tensor_name(name)}; export the run again")
-        wanted = weight.detach().float().cpu().numpy()
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            wanted = interleave(wanted, config.heads if "q_proj" in name else config.kv_heads)
-        values = np.asarray(cast("Any", dequantize)(tensor.data, tensor.tensor_type), np.float32)
+        wanted = to_gguf(name, weight.detach().float().cpu().numpy(), config)
+        values = dequantized(path, tensor)
         if values.shape != wanted.shape:
             raise CorruptFile(f"{path}: {tensor_name(name)} has shape {values.shape}, not {wanted.shape}")
         distance = float(np.linalg.norm(values - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
-        errors[name] = (str(tensor.tensor_type.name), distance)
+        errors[name] = (GGMLQuantizationType(tensor.kind).name, distance)
     return errors
 
 

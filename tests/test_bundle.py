@@ -1,6 +1,5 @@
 """A bundle in its three worlds: transformers, llama.cpp and ourselves give the same ids and the same answers."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -24,6 +23,7 @@ from bundle.manifest import NATIVE, Manifest, check_files, list_files, read_mani
 from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.parity import TOLERANCE, weight_errors
 from bundle.verify import verify
+from distill.backbone.architecture import BackboneConfig
 from distill.backbone.generate import generate
 from distill.backbone.gguf_names import interleave
 from distill.backbone.model import BackboneConfig, rotary_tables, rotate, save_backbone
@@ -253,7 +253,7 @@ def test_interleaving_keeps_attention_scores(heads: int, half: int, place: int) 
     generator = np.random.default_rng(place)
     q, k = generator.normal(size=(2, heads * size, 5)).astype(np.float32)
     x = generator.normal(size=5).astype(np.float32)
-    config: Any = dataclasses.make_dataclass("Config", ["head_dim", "rope_theta"])(size, 10_000.0)
+    config = BackboneConfig(10, heads * size, 1, heads, heads, 8, 64, rope_theta=10_000.0)
     cos, sin = (table[[place, 3]] for table in rotary_tables(config, place + 4))
 
     def halves(weight: np.ndarray, row: int) -> np.ndarray:
@@ -333,7 +333,7 @@ def test_an_export_whose_parity_fails_is_not_published(
     copy: Path, student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (copy / "bundle.json").read_bytes()
-    monkeypatch.setattr("bundle.gguf.interleave", lambda weight, heads: weight)
+    monkeypatch.setattr("bundle.gguf.to_gguf", lambda name, weight, config: weight)
     with pytest.raises(ParityError, match=r"not published: weights: .*; greedy tokens, f32 GGUF: 0 of 3"):
         write_bundle(copy, student, ExportSettings(dtype="f32"), Origin("tiny", verification_prompts=PROMPTS))
     assert (copy / "bundle.json").read_bytes() == before

@@ -104,14 +104,14 @@ def test_presets_have_their_size_and_quantize_well(preset: str, millions: int) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "only 'llama'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "scaled rotary"),
+        ({"model_type": "gpt2"}, "'gpt2' can't be read; llama"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "scaled as 'dynamic'"),
         ({"attention_bias": True}, "attention_bias"),
         ({"head_dim": 5}, "head_dim"),
         ({"hidden_size": None}, "hidden_size"),
     ],
 )
-def test_a_checkpoint_that_is_no_plain_llama_is_refused(
+def test_a_checkpoint_of_another_architecture_is_refused(
     change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     save_backbone(Backbone(SMALL), tmp_path)

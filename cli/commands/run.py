@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @setting("--dataset", "capture.dataset", "Ask no teacher: take a dataset, such as causal-world.", metavar="NAME")
 @setting("--layers", "student.layers", "Of the teacher's layers, keep so many.", type=click.IntRange(1), metavar="N")
 @setting("--ffn", "student.ffn", "Of each layer's neurons, keep so many.", type=click.IntRange(1), metavar="N")
-@setting("--init", "student.init", "Begin as the teacher, by chance, or as another model.", metavar="teacher|chance|PATH")
+@setting(
+    "--init", "student.init", "Begin as the teacher, by chance, or as another model.", metavar="teacher|chance|PATH"
+)
 @setting("--preset", "student.preset", "Size of one from chance.", type=click.Choice(["nano", "micro", "small"]))
 @setting("--steps", "train.steps", "Optimizer steps.", type=click.IntRange(1), metavar="N")
 @setting("--minutes", "train.minutes", "Train so long instead.", type=click.FloatRange(0), metavar="M")

@@ -20,7 +20,9 @@ PHASES = ("all", "backbone", "input", "dream", "end")
 @setting("--minutes", "train.minutes", "Train so long instead.", type=click.FloatRange(0), metavar="M")
 @setting("--layers", "student.layers", "Of the teacher's layers, keep so many.", type=click.IntRange(1), metavar="N")
 @setting("--ffn", "student.ffn", "Of each layer's neurons, keep so many.", type=click.IntRange(1), metavar="N")
-@setting("--init", "student.init", "Begin as the teacher, by chance, or as another model.", metavar="teacher|chance|PATH")
+@setting(
+    "--init", "student.init", "Begin as the teacher, by chance, or as another model.", metavar="teacher|chance|PATH"
+)
 @setting("--preset", "student.preset", "Size of one from chance.", type=click.Choice(["nano", "micro", "small"]))
 @weights_option
 @setting("--processes", "train.processes", "Data-parallel processes.", type=click.IntRange(1), metavar="N")

@@ -1,16 +1,16 @@
-"""The student's text backbone: the Llama architecture, written for training speed and small-batch decoding.
+"""The text backbone of student and teacher: Llama and its kin, written for training speed and small-batch decoding.
 
-Parameters carry the names of transformers' `LlamaForCausalLM`, so one safetensors file serves us,
+Parameters carry the names of transformers' own class (architecture.py), so one safetensors file serves us,
 transformers, and the GGUF converter. Rotary positions follow RoFormer (arXiv:2104.09864) in the half-split
 layout, norms RMSNorm (arXiv:1910.07467), the feed-forward SwiGLU (arXiv:2002.05202), heads grouped-query
 attention (arXiv:2305.13245).
 
-Shape legend: B rows, T positions, D hidden, H heads, G key/value heads, E = D / H, V vocabulary.
+Shape legend: B rows, T positions, D hidden, H heads, G key/value heads, E head size, V vocabulary.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,104 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.backbone.architecture import BackboneConfig
 from distill.backbone.attention import Documents, attend
 from distill.backbone.weights import stored_tensors
 from distill.config import StudentSettings
 from distill.errors import BadInput, CorruptFile
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """Dimensions. Rows that quantize to K-quants want `hidden` and `ffn` in multiples of 256."""
-
-    vocab_size: int
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    ffn: int
-    context: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-    tie_embeddings: bool = True
-    pad_id: int | None = None
-    bos_id: int | None = None
-    eos_id: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
-            raise BadInput(f"student.heads: {self.heads} heads don't divide a hidden size of {self.hidden} evenly")
-        if self.heads % self.kv_heads:
-            raise BadInput(f"student.kv_heads: {self.heads} heads can't share {self.kv_heads} key/value heads evenly")
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-    def to_hf(self) -> dict[str, Any]:
-        """config.json. `rope_theta` stands at the top too: Ollama's importer reads it there."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.ffn,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": self.context,
-            "rms_norm_eps": self.norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
-            "rope_scaling": None,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "attention_dropout": 0.0,
-            "initializer_range": 0.02,
-            "tie_word_embeddings": self.tie_embeddings,
-            "pad_token_id": self.pad_id,
-            "bos_token_id": self.bos_id,
-            "eos_token_id": self.eos_id,
-            "torch_dtype": "float32",
-            "use_cache": True,
-        }
-
-    @classmethod
-    def from_hf(cls, config: dict[str, Any], where: str = "config.json") -> "BackboneConfig":
-        """Read config.json. Raises BadInput where the architecture is not plain Llama."""
-        if config.get("model_type") != "llama":
-            raise BadInput(f"{where}: model_type is {config.get('model_type')!r}; only 'llama' checkpoints can be read")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise BadInput(f"{where}: scaled rotary positions ({rope.get('rope_type')!r}) are not supported")
-        if config.get("attention_bias") or config.get("mlp_bias"):
-            raise BadInput(f"{where}: attention_bias and mlp_bias are not supported")
-        try:
-            heads = int(config["num_attention_heads"])
-            eos = config.get("eos_token_id")
-            result = cls(
-                vocab_size=int(config["vocab_size"]),
-                hidden=int(config["hidden_size"]),
-                layers=int(config["num_hidden_layers"]),
-                heads=heads,
-                kv_heads=int(config.get("num_key_value_heads") or heads),
-                ffn=int(config["intermediate_size"]),
-                context=int(config["max_position_embeddings"]),
-                rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-                norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-                tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-                pad_id=config.get("pad_token_id"),
-                bos_id=config.get("bos_token_id"),
-                eos_id=eos[0] if isinstance(eos, list) else eos,
-            )
-        except KeyError as error:
-            raise BadInput(f"{where}: has no {error.args[0]!r}; is it a Llama checkpoint's config?") from error
-        if config.get("head_dim") not in (None, result.head_dim):
-            raise BadInput(f"{where}: head_dim {config['head_dim']} is not hidden_size / heads; Ollama can't load that")
-        return result
-
 
 PRESETS: dict[str, dict[str, int]] = {
     "nano": {"hidden": 256, "layers": 6, "heads": 4, "kv_heads": 2, "ffn": 768},
@@ -134,10 +41,14 @@ def config_for(settings: StudentSettings, vocab_size: int, pad_id: int, eos_id: 
 
 
 def rotary_tables(config: BackboneConfig, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, (length, E) float32: angle of pair i at position t is t · theta^(−2i/E). On the CPU, even
-    where modules are made elsewhere: they hold no weights."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
-    angles = torch.outer(torch.arange(length, device="cpu").float(), 1.0 / config.rope_theta**exponents)
+    """cos and sin, (length, E) float32: angle of pair i at position t is t · its frequency, after any scaling.
+
+    On the CPU, even where modules are made elsewhere: they hold no weights.
+    """
+    frequencies = config.frequencies()
+    if config.rope_scaling is not None:
+        frequencies = frequencies / config.rope_scaling.divisors(frequencies)
+    angles = torch.outer(torch.arange(length, device="cpu").float(), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
@@ -166,10 +77,12 @@ class Attention(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.q_proj = nn.Linear(config.hidden, config.heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden, config.kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden, config.kv_heads * config.head_dim, bias=False)
+        self.q_proj = nn.Linear(config.hidden, config.heads * config.head_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden, config.kv_heads * config.head_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden, config.kv_heads * config.head_dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.heads * config.head_dim, config.hidden, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.head_norms else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.head_norms else None
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, H, T, E), (B, G, T, E), (B, G, T, E): rotated queries and keys, and values."""
@@ -177,6 +90,8 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(rows, length, self.heads, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(rows, length, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(rows, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
@@ -221,7 +136,7 @@ class Stack(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A decoder-only Llama. `forward` gives logits; training reads `hidden` and fuses the projection.
+    """A decoder-only language model. `forward` gives logits; training reads `hidden` and fuses the projection.
 
     Going on token by token is `distill.backbone.session`'s.
     """
@@ -254,7 +169,7 @@ class Backbone(nn.Module):
         residual = 0.02 / (2 * self.config.layers) ** 0.5
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             else:
                 deviation = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
                 parameter.normal_(0.0, deviation, generator=generator)
@@ -310,7 +225,7 @@ def read_config(folder: Path) -> BackboneConfig:
     try:
         return BackboneConfig.from_hf(json.loads(path.read_text()), str(path))
     except FileNotFoundError as error:
-        raise BadInput(f"{folder}: no config.json; give the folder of a Llama checkpoint") from error
+        raise BadInput(f"{folder}: no config.json; give the folder of a checkpoint") from error
     except ValueError as error:
         raise CorruptFile(f"{path}: is not JSON ({error})") from error
 

@@ -15,17 +15,20 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from distill.backbone.model import Backbone, Block
+from distill.backbone.model import Attention, Backbone, Block
 
 
 @dataclass(frozen=True)
 class PreparedBlock:
-    """qkv (D, (H + 2G)·E), out (H·E, D), gate_up (D, 2F), down (F, D)."""
+    """qkv (D, (H + 2G)·E), out (H·E, D), gate_up (D, 2F), down (F, D). Where the architecture has them: bias
+    ((H + 2G)·E,) of qkv, head_norm (H + G, E) the weights of queries' and keys' norms, times √E."""
 
     qkv: Tensor
     out: Tensor
     gate_up: Tensor
     down: Tensor
+    bias: Tensor | None
+    head_norm: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Prepared:
     """embed (V, D); norm (D,) the last norm's weight; head (D, V); rotations (L, E / 2) complex: e^(i · angle).
 
     floor (): √(D · ε). Where x / hypot(‖x‖, floor) stands for an RMS norm, √D is in the weight that follows.
+    head_floor (): √(E · ε), for norms of heads.
     """
 
     embed: Tensor
@@ -41,6 +45,7 @@ class Prepared:
     head: Tensor
     rotations: Tensor
     floor: Tensor
+    head_floor: Tensor
 
 
 def prepared(model: Backbone) -> Prepared:
@@ -70,8 +75,7 @@ def _prepare(model: Backbone) -> Prepared:
     for block in cast("Sequence[Block]", stack.layers):
         attention, feed = block.self_attn, block.mlp
         before, between = block.input_layernorm.weight, block.post_attention_layernorm.weight
-        q, k = (_pairs(weight, config.head_dim) for weight in (attention.q_proj.weight, attention.k_proj.weight))
-        qkv = torch.cat((q, k, attention.v_proj.weight))
+        qkv = _joined(attention, "weight")
         gate_up = torch.cat((feed.gate_proj.weight, feed.up_proj.weight))
         blocks.append(
             PreparedBlock(
@@ -79,6 +83,8 @@ def _prepare(model: Backbone) -> Prepared:
                 attention.o_proj.weight.t().contiguous(),
                 (gate_up * (between * scale)).t().contiguous(),
                 feed.down_proj.weight.t().contiguous(),
+                _joined(attention, "bias") if config.qkv_bias else None,
+                _head_norm(attention),
             )
         )
     half = config.head_dim // 2
@@ -89,9 +95,24 @@ def _prepare(model: Backbone) -> Prepared:
         head=model.lm_head.weight.t().contiguous(),
         rotations=torch.complex(model.cos[:, :half], model.sin[:, :half]),
         floor=torch.tensor((config.hidden * config.norm_eps) ** 0.5, device=model.cos.device),
+        head_floor=torch.tensor((config.head_dim * config.norm_eps) ** 0.5, device=model.cos.device),
     )
 
 
-def _pairs(weight: Tensor, size: int) -> Tensor:
-    """Rows (heads · E, D) of each head in the order 0, E/2, 1, E/2 + 1, …: rotary pairs side by side."""
-    return weight.unflatten(0, (-1, 2, size // 2)).transpose(1, 2).flatten(0, 2)
+def _joined(attention: Attention, part: str) -> Tensor:
+    """The weights or biases of queries, keys and values, (H + 2G)·E rows."""
+    q, k, v = (getattr(projection, part) for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
+    return torch.cat((_pairs(q, attention.head_dim), _pairs(k, attention.head_dim), v))
+
+
+def _head_norm(attention: Attention) -> Tensor | None:
+    if attention.q_norm is None or attention.k_norm is None:
+        return None
+    size = attention.head_dim
+    q, k = (_pairs(norm.weight, size) * size**0.5 for norm in (attention.q_norm, attention.k_norm))
+    return torch.cat((q.expand(attention.heads, size), k.expand(attention.kv_heads, size)))
+
+
+def _pairs(rows: Tensor, size: int) -> Tensor:
+    """Rows (heads · E, …) of each head in the order 0, E/2, 1, E/2 + 1, …: rotary pairs side by side."""
+    return rows.unflatten(0, (-1, 2, size // 2)).transpose(1, 2).flatten(0, 2)

@@ -72,9 +72,14 @@ class Session:
         keys, values = (part.unbind(0) for part in self.cache.narrow(4, 0, end).unbind(1))
         x = F.embedding(ids, weights.embed).flatten(0, 1)
         for block, slot, k, v in zip(weights.blocks, slots, keys, values, strict=True):
-            qkv = torch.mm(_norm(x, weights.floor), block.qkv).view(rows, count, -1, size)
+            qkv = _norm(x, weights.floor)
+            qkv = torch.mm(qkv, block.qkv) if block.bias is None else torch.addmm(block.bias, qkv, block.qkv)
+            qkv = qkv.view(rows, count, -1, size)
             q, new = qkv.split((heads, 2 * config.kv_heads), dim=2)
-            _rotate(qkv.narrow(2, 0, heads + config.kv_heads), rotations)
+            turned = qkv.narrow(2, 0, heads + config.kv_heads)
+            if block.head_norm is not None:
+                turned.copy_(_norm(turned, weights.head_floor) * block.head_norm)
+            _rotate(turned, rotations)
             slot.copy_(new.view(rows, count, 2, -1, size).permute(2, 0, 3, 1, 4))
             if count == 1:
                 # Queries that share keys stand as positions: to the kernel, that is no grouping at all.

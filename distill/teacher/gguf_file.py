@@ -7,6 +7,7 @@ library only the arithmetic of quantized blocks is used.
 import contextlib
 import math
 import mmap
+import re
 import struct
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from distill.errors import BadInput, CorruptFile
 MAGIC = b"GGUF"
 ALIGNMENT = 32
 """Of the tensors' data, where the file says nothing else."""
+
+PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+"""How llama.cpp names the parts of a model that was split."""
 
 AT_ONCE = 1 << 17
 """Elements dequantized at a time: what the library makes of them on the way stays in a core's cache."""
@@ -142,6 +146,26 @@ def read_gguf(path: Path) -> Gguf:
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"general.alignment is {alignment!r}")
         return Gguf(path, fields, reader.tensors(alignment))
+
+
+def whole_gguf(path: Path) -> Gguf:
+    """Key-value pairs and tensors, all of which can be read.
+
+    Raises as read_metadata does, BadInput for a part of a model or a way of storing that we can't read, and CorruptFile
+    where tensors lie past the end of the file.
+    """
+    file = read_gguf(path)
+    found = PART.search(path.name)
+    parts = file.fields.get("split.count") or (int(found[1]) if found else 1)
+    if parts != 1:
+        raise BadInput(f"{path}: is one of {parts} parts of a model; join them with `llama-gguf-split --merge`")
+    size = path.stat().st_size
+    for tensor in file.tensors:
+        if (end := tensor.start + stored_bytes(path, tensor)) > size:
+            raise CorruptFile(
+                f"{path}: is cut short: {tensor.name} ends at byte {end:,}, the file at {size:,}; fetch the model again"
+            )
+    return file
 
 
 def stored_bytes(path: Path, tensor: GgufTensor) -> int:

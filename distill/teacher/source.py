@@ -78,10 +78,14 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Read a model's description: of a GGUF.
+    """Read a model's description: of a GGUF, or of a folder with config.json and model*.safetensors.
 
     Raises BadInput for what we can't read, CorruptFile for a broken file.
     """
+    if path.is_dir():
+        from distill.teacher.source_folder import open_folder
+
+        return open_folder(path)
     from distill.teacher.source_gguf import open_gguf
 
     return open_gguf(path)

@@ -19,9 +19,9 @@ from tokenizers.models import BPE
 
 from distill.errors import BadInput
 from distill.teacher.gguf_tokenizer import NORMAL, byte_alphabet
+from distill.teacher.pre_tokenizers import PRE_TOKENIZATIONS
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.bpe import Origin, StudentTokenizer
-from distill.tokens.pre_tokenizers import PRE_TOKENIZATIONS
 
 CHAT_WORDS = ("user", "assistant", "system", "tool", "\n")
 """What the chat format itself writes."""

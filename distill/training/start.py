@@ -151,9 +151,7 @@ def _told(listen: Listener, unit: str) -> Callable[[int, int], None]:
     return told
 
 
-def samples(
-    run: Run, tokenizer: StudentTokenizer, context: int, tokens: int, part: str = "train"
-) -> list[Sample]:
+def samples(run: Run, tokenizer: StudentTokenizer, context: int, tokens: int, part: str = "train") -> list[Sample]:
     """Packed rows of answers after their questions, without dreams: about so many positions of them."""
     documents = Documents.load(run.data / part)
     batches = Batches(

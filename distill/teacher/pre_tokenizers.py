@@ -1,0 +1,81 @@
+"""How each teacher's BPE splits text before it merges, by the name that GGUF gives it (`tokenizer.ggml.pre`).
+
+Each entry is the equivalent, in the `tokenizers` library, of what llama.cpp does for that name; tests compare
+the two on fuzzed text for each way of splitting. A name that is not listed can't be promised to be exact.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+
+_CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_WORDS = (
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # the cl100k shape
+)
+
+
+@dataclass(frozen=True)
+class PreTokenization:
+    """`ignore_merges`: a piece that is itself in the vocabulary is taken whole, whatever the merges say."""
+
+    digits: str
+    """`runs`, `single`, `three` (how digits are grouped)."""
+    shape: str
+    """`gpt2` or `cl100k`."""
+    ignore_merges: bool = False
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression of a piece, in the shape `cl100k`."""
+        return _CONTRACTIONS + _WORDS.replace("{DIGITS}", "{1,3}" if self.digits == "three" else "")
+
+    def build(self) -> PreTokenizer:
+        if self.shape == "gpt2":
+            words: PreTokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
+            return Sequence([Digits(individual_digits=True), words]) if self.digits == "single" else words
+        words = Split(Regex(self.pattern), behavior="isolated")
+        return Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+_GPT2 = PreTokenization("runs", "gpt2")
+_SMOLLM = PreTokenization("single", "gpt2")
+_LLAMA3 = PreTokenization("three", "cl100k", ignore_merges=True)
+_DBRX = PreTokenization("three", "cl100k")
+_QWEN2 = PreTokenization("single", "cl100k")
+
+PRE_TOKENIZATIONS: dict[str, PreTokenization] = {
+    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo"), _GPT2),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), _SMOLLM),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), _LLAMA3),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), _DBRX),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
+}
+
+_SPELLED_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+"""As tokenizer.json files write them; `_CONTRACTIONS` says the same without a flag."""
+
+_NAMES = {_GPT2: "gpt-2", _SMOLLM: "smollm", _LLAMA3: "llama-bpe", _DBRX: "dbrx", _QWEN2: "qwen2"}
+
+
+def name_of(pre_tokenizer: Any, ignore_merges: bool) -> str:
+    """GGUF's name of what tokenizer.json says in `pre_tokenizer`; "" where we don't know it to be exact."""
+    try:
+        steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+        kinds, last = [step["type"] for step in steps], steps[-1]
+        if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+            return ""
+        found = None
+        if last.get("use_regex", True):
+            if kinds == ["ByteLevel"]:
+                found = PreTokenization("runs", "gpt2", ignore_merges)
+            elif kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
+                found = PreTokenization("single", "gpt2", ignore_merges)
+        elif kinds == ["Split", "ByteLevel"] and (steps[0]["behavior"], steps[0]["invert"]) == ("Isolated", False):
+            pattern = steps[0]["pattern"]["Regex"].replace(_SPELLED_CONTRACTIONS, _CONTRACTIONS)
+            shapes = [PreTokenization(digits, "cl100k", ignore_merges) for digits in ("three", "single")]
+            found = next((shape for shape in shapes if shape.pattern == pattern), None)
+    except (KeyError, TypeError, IndexError, AttributeError):
+        return ""
+    return "" if found is None else _NAMES.get(found, "")
