@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distill.backbone.architecture import BackboneConfig
 from distill.backbone.gguf_names import ROPE_DIVISORS, tensor_name, to_gguf
+from distill.backbone.model import Backbone
 from distill.errors import BadInput, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.tokens.bpe import StudentTokenizer

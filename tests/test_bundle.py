@@ -26,7 +26,7 @@ from bundle.verify import verify
 from distill.backbone.architecture import BackboneConfig
 from distill.backbone.generate import generate
 from distill.backbone.gguf_names import interleave
-from distill.backbone.model import BackboneConfig, rotary_tables, rotate, save_backbone
+from distill.backbone.model import rotary_tables, rotate, save_backbone
 from distill.config import CaptureSettings, ExportSettings, Settings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, ParityError, RunMismatch
