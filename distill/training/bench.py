@@ -6,6 +6,7 @@ gradients. Steps alternate in rounds, so that a machine that changes its speed c
 before them, which warms ours up too.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,23 +52,21 @@ def bench_train(
     optimizer = make_optimizer(ours, settings.lr, (0.9, 0.95), settings.weight_decay)
     place = 0
 
-    def step(candidate: numerics.Numerics, kernel: Any) -> None:
+    def backward(candidate: numerics.Numerics, kernel: Any, count: int) -> None:
         nonlocal place
-        chosen = [planned[(place + i) % len(planned)] for i in range(rows)]
-        place += rows
+        chosen = [planned[(place + i) % len(planned)] for i in range(count)]
+        place += count
         forward_backward(ours, move(batches.assemble(chosen), device), candidate.precision, kernel)
+
+    def step(candidate: numerics.Numerics, kernel: Any) -> None:
+        backward(candidate, kernel, rows)
         torch.nn.utils.clip_grad_norm_(ours.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    def seconds_of(candidate: numerics.Numerics) -> float:
-        kernel = numerics.apply(candidate, ours)
-        try:
-            return numerics.timed(lambda: step(candidate, kernel), device)
-        finally:
-            numerics.undo(ours)
-
-    chosen = numerics.choose(settings, device, seconds_of, rows * context, lambda _: 1e9, listen)
+    trial = numerics.Trial(ours, backward, rows, 1, lambda _: math.inf, lambda seconds: seconds, listen)
+    chosen = numerics.choose(settings, trial)
+    optimizer.zero_grad()
     kernel = numerics.apply(chosen, ours)
     steps = {
         "transformers": reference_step(config.to_hf(), rows, context, device),
@@ -83,7 +82,12 @@ def bench_train(
             ratio("ours over transformers", speeds["ours"], speeds["transformers"]),
         ],
         settings={"preset": preset, "vocab_size": vocab_size, "rows": rows, "context": context},
-        about={"parameters": count_parameters(ours), "numerics": chosen.label, "trial": chosen.trial},
+        about={
+            "parameters": count_parameters(ours),
+            "numerics": chosen.label,
+            "trial": chosen.trial,
+            "why": chosen.why,
+        },
         warmup=warmup,
         machine=machine(str(device)),
     )
