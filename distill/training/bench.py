@@ -7,7 +7,7 @@ before them, which warms ours up too.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,14 +36,17 @@ def bench_train(
     warmup: int = 1,
     settings: TrainSettings | None = None,
     listen: Listener = silent,
+    sizes: Mapping[str, int] | None = None,
 ) -> BenchResult:
     """Tokens a second of both steps, and the ratio of each round (ours / theirs).
 
-    Raises BadInput for an unknown preset or setting.
+    sizes: `hidden`, `layers` and so on where they are not the preset's. Raises BadInput for an unknown preset or
+    setting.
     """
     settings = settings or TrainSettings()
     device = pick_device(settings.device)
-    config = config_for(StudentSettings(preset=preset, context=context), vocab_size, 0, 2)
+    sizes = {name: size for name, size in (sizes or {}).items() if size}
+    config = config_for(StudentSettings(preset=preset, context=context, **sizes), vocab_size, 0, 2)  # pyright: ignore[reportArgumentType]
     ours = Backbone(config).initialize(0).to(device).train()
     batches = Batches(
         synthetic_documents(vocab_size), FixedTokens(vocab_size), context, Mixture(True, 0.25, 0.0), 0, 0.8
@@ -81,7 +84,7 @@ def bench_train(
             *(Series(name, "tokens/s", 1, tuple(speed)) for name, speed in speeds.items()),
             ratio("ours over transformers", speeds["ours"], speeds["transformers"]),
         ],
-        settings={"preset": preset, "vocab_size": vocab_size, "rows": rows, "context": context},
+        settings={"preset": preset, **sizes, "vocab_size": vocab_size, "rows": rows, "context": context},
         about={
             "parameters": count_parameters(ours),
             "numerics": chosen.label,
