@@ -53,7 +53,7 @@ def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
         listen(Event("train", "start", f"{counts['train']['documents']} documents", data=counts))
     world.wait()
     trainer = Trainer(run, world, listen if world.first else silent)
-    summary = trainer.fit(started)
+    summary = trainer.fit()
     if world.first:
         best = checkpoint.best(run)
         outputs = {

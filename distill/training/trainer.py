@@ -111,14 +111,14 @@ class Trainer:
         return settings
 
     # The loop.
-    def fit(self, started: float) -> dict[str, Any]:
-        """Train to the end of `steps` or `minutes`."""
+    def fit(self) -> dict[str, Any]:
+        """Train to the end of `steps` or `minutes`. The clock runs while it trains, not while it finds out how."""
         settings, state = self.settings, self.state
-        self.offset = state.seconds - (time.monotonic() - started) if state.step else 0.0
-        self.started = started
         chosen = numerics.load(self.run.checkpoints / "numerics.json") if state.step else None
         self.numerics = chosen or self._choose_numerics()
         self.kernel = numerics.apply(self.numerics, self.model)
+        if self.numerics.compiled:
+            self._pass(self.numerics, self.kernel, settings.batch_rows)  # compiles
         with contextlib.ExitStack() as stack:
             board = self._open_logs(stack)
             saved = state.step
@@ -126,6 +126,7 @@ class Trainer:
                 numerics.save(self.numerics, self.run.checkpoints / "numerics.json")
                 checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {})
             stop = stack.enter_context(Interrupt())
+            self.started = time.monotonic() - state.seconds
             while self.progress() < 1.0:
                 self._one_step(board)
                 stopped = self._anyone(stop.asked)
@@ -152,7 +153,7 @@ class Trainer:
         return float(self.world.share(share))
 
     def _clock(self) -> float:
-        return self.offset + time.monotonic() - self.started
+        return time.monotonic() - self.started
 
     def _one_step(self, board: Any) -> None:
         settings, state = self.settings, self.state
@@ -224,6 +225,7 @@ class Trainer:
 
     # Measuring.
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # batches of another size would each compile anew
     def validate(self) -> dict[str, float]:
         """Loss and cross-entropies on the validation documents: nats a token; bits per byte of the answers."""
         totals = torch.zeros(4, dtype=torch.float64)
@@ -255,28 +257,23 @@ class Trainer:
 
     def _choose_numerics(self) -> numerics.Numerics:
         settings = self.settings
-        batch = self._batch(self._next_rows())
-        self.state.row = 0
 
-        def seconds_of(candidate: numerics.Numerics) -> float:
-            kernel = numerics.apply(candidate, self.model)
+        def training(step: float) -> float:
+            return 60 * settings.minutes if settings.minutes > 0 else settings.steps * step
 
-            def step() -> None:
-                forward_backward(self.model, batch, candidate.precision, kernel)
-                self.world.sum_gradients(list(self.model.parameters()))
-                self.optimizer.zero_grad()
-
-            try:
-                seconds = numerics.timed(step, self.device)
-            finally:
-                numerics.undo(self.model)
+        def share(seconds: float) -> float:
             return float(self.world.share(torch.tensor(seconds, dtype=torch.float64, device=self.device)))
 
-        def expected(seconds: float) -> float:
-            return 60 * settings.minutes / seconds if settings.minutes > 0 else settings.steps
+        part = min(self.world.size, settings.batch_rows)  # a row for each process
+        trial = numerics.Trial(self.model, self._pass, settings.batch_rows, part, training, share, self.listen)
+        return numerics.choose(settings, trial)
 
-        tokens = settings.batch_rows * self.model.config.context
-        return numerics.choose(settings, self.device, seconds_of, tokens, expected, self.listen)
+    def _pass(self, candidate: numerics.Numerics, kernel: Any, rows: int) -> None:
+        """Forward and backward over the epoch's first rows, from which nothing is learned."""
+        batch = self._batch([self.rows[i % len(self.rows)] for i in range(rows)])
+        forward_backward(self.model, batch, candidate.precision, kernel)
+        self.world.sum_gradients(list(self.model.parameters()))
+        self.optimizer.zero_grad()
 
     # What it leaves behind.
     def _open_logs(self, stack: contextlib.ExitStack) -> Any:
@@ -347,6 +344,7 @@ class Trainer:
             "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
             "numerics": self.numerics.label,
             "trial": self.numerics.trial,
+            "trial_seconds": self.numerics.seconds,
             "device": str(self.device),
             "processes": self.world.size,
         }
