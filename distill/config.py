@@ -127,6 +127,9 @@ class TrainSettings:
     clip: float = 1.0
     soft_weight: float = 0.8
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
+    match: float = 0.0
+    """Weight of the distance between an inherited student's hidden states and its teacher's; the teacher is computed
+    beside it for that. 0: not measured."""
     dreams: bool = True
     """False: the same student, without any dream."""
     pause: bool = False

@@ -181,11 +181,13 @@ class Backbone(nn.Module):
         positions: Tensor | None = None,
         documents: Documents | None = None,
         embeds: Tensor | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Last hidden states (B, T, D) of ids (B, T).
 
         positions (B, T): place of each token in its document; None: 0…T−1. documents: where they lie; None: a
-        row is a document. embeds (B, T, D): read in the place of the ids' own embeddings.
+        row is a document. embeds (B, T, D): read in the place of the ids' own embeddings. states: gets what leaves each
+        layer, (B, T, D).
         """
         if positions is None:
             cos, sin = self.cos[: ids.shape[1]][None, None], self.sin[: ids.shape[1]][None, None]
@@ -196,6 +198,8 @@ class Backbone(nn.Module):
             x = x.to(torch.get_autocast_dtype(ids.device.type))
         for layer in self.model.layers:
             x = layer(x, cos, sin, documents)
+            if states is not None:
+                states.append(x)
         return self.model.norm(x)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None) -> Tensor:

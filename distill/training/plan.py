@@ -53,6 +53,8 @@ def check_settings(settings: TrainSettings) -> None:
         raise BadInput(
             f"train.lr, train.clip: {settings.lr:g} and {settings.clip:g} must be above 0 (train.lr=0 chooses)"
         )
+    if settings.match < 0:
+        raise BadInput(f"train.match={settings.match:g}: must be 0 or more")
     if len(settings.betas) != 2:
         raise BadInput(f"train.betas: {settings.betas} should be two numbers, such as [0.9, 0.95]")
     for name in ("soft_weight", "empty_dreams", "drafts_from", "drafts_share"):

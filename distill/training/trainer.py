@@ -26,6 +26,7 @@ from distill.training import checkpoint, drafts, numerics
 from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.checkpoint import LoopState
 from distill.training.distributed import World
+from distill.training.features import Features
 from distill.training.plan import (
     CHANCE_LR,
     FREE,
@@ -104,6 +105,7 @@ class Trainer:
             listen(Event("train", "warning", text))
         self.rows = self.batches.epoch(self.state.epoch)
         self.kernel: Any = None
+        self.features = Features.of(run, self.tokenizer, self.device, listen) if settings.match else None
 
     def _fixed(self) -> dict[str, Any]:
         settings = {key: value for key, value in train_settings(self.run).items() if key not in FREE}
@@ -166,7 +168,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self._batch(self._next_rows())
-        result = forward_backward(self.model, batch, self.numerics.precision, self.kernel)
+        matched = (self.features, settings.match)
+        result = forward_backward(self.model, batch, self.numerics.precision, self.kernel, True, *matched)
         parameters = list(self.model.parameters())
         self.world.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
@@ -306,6 +309,8 @@ class Trainer:
         soft = answers & (batch.targets.soft_weight > 0) if batch.chunks is None else None
         entry["kl"] = float(result["kl"][soft].mean() if soft is not None and soft.any() else result["kl"].mean())
         entry["answer_cross_entropy"] = float(result["ce"][answers].mean())
+        if "match" in result:
+            entry["match"] = float(result["match"])
         if dreams.any():
             entry["dream_cross_entropy"] = float(result["ce"][dreams].mean())
         if state.step % settings.validate_every == 0:
