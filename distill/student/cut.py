@@ -115,7 +115,7 @@ def keep_layers(model: Backbone, layers: Sequence[int]) -> Backbone:
     return smaller.eval()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def narrow(
     model: Backbone,
     samples: Sequence[Sample],
