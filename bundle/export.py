@@ -17,21 +17,19 @@ from bundle.modelfile import license_text, ollama_settings, render_modelfile
 from bundle.verify import verify
 from distill.backbone.model import Backbone, count_parameters, save_backbone
 from distill.config import ExportSettings
-from distill.errors import BadInput, ParityError
+from distill.errors import BadInput, DistillError, ParityError
 from distill.evaluation.examination.contamination import HASHES, hashes_json
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.dream_engine import ABOUT, WEIGHTS
 from distill.student.grammar import longest_path
+from distill.student.initialize import CHANCE, TEACHER
 from distill.student.pretrained import CODEBOOK
 from distill.teacher.find_weights import license_of
 from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
 
 VERIFICATION_PROMPTS = 20
-
-TEACHER = "teacher"
-"""What a student began as whose weights are its teacher's."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +212,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
     records = run.records()
     began = _began(run)
     if began != TEACHER:
-        license = License.of_folder(Path(began)) if began else License()
+        license = _license_at(Path(began)) if began else License()
     provenance = {
         "teacher": teacher,
         "began_as": began if began in ("", TEACHER) else Path(began).name,
@@ -237,10 +235,21 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
 
 
 def _began(run: Run) -> str:
-    """What the training began with, as its record tells (`began_as`): TEACHER, a checkpoint's folder, "" for chance."""
-    record = run.records().get("train")
-    told = record.summary.get("began_as") if record else None
-    return str(run.settings.student.init if told is None else told)
+    """What the training began with: TEACHER, the path of another model, "" for chance."""
+    from distill.training.start import started_at
+
+    init = run.settings.student.init
+    if init not in ("", CHANCE, TEACHER):
+        return init
+    return TEACHER if init == TEACHER and started_at(run) is not None else ""
+
+
+def _license_at(path: Path) -> License:
+    """Unknown, too, where the model that a student began as is there no more."""
+    try:
+        return License.of_weights(path)
+    except (DistillError, OSError):
+        return License()
 
 
 def _say_unknown(origin: Origin, listen: Listener) -> None:

@@ -31,13 +31,14 @@ from distill.config import CaptureSettings, ExportSettings, Settings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, ParityError, RunMismatch
 from distill.events import Event
-from distill.run import Run
+from distill.run import Run, sha256_file
 from distill.student.output_decoder import Splitter
 from distill.teacher.licenses import License
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import go_template, prompt_ids
 from distill.tokens.sentence_piece import from_model, train_model
+from distill.training.start import start_settings
 
 PROMPTS = ["What happens when you drop a ball?", "Is it wet? Dream of ⟨the rain⟩ wetting a café.", "12 + 30 = 42!"]
 SYSTEM = "Answer in one sentence."
@@ -466,22 +467,28 @@ def test_the_card_tells_unknown_terms_odd_ones_and_a_beginning_from_chance() -> 
 
 
 def test_a_run_tells_whose_weights_it_ships(student: Student, small_run: Run, tmp_path: Path) -> None:
-    """Inherited, as the training's record tells: the licence is that of the traces' teacher. Else none is claimed."""
+    """Inherited: the licence is that of the traces' teacher. From chance: none is claimed. Else the other model's."""
     run = Run.create(tmp_path / "r", Settings(teacher=small_run.settings.teacher))
     shutil.copyfile(small_run.traces, run.traces)
     checkpoint = write_checkpoint(run.checkpoints / "step-000007", student.model, student.tokenizer)
-    run.record("train", {}, {}, {"began_as": "teacher"}, 1.0)
+    run.record("start", start_settings(run), {"config.yaml": sha256_file(run.path / "config.yaml")}, {}, 1.0)
     origin = describe_run(run, checkpoint)
+    assert origin.provenance["began_as"] == "teacher"
     assert origin.license.name == origin.provenance["teacher"]["license"]["name"] == "apache-2.0"
     assert [prompt for prompt, _ in origin.verification_answers] == origin.verification_prompts
     with TraceStore(run.traces, readonly=True) as store:
         said = dict(store.texts(held_out=True))
     assert dict(origin.verification_answers) == said
-    run.record("train", {}, {}, {"began_as": ""}, 1.0)
+    run.record("start", start_settings(run), {}, {}, 1.0)  # nothing could be read
     origin = describe_run(run, checkpoint)
     assert not origin.license.name
     assert origin.provenance["began_as"] == ""
     assert origin.provenance["teacher"]["license"]["name"] == "apache-2.0"
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "LICENSE").write_text("MIT License")
+    run.settings.student.init = str(tmp_path / "llama")
+    origin = describe_run(run, checkpoint)
+    assert (origin.license.name, origin.provenance["began_as"]) == ("mit", "llama")
 
 
 # Talking.
@@ -491,7 +498,7 @@ def test_chat_streams_what_answer_gives_whole(published: Path) -> None:
     student = load_student(published)
     assert student.system == SYSTEM
     for think in (True, False):
-        how: dict[str, Any] = {"think": think, "temperature": 0.9, "max_tokens": 40, "seed": 3}
+        how: dict[str, Any] = {"think": think, "temperature": 0.9, "max_tokens": 120, "seed": 3}
         parts = pieces_of(student.chat([{"role": "user", "content": PROMPTS[0]}], **how))
         answer = student.answer(PROMPTS[0], **how)
         assert (parts["thinking"], parts["content"]) == (answer.dream_text, answer.text)

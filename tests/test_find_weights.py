@@ -75,11 +75,15 @@ def test_what_cannot_be_read_is_a_reason_with_a_way_out(tmp_path: Path, tiny: Pa
     assert found.reason.startswith(f"{tmp_path}/gone.gguf: ")
     assert ELSE in found.reason
     cut = tmp_path / "cut.gguf"
-    cut.write_bytes(tiny.read_bytes()[:2000])
-    found = find_weights(TeacherSettings(model=f"embedded:{cut}"))
-    assert found.path is None
-    assert str(cut) in found.reason
-    assert "\n" not in found.reason
+    for end in (2000, -100):  # within its description, and within its weights
+        cut.write_bytes(tiny.read_bytes()[:end])
+        found = find_weights(TeacherSettings(model=f"embedded:{cut}"))
+        assert found.path is None
+        assert found.reason.startswith(f"{cut}: ")
+        assert found.reason.endswith(ELSE)
+        assert "\n" not in found.reason
+        with pytest.raises(CorruptFile, match=r"cut\.gguf: "):
+            find_weights(TeacherSettings(weights=str(cut)))
     info = TeacherInfo("dataset:causal-world", "causal-world", "1", "", "1", False)
     assert "no model gave the answers" in find_weights(TeacherSettings(), info).reason
 
