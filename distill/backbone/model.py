@@ -34,9 +34,10 @@ PRESETS: dict[str, dict[str, int]] = {
 
 def config_for(settings: StudentSettings, vocab_size: int, pad_id: int, eos_id: int) -> BackboneConfig:
     """The preset with the settings' own sizes over it. Raises BadInput for an unknown preset."""
-    if settings.preset not in PRESETS:
-        raise BadInput(f"student.preset: {settings.preset!r} is none of {', '.join(PRESETS)}")
-    sizes = {name: getattr(settings, name) or default for name, default in PRESETS[settings.preset].items()}
+    preset = settings.preset or next(iter(PRESETS))
+    if preset not in PRESETS:
+        raise BadInput(f"student.preset: {preset!r} is none of {', '.join(PRESETS)}")
+    sizes = {name: getattr(settings, name) or default for name, default in PRESETS[preset].items()}
     return BackboneConfig(vocab_size, **sizes, context=settings.context, pad_id=pad_id, eos_id=eos_id)  # pyright: ignore[reportArgumentType]
 
 
