@@ -100,8 +100,8 @@ class StudentSettings:
     their own that tells them from words), `label` (as their labels alone), or `untied` (`apart`, with output rows of
     their own)."""
     preset: str = ""
-    """Sizes of a student from chance: `nano` (if nothing is named), `micro` or `small`. What begins as its teacher has the
-    teacher's: naming a preset, or one of the next three, means chance."""
+    """Sizes of a student from chance: `nano` (if nothing is named), `micro` or `small`. What begins as its teacher has
+    the teacher's: naming a preset, or one of the next three, means chance."""
     hidden: int = 0
     heads: int = 0
     kv_heads: int = 0
