@@ -1,12 +1,15 @@
 """The model card: README.md of a bundle, a pure function of what is known about it."""
 
+import json
+import re
 from collections.abc import Mapping
 
 from bundle.manifest import Manifest
 from distill.backbone.model import BackboneConfig
+from distill.teacher.licenses import OTHER, License
 
 CARD = """\
-# {name}
+{front}# {name}
 
 A small student that dreams before it answers. Its dream is a row of image tokens such as `⟨a ball⟩⟨release⟩⟨falls⟩`,
 (what, action, result) triplets along four lenses; then it answers. Distilled from {teacher}.
@@ -37,15 +40,25 @@ The toolchain that made it, in this folder: `dream chat .`, `dream install .`, `
 
 ## Limits
 - It is as small as it looks: it knows what its teacher said about its prompts, and makes up the rest.
-- It inherits its teacher's mistakes, biases and licence terms.
+- It inherits its teacher's mistakes and biases.
 - A dream tells what the student associates; it is no explanation of how it came to its answer.
 - Prompt and answer together fit {context} tokens.
+
+## Licence
+{licence}
 
 ## Files
 {files}
 """
 
+HUGGING_FACE = re.compile(
+    r"apache-2\.0|mit|unknown|gemma|llama[234]|llama3\.[123]|cc-by(-nc)?(-sa|-nd)?-4\.0|cc0-1\.0|openrail|[al]?gpl-3\.0|"
+    r"gpl-2\.0|bsd-[23]-clause|bigscience-openrail-m|bigcode-openrail-m"
+)
+"""Licences that Hugging Face knows by name; to it others are `other`, and are named beside that."""
+
 ABOUT = {
+    "LICENSE": "the terms of the weights",
     "model.gguf": "the student for Ollama and llama.cpp",
     "Modelfile": "for `ollama create`",
     "model.safetensors": "the weights in float32",
@@ -75,22 +88,73 @@ def render_card(
         "vocabulary": f"{config.vocab_size} tokens, of them {source.get('image_tokens', 0)} image tokens",
         "context": f"{config.context} tokens",
         "model.gguf": manifest.dtype,
+        "bits per byte of held-out answers": _bits(manifest),
         "teacher": f"{teacher} {source.get('teacher', {}).get('digest', '')}".strip(),
         "prompts": ", ".join(source.get("prompts", [])) or "not recorded",
         "run, checkpoint": f"{source.get('run', '')}, {source.get('checkpoint', '')}",
     }
+    license = License.from_json(source.get("license"))
     question = (manifest.verification_prompts or ["What happens when you drop a ball?"])[0]
     return CARD.format(
+        front=front_matter(license) if source.get("began_as") else "",
+        licence=_terms(manifest, license, "LICENSE" in files),
         name=manifest.name,
         teacher=teacher,
         question=question.replace("\\", "\\\\").replace('"', '\\"'),
-        facts="\n".join(f"- {key}: {value}" for key, value in facts.items()),
+        facts="\n".join(f"- {key}: {value}" for key, value in facts.items() if value),
         evaluation=markdown_table(table) if table else "It was not evaluated.",
         context=config.context,
         files="\n".join(
             f"- `{name}` ({megabytes(size)}){': ' + ABOUT[name] if name in ABOUT else ''}"
             for name, size in files.items()
         ),
+    )
+
+
+def front_matter(license: License) -> str:
+    """The card's head, by which Hugging Face knows the licence of inherited weights."""
+    name = license.name or "unknown"
+    lines = {"license": name}
+    if not HUGGING_FACE.fullmatch(name):
+        lines = {"license": OTHER, "license_name": str(license)}
+    if license.link:
+        lines["license_link"] = license.link
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in lines.items()), "---\n\n"])
+
+
+def _terms(manifest: Manifest, license: License, whole: bool) -> str:
+    """Whose weights these are, and under which terms they, or the teacher, are given."""
+    teacher = manifest.provenance.get("teacher", {})
+    began = manifest.provenance.get("began_as")
+    if began is None:
+        return "What its weights began as was not recorded."
+    if began:
+        whose = teacher.get("name") or "its teacher" if began == "teacher" else began
+        where = " (whole in `LICENSE`)" if whole else f" ({license.link})" if license.link else ""
+        end = (
+            f"carry its licence: {license}{where}."
+            if license.name
+            else ("carry its licence, which is unknown: find out its terms before you pass them on.")
+        )
+        return f"Its weights began as those of {whose}, and {end}"
+    begin = "Its weights began from chance: none of another model are in it."
+    if not teacher.get("is_model"):
+        return begin
+    told = License.from_json(teacher.get("license"))
+    return (
+        f"{begin} The licence of its teacher, {teacher.get('name')}: {told}. Some licences have terms for models that "
+        "learn from a model's answers."
+    )
+
+
+def _bits(manifest: Manifest) -> str:
+    """What verification measured; "" where there were no answers to measure on."""
+    found = manifest.parity
+    if "shipped_bits_per_byte" not in found:
+        return ""
+    return (
+        f"{found['shipped_bits_per_byte']:.3f} by model.gguf, {found['bits_per_byte']:.3f} in float32 "
+        f"({found['scored']} answers, without a dream)"
     )
 
 

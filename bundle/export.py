@@ -3,40 +3,51 @@
 import json
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bundle.card import render_card
 from bundle.gguf import DTYPES, write_gguf
 from bundle.load import Student, load_checkpoint, system_message
-from bundle.manifest import GGUF, Manifest, list_files, write_manifest
-from bundle.modelfile import ollama_settings, render_modelfile
+from bundle.manifest import GGUF, LICENSE, Manifest, list_files, write_manifest
+from bundle.modelfile import license_text, ollama_settings, render_modelfile
 from bundle.verify import verify
-from distill.backbone.model import count_parameters, save_backbone
+from distill.backbone.model import Backbone, count_parameters, save_backbone
 from distill.config import ExportSettings
 from distill.errors import BadInput, ParityError
 from distill.evaluation.examination.contamination import HASHES, hashes_json
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.dream_engine import ABOUT, WEIGHTS
+from distill.student.grammar import longest_path
 from distill.student.pretrained import CODEBOOK
+from distill.teacher.find_weights import license_of
+from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
 
 VERIFICATION_PROMPTS = 20
+
+TEACHER = "teacher"
+"""What a student began as whose weights are its teacher's."""
 
 
 @dataclass(frozen=True)
 class Origin:
     """What a bundle tells of where its student comes from. extras: name in the bundle → file to copy. training_prompts:
-    hashes of what it was trained on, as JSON; "" where that isn't known."""
+    hashes of what it was trained on, as JSON; "" where that isn't known. license: of the weights that it began with;
+    unknown also where it began from chance. verification_answers: [prompt, the teacher's answer]."""
 
     name: str
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
     evaluation: dict[str, Any] | None = None
     verification_prompts: list[str] = field(default_factory=list[str])
+    verification_answers: list[list[str]] = field(default_factory=list[list[str]])
     extras: dict[str, Path] = field(default_factory=dict[str, Path])
     training_prompts: str = ""
+    license: License = field(default_factory=License)
 
 
 def export(
@@ -58,13 +69,15 @@ def export(
     source = checkpoint or best(run)
     chosen = replace(run.settings.export, dtype=dtype or run.settings.export.dtype)
     system = system_message(run.settings)
-    marks = {**asdict(chosen), "system_message": system, "checkpoint": source.name, "version": 1}
+    marks = {**asdict(chosen), "system_message": system, "checkpoint": source.name, "version": 2}
     record = run.fresh("export", marks)
     if record is not None and not force:
         return record.summary
     listen(Event("export", "start", f"{run.name}, {source.name}"))
     student = load_checkpoint(source, run.name, system)
-    summary = write_bundle(run.bundle, student, replace(chosen, system=system), describe_run(run, source), listen)
+    origin = describe_run(run, source)
+    _say_unknown(origin, listen)
+    summary = write_bundle(run.bundle, student, replace(chosen, system=system), origin, listen)
     outputs = {f"bundle/{name}": sha256_file(run.bundle / name) for name in list_files(run.bundle)}
     run.record("export", marks, outputs, summary, time.monotonic() - started)
     listen(Event("export", "done", str(run.bundle), data=summary))
@@ -82,7 +95,9 @@ def write_bundle(
         if not report.ok:
             raise ParityError(f"{final}: not published: {report.summary.replace(str(folder), 'the bundle')}")
         checks = {name: f"{verdict}: {detail}" for name, verdict, detail in report.rows()}
-        manifest = write_manifest(folder, replace(manifest, parity={**report.numbers, "checks": checks}))
+        manifest = replace(manifest, parity={**report.numbers, "checks": checks})
+        _write_card(folder, manifest, student.model)
+        manifest = write_manifest(folder, manifest)
     return {
         "bundle": final.name,
         "dtype": settings.dtype,
@@ -113,7 +128,7 @@ def _check(settings: ExportSettings, trained: int) -> None:
 
 
 def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Origin, listen: Listener) -> Manifest:
-    """All files of a bundle."""
+    """All files of a bundle but its card, which tells what verification finds."""
     model, config = student.model, student.model.config
     save_backbone(model, folder)
     # Without the map of the teacher's ids, which only training reads.
@@ -131,19 +146,30 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
     metadata = _gguf_metadata(origin)
     write_gguf(model.state_dict(), config, tokenizer, folder / GGUF, settings.dtype, metadata, listen)
     ollama = ollama_settings(settings.system, settings.temperature, settings.context or config.context)
-    write_atomic(folder / "Modelfile", render_modelfile(origin.name, f"./{GGUF}", ollama))
+    terms = license_text(origin.license)
+    write_atomic(folder / "Modelfile", render_modelfile(origin.name, f"./{GGUF}", ollama, terms))
+    if origin.license.text:
+        write_atomic(folder / LICENSE, origin.license.text.rstrip() + "\n")
     manifest = Manifest(
         name=origin.name,
         dtype=settings.dtype,
         ollama=ollama,
-        provenance={**origin.provenance, "image_tokens": len(tokenizer.image_ids)},
+        provenance={
+            **origin.provenance,
+            "license": replace(origin.license, text="").to_json(),
+            "image_tokens": len(tokenizer.image_ids),
+        },
         verification_prompts=origin.verification_prompts,
+        verification_answers=origin.verification_answers,
         evaluation=origin.evaluation,
     )
-    sizes = {name: (folder / name).stat().st_size for name in list_files(folder)}
-    table = _evaluation_table(origin.evaluation)
-    write_atomic(folder / "README.md", render_card(manifest, config, count_parameters(model), sizes, table))
     return write_manifest(folder, manifest)
+
+
+def _write_card(folder: Path, manifest: Manifest, model: Backbone) -> None:
+    sizes = {name: (folder / name).stat().st_size for name in list_files(folder)}
+    table = _evaluation_table(manifest.evaluation)
+    write_atomic(folder / "README.md", render_card(manifest, model.config, count_parameters(model), sizes, table))
 
 
 def _gguf_metadata(origin: Origin) -> dict[str, str]:
@@ -154,7 +180,9 @@ def _gguf_metadata(origin: Origin) -> dict[str, str]:
         "distill.teacher": teacher.get("name", ""),
         "distill.teacher_digest": teacher.get("digest", ""),
         "distill.checkpoint": origin.provenance.get("checkpoint", ""),
-        "general.license": origin.provenance.get("license", ""),
+        "general.license": origin.license.name,
+        "general.license.name": origin.license.title,
+        "general.license.link": origin.license.link,
     }
     return {key: str(value) for key, value in found.items() if value}
 
@@ -170,23 +198,31 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
     from distill.training.dream_plan import engine_of
 
     teacher: dict[str, Any] = {}
-    prompts: list[str] = []
+    answers: dict[str, str] = {}
     hashes = ""
+    license = License()
     if run.traces.exists():
         from distill.corpus.traces import TraceStore
 
         with TraceStore(run.traces, readonly=True) as store:
             info = store.teacher()
+            license = license_of(run.settings.teacher, info)
             teacher = {"name": info.name, "digest": info.digest, "version": info.version}
-            prompts = _first_distinct(store)
+            teacher |= {"license": replace(license, text="").to_json(), "is_model": not info.is_dataset}
+            answers = dict(islice(_distinct(store.texts(held_out=True)), VERIFICATION_PROMPTS))
             hashes = hashes_json(prompt for prompt, _ in store.texts(held_out=False))
     records = run.records()
+    began = _began(run)
+    if began != TEACHER:
+        license = License.of_folder(Path(began)) if began else License()
     provenance = {
         "teacher": teacher,
+        "began_as": began if began in ("", TEACHER) else Path(began).name,
         "prompts": _prompt_names(run),
         "run": run.name,
         "checkpoint": checkpoint.name,
         "seed": run.settings.seed,
+        "dream_steps": longest_path(run.settings),
         "versions": records["train"].versions if "train" in records else {},
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -196,7 +232,29 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         extras[run.knowledge.name] = run.knowledge
     if (engine := engine_of(run, checkpoint / "model.safetensors")) is not None:
         extras |= {name: engine / name for name in (WEIGHTS, ABOUT)}
-    return Origin(run.name, provenance, _evaluation(run, checkpoint), prompts, extras, hashes)
+    pairs = [[prompt, answer] for prompt, answer in answers.items() if answer.strip()]
+    return Origin(run.name, provenance, _evaluation(run, checkpoint), list(answers), pairs, extras, hashes, license)
+
+
+def _began(run: Run) -> str:
+    """What the training began with, as its record tells (`began_as`): TEACHER, a checkpoint's folder, "" for chance."""
+    record = run.records().get("train")
+    told = record.summary.get("began_as") if record else None
+    return str(run.settings.student.init if told is None else told)
+
+
+def _say_unknown(origin: Origin, listen: Listener) -> None:
+    """One line, where weights are shipped of which nobody said whose they are."""
+    began = origin.provenance.get("began_as")
+    if began and not origin.license.name:
+        whose = origin.provenance["teacher"].get("name") if began == TEACHER else began
+        listen(
+            Event(
+                "export",
+                "warning",
+                f"licence of {whose}: unknown; its weights are in the bundle: find out its terms before you pass it on",
+            )
+        )
 
 
 def _prompt_names(run: Run) -> list[str]:
@@ -205,13 +263,13 @@ def _prompt_names(run: Run) -> list[str]:
     return [capture.dataset] if capture.dataset else [Path(name).name for name in capture.prompts]
 
 
-def _first_distinct(store: Any) -> list[str]:
-    found: dict[str, None] = {}
-    for trace in store.traces(held_out=True):
-        found.setdefault(trace.prompt)
-        if len(found) == VERIFICATION_PROMPTS:
-            break
-    return list(found)
+def _distinct(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """(prompt, answer), each prompt once."""
+    seen: set[str] = set()
+    for prompt, answer in texts:
+        if prompt not in seen:
+            seen.add(prompt)
+            yield prompt, answer
 
 
 def _evaluation(run: Run, checkpoint: Path) -> dict[str, Any] | None:

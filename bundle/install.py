@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import httpx
 import ollama
 
-from bundle.manifest import GGUF, Manifest, check_file, read_manifest
+from bundle.manifest import GGUF, LICENSE, Manifest, check_file, read_manifest
+from bundle.modelfile import license_text
 from distill.errors import BadInput, DistillError, ModelNotFound, TeacherError, TeacherUnavailable
 from distill.events import Event, Listener, silent
+from distill.teacher.licenses import License
 from distill.teacher.ollama_client import OllamaClient, default_host
 
 THINKING = "thinking"
@@ -49,7 +52,7 @@ def install(
         _check_free(asker, name, host, force)
         with _in_words(host, timeout):
             digest = _upload(creator, bundle_dir / GGUF, manifest, listen)
-            _create(creator, name, digest, manifest, quantize, listen)
+            _create(creator, name, digest, manifest, quantize, _license(bundle_dir, manifest), listen)
         result = {"model": name, "host": host, "quantize": quantize, **_try_out(asker, name, host, manifest)}
     finally:
         creator.close()
@@ -99,8 +102,23 @@ def _upload(creator: ollama.Client, path: Path, manifest: Manifest, listen: List
     return digest
 
 
+def _license(folder: Path, manifest: Manifest) -> str:
+    """The terms of the weights, as far as the bundle tells them."""
+    known = License.from_json(manifest.provenance.get("license"))
+    if LICENSE in manifest.files:
+        check_file(folder, manifest, LICENSE)
+        known = replace(known, text=(folder / LICENSE).read_text(encoding="utf-8"))
+    return license_text(known)
+
+
 def _create(
-    creator: ollama.Client, name: str, digest: str, manifest: Manifest, quantize: str | None, listen: Listener
+    creator: ollama.Client,
+    name: str,
+    digest: str,
+    manifest: Manifest,
+    quantize: str | None,
+    license: str,
+    listen: Listener,
 ) -> None:
     """Ask Ollama to make the model, and tell what it says meanwhile."""
     status = ""
@@ -110,6 +128,7 @@ def _create(
         template=manifest.ollama["template"],
         system=manifest.ollama["system"] or None,
         parameters=manifest.ollama["parameters"],
+        license=license or None,
         quantize=quantize,
         stream=True,
     ):

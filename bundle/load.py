@@ -3,15 +3,17 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bundle.manifest import NAME, NATIVE, check_file, read_manifest
 from distill.backbone.generate import stream
 from distill.backbone.model import Backbone, load_backbone
-from distill.config import Settings
+from distill.config import DreamingConfig, Settings
 from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.run import Run
+from distill.student.grammar import DreamGrammar, longest_path
 from distill.student.output_decoder import Part, Splitter
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Message, parse_dream, render
@@ -36,12 +38,20 @@ class Answer:
 
 @dataclass(frozen=True)
 class Student:
-    """A student in memory. `system` is said before every conversation that has no system message of its own."""
+    """A student in memory. `system` is said before every conversation that has no system message of its own.
+
+    steps: triplets that a lens of its dreams has at most. What it says is held to the form of a dream and an answer.
+    """
 
     name: str
     model: Backbone
     tokenizer: StudentTokenizer
     system: str = ""
+    steps: int = DreamingConfig.dream_length
+
+    @cached_property
+    def _grammar(self) -> DreamGrammar:
+        return DreamGrammar(self.tokenizer, self.steps)
 
     def chat(
         self,
@@ -60,7 +70,9 @@ class Student:
         """
         splitter = Splitter(self.tokenizer)
         prompt = self.prompt_ids(messages, think)
-        for token in self._tokens(prompt, max_tokens, temperature, top_k, top_p, seed):
+        # A turn of its own that is gone on with has had its dream.
+        dreams = think is not False and messages[-1]["role"] != "assistant"
+        for token in self._tokens(prompt, dreams, max_tokens, temperature, top_k, top_p, seed):
             if piece := splitter.push(token):
                 yield piece
 
@@ -78,7 +90,7 @@ class Student:
         """Dream and answer to one question, whole."""
         started = time.monotonic()
         ids = self.prompt_ids([{"role": "user", "content": prompt}], think)
-        tokens = list(self._tokens(ids, max_tokens, temperature, top_k, top_p, seed))
+        tokens = list(self._tokens(ids, think is not False, max_tokens, temperature, top_k, top_p, seed))
         splitter = Splitter(self.tokenizer)
         pieces = [piece for token in tokens if (piece := splitter.push(token))]
         texts = {part: "".join(text for kind, text in pieces if kind == part) for part in ("thinking", "content")}
@@ -98,7 +110,7 @@ class Student:
             del turns[: 2 if len(turns) > 2 else 1]  # a question goes with its answer
 
     def _tokens(
-        self, ids: list[int], max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+        self, ids: list[int], dreams: bool, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
     ) -> Iterator[int]:
         return stream(
             self.model,
@@ -109,6 +121,7 @@ class Student:
             top_p=top_p,
             seed=seed,
             stop_ids=[self.tokenizer.eos_id],
+            grammar=self._grammar if dreams else self._grammar.answering,
         )
 
 
@@ -190,7 +203,7 @@ def system_message(settings: Settings) -> str:
     return settings.export.system or settings.capture.system
 
 
-def load_checkpoint(path: Path, name: str = "", system: str = "") -> Student:
+def load_checkpoint(path: Path, name: str = "", system: str = "", steps: int = DreamingConfig.dream_length) -> Student:
     """From a checkpoint folder: config.json, model.safetensors, tokenizer/."""
     if not (path / "tokenizer").is_dir():
         raise BadInput(f"{path}: has no tokenizer/; give a checkpoint of a run, or a bundle")
@@ -198,14 +211,14 @@ def load_checkpoint(path: Path, name: str = "", system: str = "") -> Student:
         from distill.training.checkpoint import verify_checkpoint
 
         verify_checkpoint(path)
-    return _assemble(path, StudentTokenizer.load(path / "tokenizer"), name or path.name, system)
+    return _assemble(path, StudentTokenizer.load(path / "tokenizer"), name or path.name, system, steps)
 
 
 def _load_run(run: Run) -> Student:
     from distill.training.checkpoint import best
 
     try:
-        return load_checkpoint(best(run), run.name, system_message(run.settings))
+        return load_checkpoint(best(run), run.name, system_message(run.settings), longest_path(run.settings))
     except MissingStage:
         if not (run.bundle / NAME).exists():
             raise
@@ -216,14 +229,21 @@ def _load_bundle(path: Path) -> Student:
     manifest = read_manifest(path)
     for name in NATIVE:
         check_file(path, manifest, name)
-    return _assemble(path, StudentTokenizer.load(path), manifest.name, manifest.ollama.get("system", ""))
+    steps = manifest.provenance.get("dream_steps", DreamingConfig.dream_length)
+    return _assemble(path, StudentTokenizer.load(path), manifest.name, manifest.ollama.get("system", ""), steps)
 
 
-def _assemble(path: Path, tokenizer: StudentTokenizer, name: str, system: str = "") -> Student:
+def _assemble(
+    path: Path,
+    tokenizer: StudentTokenizer,
+    name: str,
+    system: str = "",
+    steps: int = DreamingConfig.dream_length,
+) -> Student:
     model = load_backbone(path)
     if model.config.vocab_size != tokenizer.vocab_size:
         raise RunMismatch(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the weights {model.config.vocab_size}; "
             "put back the tokenizer that it was trained with"
         )
-    return Student(name, model, tokenizer, system)
+    return Student(name, model, tokenizer, system, steps)

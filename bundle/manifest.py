@@ -11,6 +11,8 @@ from distill.run import sha256_file, write_atomic
 NAME = "bundle.json"
 VERSION = 1
 GGUF = "model.gguf"
+LICENSE = "LICENSE"
+"""The terms of the weights, in full, where they are known."""
 NATIVE = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "dream_tokenizer.json")
 """What we load of a bundle."""
 
@@ -22,9 +24,10 @@ class Manifest:
     files                 path → {"sha256", "bytes"} of every file but bundle.json
     dtype                 of model.gguf
     ollama                {"template", "system", "parameters"} for /api/create
-    provenance            teacher, prompts, run, checkpoint, versions
+    provenance            teacher and its licence, what the weights began as and their licence, prompts, run, checkpoint
     evaluation            results.json of the run's evaluation, or None
     verification_prompts  held-out prompts that `verify` asks
+    verification_answers  [prompt, the teacher's answer] of held-out prompts: `verify` measures what they cost
     parity                what `verify` found before the bundle was published
     """
 
@@ -34,6 +37,7 @@ class Manifest:
     provenance: dict[str, Any]
     verification_prompts: list[str]
     evaluation: dict[str, Any] | None = None
+    verification_answers: list[list[str]] = field(default_factory=list[list[str]])
     parity: dict[str, Any] = field(default_factory=dict[str, Any])
     files: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     version: int = VERSION

@@ -4,6 +4,7 @@ from string import Template
 from typing import Any
 
 from distill.errors import BadInput
+from distill.teacher.licenses import License
 from distill.tokens.chat import STOP, go_template, modelfiles
 
 
@@ -13,7 +14,13 @@ def ollama_settings(system: str, temperature: float, context: int) -> dict[str, 
     return {"template": go_template(), "system": system, "parameters": parameters}
 
 
-def render_modelfile(name: str, model: str, settings: dict[str, Any]) -> str:
+def license_text(license: License) -> str:
+    """What Ollama is told of a licence: its text, or its name and where it is found; "" where neither is known."""
+    text = license.text if '"""' not in license.text else ""  # which a Modelfile can't quote
+    return text or (f"{license} {license.link}".rstrip() if license.name else "")
+
+
+def render_modelfile(name: str, model: str, settings: dict[str, Any], license: str = "") -> str:
     """A Modelfile for `ollama create NAME -f Modelfile`. `model` is resolved relative to the Modelfile."""
     if '"""' in settings["system"]:
         raise BadInput('export.system: holds """, which a Modelfile can\'t quote; use other quotation marks')
@@ -27,4 +34,5 @@ def render_modelfile(name: str, model: str, settings: dict[str, Any]) -> str:
         temperature=parameters["temperature"],
         context=parameters["num_ctx"],
     )
-    return text.rstrip("\n") + "\n"
+    terms = f'\nLICENSE """{license}"""\n' if license else ""
+    return text.rstrip("\n") + "\n" + terms

@@ -22,6 +22,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "capture": "Ask the teacher and keep its answers with soft targets.",
         "mine": "Find (what, action, result) triplets in the answers.",
         "tokenize": "Build the tokenizer and the image tokens.",
+        "sizes": "Show what a student of each size would begin as.",
         "train": "Train the student.",
         "evaluate": "Measure it, or any model, on held-out prompts.",
         "export": "Write the bundle: transformers, GGUF, Modelfile.",

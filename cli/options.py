@@ -18,6 +18,12 @@ def setting(flag: str, key: str, help: str, **options: Any) -> Callable[[Functio
     return click.option(flag, key.replace(".", "__"), default=None, help=f"{help} [{key}]", **options)
 
 
+def weights_option(function: Function) -> Function:
+    """--teacher-weights."""
+    help = "What the teacher is, a GGUF or a folder of safetensors: the student begins with it."
+    return setting("--teacher-weights", "teacher.weights", help, metavar="FILE|DIR")(function)
+
+
 def _keep_runs_dir(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
     ctx.meta[RUNS_DIR] = value
 

@@ -49,11 +49,13 @@ def run_all(run: Run, force: bool, quiet: bool, say: Callable[[str], Any] | None
 def _check_settings(run: Run) -> None:
     """Refuse now what a stage would refuse after hours of those before it. Raises BadInput."""
     from distill.evaluation.baselines import check_baselines
+    from distill.teacher.find_weights import check_given
     from distill.training import dream_plan, plan
 
     check_baselines(run.settings.evaluate.baselines)
     plan.check_settings(run.settings.train)
     dream_plan.check_settings(run.settings.dreaming)
+    check_given(run.settings.teacher)
 
 
 def _verified(run: Run, result: StageResult, listen: Listener, say: Callable[[str], Any] | None) -> StageResult:

@@ -17,6 +17,9 @@ class TeacherSettings:
 
     model: str = "embedded:smollm2"
     """`ollama:NAME`, `embedded:smollm2` or `embedded:/path/model.gguf`."""
+    weights: str = ""
+    """A GGUF, or a folder of safetensors, that the teacher is: a student begins with it; empty: the embedded teacher's
+    own, or the file that Ollama names, where it runs on this machine."""
     hosts: list[str] = field(default_factory=list[str])
     """Ollama servers to share the work; empty: $OLLAMA_HOST or the default address."""
     timeout: float = 300.0
@@ -81,18 +84,28 @@ class TokenizeSettings:
 
 @dataclass
 class StudentSettings:
-    """Who learns. Sizes of 0 are the preset's."""
+    """Who learns."""
 
-    preset: str = "nano"
-    """`nano`, `micro` or `small`."""
-    hidden: int = 0
+    init: str = "teacher"
+    """What it begins as: `teacher` (the teacher's own weights where they can be read, else chance), `chance`, or a
+    folder or GGUF of another model."""
     layers: int = 0
+    """Layers; 0: two fifths of the teacher's, or the preset's. `dream sizes` shows what each number costs."""
+    ffn: int = 0
+    """Neurons of each feed-forward; 0: all of the teacher's, or the preset's."""
+    measure_seconds: float = 60.0
+    """What choosing the teacher's layers may take at most."""
+    image_rows: str = "apart"
+    """How the rows of an inherited student's image tokens begin: `apart` (as their labels, moved in a direction of
+    their own that tells them from words), `label` (as their labels alone), or `untied` (`apart`, with output rows of
+    their own)."""
+    preset: str = ""
+    """Sizes of a student from chance: `nano` (if nothing is named), `micro` or `small`. What begins as its teacher has the
+    teacher's: naming a preset, or one of the next three, means chance."""
+    hidden: int = 0
     heads: int = 0
     kv_heads: int = 0
-    ffn: int = 0
     context: int = 512
-    init: str = ""
-    """Folder of a Llama-architecture checkpoint (config.json, model*.safetensors) to start from."""
 
 
 @dataclass
@@ -104,7 +117,8 @@ class TrainSettings:
     """Train so long instead of for `steps`; 0: by steps."""
     batch_rows: int = 8
     """Packed rows of `student.context` tokens in one optimizer step."""
-    lr: float = 2e-3
+    lr: float = 0.0
+    """Peak of the learning rate; 0: 0.002 from chance, 0.0005 for an inherited student."""
     min_lr: float = 0.0
     warmup: int = 50
     schedule: str = "wsd"
@@ -114,6 +128,9 @@ class TrainSettings:
     clip: float = 1.0
     soft_weight: float = 0.8
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
+    match: float = 0.0
+    """Weight of the distance between an inherited student's hidden states and its teacher's; the teacher is computed
+    beside it for that. 0: not measured."""
     dreams: bool = True
     """False: the same student, without any dream."""
     pause: bool = False
@@ -193,7 +210,7 @@ class ExportSettings:
     """What is shipped."""
 
     dtype: str = "f16"
-    """Of model.gguf: `f32`, `f16`, `bf16` or `q8_0`."""
+    """Of model.gguf: `f32`, `f16`, `bf16`, `q8_0`, `q5_1`, `q5_0`, `q4_1` or `q4_0`."""
     system: str = ""
     """System message in the Modelfile; empty: `capture.system`, which the student was trained with."""
     temperature: float = 0.7

@@ -23,14 +23,15 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "capture": (),
     "mine": ("capture",),
     "tokenize": ("capture", "mine"),
-    "train": ("capture", "mine", "tokenize"),
+    "start": ("capture", "mine", "tokenize"),
+    "train": ("capture", "mine", "tokenize", "start"),
     "engine": ("train",),
     "evaluate": ("train",),
     "export": ("train", "engine", "evaluate"),
 }
 """Which stages each stage reads from. Engine and evaluation are optional for an export."""
 
-COMMANDS = {"engine": "train"}
+COMMANDS = {"engine": "train", "start": "train"}
 """Stages that another stage's command runs too."""
 
 
@@ -218,6 +219,10 @@ class Run:
     @property
     def data(self) -> Path:
         return self.path / "data"
+
+    @property
+    def start(self) -> Path:
+        return self.path / "start"
 
     @property
     def checkpoints(self) -> Path:

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from gguf import GGUFReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_student import LABELS, TEXTS, small_model, small_tokenizer, write_checkpoint
 
-from bundle.export import Origin, export, write_bundle
+from bundle import parity
+from bundle.card import render_card
+from bundle.export import Origin, describe_run, export, write_bundle
 from bundle.gguf import DTYPES, write_gguf
 from bundle.load import Student, load_student
-from bundle.manifest import NATIVE, check_files, list_files, read_manifest, write_manifest
+from bundle.manifest import NATIVE, Manifest, check_files, list_files, read_manifest, write_manifest
 from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.parity import TOLERANCE, weight_errors
 from bundle.verify import verify
@@ -25,10 +28,12 @@ from distill.backbone.generate import generate
 from distill.backbone.gguf_names import interleave
 from distill.backbone.model import rotary_tables, rotate, save_backbone
 from distill.config import CaptureSettings, ExportSettings, Settings
+from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, ParityError, RunMismatch
 from distill.events import Event
 from distill.run import Run
 from distill.student.output_decoder import Splitter
+from distill.teacher.licenses import License
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import go_template, prompt_ids
@@ -36,6 +41,12 @@ from distill.tokens.sentence_piece import from_model, train_model
 
 PROMPTS = ["What happens when you drop a ball?", "Is it wet? Dream of ⟨the rain⟩ wetting a café.", "12 + 30 = 42!"]
 SYSTEM = "Answer in one sentence."
+ANSWERS = [
+    [PROMPTS[0], "The ball falls to the floor."],
+    [PROMPTS[1], "In the street, it is wet 🙂."],
+    ["Long", "rain " * 90],
+]
+TERMS = "Apache License\nVersion 2.0, January 2004\n\nYou may reproduce $it and distribute copies."
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,8 +66,15 @@ def student(tokenizer: StudentTokenizer) -> Student:
 def published(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A verified bundle. Don't alter it."""
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    provenance = {"teacher": {"name": "smollm2", "digest": "sha256:1"}, "prompts": ["everyday"], "checkpoint": "step-1"}
-    write_bundle(folder, student, ExportSettings(system=SYSTEM), Origin("tiny", provenance, None, PROMPTS))
+    provenance = {
+        "teacher": {"name": "smollm2", "digest": "sha256:1"},
+        "began_as": "teacher",
+        "prompts": ["everyday"],
+        "checkpoint": "step-1",
+    }
+    license = License("apache-2.0", link="https://www.apache.org/licenses/LICENSE-2.0", text=TERMS)
+    origin = Origin("tiny", provenance, None, PROMPTS, ANSWERS, license=license)
+    write_bundle(folder, student, ExportSettings(system=SYSTEM), origin)
     return folder
 
 
@@ -102,12 +120,66 @@ def test_verify_blesses_it(published: Path) -> None:
     assert read_manifest(published).parity["identical"] == len(PROMPTS)
 
 
+def test_bits_per_byte_are_those_of_transformers(published: Path, student: Student) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(published, local_files_only=True)
+    nats, size = 0.0, 0
+    for prompt, answer in ANSWERS:
+        context, said = prompt_ids(student.tokenizer, prompt, False, SYSTEM), student.tokenizer.encode(answer)[:64]
+        labels = torch.tensor([[-100] * len(context) + said])
+        nats += model(torch.tensor([context + said]), labels=labels).loss.item() * len(said)
+        size += len(b"".join(student.tokenizer.token_bytes(token) for token in said))
+    expected = nats / np.log(2) / size
+    manifest = read_manifest(published)
+    assert manifest.verification_answers == ANSWERS
+    assert manifest.parity["bits_per_byte"] == pytest.approx(expected, rel=1e-4)
+    assert manifest.parity["shipped_bits_per_byte"] == pytest.approx(expected, rel=1e-2)
+    assert f"{expected:.3f} in float32 (3 answers, without a dream)" in (published / "README.md").read_text()
+
+
+def test_four_bits_pass_the_gate_and_tell_what_they_cost(student: Student, tmp_path: Path) -> None:
+    origin = Origin("tiny", verification_prompts=PROMPTS, verification_answers=ANSWERS)
+    summary = write_bundle(tmp_path / "small", student, ExportSettings(dtype="q4_0", system=SYSTEM), origin)
+    assert summary["shipped_bits_per_byte"] != summary["bits_per_byte"]
+    assert summary["gguf_bytes"] < (tmp_path / "small" / "model.safetensors").stat().st_size / 3
+    checks = read_manifest(tmp_path / "small").parity["checks"]
+    assert checks["bits per byte, shipped q4_0"].startswith("ok: ")
+
+
+def test_what_ships_may_not_cost_much_more(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = parity.engine_nats
+    monkeypatch.setattr("bundle.parity.engine_nats", lambda *given: 1.05 * real(*given))
+    report = verify(published)
+    assert not report.ok
+    assert report.summary.startswith("bits per byte, shipped f16: ")
+    assert "on 3 held-out answers" in report.summary
+
+
+def test_a_bundle_of_before_without_answers_still_verifies(copy: Path) -> None:
+    path = copy / "bundle.json"
+    content = json.loads(path.read_text())
+    del content["verification_answers"]
+    path.write_text(json.dumps(content))
+    report = verify(copy)
+    assert report.ok
+    assert "shipped_bits_per_byte" not in report.numbers
+
+
+def test_the_command_offers_every_dtype() -> None:
+    from cli.commands.export import DTYPES as OFFERED
+
+    assert tuple(DTYPES) == OFFERED
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_loads_in_llama_cpp(dtype: str, student: Student, tmp_path: Path) -> None:
     path, model = tmp_path / "x.gguf", student.model
     write_gguf(model.state_dict(), model.config, student.tokenizer, path, dtype, {"general.name": "tiny"})
     errors = weight_errors(path, model.state_dict(), model.config)
-    assert {kind for kind, _ in errors.values()} == {DTYPES[dtype][0].name, "F32"}
+    vocabulary = "Q8_0" if dtype[:2] in ("q4", "q5") else DTYPES[dtype][0].name
+    assert errors["model.embed_tokens.weight"][0] == vocabulary
+    assert {kind for kind, _ in errors.values()} == {DTYPES[dtype][0].name, vocabulary, "F32"}
     assert all(error <= TOLERANCE[kind] for kind, error in errors.values())
     with LlamaCpp(path, exact=True, context=256, threads=1) as engine:
         for prompt in PROMPTS:
@@ -354,6 +426,62 @@ def test_modelfile_holds_the_template_and_the_parameters(published: Path) -> Non
     assert "SYSTEM" not in render_modelfile("x", "./x.gguf", ollama_settings("", 0.5, 100))
     assert not any(path.suffix in (".pkl", ".pt", ".bin") for path in published.rglob("*"))
     assert set(read_manifest(published).files) == set(list_files(published)) >= set(NATIVE)
+
+
+# Whose it is.
+
+
+def test_inherited_weights_carry_their_licence(published: Path) -> None:
+    card = (published / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1]) == {
+        "license": "apache-2.0",
+        "license_link": "https://www.apache.org/licenses/LICENSE-2.0",
+    }
+    assert "began as those of smollm2, and carry its licence: apache-2.0 (whole in `LICENSE`)." in card
+    assert (published / "LICENSE").read_text() == f"{TERMS}\n"
+    assert f'LICENSE """{TERMS}"""' in (published / "Modelfile").read_text()
+    assert GGUFReader(published / "model.gguf").fields["general.license"].contents() == "apache-2.0"
+    assert read_manifest(published).provenance["license"]["name"] == "apache-2.0"
+
+
+def card_of(license: License, **provenance: Any) -> str:
+    about = {"teacher": {"name": "t", "is_model": True}, **provenance, "license": license.to_json()}
+    manifest = Manifest("tiny", "f16", {}, about, [])
+    config = BackboneConfig(vocab_size=64, hidden=8, layers=1, heads=1, kv_heads=1, ffn=8, context=16)
+    return render_card(manifest, config, 1, {}, [])
+
+
+def test_the_card_tells_unknown_terms_odd_ones_and_a_beginning_from_chance() -> None:
+    unknown = card_of(License(), began_as="teacher")
+    assert yaml.safe_load(unknown.split("---\n")[1]) == {"license": "unknown"}
+    assert "carry its licence, which is unknown" in unknown
+    odd = card_of(License("other", "My: terms", "https://x.org"), began_as="checkpoint")
+    front = {"license": "other", "license_name": "My: terms", "license_link": "https://x.org"}
+    assert yaml.safe_load(odd.split("---\n")[1]) == front
+    assert "began as those of checkpoint" in odd
+    chance = card_of(License(), began_as="", teacher={"name": "t", "is_model": True, "license": {"name": "mit"}})
+    assert chance.startswith("# tiny")
+    assert "began from chance: none of another model are in it. The licence of its teacher, t: mit." in chance
+    assert "licence of its teacher" not in card_of(License(), began_as="", teacher={"name": "causal-world"})
+
+
+def test_a_run_tells_whose_weights_it_ships(student: Student, small_run: Run, tmp_path: Path) -> None:
+    """Inherited, as the training's record tells: the licence is that of the traces' teacher. Else none is claimed."""
+    run = Run.create(tmp_path / "r", Settings(teacher=small_run.settings.teacher))
+    shutil.copyfile(small_run.traces, run.traces)
+    checkpoint = write_checkpoint(run.checkpoints / "step-000007", student.model, student.tokenizer)
+    run.record("train", {}, {}, {"began_as": "teacher"}, 1.0)
+    origin = describe_run(run, checkpoint)
+    assert origin.license.name == origin.provenance["teacher"]["license"]["name"] == "apache-2.0"
+    assert [prompt for prompt, _ in origin.verification_answers] == origin.verification_prompts
+    with TraceStore(run.traces, readonly=True) as store:
+        said = dict(store.texts(held_out=True))
+    assert dict(origin.verification_answers) == said
+    run.record("train", {}, {}, {"began_as": ""}, 1.0)
+    origin = describe_run(run, checkpoint)
+    assert not origin.license.name
+    assert origin.provenance["began_as"] == ""
+    assert origin.provenance["teacher"]["license"]["name"] == "apache-2.0"
 
 
 # Talking.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, DistillError, ModelNotFound, RunMismatch, TeacherError, TeacherUnavailable
 from distill.events import Event
 from distill.run import Run
+from distill.teacher.protocol import GenerateOptions, Response
 from tests.support.stub_teacher import StubTeacher
 
 ROOT = Path(__file__).parents[1]
@@ -225,6 +227,30 @@ def test_failed_prompts_are_counted_warned_of_and_asked_again(tmp_path: Path):
     again = StubTeacher()
     assert capture(run, force=True, teachers=[again])["responses"] == 40
     assert set(again.asked) == bad
+
+
+def test_many_answers_cut_short_are_warned_of_once(tmp_path: Path):
+    class Talker(StubTeacher):
+        def generate(self, prompt: str, options: GenerateOptions) -> Response:
+            cut = int(prompt.removeprefix("What is number ").removesuffix("?")) % 4 < self.cut
+            return replace(super().generate(prompt, options), done_reason="length" if cut else "stop")
+
+        cut = 0
+
+    for cut, share in ((0, 0.0), (1, 0.25), (4, 1.0)):
+        teacher, events = Talker(), list[Event]()
+        teacher.cut = cut
+        run = make_run(tmp_path, 40, f"run-{cut}", max_tokens=7)
+        assert capture(run, events.append, teachers=[teacher])["cut_share"] == share
+        warnings = [event.message for event in events if event.kind == "warning"]
+        assert len(warnings) == (share > 0.2)
+        for warning in warnings:
+            assert warning.startswith(f"{share:.0%} of the answers were cut by capture.max_tokens=7")
+            assert "raise capture.max_tokens" in warning
+            assert "capture.system" in warning
+        again: list[Event] = []
+        capture(run, again.append, teachers=[teacher])
+        assert [event.kind for event in again] == ["done"]
 
 
 @pytest.mark.parametrize("error", [TeacherUnavailable("http://x: no answer"), TeacherError("HTTP 500")])

@@ -28,7 +28,7 @@ from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.run import Run, sha256_file
 from distill.student.dream_engine import DreamEngine, drafted_dreams, prompt_states
 from distill.student.dream_record import DreamRecord
-from distill.student.dreamers import SLACK, decode, decode_guided, read_dream
+from distill.student.dreamers import WAKING, Written, decode, decode_guided, read_dream
 from distill.student.dreaming_model import DreamingReasoningLLM
 from distill.student.graph_reasoner import DreamGraphReasoner
 from distill.student.output_decoder import OutputDecoder, Sampling, Speaker, Splitter, image_labels
@@ -60,10 +60,12 @@ def model() -> DreamingReasoningLLM:
 
 @torch.inference_mode()
 def greedy(backbone: Backbone, tokenizer: StudentTokenizer, ids: Sequence[int], most: int) -> list[int]:
-    """By definition: one whole forward pass a token."""
+    """An answer by definition: one whole forward pass a token, the likeliest piece of a word or the end."""
     written: list[int] = []
+    words = [*range(tokenizer.base_size), tokenizer.eos_id]
     while len(written) < most:
-        written.append(int(backbone(torch.tensor([[*ids, *written]]))[0, -1].argmax()))
+        logits = backbone(torch.tensor([[*ids, *written]]))[0, -1]
+        written.append(words[int(logits[words].argmax())])
         if written[-1] == tokenizer.eos_id:
             break
     return written
@@ -149,9 +151,13 @@ def test_an_engine_judges_what_the_backbone_dreamed() -> None:
 class Scripted:
     """A speaker that says what is written down for it, whatever it reads; after that, the last token for ever."""
 
-    def __init__(self, script: list[int]) -> None:
+    def __init__(self, script: list[int], room: int = 10_000) -> None:
         self.script, self.heard = script, list[int]()
-        self.room = 10_000
+        self.context = room
+
+    @property
+    def room(self) -> int:
+        return self.context - len(self.heard)
 
     def peek(self) -> int:
         return self.script[0]
@@ -168,21 +174,22 @@ class Scripted:
         return 0.5
 
 
-def test_a_dream_without_end_is_woken_and_one_cut_short_is_read(model: DreamingReasoningLLM) -> None:
+def test_a_dream_is_woken_at_the_contexts_end_and_one_cut_short_is_read(model: DreamingReasoningLLM) -> None:
     tokenizer, image = model.parts.tokenizer, int(model.parts.tokenizer.image_ids[5])
     newline, causal = tokenizer.newline_id, tokenizer.lens_ids[2]
-    endless = Scripted([tokenizer.think_id, newline, causal, image])
-    written = decode(model.parts, endless)  # pyright: ignore[reportArgumentType]
-    assert written is not None
-    assert len(written.ids) == 4 * (1 + 3 * model.config.dream_length) + SLACK
+    endless = Scripted([tokenizer.think_id, newline, causal, image], room=40)
+    decode(model.parts, endless)  # pyright: ignore[reportArgumentType]
     assert endless.heard[-3:] == [newline, tokenizer.end_think_id, newline]
-    cut = Scripted([tokenizer.think_id, newline, causal, image, image, image, image, tokenizer.eos_id])
-    written = decode(model.parts, cut)  # pyright: ignore[reportArgumentType]
-    assert written is not None
+    assert endless.room == WAKING - 3
+    cut = Written([causal, image, image, image, image], [0.5] * 5)
     states = torch.zeros(1, 3, model.parts.model.config.hidden)
-    assert read_dream(model.parts, written, states).dream == {**{lens: [] for lens in LENSES}, "causal": [(5, 5, 5)]}
-    assert cut.peek() == tokenizer.eos_id, "the end is the answer's to say"
-    assert decode(model.parts, Scripted([newline])) is None  # pyright: ignore[reportArgumentType]
+    assert read_dream(model.parts, cut, states).dream == {**{lens: [] for lens in LENSES}, "causal": [(5, 5, 5)]}
+    empty = Scripted([tokenizer.think_id, newline, tokenizer.end_think_id, newline, tokenizer.eos_id])
+    written = decode(model.parts, empty)  # pyright: ignore[reportArgumentType]
+    assert not written.ids
+    assert not any(branch.steps for branch in read_dream(model.parts, written, states).branches)
+    assert empty.heard == think_ids(tokenizer, None)
+    assert empty.peek() == tokenizer.eos_id, "the end is the answer's to say"
 
 
 def test_a_guided_backbone_fills_each_lens_and_no_more(model: DreamingReasoningLLM) -> None:

@@ -223,8 +223,8 @@ def test_baselines_get_equal_steps_on_the_same_data(copied: Run) -> None:
     results = results_of(copied)
     hard, nodream = (results["systems"][name] for name in ("hard", "nodream"))
     assert results["prompts"] == 2
-    assert "dream_form" in hard["metrics"]
-    assert nodream["missing"]["dream_form"] == "it was not made to dream"
+    assert hard["metrics"]["malformed_dreams"]["value"] == 0
+    assert nodream["missing"]["malformed_dreams"] == "it was not made to dream"
     assert hard["versus_student"]["kl"] is not None
     children = {name: Run.open(copied.path / "baselines" / name) for name in ("hard", "nodream")}
     for child in children.values():
@@ -258,7 +258,7 @@ def test_without_own_dreams_the_rest_is_measured(copied: Run) -> None:
     student = results_of(copied)["systems"]["student"]
     assert "bits_per_byte_dreams" not in student["metrics"]
     assert student["missing"]["bits_per_byte_dreams"] == "evaluate.dreams is 0"
-    assert {"bits_per_byte", "dream_form"} <= student["metrics"].keys()
+    assert {"bits_per_byte", "malformed_dreams"} <= student["metrics"].keys()
     assert "sampled a prompt" not in (copied.evaluation / "report.md").read_text()
 
 

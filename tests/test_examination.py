@@ -205,6 +205,11 @@ def test_metrics_follow_from_the_scores(tmp_path: Path, target: Target, seat: Se
         assert metrics[name].value == pytest.approx(sum(gaps) / len(confidence))
     assert measured.answer_tokens == sum(len(question.text.split()) for question in exam.questions)
     assert measured.tokens_per_second == pytest.approx(24 / 0.25)
+    drawn = FakeExaminee().answer(exam.questions, think=True, temperature=0.7, max_tokens=8, draw=SETTINGS.dreams)
+    assert metrics["malformed_dreams"].numerator.tolist() == [not each.form.dream for each in drawn]
+    assert metrics["unclean_answers"].numerator.tolist() == [not each.form.clean for each in drawn]
+    assert metrics["ended"].numerator.tolist() == [each.form.ended for each in drawn]
+    assert metrics["broken_bytes"].value == 0
     said = FakeExaminee().answer(exam.questions, think=True, temperature=0.0, max_tokens=8, draw=0)
     hits = [q.truth is not None and q.truth.answer == each.answer for q, each in zip(exam.questions, said, strict=True)]
     assert metrics["exact_match"].numerator.tolist() == hits
@@ -232,20 +237,21 @@ def test_every_metric_is_there_or_says_why_it_is_missing(tmp_path: Path, target:
     seat(cannot={"likelihood": "it only speaks", "targets": "it only speaks"}, dreams=False)
     speaker = examine(target, fake_exam(tmp_path / "speaker", truths=False), SETTINGS)
     assert everything(speaker) == set(METRICS) - {"exact_match"}
-    assert set(speaker.metrics) == {"chrf", "rouge_l", "repetition", "distinct_1", "distinct_2", "length_ratio"}
+    said = {"repetition", "distinct_1", "distinct_2", "unclean_answers", "broken_bytes", "ended"}
+    assert set(speaker.metrics) == said | {"chrf", "rouge_l", "length_ratio"}
     assert speaker.missing["bits_per_byte"] == speaker.missing["kl_oracle"] == "it only speaks"
-    assert speaker.missing["dream_form"] == "it was not made to dream"
+    assert speaker.missing["malformed_dreams"] == speaker.missing["dream_recall"] == "it was not made to dream"
 
     seat(cannot={"dreams": "can't be dreamed for", "mined": "has no such words"}, confident=False)
     some = examine(target, fake_exam(tmp_path / "some"), SETTINGS)
     assert some.missing["bits_per_byte_dreams"] == some.missing["agreement_dreams"] == "can't be dreamed for"
     assert some.missing["kl_oracle"] == "has no such words"
     assert some.missing["calibration_error"] == "it doesn't tell how sure it is"
-    assert {"bits_per_byte", "kl", "dream_form"} <= some.metrics.keys()
+    assert {"bits_per_byte", "kl", "malformed_dreams"} <= some.metrics.keys()
 
     seat()
     silent = examine(target, fake_exam(tmp_path / "silent", truths=False, answered=False), SETTINGS)
-    assert set(silent.metrics) == {"repetition", "distinct_1", "distinct_2", "dream_form"}
+    assert set(silent.metrics) == said | {"malformed_dreams"}
     assert silent.missing["bits_per_byte"] == silent.missing["chrf"] == "nobody has answered these prompts"
     assert everything(silent) == set(METRICS) - {"exact_match"}
 
@@ -258,7 +264,8 @@ def test_a_target_without_a_codebook_is_not_guessed_at(tmp_path: Path, target: T
     seat(codebook=False)
     measured = examine(target, fake_exam(tmp_path / "exam"), SETTINGS)
     assert "ships no codebook" in measured.missing["dream_recall"]
-    assert {"dream_form"} == {name for name in measured.metrics if name.startswith("dream_")}
+    assert "malformed_dreams" in measured.metrics
+    assert not [name for name in measured.metrics if name.startswith("dream_")]
     assert 0.5 < KNOWN <= 1
 
 
@@ -272,7 +279,7 @@ def test_one_that_thinks_in_words_has_no_dreams_to_measure(tmp_path: Path, targe
             patch.setattr(examination, "open_examinee", lambda *_, own=codebook: Thinker(codebook=own))
             measured = examine(target, fake_exam(tmp_path / f"exam-{codebook}"), SETTINGS)
         found = {name for name in measured.metrics if name.startswith("dream_")}
-        why = {reason for name, reason in measured.missing.items() if name.startswith("dream_")}
+        why = {reason for name, reason in measured.missing.items() if name.startswith(("dream_", "malformed_"))}
         if codebook:  # it could have: that it did not is a result
             assert measured.metrics["dream_recall"].value == 0
         else:
@@ -392,7 +399,7 @@ def test_any_name_is_a_folder(name: str) -> None:
 
 def test_the_teachers_row_is_by_its_own_account(tmp_path: Path) -> None:
     teacher = teacher_measured(fake_exam(tmp_path))
-    assert set(teacher.metrics) == {"repetition", "distinct_1", "distinct_2"}
+    assert set(teacher.metrics) == {"repetition", "distinct_1", "distinct_2", "ended"}
     assert "no probabilities" in teacher.missing["bits_per_byte"]
 
 

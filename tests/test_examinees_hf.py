@@ -4,19 +4,21 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 import torch
 from support.small_exam import SmallExam, assert_equal_scores, brute_score, small_exam
 from support.small_student import ANSWER, DREAM, dreaming_model
+from torch import Tensor
 
 from distill.backbone.model import load_backbone, save_backbone
 from distill.errors import BadInput, CorruptFile
 from distill.evaluation.examination.targets import How, Target, find_target, open_examinee
 from distill.evaluation.examinees.hf import APART, NO_TEMPLATE, TransformersExaminee
 from distill.evaluation.examinees.native import NativeExaminee
+from distill.evaluation.metrics.speech import Form
 from distill.student.pretrained import Parts, save_parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,9 +52,30 @@ def theirs(folder: Path, how: How) -> TransformersExaminee:
     return opened(folder, how)
 
 
+class Anything:
+    """A grammar that forbids nothing."""
+
+    start = 0
+
+    @property
+    def inside(self) -> Self:
+        return self
+
+    answering = inside
+
+    def mask(self, logits: Tensor, states: Tensor) -> Tensor:
+        return logits
+
+    def advance(self, states: Tensor, tokens: Tensor) -> Tensor:
+        return states
+
+
 @pytest.fixture(scope="module")
 def ours(folder: Path, how: How) -> NativeExaminee:
-    return NativeExaminee(Target(str(folder), "checkpoint", folder), how)
+    """Without the mask that transformers hasn't got either."""
+    examinee = NativeExaminee(Target(str(folder), "checkpoint", folder), how)
+    examinee._grammar = Anything()  # pyright: ignore[reportAttributeAccessIssue]
+    return examinee
 
 
 @pytest.fixture
@@ -80,7 +103,7 @@ def test_it_says_the_same_as_ours(theirs: TransformersExaminee, ours: NativeExam
     for think, temperature in ((True, 0.0), (False, 0.0), (True, 1.0)):
         said = [
             [
-                (spoken.dream, spoken.answer, spoken.closed, spoken.tokens)
+                (spoken.dream, spoken.answer, spoken.closed, spoken.tokens, spoken.form)
                 for spoken in one.answer(exam.questions, think=think, temperature=temperature, max_tokens=9, draw=1)
             ]
             for one in (theirs, ours)
@@ -93,6 +116,7 @@ def test_it_dreams_and_ends_by_itself(theirs: TransformersExaminee, folder: Path
     assert theirs.card.dreams
     for spoken in theirs.answer(exam.questions[:2], think=False, temperature=0, max_tokens=30, draw=0):
         assert (spoken.dream, spoken.answer) == ("", ANSWER)
+        assert spoken.form == Form(dream=None, clean=True, whole=True, ended=True)
     long = opened(folder, replace(how, dream_tokens=60))
     (spoken,) = long.answer(exam.questions[:1], think=True, temperature=0, max_tokens=30, draw=0)
     assert spoken.closed

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +159,7 @@ def test_an_answer_after_its_own_dream(
     [spoken] = examinee.answer([question], think=True, temperature=0, max_tokens=12, draw=0)
     assert spoken.dream == DREAM
     assert spoken.closed
+    assert spoken.form.dream
     assert "<think>" not in spoken.answer
     assert "</think>" not in spoken.answer
     assert spoken.tokens > len(tokenizer.encode(DREAM, special=True))
@@ -178,10 +180,41 @@ def test_a_dream_that_never_ends_is_cut_and_said_to_be(path: Path, questions: li
     [spoken] = examinee.answer(questions[:1], think=True, temperature=0, max_tokens=4, draw=0)
     assert not spoken.closed
     assert spoken.dream == "⟨spatial⟩⟨a ball⟩⟨release⟩"
+    assert spoken.form.dream is False
+    assert not spoken.form.ended
     assert examinee.cannot["targets"] == "the exam has no soft targets"
     [score] = examinee.score(questions[:1], "none")
     assert np.isnan(score.kl).all()
     assert np.isfinite(score.confidence).all()
+    examinee.close()
+
+
+def test_noise_is_told_by_its_tokens(
+    tokenizer: StudentTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights, without a mask: what the engine wrote, token by token, says how it was spelled."""
+    model = small_model(tokenizer)
+    write_gguf(model.state_dict(), model.config, tokenizer, tmp_path / "noise.gguf", "f32", {})
+    examinee = GgufExaminee(Target("noise", "gguf", tmp_path / "noise.gguf"), How(dream_tokens=18))
+    wrote: list[list[int]] = []
+    complete = LlamaCpp.complete
+
+    def told(self: LlamaCpp, prompt: list[int], **how: Any) -> Any:
+        said = complete(self, prompt, **how)
+        wrote.append(said.ids)
+        return said
+
+    monkeypatch.setattr(LlamaCpp, "complete", told)
+    asked = [Question(f"k{i}", PROMPT) for i in range(12)]
+    spoken = examinee.answer(asked, think=True, temperature=1.5, max_tokens=8, draw=0)
+    for said, answer in zip(spoken, wrote[1::2], strict=True):
+        words = [id for id in answer if id != tokenizer.eos_id]
+        assert said.form.ended == (len(words) < len(answer))
+        assert said.form.clean == all(id < tokenizer.base_size for id in words)
+        assert said.form.dream is False, "chance hardly dreams by the grammar"
+        text = tokenizer.decode(words).rstrip("\ufffd")
+        assert said.form.whole or "\ufffd" in tokenizer.decode(wrote[2 * spoken.index(said)]) + text
+    assert 0 < sum(said.form.clean for said in spoken) < len(spoken)
     examinee.close()
 
 

@@ -21,10 +21,12 @@ from distill.evaluation.examination.exam import Question
 from distill.evaluation.examination.score_bench import bench_score, scored_rows
 from distill.evaluation.examination.scoring import dream_context, score_answers
 from distill.evaluation.examination.targets import How, Target, find_target, open_examinee
-from distill.evaluation.examinees.native import RETRIEVED, NativeExaminee, teacher_map_of, with_teacher_map
-from distill.evaluation.examinees.protocol import AnswerScore, Examinee
+from distill.evaluation.examinees.native import MASKED, RETRIEVED, NativeExaminee, teacher_map_of, with_teacher_map
+from distill.evaluation.examinees.protocol import AnswerScore, Examinee, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets
+from distill.evaluation.metrics.speech import Form
 from distill.run import Run
+from distill.student.grammar import dream_size
 from distill.student.pretrained import Parts, save_parts
 from distill.teacher.protocol import GenerateOptions, Response, TeacherTokenizer
 from distill.tokens.bpe import StudentTokenizer
@@ -169,11 +171,29 @@ def test_answers_dream_first_and_stop_by_themselves(exam: SmallExam, smollm2: Pa
         assert (spoken.dream, spoken.answer, spoken.closed) == (DREAM, ANSWER, True)
         assert spoken.tokens == len(tokenizer.encode(DREAM, special=True)) + len(tokenizer.encode(ANSWER))
         assert spoken.seconds > 0
+        assert spoken.form == Form(dream=True, clean=True, whole=True, ended=True)
     for spoken in dreamer.answer(exam.questions[:2], think=False, temperature=0, max_tokens=30, draw=0):
         assert (spoken.dream, spoken.answer) == ("", ANSWER)
+        assert spoken.form == Form(dream=None, clean=True, whole=True, ended=True)
     cut = NativeExaminee(find_target(str(folder)), replace(how, dream_tokens=3))
     (spoken,) = cut.answer(exam.questions[:1], think=True, temperature=0, max_tokens=4, draw=0)
     assert (spoken.dream, spoken.closed) == ("⟨spatial⟩⟨a ball⟩⟨release⟩", False)
+    assert spoken.form == Form(dream=False, clean=True, whole=True, ended=False)
+
+
+def test_whatever_its_weights_its_dreams_are_whole_and_its_answers_clean(
+    exam: SmallExam, folder: Path, how: How
+) -> None:
+    noise = NativeExaminee(Target("noise", "checkpoint", folder), replace(how, dream_tokens=dream_size(2)))
+    spoken: list[Spoken] = []
+    for draw, temperature in enumerate((0.0, 0.7, 1.0, 2.0, 5.0, 9.0)):
+        spoken += noise.answer(exam.questions, think=True, temperature=temperature, max_tokens=20, draw=draw)
+    for said in spoken:
+        assert said.closed
+        assert said.form.dream is not False
+        assert said.form.clean
+        assert not set("⟨⟩") & set(said.answer)
+    assert any(said.form.dream for said in spoken)
 
 
 def test_labels_are_of_the_nearest_image_tokens(examinee: NativeExaminee, exam: SmallExam) -> None:
@@ -294,7 +314,7 @@ def test_what_was_retrieved_in_training_is_retrieved_here(exam: SmallExam, tmp_p
     codes = dict(zip(TRIPLETS[2].phrases, exam.codebook.encode(list(TRIPLETS[2].phrases)).tolist(), strict=True))
     save_codes(folder / "tokenizer", codes)
     reader = NativeExaminee(Target("run", "checkpoint", folder, run=run), how)
-    assert reader.card.note == RETRIEVED
+    assert reader.card.note == f"{MASKED}; {RETRIEVED}"
     labels = [exam.codebook.labels[codes[phrase]] for phrase in TRIPLETS[2].phrases]
     known = with_context("What do plants take?", [(labels[0], labels[1], labels[2])])
     assert reader._asked(Question("a", "What do plants take?")).header == prompt_ids(exam.tokenizer, known)

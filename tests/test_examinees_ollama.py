@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from distill.errors import ModelNotFound, TeacherUnavailable
 from distill.evaluation.examination.exam import Question
 from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut, model_digest
+from distill.evaluation.metrics.speech import Form
 from distill.tokens.chat import go_template
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,6 +50,7 @@ def test_a_dreamer_dreams_and_answers(server: FakeOllama) -> None:
     examinee = opened(server, "dreamer")
     [spoken] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=20, draw=0)
     assert (spoken.dream, spoken.answer, spoken.closed) == (DREAM, ANSWER, True)
+    assert spoken.form == Form(dream=True, clean=True, whole=True, ended=True)
     asked = server.asked("/api/chat")[-1]
     assert asked["think"] is True
     assert asked["stream"] is False
@@ -74,6 +77,7 @@ def test_what_a_dream_leaves_over_is_not_the_answers(server: FakeOllama) -> None
     [whole] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=20, draw=0)
     [short] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=3, draw=0)
     assert short.answer == "The ball falls"
+    assert not short.form.ended
     assert short.closed
     assert short.tokens < whole.tokens
     examinee.close()
@@ -171,10 +175,37 @@ def test_the_recorded_dream_is_read(server: FakeOllama) -> None:
 
     from distill.evaluation.examinees.ollama import _spoken
 
-    spoken = _spoken(exchange("chat_think_true")["response"]["json"], True, 40, 0.5)
+    spoken = _spoken(exchange("chat_think_true")["response"]["json"], True, 40, 0.5, 5)
     assert spoken.dream == "⟨spatial⟩⟨a ball⟩⟨release⟩⟨falls⟩"
     assert spoken.answer == "The ball falls due to gravity, bounces, and settles."
     assert (spoken.closed, spoken.tokens, spoken.seconds) == (True, 24, 0.5)
+    assert spoken.form == Form(dream=False, clean=True, whole=True, ended=True), "one lens of four"
+
+
+@pytest.mark.parametrize(
+    ("change", "form"),
+    [
+        ({}, Form(dream=True, clean=True, whole=True, ended=True)),
+        ({"thinking": ""}, Form(dream=None, clean=True, whole=True, ended=True)),
+        ({"thinking": DREAM.replace("⟨release⟩", "")}, Form(dream=False, clean=True, whole=True, ended=True)),
+        ({"content": ""}, Form(dream=False, clean=True, whole=True, ended=True)),
+        ({"content": "It ⟨falls⟩."}, Form(dream=True, clean=False, whole=True, ended=True)),
+        ({"content": "It falls.</think>"}, Form(dream=True, clean=False, whole=True, ended=True)),
+        ({"content": "<think>\nso\n</think>\nIt"}, Form(dream=True, clean=False, whole=True, ended=True)),
+        ({"content": "It \ufffd"}, Form(dream=True, clean=True, whole=False, ended=True)),
+        ({"thinking": DREAM + "\ufffd"}, Form(dream=False, clean=True, whole=False, ended=True)),
+        ({"done_reason": "length"}, Form(dream=True, clean=True, whole=True, ended=False)),
+        ({"done": False, "done_reason": None}, Form(dream=True, clean=True, whole=False, ended=False)),
+    ],
+)
+def test_texts_alone_tell_how_a_reply_was_spelled(change: dict[str, Any], form: Form) -> None:
+    from distill.evaluation.examinees.ollama import _spoken
+
+    message = {"thinking": DREAM, "content": ANSWER}
+    answer = {"done": True, "done_reason": "stop", "eval_count": 20}
+    answer |= {key: value for key, value in change.items() if key not in message}
+    message |= {key: value for key, value in change.items() if key in message}
+    assert _spoken({**answer, "message": message}, True, 40, 0.5, 5).form == form
 
 
 def test_nobody_there() -> None:

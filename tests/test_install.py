@@ -20,6 +20,7 @@ from bundle.verify import verify
 from distill.config import ExportSettings
 from distill.errors import BadInput, CorruptFile, DistillError, TeacherError, TeacherUnavailable
 from distill.events import Event
+from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
 
 PROMPTS = ["What happens when you drop a ball?", "How do plants grow in the garden?"]
@@ -37,7 +38,9 @@ def published(tokenizer: StudentTokenizer, tmp_path_factory: pytest.TempPathFact
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     student = Student("tiny", dreaming_model(tokenizer, PROMPTS), tokenizer)
-    write_bundle(folder, student, ExportSettings(temperature=0.0), Origin("tiny", verification_prompts=PROMPTS))
+    answers = [[prompt, ANSWER] for prompt in PROMPTS]
+    origin = Origin("tiny", {"began_as": "teacher"}, None, PROMPTS, answers, license=License("mit", text="MIT License"))
+    write_bundle(folder, student, ExportSettings(temperature=0.0), origin)
     torch.set_num_threads(threads)
     return folder
 
@@ -77,6 +80,7 @@ def test_an_installed_student_dreams_and_is_told_not_to(published: Path, server:
         message = client.chat("tiny", question, think=think).message
         assert ((message.thinking or "").strip(), message.content) == (dream, ANSWER)
     created = server.asked("/api/create")[0]
+    assert created["license"] == "MIT License\n"
     assert created["parameters"] == {"stop": ["<|im_end|>"], "temperature": 0.0, "num_ctx": 256}
 
     report = verify(published, ollama_host=server.url)

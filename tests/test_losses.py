@@ -14,11 +14,11 @@ from distill.training.losses import ChunkTargets, Targets, chunked_distillation,
 V, D = 37, 8
 
 
-def make_targets(count: int, slots: int, seed: int, soft: float = 0.7) -> Targets:
-    """Random teachers; every third position is hard-only, every fourth has an unused slot."""
+def make_targets(count: int, slots: int, seed: int, soft: float = 0.7, words: int = 0) -> Targets:
+    """Random teachers of so many words (0: V); every third position is hard-only, every fourth has an unused slot."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.stack([torch.randperm(V, generator=generator)[:slots] for _ in range(count)])
-    full = torch.log_softmax(2 * torch.randn(count, V, generator=generator), -1)
+    ids = torch.stack([torch.randperm(words or V, generator=generator)[:slots] for _ in range(count)])
+    full = torch.log_softmax(2 * torch.randn(count, words or V, generator=generator), -1)
     logprobs = full.gather(1, ids)
     logprobs[3::4, -1] = -math.inf
     ids[3::4, -1] = ids[3::4, 0]
@@ -28,7 +28,7 @@ def make_targets(count: int, slots: int, seed: int, soft: float = 0.7) -> Target
     logprobs[::3, 0] = 0.0
     ids[::3, 1:] = ids[::3, :1]
     weight = torch.rand(count, generator=generator)
-    return Targets(ids[:, 0].clone(), ids, logprobs, a, weight)
+    return Targets(ids[:, 0].clone(), ids, logprobs, a, weight, words)
 
 
 def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
@@ -39,7 +39,7 @@ def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
         used = {
             int(s): float(lp) for s, lp in zip(targets.slots[i], targets.logprobs[i], strict=True) if lp > -math.inf
         }
-        tail = [j for j in range(V) if j not in used]
+        tail = [j for j in range(targets.words or V) if j not in used]
         p_tail = 1 - sum(math.exp(lp) for lp in used.values())
         kl = sum(math.exp(lp) * (lp - log_q[j]) for j, lp in used.items())
         if p_tail > 1e-12:
@@ -51,9 +51,9 @@ def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 30), st.integers(2, 12), st.integers(0, 10_000), st.floats(0.5, 4.0))
-def test_loss_and_gradients_equal_the_definition(count: int, slots: int, seed: int, scale: float) -> None:
-    targets = make_targets(count, slots, seed)
+@given(st.integers(1, 30), st.integers(2, 12), st.integers(0, 10_000), st.floats(0.5, 4.0), st.sampled_from((0, 25)))
+def test_loss_and_gradients_equal_the_definition(count: int, slots: int, seed: int, scale: float, words: int) -> None:
+    targets = make_targets(count, slots, seed, words=words)
     generator = torch.Generator().manual_seed(seed + 1)
     hidden = scale * torch.randn(count, D, generator=generator)
     projection = torch.randn(V, D, generator=generator)
@@ -68,6 +68,26 @@ def test_loss_and_gradients_equal_the_definition(count: int, slots: int, seed: i
         assert mine.grad is not None
         assert theirs_.grad is not None
         torch.testing.assert_close(mine.grad.double(), theirs_.grad, rtol=2e-4, atol=2e-5)
+
+
+def test_what_is_no_word_is_pushed_away_where_the_teacher_speaks() -> None:
+    """In one tail with the words it would only share their probability: nothing would tell it from them."""
+    logprobs = torch.log(torch.tensor([[0.5, 0.2]]))
+    targets = Targets(torch.tensor([0]), torch.tensor([[0, 1]]), logprobs, torch.ones(1), torch.ones(1), words=4)
+    logits = torch.log(torch.tensor([[0.3, 0.1, 0.2, 0.1, 0.3]]))  # the tail is as likely as the teacher's: 0.3
+    hidden = torch.eye(1, requires_grad=True)
+    projection = logits.t().clone().requires_grad_()
+    fused_distillation(hidden, projection, targets)[0].backward()
+    assert projection.grad is not None
+    torch.testing.assert_close(projection.grad[4], torch.tensor([0.3]))
+    assert projection.grad[2:4].abs().max() < 1e-6
+    far = projection.detach().clone()
+    far[4] = 300.0  # words underflow beside it: still a finite gradient that pushes it down
+    projection = far.requires_grad_()
+    fused_distillation(hidden, projection, targets)[0].backward()
+    assert projection.grad is not None
+    assert projection.grad.isfinite().all()
+    torch.testing.assert_close(projection.grad[4], torch.tensor([1.0]))
 
 
 def test_chunks_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from distill.corpus.triplets import LENSES
 from distill.evaluation.examination.truth import Truth
 from distill.evaluation.metrics.catalogue import METRICS, in_order, metric_of, shown
-from distill.evaluation.metrics.dreams import chance_recalled, dream_metrics, labels_of, recalled, well_formed
+from distill.evaluation.metrics.dreams import chance_recalled, dream_metrics, labels_of, recalled
 from distill.evaluation.metrics.text import chrf, distinct, exact_match, repeated, rouge_l, text_metrics
 
 
@@ -183,41 +183,18 @@ labels = st.text("ab é'", min_size=1, max_size=4).filter(lambda label: label no
 def test_dreams_are_read_as_they_are_printed(chains: dict[str, list[str]]) -> None:
     text = printed(chains)
     assert labels_of(text) == [label for lens in LENSES for label in chains.get(lens, [])]
-    assert well_formed(text) == all(len(chain) % 3 == 0 for chain in chains.values())
-    assert well_formed(f"\n{text}\n") == well_formed(text)
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        "",
-        "⟨spatial⟩⟨temporal⟩⟨causal⟩",
-        "⟨temporal⟩⟨spatial⟩⟨causal⟩⟨abstract⟩",
-        "⟨spatial⟩⟨temporal⟩⟨causal⟩⟨abstract⟩⟨spatial⟩",
-        "⟨spatial⟩ ⟨temporal⟩⟨causal⟩⟨abstract⟩",
-        "⟨spatial⟩⟨a⟩⟨b⟩⟨temporal⟩⟨causal⟩⟨abstract⟩⟨c⟩",
-        "⟨spatial⟩⟨a⟩⟨b⟩⟨temporal⟩⟨c⟩⟨causal⟩⟨abstract⟩",
-        "⟨spatial⟩⟨a⟩⟨b⟩⟨c⟩ and⟨temporal⟩⟨causal⟩⟨abstract⟩",
-        "⟨spatial⟩⟨⟩⟨b⟩⟨c⟩⟨temporal⟩⟨causal⟩⟨abstract⟩",
-        "Hmm, the ball will fall.",
-    ],
-)
-def test_other_dreams_are_not_well_formed(broken: str) -> None:
-    assert not well_formed(broken)
 
 
 def test_all_dream_metrics_of_some_dreams() -> None:
     whole = {"spatial": ["a ball", "release", "falls"], "causal": ["a ball", "hits", "the floor"]}
     dreams = [printed(whole), printed({"spatial": ["a cup"]}), "⟨spatial⟩⟨a ball⟩", ""]
     mined = [["a ball", "falls", "rolls"], ["a cup", "falls"], [], ["a ball"]]
-    found = dream_metrics(dreams, mined, [True, True, True, False])
+    found = dream_metrics(dreams, mined)
     assert found["dream_recall"].value == pytest.approx((2 + 1 + 0) / (3 + 2 + 1))
     assert found["dream_precision"].value == pytest.approx((2 + 1) / (5 + 1))  # where nothing was mined: not known
-    assert found["dream_form"].numerator.tolist() == [1, 0, 0, 0]
     # For the first: "a ball" is in one other dream; for the second: "falls" in one; for the last: "a ball" in two.
     assert found["dream_recall_chance"].value == pytest.approx((1 / 3 + 1 / 3 + 2 / 3) / 6)
-    assert dream_metrics([printed(whole)], mined[:1], [False])["dream_form"].value == 0
-    assert set(dream_metrics(dreams, None, [True] * 4)) == {"dream_form"}
+    assert dream_metrics(dreams, None) == {}
     assert set(found) <= set(METRICS)
 
 
@@ -236,6 +213,8 @@ def test_splits_of_exact_match_are_metrics() -> None:
     assert metric_of("exact_match_far").label == "exact match, far"
     assert metric_of("exact_match_far").percent
     assert metric_of("kl") is METRICS["kl"]
+    assert metric_of("dream_form").label == "well-formed dreams", "results of old are still shown"
+    assert in_order({"dream_form", "kl", "ended"}) == ["kl", "ended", "dream_form"]
     with pytest.raises(KeyError):
         metric_of("charm")
     names = {"chrf", "exact_match", "kl", "exact_match_far", "bits_per_byte", "exact_match_combination"}

@@ -21,7 +21,7 @@ from distill.events import Event
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
-from distill.training import checkpoint
+from distill.training import checkpoint, numerics
 from distill.training.loop import train
 from distill.training.plan import schedule
 
@@ -185,10 +185,29 @@ def test_minutes_end_a_training(prepared: Run, tmp_path: Path) -> None:
 def test_a_trial_chooses_and_is_remembered(prepared: Run, tmp_path: Path) -> None:
     run = fork(prepared, tmp_path / "run", precision="auto", compile="auto", steps=3, checkpoint_every=3)
     summary = train(run)
-    assert set(summary["trial"]) == {"float32", "bfloat16"}
-    fastest = max(summary["trial"], key=summary["trial"].get)
-    assert summary["numerics"] == fastest
-    assert json.loads((run.checkpoints / "numerics.json").read_text())["precision"] == fastest
+    kept = json.loads((run.checkpoints / "numerics.json").read_text())
+    assert summary["numerics"] == kept["precision"], "three steps don't pay for compiling"
+    assert set(kept["products"]) == {"float32", "bfloat16"}
+    assert (summary["trial"], summary["trial_seconds"]) == (kept["trial"], kept["seconds"])
+    assert kept["why"] != "as set"
+
+
+def test_minutes_buy_training_not_the_trial(prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object) -> numerics.Numerics:
+        time.sleep(2.0)
+        return numerics.Numerics("float32", False, seconds=2.0)
+
+    monkeypatch.setattr(numerics, "choose", slow)
+    run = fork(prepared, tmp_path / "run", minutes=0.03, steps=10**6, drafts_share=0.0)
+    summary = train(run)
+    state = checkpoint.read_loop(checkpoint.latest(run))
+    assert state.seconds == pytest.approx(1.8, abs=0.9)
+    assert summary["steps"] > 1
+    assert summary["trial_seconds"] == 2.0
+    run.settings.train.minutes = 0.05
+    more = train(run)
+    assert more["steps"] > summary["steps"]
+    assert checkpoint.read_loop(checkpoint.latest(run)).seconds == pytest.approx(3.0, abs=0.9)
 
 
 def test_other_settings_are_refused_by_name(trained: Run, prepared: Run, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import setting, stage_options
+from cli.options import setting, stage_options, weights_option
 from cli.stages import stage_command
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @setting("--teacher", "teacher.model", "ollama:NAME, embedded:smollm2 or embedded:/path/model.gguf.", metavar="SPEC")
+@weights_option
 @setting("--host", "teacher.hosts", "Ollama server; repeat it to share the work.", multiple=True, metavar="URL")
 @setting("--prompts", "capture.prompts", "Prompt file or set; repeatable.", multiple=True, metavar="FILE|SET")
 @setting("--limit", "capture.limit", "Prompts taken at most.", type=click.IntRange(0), metavar="N")

@@ -11,9 +11,11 @@ from cli.stages import stage_command
 if TYPE_CHECKING:
     from distill.run import Run
 
+DTYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
 
 @click.command()
-@setting("--dtype", "export.dtype", "Of model.gguf.", type=click.Choice(["f32", "f16", "bf16", "q8_0"]))
+@setting("--dtype", "export.dtype", "Of model.gguf.", type=click.Choice(DTYPES))
 @stage_options()
 def export(run: "Run", force: bool, as_json: bool, quiet: bool) -> None:
     """Write RUN/bundle: one folder that transformers, llama.cpp and Ollama load as it is.

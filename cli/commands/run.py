@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.commands.evaluate import baselines_option
-from cli.options import json_option, quiet_option, runs_dir_option, setting, settings_options
+from cli.options import json_option, quiet_option, runs_dir_option, setting, settings_options, weights_option
 from cli.runs import RunName
 
 if TYPE_CHECKING:
@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--name", "run_path", default="student", show_default=True, type=RunName(), help="Of the run, or a path.")
 @setting("--teacher", "teacher.model", "ollama:NAME, embedded:smollm2 or embedded:/path/model.gguf.", metavar="SPEC")
+@weights_option
 @setting("--host", "teacher.hosts", "Ollama server; repeat it to share the work.", multiple=True, metavar="URL")
 @setting("--prompts", "capture.prompts", "Prompt file or set; repeatable.", multiple=True, metavar="FILE|SET")
 @setting("--limit", "capture.limit", "Prompts taken at most.", type=click.IntRange(0), metavar="N")
 @setting("--dataset", "capture.dataset", "Ask no teacher: take a dataset, such as causal-world.", metavar="NAME")
-@setting("--preset", "student.preset", "Size of the student.", type=click.Choice(["nano", "micro", "small"]))
-@setting("--init", "student.init", "Start from a Llama-architecture checkpoint.", metavar="DIR")
+@setting("--layers", "student.layers", "Of the teacher's layers, keep so many.", type=click.IntRange(1), metavar="N")
+@setting("--ffn", "student.ffn", "Of each layer's neurons, keep so many.", type=click.IntRange(1), metavar="N")
+@setting(
+    "--init", "student.init", "Begin as the teacher, by chance, or as another model.", metavar="teacher|chance|PATH"
+)
+@setting("--preset", "student.preset", "Of this size, from chance.", type=click.Choice(["nano", "micro", "small"]))
 @setting("--steps", "train.steps", "Optimizer steps.", type=click.IntRange(1), metavar="N")
 @setting("--minutes", "train.minutes", "Train so long instead.", type=click.FloatRange(0), metavar="M")
 @baselines_option

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import setting, stage_options
+from cli.options import setting, stage_options, weights_option
 from cli.output import emit_json
 from cli.progress import Progress
 from cli.stages import run_stage, show
@@ -18,8 +18,13 @@ PHASES = ("all", "backbone", "input", "dream", "end")
 @click.command()
 @setting("--steps", "train.steps", "Optimizer steps.", type=click.IntRange(1), metavar="N")
 @setting("--minutes", "train.minutes", "Train so long instead.", type=click.FloatRange(0), metavar="M")
-@setting("--preset", "student.preset", "Size of the student.", type=click.Choice(["nano", "micro", "small"]))
-@setting("--init", "student.init", "Start from a Llama-architecture checkpoint.", metavar="DIR")
+@setting("--layers", "student.layers", "Of the teacher's layers, keep so many.", type=click.IntRange(1), metavar="N")
+@setting("--ffn", "student.ffn", "Of each layer's neurons, keep so many.", type=click.IntRange(1), metavar="N")
+@setting(
+    "--init", "student.init", "Begin as the teacher, by chance, or as another model.", metavar="teacher|chance|PATH"
+)
+@setting("--preset", "student.preset", "Of this size, from chance.", type=click.Choice(["nano", "micro", "small"]))
+@weights_option
 @setting("--processes", "train.processes", "Data-parallel processes.", type=click.IntRange(1), metavar="N")
 @click.option(
     "--phase",

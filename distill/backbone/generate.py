@@ -8,6 +8,7 @@ Shape legend: B rows, T positions, P longest prompt, L cache columns, V vocabula
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,21 @@ LOGITS_AT_ONCE = 1 << 24
 """Elements of a (positions, V) block of logits held at a time while scoring (64 MiB of float32)."""
 
 
+class Grammar(Protocol):
+    """What may be written next, by a state that each row is in; all rows begin in `start`."""
+
+    @property
+    def start(self) -> int: ...
+
+    def mask(self, logits: Tensor, states: Tensor) -> Tensor:
+        """logits (B, V) with −∞ for what may not follow in the rows' states (B,) int64."""
+        ...
+
+    def advance(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The states (B,) after tokens (B,)."""
+        ...
+
+
 def generate(
     model: Backbone | Session,
     prompt_ids: Sequence[Sequence[int]],
@@ -33,6 +49,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     stop_ids: Sequence[int] = (),
     batch_rows: int = 32,
+    grammar: Grammar | None = None,
 ) -> list[list[int]]:
     """Answers to all prompts, in their order. An answer ends with the stop id that ended it, if one did.
 
@@ -40,6 +57,7 @@ def generate(
     model: a backbone, which reads the prompts first thing; or a session, which goes on with them in its rows.
     temperature 0 is greedy; otherwise the order is temperature, top_k (0: all), top_p, as in transformers.
     seed: one number a row, or one for all: row i then draws from `seed + i`.
+    grammar: nothing is written that it doesn't allow; top_k and top_p are of what it does.
     Raises BadInput for an empty prompt, or one that leaves no room in the context.
     """
     seeds = [seed + i for i in range(len(prompt_ids))] if isinstance(seed, int) else list(seed)
@@ -53,7 +71,7 @@ def generate(
     for start in range(0, len(order), batch_rows):
         rows = order[start : start + batch_rows]
         prompts, drawn = [prompt_ids[row] for row in rows], [seeds[row] for row in rows]
-        for step in _decode(prompts, drawn, model, sampler, max_tokens, stop_ids):
+        for step in _decode(prompts, drawn, model, sampler, max_tokens, stop_ids, grammar):
             for row, token in step:
                 answers[rows[row]].append(token)
     return answers
@@ -69,9 +87,11 @@ def stream(
     top_p: float = 1.0,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
+    grammar: Grammar | None = None,
 ) -> Iterator[int]:
     """One answer, token by token: the same tokens that `generate` gives. A session must have one row."""
-    for step in _decode([prompt_ids], [seed], model, Sampler(temperature, top_k, top_p), max_tokens, stop_ids):
+    sampler = Sampler(temperature, top_k, top_p)
+    for step in _decode([prompt_ids], [seed], model, sampler, max_tokens, stop_ids, grammar):
         yield step[0][1]
 
 
@@ -137,6 +157,7 @@ def _decode(
     sampler: Sampler,
     max_tokens: int,
     stop_ids: Sequence[int],
+    grammar: Grammar | None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Per step, (row, token) of the rows still going. Rows that are done leave once they are half of the batch."""
     session = model if isinstance(model, Session) else Session(model, len(prompts))
@@ -151,9 +172,11 @@ def _decode(
     _, logits = session.append(ids, None if bool(real.all()) else real, last=True)
     rows = list(range(len(prompts)))
     going = set(rows)
+    states = torch.full((len(rows),), grammar.start if grammar else 0, device=device)
     for step in range(steps):
         uniform = None if uniforms is None else uniforms[rows, step : step + 1].to(device)
-        chosen = sampler.choose(logits, uniform)
+        chosen = sampler.choose(grammar.mask(logits, states) if grammar else logits, uniform)
+        states = grammar.advance(states, chosen) if grammar else states
         tokens = chosen.tolist()
         yield [(row, token) for row, token in zip(rows, tokens, strict=True) if row in going]
         going -= {row for row, token in zip(rows, tokens, strict=True) if token in stops or step + 1 >= room[row]}
@@ -161,7 +184,7 @@ def _decode(
             return
         if 2 * len(going) <= len(rows):
             keep = torch.tensor([i for i, row in enumerate(rows) if row in going], device=device)
-            rows, chosen = [rows[i] for i in keep.tolist()], chosen[keep]
+            rows, chosen, states = [rows[i] for i in keep.tolist()], chosen[keep], states[keep]
             session.keep(keep)
         # Rows that are done no longer advance: their place in the context may be used up.
         done = len(going) < len(rows)

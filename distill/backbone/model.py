@@ -34,9 +34,10 @@ PRESETS: dict[str, dict[str, int]] = {
 
 def config_for(settings: StudentSettings, vocab_size: int, pad_id: int, eos_id: int) -> BackboneConfig:
     """The preset with the settings' own sizes over it. Raises BadInput for an unknown preset."""
-    if settings.preset not in PRESETS:
-        raise BadInput(f"student.preset: {settings.preset!r} is none of {', '.join(PRESETS)}")
-    sizes = {name: getattr(settings, name) or default for name, default in PRESETS[settings.preset].items()}
+    preset = settings.preset or next(iter(PRESETS))
+    if preset not in PRESETS:
+        raise BadInput(f"student.preset: {preset!r} is none of {', '.join(PRESETS)}")
+    sizes = {name: getattr(settings, name) or default for name, default in PRESETS[preset].items()}
     return BackboneConfig(vocab_size, **sizes, context=settings.context, pad_id=pad_id, eos_id=eos_id)  # pyright: ignore[reportArgumentType]
 
 
@@ -181,11 +182,13 @@ class Backbone(nn.Module):
         positions: Tensor | None = None,
         documents: Documents | None = None,
         embeds: Tensor | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Last hidden states (B, T, D) of ids (B, T).
 
         positions (B, T): place of each token in its document; None: 0…T−1. documents: where they lie; None: a
-        row is a document. embeds (B, T, D): read in the place of the ids' own embeddings.
+        row is a document. embeds (B, T, D): read in the place of the ids' own embeddings. states: gets what leaves each
+        layer, (B, T, D).
         """
         if positions is None:
             cos, sin = self.cos[: ids.shape[1]][None, None], self.sin[: ids.shape[1]][None, None]
@@ -196,6 +199,8 @@ class Backbone(nn.Module):
             x = x.to(torch.get_autocast_dtype(ids.device.type))
         for layer in self.model.layers:
             x = layer(x, cos, sin, documents)
+            if states is not None:
+                states.append(x)
         return self.model.norm(x)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None) -> Tensor:

@@ -24,6 +24,8 @@ GIVE_UP_AFTER = 8
 """Failures in a row after which a teacher is taken for gone."""
 _TICK = 0.2
 """Seconds between progress events."""
+MANY_CUT = 0.2
+"""Share of answers cut by the token limit above which a student of them hardly learns to end its own."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +212,13 @@ def capture(
             for teacher in teachers:
                 stack.callback(teacher.close)
         info = _same_model(run, teachers)
+        tokenizer = teachers[0].tokenizer()
+        if run.settings.teacher.weights:  # refused now, not after hours of asking
+            from distill.teacher.find_weights import find_weights
+
+            find_weights(run.settings.teacher, info, tokenizer, listen)
         store = stack.enter_context(TraceStore(run.traces))
-        store.put_teacher(info, teachers[0].tokenizer())
+        store.put_teacher(info, tokenizer)
         jobs = _jobs(prompts, info, settings, run.settings.seed)
         before = store.select({job.key: job.prompt.held_out for job in jobs})
         # Evenly over the sets, so that a capture that is cut short has seen something of each.
@@ -224,8 +231,19 @@ def capture(
             raise TeacherError(f"{info.spec}: answered none of {len(jobs)} prompts; `dream doctor` looks for the cause")
         digest = store.content_digest()
     run.record(STAGE, depends, {"traces.db": digest}, summary, time.monotonic() - started)
+    _warn_of_cut(summary["cut_share"], settings.max_tokens, listen)
     listen(Event(STAGE, "done", data=summary))
     return summary
+
+
+def _warn_of_cut(share: float, max_tokens: int, listen: Listener) -> None:
+    """Once, at the end: what is cut off teaches nobody to stop."""
+    if share > MANY_CUT:
+        text = (
+            f"{share:.0%} of the answers were cut by capture.max_tokens={max_tokens}, so a student hardly learns to "
+            "end its own; raise capture.max_tokens, or ask for short answers with capture.system"
+        )
+        listen(Event(STAGE, "warning", text))
 
 
 def _run_session(session: _Capture, seconds: float, before: int, run: Run, listen: Listener) -> None:
@@ -301,6 +319,7 @@ def _summary(session: _Capture, prompts: int, seconds: float) -> dict[str, Any]:
         "bytes_per_token": round(stats.bytes_per_token, 2),
         "tokens_per_second": round(session.tokens / asking, 1) if session.tokens else 0.0,
         "done_reasons": stats.done_reasons,
+        "cut_share": round(stats.done_reasons.get("length", 0) / stats.responses, 4) if stats.responses else 0.0,
         "slots": [pool.bound.slots for pool in session.pools],
         "in_flight": [pool.bound.limit for pool in session.pools],
         "seconds": round(seconds, 2),

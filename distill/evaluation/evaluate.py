@@ -19,7 +19,7 @@ from distill.run import Run, fingerprint, sha256_file, write_atomic, write_json_
 from distill.tokens.bpe import StudentTokenizer
 from distill.training.checkpoint import best, folder_of, latest, read_loop, verify_checkpoint
 
-VERSION = 2
+VERSION = 3
 """Raised when a metric changes, so that kept results are measured anew."""
 
 

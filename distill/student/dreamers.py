@@ -23,9 +23,6 @@ from distill.student.output_decoder import Speaker
 from distill.student.pretrained import Parts
 from distill.tokens.chat import Dream, Triple, dream_places
 
-SLACK = 16
-"""Tokens that a backbone may write in its dream besides image tokens and lenses, before it is woken."""
-
 WAKING = 4
 """Places in the context that a dream leaves: for its closing tag between two line breaks, and one token to say."""
 
@@ -118,24 +115,22 @@ class Written:
         self.sure.append(sure)
 
 
-def decode(parts: Parts, speaker: Speaker, watch: Watch | None = None) -> Written | None:
-    """The dream that a backbone writes after a prompt, as it would in Ollama. None: it goes straight to the answer.
+def decode(parts: Parts, speaker: Speaker, watch: Watch | None = None) -> Written:
+    """The dream that a backbone writes after a prompt, as it would in Ollama but for the speaker's grammar.
 
-    It is woken (its think tag closed) where it dreams on beyond what a dream can hold.
+    It is woken (its think tag closed) where the context ends.
     """
     tokenizer = parts.tokenizer
-    if speaker.peek() != tokenizer.think_id:
-        return None
-    speaker.take()
+    for _ in (tokenizer.think_id, tokenizer.newline_id):
+        speaker.take()
     written = Written()
-    while len(written.ids) < _bound(parts) and speaker.room > WAKING:
+    while speaker.room > WAKING:
         token = speaker.peek()
-        if token == tokenizer.eos_id:
-            return written
         if token != tokenizer.end_think_id:
             written.add(token, speaker.probability(token))
         speaker.take()
         if token == tokenizer.end_think_id:
+            speaker.take()  # its line break
             return written
         _show(parts, written, watch, "backbone")
     speaker.read([tokenizer.newline_id, tokenizer.end_think_id, tokenizer.newline_id])
@@ -167,10 +162,6 @@ def decode_guided(parts: Parts, speaker: Speaker, guide: Sequence[int], watch: W
     return written
 
 
-def _bound(parts: Parts) -> int:
-    return len(LENSES) * (1 + 3 * parts.config.dream_length) + SLACK
-
-
 def _show(parts: Parts, written: Written, watch: Watch | None, source: str) -> None:
     """Tell the watcher when another step is whole."""
     if watch is None or parts.tokenizer.image_code(written.ids[-1]) is None:
@@ -180,15 +171,13 @@ def _show(parts: Parts, written: Written, watch: Watch | None, source: str) -> N
         watch(_written_branches(parts, written, places, None, source))
 
 
-def read_dream(parts: Parts, written: Written | None, states: Tensor, source: str = "backbone") -> Dreamt:
+def read_dream(parts: Parts, written: Written, states: Tensor, source: str = "backbone") -> Dreamt:
     """What is known of a dream that the backbone wrote after a prompt of these states (1, P, H).
 
     Where there is an engine, its graph reasons over the image tokens as if it had drafted them; the backbone has
     read all paths already, so none is set aside. Without one, steps that follow each other are joined, and the
     outcome is the last step of the causal path, or else of the longest.
     """
-    if written is None:
-        return Dreamt(branches=[Branch(lens, [], 0.0, True, source) for lens in LENSES])
     places = dream_places(parts.tokenizer, written.ids)
     codes = {lens: [parts.codes(written.ids, step) for step in steps] for lens, steps in places.items()}
     if parts.engine is None or not any(codes.values()):

@@ -84,14 +84,17 @@ def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, know
 def _dreamt(
     parts: Parts, speaker: Speaker, states: Tensor, images: Tensor | None, asked: Asked, watch: Watch | None
 ) -> Dreamt:
-    """Dream after a prompt of these states (1, P, H); then the speaker has read the dream."""
-    if asked.dreamer == "none":
+    """Dream after a prompt of these states (1, P, H); then the speaker has read the dream, and words may follow."""
+    if asked.dreamer == "none":  # the prompt ends in an empty dream
+        speaker.obey(parts.grammar.answering)
         return Dreamt()
     if asked.dreamer == "engine":
         seen = None if images is None else images.to(parts.device, torch.float32)
         dreamt = draft(parts, states, asked.guide, seen, watch)
         speaker.read(think_ids(parts.tokenizer, with_steps(dreamt.dream)), last=True)
+        speaker.obey(parts.grammar.answering)
         return dreamt
+    speaker.obey(parts.grammar)
     if asked.guide:
         return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
     return read_dream(parts, decode(parts, speaker, watch), states)

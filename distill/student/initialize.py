@@ -1,39 +1,59 @@
-"""Where a student's first weights come from: chance, or another Llama's body under our vocabulary."""
+"""Where a student's first weights come from: chance, or another model's body under our vocabulary.
+
+Rows of the embedding go by token: where the other model has the token too, its own row; else the mean of the rows of
+the tokens that spell its text. An image token is spelled as its label, without the brackets: averaged in, they made
+students write the bytes of ⟨ and ⟩ themselves.
+"""
 
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
+from torch import Tensor
 
-from distill.backbone.model import Backbone, config_for, load_backbone
+from distill.backbone.model import Backbone, config_for
 from distill.config import StudentSettings
-from distill.errors import BadInput, CorruptFile
-from distill.tokens.bpe import StudentTokenizer
+from distill.errors import BadInput
+from distill.teacher.gguf_tokenizer import NORMAL, Vocabulary
+from distill.teacher.protocol import TeacherTokenizer
+from distill.teacher.source import Source, open_source
+from distill.tokens.bpe import END, PAD, START, StudentTokenizer, image_text
+
+CHANCE, TEACHER = "chance", "teacher"
+"""Values of `student.init` that are no folder."""
+
+TURN_STARTS = (START, "<|start_header_id|>", "<start_of_turn>", "<|start|>", "[INST]")
+"""Tokens with which models open a turn: what ours begins as."""
+
+EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+def wants_teacher(settings: StudentSettings) -> bool:
+    """Whether a student shall begin as its teacher: it has none of the teacher's sizes otherwise."""
+    sizes = (settings.preset, settings.hidden, settings.heads, settings.kv_heads)
+    return settings.init == TEACHER and not any(sizes)
 
 
 def new_student(settings: StudentSettings, tokenizer: StudentTokenizer, seed: int) -> Backbone:
-    """A Backbone for the tokenizer: `settings.init`'s weights, or random ones. Raises BadInput, CorruptFile."""
-    if settings.init:
-        return transplant(Path(settings.init), tokenizer, settings.context)
+    """A Backbone for the tokenizer: that of the folder or GGUF `settings.init`, or one with random weights.
+
+    Raises BadInput, CorruptFile.
+    """
+    if settings.init not in ("", CHANCE, TEACHER):
+        return transplant(open_source(Path(settings.init)), tokenizer, settings.context)
     config = config_for(settings, tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     return Backbone(config).initialize(seed)
 
 
 @torch.no_grad()
-def transplant(folder: Path, tokenizer: StudentTokenizer, context: int) -> Backbone:
-    """The checkpoint's body; embeddings by token: its own row where it has the token, else the mean of the rows of
-    the tokens that it splits our token's text into."""
-    source = load_backbone(folder)
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise BadInput(f"{folder}: student.init needs a tokenizer.json beside the weights")
-    try:
-        theirs = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CorruptFile(f"{path}: can't be read ({error})") from error
-    if theirs.get_vocab_size() > source.config.vocab_size:
-        raise BadInput(f"{path}: has more tokens than config.json's vocab_size; is it this checkpoint's tokenizer?")
+def transplant(source: Source, tokenizer: StudentTokenizer, context: int) -> Backbone:
+    """The whole model under our vocabulary. Raises BadInput, CorruptFile."""
+    theirs = source.tokenizer
+    if len(theirs.tokens) > source.config.vocab_size:
+        raise BadInput(
+            f"{source.path}: its tokenizer has {len(theirs.tokens)} tokens, its weights rows for "
+            f"{source.config.vocab_size}; put back the tokenizer that it was trained with"
+        )
     config = replace(
         source.config,
         vocab_size=tokenizer.vocab_size,
@@ -42,22 +62,43 @@ def transplant(folder: Path, tokenizer: StudentTokenizer, context: int) -> Backb
         bos_id=None,
         eos_id=tokenizer.eos_id,
     )
+    state, rows = source.weights(), rows_of(theirs, tokenizer)
+    for name in EMBEDDINGS:
+        if name in state:
+            state[name] = mean_rows(state[name], rows)
     model = Backbone(config)
-    state = source.state_dict()
-    rows = _rows(theirs, tokenizer)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        table = state[name]
-        mean = table.mean(0)
-        state[name] = torch.stack([table[ids].mean(0) if ids else mean for ids in rows])
-    model.load_state_dict(state)
-    return model
+    model.load_state_dict(state, strict=not config.tie_embeddings)
+    return model.eval()
 
 
-def _rows(theirs: Tokenizer, ours: StudentTokenizer) -> list[list[int]]:
+def mean_rows(table: Tensor, rows: list[list[int]]) -> Tensor:
+    """(n, D): the means of the table's rows named; of all of them where none is."""
+    mean = table.mean(0)
+    return torch.stack([table[ids].mean(0) if ids else mean for ids in rows])
+
+
+def rows_of(theirs: TeacherTokenizer, ours: StudentTokenizer) -> list[list[int]]:
     """For each of our tokens, the ids of theirs that stand for it."""
+    vocabulary = Vocabulary(theirs)
+    normal = {token: id for id, token in enumerate(theirs.tokens) if theirs.types[id] == NORMAL}
     rows: list[list[int]] = []
-    for id, token in enumerate(ours.tokens):
-        same = theirs.token_to_id(token)
-        text = ours.token_bytes(id).decode(errors="ignore")
-        rows.append([same] if same is not None else theirs.encode(text, add_special_tokens=False).ids)
-    return rows
+    for id, token in enumerate(ours.tokens[: ours.base_size]):
+        same = normal.get(token) if theirs.model == "gpt2" and ours.kind == "aligned" else None
+        rows.append([same] if same is not None else vocabulary.spell(ours.token_bytes(id)))
+    return rows + [_added(token, theirs, vocabulary) for token in ours.tokens[ours.base_size :]]
+
+
+def _added(token: str, theirs: TeacherTokenizer, vocabulary: Vocabulary) -> list[int]:
+    """Rows of a token that we add: control, tag, lens or image token."""
+    known = theirs.token_to_id
+    if token in known:
+        return [known[token]]
+    if token == END:
+        return [theirs.eos_id]
+    if token == START:
+        return [known[name] for name in TURN_STARTS if name in known][:1]
+    if token == PAD:
+        return []
+    label = token[1:-1] if token == image_text(token[1:-1]) else ""
+    # As within a sentence: most of a word's meaning lies in the token that holds its space.
+    return vocabulary.spell(f" {label}".encode() if label else token.encode())

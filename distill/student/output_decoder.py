@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.backbone.generate import Sampler
+from distill.backbone.generate import Grammar, Sampler
 from distill.backbone.session import Session
 from distill.student.input_tokenizer import ROLES
 from distill.tokens.bpe import StudentTokenizer
@@ -44,11 +44,18 @@ class Speaker:
 
     def __init__(self, session: Session, sampling: Sampling) -> None:
         self.session = session
+        self._grammar: Grammar | None = None
+        self._states = torch.zeros(1, dtype=torch.long, device=session.model.cos.device)
         self.sampler = Sampler(sampling.temperature, sampling.top_k, sampling.top_p)
         self._uniforms = self.sampler.uniforms([sampling.seed], session.model.config.context)
         self._logits: Tensor | None = None
         self._next: int | None = None
         self._drawn = 0
+
+    def obey(self, grammar: Grammar) -> None:
+        """From here on, what is drawn is held to a grammar; what is read counts as if it had been drawn."""
+        self._grammar, self._next = grammar, None
+        self._states.fill_(grammar.start)
 
     def read(self, ids: Sequence[int], last: bool = False) -> Tensor:
         """Read tokens that are given, not drawn. Their last hidden states (1, T, H), or the `last` of them alone.
@@ -56,6 +63,9 @@ class Speaker:
         Raises BadInput past the context.
         """
         tokens = torch.tensor([ids], device=self.session.model.cos.device)
+        if self._grammar is not None:
+            for column in range(len(ids)):
+                self._states = self._grammar.advance(self._states, tokens[:, column])
         states, self._logits = self.session.append(tokens, last=last)
         self._next = None
         return states
@@ -71,12 +81,13 @@ class Speaker:
             assert self._logits is not None, "nothing was read yet"
             drawn = slice(self._drawn, self._drawn + 1)
             uniform = None if self._uniforms is None else self._uniforms[:, drawn].to(self._logits.device)
-            self._next = int(self.sampler.choose(self._logits, uniform))
+            logits = self._grammar.mask(self._logits, self._states) if self._grammar else self._logits
+            self._next = int(self.sampler.choose(logits, uniform))
             self._drawn += 1
         return self._next
 
     def probability(self, token: int) -> float:
-        """Of a token to come next, at temperature 1."""
+        """Of a token to come next, at temperature 1, among all that there are: the grammar aside."""
         assert self._logits is not None, "nothing was read yet"
         return float(self._logits[0].float().softmax(-1)[token])
 

@@ -22,6 +22,7 @@ from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.run import publish_folder, sha256_file, write_atomic
 from distill.student.dream_engine import ABOUT, WEIGHTS, DreamEngine, codebook_digest
 from distill.student.dream_record import Slot, Step
+from distill.student.grammar import DreamGrammar
 from distill.tokens.bpe import FILES, StudentTokenizer, image_text
 from distill.tokens.chat import Triple
 from distill.tokens.image_tokens import Codebook
@@ -94,6 +95,11 @@ class Parts:
     def labels(self) -> list[str]:
         """Of the image tokens, by code."""
         return self.tokenizer.labels
+
+    @cached_property
+    def grammar(self) -> DreamGrammar:
+        """Of its replies."""
+        return DreamGrammar(self.tokenizer, self.config.dream_length)
 
     @property
     def device(self) -> torch.device:

@@ -14,8 +14,10 @@ from distill.errors import TeacherError
 from distill.events import Listener, silent
 from distill.run import sha256_file
 from distill.teacher import weights
+from distill.teacher.find_weights import shape_of
 from distill.teacher.gguf_file import read_metadata
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
+from distill.teacher.licenses import License
 from distill.teacher.llama_cpp import Completion, Entry, LlamaCpp
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer, TokenTargets
 from distill.teacher.targets import Position, assemble, hard, whole_text
@@ -59,7 +61,8 @@ class EmbeddedTeacher:
             version=f"xllamacpp {importlib.metadata.version('xllamacpp')}",
             logprobs=True,
             details={
-                "architecture": architecture,
+                **shape_of(self._metadata),
+                "license": License.of_metadata(self._metadata).to_json(),
                 "file": self.path.name,
                 "bytes": self.path.stat().st_size,
                 "context_length": self._metadata.get(f"{architecture}.context_length"),

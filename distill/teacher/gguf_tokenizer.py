@@ -71,6 +71,7 @@ class Vocabulary:
             if kind == NORMAL and tokenizer.types[self._ids[self.bytes_of[i]]] == BYTE:
                 self._ids[self.bytes_of[i]] = i
         self._ids.pop(b"", None)
+        self._longest = max(map(len, self._ids), default=0)
 
     def _spell(self, i: int) -> bytes:
         token, kind = self.tokenizer.tokens[i], self.tokenizer.types[i]
@@ -90,6 +91,17 @@ class Vocabulary:
     def id_of(self, text: bytes) -> int | None:
         """The id that prints exactly these bytes, or None."""
         return self._ids.get(text)
+
+    def spell(self, text: bytes) -> list[int]:
+        """Ids that print a text: from its beginning on, always the longest token that fits (not how the model's own
+        tokenizer splits it). Bytes that no token begins with are left out."""
+        ids: list[int] = []
+        while text:
+            longest = next((n for n in range(min(len(text), self._longest), 0, -1) if text[:n] in self._ids), 0)
+            if longest:
+                ids.append(self._ids[text[:longest]])
+            text = text[max(longest, 1) :]
+        return ids
 
     def is_end(self, i: int) -> bool:
         """Whether the id ends an answer."""

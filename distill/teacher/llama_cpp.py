@@ -113,6 +113,7 @@ class LlamaCpp:
                 "fetch or export the model again"
             ) from error
         self._url = str(self._server.listening_address)
+        self._asked = False
         self._local = threading.local()
         self._connections: set[http.client.HTTPConnection] = set()
 
@@ -147,8 +148,12 @@ class LlamaCpp:
         """Stop the engine and free its memory; requests in flight fail.
 
         Their connections are shut first: the engine's handlers only leave a request whose client has gone, and
-        its destructor waits for them.
+        its destructor waits for them. It waits for ever where the engine's loop hasn't begun: an answer shows that
+        it has.
         """
+        if self._server is not None and not self._asked:
+            with contextlib.suppress(TeacherError):
+                self._post("/completion", {"prompt": [0], "n_predict": 1})
         for connection in list(self._connections):
             with contextlib.suppress(OSError, AttributeError):
                 connection.sock.shutdown(socket.SHUT_RDWR)
@@ -293,6 +298,7 @@ class LlamaCpp:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         assert self._server is not None, "the engine is closed"
+        self._asked = self._asked or path == "/completion"
         connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
         if connection is None:  # one a thread; http.client knows no proxies, there is none to ourselves
             address = urllib.parse.urlsplit(self._url)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from distill.errors import ModelNotFound, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import fingerprint
+from distill.teacher.find_weights import blob_of, shape_of
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
+from distill.teacher.licenses import License
 from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, version_tuple
 from distill.teacher.ollama_client import default_host as default_host
 from distill.teacher.protocol import (
@@ -84,7 +86,13 @@ class OllamaTeacher:
             template_digest=fingerprint({"template": show.get("template", ""), "system": show.get("system", "")}),
             version=f"ollama {version}",
             logprobs=(version_tuple(version) or LOGPROBS_SINCE) >= LOGPROBS_SINCE,
-            details={**entry.get("details", {}), "capabilities": show.get("capabilities", [])},
+            details={
+                **entry.get("details", {}),
+                **shape_of(show.get("model_info") or {}),
+                "capabilities": show.get("capabilities", []),
+                "blob": blob_of(show.get("modelfile") or ""),
+                "license": License.of_ollama(show).to_json(),
+            },
         )
 
     def _details(self) -> dict[str, Any]:

@@ -104,6 +104,11 @@ class TeacherInfo:
     logprobs: bool
     details: dict[str, Any] = field(default_factory=dict[str, Any])
 
+    @property
+    def is_dataset(self) -> bool:
+        """Whether a simulation gave the answers, and no model."""
+        return self.spec.startswith("dataset:")
+
 
 class Teacher(Protocol):
     """Thread-safe: `generate` is called from several threads at once."""

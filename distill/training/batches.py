@@ -44,7 +44,8 @@ class Batch:
     """ids, positions (B, T) int64; where (M,) int64: flat positions with loss; targets of these.
 
     answers (M,) bool: the position predicts an answer token (else the dream). loss_positions: M without what
-    fills it up to a multiple of CHUNK, which has weight 0.
+    fills it up to a multiple of CHUNK, which has weight 0. alike (B, T) bool: what was read up to there holds no dream,
+    so that a teacher would have read it too.
     """
 
     ids: Tensor
@@ -54,6 +55,7 @@ class Batch:
     targets: Targets
     answers: Tensor
     loss_positions: int
+    alike: Tensor
     chunks: ChunkTargets | None = None
 
 
@@ -126,6 +128,7 @@ class Batches:
         count, length = len(rows), self.length
         ids = np.zeros((count, length), np.int64)
         positions = np.zeros((count, length), np.int64)
+        alike = np.zeros((count, length), np.bool_)
         spans: list[tuple[int, int, int]] = []
         where: list[NDArray[np.int64]] = []
         labels: list[NDArray[np.int64]] = []
@@ -137,13 +140,16 @@ class Batches:
                 end = start + piece.length
                 ids[number, start:end] = text[: piece.length]
                 positions[number, start:end] = np.arange(piece.length)
+                shared = len(self.documents.prompt(piece.document)) if piece.variant != EMPTY else piece.length
+                alike[number, start : min(start + shared, end)] = True
                 spans.append((number, start, end))
                 kept = np.flatnonzero(kinds[: piece.length])
                 where.append(number * length + start + kept)
                 labels.append(text[1:][kept])
                 answer_at.append(np.where(kinds[kept] == 2, first + kept, -1))
                 start = end
-        return self._batch(ids, positions, Spans(count, length, spans, torch.device("cpu")), where, labels, answer_at)
+        places = Spans(count, length, spans, torch.device("cpu"))
+        return self._batch(ids, positions, alike, places, where, labels, answer_at)
 
     def _document(self, piece: Piece) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """Tokens; for each input what its target is (0 no loss, 1 dream, 2 answer); and the number that, added to
@@ -160,7 +166,12 @@ class Batches:
         return text, kinds, Documents.span(self.documents.answer_ends, i).start - (context - 1)
 
     def _batch(
-        self, ids: NDArray[Any], positions: NDArray[Any], spans: Spans, *parts: list[NDArray[np.int64]]
+        self,
+        ids: NDArray[Any],
+        positions: NDArray[Any],
+        alike: NDArray[np.bool_],
+        spans: Spans,
+        *parts: list[NDArray[np.int64]],
     ) -> Batch:
         where, labels, places = (np.concatenate(part) for part in parts)
         real = len(where)
@@ -181,10 +192,12 @@ class Batches:
             logprobs=torch.from_numpy(np.where(soft[:, None], logprobs, hard)),
             soft_weight=torch.from_numpy(np.where(soft, self.soft, 0.0).astype(np.float32)),
             weight=torch.from_numpy(weight.astype(np.float32)),
+            words=self.tokenizer.base_size,
         )
         chunks = self._chunks(answers, flat) if len(self.documents.chunk_logprobs) and self.soft > 0 else None
         tensors = (torch.from_numpy(ids), torch.from_numpy(positions))
-        return Batch(*tensors, spans, torch.from_numpy(where), targets, torch.from_numpy(answers), real, chunks)
+        told = (torch.from_numpy(answers), real, torch.from_numpy(alike))
+        return Batch(*tensors, spans, torch.from_numpy(where), targets, *told, chunks)
 
     def _chunks(self, answers: NDArray[np.bool_], flat: NDArray[np.int64]) -> ChunkTargets:
         """Chunks that lie whole in the batch. A document may be cut by the end of a row, and may occur twice."""

@@ -6,7 +6,8 @@ gradients. Steps alternate in rounds, so that a machine that changes its speed c
 before them, which warms ours up too.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,17 @@ def bench_train(
     warmup: int = 1,
     settings: TrainSettings | None = None,
     listen: Listener = silent,
+    sizes: Mapping[str, int] | None = None,
 ) -> BenchResult:
     """Tokens a second of both steps, and the ratio of each round (ours / theirs).
 
-    Raises BadInput for an unknown preset or setting.
+    sizes: `hidden`, `layers` and so on where they are not the preset's. Raises BadInput for an unknown preset or
+    setting.
     """
     settings = settings or TrainSettings()
     device = pick_device(settings.device)
-    config = config_for(StudentSettings(preset=preset, context=context), vocab_size, 0, 2)
+    sizes = {name: size for name, size in (sizes or {}).items() if size}
+    config = config_for(StudentSettings(preset=preset, context=context, **sizes), vocab_size, 0, 2)  # pyright: ignore[reportArgumentType]
     ours = Backbone(config).initialize(0).to(device).train()
     batches = Batches(
         synthetic_documents(vocab_size), FixedTokens(vocab_size), context, Mixture(True, 0.25, 0.0), 0, 0.8
@@ -51,23 +55,21 @@ def bench_train(
     optimizer = make_optimizer(ours, settings.lr, (0.9, 0.95), settings.weight_decay)
     place = 0
 
-    def step(candidate: numerics.Numerics, kernel: Any) -> None:
+    def backward(candidate: numerics.Numerics, kernel: Any, count: int) -> None:
         nonlocal place
-        chosen = [planned[(place + i) % len(planned)] for i in range(rows)]
-        place += rows
+        chosen = [planned[(place + i) % len(planned)] for i in range(count)]
+        place += count
         forward_backward(ours, move(batches.assemble(chosen), device), candidate.precision, kernel)
+
+    def step(candidate: numerics.Numerics, kernel: Any) -> None:
+        backward(candidate, kernel, rows)
         torch.nn.utils.clip_grad_norm_(ours.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
-    def seconds_of(candidate: numerics.Numerics) -> float:
-        kernel = numerics.apply(candidate, ours)
-        try:
-            return numerics.timed(lambda: step(candidate, kernel), device)
-        finally:
-            numerics.undo(ours)
-
-    chosen = numerics.choose(settings, device, seconds_of, rows * context, lambda _: 1e9, listen)
+    trial = numerics.Trial(ours, backward, rows, 1, lambda _: math.inf, lambda seconds: seconds, listen)
+    chosen = numerics.choose(settings, trial)
+    optimizer.zero_grad()
     kernel = numerics.apply(chosen, ours)
     steps = {
         "transformers": reference_step(config.to_hf(), rows, context, device),
@@ -82,8 +84,13 @@ def bench_train(
             *(Series(name, "tokens/s", 1, tuple(speed)) for name, speed in speeds.items()),
             ratio("ours over transformers", speeds["ours"], speeds["transformers"]),
         ],
-        settings={"preset": preset, "vocab_size": vocab_size, "rows": rows, "context": context},
-        about={"parameters": count_parameters(ours), "numerics": chosen.label, "trial": chosen.trial},
+        settings={"preset": preset, **sizes, "vocab_size": vocab_size, "rows": rows, "context": context},
+        about={
+            "parameters": count_parameters(ours),
+            "numerics": chosen.label,
+            "trial": chosen.trial,
+            "why": chosen.why,
+        },
         warmup=warmup,
         machine=machine(str(device)),
     )
@@ -111,7 +118,7 @@ class FixedTokens(StudentTokenizer):
     """The few ids of a tokenizer that packing asks for."""
 
     def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+        self.vocab_size = self.base_size = vocab_size
         self.think_id, self.end_think_id, self.eos_id, self.pad_id = 4, 5, 2, 0
 
     @property

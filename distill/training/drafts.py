@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill.backbone.generate import generate
 from distill.backbone.model import Backbone
+from distill.student.grammar import DreamGrammar, dream_size
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training.distributed import World
@@ -33,16 +34,16 @@ def dream_on(model: Backbone, documents: Documents, tokenizer: StudentTokenizer,
     written = generate(
         model,
         [[*map(int, documents.prompt(i)), *head] for i in chosen],
-        max_tokens=4 + 4 * 3 * steps,
+        max_tokens=dream_size(steps),
         temperature=TEMPERATURE,
         seed=[seed + i for i in chosen],
-        stop_ids=[tokenizer.newline_id, tokenizer.end_think_id, tokenizer.eos_id],
+        stop_ids=[tokenizer.newline_id, tokenizer.end_think_id],
         batch_rows=64,
+        grammar=DreamGrammar(tokenizer, steps).inside,
     )
     model.train()
-    allowed = {*tokenizer.lens_ids, *map(int, tokenizer.image_ids)}
-    cleaned = ((i, [id for id in ids if id in allowed]) for i, ids in zip(chosen, written, strict=True))
-    kept = [(i, ids) for i, ids in cleaned if ids]
+    # Neither empty, nor cut off by the context.
+    kept = [(i, ids[:-1]) for i, ids in zip(chosen, written, strict=True) if ids[-1] == tokenizer.newline_id]
     return {
         "documents": torch.tensor([i for i, _ in kept], dtype=torch.int64),
         "ends": torch.tensor([len(ids) for _, ids in kept], dtype=torch.int64).cumsum(0),

@@ -13,6 +13,7 @@ from distill.tokens.packing import pack
 from distill.training import checkpoint
 from distill.training.distributed import World, launch
 from distill.training.plan import data_fingerprint, train_settings
+from distill.training.start import begin
 from distill.training.trainer import Trainer
 
 
@@ -24,6 +25,8 @@ def train(run: Run, listen: Listener = silent, force: bool = False) -> dict[str,
     """
     for stage in ("capture", "mine", "tokenize"):
         run.require(stage)
+    if "WORLD_SIZE" not in os.environ or int(os.environ["RANK"]) == 0:
+        begin(run, listen)
     record = None if force else run.fresh("train", train_settings(run))
     if record is not None:
         listen(Event("train", "done", "nothing changed: kept", data=record.summary))
@@ -50,7 +53,7 @@ def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
         listen(Event("train", "start", f"{counts['train']['documents']} documents", data=counts))
     world.wait()
     trainer = Trainer(run, world, listen if world.first else silent)
-    summary = trainer.fit(started)
+    summary = trainer.fit()
     if world.first:
         best = checkpoint.best(run)
         outputs = {

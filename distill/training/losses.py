@@ -6,16 +6,18 @@ chunk by chunk.
 Shape legend: M positions that carry loss, D hidden, V vocabulary, S target slots (slot 0 is the token that the
 teacher sampled; then its top alternatives, as far as they are in the student's vocabulary).
 
-The soft loss of one position, with teacher p and student q over the slots and one tail class τ for all else:
+The soft loss of one position, with teacher p and student q over the slots and one tail class τ for all other words:
 
-    KL = Σ_S p_i (log p_i − log q_i) + p_τ (log p_τ − log q_τ),   p_τ = 1 − Σ_S p_i,   q_τ = Σ_{j∉S} q_j
+    KL = Σ_S p_i (log p_i − log q_i) + p_τ (log p_τ − log q_τ),   p_τ = 1 − Σ_S p_i,   q_τ = Σ_{words j∉S} q_j
     loss = a·KL + (1 − a)·(−log q_0)
 
-By the log-sum inequality KL is a lower bound of the divergence over the whole vocabulary, and equal to it when
-student and teacher agree within the tail. With softmax logits z its gradient is
+The tail holds words alone: what a student has besides (image tokens, control tokens) its teacher can't say, so that
+its probability, for which p = 0, is a loss. By the log-sum inequality KL is a lower bound of the divergence over the
+whole vocabulary, and equal to it when student and teacher agree within the tail. With softmax logits z its gradient is
 
     ∂/∂z_j = q_j − a p_j − (1 − a)[j = slot 0]          on the slots
-    ∂/∂z_j = (q_j / q_τ) (q_τ − a p_τ)                  off them
+    ∂/∂z_j = (q_j / q_τ) (q_τ − a p_τ)                  of other words
+    ∂/∂z_j = q_j                                        of what is no word
 
 and log q_τ comes from a log-sum-exp over the tail itself, so nothing cancels when the tail is tiny.
 """
@@ -37,7 +39,7 @@ class Targets:
 
     labels (M,) int64; slots (M, S) int64, slot 0 the label, unused slots repeat it; logprobs (M, S) float32 of
     the teacher, −inf in unused slots; soft_weight (M,) float32: a, 0 for hard-only positions; weight (M,)
-    float32: what each position counts.
+    float32: what each position counts. words: so many ids, the first ones, are the teacher's words; 0: all.
     """
 
     labels: Tensor
@@ -45,9 +47,11 @@ class Targets:
     logprobs: Tensor
     soft_weight: Tensor
     weight: Tensor
+    words: int = 0
 
     def to(self, device: torch.device) -> "Targets":
-        return Targets(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        tensors = (self.labels, self.slots, self.logprobs, self.soft_weight, self.weight)
+        return Targets(*(tensor.to(device) for tensor in tensors), self.words)
 
 
 def chunk_terms(
@@ -63,27 +67,28 @@ def chunk_terms(
     z_slots = z.view(-1)[places].view_as(slots).float()
     z.view(-1).index_fill_(0, places, float("-inf"))  # far quicker than scatter_ along a dimension
     arguments = (targets.logprobs[part], targets.soft_weight[part], targets.weight[part])
-    kl, ce, dz, d_slots = kernel(z, z_slots, *arguments)
+    kl, ce, dz, d_slots = kernel(z, z_slots, *arguments, targets.words or z.shape[1])
     dz.view(-1).index_copy_(0, places, d_slots.flatten())
     return kl, ce, dz
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def tail_kernel(
-    z: Tensor, z_slots: Tensor, logprobs: Tensor, soft_weight: Tensor, weight: Tensor
+    z: Tensor, z_slots: Tensor, logprobs: Tensor, soft_weight: Tensor, weight: Tensor, words: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """KL (C,), cross-entropy (C,), gradient off the slots (C, V) and on them (C, S).
 
-    z (C, V): logits, −inf on the slots. z_slots (C, S): the logits there.
+    z (C, V): logits, −inf on the slots. z_slots (C, S): the logits there. words: how many ids are the teacher's.
     """
     unused = torch.isneginf(logprobs)
     z_slots = z_slots.masked_fill(unused, float("-inf"))
-    top = z.amax(1, keepdim=True).float()
-    sum_rest = (z.float() - top).exp().sum(1, keepdim=True)
-    log_rest = top + sum_rest.log()
+    parts = (z[:, :words].float(), z[:, words:].float())
+    log_rest = parts[0].logsumexp(1, keepdim=True)
     lse = torch.logaddexp(log_rest, z_slots.logsumexp(1, keepdim=True))
+    if words < z.shape[1]:
+        lse = torch.logaddexp(lse, parts[1].logsumexp(1, keepdim=True))
     log_q = z_slots - lse
     log_q_tail = (log_rest - lse).squeeze(1)
 
@@ -96,7 +101,8 @@ def tail_kernel(
 
     a = soft_weight
     scale = (weight * (log_q_tail.exp() - a * p_tail)).unsqueeze(1)
-    dz = ((z.float() - log_rest).exp() * scale).to(z.dtype)
+    gradients = ((parts[0] - log_rest).exp() * scale, (parts[1] - lse).exp() * weight.unsqueeze(1))
+    dz = torch.cat(gradients, dim=1).to(z.dtype)
     d_slots = log_q.exp() - a.unsqueeze(1) * p
     first = torch.arange(d_slots.shape[1], device=z.device) == 0
     d_slots = (d_slots - (1 - a).unsqueeze(1) * first) * weight.unsqueeze(1)

@@ -1,4 +1,8 @@
-"""How a step is computed: in which precision, compiled or not. A short trial on real batches decides.
+"""How a step is computed: in which precision, compiled or not. A short trial decides, as cheaply as it can.
+
+One matrix product in the model's own shape tells in milliseconds where bfloat16 is only emulated (a hundred times
+slower on some CPUs). Only precisions that come near each other there are tried on whole steps, and then on few rows.
+Compiling is tried where the training is long enough to pay for it twentyfold.
 
 The choice is written down beside the checkpoints, because a resumed training must go on exactly as it began.
 """
@@ -6,32 +10,48 @@ The choice is written down beside the checkpoints, because a resumed training mu
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from distill.backbone.attention import attend
-from distill.backbone.model import Backbone
+from distill.backbone.model import Backbone, count_parameters
 from distill.config import TrainSettings
 from distill.errors import BadInput
 from distill.events import Event, Listener
 from distill.run import write_atomic
 from distill.training import losses
 
+TRIAL_SHARE = 0.05
+"""Of the training that follows: what a trial may take at most."""
+TRIAL_SECONDS = 20.0
+"""What trying precisions may take at most."""
 COMPILE_SECONDS = 90.0
-"""What compiling costs at most, roughly; a shorter training is not worth it."""
+"""What compiling costs at most, roughly."""
+CLEAR = 2.0
+"""So many times slower: lost, without a closer look."""
+TRIES = 3
+"""Passes that a candidate makes; the first warms it up."""
 
 
 @dataclass
 class Numerics:
-    """The choice, and the tokens a second that the trial measured for each candidate."""
+    """The choice and its grounds.
+
+    trial: tokens a second of each candidate that was tried on whole passes. products: GFLOP/s of one product in each
+    precision. why: what decided. seconds: what finding out took.
+    """
 
     precision: str
     compiled: bool
     trial: dict[str, float] = field(default_factory=dict[str, float])
+    products: dict[str, float] = field(default_factory=dict[str, float])
+    why: str = "as set"
+    seconds: float = 0.0
 
     @property
     def label(self) -> str:
@@ -72,47 +92,139 @@ def undo(model: Backbone) -> None:
         vars(block.self_attn).pop("attend", None)
 
 
-def choose(
-    settings: TrainSettings,
-    device: torch.device,
-    seconds_of: Callable[[Numerics], float],
-    batch_tokens: int,
-    expected_steps: Callable[[float], float],
-    listen: Listener,
-) -> Numerics:
-    """Measure the candidates that the settings leave open and return the fastest.
+@dataclass
+class Trial:
+    """What candidates are tried on, and what hangs on it.
 
-    seconds_of(candidate) is the time of one warm step; expected_steps(seconds a step) is how many will follow.
-    Compiling is tried where the training is long enough to earn it back.
+    step(candidate, kernel, rows): one pass forward and backward over so many packed rows. rows: of a batch; part: of
+    what precisions are tried on. training(seconds of a step): seconds that the training will take. share(seconds):
+    as the first process measured them, so that all processes decide alike.
     """
+
+    model: Backbone
+    step: Callable[[Numerics, Any, int], None]
+    rows: int
+    part: int
+    training: Callable[[float], float]
+    share: Callable[[float], float]
+    listen: Listener
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.lm_head.weight.device
+
+    def tokens(self, rows: int) -> int:
+        return rows * self.model.config.context
+
+    def flops(self, rows: int) -> float:
+        """Of a pass, roughly: 6 for each weight and token (arXiv:2001.08361, section 2.1)."""
+        return 6.0 * count_parameters(self.model) * self.tokens(rows)
+
+    def product(self, precision: str) -> float:
+        """FLOP/s of a few tokens through one of the model's feed-forward matrices."""
+        config, count = self.model.config, 64 if self.device.type == "cpu" else 8192
+        dtype = getattr(torch, precision)
+        x = torch.randn(count, config.hidden, device=self.device, dtype=dtype)
+        w = torch.randn(config.ffn, config.hidden, device=self.device, dtype=dtype)
+        return 2.0 * x.numel() * config.ffn / min(self._times(lambda: F.linear(x, w)))
+
+    def seconds(self, candidate: Numerics, rows: int, rival: Sequence[float] = ()) -> list[float]:
+        """Of each of a few passes; it stops where it is clearly slower than the rival's."""
+        self.listen(Event("train", "note", f"trying {candidate.label}"))
+        kernel = apply(candidate, self.model)
+        try:
+            return self._times(lambda: self.step(candidate, kernel, rows), rival)
+        finally:
+            undo(self.model)
+
+    def _times(self, run: Callable[[], object], rival: Sequence[float] = ()) -> list[float]:
+        settle = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
+        times: list[float] = []
+        for number in range(TRIES):
+            settle()
+            started = time.perf_counter()
+            run()
+            settle()
+            times.append(self.share(time.perf_counter() - started))
+            if number < len(rival) and times[-1] > CLEAR * rival[number]:
+                break
+        return times
+
+
+def choose(settings: TrainSettings, trial: Trial) -> Numerics:
+    """The fastest of what the settings leave open; measured only where that pays."""
     check(settings)
     precisions = ["float32", "bfloat16"] if settings.precision == "auto" else [settings.precision]
-    if settings.precision == "auto" and device.type == "cuda":
+    if settings.precision == "auto" and trial.device.type == "cuda":
         precisions = ["bfloat16"] if torch.cuda.is_bf16_supported() else ["float32"]
-    candidates = [Numerics(precision, settings.compile == "always") for precision in precisions]
-    trial: dict[str, float] = {}
-    times: list[float] = []
-    for candidate in candidates:
-        listen(Event("train", "note", f"trying {candidate.label}"))
-        times.append(seconds_of(candidate) if len(candidates) > 1 or settings.compile == "auto" else 0.0)
-        if times[-1]:
-            trial[candidate.label] = round(batch_tokens / times[-1], 1)
-    best = candidates[times.index(min(times))]
-    seconds = min(times)
-    worth = settings.compile == "auto" and seconds * expected_steps(seconds) > 2 * COMPILE_SECONDS
-    if worth and compiler_found(device):
-        compiled = Numerics(best.precision, True)
-        listen(Event("train", "note", f"trying {compiled.label} (compiling takes a minute)"))
-        try:
-            faster = seconds_of(compiled)
-            trial[compiled.label] = round(batch_tokens / faster, 1)
-            best = compiled if faster < seconds else best
-        except RuntimeError as error:  # torch.compile's errors; training works without it
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            listen(Event("train", "warning", f"compiling failed, going on without: {reason}"))
-    best.trial = trial
-    listen(Event("train", "note", f"training in {best.label} ({trial})" if trial else f"training in {best.label}"))
-    return best
+    chosen = Numerics(precisions[0], settings.compile == "always")
+    if len(precisions) == 1 and settings.compile != "auto":
+        return chosen
+    begun = time.perf_counter()
+    chosen.products = {precision: float(f"{trial.product(precision) / 1e9:.3g}") for precision in precisions}
+    if len(precisions) > 1:
+        _choose_precision(chosen, trial)
+    if settings.compile == "auto":
+        _choose_compiling(chosen, trial)
+    chosen.seconds = round(time.perf_counter() - begun, 3)
+    trial.listen(
+        Event("train", "note", f"training in {chosen.label} ({chosen.why}; {chosen.seconds:.1f} s to find out)")
+    )
+    return chosen
+
+
+def _choose_precision(chosen: Numerics, trial: Trial) -> None:
+    speeds = chosen.products
+    slow, fast = sorted(speeds, key=speeds.__getitem__)
+    if speeds[fast] > CLEAR * speeds[slow]:
+        chosen.precision = fast
+        chosen.why = f"a product in {slow} takes {speeds[fast] / speeds[slow]:.1f} times as long"
+        return
+    # A pass is more than its products: twice their time is allowed for.
+    needed = sum(TRIES * 2 * trial.flops(trial.part) / (1e9 * speed) for speed in speeds.values())
+    limit = min(TRIAL_SECONDS, TRIAL_SHARE * trial.training(trial.flops(trial.rows) / (1e9 * speeds[fast])))
+    if needed > limit:
+        chosen.why = (
+            f"trying bfloat16 would take {needed:.0f} s, and {limit:.0f} s are {TRIAL_SHARE:.0%} of the training"
+        )
+        return
+    rival: list[float] = []
+    for precision in speeds:
+        times = trial.seconds(Numerics(precision, False), trial.part, rival)
+        chosen.trial[precision] = round(trial.tokens(trial.part) / min(times), 1)
+        rival = rival or times
+    chosen.precision = max(chosen.trial, key=chosen.trial.__getitem__)
+    chosen.why = "the fastest of those tried"
+
+
+def _choose_compiling(chosen: Numerics, trial: Trial) -> None:
+    """Try a compiled step, if the training is long enough to pay for trying it."""
+    speed = chosen.trial.get(chosen.precision, 0.0)
+    expected = (
+        trial.tokens(trial.rows) / speed
+        if speed
+        else trial.flops(trial.rows) / (1e9 * chosen.products[chosen.precision])
+    )
+    if not _pays(expected, trial) or not compiler_found(trial.device):
+        return
+    plain = min(trial.seconds(Numerics(chosen.precision, False), trial.rows))
+    if not _pays(plain, trial):
+        return
+    compiled = Numerics(chosen.precision, True)
+    try:
+        faster = min(trial.seconds(compiled, trial.rows))
+    except RuntimeError as error:  # torch.compile's errors; training works without it
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        trial.listen(Event("train", "warning", f"compiling failed, going on without: {reason}"))
+        return
+    for candidate, seconds in ((Numerics(chosen.precision, False), plain), (compiled, faster)):
+        chosen.trial[candidate.label] = round(trial.tokens(trial.rows) / seconds, 1)
+    chosen.compiled, chosen.why = faster < plain, "the fastest of those tried"
+
+
+def _pays(step: float, trial: Trial) -> bool:
+    """Whether trying a compiled step of so many seconds is a small part of the training."""
+    return COMPILE_SECONDS + 2 * TRIES * step < TRIAL_SHARE * trial.training(step)
 
 
 def save(chosen: Numerics, path: Path) -> None:
@@ -125,18 +237,3 @@ def load(path: Path) -> Numerics | None:
         return Numerics(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def timed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one step after one to warm up: the shorter of two."""
-    step()
-    times: list[float] = []
-    for _ in range(2):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return min(times)

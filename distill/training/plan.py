@@ -14,6 +14,9 @@ VERSION = 1
 DECAY_SHARE = 0.2
 """Last share of training in which `wsd` lowers the learning rate (arXiv:2404.06395 uses a tenth to a fifth)."""
 
+CHANCE_LR, INHERITED_LR = 2e-3, 5e-4
+"""Peaks of the learning rate where `train.lr` is 0."""
+
 RUNNING = ("steps", "minutes", "checkpoint_every", "keep_last", "log_every", "validate_every")
 FREE = {*RUNNING, "device", "processes", "precision", "compile"}
 """Train settings that may change between sessions of one training."""
@@ -46,8 +49,12 @@ def check_settings(settings: TrainSettings) -> None:
     for name in ("batch_rows", "log_every", "validate_every", "checkpoint_every", "keep_last", "processes"):
         if getattr(settings, name) < 1:
             raise BadInput(f"train.{name}: {getattr(settings, name)} is too small; 1 is the least")
-    if settings.lr <= 0 or settings.clip <= 0:
-        raise BadInput(f"train.lr, train.clip: {settings.lr:g} and {settings.clip:g} must be above 0")
+    if settings.lr < 0 or settings.clip <= 0:
+        raise BadInput(
+            f"train.lr, train.clip: {settings.lr:g} and {settings.clip:g} must be above 0 (train.lr=0 chooses)"
+        )
+    if settings.match < 0:
+        raise BadInput(f"train.match={settings.match:g}: must be 0 or more")
     if len(settings.betas) != 2:
         raise BadInput(f"train.betas: {settings.betas} should be two numbers, such as [0.9, 0.95]")
     for name in ("soft_weight", "empty_dreams", "drafts_from", "drafts_share"):

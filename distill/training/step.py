@@ -1,7 +1,7 @@
 """One step: the optimizer, a batch's loss and gradients, and where they are computed."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from distill.backbone.model import Backbone
 from distill.errors import BadInput
 from distill.training.batches import Batch
 from distill.training.losses import chunked_distillation, fused_distillation
+
+if TYPE_CHECKING:
+    from distill.training.features import Features
 
 
 def make_optimizer(model: Backbone, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
@@ -24,12 +27,23 @@ def make_optimizer(model: Backbone, lr: float, betas: tuple[float, float], weigh
 
 
 def forward_backward(
-    model: Backbone, batch: Batch, precision: str, kernel: Any, backward: bool = True
+    model: Backbone,
+    batch: Batch,
+    precision: str,
+    kernel: Any,
+    backward: bool = True,
+    features: "Features | None" = None,
+    match: float = 0.0,
 ) -> dict[str, Tensor]:
-    """Loss of a batch, its gradients left in the model. KL and cross-entropy come as (M,) or (C,), with the loss."""
+    """Loss of a batch, its gradients left in the model. KL and cross-entropy come as (M,) or (C,), with the loss.
+
+    features: whose hidden states the model's are drawn to, with the weight `match`; their distance comes as `match`.
+    """
     device = batch.ids.device
+    states: list[Tensor] | None = None if features is None else []
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        hidden = model.hidden(batch.ids, batch.positions, batch.spans)
+        hidden = model.hidden(batch.ids, batch.positions, batch.spans, states=states)
+        apart = features.distance(batch, states) if features and states else None
     hidden = hidden.flatten(0, 1).index_select(0, batch.where)
     weight = model.lm_head.weight
     if batch.chunks is not None:
@@ -37,8 +51,9 @@ def forward_backward(
     else:
         loss, kl, ce = fused_distillation(hidden, weight, batch.targets, kernel)
     if backward:
-        loss.backward()
-    return {"loss": loss.detach(), "kl": kl.detach(), "ce": ce.detach()}
+        (loss if apart is None else loss + match * apart).backward()
+    found = {"loss": loss.detach(), "kl": kl.detach(), "ce": ce.detach()}
+    return found if apart is None else {**found, "match": apart.detach()}
 
 
 def pick_device(name: str) -> torch.device:
@@ -61,4 +76,4 @@ def move(batch: Batch, device: torch.device) -> Batch:
     moved: Callable[[Any], Any] = lambda part: part.to(device, non_blocking=True)  # noqa: E731
     chunks = None if batch.chunks is None else moved(batch.chunks)
     parts = (moved(batch.ids), moved(batch.positions), batch.spans, moved(batch.where), moved(batch.targets))
-    return Batch(*parts, moved(batch.answers), batch.loss_positions, chunks)
+    return Batch(*parts, moved(batch.answers), batch.loss_positions, moved(batch.alike), chunks)

@@ -18,7 +18,7 @@ from torch import Tensor
 from distill.backbone.model import count_parameters, load_backbone
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener
-from distill.run import Run, write_atomic
+from distill.run import Run, sha256_file, write_atomic
 from distill.student.initialize import new_student
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
@@ -26,7 +26,17 @@ from distill.training import checkpoint, drafts, numerics
 from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.checkpoint import LoopState
 from distill.training.distributed import World
-from distill.training.plan import FREE, check_settings, data_fingerprint, schedule, train_settings
+from distill.training.features import Features
+from distill.training.plan import (
+    CHANCE_LR,
+    FREE,
+    INHERITED_LR,
+    check_settings,
+    data_fingerprint,
+    schedule,
+    train_settings,
+)
+from distill.training.start import is_inherited, started_at
 from distill.training.step import forward_backward, make_optimizer, move, pick_device
 
 
@@ -70,12 +80,14 @@ class Trainer:
             checkpoint.verify_checkpoint(found[-1])
             self.model = load_backbone(found[-1])
         else:
-            self.model = new_student(run.settings.student, self.tokenizer, seed)
+            start = started_at(run)
+            self.model = load_backbone(start) if start else new_student(run.settings.student, self.tokenizer, seed)
         if self.model.config.vocab_size != self.tokenizer.vocab_size:
             raise CorruptFile(f"{found[-1]}: its tokenizer isn't the run's; use --force to train anew")
         self.model.train().to(self.device)
         betas = (settings.betas[0], settings.betas[1])
-        self.optimizer = make_optimizer(self.model, settings.lr, betas, settings.weight_decay)
+        self.lr = settings.lr or (INHERITED_LR if is_inherited(run) else CHANCE_LR)
+        self.optimizer = make_optimizer(self.model, self.lr, betas, settings.weight_decay)
         length = self.model.config.context
         drafts_share = 0.0 if settings.pause else settings.drafts_share
         mixture = Mixture(settings.dreams, settings.empty_dreams, drafts_share, settings.pause)
@@ -93,21 +105,24 @@ class Trainer:
             listen(Event("train", "warning", text))
         self.rows = self.batches.epoch(self.state.epoch)
         self.kernel: Any = None
+        self.features = Features.of(run, self.tokenizer, self.device, listen) if settings.match else None
 
     def _fixed(self) -> dict[str, Any]:
         settings = {key: value for key, value in train_settings(self.run).items() if key not in FREE}
         settings["data"] = data_fingerprint(self.run)
+        start = started_at(self.run)
+        settings["start"] = sha256_file(start / "model.safetensors") if start else None
         return settings
 
     # The loop.
-    def fit(self, started: float) -> dict[str, Any]:
-        """Train to the end of `steps` or `minutes`."""
+    def fit(self) -> dict[str, Any]:
+        """Train to the end of `steps` or `minutes`. The clock runs while it trains, not while it finds out how."""
         settings, state = self.settings, self.state
-        self.offset = state.seconds - (time.monotonic() - started) if state.step else 0.0
-        self.started = started
         chosen = numerics.load(self.run.checkpoints / "numerics.json") if state.step else None
         self.numerics = chosen or self._choose_numerics()
         self.kernel = numerics.apply(self.numerics, self.model)
+        if self.numerics.compiled:
+            self._pass(self.numerics, self.kernel, settings.batch_rows)  # compiles
         with contextlib.ExitStack() as stack:
             board = self._open_logs(stack)
             saved = state.step
@@ -115,6 +130,7 @@ class Trainer:
                 numerics.save(self.numerics, self.run.checkpoints / "numerics.json")
                 checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {})
             stop = stack.enter_context(Interrupt())
+            self.started = time.monotonic() - state.seconds
             while self.progress() < 1.0:
                 self._one_step(board)
                 stopped = self._anyone(stop.asked)
@@ -141,7 +157,7 @@ class Trainer:
         return float(self.world.share(share))
 
     def _clock(self) -> float:
-        return self.offset + time.monotonic() - self.started
+        return time.monotonic() - self.started
 
     def _one_step(self, board: Any) -> None:
         settings, state = self.settings, self.state
@@ -149,12 +165,13 @@ class Trainer:
         if not state.drafts and self._drafts_wanted() and progress >= settings.drafts_from:
             self._draft()
         begun = time.perf_counter()
-        rate = settings.lr * schedule(settings.schedule, progress, settings.min_lr / settings.lr)
+        rate = self.lr * schedule(settings.schedule, progress, settings.min_lr / self.lr)
         rate *= min(1.0, (state.step + 1) / max(settings.warmup, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self._batch(self._next_rows())
-        result = forward_backward(self.model, batch, self.numerics.precision, self.kernel)
+        matched = (self.features, settings.match)
+        result = forward_backward(self.model, batch, self.numerics.precision, self.kernel, True, *matched)
         parameters = list(self.model.parameters())
         self.world.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
@@ -213,6 +230,7 @@ class Trainer:
 
     # Measuring.
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # batches of another size would each compile anew
     def validate(self) -> dict[str, float]:
         """Loss and cross-entropies on the validation documents: nats a token; bits per byte of the answers."""
         totals = torch.zeros(4, dtype=torch.float64)
@@ -244,28 +262,23 @@ class Trainer:
 
     def _choose_numerics(self) -> numerics.Numerics:
         settings = self.settings
-        batch = self._batch(self._next_rows())
-        self.state.row = 0
 
-        def seconds_of(candidate: numerics.Numerics) -> float:
-            kernel = numerics.apply(candidate, self.model)
+        def training(step: float) -> float:
+            return 60 * settings.minutes if settings.minutes > 0 else settings.steps * step
 
-            def step() -> None:
-                forward_backward(self.model, batch, candidate.precision, kernel)
-                self.world.sum_gradients(list(self.model.parameters()))
-                self.optimizer.zero_grad()
-
-            try:
-                seconds = numerics.timed(step, self.device)
-            finally:
-                numerics.undo(self.model)
+        def share(seconds: float) -> float:
             return float(self.world.share(torch.tensor(seconds, dtype=torch.float64, device=self.device)))
 
-        def expected(seconds: float) -> float:
-            return 60 * settings.minutes / seconds if settings.minutes > 0 else settings.steps
+        part = min(self.world.size, settings.batch_rows)  # a row for each process
+        trial = numerics.Trial(self.model, self._pass, settings.batch_rows, part, training, share, self.listen)
+        return numerics.choose(settings, trial)
 
-        tokens = settings.batch_rows * self.model.config.context
-        return numerics.choose(settings, self.device, seconds_of, tokens, expected, self.listen)
+    def _pass(self, candidate: numerics.Numerics, kernel: Any, rows: int) -> None:
+        """Forward and backward over the epoch's first rows, from which nothing is learned."""
+        batch = self._batch([self.rows[i % len(self.rows)] for i in range(rows)])
+        forward_backward(self.model, batch, candidate.precision, kernel)
+        self.world.sum_gradients(list(self.model.parameters()))
+        self.optimizer.zero_grad()
 
     # What it leaves behind.
     def _open_logs(self, stack: contextlib.ExitStack) -> Any:
@@ -298,6 +311,8 @@ class Trainer:
         soft = answers & (batch.targets.soft_weight > 0) if batch.chunks is None else None
         entry["kl"] = float(result["kl"][soft].mean() if soft is not None and soft.any() else result["kl"].mean())
         entry["answer_cross_entropy"] = float(result["ce"][answers].mean())
+        if "match" in result:
+            entry["match"] = float(result["match"])
         if dreams.any():
             entry["dream_cross_entropy"] = float(result["ce"][dreams].mean())
         if state.step % settings.validate_every == 0:
@@ -336,6 +351,7 @@ class Trainer:
             "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
             "numerics": self.numerics.label,
             "trial": self.numerics.trial,
+            "trial_seconds": self.numerics.seconds,
             "device": str(self.device),
             "processes": self.world.size,
         }

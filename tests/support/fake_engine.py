@@ -95,7 +95,12 @@ class Engine:
         name = full_name(asked.get("model", ""))
         if name not in self.models:
             return error(404, f"model '{name}' not found")
-        return reply(show(name, self.models[name], verbose=bool(asked.get("verbose"))))
+        model = self.models[name]
+        blob = self.blob(f"sha256:{model.digest}")
+        with self.lock:
+            if not blob.exists():
+                blob.symlink_to(model.path.resolve())
+        return reply(show(name, model, blob, verbose=bool(asked.get("verbose"))))
 
     def create(self, asked: dict[str, Any]) -> Reply:
         kind = "application/json"  # without a charset, as recorded
@@ -113,6 +118,7 @@ class Engine:
         model.template = asked.get("template") or model.template
         model.system = asked.get("system") or ""
         model.parameters = asked.get("parameters") or {}
+        model.license = asked.get("license") or ""
         if quantize := asked.get("quantize"):
             if type_name(model) not in FLOAT_TYPES:
                 return error(400, "quantization is only supported for F16, BF16 and F32 models", kind)

@@ -10,6 +10,7 @@ from distill.corpus.triplets import LENSES, Triplet
 from distill.evaluation.examination.exam import Exam, Question
 from distill.evaluation.examination.truth import Truth
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
+from distill.evaluation.metrics.speech import Form
 
 WORDS = ("ball", "falls", "floor", "rain", "street", "wet", "plant", "grows")
 
@@ -57,7 +58,9 @@ class FakeExaminee:
             words = [str(word) for word in draws.choice(WORDS, 12)]
             steps = "".join(f"⟨{word}⟩" for word in words[:3])
             dream = "".join(f"⟨{lens}⟩{steps}" for lens in LENSES) if self.dreams else ""
-            spoken.append(Spoken(dream, " ".join(words), bool(draws.random() < 0.8), 12 + len(words), 0.25))
+            closed = bool(draws.random() < 0.8)
+            form = Form(closed if dream else None, clean=words[0] != "ball", whole=True, ended=words[1] != "rain")
+            spoken.append(Spoken(dream, " ".join(words), closed, 12 + len(words), 0.25, form))
         return spoken
 
     def labels(self, triplets: Sequence[Triplet]) -> list[str] | None:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 @click.option("--vocab", default=8192, show_default=True, type=click.IntRange(64), help="Vocabulary size.")
 @click.option("--rows", default=8, show_default=True, type=click.IntRange(1), help="Packed rows a step.")
 @click.option("--context", default=512, show_default=True, type=click.IntRange(128), help="Tokens a row.")
+@click.option("--layers", default=0, type=click.IntRange(0), help="In the place of the preset's, as those below.")
+@click.option("--hidden", default=0, type=click.IntRange(0), help="Width of the residual stream.")
+@click.option("--heads", default=0, type=click.IntRange(0), help="Attention heads.")
+@click.option("--kv-heads", default=0, type=click.IntRange(0), help="Heads of keys and values.")
+@click.option("--ffn", default=0, type=click.IntRange(0), help="Width of the feed-forward part.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A train setting, such as train.device.")
 @measured(repeat=7, synonym="--rounds")
 def train(
@@ -31,18 +36,20 @@ def train(
     repeat: int,
     warmup: int,
     listen: "Listener",
+    **sizes: int,
 ) -> "BenchResult":
     """Time our training step (packed, soft targets) against transformers' own in float32, same model and shape.
 
     \b
-    Example:
+    Examples:
       dream bench train --repeat 11
+      dream bench train --layers 12 --hidden 576 --heads 9 --kv-heads 3 --ffn 1536    12 layers of SmolLM2-135M
     """
     from distill.config import load_settings
     from distill.training.bench import bench_train
 
     settings = load_settings(None, list(overrides)).train
-    return bench_train(preset, vocab, rows, context, repeat, warmup, settings, listen)
+    return bench_train(preset, vocab, rows, context, repeat, warmup, settings, listen, sizes)
 
 
 @bench.command()

@@ -26,13 +26,14 @@ from distill.evaluation.baselines import renamed, train_child
 from distill.evaluation.provenance import changed_settings, versions
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, sha256_file, write_atomic, write_json_lines
+from distill.student.grammar import dream_size, longest_path
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.tokens.packing import pack
 from distill.training.checkpoint import best, latest, list_checkpoints, read_loop, verify_checkpoint
 from distill.training.step import pick_device
 
-VERSION = 1
+VERSION = 2
 """Raised when an arm or a metric changes, so that kept measurements are made anew."""
 
 
@@ -93,8 +94,7 @@ class Ablation:
         self.folder = run.path / "ablation"
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
         self.codebook = Codebook.load(run.tokenizer)
-        # Four lenses, each with up to as many triplets as either dreamer has, and the line's end and closing tag.
-        self.dream_tokens = 4 * (1 + 3 * max(run.settings.mine.steps, run.settings.dreaming.dream_length)) + 2
+        self.dream_tokens = dream_size(longest_path(run.settings))
         self.examples, self.left_out = self._examples("dreams", run.settings.evaluate.prompts)
         self._check()
         if "engine" in arms and run.settings.dreaming.dream_steps < 1:

@@ -20,6 +20,7 @@ from distill.evaluation.metrics.likelihood import bits
 from distill.evaluation.metrics.statistics import Ratio
 from distill.evaluation.metrics.text import chrf, exact_match
 from distill.run import write_atomic
+from distill.student.grammar import DreamGrammar, steps_within
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, parse_dream, with_steps
 
@@ -134,6 +135,10 @@ class Student:
         return own[arm]()
 
     @cached_property
+    def _grammar(self) -> DreamGrammar:
+        return DreamGrammar(self.tokenizer, steps_within(self.dream_tokens))
+
+    @cached_property
     def own_dreams(self) -> list[list[int]]:
         """The backbone's own dreams at temperature 0."""
         found: list[list[int]] = []
@@ -141,6 +146,7 @@ class Student:
             dreams = sample_dreams(
                 self.model,
                 self.tokenizer,
+                self._grammar,
                 [example.header for example in group],
                 max_tokens=self.dream_tokens,
                 temperature=0.0,
@@ -182,7 +188,14 @@ class Student:
         eos, answers = self.tokenizer.eos_id, list[str]()
         for start in range(0, len(contexts), TOGETHER):
             group = contexts[start : start + TOGETHER]
-            written = generate(self.model, group, max_tokens=self.max_tokens, stop_ids=[eos], batch_rows=TOGETHER)
+            written = generate(
+                self.model,
+                group,
+                max_tokens=self.max_tokens,
+                stop_ids=[eos],
+                batch_rows=TOGETHER,
+                grammar=self._grammar.answering,
+            )
             answers += [self.tokenizer.decode(ids[:-1] if ids[-1:] == [eos] else ids) for ids in written]
             self.listen(len(group))
         return answers

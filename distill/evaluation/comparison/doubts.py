@@ -11,6 +11,9 @@ FEW = 20
 NONE_CLEAR = 5
 """With so many prompts 2^(1 − n), the least p-value of a permutation test, is not below 0.05."""
 
+NATIVE = ("run", "checkpoint", "bundle")
+"""Kinds of targets that write by `distill.student.grammar`."""
+
 
 def doubts(entries: Mapping[str, Mapping[str, Any]], prompts: int) -> list[str]:
     """What limits a comparison. entries: `systems` of its results; prompts: that were asked."""
@@ -39,6 +42,7 @@ def doubts(entries: Mapping[str, Mapping[str, Any]], prompts: int) -> list[str]:
                 f"{name}: {entry['left_out']} of {prompts} prompts don't fit its context; differences "
                 "are taken on the prompts that both can take."
             )
+    warnings += masked(entries)
     warnings += seen_before(entries)
     tokens = {
         name: entry["trained_on"]["tokens"]
@@ -68,6 +72,19 @@ def mixed(name: str, runs: Sequence[Run | None], abouts: Sequence[Mapping[str, A
     other = [key for key in keys if any(one.get(key) != known[0].get(key) for one in known)]
     told = f"{name}: its trainings differ in {', '.join(other)}, not in the seed alone; better name them apart."
     return [told] if other else []
+
+
+def masked(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Whether only some of those that dream are held to a grammar: then it isn't the weights alone that differ."""
+    dreaming = {name: entry["kind"] for name, entry in entries.items() if entry["card"]["dreams"]}
+    held = [name for name, kind in dreaming.items() if kind in NATIVE]
+    free = [name for name in dreaming if name not in held]
+    if not held or not free:
+        return []
+    return [
+        f"{', '.join(held)} ran natively, masked: what was written is held to the grammar of dreams and answers. "
+        f"{', '.join(free)} had no mask: malformed dreams and unclean answers are then of the engine, too."
+    ]
 
 
 def seen_before(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:

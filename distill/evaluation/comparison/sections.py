@@ -40,6 +40,7 @@ GROUPS = {
     "targets": "The teacher's probabilities",
     "calibration": "Calibration",
     "text": "Own answers as text",
+    "speech": "How replies are spelled",
     "concepts": "Own answers as concepts",
     "dreams": "Dreams",
 }

@@ -7,7 +7,7 @@ finished is never asked again, and a target that is known by heart isn't even lo
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from distill.config import EvaluateSettings
@@ -17,12 +17,14 @@ from distill.evaluation.examination.journal import Journal
 from distill.evaluation.examination.measured import Measured, Said, Scored, Sheet, assemble, spread_over
 from distill.evaluation.examination.targets import How, Target, device_of, open_examinee
 from distill.evaluation.examinees.protocol import Card, Examinee
+from distill.evaluation.metrics.speech import Form
 from distill.evaluation.metrics.statistics import Ratio
 from distill.evaluation.metrics.text import text_metrics
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint
+from distill.student.grammar import dream_size
 
-VERSION = 1
+VERSION = 2
 """Raised when what is kept of an examination, or how a question is asked, changes."""
 
 CHUNK = 32
@@ -39,7 +41,7 @@ def dream_tokens_of(run: Run | None, targets: Sequence[Target] = ()) -> int:
     the exam's run and theirs; where no run is known, it is the default, of 5 steps.
     """
     runs = [known for known in (run, *(target.run for target in targets)) if known is not None]
-    return max((4 * (1 + 3 * known.settings.mine.steps) + 2 for known in runs), default=How.dream_tokens)
+    return max((dream_size(known.settings.mine.steps) for known in runs), default=How.dream_tokens)
 
 
 def examine(
@@ -230,12 +232,12 @@ class _Examination:
     def _enter(self, sheet: Sheet, phase: str, records: list[Any]) -> None:
         try:
             if phase == ANSWERS:
-                sheet.answers = [Said(**record) for record in records]
+                sheet.answers = [replace(Said(**record), form=Form(**record["form"])) for record in records]
             elif phase == GREEDY:
                 sheet.greedy = records
             else:
                 sheet.scores[phase.removeprefix("score-")] = [Scored(**record) for record in records]
-        except TypeError as error:
+        except (TypeError, KeyError) as error:
             raise self._unreadable(error) from error
 
 
@@ -299,7 +301,8 @@ def names_of(targets: Sequence[Target]) -> list[str]:
 
 
 def teacher_measured(exam: Exam, left_out: Mapping[str, str] | None = None) -> Measured:
-    """The teacher's own row: bits per byte of its answers by its own account, and how its text reads.
+    """The teacher's own row: bits per byte of its answers by its own account, how its text reads, and how often it
+    ended by itself (within capture.max_tokens).
 
     left_out: as of those that it stands beside, so that all numbers are of the same prompts.
     """
@@ -311,6 +314,7 @@ def teacher_measured(exam: Exam, left_out: Mapping[str, str] | None = None) -> M
     metrics = {"bits_per_byte": Ratio.of(spent, [question.bytes for question in asked])}
     of_text = text_metrics(texts, None)
     metrics |= {name: of_text[name] for name in ("repetition", "distinct_1", "distinct_2")}
+    metrics["ended"] = Ratio.of([question.done_reason == "stop" for question in asked])
     missing = {} if metrics["bits_per_byte"].defined else {"bits_per_byte": "it told no probabilities of its tokens"}
     return Measured(
         keys=[question.key for question in exam.questions],

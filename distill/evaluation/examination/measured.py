@@ -20,6 +20,7 @@ from distill.evaluation.metrics.catalogue import METRICS, in_order
 from distill.evaluation.metrics.concepts import concept_metrics
 from distill.evaluation.metrics.dreams import dream_metrics, labels_of
 from distill.evaluation.metrics.likelihood import bits, log_mean_exp
+from distill.evaluation.metrics.speech import Form, speech_metrics
 from distill.evaluation.metrics.statistics import Ratio
 from distill.evaluation.metrics.text import exact_match, text_metrics
 from distill.tokens.image_tokens import dream_of, load_codes
@@ -67,6 +68,7 @@ class Said:
     closed: bool
     tokens: int
     seconds: float
+    form: Form
     mined: list[str] | None
 
 
@@ -196,24 +198,20 @@ def _of_answers(exam: Exam, sheet: Sheet, asked: Sequence[Question], missing: di
     """What its own answers and dreams are like; adds to `missing` what can't be said of them here."""
     answers = [said.answer for said in sheet.answers]
     references = [question.text for question in asked] if exam.has_answers else None
-    metrics = text_metrics(answers, references)
+    metrics = text_metrics(answers, references) | speech_metrics(sheet.answers)
     if exam.codebook is not None and exam.has_answers:
         try:
             metrics |= concept_metrics(answers, asked, exam.codebook)
         except (MissingDependency, TeacherError) as error:
             missing |= {name: str(error) for name in _names("concept_", "triplet_")}
     if sheet.card.dreams and _in_words(sheet.answers):
-        missing |= {name: missing.get(name, IN_WORDS) for name in _names("dream_")}
+        missing |= {name: missing.get(name, IN_WORDS) for name in _names(*OF_DREAMS)}
     elif sheet.card.dreams:
         mined = _mined_labels(exam, sheet, asked)
         if mined is None:
             why = "its dreams are of other image tokens than the exam's codebook has, and it ships no codebook"
             missing |= dict.fromkeys(_names("dream_recall", "dream_precision"), why)
-        metrics |= dream_metrics(
-            [said.dream for said in sheet.answers],
-            mined,
-            [said.closed for said in sheet.answers],
-        )
+        metrics |= dream_metrics([said.dream for said in sheet.answers], mined)
     return metrics
 
 
@@ -258,6 +256,7 @@ def _names(*starts: str) -> list[str]:
 
 LIKELIHOOD = ("bits_per_byte", "kl", "agreement", "calibration_error")
 TARGETS = ("kl", "agreement")
+OF_DREAMS = ("dream_", "malformed_dreams")
 OF_A_REFERENCE = ("chrf", "rouge_l", "length_ratio", "concept_", "triplet_", "dream_recall", "dream_precision")
 
 
@@ -287,7 +286,7 @@ def reasons(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> dict[str, s
     if exam.codebook is None:
         lacks(_names("concept_", "triplet_"), "the prompts' run has no codebook (`dream tokenize` builds it)")
     if not sheet.card.dreams:
-        lacks(_names("dream_"), "it was not made to dream")
+        lacks(_names(*OF_DREAMS), "it was not made to dream")
     elif not mined:
         lacks(_names("dream_recall", "dream_precision"), "nothing was mined from these answers")
     return why
@@ -303,3 +302,5 @@ def _explain(metrics: Mapping[str, Ratio], missing: dict[str, str]) -> None:
             missing[name] = "the answers have no soft targets in its vocabulary"
         elif group == "calibration":
             missing[name] = "it doesn't tell how sure it is"
+        elif name == "malformed_dreams":
+            missing[name] = "it dreamed nothing"

@@ -5,7 +5,7 @@ V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from distill.evaluation.examinees.protocol import AnswerScore
 from distill.evaluation.metrics.likelihood import SoftTargets, bucket_divergence, named_places
 
 if TYPE_CHECKING:
+    from distill.student.grammar import DreamGrammar
     from distill.tokens.bpe import StudentTokenizer
 
 Item = TypeVar("Item")
@@ -153,42 +154,47 @@ def dream_context(tokenizer: "StudentTokenizer", header: Sequence[int], dream: S
 
 @dataclass(frozen=True)
 class OwnDream:
-    """Tokens between `<think>⏎` and `⏎</think>`; `closed` by the student itself, or by us at the limit."""
+    """Tokens between `<think>⏎` and `⏎</think>`; `closed` by the student itself, or by us at the limit. written: all
+    that it wrote after `<think>⏎`, with what ended it."""
 
     ids: list[int]
     closed: bool
+    written: list[int] = field(default_factory=list[int])
 
 
 def sample_dreams(
     model: Backbone,
     tokenizer: "StudentTokenizer",
+    grammar: "DreamGrammar",
     headers: Sequence[Sequence[int]],
     *,
     max_tokens: int,
     temperature: float,
     seeds: Sequence[int],
 ) -> list[OwnDream]:
-    """One dream a header, sampled after the opening `<think>`; what doesn't close is closed."""
-    stops = [tokenizer.end_think_id, tokenizer.eos_id]
+    """One dream a header, sampled after the opening `<think>`; what doesn't close within `max_tokens` is closed."""
+    end = tokenizer.end_think_id
     drawn = generate(
         model,
         [[*header, tokenizer.think_id, tokenizer.newline_id] for header in headers],
         max_tokens=max_tokens,
         temperature=temperature,
         seed=list(seeds),
-        stop_ids=stops,
+        stop_ids=[end],
+        grammar=grammar.inside,
     )
     dreams: list[OwnDream] = []
-    for ids in drawn:
-        closed = bool(ids) and ids[-1] == tokenizer.end_think_id
-        ids = ids[:-1] if ids and ids[-1] in stops else ids
+    for written in drawn:
+        closed = bool(written) and written[-1] == end
+        ids = written[:-1] if closed else written
         ids = ids[:-1] if ids and ids[-1] == tokenizer.newline_id else ids
-        dreams.append(OwnDream(ids, closed))
+        dreams.append(OwnDream(ids, closed, written))
     return dreams
 
 
 def write_answers(
     model: Backbone,
+    grammar: "DreamGrammar",
     contexts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
@@ -196,11 +202,16 @@ def write_answers(
     seeds: Sequence[int],
     eos_id: int,
 ) -> list[list[int]]:
-    """One answer a context, without EOS."""
-    drawn = generate(
-        model, contexts, max_tokens=max_tokens, temperature=temperature, seed=list(seeds), stop_ids=[eos_id]
+    """One answer a context, with EOS where it ended by itself."""
+    return generate(
+        model,
+        contexts,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=list(seeds),
+        stop_ids=[eos_id],
+        grammar=grammar.answering,
     )
-    return [ids[:-1] if ids and ids[-1] == eos_id else ids for ids in drawn]
 
 
 def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -8,6 +8,7 @@ from typing import Literal
 from distill.errors import BadInput
 from distill.evaluation.examinees.protocol import Examinee
 from distill.run import Run, fingerprint, sha256_file
+from distill.student.grammar import steps_within
 from distill.student.pretrained import pick_device
 from distill.teacher import weights
 from distill.teacher.protocol import TeacherTokenizer
@@ -93,6 +94,11 @@ class How:
     device: str = "auto"
     timeout: float = 300.0
     vocabulary: TeacherTokenizer | None = None
+
+    @property
+    def steps(self) -> int:
+        """Triplets that a lens has at most in a dream of that length."""
+        return steps_within(self.dream_tokens)
 
 
 def find_target(spec: str, path: Path | None = None, host: str = "") -> Target:

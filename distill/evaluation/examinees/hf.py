@@ -28,6 +28,7 @@ from distill.evaluation.examinees.hf_words import HfWords, one_line
 from distill.evaluation.examinees.native import TOGETHER
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, soft_targets
+from distill.evaluation.metrics.speech import form_of
 from distill.student.pretrained import pick_device
 from distill.tokens.packing import Aligner
 
@@ -53,6 +54,7 @@ class TransformersExaminee:
         config: Any = self.model.config.get_text_config()
         self.vocabulary, context = int(config.vocab_size), getattr(config, "max_position_embeddings", None)
         self.words = HfWords(folder, how.vocabulary, _ends(self.model))
+        self.letters = self.words.letters()
         self.aligner = Aligner(self.words, None)
         self.takes = inspect.signature(self.model.forward).parameters
         thinks = self.words.think_ids is not None
@@ -158,14 +160,24 @@ class TransformersExaminee:
             else:
                 contexts = [self.words.prompt(question, think=False) for question in group]
             written = self._write(contexts, self._seeds(group, draw + 1), temperature, max_tokens, self.words.ends)
-            answers = [ids[:-1] if ids and ids[-1] in self.words.ends else ids for ids in written]
             share = (time.perf_counter() - started) / len(group)
-            decode = self.words.decode
-            spoken += [
-                Spoken(decode(dream.ids, False), decode(ids), dream.closed, len(dream.ids) + len(ids), share)
-                for dream, ids in zip(dreams, answers, strict=True)
-            ]
+            spoken += [self._spoken(dream, ids, share) for dream, ids in zip(dreams, written, strict=True)]
         return spoken
+
+    def _spoken(self, dream: OwnDream, answer: list[int], seconds: float) -> Spoken:
+        ended = bool(answer) and answer[-1] in self.words.ends
+        answer = answer[:-1] if ended else answer
+        thought, said = self.words.decode(dream.ids, False), self.words.decode(answer)
+        form = form_of(
+            self.letters(dream.written),
+            self.letters(answer),
+            dream_text=thought,
+            answer_text=said,
+            closed=dream.closed,
+            ended=ended,
+            steps=self.how.steps,
+        )
+        return Spoken(thought, said, dream.closed, len(dream.ids) + len(answer), seconds, form)
 
     def _seeds(self, questions: Sequence[Question], draw: int) -> list[int]:
         return [question.seed(self.how.seed, draw) for question in questions]
@@ -183,11 +195,11 @@ class TransformersExaminee:
         stops = [end, *self.words.ends]
         headers = [self.words.prompt(question, think=True) for question in questions]
         dreams: list[OwnDream] = []
-        for ids in self._write(headers, self._seeds(questions, draw), temperature, self.how.dream_tokens, stops):
-            closed = bool(ids) and ids[-1] == end
-            ids = ids[:-1] if ids and ids[-1] in stops else ids
+        for written in self._write(headers, self._seeds(questions, draw), temperature, self.how.dream_tokens, stops):
+            closed = bool(written) and written[-1] == end
+            ids = written[:-1] if written and written[-1] in stops else written
             ids = ids[:-1] if ids and self.words.decode(ids[-1:]) == "\n" else ids
-            dreams.append(OwnDream(ids, closed))
+            dreams.append(OwnDream(ids, closed, written))
         return dreams
 
     @torch.inference_mode()

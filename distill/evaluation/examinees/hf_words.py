@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from distill.errors import BadInput, CorruptFile
 from distill.evaluation.examination.exam import Question
+from distill.evaluation.metrics.speech import Letters
 from distill.teacher.gguf_tokenizer import NORMAL, Vocabulary, byte_alphabet
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.bpe import END_THINK, THINK
@@ -75,6 +76,13 @@ class HfWords:
             else bytes(alphabet[character] for character in token)
             for token, id in vocabulary.items()
         }
+
+    def letters(self) -> Letters:
+        """What each id is in a reply."""
+        added: dict[int, Any] = self.hf.added_tokens_decoder
+        texts = {id: str(token.content) for id, token in added.items()}
+        newline = self.encode("\n")
+        return Letters(texts, [id for id in added if added[id].special], newline if len(newline) == 1 else [])
 
     # The teacher's ids.
 

@@ -5,7 +5,7 @@ Shape legend: A answer tokens of one answer, in the GGUF's own tokens; S tokens 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -20,8 +20,9 @@ from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.common import STORED, engine_seed, without_thought
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, bucket_kl
+from distill.evaluation.metrics.speech import Letters, form_of
 from distill.teacher.gguf_file import read_gguf, read_metadata
-from distill.teacher.gguf_tokenizer import NORMAL, Vocabulary
+from distill.teacher.gguf_tokenizer import CONTROL, NORMAL, USER_DEFINED, Vocabulary
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.teacher.protocol import HALF, TeacherTokenizer, TokenTargets
 from distill.tokens.chat import END_THINK, THINK
@@ -64,6 +65,7 @@ class GgufExaminee:
             self._cannot["dreams"] = f"its vocabulary has no {THINK} and {END_THINK}"
         elif self._engine.render("?") == self._engine.render("?", think=True):
             self._cannot["dreams"] = "its chat template can't tell it not to dream"
+        self._letters = _letters(self._vocabulary)
         self._card = _card(target.path, target.name, int(trained) if trained else None, self.dreams)
         self._width = len(self._vocabulary.bytes_of)
         if "targets" not in self._cannot and self._width > KL_VOCABULARY:
@@ -132,24 +134,26 @@ class GgufExaminee:
             ids = ids[:-1]
         # As it is rendered around no dream, no empty line stands between the tags.
         context = [*opened, *ids, *self._closing(question)] if ids else self._asked(question)
-        return context, _Dream(ids, dream.text.strip(), dream.closed)
+        return context, replace(dream, ids=ids, text=dream.text.strip())
 
     def _continue(self, prompt: list[int], max_tokens: int, temperature: float, seed: int) -> "_Dream":
         """Up to `</think>`, an end of answer or the limit, whichever comes first; these are left out."""
         assert self._tags is not None
         if max_tokens < 1:
-            return _Dream([], "", False)
+            return _Dream([], "", False, [])
         said = self._engine.complete(
             prompt, max_tokens=max_tokens, temperature=temperature, seed=engine_seed(seed), stop=[END_THINK]
         )
         ids, text, closed = said.ids, said.text, self._tags[1] in said.ids
+        written = said.ids
         if closed:
             ids = ids[: ids.index(self._tags[1])]
+            written = said.ids[: len(ids) + 1]
             if said.stop_type != "word":  # a control token: it isn't printed, so nothing stopped it
                 text = self._vocabulary.decode(ids).decode("utf-8", "ignore")
         while ids and self._vocabulary.is_end(ids[-1]):
             ids = ids[:-1]
-        return _Dream(ids, text.rstrip(HALF), closed)
+        return _Dream(ids, text.rstrip(HALF), closed, written)
 
     # Likelihoods.
 
@@ -197,7 +201,7 @@ class GgufExaminee:
     def _speak(self, question: Question, think: bool, temperature: float, max_tokens: int, draw: int) -> Spoken:
         # The answer is drawn as `draw` + 1: it must not read on in its dream's numbers.
         started = time.perf_counter()
-        context, dream = self._asked(question), _Dream([], "", True)
+        context, dream = self._asked(question), _Dream([], "", True, [])
         if think and self.dreams:
             context, dream = self._dreamt(question, temperature, draw)
         said = self._engine.complete(
@@ -208,14 +212,30 @@ class GgufExaminee:
         )
         ids = [i for i in said.ids if not self._vocabulary.is_end(i)]
         answer = without_thought(said.text.rstrip(HALF))
-        return Spoken(dream.text, answer, dream.closed, len(dream.ids) + len(ids), time.perf_counter() - started)
+        form = form_of(
+            self._letters(dream.written),
+            self._letters(ids),
+            dream_text=self._printed(dream.ids),
+            answer_text=self._printed(ids),
+            closed=dream.closed,
+            ended=said.stop_type == "eos",
+            steps=self._how.steps,
+        )
+        tokens, seconds = len(dream.ids) + len(ids), time.perf_counter() - started
+        return Spoken(dream.text, answer, dream.closed, tokens, seconds, form)
+
+    def _printed(self, ids: list[int]) -> str:
+        return self._vocabulary.decode(ids).decode(errors="replace")
 
 
 @dataclass(frozen=True)
 class _Dream:
+    """Between the tags. written: all that came after `<think>⏎`, `</think>` too."""
+
     ids: list[int]
     text: str
     closed: bool
+    written: list[int]
 
 
 class _Targets:
@@ -283,6 +303,14 @@ def _no_targets(own: Vocabulary, teacher: TeacherTokenizer | None) -> dict[Abili
 def _tags(tokenizer: TeacherTokenizer) -> tuple[int, int] | None:
     ids = tokenizer.token_to_id
     return (ids[THINK], ids[END_THINK]) if THINK in ids and END_THINK in ids else None
+
+
+def _letters(vocabulary: Vocabulary) -> Letters:
+    words = vocabulary.tokenizer
+    kinds = {id: kind for id, kind in enumerate(words.types) if kind in (CONTROL, USER_DEFINED)}
+    control = [id for id, kind in kinds.items() if kind == CONTROL]
+    breaks = [id for id, spelled in enumerate(vocabulary.bytes_of) if spelled == b"\n"]
+    return Letters({id: words.tokens[id] for id in kinds}, control, breaks)
 
 
 def _card(path: Path, name: str, context: int | None, dreams: bool) -> Card:

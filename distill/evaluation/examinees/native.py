@@ -25,7 +25,9 @@ from distill.evaluation.examination.scoring import (
 from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, soft_targets
+from distill.evaluation.metrics.speech import Letters, form_of
 from distill.run import Run
+from distill.student.grammar import DreamGrammar
 from distill.student.pretrained import load_parts, pick_device
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.bpe import StudentTokenizer
@@ -55,6 +57,7 @@ class Asked:
     mined: list[int]
 
 
+MASKED = "what it writes is held to the grammar of dreams and answers by a mask, as natively always"
 RETRIEVED = "its prompts carry what was retrieved for them, as in its training"
 
 
@@ -74,6 +77,8 @@ class NativeExaminee:
         self.tokenizer, reason = with_teacher_map(parts.tokenizer, how.vocabulary)
         if reason:
             self.cannot["targets"] = reason
+        self._grammar = DreamGrammar(self.tokenizer, how.steps)
+        self._letters = _letters(self.tokenizer)
         words = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
         self._codes = _codes_in(words, self.codebook)
         dreams = self._find_dreams()
@@ -86,7 +91,7 @@ class NativeExaminee:
             context=self.model.config.context,
             quantization="float32",
             dreams=dreams,
-            note="" if self._recall is None else RETRIEVED,
+            note=MASKED if self._recall is None else f"{MASKED}; {RETRIEVED}",
         )
 
     def _find_dreams(self) -> bool:
@@ -179,6 +184,7 @@ class NativeExaminee:
             headers = [self._asked(question).header for question in group]
             answers = write_answers(
                 self.model,
+                self._grammar,
                 [dream_context(self.tokenizer, header, d.ids) for header, d in zip(headers, dreams, strict=True)],
                 max_tokens=max_tokens,
                 temperature=temperature,
@@ -186,12 +192,23 @@ class NativeExaminee:
                 eos_id=self.tokenizer.eos_id,
             )
             share = (time.perf_counter() - started) / len(group)
-            decode = self.tokenizer.decode
-            spoken += [
-                Spoken(decode(dream.ids), decode(ids), dream.closed, len(dream.ids) + len(ids), share)
-                for dream, ids in zip(dreams, answers, strict=True)
-            ]
+            spoken += [self._spoken(dream, ids, share) for dream, ids in zip(dreams, answers, strict=True)]
         return spoken
+
+    def _spoken(self, dream: OwnDream, answer: list[int], seconds: float) -> Spoken:
+        ended = answer[-1:] == [self.tokenizer.eos_id]
+        answer = answer[:-1] if ended else answer
+        thought, said = self.tokenizer.decode(dream.ids), self.tokenizer.decode(answer)
+        form = form_of(
+            self._letters(dream.written),
+            self._letters(answer),
+            dream_text=thought,
+            answer_text=said,
+            closed=dream.closed,
+            ended=ended,
+            steps=self.how.steps,
+        )
+        return Spoken(thought, said, dream.closed, len(dream.ids) + len(answer), seconds, form)
 
     def _dreamed(self, questions: Sequence[Question], temperature: float, draw: int) -> list[OwnDream]:
         dreams: list[OwnDream] = []
@@ -199,6 +216,7 @@ class NativeExaminee:
             dreams += sample_dreams(
                 self.model,
                 self.tokenizer,
+                self._grammar,
                 [self._asked(question).header for question in group],
                 max_tokens=self.how.dream_tokens,
                 temperature=temperature,
@@ -208,6 +226,11 @@ class NativeExaminee:
 
     def close(self) -> None:
         """Nothing runs beside it: its memory goes with it."""
+
+
+def _letters(tokenizer: StudentTokenizer) -> Letters:
+    added = {id: tokenizer.tokens[id] for id in range(tokenizer.base_size, tokenizer.vocab_size)}
+    return Letters(added, range(tokenizer.pad_id, tokenizer.eos_id + 1), [tokenizer.newline_id])
 
 
 def _codes_in(words: Path, codebook: Codebook | None) -> dict[str, int]:

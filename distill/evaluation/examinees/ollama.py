@@ -10,6 +10,7 @@ from distill.evaluation.examination.exam import Question
 from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.common import STORED, engine_seed, without_thought
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
+from distill.evaluation.metrics.speech import Form, is_clean, is_printed_dream, is_whole, letters_of
 from distill.teacher.ollama import OllamaTeacher
 from distill.teacher.ollama_client import OllamaClient, default_host
 
@@ -90,7 +91,8 @@ class OllamaExaminee:
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             answers = list(pool.map(self._chat, bodies))
         share = (time.perf_counter() - started) / len(questions)
-        return [_spoken(answer, think and self._thinks, max_tokens, share) for answer in answers]
+        steps = self._how.steps
+        return [_spoken(answer, think and self._thinks, max_tokens, share, steps) for answer in answers]
 
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
         return self._client.post("/api/chat", body)
@@ -131,18 +133,26 @@ class OllamaExaminee:
         self._client.close()
 
 
-def _spoken(answer: dict[str, Any], thinks: bool, max_tokens: int, seconds: float) -> Spoken:
-    """`tokens` are what Ollama counted, EOS left out; it doesn't tell the tags from what is between them."""
+def _spoken(answer: dict[str, Any], thinks: bool, max_tokens: int, seconds: float, steps: int) -> Spoken:
+    """`tokens` are what Ollama counted, EOS left out; it doesn't tell the tags from what is between them. A reply with
+    bytes that are no UTF-8 breaks off there: it is never done."""
     message = cast("dict[str, Any]", answer.get("message") or {})
     dream, content = str(message.get("thinking") or "").strip(), str(message.get("content") or "")
     tokens = int(answer.get("eval_count") or 0) - (answer.get("done_reason") == "stop")
-    said = content
+    said, ended = content, answer.get("done_reason") == "stop"
     if thinks:
         entries = cast("list[dict[str, Any]]", answer.get("logprobs") or [])
         said, dropped = cut(content, [str(entry["token"]) for entry in entries], max_tokens)
         tokens -= dropped
+        ended = ended and not dropped
     closed = not dream or bool(content)
-    return Spoken(dream, without_thought(said), closed, max(0, tokens), seconds)
+    form = Form(
+        dream=closed and is_printed_dream(dream, steps) if dream else None,
+        clean=is_clean(letters_of(said)),
+        whole=answer.get("done") is True and is_whole(dream, closed) and is_whole(said, ended),
+        ended=ended,
+    )
+    return Spoken(dream, without_thought(said), closed, max(0, tokens), seconds, form)
 
 
 def cut(content: str, tokens: Sequence[str], limit: int) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from distill.corpus.triplets import Triplet
 from distill.evaluation.examination.exam import Question
+from distill.evaluation.metrics.speech import Form
 
 Dreamt = Literal["none", "own", "mined"]
 """What stands before an answer that is scored: an empty think block, a dream of its own, the mined dream."""
@@ -49,7 +50,8 @@ class Spoken:
     """What a target said to one prompt.
 
     dream: what stood between its think tags, as printed; "" for none. closed: whether it ended the dream by itself.
-    tokens: dream and answer, tags left out. seconds: its share of the time that its batch took.
+    tokens: dream and answer, tags left out. seconds: its share of the time that its batch took. form: how it was
+    spelled.
     """
 
     dream: str
@@ -57,6 +59,7 @@ class Spoken:
     closed: bool
     tokens: int
     seconds: float
+    form: Form
 
 
 @dataclass(frozen=True)

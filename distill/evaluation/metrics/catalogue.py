@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Group = Literal["exact", "likelihood", "targets", "calibration", "text", "concepts", "dreams"]
+Group = Literal["exact", "likelihood", "targets", "calibration", "text", "speech", "concepts", "dreams"]
 """What a metric needs and speaks of: true answers · likelihoods of the teacher's answers · its soft targets ·
-whether a target's confidence is justified · its own answers as text · the same in concept space · its own dreams."""
+whether a target's confidence is justified · its own answers as text · how its replies are spelled · its own answers in
+concept space · its own dreams."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ METRICS: dict[str, Metric] = {
     "distinct_1": Metric("distinct-1", 1, 1, True),
     "distinct_2": Metric("distinct-2", 1, 1, True),
     "length_ratio": Metric("length to the teacher's", 0, 2),
+    "malformed_dreams": Metric("malformed dreams", -1, 1, True, "speech"),
+    "unclean_answers": Metric("answers with an image or control token", -1, 1, True, "speech"),
+    "broken_bytes": Metric("replies with bytes that are no UTF-8", -1, 1, True, "speech"),
+    "ended": Metric("answers that end by themselves", 1, 1, True, "speech"),
     "concept_similarity": Metric("concept similarity of own answers", 1, group="concepts", least=-1.0, most=1.0),
     "concept_similarity_chance": Metric("concept similarity by chance", 0, group="concepts", least=-1.0, most=1.0),
     "triplet_agreement": Metric("triplet agreement of own answers", 1, 1, True, "concepts"),
@@ -63,9 +68,11 @@ METRICS: dict[str, Metric] = {
     "dream_recall": Metric("dream recall", 1, 1, True, "dreams"),
     "dream_recall_chance": Metric("dream recall by chance", 0, 1, True, "dreams"),
     "dream_precision": Metric("dream precision", 1, 1, True, "dreams"),
-    "dream_form": Metric("well-formed dreams", 1, 1, True, "dreams"),
 }
 """In the order in which they are shown. Of a dataset with splits there is `exact_match_SPLIT`, too: `metric_of`."""
+
+RETIRED = {"dream_form": Metric("well-formed dreams", 1, 1, True, "dreams")}
+"""Of results that were kept before `malformed_dreams`: still shown, last, and measured no more."""
 
 
 def metric_of(name: str) -> Metric:
@@ -74,13 +81,13 @@ def metric_of(name: str) -> Metric:
         exact = METRICS[EXACT]
         split = name.removeprefix(f"{EXACT}_")
         return Metric(f"{exact.label}, {split}", exact.better, exact.digits, exact.percent, exact.group)
-    return METRICS[name]
+    return METRICS.get(name) or RETIRED[name]
 
 
 def in_order(names: set[str]) -> list[str]:
     """Names as they are shown: exact match first, by split after it, then METRICS' order. Raises KeyError."""
-    order = list(METRICS)
-    return sorted(names, key=lambda name: (order.index(name), "") if name in METRICS else _split_place(name))
+    order = [*METRICS, *RETIRED]
+    return sorted(names, key=lambda name: (order.index(name), "") if name in order else _split_place(name))
 
 
 def _split_place(name: str) -> tuple[float, str]:

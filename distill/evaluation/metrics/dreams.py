@@ -12,24 +12,15 @@ from collections.abc import Hashable, Iterable, Sequence
 from distill.corpus.triplets import LENSES
 from distill.evaluation.metrics.statistics import Ratio
 
-_IMAGE = r"⟨[^⟨⟩]+⟩"
-_STEP = f"(?:(?!{'|'.join(f'⟨{lens}⟩' for lens in LENSES)}){_IMAGE})"
-_WHOLE = re.compile("".join(f"⟨{lens}⟩(?:{_STEP}{{3}})*" for lens in LENSES))
 
-
-def dream_metrics(
-    dreams: Sequence[str], mined: Sequence[Sequence[str]] | None, closed: Sequence[bool]
-) -> dict[str, Ratio]:
-    """Recall (and by chance), precision and form.
+def dream_metrics(dreams: Sequence[str], mined: Sequence[Sequence[str]] | None) -> dict[str, Ratio]:
+    """Recall (and by chance) and precision.
 
     mined: for each prompt the labels that its mined triplets have in the target's own codebook, None where it ships
-    none: then there is only form. Where nothing was mined, nothing is known: only form is defined.
+    none: then there is nothing to measure. Where nothing was mined, nothing is known.
     """
-    metrics = {
-        "dream_form": Ratio.of([done and well_formed(dream) for dream, done in zip(dreams, closed, strict=True)])
-    }
     if mined is None:
-        return metrics
+        return {}
     own = [labels_of(dream) for dream in dreams]
     hits = [recalled(labels, wanted) for labels, wanted in zip(own, mined, strict=True)]
     totals = [total for _, total in hits]
@@ -40,18 +31,12 @@ def dream_metrics(
             [found for found, _ in hits],
             [len(set(labels)) if total else 0 for labels, total in zip(own, totals, strict=True)],
         ),
-        **metrics,
     }
 
 
 def labels_of(dream: str) -> list[str]:
     """Labels of the image tokens in a dream's text, in order; the lenses' names are none."""
     return [label for label in re.findall(r"⟨([^⟨⟩]+)⟩", dream) if label not in LENSES]
-
-
-def well_formed(dream: str) -> bool:
-    """Whether it is the four lenses in order, each with whole triplets (none, too), and nothing else."""
-    return _WHOLE.fullmatch(dream.strip()) is not None
 
 
 def recalled(own: Iterable[Hashable], mined: Iterable[Hashable]) -> tuple[int, int]:

@@ -1,0 +1,224 @@
+"""A smaller model out of a larger one, by what some texts of its own need: fewer layers, narrower feed-forwards.
+
+Layers go that hurt the texts' likelihood least (greedily, a few at a time; compare ShortGPT, arXiv:2403.03853).
+Neurons of a feed-forward go by the optimal brain surgeon's rule on whole neurons, layer by layer (ZipLM,
+arXiv:2302.04089): with activations X (positions, F) and the projection W (F, D) that reads them, a neuron j costs
+
+    ‖W_j‖² / [(XᵀX)⁻¹]_jj
+
+to leave out if all that stay make up for it as least squares can, which is then done to W. Each layer is given what the
+layers before it, cut already, make of the texts, so that it mends their errors too.
+
+Shape legend: B rows, T positions, D hidden, F feed-forward, M positions that are predicted.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.backbone.attention import Documents
+from distill.backbone.model import Backbone, Block
+from distill.errors import BadInput
+
+DAMPING = 1e-3
+"""Added to the diagonal of XᵀX, as a share of its mean: neurons that are never used together have no inverse."""
+SHARE = 0.1
+"""Of the neurons that are left, so many go before all are judged anew."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Packed rows of the texts. ids, positions (B, T); documents: where texts lie; where (M,): flat positions before
+    the tokens labels (M,), whose likelihood counts."""
+
+    ids: Tensor
+    positions: Tensor
+    documents: Documents
+    where: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of a model on samples: nats a token, and the share of tokens that are its likeliest."""
+
+    nats: float
+    top1: float
+
+
+@torch.inference_mode()
+def quality(model: Backbone, samples: Sequence[Sample]) -> Quality:
+    """Of the whole model."""
+    return _judged(model, _blocks(model), samples)
+
+
+@torch.inference_mode()
+def final_states(model: Backbone, samples: Sequence[Sample]) -> list[Tensor]:
+    """(M, D) of each sample: what the output matrix reads where a token is predicted."""
+    states = [_through(model, _blocks(model), sample, _embedded(model, sample)) for sample in samples]
+    return [model.model.norm(x.flatten(0, 1)[sample.where]) for x, sample in zip(states, samples, strict=True)]
+
+
+@torch.inference_mode()
+def drop_layers(
+    model: Backbone,
+    samples: Sequence[Sample],
+    keep: int,
+    seconds: float,
+    told: Callable[[int, int], None] = lambda _done, _total: None,
+) -> tuple[list[int], dict[int, float]]:
+    """The `keep` layers that stay, and nats a token at each number of layers on the way. The model is left as it is.
+
+    seconds: what it may take, roughly: the less, the more layers go at a time. told: (layers gone, of how many).
+    """
+    layers = model.config.layers
+    if not 1 <= keep <= layers:
+        raise BadInput(f"student.layers={keep}: the teacher has {layers}; keep 1 to {layers} of them")
+    started, alive, path = time.monotonic(), list(range(layers)), dict[int, float]()
+    while len(alive) > keep:
+        begun = time.monotonic()
+        losses = _without_each(model, alive, samples)
+        took, left = time.monotonic() - begun, started + seconds - time.monotonic()
+        # Later rounds have fewer layers to try, and fewer below them: a round costs half of this one, on average.
+        rounds = max(1, int(2 * left / max(took, 1e-9))) + 1
+        gone = -(-(len(alive) - keep) // rounds)
+        for _, layer in sorted(zip(losses, alive, strict=True))[:gone]:
+            alive.remove(layer)
+        path[len(alive)] = _judged(model, [_blocks(model)[layer] for layer in alive], samples).nats
+        told(layers - len(alive), layers - keep)
+    return alive, path
+
+
+def _without_each(model: Backbone, alive: Sequence[int], samples: Sequence[Sample]) -> list[float]:
+    """Nats a token without each of the layers; what lies below it is computed once."""
+    blocks = [_blocks(model)[layer] for layer in alive]
+    states = [_embedded(model, sample) for sample in samples]
+    losses: list[float] = []
+    for place, block in enumerate(blocks):
+        above = [_through(model, blocks[place + 1 :], sample, x) for sample, x in zip(samples, states, strict=True)]
+        losses.append(_judge(model, above, samples).nats)
+        states = [_through(model, [block], sample, x) for sample, x in zip(samples, states, strict=True)]
+    return losses
+
+
+def keep_layers(model: Backbone, layers: Sequence[int]) -> Backbone:
+    """The model of these layers alone, which share its memory."""
+    smaller = Backbone(replace(model.config, layers=len(layers)))
+    smaller.model.layers = torch.nn.ModuleList([model.model.layers[layer] for layer in layers])
+    smaller.model.embed_tokens, smaller.model.norm = model.model.embed_tokens, model.model.norm
+    smaller.lm_head = model.lm_head
+    return smaller.eval()
+
+
+@torch.no_grad()
+def narrow(
+    model: Backbone,
+    samples: Sequence[Sample],
+    ffn: int,
+    told: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Backbone:
+    """The model with `ffn` neurons in each feed-forward. The one given is used up. told: (layers done, of how many)."""
+    config = model.config
+    if not 1 <= ffn <= config.ffn:
+        raise BadInput(f"student.ffn={ffn}: the teacher's feed-forwards have {config.ffn} neurons; keep 1 to that many")
+    states = [_embedded(model, sample) for sample in samples]
+    for number, block in enumerate(_blocks(model)):
+        feed = block.mlp
+        gram = torch.zeros(config.ffn, config.ffn)
+        for i, sample in enumerate(samples):
+            states[i] = states[i] + _attention(model, block, sample, states[i])
+            for part in _parts(states[i]):
+                active = _activations(block, part)
+                gram.addmm_(active.t(), active)
+        kept, down = surgeon(gram, feed.down_proj.weight.t(), ffn)
+        feed.gate_proj.weight = torch.nn.Parameter(feed.gate_proj.weight[kept])
+        feed.up_proj.weight = torch.nn.Parameter(feed.up_proj.weight[kept])
+        feed.down_proj.weight = torch.nn.Parameter(down.t().contiguous())
+        for state in states:
+            for part in _parts(state):
+                part += feed.down_proj(_activations(block, part))
+        told(number + 1, config.layers)
+    smaller = Backbone(replace(config, ffn=ffn))
+    smaller.load_state_dict(model.state_dict())
+    return smaller.eval()
+
+
+def surgeon(gram: Tensor, weight: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Which rows of weight (F, D) stay, (keep,), and what becomes of them, (keep, D).
+
+    gram (F, F): XᵀX of the activations X that the weight is multiplied with. Raises nothing: damping keeps it regular.
+    """
+    count = len(gram)
+    if keep == count:
+        return torch.arange(count), weight
+    scale = float(gram.diagonal().mean()) or 1.0
+    inverse = torch.linalg.inv(gram.double() / scale + DAMPING * torch.eye(count, dtype=torch.float64))
+    rows, left = weight.double(), torch.arange(count)
+    while len(left) > keep:
+        cost = rows.square().sum(1) / inverse.diagonal()
+        going = cost.argsort()[: min(len(left) - keep, max(1, int(SHARE * len(left))))]
+        staying = torch.ones(len(left), dtype=torch.bool).index_fill_(0, going, value=False)
+        # Block elimination: what the leaving rows did is spread over all, and they vanish from the inverse.
+        spread = torch.linalg.solve(inverse[going][:, going], torch.cat((rows[going], inverse[going]), dim=1))
+        change = inverse[:, going] @ spread
+        rows = (rows - change[:, : rows.shape[1]])[staying]
+        inverse = (inverse - change[:, rows.shape[1] :])[staying][:, staying]
+        left = left[staying]
+    return left, rows.to(weight.dtype)
+
+
+# The forward pass in pieces.
+
+
+def _blocks(model: Backbone) -> list[Block]:
+    return cast("list[Block]", list(model.model.layers))
+
+
+def _embedded(model: Backbone, sample: Sample) -> Tensor:
+    return model.model.embed_tokens(sample.ids)
+
+
+def _rotations(model: Backbone, sample: Sample) -> tuple[Tensor, Tensor]:
+    return model.cos[sample.positions].unsqueeze(1), model.sin[sample.positions].unsqueeze(1)
+
+
+def _through(model: Backbone, blocks: Sequence[Block], sample: Sample, x: Tensor) -> Tensor:
+    rotations: Any = _rotations(model, sample)
+    for block in blocks:
+        x = block(x, *rotations, sample.documents)
+    return x
+
+
+def _attention(model: Backbone, block: Block, sample: Sample, x: Tensor) -> Tensor:
+    return block.self_attn(block.input_layernorm(x), *_rotations(model, sample), sample.documents)
+
+
+def _activations(block: Block, x: Tensor) -> Tensor:
+    """(N, F) of states (N, D): what the last projection of the feed-forward reads."""
+    normed = block.post_attention_layernorm(x)
+    return F.silu(block.mlp.gate_proj(normed)) * block.mlp.up_proj(normed)
+
+
+def _parts(x: Tensor, size: int = 2048) -> Iterator[Tensor]:
+    """Views (≤ size, D) of states (B, T, D)."""
+    yield from x.view(-1, x.shape[-1]).split(size)
+
+
+def _judged(model: Backbone, blocks: Sequence[Block], samples: Sequence[Sample]) -> Quality:
+    return _judge(model, [_through(model, blocks, sample, _embedded(model, sample)) for sample in samples], samples)
+
+
+def _judge(model: Backbone, states: Sequence[Tensor], samples: Sequence[Sample]) -> Quality:
+    """states (B, T, D) of each sample, before the last norm."""
+    nats = right = total = 0.0
+    for x, sample in zip(states, samples, strict=True):
+        logits = model.lm_head(model.model.norm(x.flatten(0, 1)[sample.where]))
+        nats += float(F.cross_entropy(logits, sample.labels, reduction="sum"))
+        right += float((logits.argmax(-1) == sample.labels).sum())
+        total += len(sample.labels)
+    return Quality(nats / max(total, 1), right / max(total, 1))

@@ -1,0 +1,135 @@
+"""What a student may write next: a dream spelled as training spells it, then an answer of words alone.
+
+    <think>⏎ [⟨spatial⟩ triplets ⟨temporal⟩ triplets ⟨causal⟩ triplets ⟨abstract⟩ triplets ⏎] </think>⏎ words <|im_end|>
+
+The dream in brackets may be missing, as in the examples without one, and a lens may have no triplet. Natively it is
+a mask over the logits: a table of states, and where each token leads. In Ollama the weights alone must keep to it.
+
+Shape legend: B rows, S states, M masks (states that allow the same share one), K kinds of tokens, V vocabulary.
+"""
+
+import copy
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from distill.config import Settings
+from distill.corpus.triplets import LENSES
+from distill.teacher.gguf_tokenizer import BYTE, NORMAL
+from distill.tokens.bpe import StudentTokenizer
+
+AROUND = 2
+"""Tokens of a full dream besides its lenses and triplets: its line break and closing tag."""
+
+KINDS = WORD, NEWLINE, IMAGE, THINK, END_THINK, EOS, NEVER, FIRST_LENS = range(8)
+"""Of tokens; the lenses follow each other from FIRST_LENS on. NEVER: control tokens that nobody writes."""
+
+START, OPENED, INSIDE, CLOSING, CLOSED, ANSWER, FIRST_PATH = range(7)
+"""States: before `<think>` · its line break · the first lens, or no dream · `</think>` after a dream · its line break ·
+the answer · and, for each lens in turn, how many image tokens it has."""
+
+
+def dream_size(steps: int) -> int:
+    """Tokens of the longest dream with `steps` triplets a lens, its line break and closing tag among them."""
+    return len(LENSES) * (1 + 3 * steps) + AROUND
+
+
+def steps_within(tokens: int) -> int:
+    """Triplets a lens of the longest dream of so many tokens, rounded up; 1 at least."""
+    return max(1, -(-(tokens - dream_size(0)) // (3 * len(LENSES))))
+
+
+def longest_path(settings: Settings) -> int:
+    """Triplets that a lens has at most in what a run's student learns: mined ones, or its engine's."""
+    return max(settings.mine.steps, settings.dreaming.dream_length)
+
+
+class DreamGrammar:
+    """A `distill.backbone.generate.Grammar` for whole replies; `inside` and `answering` are the same from further on.
+
+    steps: triplets that a lens has at most. What is written without being allowed changes no state, but for
+    `</think>`, which ends a dream wherever it stands.
+    """
+
+    def __init__(self, tokenizer: StudentTokenizer, steps: int) -> None:
+        self.steps = steps
+        self.start = START
+        kinds, (allowed, after) = _kinds(tokenizer), _machine(steps)
+        masks, mask_of = allowed.unique(dim=0, return_inverse=True)
+        # Added to logits, this takes a sixth of the time that filling them does.
+        self._tables = torch.where(masks[:, kinds], 0.0, float("-inf")), mask_of, kinds, after
+
+    @property
+    def inside(self) -> Self:
+        """After `<think>` and its line break."""
+        return self._from(INSIDE)
+
+    @property
+    def answering(self) -> Self:
+        """After the dream, or an empty one."""
+        return self._from(ANSWER)
+
+    def _from(self, state: int) -> Self:
+        other = copy.copy(self)
+        other.start = state
+        return other
+
+    def mask(self, logits: Tensor, states: Tensor) -> Tensor:
+        """logits (B, V) with −∞ for what may not follow in the rows' states (B,). Some token always may."""
+        masks, mask_of, _, _ = self._on(logits.device)
+        return logits + masks.index_select(0, mask_of[states])
+
+    def advance(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The states (B,) after tokens (B,)."""
+        _, _, kinds, after = self._on(states.device)
+        return after[states, kinds[tokens]]
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """masks (M, V) of 0 and −∞, mask_of (S,), kinds (V,), after (S, K)."""
+        if self._tables[0].device != device:
+            masks, mask_of, kinds, after = self._tables
+            self._tables = masks.to(device), mask_of.to(device), kinds.to(device), after.to(device)
+        return self._tables
+
+
+def _kinds(tokenizer: StudentTokenizer) -> Tensor:
+    """(V,) int64: the kind of each token."""
+    kinds = torch.tensor([WORD if kind in (NORMAL, BYTE) else NEVER for kind in tokenizer.types])
+    kinds[torch.from_numpy(tokenizer.image_ids).long()] = IMAGE
+    for lens, id in enumerate(tokenizer.lens_ids):
+        kinds[id] = FIRST_LENS + lens
+    kinds[tokenizer.newline_id], kinds[tokenizer.eos_id] = NEWLINE, EOS
+    kinds[tokenizer.think_id], kinds[tokenizer.end_think_id] = THINK, END_THINK
+    return kinds
+
+
+def _machine(steps: int) -> tuple[Tensor, Tensor]:
+    """allowed (S, K) bool, and after (S, K) int64: the state that a kind of token leads to."""
+    path = 1 + 3 * steps
+    states, kinds = FIRST_PATH + len(LENSES) * path, FIRST_LENS + len(LENSES)
+    allowed = torch.zeros((states, kinds), dtype=torch.bool)
+    after = torch.arange(states).unsqueeze(1).repeat(1, kinds)
+    after[:ANSWER, END_THINK] = after[FIRST_PATH:, END_THINK] = CLOSED
+
+    def may(state: int, kind: int, then: int) -> None:
+        allowed[state, kind], after[state, kind] = True, then
+
+    may(START, THINK, OPENED)
+    may(OPENED, NEWLINE, INSIDE)
+    may(INSIDE, END_THINK, CLOSED)
+    may(INSIDE, FIRST_LENS, FIRST_PATH)
+    for lens in range(len(LENSES)):
+        begins = FIRST_PATH + lens * path
+        is_last = lens == len(LENSES) - 1
+        for count in range(path):
+            if count + 1 < path:
+                may(begins + count, IMAGE, begins + count + 1)
+            if count % 3 == 0:
+                leaves = (NEWLINE, CLOSING) if is_last else (FIRST_LENS + lens + 1, begins + path)
+                may(begins + count, *leaves)
+    may(CLOSING, END_THINK, CLOSED)
+    may(CLOSED, NEWLINE, ANSWER)
+    for kind in (WORD, NEWLINE, EOS):
+        may(ANSWER, kind, ANSWER)
+    return allowed, after

@@ -1,0 +1,50 @@
+"""How an inherited student's rows for image tokens begin, so that it can tell an image token from its label's word.
+
+A row that is its label's mean gives an image token the very logit of its word, and half of the word's places. So the
+rows are moved along one shared direction: the one along which the teacher's last hidden states h (mean μ, covariance
+Σ), wherever it speaks, lie farthest to one side for their spread. That is Fisher's discriminant between them and zero,
+u = Σ⁻¹μ: h·u has the mean and the variance μᵀΣ⁻¹μ. Less of it in a row is less of a logit, alike at all places of an
+answer; dreaming is learned as stepping over to the other side.
+
+Shape legend: M positions, D hidden, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from distill.backbone.model import Backbone
+from distill.student.cut import Sample, final_states
+from distill.tokens.bpe import StudentTokenizer
+
+KINDS = ("apart", "label", "untied")
+SHIFT = 6.0
+"""Nats by which an image token is less likely than the word on its label where the teacher speaks."""
+DAMPING = 1e-2
+"""Added to the covariance's diagonal, as a share of its mean."""
+
+
+@torch.no_grad()
+def begin_image_rows(model: Backbone, tokenizer: StudentTokenizer, samples: Sequence[Sample], kind: str) -> Backbone:
+    """The model with its rows of image tokens, lenses and think tags moved; `untied`: in an output matrix of their own,
+    while they are read as their labels."""
+    if kind == "label":
+        return model
+    if kind == "untied" and model.config.tie_embeddings:
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model = Backbone(replace(model.config, tie_embeddings=False))
+        model.load_state_dict(state)
+    step = direction(torch.cat(final_states(model, samples)))
+    model.lm_head.weight[tokenizer.think_id :] -= SHIFT * step
+    return model.eval()
+
+
+def direction(states: torch.Tensor) -> torch.Tensor:
+    """(D,) of states (M, D): u with h·u of mean 1 over the states and as little variance as can be."""
+    wide = states.double()
+    mean = wide.mean(0)
+    spread = torch.cov(wide.t())
+    spread.diagonal().add_(DAMPING * spread.diagonal().mean())
+    found = torch.linalg.solve(spread, mean)
+    return (found / (found @ mean)).to(states.dtype)

@@ -1,0 +1,166 @@
+"""The `start` stage: what an inherited student begins as, cut out of its teacher by its own training answers.
+
+`start/` holds config.json and model.safetensors, and start.json: what stayed, what was measured, whose weights it is.
+A training of a student from chance, or from another checkpoint, has no such stage.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.backbone.model import Backbone, count_parameters, save_backbone
+from distill.corpus.traces import TraceStore
+from distill.errors import BadInput
+from distill.events import Event, Listener, silent
+from distill.run import Run, publish_folder, sha256_file, write_atomic
+from distill.student.cut import Sample, drop_layers, keep_layers, narrow, quality
+from distill.student.image_rows import KINDS, begin_image_rows
+from distill.student.initialize import CHANCE, TEACHER, transplant, wants_teacher
+from distill.teacher.find_weights import find_weights
+from distill.teacher.source import Source, open_source
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.packing import Documents, pack
+from distill.training.batches import Batches, Mixture
+
+VERSION = 1
+ABOUT = "start.json"
+NARROW_TOKENS = 12_288
+"""Positions whose activations decide which neurons stay."""
+JUDGED_TOKENS = 4_096
+"""Positions on which layers are tried and the start is judged."""
+
+
+def start_settings(run: Run) -> dict[str, Any]:
+    """All that the stage depends on, besides the data."""
+    student = run.settings.student
+    return {
+        **asdict(student),
+        "weights": run.settings.teacher.weights,
+        "seed": run.settings.seed,
+        "version": VERSION,
+    }
+
+
+def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | None:
+    """The folder of the weights that the run's training begins with; None where chance or another model gives them.
+
+    Where the teacher's weights can't be read, that is said, with what would change it. Raises BadInput for more layers
+    or neurons than the teacher has, for too little memory and for weights of another model, CorruptFile for a broken
+    file.
+    """
+    settings = run.settings.student
+    if settings.image_rows not in KINDS:
+        raise BadInput(f"student.image_rows={settings.image_rows}: choose one of {', '.join(KINDS)}")
+    if not wants_teacher(settings) or run.settings.capture.dataset:
+        return None
+    record = None if force else run.fresh("start", start_settings(run))
+    if record is not None and record.outputs:
+        return run.start
+    started = time.monotonic()
+    source = teachers_source(run, listen)
+    if isinstance(source, str):
+        listen(Event("train", "warning", f"the student begins from chance: {source}"))
+        run.record("start", start_settings(run), {}, {"from": "chance", "reason": source}, 0.0)
+        return None
+    listen(Event("train", "note", f"the student begins as its teacher, {source.path.name}"))
+    pack(run)
+    start = make_start(run, source, listen)
+    with publish_folder(run.start) as folder:
+        save_backbone(start.model, folder)
+        write_atomic(folder / ABOUT, json.dumps(start.about, indent=2) + "\n")
+    outputs = {f"{run.start.name}/{path.name}": sha256_file(path) for path in sorted(run.start.iterdir())}
+    run.record("start", start_settings(run), outputs, start.about, time.monotonic() - started)
+    return run.start
+
+
+def teachers_source(run: Run, listen: Listener) -> Source | str:
+    """The weights of the teacher that gave the run's answers, or why they can't be read, with what would change it."""
+    with TraceStore(run.traces, readonly=True) as store:
+        teacher, words = store.teacher(), store.tokenizer()
+    found = find_weights(run.settings.teacher, teacher, words, listen)
+    return found.reason if found.path is None else open_source(found.path)
+
+
+def started_at(run: Run) -> Path | None:
+    """The folder of the weights that the run's training begins with, where `begin` made one for these settings."""
+    record = run.fresh("start", start_settings(run))
+    return run.start if record is not None and record.outputs else None
+
+
+def is_inherited(run: Run) -> bool:
+    """Whether the run's student begins with weights that were trained before."""
+    return run.settings.student.init not in ("", CHANCE, TEACHER) or started_at(run) is not None
+
+
+@dataclass(frozen=True)
+class Start:
+    """A student as its training finds it, and what is known of how it came about."""
+
+    model: Backbone
+    about: dict[str, Any]
+
+
+def make_start(run: Run, source: Source, listen: Listener) -> Start:
+    """The teacher under our vocabulary, cut to the size that the settings ask for."""
+    started, settings = time.monotonic(), run.settings.student
+    tokenizer = StudentTokenizer.load(run.tokenizer)
+    model = transplant(source, tokenizer, settings.context)
+    config = model.config
+    judged = samples(run, tokenizer, model.config.context, JUDGED_TOKENS)
+    layers, path = list(range(config.layers)), dict[int, float]()
+    if settings.layers and settings.layers != config.layers:
+        listen(Event("train", "note", f"choosing {settings.layers} of {config.layers} layers"))
+        layers, path = drop_layers(
+            model, judged, settings.layers, settings.measure_seconds, _told(listen, "layers gone")
+        )
+        model = keep_layers(model, layers)
+    ffn = settings.ffn or default_ffn(config.ffn, whole=bool(settings.layers))
+    if ffn != config.ffn:
+        listen(Event("train", "note", f"choosing {ffn} of {config.ffn} neurons in each of {len(layers)} layers"))
+        seen = samples(run, tokenizer, config.context, NARROW_TOKENS)
+        model = narrow(model, seen, ffn, _told(listen, "layers narrowed"))
+    at_once = quality(model, judged)
+    model = begin_image_rows(model, tokenizer, judged, settings.image_rows)
+    about = {
+        "from": source.path.name,
+        "license": source.license,
+        "layers": layers,
+        "of_layers": config.layers,
+        "ffn": ffn,
+        "of_ffn": config.ffn,
+        "parameters": count_parameters(model),
+        "nats_a_token_at": {str(count): round(nats, 4) for count, nats in path.items()},
+        "at_once": {name: round(value, 4) for name, value in asdict(at_once).items()},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return Start(model, about)
+
+
+def default_ffn(ffn: int, whole: bool) -> int:
+    """Neurons that stay where no number is asked for: a third, in rows that quantize well; all where layers go."""
+    return ffn if whole else max(1, round(ffn / 3 / 256)) * 256 if ffn >= 768 else ffn
+
+
+def _told(listen: Listener, unit: str) -> Callable[[int, int], None]:
+    def told(done: int, total: int) -> None:
+        listen(Event("train", "progress", done=done, total=total, unit=unit))
+
+    return told
+
+
+def samples(run: Run, tokenizer: StudentTokenizer, context: int, tokens: int, part: str = "train") -> list[Sample]:
+    """Packed rows of answers after their questions, without dreams: about so many positions of them."""
+    documents = Documents.load(run.data / part)
+    batches = Batches(
+        documents, tokenizer, context, Mixture(dreams=False, empty=1.0, drafts=0.0), run.settings.seed, 0.0
+    )
+    rows = batches.epoch(0)[: max(1, tokens // context)]
+    found: list[Sample] = []
+    for row in rows:
+        batch = batches.assemble([row])
+        real = slice(batch.loss_positions)
+        found.append(Sample(batch.ids, batch.positions, batch.spans, batch.where[real], batch.targets.labels[real]))
+    return found

@@ -1,0 +1,121 @@
+"""Fewer layers, narrower feed-forwards: against brute force in float64, and on a model whose right cut is known."""
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from distill.backbone.attention import Documents
+from distill.backbone.model import Backbone, BackboneConfig
+from distill.errors import BadInput
+from distill.student.cut import Sample, drop_layers, keep_layers, narrow, quality, surgeon
+
+CONFIG = BackboneConfig(vocab_size=31, hidden=16, layers=5, heads=4, kv_heads=2, ffn=24, context=32)
+
+
+def model(seed: int = 0) -> Backbone:
+    made = Backbone(CONFIG).initialize(seed)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if parameter.dim() > 1 and "embed" not in name:
+                parameter.mul_(8)
+    return made.eval()
+
+
+def sample_of(teacher: Backbone, rows: int = 12, seed: int = 1) -> Sample:
+    """Random texts, two a row, whose labels are what the teacher finds likeliest."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 31, (rows, 20), generator=generator)
+    spans = [(row, start, start + 10) for row in range(rows) for start in (0, 10)]
+    documents = Documents(rows, 20, spans, torch.device("cpu"))
+    positions = torch.arange(10).repeat(rows, 2)
+    where = torch.arange(rows * 20)
+    with torch.no_grad():
+        labels = teacher(ids, positions, documents).flatten(0, 1).argmax(-1)
+    return Sample(ids, positions, documents, where, labels)
+
+
+def test_quality_is_that_of_the_whole_model() -> None:
+    teacher = model()
+    sample = sample_of(teacher)
+    found = quality(teacher, [sample, sample])
+    logits = teacher(sample.ids, sample.positions, sample.documents).flatten(0, 1).double()
+    expected = torch.nn.functional.cross_entropy(logits, sample.labels)
+    assert found.nats == pytest.approx(float(expected), rel=1e-5)
+    assert found.top1 == 1.0
+
+
+def best_rest(gram: torch.Tensor, weight: torch.Tensor, kept: Sequence[int]) -> tuple[float, torch.Tensor]:
+    """Least squares in float64: how far X_kept W' is from X W at best, and that W'."""
+    rows = torch.tensor(kept)
+    solved = torch.linalg.solve(gram[rows][:, rows], gram[rows] @ weight)
+    change = weight.clone()
+    change[rows] -= solved
+    gone = [i for i in range(len(gram)) if i not in kept]
+    change[gone] = weight[gone]
+    return float((change * (gram @ change)).sum()), solved
+
+
+def test_the_surgeon_mends_as_least_squares_does() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(200, 7, generator=generator, dtype=torch.float64) @ torch.randn(7, 7, dtype=torch.float64)
+    weight = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    gram = x.t() @ x
+    kept, mended = surgeon(gram.float(), weight.float(), 6)
+    error, solved = best_rest(gram, weight, kept.tolist())
+    torch.testing.assert_close(mended.double(), solved, rtol=0.05, atol=0.05)  # but for the damping
+    best = min(best_rest(gram, weight, rest)[0] for rest in itertools.combinations(range(7), 6))
+    assert error <= 1.05 * best, "with one row to leave out, the rule finds the cheapest"
+
+
+def test_rows_that_say_the_same_are_told_once() -> None:
+    generator = torch.Generator().manual_seed(4)
+    half = torch.randn(100, 5, generator=generator)
+    x = torch.cat((half, half), dim=1)
+    weight = torch.randn(10, 3, generator=generator)
+    kept, mended = surgeon(x.t() @ x, weight, 5)
+    assert sorted(int(i) % 5 for i in kept) == [0, 1, 2, 3, 4], "one of each pair stays"
+    torch.testing.assert_close(x[:, kept] @ mended, x @ weight, rtol=2e-2, atol=2e-2)
+
+
+def test_a_narrow_model_speaks_nearly_as_the_wide_one_where_neurons_are_doubled() -> None:
+    teacher = model()
+    with torch.no_grad():
+        for block in teacher.model.layers:
+            for matrix in (block.mlp.gate_proj.weight, block.mlp.up_proj.weight):
+                matrix[12:] = matrix[:12]
+    sample = sample_of(teacher)
+    before = quality(teacher, [sample])
+    smaller = narrow(teacher, [sample], 12)
+    assert smaller.config.ffn == 12
+    assert [tuple(block.mlp.down_proj.weight.shape) for block in smaller.model.layers] == [(16, 12)] * 5
+    assert quality(smaller, [sample]).nats == pytest.approx(before.nats, abs=0.02)
+
+
+def test_layers_go_whose_loss_costs_least() -> None:
+    teacher = model()
+    with torch.no_grad():
+        for layer in (1, 3):  # these do nothing at all
+            teacher.model.layers[layer].self_attn.o_proj.weight.zero_()
+            teacher.model.layers[layer].mlp.down_proj.weight.zero_()
+    sample = sample_of(teacher)
+    told: list[tuple[int, int]] = []
+    kept, path = drop_layers(teacher, [sample], 3, 60.0, lambda done, total: told.append((done, total)))
+    assert kept == [0, 2, 4]
+    assert told[-1] == (2, 2)
+    whole = quality(teacher, [sample])
+    assert path[3] == pytest.approx(whole.nats, rel=1e-5)
+    smaller = keep_layers(teacher, kept)
+    assert smaller.config.layers == 3
+    assert quality(smaller, [sample]).top1 == whole.top1
+    hurried, _ = drop_layers(teacher, [sample], 3, 0.0)
+    assert hurried == [0, 2, 4], "without time, all go in one round"
+
+
+def test_more_than_there_is_can_not_stay() -> None:
+    teacher = model()
+    with pytest.raises(BadInput, match=r"student\.layers=6: the teacher has 5"):
+        drop_layers(teacher, [], 6, 1.0)
+    with pytest.raises(BadInput, match=r"student\.ffn=25: the teacher's feed-forwards have 24"):
+        narrow(teacher, [], 25)
