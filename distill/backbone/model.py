@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distill.backbone.architecture import BackboneConfig
 from distill.backbone.attention import Documents, attend
-from distill.backbone.weights import stored_tensors
+from distill.backbone.weights import layer_of, stored_tensors
 from distill.config import StudentSettings
 from distill.errors import BadInput, CorruptFile
 
@@ -247,8 +247,13 @@ def assemble(config: BackboneConfig, weights: dict[str, Tensor]) -> Backbone:
 
 def misfit(config: BackboneConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What is wrong with tensors of these names and shapes as weights of such a model; "" for nothing."""
-    with torch.device("meta"):
-        model = Backbone(replace(config, context=1))
+    if (layers := len({layer_of(name) for name in shapes} - {None})) != config.layers:
+        return f"it describes {config.layers} layers, and there are {layers}"
+    try:
+        with torch.device("meta"):
+            model = Backbone(replace(config, context=1))
+    except RuntimeError:  # more elements than 64 bits count
+        return "it describes impossible sizes"
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_embeddings:
         del wanted["lm_head.weight"]
