@@ -95,7 +95,7 @@ def make_absolute(settings: "Settings", base: "Settings") -> None:
     if settings.capture.prompts != base.capture.prompts:
         sets = prompt_sets()
         settings.capture.prompts = [name if name in sets else absolute(name) for name in settings.capture.prompts]
-    if settings.student.init != base.student.init:
+    if settings.student.init not in (base.student.init, "teacher", "chance"):
         settings.student.init = absolute(settings.student.init)
     if settings.teacher.weights != base.teacher.weights:
         settings.teacher.weights = absolute(settings.teacher.weights)

@@ -99,8 +99,9 @@ class StudentSettings:
     """How the rows of an inherited student's image tokens begin: `apart` (as their labels, moved in a direction of
     their own that tells them from words), `label` (as their labels alone), or `untied` (`apart`, with output rows of
     their own)."""
-    preset: str = "nano"
-    """Sizes of a student from chance: `nano`, `micro` or `small`. Sizes of 0 are the preset's."""
+    preset: str = ""
+    """Sizes of a student from chance: `nano` (if nothing is named), `micro` or `small`. What begins as its teacher has
+    the teacher's: naming a preset, or one of the next three, means chance."""
     hidden: int = 0
     heads: int = 0
     kv_heads: int = 0

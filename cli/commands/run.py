@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @setting(
     "--init", "student.init", "Begin as the teacher, by chance, or as another model.", metavar="teacher|chance|PATH"
 )
-@setting("--preset", "student.preset", "Size, from chance.", type=click.Choice(["nano", "micro", "small"]))
+@setting("--preset", "student.preset", "Of this size, from chance.", type=click.Choice(["nano", "micro", "small"]))
 @setting("--steps", "train.steps", "Optimizer steps.", type=click.IntRange(1), metavar="N")
 @setting("--minutes", "train.minutes", "Train so long instead.", type=click.FloatRange(0), metavar="M")
 @baselines_option

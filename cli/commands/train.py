@@ -23,7 +23,7 @@ PHASES = ("all", "backbone", "input", "dream", "end")
 @setting(
     "--init", "student.init", "Begin as the teacher, by chance, or as another model.", metavar="teacher|chance|PATH"
 )
-@setting("--preset", "student.preset", "Size, from chance.", type=click.Choice(["nano", "micro", "small"]))
+@setting("--preset", "student.preset", "Of this size, from chance.", type=click.Choice(["nano", "micro", "small"]))
 @weights_option
 @setting("--processes", "train.processes", "Data-parallel processes.", type=click.IntRange(1), metavar="N")
 @click.option(

@@ -71,7 +71,7 @@ class RopeScaling:
         }
 
     @classmethod
-    def from_hf(cls, rope: dict[str, Any], where: str) -> "RopeScaling | None":
+    def from_hf(cls, rope: dict[str, Any]) -> "RopeScaling | None":
         """None for plain rotary positions. Raises BadInput for a kind that we don't know, KeyError."""
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind == "default":
@@ -81,7 +81,7 @@ class RopeScaling:
         if kind == "llama3":
             low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
             return cls("llama3", float(rope["factor"]), low, high, int(rope["original_max_position_embeddings"]))
-        raise BadInput(f"{where}: rotary positions scaled as {kind!r} can't be read; linear and llama3 can")
+        raise BadInput(f"rotary positions scaled as {kind!r} can't be read; linear and llama3 can")
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,16 @@ class BackboneConfig:
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
+        if self.head_size is not None and self.head_size % 2:
+            raise BadInput(f"head_dim: {self.head_size} is odd, and rotary positions turn pairs")
         if (self.head_size is None and self.hidden % self.heads) or self.head_dim % 2:
             raise BadInput(f"student.heads: {self.heads} heads don't divide a hidden size of {self.hidden} evenly")
         if self.heads % self.kv_heads:
             raise BadInput(f"student.kv_heads: {self.heads} heads can't share {self.kv_heads} key/value heads evenly")
         if self.rope_scaling and self.rope_scaling.kind == "llama3" and self.architecture != "llama":
-            raise BadInput(f"{self.architecture}: rotary positions scaled as in Llama 3 can't be exported; llama's can")
+            raise BadInput(
+                f"{self.architecture} with Llama 3's rotary scaling can't be exported; llama with it can"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -180,45 +184,48 @@ class BackboneConfig:
         A model that looks back through a window only is read with a context of at most that window, within which it
         sees everything.
         """
+        try:
+            return cls._from_hf(config)
+        except KeyError as error:
+            raise BadInput(f"{where}: has no {error.args[0]!r}; is it a language model's config?") from error
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise BadInput(f"{where}: holds something unusable ({error})") from error
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}") from error
+
+    @classmethod
+    def _from_hf(cls, config: dict[str, Any]) -> "BackboneConfig":
         kind = config.get("model_type")
         architecture = READ_AS.get(str(kind), str(kind))
         if architecture not in CLASSES:
-            raise BadInput(f"{where}: model_type {kind!r} can't be read; {READABLE} can")
+            raise BadInput(f"model_type {kind!r} can't be read; {READABLE} can")
         for name in ("attention_bias", "mlp_bias"):
             if config.get(name):
-                raise BadInput(f"{where}: {name} is not supported")
+                raise BadInput(f"{name} is not supported")
         if config.get("hidden_act", "silu") != "silu":
-            raise BadInput(f"{where}: hidden_act {config['hidden_act']!r} is not supported; silu is")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+            raise BadInput(f"hidden_act {config['hidden_act']!r} is not supported; silu is")
+        rope: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1) != 1:
-            raise BadInput(f"{where}: heads that rotate in part (partial_rotary_factor) are not supported")
+            raise BadInput("heads that rotate in part (partial_rotary_factor) are not supported")
         window = config.get("use_sliding_window", kind == "mistral") and config.get("sliding_window", 4096)
-        try:
-            heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-            context = int(config["max_position_embeddings"])
-            size = int(config.get("head_dim") or (128 if architecture == "qwen3" else hidden // heads))
-            if size % 2:
-                raise BadInput(f"{where}: head_dim {size} is odd, and rotary positions turn pairs")
-            eos = config.get("eos_token_id")
-            return cls(
-                vocab_size=int(config["vocab_size"]),
-                hidden=hidden,
-                layers=int(config["num_hidden_layers"]),
-                heads=heads,
-                kv_heads=int(config.get("num_key_value_heads") or heads),
-                ffn=int(config["intermediate_size"]),
-                context=min(context, int(window)) if window else context,
-                rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-                norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-                tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-                pad_id=config.get("pad_token_id"),
-                bos_id=config.get("bos_token_id"),
-                eos_id=eos[0] if isinstance(eos, list) else eos,
-                architecture=architecture,
-                head_size=None if size * heads == hidden else size,
-                rope_scaling=RopeScaling.from_hf(rope, where),
-            )
-        except KeyError as error:
-            raise BadInput(f"{where}: has no {error.args[0]!r}; is it a language model's config?") from error
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"{where}: holds something unusable ({error})") from error
+        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        size = int(config.get("head_dim") or (128 if architecture == "qwen3" else hidden // heads))
+        context, eos = int(config["max_position_embeddings"]), config.get("eos_token_id")
+        return cls(
+            vocab_size=int(config["vocab_size"]),
+            hidden=hidden,
+            layers=int(config["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            ffn=int(config["intermediate_size"]),
+            context=min(context, int(window)) if window else context,
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+            pad_id=config.get("pad_token_id"),
+            bos_id=config.get("bos_token_id"),
+            eos_id=eos[0] if isinstance(eos, list) else eos,
+            architecture=architecture,
+            head_size=None if size * heads == hidden else size,
+            rope_scaling=RopeScaling.from_hf(rope),
+        )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distill.backbone.architecture import BackboneConfig
 from distill.backbone.attention import Documents, attend
-from distill.backbone.weights import stored_tensors
+from distill.backbone.weights import layer_of, stored_tensors
 from distill.config import StudentSettings
 from distill.errors import BadInput, CorruptFile
 
@@ -34,9 +34,10 @@ PRESETS: dict[str, dict[str, int]] = {
 
 def config_for(settings: StudentSettings, vocab_size: int, pad_id: int, eos_id: int) -> BackboneConfig:
     """The preset with the settings' own sizes over it. Raises BadInput for an unknown preset."""
-    if settings.preset not in PRESETS:
-        raise BadInput(f"student.preset: {settings.preset!r} is none of {', '.join(PRESETS)}")
-    sizes = {name: getattr(settings, name) or default for name, default in PRESETS[settings.preset].items()}
+    preset = settings.preset or next(iter(PRESETS))
+    if preset not in PRESETS:
+        raise BadInput(f"student.preset: {preset!r} is none of {', '.join(PRESETS)}")
+    sizes = {name: getattr(settings, name) or default for name, default in PRESETS[preset].items()}
     return BackboneConfig(vocab_size, **sizes, context=settings.context, pad_id=pad_id, eos_id=eos_id)  # pyright: ignore[reportArgumentType]
 
 
@@ -246,8 +247,13 @@ def assemble(config: BackboneConfig, weights: dict[str, Tensor]) -> Backbone:
 
 def misfit(config: BackboneConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What is wrong with tensors of these names and shapes as weights of such a model; "" for nothing."""
-    with torch.device("meta"):
-        model = Backbone(replace(config, context=1))
+    if (layers := len({layer_of(name) for name in shapes} - {None})) != config.layers:
+        return f"it describes {config.layers} layers, and there are {layers}"
+    try:
+        with torch.device("meta"):
+            model = Backbone(replace(config, context=1))
+    except RuntimeError:  # more elements than 64 bits count
+        return "it describes impossible sizes"
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_embeddings:
         del wanted["lm_head.weight"]

@@ -28,8 +28,8 @@ class Stored:
 
 def layer_of(name: str) -> int | None:
     """The layer that one of our tensors belongs to: 3 of `model.layers.3.mlp.up_proj.weight`."""
-    prefix, _, rest = name.partition("model.layers.")
-    return None if prefix or not rest else int(rest.partition(".")[0])
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def stored_tensors(folder: Path, tied: bool) -> dict[str, Stored]:

@@ -102,11 +102,10 @@ def bench_generate(
 
 def _reference(model: Backbone) -> Callable[[Tensor, int], list[list[int]]]:
     """Greedy answers by transformers with the same weights: ids (B, P), N → new tokens of each row."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    said = model.config.to_hf()
-    known = {key: value for key, value in said.items() if key not in ("architectures", "model_type", "torch_dtype")}
-    reference: Any = LlamaForCausalLM(LlamaConfig(**known)).eval()  # pyright: ignore[reportArgumentType]
+    loader: Any = AutoModelForCausalLM
+    reference: Any = loader.from_config(AutoConfig.for_model(**model.config.to_hf()), dtype=torch.float32).eval()
     reference.load_state_dict(model.state_dict())
     reference.generation_config.eos_token_id = None
 

@@ -29,6 +29,8 @@ def open_gguf(path: Path) -> Source:
         config = _config(file, f"{architecture}.")
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CorruptFile(f"{path}: its metadata lack or garble {error}; fetch or export the model again") from error
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
     stored: dict[str, Stored] = {}
     for tensor in file.tensors:
         if tensor.name != ROPE_DIVISORS:
@@ -58,7 +60,7 @@ def _config(file: Gguf, at: str) -> BackboneConfig:
     size = int(fields.get(at + "attention.key_length", hidden // heads))
     for key in ("rope.dimension_count", "attention.value_length"):
         if int(fields.get(at + key, size)) != size:
-            raise BadInput(f"{file.path}: {at}{key} is {fields[at + key]}, and only heads of {size} alike can be read")
+            raise BadInput(f"{at}{key} is {fields[at + key]}, and only heads of {size} alike can be read")
     window = int(fields.get(at + "attention.sliding_window") or 0)  # within it, everything is seen
     context = int(fields[at + "context_length"])
     if (tokens := len(fields["tokenizer.ggml.tokens"])) != shapes["token_embd.weight"][0]:
@@ -94,11 +96,11 @@ def _scaling(file: Gguf, at: str, config: BackboneConfig) -> RopeScaling | None:
     if kind == "linear":
         return RopeScaling("linear", _decimal(file.fields[at + "rope.scaling.factor"]))
     if kind != "none":
-        raise BadInput(f"{file.path}: rotary positions scaled as {kind!r} can't be read; linear and llama3 can")
+        raise BadInput(f"rotary positions scaled as {kind!r} can't be read; linear and llama3 can")
     if divisors is None:
         return None
     frequencies, values = config.frequencies(), torch.from_numpy(dequantized(file.path, divisors))
     found = RopeScaling.fitted(values, frequencies) if values.shape == frequencies.shape else None
     if found is None and not bool((values == 1).all()):
-        raise BadInput(f"{file.path}: {ROPE_DIVISORS} scales rotary positions as no Llama 3 does; that can't be read")
+        raise BadInput(f"{ROPE_DIVISORS} scales rotary positions as no Llama 3 does; that can't be read")
     return found

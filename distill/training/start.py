@@ -18,7 +18,7 @@ from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.cut import Sample, drop_layers, keep_layers, narrow, quality
 from distill.student.image_rows import KINDS, begin_image_rows
-from distill.student.initialize import CHANCE, TEACHER, transplant
+from distill.student.initialize import CHANCE, TEACHER, transplant, wants_teacher
 from distill.teacher.find_weights import find_weights
 from distill.teacher.source import Source, open_source
 from distill.tokens.bpe import StudentTokenizer
@@ -37,7 +37,7 @@ def start_settings(run: Run) -> dict[str, Any]:
     """All that the stage depends on, besides the data."""
     student = run.settings.student
     return {
-        **{name: getattr(student, name) for name in ("init", "layers", "ffn", "image_rows", "context")},
+        **asdict(student),
         "weights": run.settings.teacher.weights,
         "seed": run.settings.seed,
         "version": VERSION,
@@ -54,11 +54,11 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     settings = run.settings.student
     if settings.image_rows not in KINDS:
         raise BadInput(f"student.image_rows={settings.image_rows}: choose one of {', '.join(KINDS)}")
-    if settings.init != TEACHER or run.settings.capture.dataset:
+    if not wants_teacher(settings) or run.settings.capture.dataset:
         return None
     record = None if force else run.fresh("start", start_settings(run))
-    if record is not None:
-        return run.start if record.outputs else None
+    if record is not None and record.outputs:
+        return run.start
     started = time.monotonic()
     source = teachers_source(run, listen)
     if isinstance(source, str):

@@ -18,7 +18,7 @@ from torch import Tensor
 from distill.backbone.model import count_parameters, load_backbone
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener
-from distill.run import Run, write_atomic
+from distill.run import Run, sha256_file, write_atomic
 from distill.student.initialize import new_student
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
@@ -110,6 +110,8 @@ class Trainer:
     def _fixed(self) -> dict[str, Any]:
         settings = {key: value for key, value in train_settings(self.run).items() if key not in FREE}
         settings["data"] = data_fingerprint(self.run)
+        start = started_at(self.run)
+        settings["start"] = sha256_file(start / "model.safetensors") if start else None
         return settings
 
     # The loop.

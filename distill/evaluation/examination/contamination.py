@@ -30,6 +30,7 @@ from distill.errors import CorruptFile
 from distill.evaluation.examination.exam import Exam
 from distill.evaluation.examination.targets import Target
 from distill.run import Run
+from distill.student.initialize import CHANCE, TEACHER
 
 NEAR = 0.7
 ORDER = 3
@@ -218,12 +219,11 @@ def of_target(target: Target, exam: Exam) -> Contamination:
     if run is not None and run.traces.exists():
         with TraceStore(run.traces, readonly=True) as store:
             found = check(exam, store.texts(held_out=False))
-        start = run.settings.student.init
-        return (
-            replace(found, reason=f"what {Path(start).name}, its start, was trained on is not known")
-            if start
-            else found
-        )
+        begun = run.settings.student.init
+        if run.start.is_dir() or begun not in ("", CHANCE, TEACHER):
+            start = "its teacher" if run.start.is_dir() else Path(begun).name
+            found = replace(found, reason=f"what {start}, its start, was trained on is not known")
+        return found
     if folder is not None and (folder / HASHES).is_file():
         return _by_hashes(exam, folder / HASHES)
     return Contamination(False, _unknown(target, run), prompts=len(exam.questions))

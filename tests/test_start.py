@@ -1,0 +1,218 @@
+"""A student that begins as its teacher: from a small real teacher's file to the first checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.small_student import dreaming_model, small_tokenizer
+
+from bundle.gguf import file_bytes, write_gguf
+from distill.backbone.model import count_parameters, load_backbone
+from distill.config import CaptureSettings, Settings, StudentSettings, TeacherSettings, TokenizeSettings, TrainSettings
+from distill.corpus.capture import capture
+from distill.corpus.mining import mine
+from distill.errors import BadInput
+from distill.events import Event
+from distill.run import Run
+from distill.student.image_rows import SHIFT, begin_image_rows, direction
+from distill.student.initialize import new_student, rows_of, transplant
+from distill.teacher.gguf_tokenizer import Vocabulary
+from distill.teacher.source import open_source
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.build import build_tokenizer
+from distill.tokens.chat import prompt_ids
+from distill.training import checkpoint
+from distill.training.loop import train
+from distill.training.sizes import measure_sizes
+from distill.training.start import begin, default_ffn, is_inherited, samples
+
+QUESTIONS = [f"What happens when you {verb} {thing}?" for verb in ("drop", "throw", "push") for thing in
+             ("a ball", "an egg", "a cup", "the door", "a book", "ice", "a stone", "a tree")]  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def teacher(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a teacher of two layers that has learned one answer."""
+    tokenizer = small_tokenizer(smollm2, [*QUESTIONS, "The ball falls to the floor."])
+    model = dreaming_model(tokenizer, QUESTIONS, steps=60)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.gguf"
+    write_gguf(model.state_dict(), model.config, tokenizer, path, "f32", {"general.license": "mit"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def answered(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Its answers, mined and tokenized. Don't alter it."""
+    folder = tmp_path_factory.mktemp("answered")
+    questions = folder / "questions.txt"
+    questions.write_text("\n".join(QUESTIONS), encoding="utf-8")
+    settings = Settings(
+        teacher=TeacherSettings(model=f"embedded:{teacher}", threads=1),
+        capture=CaptureSettings(prompts=[str(questions)], max_tokens=24, temperature=0.3),
+        tokenize=TokenizeSettings(image_tokens=8),
+        student=StudentSettings(context=96),
+        train=TrainSettings(steps=2, batch_rows=2, checkpoint_every=1, precision="float32", compile="never"),
+    )
+    run = Run.create(folder / "run", settings)
+    capture(run)
+    mine(run)
+    build_tokenizer(run)
+    return run
+
+
+def of(answered: Run, folder: Path, **student: object) -> Run:
+    """The same answers with another student."""
+    import shutil
+
+    shutil.copytree(answered.path, folder)
+    run = Run.open(folder)
+    for name, value in student.items():
+        setattr(run.settings.student, name, value)
+    return run
+
+
+def test_the_whole_teacher_under_our_vocabulary_says_what_it_said(answered: Run, teacher: Path) -> None:
+    """Logits of words that both have are equal, for a prompt that both write alike."""
+    source, tokenizer = open_source(teacher), StudentTokenizer.load(answered.tokenizer)
+    student, theirs = transplant(source, tokenizer, 96), source.backbone(96)
+    rows = rows_of(source.tokenizer, tokenizer)
+    ids = prompt_ids(tokenizer, QUESTIONS[0], think=False)
+    assert all(len(rows[id]) == 1 for id in ids), "every token of the prompt is one of the teacher's"
+    with torch.no_grad():
+        ours = student(torch.tensor([ids]))[0, -1]
+        expected = theirs(torch.tensor([[rows[id][0] for id in ids]]))[0, -1]
+    single = [id for id, found in enumerate(rows) if len(found) == 1]
+    torch.testing.assert_close(ours[single], expected[[rows[id][0] for id in single]], rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_token_begins_as_its_label_without_brackets(answered: Run, teacher: Path) -> None:
+    theirs = open_source(teacher).tokenizer
+    tokenizer = StudentTokenizer.load(answered.tokenizer)
+    rows, vocabulary = rows_of(theirs, tokenizer), Vocabulary(theirs)
+    fresh = [i for i in map(int, tokenizer.image_ids) if tokenizer.tokens[i] not in theirs.token_to_id]
+    for id in (*tokenizer.lens_ids, *fresh):
+        if tokenizer.tokens[id] in theirs.token_to_id:
+            continue
+        spelled = vocabulary.decode(rows[id]).decode()
+        assert spelled == f" {tokenizer.tokens[id][1:-1]}"
+    assert rows[tokenizer.eos_id] == [theirs.eos_id]
+    assert rows[tokenizer.start_id] == [theirs.token_to_id["<|im_start|>"]]
+
+
+def test_training_begins_as_the_teacher(answered: Run, tmp_path: Path) -> None:
+    run = of(answered, tmp_path / "run")
+    events: list[Event] = []
+    summary = train(run, events.append)
+    about = json.loads((run.start / "start.json").read_text())
+    assert about["license"] == "mit"
+    assert (about["layers"], about["of_layers"], about["ffn"], about["of_ffn"]) == ([0, 1], 2, 160, 160)
+    assert any("begins as its teacher, teacher.gguf" in event.message for event in events)
+    start, first = load_backbone(run.start), load_backbone(checkpoint.folder_of(run, 0))
+    for name, tensor in start.state_dict().items():
+        assert torch.equal(first.state_dict()[name], tensor), name
+    assert is_inherited(run)
+    assert summary["parameters"] == count_parameters(start)
+    assert begin(run, events.append) == run.start
+    made = run.require("start").finished
+    train(run, events.append)
+    assert run.require("start").finished == made, "nothing changed: kept"
+
+
+def test_layers_and_neurons_are_cut(answered: Run, tmp_path: Path) -> None:
+    run = of(answered, tmp_path / "run", layers=1, ffn=64)
+    folder = begin(run)
+    assert folder is not None
+    model = load_backbone(folder)
+    assert (model.config.layers, model.config.ffn) == (1, 64)
+    about = json.loads((folder / "start.json").read_text())
+    assert len(about["layers"]) == 1
+    assert about["nats_a_token_at"].keys() == {"1"}
+    with pytest.raises(BadInput, match=r"student\.layers=3: the teacher has 2"):
+        begin(of(answered, tmp_path / "more", layers=3))
+
+
+def test_image_tokens_are_told_apart_from_words(answered: Run, teacher: Path) -> None:
+    """Where the teacher speaks, each is less likely by SHIFT on average than with its label's row alone."""
+    tokenizer = StudentTokenizer.load(answered.tokenizer)
+    run = answered
+    from distill.tokens.packing import pack
+
+    pack(run)
+    plain = transplant(open_source(teacher), tokenizer, 96)
+    judged = samples(run, tokenizer, 96, 4096)
+    from distill.student.cut import final_states
+
+    states = torch.cat(final_states(plain, judged))
+    assert float((states @ direction(states)).mean()) == pytest.approx(1.0, abs=1e-3)
+    before = (states @ plain.lm_head.weight.T).detach().clone()
+    for kind in ("untied", "apart"):
+        moved = begin_image_rows(transplant(open_source(teacher), tokenizer, 96), tokenizer, judged, kind)
+        after = states @ moved.lm_head.weight.T
+        change = (after - before)[:, tokenizer.image_ids]
+        assert float(change.mean()) == pytest.approx(-SHIFT, abs=0.05)
+        assert torch.equal(after[:, : tokenizer.base_size], before[:, : tokenizer.base_size])
+        assert moved.config.tie_embeddings == (kind == "apart")
+
+
+def test_without_readable_weights_it_begins_by_chance_and_says_so(answered: Run, tmp_path: Path) -> None:
+    run = of(answered, tmp_path / "run")
+    run.settings.teacher.model = "ollama:somewhere"
+    run.settings.teacher.hosts = ["http://192.0.2.1:11434"]
+    events: list[Event] = []
+    assert begin(run, events.append) is None
+    (warning,) = [event.message for event in events if event.kind == "warning"]
+    assert warning.startswith("the student begins from chance: ")
+    assert "--teacher-weights" in warning
+    assert "\n" not in warning
+    assert not is_inherited(run)
+
+
+def test_chance_is_chance(answered: Run, tmp_path: Path) -> None:
+    run = of(answered, tmp_path / "run", init="chance")
+    assert begin(run) is None
+    tokenizer = StudentTokenizer.load(run.tokenizer)
+    one, two = (new_student(run.settings.student, tokenizer, seed) for seed in (0, 1))
+    assert not torch.equal(one.model.embed_tokens.weight, two.model.embed_tokens.weight)
+
+
+def test_hidden_states_are_drawn_to_the_teachers(answered: Run, tmp_path: Path) -> None:
+    """A student that is its whole teacher is at distance nought from it; one that was cut comes nearer."""
+    run = of(answered, tmp_path / "run", image_rows="untied")
+    run.settings.train.match, run.settings.train.steps, run.settings.train.log_every = 1.0, 1, 1
+    train(run)
+    (row,) = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert row["match"] == pytest.approx(0.0, abs=1e-6)
+    cut = of(answered, tmp_path / "cut", ffn=32)
+    settings = cut.settings.train
+    settings.match, settings.steps, settings.log_every, settings.lr = 5.0, 30, 1, 2e-3
+    settings.checkpoint_every = 30
+    train(cut)
+    rows = [json.loads(line) for line in cut.metrics.read_text().splitlines()]
+    assert rows[-1]["match"] < 0.8 * rows[0]["match"]
+    chance = of(answered, tmp_path / "chance", init="chance")
+    chance.settings.train.match = 1.0
+    with pytest.raises(BadInput, match=r"train\.match: only a student that begins as its teacher"):
+        train(chance)
+
+
+def test_sizes_are_measured_once(answered: Run, tmp_path: Path) -> None:
+    run = of(answered, tmp_path / "run")
+    found = measure_sizes(run, layers=[1], neurons=[64])
+    assert [(size.layers, size.ffn) for size in found] == [(2, 160), (1, 160), (2, 64)]
+    whole, *smaller = found
+    assert all(size.parameters < whole.parameters for size in smaller)
+    assert all(size.bits_per_byte > 0 for size in found)
+    assert file_bytes(whole.config, "q8_0") < file_bytes(whole.config, "f16") < file_bytes(whole.config, "f32")
+    before = (run.path / "sizes.json").read_text()
+    assert measure_sizes(run, layers=[1], neurons=[64]) == found
+    assert (run.path / "sizes.json").read_text() == before
+
+
+def test_what_is_kept_by_default() -> None:
+    assert default_ffn(1536, whole=False) == 512
+    assert default_ffn(8192, whole=False) == 2816
+    assert default_ffn(160, whole=False) == 160, "what is small already stays"
+    assert default_ffn(1536, whole=True) == 1536, "where layers were cut, they stay whole"
