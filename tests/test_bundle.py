@@ -363,7 +363,7 @@ def test_chat_streams_what_answer_gives_whole(published: Path) -> None:
     student = load_student(published)
     assert student.system == SYSTEM
     for think in (True, False):
-        how: dict[str, Any] = {"think": think, "temperature": 0.9, "max_tokens": 40, "seed": 3}
+        how: dict[str, Any] = {"think": think, "temperature": 0.9, "max_tokens": 120, "seed": 3}
         parts = pieces_of(student.chat([{"role": "user", "content": PROMPTS[0]}], **how))
         answer = student.answer(PROMPTS[0], **how)
         assert (parts["thinking"], parts["content"]) == (answer.dream_text, answer.text)
