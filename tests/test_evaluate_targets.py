@@ -24,6 +24,7 @@ from distill.evaluation.examination import examine as examination
 from distill.evaluation.examination.cost import Timed, kept_cost, measure_cost, summarize
 from distill.evaluation.examination.exam import load_exam
 from distill.evaluation.examination.targets import Target, find_target
+from distill.evaluation.examinees.native import MASKED
 from distill.evaluation.targets_report import remarks, render, table_rows
 from distill.run import Run
 from distill.training.checkpoint import best
@@ -86,6 +87,11 @@ def test_one_student_in_every_form_has_the_same_numbers(together: tuple[dict[str
     assert "which image tokens stand for a triplet" in gguf["missing"]["bits_per_byte_oracle"]
     assert "no likelihood" in tiny["missing"]["bits_per_byte"]
     assert {"chrf", "rouge_l", "distinct_2", "length_ratio"} <= tiny["metrics"].keys()
+    for masked in (run, checkpoint, bundle):
+        assert MASKED in masked["card"]["note"]
+        assert masked["metrics"]["unclean_answers"]["value"] == 0
+        assert (masked["metrics"]["malformed_dreams"] or {"value": 0})["value"] == 0
+    assert {"malformed_dreams", "unclean_answers", "broken_bytes", "ended"} <= {*gguf["metrics"], *gguf["missing"]}
     assert run["contamination"]["checked"]
     assert not tiny["contamination"]["checked"]
 
@@ -129,6 +135,26 @@ def test_settings_are_for_this_call_only(runs: Path) -> None:
     assert found["exam"]["prompts"] == 1
     assert found["systems"]["soft"]["missing"]["bits_per_byte_dreams"] == "evaluate.dreams is 0"
     assert (runs / "soft" / "config.yaml").read_bytes() == before
+
+
+def test_a_gguf_alone_says_how_its_replies_are_spelled(runs: Path, tmp_path: Path) -> None:
+    gguf = str(runs / "soft" / "bundle" / "model.gguf")
+    how = ("--prompts", "2", "--temperature", "0.9", "--max-tokens", "7", "--set", "evaluate.dreams=0", "--no-cost")
+    result = call(runs, gguf, *how, "--out", str(tmp_path), "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["settings"]["temperature"], found["settings"]["max_tokens"]) == (0.9, 7)
+    metrics = found["systems"]["soft/model.gguf"]["metrics"]
+    for name in ("malformed_dreams", "unclean_answers", "broken_bytes", "ended"):
+        assert 0 <= metrics[name]["value"] <= 1
+    exam = load_exam(Run.open(runs / "soft"), 2)
+    assert (
+        found["exam"]["teacher_ended"] == exam.teacher_ended == sum(q.done_reason == "stop" for q in exam.questions) / 2
+    )
+    assert " % of the answers ended by themselves" in (tmp_path / "report.md").read_text()
+    table = call(runs, gguf, *how).output
+    assert "malformed dreams ↓" in table
+    assert "answers that end by themselves ↑" in table
 
 
 def test_a_prompt_file_is_answered_and_what_needs_a_teacher_is_missing(runs: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from distill.teacher.protocol import GenerateOptions, Response, TeacherTokenizer
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids, with_context
 from distill.tokens.image_tokens import dream_of, save_codes
+from distill.tokens.packing import Aligner
 from distill.tokens.sentence_piece import from_model, train_model
 from distill.training.bench import synthetic_documents
 from distill.training.checkpoint import write_checksums
@@ -194,6 +195,17 @@ def test_whatever_its_weights_its_dreams_are_whole_and_its_answers_clean(
         assert said.form.clean
         assert not set("⟨⟩") & set(said.answer)
     assert any(said.form.dream for said in spoken)
+
+
+def test_an_answer_that_was_cut_has_no_end_to_learn(exam: SmallExam) -> None:
+    """As training packs it, with soft targets and without."""
+    aligner, ends = Aligner(exam.tokenizer, None), list[bool]()
+    for question in exam.questions:
+        for tokens in (question.tokens, None):
+            found = aligner.align(question.text, tokens, question.done_reason).ids.tolist()
+            assert (exam.tokenizer.eos_id in found) == (question.done_reason == "stop")
+            ends.append(exam.tokenizer.eos_id in found)
+    assert 0 < sum(ends) < len(ends)
 
 
 def test_labels_are_of_the_nearest_image_tokens(examinee: NativeExaminee, exam: SmallExam) -> None:

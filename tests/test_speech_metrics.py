@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from support.small_student import LABELS
 
 from distill.corpus.triplets import LENSES
+from distill.evaluation.comparison.doubts import masked
 from distill.evaluation.metrics.speech import (
     Form,
     Letters,
@@ -168,3 +169,13 @@ def test_metrics_of_some_replies() -> None:
     assert found["malformed_dreams"].denominator.tolist() == [1, 1, 0, 1]
     silent = speech_metrics([Reply(forms[2])])
     assert not silent["malformed_dreams"].defined
+
+
+def test_a_comparison_says_who_was_masked() -> None:
+    native = {"kind": "run", "card": {"dreams": True}}
+    gguf = {"kind": "gguf", "card": {"dreams": True}}
+    silent = {"kind": "ollama", "card": {"dreams": False}}
+    (told,) = masked({"mine": native, "mine.gguf": gguf, "other": silent})
+    assert told.startswith("mine ran natively, masked")
+    assert "mine.gguf had no mask" in told
+    assert masked({"mine": native, "other": silent}) == masked({"a": gguf, "b": silent}) == []

@@ -42,6 +42,8 @@ def baselines_option(function: Any) -> Any:
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET…", shell_complete=RunName().shell_complete)
 @click.option("--on", metavar="RUN", help="Whose held-out prompts are asked [of the run that the targets come from].")
 @click.option("--prompts", metavar="N|FILE", help="Only the first N of them; or a file of prompts nobody answered.")
+@click.option("--temperature", type=click.FloatRange(0, 5), help="Of their own answers. [evaluate.temperature]")
+@click.option("--max-tokens", type=click.IntRange(1), help="Of an answer, the dream not counted. [evaluate.max_tokens]")
 @click.option("--host", default="", metavar="URL", help="Ollama server of targets [$OLLAMA_HOST].")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Also write it there.")
 @click.option("--cost/--no-cost", default=None, help="Measure speed and memory too [yes, but for one run alone].")
@@ -57,6 +59,8 @@ def evaluate(
     targets: tuple[str, ...],
     on: str | None,
     prompts: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
     host: str,
     out: Path | None,
     cost: bool | None,
@@ -79,7 +83,10 @@ def evaluate(
       dream evaluate my-student --baselines hard,nodream
       dream evaluate my-student ollama:my-student runs/other/bundle/model.gguf
       dream evaluate ollama:llama3.2:1b --on my-student --prompts 20
+      dream evaluate my-student/bundle/model.gguf --prompts 200 --temperature 0.7
     """
+    decoding = {"temperature": temperature, "max_tokens": max_tokens}
+    overrides += tuple(f"evaluate.{name}={value}" for name, value in decoding.items() if value is not None)
     alone = len(targets) == 1 and not (on or prompts or host or out or cost) and _is_run(ctx, targets[0])
     if alone:
         path = resolve(targets[0], runs_dir(ctx))

@@ -66,6 +66,7 @@ def evaluate_targets(
             "teacher": exam.teacher,
             "prompts": len(exam.questions),
             "answer_bytes": sum(question.bytes for question in exam.questions),
+            "teacher_ended": exam.teacher_ended,
             "digest": exam.digest,
         },
         "seed": seed,

@@ -128,6 +128,13 @@ def render(results: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def answered(exam: Mapping[str, Any], teacher: str) -> str:
+    """Who answered, how much, and how often to its own end."""
+    ended = exam.get("teacher_ended")  # not told by results of old
+    told = "" if ended is None else f", {100 * ended:.0f} % of the answers ended by themselves"
+    return f", answered by {teacher} ({exam['answer_bytes']:,} bytes{told})"
+
+
 def decoding(settings: Mapping[str, Any]) -> str:
     """How dreams and answers were drawn."""
     dreams = f"own dreams: {settings['dreams']} sampled a prompt; " if settings["dreams"] else ""

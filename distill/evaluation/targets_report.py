@@ -6,6 +6,7 @@ from typing import Any
 from distill.evaluation.report import (
     ORACLE,
     SHOWN,
+    answered,
     brackets,
     decoding,
     inline,
@@ -95,7 +96,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
 def render(results: dict[str, Any], samples: list[dict[str, Any]]) -> str:
     """report.md."""
     exam, settings, systems = results["exam"], results["settings"], results["systems"]
-    asked = f", answered by `{exam['teacher']}` ({exam['answer_bytes']:,} bytes)" if exam["teacher"] else ""
+    asked = answered(exam, f"`{exam['teacher']}`") if exam["teacher"] else ""
     parts = [
         f"# {', '.join(systems)}",
         f"Asked: {exam['name']}{asked}; {decoding(settings)}; seed {results['seed']}. {brackets(settings)}",

@@ -208,6 +208,7 @@ class Comparison:
                 "teacher": exam.teacher,
                 "prompts": len(exam.questions),
                 "answer_bytes": sum(question.bytes for question in exam.questions),
+                "teacher_ended": exam.teacher_ended,
                 "has_answers": exam.has_answers,
                 "has_truths": exam.has_truths,
                 "digest": exam.digest,

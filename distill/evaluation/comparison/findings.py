@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from distill.corpus.triplets import LENSES
 from distill.evaluation.metrics.catalogue import metric_of, shown
+from distill.evaluation.report import answered
 
 Results = dict[str, Any]
 Verdict = Literal["better", "worse", "open", "untested", "undefined"]
@@ -215,7 +216,7 @@ def p_equals(p: float | None) -> str:
 def asked(results: Results) -> str:
     """What was asked, and how answers were decoded."""
     exam, decoding, tests = results["exam"], results["decoding"], results["tests"]
-    teacher = f", answered by {exam['teacher']} ({exam['answer_bytes']:,} bytes)" if exam["has_answers"] else ""
+    teacher = answered(exam, exam["teacher"]) if exam["has_answers"] else ""
     none = "" if exam["has_answers"] else " Nobody has answered them, so only what a system says by itself is measured."
     greedy = decoding["temperature"] == 0
     sampled = "were decoded greedily" if greedy else f"were sampled at temperature {decoding['temperature']:g}"

@@ -100,6 +100,12 @@ class Exam:
         return any(question.text for question in self.questions)
 
     @property
+    def teacher_ended(self) -> float | None:
+        """Share of the teacher's answers that ended by themselves; None where it gave none."""
+        ends = [question.done_reason == "stop" for question in self.questions if question.text]
+        return sum(ends) / len(ends) if ends else None
+
+    @property
     def has_truths(self) -> bool:
         return any(question.truth for question in self.questions)
 
