@@ -116,9 +116,7 @@ class BackboneConfig:
         if self.heads % self.kv_heads:
             raise BadInput(f"student.kv_heads: {self.heads} heads can't share {self.kv_heads} key/value heads evenly")
         if self.rope_scaling and self.rope_scaling.kind == "llama3" and self.architecture != "llama":
-            raise BadInput(
-                f"{self.architecture} with Llama 3's rotary scaling can't be exported; llama with it can"
-            )
+            raise BadInput(f"{self.architecture} with Llama 3's rotary scaling can't be exported; llama with it can")
 
     @property
     def head_dim(self) -> int:

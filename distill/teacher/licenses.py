@@ -94,7 +94,7 @@ class License:
     @classmethod
     def of_weights(cls, path: Path) -> Self:
         """Of a GGUF or a folder of safetensors. Raises as `read_metadata` does."""
-        from distill.teacher.gguf_tokenizer import read_metadata
+        from distill.teacher.gguf_file import read_metadata
 
         return cls.of_folder(path) if path.is_dir() else cls.of_metadata(read_metadata(path))
 

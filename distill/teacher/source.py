@@ -19,8 +19,8 @@ from distill.teacher.protocol import TeacherTokenizer
 class Source:
     """A model that weights can be read from; nothing but its description is read yet.
 
-    config: of the whole model, its context the one that it was trained with. license: "" where it doesn't say.
-    stored: its tensors, by the names of `Backbone.state_dict()`; tied weights once.
+    config: of the whole model, its context the one that it was trained with. license: its short name, "" where nothing
+    says. stored: its tensors, by the names of `Backbone.state_dict()`; tied weights once.
     """
 
     path: Path

@@ -13,12 +13,10 @@ from distill.backbone.model import misfit, read_config
 from distill.backbone.weights import stored_tensors
 from distill.errors import BadInput, CorruptFile
 from distill.teacher.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, tokenizer_from_metadata
+from distill.teacher.licenses import License
 from distill.teacher.pre_tokenizers import name_of
 from distill.teacher.protocol import TeacherTokenizer
 from distill.teacher.source import Source
-
-TITLES = {"Apache License": "apache-2.0", "MIT License": "mit", "BSD 3-Clause": "bsd-3-clause"}
-"""What a licence's text says at its beginning → its usual name."""
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -29,27 +27,10 @@ def open_folder(folder: Path) -> Source:
     stored = stored_tensors(folder, config.tie_embeddings)
     if wrong := misfit(config, {name: tensor.shape for name, tensor in stored.items()}):
         raise CorruptFile(f"{folder}: weights don't fit config.json ({wrong})")
-    return Source(folder, config, license_of(folder), stored, partial(folder_tokenizer, folder, config))
-
-
-def license_of(folder: Path) -> str:
-    """As the model card's header names it, else as a LICENSE file begins; "" where there is neither."""
-    import yaml
-
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    if header := re.match(r"\A---\s*\n(.*?)\n---\s*$", text, re.DOTALL | re.MULTILINE):
-        try:
-            said: Any = yaml.safe_load(header[1])
-        except yaml.YAMLError:
-            said = None
-        if isinstance(said, dict) and (name := said.get("license")):
-            return str(said.get("license_name") or name if name == "other" else name)
-    for path in sorted(folder.glob("LICEN[CS]E*")):
-        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-        beginning = " ".join([line for line in lines if line][:5])
-        return next((name for title, name in TITLES.items() if title in beginning), beginning[:80])
-    return ""
+    license = License.of_folder(folder)
+    return Source(
+        folder, config, str(license) if license.name else "", stored, partial(folder_tokenizer, folder, config)
+    )
 
 
 def folder_tokenizer(folder: Path, config: BackboneConfig) -> TeacherTokenizer:

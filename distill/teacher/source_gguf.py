@@ -15,6 +15,7 @@ from distill.backbone.weights import Stored
 from distill.errors import BadInput, CorruptFile
 from distill.teacher.gguf_file import Gguf, GgufTensor, dequantized, whole_gguf
 from distill.teacher.gguf_tokenizer import tokenizer_from_metadata
+from distill.teacher.licenses import License
 from distill.teacher.protocol import TeacherTokenizer
 from distill.teacher.source import Source
 
@@ -38,7 +39,8 @@ def open_gguf(path: Path) -> Source:
             stored[name] = Stored(tensor.shape, partial(_read, path, config, name, tensor))
     if wrong := misfit(config, {name: tensor.shape for name, tensor in stored.items()}):
         raise CorruptFile(f"{path}: weights don't fit its description as a plain {architecture} ({wrong})")
-    return Source(path, config, str(file.fields.get("general.license", "")), stored, partial(_tokenizer, file))
+    license = License.of_metadata(file.fields)
+    return Source(path, config, str(license) if license.name else "", stored, partial(_tokenizer, file))
 
 
 def _read(path: Path, config: BackboneConfig, name: str, tensor: GgufTensor) -> Tensor:
