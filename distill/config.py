@@ -121,9 +121,14 @@ class TrainSettings:
     """Peak of the learning rate; 0: 0.002 from chance, 0.0005 for an inherited student."""
     min_lr: float = 0.0
     warmup: int = 50
+    """Steps over which the learning rate rises; with `minutes` at most the first twentieth of them."""
     schedule: str = "wsd"
     """`wsd` (constant, then linear decay over the last fifth) or `cosine`."""
+    optimizer: str = "adamw"
+    """`adamw`, or `muon` (the blocks' matrices move by an orthogonalized momentum)."""
     weight_decay: float = 0.05
+    average: float = 0.0
+    """Ship a mean of the weights along the training: their mean age, as a share of the training so far; 0: the last."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     clip: float = 1.0
     soft_weight: float = 0.8

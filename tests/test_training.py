@@ -136,6 +136,29 @@ def test_more_steps_go_on_from_the_last_checkpoint(trained: Run, prepared: Run, 
     assert ours == (checkpoint.latest(trained) / optimizer).read_bytes()
 
 
+def test_muon_and_a_mean_of_weights_go_on_to_the_same_bits(prepared: Run, tmp_path: Path) -> None:
+    """What ships is the mean; what training goes on from lies beside it."""
+    options = {"optimizer": "muon", "average": 0.2, "steps": 8}
+    whole, stopped = (fork(prepared, tmp_path / name, **options) for name in ("whole", "stopped"))
+    train(whole)
+    stopped.settings.train.checkpoint_every = 8
+    train(stopped)
+    shutil.rmtree(checkpoint.folder_of(stopped, 8))
+    shutil.copytree(checkpoint.folder_of(whole, 4), checkpoint.folder_of(stopped, 4))
+    (stopped.path / "run.json").write_text((prepared.path / "run.json").read_text())
+    stopped.settings.train.checkpoint_every = 4
+    train(stopped)
+    assert rows(stopped) == rows(whole)
+    last, again = (checkpoint.folder_of(run, 8) for run in (whole, stopped))
+    for name in ("model.safetensors", "raw.safetensors", "optimizer.safetensors"):
+        assert (again / name).read_bytes() == (last / name).read_bytes(), name
+    mean, raw = load_backbone(last).state_dict(), checkpoint.load_raw(last)
+    before = load_backbone(checkpoint.folder_of(whole, 4)).state_dict()
+    for name, tensor in raw.items():
+        assert not torch.equal(mean[name], tensor), name
+        assert float((mean[name] - tensor).norm()) < float((before[name] - tensor).norm()), name
+
+
 def test_sigkill_and_start_again_end_with_the_same_files(trained: Run, prepared: Run, tmp_path: Path) -> None:
     run = fork(prepared, tmp_path / "run")
     script = (

@@ -2,7 +2,8 @@
 
 `checkpoints/step-000500/` holds config.json and model.safetensors (as transformers reads them), tokenizer/,
 optimizer.safetensors, loop.json, the student's dream drafts once there are some, and checksums.json, the
-SHA-256 of every other file.
+SHA-256 of every other file. With `train.average` model.safetensors is the mean of the weights, and those that training
+goes on from are in raw.safetensors.
 """
 
 import json
@@ -21,6 +22,8 @@ from distill.run import Run, publish_folder, sha256_file
 
 FORMAT = 1
 STEP = re.compile(r"step-(\d{6,})$")
+STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
+"""What an optimizer keeps of a parameter: AdamW, Muon."""
 BEFORE = "go on from the checkpoint before it"
 """What deleting a broken checkpoint is good for."""
 
@@ -95,9 +98,14 @@ def verify_checkpoint(folder: Path, remedy: str = BEFORE) -> None:
 
 
 def save_checkpoint(
-    run: Run, model: Backbone, optimizer: torch.optim.Optimizer, state: LoopState, drafts: dict[str, Tensor]
+    run: Run,
+    model: Backbone,
+    optimizer: torch.optim.Optimizer,
+    state: LoopState,
+    drafts: dict[str, Tensor],
+    raw: dict[str, Tensor],
 ) -> Path:
-    """Publish `step-NNNNNN` atomically."""
+    """Publish `step-NNNNNN` atomically. raw: the weights to go on from, where the model holds others."""
     from safetensors.torch import save_file
 
     final = folder_of(run, state.step)
@@ -105,8 +113,9 @@ def save_checkpoint(
         save_backbone(model, folder)
         shutil.copytree(run.tokenizer, folder / "tokenizer")
         save_file(optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
-        if drafts:
-            save_file(drafts, folder / "drafts.safetensors")
+        for name, tensors in (("drafts", drafts), ("raw", raw)):
+            if tensors:
+                save_file(tensors, folder / f"{name}.safetensors")
         (folder / "loop.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
         write_checksums(folder)
     return final
@@ -120,29 +129,43 @@ def write_checksums(folder: Path) -> None:
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, remedy: str = BEFORE) -> None:
-    """Restore AdamW's moments, as bits. Raises CorruptFile."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / "optimizer.safetensors"
-    try:
-        tensors = load_file(path)
-        for name, parameter in model.named_parameters():
-            if f"{name}.step" not in tensors:
-                continue  # it never had a gradient
-            state = {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            moments = {key: value.to(parameter.device) for key, value in state.items() if key != "step"}
-            optimizer.state[parameter] = {"step": state["step"].reshape(()), **moments}
-    except (OSError, SafetensorError, KeyError) as error:
-        raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to {remedy}") from error
+    """Restore AdamW's moments and Muon's momentum, as bits. Raises CorruptFile."""
+    tensors = _read(folder / "optimizer.safetensors", remedy)
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition(".")
+        states.setdefault(name, {})[kind] = tensor
+    for name, parameter in model.named_parameters():
+        if (state := states.get(name)) is None:
+            continue  # it never had a gradient
+        if set(state) not in STATES:
+            path = folder / "optimizer.safetensors"
+            raise CorruptFile(f"{path}: has {', '.join(sorted(state))} of {name}; delete {folder} to {remedy}")
+        optimizer.state[parameter] = {
+            kind: tensor.reshape(()) if kind == "step" else tensor.to(parameter.device)
+            for kind, tensor in state.items()
+        }
 
 
 def load_drafts(folder: Path) -> dict[str, Tensor]:
-    """The student's own dreams; empty where it has none yet."""
+    """The student's own dreams; empty where it has none yet. Raises CorruptFile."""
+    path = folder / "drafts.safetensors"
+    return _read(path) if path.exists() else {}
+
+
+def load_raw(folder: Path) -> dict[str, Tensor]:
+    """The weights to go on from, where model.safetensors is a mean. Raises CorruptFile."""
+    return _read(folder / "raw.safetensors")
+
+
+def _read(path: Path, remedy: str = BEFORE) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder / "drafts.safetensors"
-    return load_file(path) if path.exists() else {}
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CorruptFile(f"{path}: can't be read ({error}); delete {path.parent} to {remedy}") from error
 
 
 def prune(run: Run, keep_last: int, best_step: int) -> None:
@@ -155,7 +178,7 @@ def prune(run: Run, keep_last: int, best_step: int) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments and steps by parameter, as safetensors can hold them."""
+    """What the optimizer keeps of each parameter, as safetensors can hold it."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():

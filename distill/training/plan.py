@@ -11,11 +11,15 @@ from distill.run import Run
 from distill.training import numerics
 
 VERSION = 1
+OPTIMIZERS = ("adamw", "muon")
 DECAY_SHARE = 0.2
 """Last share of training in which `wsd` lowers the learning rate (arXiv:2404.06395 uses a tenth to a fifth)."""
 
 CHANCE_LR, INHERITED_LR = 2e-3, 5e-4
 """Peaks of the learning rate where `train.lr` is 0."""
+
+WARMUP_SHARE = 0.05
+"""First share of a training by the clock after which the learning rate has risen at the latest."""
 
 RUNNING = ("steps", "minutes", "checkpoint_every", "keep_last", "log_every", "validate_every")
 FREE = {*RUNNING, "device", "processes", "precision", "compile"}
@@ -42,6 +46,14 @@ def schedule(kind: str, progress: float, floor: float) -> float:
     raise BadInput(f"train.schedule: {kind!r} is none of wsd, cosine")
 
 
+def learning_rate(settings: TrainSettings, peak: float, step: int, progress: float) -> float:
+    """Of the step after `step` steps. By the clock few steps may have to do, so progress ends the warm-up as well."""
+    risen = (step + 1) / max(settings.warmup, 1)
+    if settings.minutes > 0:
+        risen = max(risen, progress / WARMUP_SHARE)
+    return peak * min(1.0, risen) * schedule(settings.schedule, progress, settings.min_lr / peak)
+
+
 def check_settings(settings: TrainSettings) -> None:
     """Raise BadInput for a value that no training can have."""
     numerics.check(settings)
@@ -55,6 +67,10 @@ def check_settings(settings: TrainSettings) -> None:
         )
     if settings.match < 0:
         raise BadInput(f"train.match={settings.match:g}: must be 0 or more")
+    if settings.optimizer not in OPTIMIZERS:
+        raise BadInput(f"train.optimizer: {settings.optimizer!r} is none of {', '.join(OPTIMIZERS)}")
+    if not 0 <= settings.average <= 0.5:
+        raise BadInput(f"train.average: {settings.average:g} is an age in shares of the training, from 0 to 0.5")
     if len(settings.betas) != 2:
         raise BadInput(f"train.betas: {settings.betas} should be two numbers, such as [0.9, 0.95]")
     for name in ("soft_weight", "empty_dreams", "drafts_from", "drafts_share"):

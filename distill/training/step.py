@@ -10,20 +10,26 @@ from distill.backbone.model import Backbone
 from distill.errors import BadInput
 from distill.training.batches import Batch
 from distill.training.losses import chunked_distillation, fused_distillation
+from distill.training.muon import Muon
 
 if TYPE_CHECKING:
     from distill.training.features import Features
 
 
-def make_optimizer(model: Backbone, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; norms and embeddings don't decay."""
+def make_optimizer(
+    model: Backbone, lr: float, betas: tuple[float, float], weight_decay: float, muon: bool = False
+) -> torch.optim.AdamW:
+    """AdamW, or Muon for the blocks' matrices; norms and embeddings don't decay."""
     matrices = [
         p for name, p in model.named_parameters() if p.dim() > 1 and "embed" not in name and "lm_head" not in name
     ]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": weight_decay, "muon": muon},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return (Muon if muon else torch.optim.AdamW)(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
 
 
 def forward_backward(

@@ -23,17 +23,19 @@ from distill.student.initialize import new_student
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import checkpoint, drafts, numerics
+from distill.training.average import Average
 from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.checkpoint import LoopState
 from distill.training.distributed import World
 from distill.training.features import Features
+from distill.training.muon import Muon
 from distill.training.plan import (
     CHANCE_LR,
     FREE,
     INHERITED_LR,
     check_settings,
     data_fingerprint,
-    schedule,
+    learning_rate,
     train_settings,
 )
 from distill.training.start import is_inherited, started_at
@@ -87,7 +89,9 @@ class Trainer:
         self.model.train().to(self.device)
         betas = (settings.betas[0], settings.betas[1])
         self.lr = settings.lr or (INHERITED_LR if is_inherited(run) else CHANCE_LR)
-        self.optimizer = make_optimizer(self.model, self.lr, betas, settings.weight_decay)
+        muon = settings.optimizer == "muon"
+        self.optimizer = make_optimizer(self.model, self.lr, betas, settings.weight_decay, muon)
+        self.average = Average(self.model, settings.average)
         length = self.model.config.context
         drafts_share = 0.0 if settings.pause else settings.drafts_share
         mixture = Mixture(settings.dreams, settings.empty_dreams, drafts_share, settings.pause)
@@ -97,6 +101,8 @@ class Trainer:
         )
         self.drafts: drafts.Drafts = {}
         if found:
+            if settings.average:
+                self.average.restore(checkpoint.load_raw(found[-1]))
             if self.state.step:
                 checkpoint.load_optimizer(found[-1], self.model, self.optimizer)
             self._take_drafts(checkpoint.load_drafts(found[-1]))
@@ -121,6 +127,8 @@ class Trainer:
         chosen = numerics.load(self.run.checkpoints / "numerics.json") if state.step else None
         self.numerics = chosen or self._choose_numerics()
         self.kernel = numerics.apply(self.numerics, self.model)
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.precision = getattr(torch, self.numerics.precision)
         if self.numerics.compiled:
             self._pass(self.numerics, self.kernel, settings.batch_rows)  # compiles
         with contextlib.ExitStack() as stack:
@@ -128,7 +136,7 @@ class Trainer:
             saved = state.step
             if state.step == 0 and self.world.first:
                 numerics.save(self.numerics, self.run.checkpoints / "numerics.json")
-                checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {})
+                self._save()
             stop = stack.enter_context(Interrupt())
             self.started = time.monotonic() - state.seconds
             while self.progress() < 1.0:
@@ -165,8 +173,7 @@ class Trainer:
         if not state.drafts and self._drafts_wanted() and progress >= settings.drafts_from:
             self._draft()
         begun = time.perf_counter()
-        rate = self.lr * schedule(settings.schedule, progress, settings.min_lr / self.lr)
-        rate *= min(1.0, (state.step + 1) / max(settings.warmup, 1))
+        rate = learning_rate(settings, self.lr, state.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self._batch(self._next_rows())
@@ -181,6 +188,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         state.step += 1
+        self.average.update(state.step)
         state.tokens += settings.batch_rows * self.model.config.context
         state.seconds = self._clock()
         speed = settings.batch_rows * self.model.config.context / (time.perf_counter() - begun)
@@ -220,7 +228,8 @@ class Trainer:
         made: drafts.Drafts = {}
         if self.world.first:
             steps, seed = self.run.settings.mine.steps, self.run.settings.seed
-            made = drafts.dream_on(self.model, self.batches.documents, self.tokenizer, steps, seed)
+            with self.average.shipped():
+                made = drafts.dream_on(self.model, self.batches.documents, self.tokenizer, steps, seed)
         self._take_drafts(drafts.share(made, self.world, self.device))
         state.drafts, state.epoch, state.row = True, state.epoch + 1, 0
         self.rows = self.batches.epoch(state.epoch)
@@ -233,6 +242,10 @@ class Trainer:
     @torch.compiler.set_stance("force_eager")  # batches of another size would each compile anew
     def validate(self) -> dict[str, float]:
         """Loss and cross-entropies on the validation documents: nats a token; bits per byte of the answers."""
+        with self.average.shipped():
+            return self._validate()
+
+    def _validate(self) -> dict[str, float]:
         totals = torch.zeros(4, dtype=torch.float64)
         rows = self.validation.epoch(0)
         size = max(self.settings.batch_rows, 1)
@@ -334,10 +347,15 @@ class Trainer:
             loss = self.validate()["validation_loss"] if judge else math.inf
             if loss < state.best_loss:
                 state.best_loss, state.best_step = loss, state.step
-            checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, self.drafts)
+            self._save()
             checkpoint.prune(self.run, self.settings.keep_last, state.best_step)
             board.flush()
         self.world.wait()
+
+    def _save(self) -> None:
+        with self.average.shipped():
+            raw = self.average.beside
+            checkpoint.save_checkpoint(self.run, self.model, self.optimizer, self.state, self.drafts, raw)
 
     def _summary(self) -> dict[str, Any]:
         state = self.state
