@@ -131,7 +131,9 @@ class Stack(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden)
+        # Zeros until they are initialized or loaded: drawing them on the meta device would import half of torch.
+        rows = torch.zeros(config.vocab_size, config.hidden)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden, _weight=rows)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
 
