@@ -333,7 +333,7 @@ def test_stages_must_come_in_order(small_run: Run, tmp_path: Path) -> None:
         ({"device": "warp"}, "train.device"),
         ({"log_every": 0}, "train.log_every"),
         ({"checkpoint_every": 0}, "train.checkpoint_every"),
-        ({"lr": 0.0}, "train.lr"),
+        ({"lr": -1.0}, "train.lr"),
         ({"betas": [0.9]}, "train.betas"),
         ({"soft_weight": 1.5}, "train.soft_weight"),
     ],

@@ -66,8 +66,8 @@ def chunk_terms(
     places = (torch.arange(0, z.numel(), z.shape[1], device=z.device)[:, None] + slots).flatten()
     z_slots = z.view(-1)[places].view_as(slots).float()
     z.view(-1).index_fill_(0, places, float("-inf"))  # far quicker than scatter_ along a dimension
-    arguments = (targets.logprobs[part], targets.soft_weight[part], targets.weight[part])
-    kl, ce, dz, d_slots = kernel(z, z_slots, *arguments, targets.words or z.shape[1])
+    logprobs, soft, weight = (values[part] for values in (targets.logprobs, targets.soft_weight, targets.weight))
+    kl, ce, dz, d_slots = kernel(z, z_slots, logprobs, soft, weight, targets.words or z.shape[1])
     dz.view(-1).index_copy_(0, places, d_slots.flatten())
     return kl, ce, dz
 
