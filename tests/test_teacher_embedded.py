@@ -16,14 +16,8 @@ from distill.config import TeacherSettings
 from distill.errors import BadInput, CorruptFile, TeacherError, TeacherUnavailable
 from distill.teacher import open_teacher
 from distill.teacher.embedded import EmbeddedTeacher
-from distill.teacher.gguf_tokenizer import (
-    Vocabulary,
-    byte_alphabet,
-    read_metadata,
-    read_tensors,
-    read_tokenizer,
-    tokenizer_from_metadata,
-)
+from distill.teacher.gguf_file import read_gguf, read_metadata
+from distill.teacher.gguf_tokenizer import Vocabulary, byte_alphabet, read_tokenizer, tokenizer_from_metadata
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.teacher.protocol import GenerateOptions
 
@@ -59,7 +53,9 @@ def test_the_reader_agrees_with_the_gguf_library(tmp_path: Path) -> None:
     writer.close()
     library = {k: f.contents() for k, f in gguf.GGUFReader(path).fields.items() if not k.startswith("GGUF.")}
     assert read_metadata(path) == library
-    assert read_tensors(path) == [("t.weight", [5, 3], int(gguf.GGMLQuantizationType.F16))]
+    (mine,), (theirs,) = read_gguf(path).tensors, gguf.GGUFReader(path).tensors
+    assert (mine.name, mine.shape, mine.kind) == ("t.weight", (3, 5), int(gguf.GGMLQuantizationType.F16))
+    assert mine.start == theirs.data_offset
 
 
 def test_the_byte_alphabet_names_every_byte_once() -> None:

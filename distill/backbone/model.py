@@ -9,7 +9,7 @@ Shape legend: B rows, T positions, D hidden, H heads, G key/value heads, E = D /
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.backbone.attention import Documents, attend
+from distill.backbone.weights import stored_tensors
 from distill.config import StudentSettings
 from distill.errors import BadInput, CorruptFile
 
@@ -133,9 +134,10 @@ def config_for(settings: StudentSettings, vocab_size: int, pad_id: int, eos_id: 
 
 
 def rotary_tables(config: BackboneConfig, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, (length, E) float32: angle of pair i at position t is t · theta^(−2i/E)."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    angles = torch.outer(torch.arange(length).float(), 1.0 / config.rope_theta**exponents)
+    """cos and sin, (length, E) float32: angle of pair i at position t is t · theta^(−2i/E). On the CPU, even
+    where modules are made elsewhere: they hold no weights."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
+    angles = torch.outer(torch.arange(length, device="cpu").float(), 1.0 / config.rope_theta**exponents)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
@@ -313,21 +315,29 @@ def read_config(folder: Path) -> BackboneConfig:
         raise CorruptFile(f"{path}: is not JSON ({error})") from error
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of model*.safetensors. Raises BadInput (none there) or CorruptFile."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def assemble(config: BackboneConfig, weights: dict[str, Tensor]) -> Backbone:
+    """A Backbone in eval mode, whose parameters are these tensors (tied weights once); they fit, by `misfit`."""
+    with torch.device("meta"):  # nothing is drawn by chance to be thrown away
+        model = Backbone(config)
+    model.load_state_dict(weights, strict=False, assign=True)
+    if config.tie_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model.eval()
 
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise BadInput(f"{folder}: no model*.safetensors; pickled weights are never loaded, convert them first")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            weights.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise CorruptFile(f"{file}: can't be read ({error})") from error
-    return weights
+
+def misfit(config: BackboneConfig, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What is wrong with tensors of these names and shapes as weights of such a model; "" for nothing."""
+    with torch.device("meta"):
+        model = Backbone(replace(config, context=1))
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_embeddings:
+        del wanted["lm_head.weight"]
+    if odd := sorted(wanted.keys() ^ shapes.keys()):
+        return f"{odd[0]} is {'missing' if odd[0] in wanted else 'unknown'}"
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            return f"{name} has the shape {shapes[name]}, not {shape}"
+    return ""
 
 
 def load_backbone(folder: Path, context: int = 0) -> Backbone:
@@ -335,18 +345,10 @@ def load_backbone(folder: Path, context: int = 0) -> Backbone:
     config = read_config(folder)
     if context:
         config = replace(config, context=context)
-    model = Backbone(config)
-    weights = {name: tensor.float() for name, tensor in read_weights(folder).items() if "rotary_emb" not in name}
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise CorruptFile(f"{folder}: weights don't fit config.json: {str(error).splitlines()[-1].strip()}") from error
-    missing = [name for name in missing if not (config.tie_embeddings and name == "lm_head.weight")]
-    unexpected = [name for name in unexpected if not (config.tie_embeddings and name == "lm_head.weight")]
-    if missing or unexpected:
-        names = ", ".join([*missing, *unexpected][:3])
-        raise CorruptFile(f"{folder}: weights don't fit config.json ({names}, …)")
-    return model.eval()
+    stored = stored_tensors(folder, config.tie_embeddings)
+    if wrong := misfit(config, {name: tensor.shape for name, tensor in stored.items()}):
+        raise CorruptFile(f"{folder}: weights don't fit config.json ({wrong})")
+    return assemble(config, {name: tensor.read() for name, tensor in stored.items()})
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

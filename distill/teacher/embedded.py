@@ -14,7 +14,8 @@ from distill.errors import TeacherError
 from distill.events import Listener, silent
 from distill.run import sha256_file
 from distill.teacher import weights
-from distill.teacher.gguf_tokenizer import Vocabulary, read_metadata, tokenizer_from_metadata
+from distill.teacher.gguf_file import read_metadata
+from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.llama_cpp import Completion, Entry, LlamaCpp
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer, TokenTargets
 from distill.teacher.targets import Position, assemble, hard, whole_text

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import CorruptFile, TeacherError, TeacherUnavailable
-from distill.teacher.gguf_tokenizer import Vocabulary, check_gguf, read_tokenizer
+from distill.teacher.gguf_file import check_gguf
+from distill.teacher.gguf_tokenizer import Vocabulary, read_tokenizer
 from distill.teacher.protocol import HALF
 
 _xllamacpp: Any = importlib.import_module("xllamacpp")  # a Cython module without type stubs

@@ -1,90 +1,87 @@
 """A teacher's own weights, read for a student to begin with, or for our engine to run."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from distill.backbone.gguf_names import our_name, separate
-from distill.backbone.model import Backbone, BackboneConfig
-from distill.errors import BadInput, CorruptFile
-from distill.teacher.gguf_tokenizer import read_metadata, tokenizer_from_metadata
+from distill.backbone.model import Backbone, BackboneConfig, assemble
+from distill.backbone.weights import Stored, layer_of
+from distill.errors import BadInput
+from distill.teacher.memory import available_memory
 from distill.teacher.protocol import TeacherTokenizer
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model file that weights can be read from.
+    """A model that weights can be read from; nothing but its description is read yet.
 
-    config: of the whole model, its context the one that it was trained with. license: "" where the file doesn't say.
+    config: of the whole model, its context the one that it was trained with. license: "" where it doesn't say.
+    stored: its tensors, by the names of `Backbone.state_dict()`; tied weights once.
     """
 
     path: Path
     config: BackboneConfig
     license: str
-    metadata: dict[str, Any]
+    stored: Mapping[str, Stored]
+    read_tokenizer: Callable[[], TeacherTokenizer]
 
     @cached_property
     def tokenizer(self) -> TeacherTokenizer:
-        return tokenizer_from_metadata(self.metadata)
+        """Its vocabulary. Raises BadInput where it is of a kind that we don't know, CorruptFile for a broken file."""
+        return self.read_tokenizer()
 
-    def weights(self) -> dict[str, Tensor]:
-        """All tensors in float32, by the names of `Backbone.state_dict()`; tied weights once."""
-        from gguf import GGUFReader
-        from gguf.quants import dequantize
+    @property
+    def parameters(self) -> int:
+        """Tied weights once."""
+        return sum(math.prod(tensor.shape) for tensor in self.stored.values())
 
-        found: dict[str, Tensor] = {}
-        for tensor in GGUFReader(self.path).tensors:
-            name = our_name(str(tensor.name))
-            if name is None:
-                continue
-            values = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
-            if name.endswith("q_proj.weight"):
-                values = separate(values, self.config.heads)
-            elif name.endswith("k_proj.weight"):
-                values = separate(values, self.config.kv_heads)
-            found[name] = torch.from_numpy(values)
-        return found
+    @property
+    def bytes_needed(self) -> int:
+        """Memory that all weights take in float32."""
+        return 4 * self.parameters
+
+    def weights(self, layers: Collection[int] | None = None) -> dict[str, Tensor]:
+        """Tensors in float32, by the names of `Backbone.state_dict()`; tied weights once.
+
+        layers: numbers of those to read (each keeps its number), beside what belongs to no layer; None: all.
+        Raises BadInput where a layer isn't there or memory is too small, CorruptFile for a broken file.
+        """
+        if layers is not None and (strange := sorted(set(layers) - set(range(self.config.layers)))):
+            raise BadInput(f"{self.path}: has layers 0 to {self.config.layers - 1}, no {strange[0]}")
+        chosen = {
+            name: tensor
+            for name, tensor in self.stored.items()
+            if layers is None or (layer := layer_of(name)) is None or layer in layers
+        }
+        self._check_memory(4 * sum(math.prod(tensor.shape) for tensor in chosen.values()))
+        return {name: tensor.read() for name, tensor in chosen.items()}
+
+    def _check_memory(self, needed: int) -> None:
+        found = available_memory()
+        if found is not None and needed > found:
+            raise BadInput(
+                f"{self.path}: its weights need {needed / 1e9:.1f} GB of memory, and {found / 1e9:.1f} GB are free; "
+                "close other programs, keep fewer of its layers, or take a smaller teacher"
+            )
 
     def backbone(self, context: int = 0) -> Backbone:
-        """The whole model. context: places to make room for, at most those it was trained with; 0: all of them."""
-        from dataclasses import replace
+        """The whole model. context: places to make room for, at most those it was trained with; 0: all of them.
 
+        Raises as `weights` does.
+        """
         config = replace(self.config, context=min(context or self.config.context, self.config.context))
-        model = Backbone(config)
-        missing, unexpected = model.load_state_dict(self.weights(), strict=False)
-        if unexpected or [name for name in missing if not (config.tie_embeddings and name == "lm_head.weight")]:
-            raise CorruptFile(f"{self.path}: weights don't fit its own description; fetch the model again")
-        return model.eval()
+        return assemble(config, self.weights())
 
 
 def open_source(path: Path) -> Source:
-    """Read a GGUF's description. Raises BadInput for what we can't read, CorruptFile for a broken file."""
-    fields = read_metadata(path)
-    architecture = str(fields.get("general.architecture", ""))
-    if architecture != "llama":
-        raise BadInput(f"{path}: its architecture {architecture!r} can't be read; llama can")
-    at = f"{architecture}."
-    heads = int(fields[at + "attention.head_count"])
-    tokens = fields["tokenizer.ggml.tokens"]
-    from distill.teacher.gguf_tokenizer import read_tensors
+    """Read a model's description: of a GGUF.
 
-    names = {name for name, _, _ in read_tensors(path)}
-    config = BackboneConfig(
-        vocab_size=len(tokens),
-        hidden=int(fields[at + "embedding_length"]),
-        layers=int(fields[at + "block_count"]),
-        heads=heads,
-        kv_heads=int(fields.get(at + "attention.head_count_kv", heads)),
-        ffn=int(fields[at + "feed_forward_length"]),
-        context=int(fields[at + "context_length"]),
-        rope_theta=float(fields.get(at + "rope.freq_base", 10_000.0)),
-        norm_eps=float(fields[at + "attention.layer_norm_rms_epsilon"]),
-        tie_embeddings="output.weight" not in names,
-        eos_id=int(fields["tokenizer.ggml.eos_token_id"]),
-    )
-    return Source(path, config, str(fields.get("general.license", "")), fields)
+    Raises BadInput for what we can't read, CorruptFile for a broken file.
+    """
+    from distill.teacher.source_gguf import open_gguf
+
+    return open_gguf(path)

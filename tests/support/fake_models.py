@@ -11,7 +11,7 @@ from typing import Any
 
 import gguf
 
-from distill.teacher.gguf_tokenizer import read_metadata, read_tensors
+from distill.teacher.gguf_file import GgufTensor, read_gguf
 
 CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 """The template of wire/show."""
@@ -26,7 +26,7 @@ WHEN = "2026-11-21T23:26:58.688023125Z"
 class Model:
     path: Path
     metadata: dict[str, Any]
-    tensors: list[tuple[str, list[int], int]]
+    tensors: list[GgufTensor]
     template: str = CHATML
     system: str = ""
     parameters: dict[str, Any] = field(default_factory=lambda: dict(STOPS))
@@ -50,7 +50,8 @@ class Model:
 
 
 def model_from_gguf(path: Path) -> Model:
-    return Model(path, read_metadata(path), read_tensors(path))
+    file = read_gguf(path)
+    return Model(path, file.fields, file.tensors)
 
 
 def type_name(model: Model) -> str:
@@ -71,7 +72,7 @@ def details(model: Model) -> dict[str, Any]:
 
 
 def parameters(model: Model) -> int:
-    return sum(math.prod(shape) for _, shape, _ in model.tensors)
+    return sum(math.prod(tensor.shape) for tensor in model.tensors)
 
 
 def capabilities(model: Model) -> list[str]:
@@ -114,8 +115,8 @@ def show(name: str, model: Model, *, verbose: bool) -> dict[str, Any]:
         "details": details(model),
         "model_info": dict(sorted({**info, "general.parameter_count": parameters(model)}.items())),
         "tensors": [
-            {"name": tensor, "type": gguf.GGMLQuantizationType(kind).name, "shape": shape}
-            for tensor, shape, kind in model.tensors
+            {"name": tensor.name, "type": gguf.GGMLQuantizationType(tensor.kind).name, "shape": [*tensor.shape[::-1]]}
+            for tensor in model.tensors
         ],
         "capabilities": capabilities(model),
         "modified_at": WHEN,

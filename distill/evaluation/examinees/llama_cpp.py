@@ -20,7 +20,8 @@ from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.common import STORED, engine_seed, without_thought
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, bucket_kl
-from distill.teacher.gguf_tokenizer import NORMAL, Vocabulary, read_metadata, read_tensors
+from distill.teacher.gguf_file import read_gguf, read_metadata
+from distill.teacher.gguf_tokenizer import NORMAL, Vocabulary
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.teacher.protocol import HALF, TeacherTokenizer, TokenTargets
 from distill.tokens.chat import END_THINK, THINK
@@ -286,8 +287,8 @@ def _tags(tokenizer: TeacherTokenizer) -> tuple[int, int] | None:
 
 def _card(path: Path, name: str, context: int | None, dreams: bool) -> Card:
     sizes: dict[str, int] = {}
-    for _, shape, kind in read_tensors(path):
-        stored = GGMLQuantizationType(kind).name
-        sizes[stored] = sizes.get(stored, 0) + prod(shape)
+    for tensor in read_gguf(path).tensors:
+        stored = GGMLQuantizationType(tensor.kind).name
+        sizes[stored] = sizes.get(stored, 0) + prod(tensor.shape)
     most = max(sizes, key=lambda stored: sizes[stored], default="")
     return Card("gguf", name, sum(sizes.values()), path.stat().st_size, context, STORED.get(most, most), dreams)
