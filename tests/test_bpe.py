@@ -23,11 +23,11 @@ from distill.events import Event
 from distill.run import Run, sha256_file
 from distill.teacher.gguf_tokenizer import NORMAL, read_tokenizer
 from distill.teacher.llama_cpp import LlamaCpp
+from distill.teacher.pre_tokenizers import PRE_TOKENIZATIONS
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.aligned import AlignedCut, why_not
 from distill.tokens.bpe import ADDED, GgufVocabulary, StudentTokenizer
 from distill.tokens.build import build_tokenizer, cut_to_corpus, read_corpus
-from distill.tokens.pre_tokenizers import PRE_TOKENIZATIONS
 from distill.tokens.sentence_piece import from_model, train_model
 
 LABELS = ["a ball", "release", "falls to the floor", "café", "naïve 2", "don't"]

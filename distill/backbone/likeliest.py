@@ -24,7 +24,7 @@ SPARE = 44
 
 @dataclass(frozen=True)
 class Likeliest:
-    """logprobs (B, V) float32, natural, at T = 1; top_ids (B, K) int64, likeliest first; top_logprobs (B, K) float32."""
+    """logprobs (B, V) float32, natural, at T = 1; top_ids (B, K) int64, likeliest first; top_logprobs (B, K) theirs."""
 
     logprobs: Tensor
     top_ids: Tensor
