@@ -17,7 +17,7 @@ from distill.config import ExportSettings, StudentSettings
 from distill.errors import BadInput, ParityError
 from distill.events import Listener, silent
 from distill.teacher.gguf_tokenizer import byte_alphabet
-from distill.tokens.aligned import byte_level_bpe
+from distill.teacher.pre_tokenizers import byte_level_bpe
 from distill.tokens.bpe import Origin as VocabularyOrigin
 from distill.tokens.bpe import StudentTokenizer
 

@@ -29,6 +29,9 @@ class TeacherSettings:
     """Requests kept in flight per host; 0: found out while capturing."""
     threads: int = 0
     """CPU threads of the embedded engine; 0: all cores."""
+    engine: str = "auto"
+    """What runs the embedded teacher: `torch` (our engine, many prompts at once), `llama.cpp`, or `auto`: once many
+    requests are in flight, the one that wrote more tokens a second in a short trial."""
 
 
 @dataclass

@@ -70,16 +70,9 @@ class Session:
         # All layers at once, as each look into a tensor takes as long as a small sum.
         slots = self.cache.narrow(4, start, count).unbind(0)
         keys, values = (part.unbind(0) for part in self.cache.narrow(4, 0, end).unbind(1))
-        x = F.embedding(ids, weights.embed).flatten(0, 1)
+        x = weights.read(ids).flatten(0, 1)
         for block, slot, k, v in zip(weights.blocks, slots, keys, values, strict=True):
-            qkv = _norm(x, weights.floor)
-            qkv = torch.mm(qkv, block.qkv) if block.bias is None else torch.addmm(block.bias, qkv, block.qkv)
-            qkv = qkv.view(rows, count, -1, size)
-            q, new = qkv.split((heads, 2 * config.kv_heads), dim=2)
-            turned = qkv.narrow(2, 0, heads + config.kv_heads)
-            if block.head_norm is not None:
-                turned.copy_(_norm(turned, weights.head_floor) * block.head_norm)
-            _rotate(turned, rotations)
+            q, new = weights.project(block, x, rotations).split((heads, 2 * config.kv_heads), dim=2)
             slot.copy_(new.view(rows, count, 2, -1, size).permute(2, 0, 3, 1, 4))
             if count == 1:
                 # Queries that share keys stand as positions: to the kernel, that is no grouping at all.
@@ -91,10 +84,8 @@ class Session:
                 mixed = mixed.transpose(1, 2).reshape(rows * count, -1)
             if last and count > 1 and block is weights.blocks[-1]:  # nothing above reads the others
                 x, mixed = (part.view(rows, count, -1)[:, -1] for part in (x, mixed))
-            x = torch.addmm(x, mixed, block.out)
-            gate, up = torch.mm(_norm(x, weights.floor), block.gate_up).chunk(2, dim=-1)
-            x = torch.addmm(x, F.silu(gate).mul_(up), block.down)
-        states = (_norm(x, weights.floor) * weights.norm).view(rows, -1, config.hidden)
+            x = weights.finish(block, x, mixed)
+        states = weights.states(x).view(rows, -1, config.hidden)
         return states, torch.mm(states[:, -1], weights.head)
 
     def _note(self, count: int, real: Tensor | None) -> None:
@@ -126,13 +117,3 @@ class Session:
             visible = (visible & real[:, None, None]) | itself
             rotations = self.weights.rotations[(real.cumsum(1)[:, start:] - 1).clamp_min(0)].unsqueeze(2)
         return rotations, self.cache.new_zeros(visible.shape).masked_fill_(~visible, float("-inf"))
-
-
-def _norm(x: Tensor, floor: Tensor) -> Tensor:
-    """x / √(‖x‖² + D·ε): an RMS norm short of √D and its weight."""
-    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
-
-
-def _rotate(x: Tensor, rotations: Tensor) -> None:
-    """Turn each pair of x (B, T, heads, E) by its angle, in place."""
-    torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(rotations)

@@ -226,6 +226,9 @@ def capture(
         listen(Event(STAGE, "start", f"asking {info.spec}", done=before, total=len(jobs), unit="prompts"))
         session = _Capture(store, teachers, left, run.settings.teacher.in_flight)
         _run_session(session, settings.minutes * 60, before, run, listen)
+        if session.stored:
+            info = teachers[0].describe()  # which engine answered is known by now
+            store.put_teacher(info, teachers[0].tokenizer())
         summary = _summary(session, len(jobs), time.monotonic() - started)
         if not summary["responses"]:
             raise TeacherError(f"{info.spec}: answered none of {len(jobs)} prompts; `dream doctor` looks for the cause")
@@ -322,5 +325,6 @@ def _summary(session: _Capture, prompts: int, seconds: float) -> dict[str, Any]:
         "cut_share": round(stats.done_reasons.get("length", 0) / stats.responses, 4) if stats.responses else 0.0,
         "slots": [pool.bound.slots for pool in session.pools],
         "in_flight": [pool.bound.limit for pool in session.pools],
+        "answered_by": [pool.teacher.describe().version for pool in session.pools],
         "seconds": round(seconds, 2),
     }

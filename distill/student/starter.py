@@ -6,7 +6,7 @@ from distill.student.dream_engine import DreamEngine
 from distill.student.initialize import new_student
 from distill.student.pretrained import Parts
 from distill.teacher.gguf_tokenizer import byte_alphabet
-from distill.tokens.aligned import byte_level_bpe
+from distill.teacher.pre_tokenizers import byte_level_bpe
 from distill.tokens.bpe import Origin, StudentTokenizer
 from distill.tokens.image_tokens import Codebook, build_codebook
 

@@ -20,8 +20,16 @@ def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: 
     if kind == "embedded":
         from distill.teacher.embedded import EmbeddedTeacher
 
-        timeout, threads = settings.timeout, settings.threads
-        return [EmbeddedTeacher(model, threads=threads, context=context, timeout=timeout, listen=listen)]
+        return [
+            EmbeddedTeacher(
+                model,
+                engine=settings.engine,
+                threads=settings.threads,
+                context=context,
+                timeout=settings.timeout,
+                listen=listen,
+            )
+        ]
     from distill.teacher.ollama import OllamaTeacher, default_host
 
     hosts = settings.hosts or [default_host()]

@@ -1,38 +1,48 @@
-"""The embedded teacher: a GGUF that llama.cpp runs in this process, asked as Ollama would ask it."""
+"""The embedded teacher: a GGUF that runs in this process, asked as Ollama would ask it."""
 
 import hashlib
-import importlib.metadata
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.errors import TeacherError
+from distill.errors import BadInput, DistillError, TeacherError
 from distill.events import Listener, silent
 from distill.run import sha256_file
 from distill.teacher import weights
+from distill.teacher.choice import MeasuredEngine
+from distill.teacher.engine import Engine
 from distill.teacher.find_weights import shape_of
 from distill.teacher.gguf_file import read_metadata
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.licenses import License
-from distill.teacher.llama_cpp import Completion, Entry, LlamaCpp
-from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer, TokenTargets
-from distill.teacher.targets import Position, assemble, hard, whole_text
+from distill.teacher.llama_cpp import LlamaCpp
+from distill.teacher.llama_engine import LlamaEngine
+from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer
+from distill.teacher.torch_engine import TorchEngine
+
+ENGINES = ("auto", "torch", "llama.cpp")
 
 
 class EmbeddedTeacher:
     """`embedded:smollm2` or `embedded:/path/model.gguf`.
 
     Prompts are rendered with the GGUF's own chat template, thinking off, and without a default system message.
+    engine: `torch`, `llama.cpp`, or `auto`: the faster one, as far as both can run it. slots and exact are
+    llama.cpp's (`LlamaCpp`), context and threads both engines'.
+    Raises BadInput and CorruptFile, as the engine does.
     """
 
     def __init__(
         self,
         model: str,
         *,
+        engine: str = "auto",
         slots: int = 8,
         threads: int = 0,
         context: int = 1024,
@@ -40,10 +50,36 @@ class EmbeddedTeacher:
         timeout: float = 300.0,
         listen: Listener = silent,
     ) -> None:
+        if engine not in ENGINES:
+            raise BadInput(f"teacher.engine={engine}: is none of {', '.join(ENGINES)}")
         self.name = model
         self.path = weights.smollm2(listen) if model == "smollm2" else Path(model).expanduser()
         self._metadata = read_metadata(self.path)
-        self._engine = LlamaCpp(self.path, slots=slots, context=context, threads=threads, exact=exact, timeout=timeout)
+        self._how: dict[str, Any] = {"threads": threads, "context": context, "timeout": timeout}
+        self._slots, self._exact = slots, exact
+        self._lock = Lock()
+        self._opened: LlamaEngine | None = None
+        self._engine = self._open(engine, listen)
+
+    def _open(self, engine: str, listen: Listener) -> Engine:
+        if engine == "torch":
+            return TorchEngine(self.path, self._metadata, self._vocabulary, **self._how)
+        llama = self._llama()
+        if engine == "llama.cpp" or self._exact:
+            return llama
+        try:
+            ours = TorchEngine(self.path, self._metadata, self._vocabulary, **self._how)
+        except DistillError:  # what only llama.cpp can run
+            return llama
+        return MeasuredEngine(llama, ours, listen)
+
+    def _llama(self) -> LlamaEngine:
+        """llama.cpp with the model, opened when it is first needed."""
+        with self._lock:
+            if self._opened is None:
+                model = LlamaCpp(self.path, slots=self._slots, exact=self._exact, **self._how)
+                self._opened = LlamaEngine(model, self._vocabulary)
+            return self._opened
 
     @property
     def slots(self) -> int:
@@ -58,7 +94,7 @@ class EmbeddedTeacher:
             name=str(self._metadata.get("general.name") or self._metadata.get("general.basename") or self.path.stem),
             digest=sha256_file(self.path),
             template_digest=hashlib.sha256(template.encode()).hexdigest(),
-            version=f"xllamacpp {importlib.metadata.version('xllamacpp')}",
+            version="",
             logprobs=True,
             details={
                 **shape_of(self._metadata),
@@ -70,7 +106,8 @@ class EmbeddedTeacher:
         )
 
     def describe(self) -> TeacherInfo:
-        return self._info
+        """`version` tells the engine that answers; where it isn't chosen yet, both."""
+        return replace(self._info, version=self._engine.version)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -82,57 +119,12 @@ class EmbeddedTeacher:
     def tokenizer(self) -> TeacherTokenizer:
         return self._vocabulary.tokenizer
 
-    def render(self, prompt: str, system: str = "") -> str:
-        """The text that the model continues."""
-        return self._engine.render(prompt, system)
-
     def generate(self, prompt: str, options: GenerateOptions) -> Response:
-        answer = self._complete(prompt, options, n_probs=options.top_logprobs)
-        tokens = self._targets(answer, options.top_logprobs)
-        return Response(
-            text=whole_text(answer.text, tokens, self._vocabulary),
-            tokens=tokens,
-            done_reason="stop" if answer.stop_type == "eos" else "length",
-            timings={
-                "service": (answer.timings["prompt_ms"] + answer.timings["predicted_ms"]) / 1000,
-                "prompt": answer.timings["prompt_ms"] / 1000,
-                "answer": answer.timings["predicted_ms"] / 1000,
-            },
-        )
+        return self._engine.answer(prompt, options)
 
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
-        return self._complete(prompt, options, json_schema=schema).text
-
-    def _complete(self, prompt: str, options: GenerateOptions, **more: Any) -> Completion:
-        return self._engine.complete(
-            self.render(prompt, options.system),
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seed=options.seed,
-            **more,
-        )
-
-    def _targets(self, answer: Completion, width: int) -> TokenTargets:
-        """Entries and ids one to one. A merged character is soft in its last token, which its entry describes."""
-        vocabulary, positions, at = self._vocabulary, list[Position](), 0
-        for entry in answer.entries:
-            size = 1
-            while entry["id"] != answer.ids[at + size - 1] or vocabulary.decode(answer.ids[at : at + size]) != bytes(
-                entry["bytes"]
-            ):
-                size += 1
-                if at + size > len(answer.ids):  # the engine spells a token in its own way: trust the order
-                    size = 1
-                    break
-            positions += [hard(i) for i in answer.ids[at : at + size - 1]]
-            positions.append(_position(answer.ids[at + size - 1], entry))
-            at += size
-        positions += [hard(i) for i in answer.ids[at:]]
-        while positions and _is_cut(vocabulary.decode([position.id for position in positions])):
-            positions.pop()
-        return assemble(positions, width)
+        """By llama.cpp, whose grammars keep to the schema."""
+        return self._llama().answer_json(prompt, schema, options)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         raise TeacherError(
@@ -141,17 +133,5 @@ class EmbeddedTeacher:
 
     def close(self) -> None:
         self._engine.close()
-
-
-def _is_cut(text: bytes) -> bool:
-    """Whether it ends inside a character."""
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        return error.reason == "unexpected end of data"
-    return False
-
-
-def _position(i: int, entry: Entry) -> Position:
-    top = entry["top_logprobs"]
-    return Position(i, entry["logprob"], [a["id"] for a in top], [a["logprob"] for a in top])
+        if self._opened is not None:
+            self._opened.close()

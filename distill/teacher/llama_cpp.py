@@ -5,7 +5,6 @@ import http.client
 import importlib
 import json
 import os
-import re
 import socket
 import threading
 import urllib.parse
@@ -22,13 +21,11 @@ from numpy.typing import NDArray
 from distill.errors import CorruptFile, TeacherError, TeacherUnavailable
 from distill.teacher.gguf_file import check_gguf
 from distill.teacher.gguf_tokenizer import Vocabulary, read_tokenizer
+from distill.teacher.prompt_ids import DEFAULT_SYSTEM
 from distill.teacher.protocol import HALF
 
 _xllamacpp: Any = importlib.import_module("xllamacpp")  # a Cython module without type stubs
 
-
-DEFAULT_SYSTEM = re.compile(r"\A<\|im_start\|>system\n.*?<\|im_end\|>\n", re.DOTALL)
-"""What ChatML templates put in front when no system message is given."""
 
 LEAST_LOGPROB = -104.0
 """The engine takes e^x in float32: what is less likely than this it says to be impossible."""

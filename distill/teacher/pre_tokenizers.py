@@ -4,11 +4,16 @@ Each entry is the equivalent, in the `tokenizers` library, of what llama.cpp doe
 the two on fuzzed text for each way of splitting. A name that is not listed can't be promised to be exact.
 """
 
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Regex
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+
+from distill.teacher.protocol import TeacherTokenizer
 
 _CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _WORDS = (
@@ -79,3 +84,22 @@ def name_of(pre_tokenizer: Any, ignore_merges: bool) -> str:
     except (KeyError, TypeError, IndexError, AttributeError):
         return ""
     return "" if found is None else _NAMES.get(found, "")
+
+
+def byte_level_bpe(vocabulary: dict[str, int], merges: Several[tuple[str, str]], pre: str) -> Tokenizer:
+    """A tokenizer of the `tokenizers` library that does what llama.cpp does for `pre`. No added tokens."""
+    pre_tokenization = PRE_TOKENIZATIONS[pre]
+    model = BPE(vocab=vocabulary, merges=list(merges), ignore_merges=pre_tokenization.ignore_merges)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenization.build()
+    tokenizer.decoder = ByteLevelDecoder()
+    return tokenizer
+
+
+def why_unknown(tokenizer: TeacherTokenizer) -> str | None:
+    """Why how it splits text can't be reproduced exactly, or None where it can."""
+    if tokenizer.model != "gpt2":
+        return f"the teacher's tokenizer is of the kind {tokenizer.model!r}, not a byte-level BPE"
+    if tokenizer.pre not in PRE_TOKENIZATIONS:
+        return f"how the teacher's tokenizer {tokenizer.pre!r} splits words isn't known exactly"
+    return None

@@ -33,6 +33,15 @@ def whole_text(text: str, tokens: TokenTargets | None, vocabulary: Vocabulary | 
     return vocabulary.decode(tokens.ids.tolist()).decode("utf-8", "ignore")
 
 
+def is_cut(text: bytes) -> bool:
+    """Whether it ends inside a character."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return False
+
+
 def assemble(positions: Sequence[Position], width: int) -> TokenTargets:
     """(N,) ids and logprobs, (N, width) alternatives, padded with UNKNOWN_ID and -inf."""
     shape = (len(positions), width)

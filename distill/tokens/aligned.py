@@ -13,13 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
 
 from distill.errors import BadInput
 from distill.teacher.gguf_tokenizer import NORMAL, byte_alphabet
-from distill.teacher.pre_tokenizers import PRE_TOKENIZATIONS
+from distill.teacher.pre_tokenizers import byte_level_bpe, why_unknown
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.bpe import Origin, StudentTokenizer
 
@@ -31,21 +28,7 @@ def why_not(tokenizer: TeacherTokenizer | None) -> str | None:
     """Why a student's tokenizer can't be aligned to this one, or None where it can."""
     if tokenizer is None:
         return "the teacher's vocabulary can't be read"
-    if tokenizer.model != "gpt2":
-        return f"the teacher's tokenizer is of the kind {tokenizer.model!r}, not a byte-level BPE"
-    if tokenizer.pre not in PRE_TOKENIZATIONS:
-        return f"how the teacher's tokenizer {tokenizer.pre!r} splits words isn't known exactly"
-    return None
-
-
-def byte_level_bpe(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], pre: str) -> Tokenizer:
-    """A tokenizer of the `tokenizers` library that does what llama.cpp does for `pre`. No added tokens."""
-    pre_tokenization = PRE_TOKENIZATIONS[pre]
-    model = BPE(vocab=vocabulary, merges=list(merges), ignore_merges=pre_tokenization.ignore_merges)
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenization.build()
-    tokenizer.decoder = ByteLevelDecoder()
-    return tokenizer
+    return why_unknown(tokenizer)
 
 
 class AlignedCut:

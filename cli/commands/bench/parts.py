@@ -18,14 +18,36 @@ if TYPE_CHECKING:
 )
 @click.option("--seconds", default=0.5, show_default=True, type=float, help="Seconds that each answer takes.")
 @click.option("--requests", default=160, show_default=True, type=click.IntRange(1), help="Prompts.")
+@click.option(
+    "--engines", default="", metavar="MODEL", help="Compare the embedded teacher's engines: smollm2, or a .gguf."
+)
+@click.option("--tokens", default=96, show_default=True, type=click.IntRange(1), help="Of an answer, with --engines.")
+@click.option("--threads", default=0, type=click.IntRange(0), help="CPU threads, with --engines [all cores].")
 @measured(repeat=1, warmup=0)
-def capture(slots: int, seconds: float, requests: int, repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
+def capture(
+    slots: int,
+    seconds: float,
+    requests: int,
+    engines: str,
+    tokens: int,
+    threads: int,
+    repeat: int,
+    warmup: int,
+    listen: "Listener",
+) -> "BenchResult":
     """Time a whole capture against a server of known speed; 1.0 is the best that any client could do.
+
+    With --engines: tokens a second of our engine and of llama.cpp, on the same prompts, in turn.
 
     \b
     Example:
       dream bench capture --slots 7
+      dream bench capture --engines smollm2 --requests 128 --repeat 3
     """
+    if engines:
+        from distill.corpus.engine_bench import bench_engines
+
+        return bench_engines(engines, requests, tokens, threads, repeat, warmup, listen)
     from distill.corpus.capture_bench import bench_capture
 
     return bench_capture(slots, seconds, requests, repeat, warmup, listen)
