@@ -15,6 +15,7 @@ from distill.events import Listener
 from distill.run import Run, publish_folder, write_atomic
 from distill.training.dream_plan import engine_settings, untouched
 from distill.training.plan import train_settings
+from distill.training.start import start_settings
 
 
 def _hard(settings: Settings) -> None:
@@ -69,6 +70,8 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
     child, records = Run(folder, settings), run.records()
     wanted = train_settings(child)
     shared = {name: record for name, record in records.items() if name in SHARED_STAGES}
+    if (start := run.fresh("start", start_settings(child))) is not None:
+        shared["start"] = start
     if (folder / "config.yaml").exists():
         there = Run.open(folder)
         same = {name: there.records().get(name) for name in shared} == shared
