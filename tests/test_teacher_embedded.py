@@ -19,6 +19,7 @@ from distill.teacher.embedded import EmbeddedTeacher
 from distill.teacher.gguf_file import read_gguf, read_metadata
 from distill.teacher.gguf_tokenizer import Vocabulary, byte_alphabet, read_tokenizer, tokenizer_from_metadata
 from distill.teacher.llama_cpp import LlamaCpp
+from distill.teacher.llama_engine import LlamaEngine
 from distill.teacher.protocol import GenerateOptions
 
 CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
@@ -27,9 +28,17 @@ GREEDY = GenerateOptions(max_tokens=24, temperature=0)
 
 @pytest.fixture(scope="module")
 def teacher(smollm2: Path) -> Iterator[EmbeddedTeacher]:
-    asked = EmbeddedTeacher(str(smollm2), slots=2, threads=1, context=256)
+    asked = EmbeddedTeacher(str(smollm2), engine="llama.cpp", slots=2, threads=1, context=256)
     yield asked
     asked.close()
+
+
+@pytest.fixture(scope="module")
+def engine(teacher: EmbeddedTeacher) -> LlamaCpp:
+    """The model behind it."""
+    llama = teacher._engine
+    assert isinstance(llama, LlamaEngine)
+    return llama.model
 
 
 def test_the_file_and_ollama_tell_the_same_vocabulary(smollm2: Path) -> None:
@@ -64,22 +73,22 @@ def test_the_byte_alphabet_names_every_byte_once() -> None:
     assert (alphabet["Ġ"], alphabet["Ċ"], alphabet["a"]) == (ord(" "), ord("\n"), ord("a"))
 
 
-def test_ids_print_what_llama_cpp_prints(teacher: EmbeddedTeacher) -> None:
+def test_ids_print_what_llama_cpp_prints(teacher: EmbeddedTeacher, engine: LlamaCpp) -> None:
     text = "Repeat: 日本語 😀 naïve\n\tend  of it."
     vocabulary = Vocabulary(teacher.tokenizer())
-    ids = teacher._engine.tokenize(text)  # pyright: ignore[reportPrivateUsage]
+    ids = engine.tokenize(text)
     assert vocabulary.decode(ids) == text.encode()
     assert all(vocabulary.id_of(vocabulary.bytes_of[i]) == i for i in ids)
 
 
-def test_no_system_prompt_is_sneaked_in(teacher: EmbeddedTeacher) -> None:
-    assert teacher.render("Hi") == CHATML
-    assert teacher.render("Hi", "Be brief.") == "<|im_start|>system\nBe brief.<|im_end|>\n" + CHATML
+def test_no_system_prompt_is_sneaked_in(engine: LlamaCpp) -> None:
+    assert engine.render("Hi") == CHATML
+    assert engine.render("Hi", "Be brief.") == "<|im_start|>system\nBe brief.<|im_end|>\n" + CHATML
 
 
-def test_the_prompt_is_the_one_that_ollama_made(teacher: EmbeddedTeacher) -> None:
+def test_the_prompt_is_the_one_that_ollama_made(engine: LlamaCpp) -> None:
     known = exchange("generate_logprobs")["response"]["json"]
-    ids = teacher._engine.tokenize(teacher.render("What happens when you drop a ball?"))  # pyright: ignore[reportPrivateUsage]
+    ids = engine.tokenize(engine.render("What happens when you drop a ball?"))
     assert ids == known["context"][: known["prompt_eval_count"]]
 
 
@@ -98,9 +107,8 @@ def test_soft_targets_one_to_one_eos_included(teacher: EmbeddedTeacher) -> None:
     assert response.timings["service"] > 0
 
 
-def test_the_whole_vocabulary_is_a_distribution_at_any_temperature(teacher: EmbeddedTeacher) -> None:
+def test_the_whole_vocabulary_is_a_distribution_at_any_temperature(teacher: EmbeddedTeacher, engine: LlamaCpp) -> None:
     size = len(teacher.tokenizer().tokens)
-    engine = teacher._engine  # pyright: ignore[reportPrivateUsage]
     rows = [
         {a["id"]: a["logprob"] for a in entry["top_logprobs"]}
         for temperature in (0.0, 1.5)
@@ -158,13 +166,13 @@ def test_describe(teacher: EmbeddedTeacher, smollm2: Path) -> None:
     assert (info.details["architecture"], info.details["context_length"]) == ("llama", 8192)
 
 
-def test_what_it_cannot_do(teacher: EmbeddedTeacher) -> None:
+def test_what_it_cannot_do(teacher: EmbeddedTeacher, engine: LlamaCpp) -> None:
     with pytest.raises(TeacherError, match="can't embed"):
         teacher.embed(["a ball"])
     with pytest.raises(TeacherError, match="exceeds the available context size"):
         teacher.generate("word " * 600, GREEDY)
     with pytest.raises(TeacherError, match="invalid tokens"):
-        teacher._engine.complete([10**6], max_tokens=1)  # pyright: ignore[reportPrivateUsage]
+        engine.complete([10**6], max_tokens=1)
 
 
 def test_an_engine_that_stays_silent(smollm2: Path) -> None:

@@ -60,7 +60,7 @@ class Rows:
         self.cache = roomy
 
     @torch.inference_mode()
-    def join(self, prompts: Sequence[Sequence[int]]) -> None:
+    def join(self, prompts: Sequence[list[int]]) -> None:
         """Read new rows, which come after all others, in their order. A prompt may be empty: then it has no past.
 
         How all of them begin (a template, a system message) is read once.
@@ -77,7 +77,7 @@ class Rows:
             group, order = order[:size], order[size:]
             self._read([prompts[i][start:] for i in group], [first + i for i in group], start)
 
-    def _share(self, first: int, prompts: Sequence[Sequence[int]]) -> int:
+    def _share(self, first: int, prompts: Sequence[list[int]]) -> int:
         """Give all rows from `first` on the keys and values of how their prompts begin: of how many tokens."""
         if not prompts:
             return 0

@@ -41,8 +41,10 @@ def bench_engines(
             teachers[engine] = teacher
             jobs[engine] = partial(_ask_all, teacher, prompts, tokens, written[engine])
         seconds = alternate(jobs, repeat, warmup, "bench capture", listen)
-        about = {"slots": {engine: teacher.slots for engine, teacher in teachers.items()}}
-        about["versions"] = {engine: teacher.describe().version for engine, teacher in teachers.items()}
+        about = {
+            "slots": {engine: teacher.slots for engine, teacher in teachers.items()},
+            "versions": {engine: teacher.describe().version for engine, teacher in teachers.items()},
+        }
     speeds = {
         engine: [count / took for count, took in zip(written[engine][warmup:], seconds[engine], strict=True)]
         for engine in ENGINES

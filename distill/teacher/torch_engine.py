@@ -69,6 +69,7 @@ class TorchEngine:
         self._weights: Prepared | None = None
         self._batcher: Batcher | None = None
         self._loading = threading.Lock()
+        self._closed = False
 
     @property
     def slots(self) -> int:
@@ -78,9 +79,11 @@ class TorchEngine:
     def version(self) -> str:
         return f"torch {torch.__version__}"
 
-    def load(self) -> None:
-        """Read the weights, and begin to wait for requests."""
+    def load(self) -> Batcher:
+        """Read the weights, where that is still to be done, and wait for requests."""
         with self._loading:
+            if self._closed:
+                raise TeacherUnavailable("our engine is closed")
             if self._batcher is None:
                 self._batcher = Batcher(
                     self._read(),
@@ -90,6 +93,7 @@ class TorchEngine:
                     memory=self._placement.memory,
                     threads=self._threads,
                 )
+            return self._batcher
 
     def _read(self) -> Prepared:
         if self._weights is None:
@@ -118,10 +122,9 @@ class TorchEngine:
         return self._prompts.render(prompt, system)
 
     def answer(self, prompt: str, options: GenerateOptions) -> Response:
-        self.load()
-        assert self._batcher is not None
+        ids = self._prompts.encode(self.render(prompt, options.system))
         try:
-            future = self._batcher.submit(self._prompts.encode(self.render(prompt, options.system)), options)
+            future = self.load().submit(ids, options)
             written = future.result(self._timeout)
         except TimeoutError as error:
             raise TeacherUnavailable(
@@ -157,9 +160,11 @@ class TorchEngine:
         )
 
     def close(self) -> None:
-        if self._batcher is not None:
-            self._batcher.close()
-        self._weights = self._batcher = None
+        with self._loading:
+            self._closed = True
+            if self._batcher is not None:
+                self._batcher.close()
+            self._weights = self._batcher = None
 
 
 def fast_bfloat16(device: torch.device) -> bool:

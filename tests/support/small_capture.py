@@ -39,7 +39,7 @@ def capture_small(folder: Path, weights: Path) -> Run:
     questions = folder.with_name("questions.txt")
     questions.write_text(QUESTIONS, encoding="utf-8")
     settings = Settings(
-        teacher=TeacherSettings(model=f"embedded:{weights}", threads=1),
+        teacher=TeacherSettings(model=f"embedded:{weights}", threads=1, engine="llama.cpp"),
         capture=CaptureSettings(prompts=[str(questions)], max_tokens=48, held_out=0.2),
     )
     run = Run.create(folder, settings)

@@ -9,9 +9,15 @@ from distill.tokens.bpe import GgufVocabulary
 
 
 def write_tiny_gguf(
-    path: Path, vocabulary: GgufVocabulary, eos_id: int, pad_id: int, chat_template: str | None = None
+    path: Path,
+    vocabulary: GgufVocabulary,
+    eos_id: int,
+    pad_id: int,
+    chat_template: str | None = None,
+    begins: bool | None = False,
+    bos_id: int | None = None,
 ) -> Path:
-    """32 hidden units, 2 heads, context 512."""
+    """32 hidden units, 2 heads, context 512. begins: whether it wants BOS in front; None: not said."""
     hidden, ffn, size = 32, 64, len(vocabulary.tokens)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(512)
@@ -33,7 +39,10 @@ def write_tiny_gguf(
         writer.add_token_scores(vocabulary.scores)
     writer.add_eos_token_id(eos_id)
     writer.add_pad_token_id(pad_id)
-    writer.add_add_bos_token(False)
+    if begins is not None:
+        writer.add_add_bos_token(begins)
+    if bos_id is not None:
+        writer.add_bos_token_id(bos_id)
     writer.add_add_space_prefix(False)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
