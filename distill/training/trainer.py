@@ -28,7 +28,7 @@ from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.checkpoint import LoopState
 from distill.training.distributed import World
 from distill.training.muon import Muon
-from distill.training.plan import FREE, check_settings, data_fingerprint, learning_rate, train_settings
+from distill.training.plan import FREE, check_settings, data_fingerprint, learning_rate, optimizer_for, train_settings
 from distill.training.step import forward_backward, make_optimizer, move, pick_device
 
 
@@ -73,11 +73,12 @@ class Trainer:
             self.model = load_backbone(found[-1])
         else:
             self.model = new_student(run.settings.student, self.tokenizer, seed)
+            self.state.optimizer = optimizer_for(settings, inherited=bool(run.settings.student.init))
         if self.model.config.vocab_size != self.tokenizer.vocab_size:
             raise CorruptFile(f"{found[-1]}: its tokenizer isn't the run's; use --force to train anew")
         self.model.train().to(self.device)
         betas = (settings.betas[0], settings.betas[1])
-        muon = settings.optimizer == "muon"
+        muon = self.state.optimizer == "muon"
         self.optimizer = make_optimizer(self.model, settings.lr, betas, settings.weight_decay, muon)
         self.average = Average(self.model, settings.average)
         length = self.model.config.context
@@ -349,6 +350,7 @@ class Trainer:
             "best_step": state.best_step,
             "validation_loss": round(state.best_loss, 6),
             "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+            "optimizer": state.optimizer,
             "numerics": self.numerics.label,
             "trial": self.numerics.trial,
             "trial_seconds": self.numerics.seconds,
