@@ -127,8 +127,9 @@ class TrainSettings:
     """Steps over which the learning rate rises; with `minutes` at most the first twentieth of them."""
     schedule: str = "wsd"
     """`wsd` (constant, then linear decay over the last fifth) or `cosine`."""
-    optimizer: str = "adamw"
-    """`adamw`, or `muon` (the blocks' matrices move by an orthogonalized momentum)."""
+    optimizer: str = "auto"
+    """`adamw`, `muon` (the blocks' matrices move by an orthogonalized momentum), or `auto`: muon where weights begin
+    from chance, adamw where they are inherited."""
     weight_decay: float = 0.05
     average: float = 0.0
     """Ship a mean of the weights along the training: their mean age, as a share of the training so far; 0: the last."""

@@ -13,7 +13,7 @@ from distill.errors import BadInput, CorruptFile
 from distill.training import checkpoint
 from distill.training.average import Average
 from distill.training.muon import Muon, orthogonalize
-from distill.training.plan import learning_rate
+from distill.training.plan import learning_rate, optimizer_for
 from distill.training.step import make_optimizer
 
 CONFIG = BackboneConfig(vocab_size=32, hidden=16, layers=1, heads=2, kv_heads=1, ffn=48, context=8)
@@ -121,10 +121,16 @@ def test_the_rate_rises_over_steps_or_a_twentieth_of_the_clock() -> None:
     assert learning_rate(by_clock, 1.0, 2, 0.9) == pytest.approx(0.5)
 
 
+def test_the_optimizer_follows_from_where_weights_begin() -> None:
+    assert [optimizer_for(TrainSettings(), inherited) for inherited in (False, True)] == ["muon", "adamw"]
+    assert optimizer_for(TrainSettings(optimizer="adamw"), inherited=False) == "adamw"
+    assert optimizer_for(TrainSettings(optimizer="muon"), inherited=True) == "muon"
+
+
 def test_an_unknown_optimizer_is_refused() -> None:
     from distill.training.plan import check_settings
 
-    with pytest.raises(BadInput, match=r"train\.optimizer: 'sgd' is none of adamw, muon"):
+    with pytest.raises(BadInput, match=r"train\.optimizer: 'sgd' is none of auto, adamw, muon"):
         check_settings(TrainSettings(optimizer="sgd"))
     with pytest.raises(BadInput, match=r"train\.average: 0\.9"):
         check_settings(TrainSettings(average=0.9))

@@ -34,7 +34,8 @@ class LoopState:
 
     step: optimizer steps done. tokens: packed tokens read. seconds: spent training, over all sessions.
     epoch, row: the next packed row to read. drafts: whether the student's own dreams are in use.
-    best_step, best_loss: the checkpoint with the lowest validation loss so far. settings: what must not change.
+    best_step, best_loss: the checkpoint with the lowest validation loss so far. optimizer: `adamw` or `muon`.
+    settings: what must not change.
     """
 
     step: int = 0
@@ -45,6 +46,7 @@ class LoopState:
     drafts: bool = False
     best_step: int = 0
     best_loss: float = float("inf")
+    optimizer: str = "adamw"
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
 
 

@@ -11,7 +11,7 @@ from distill.run import Run
 from distill.training import numerics
 
 VERSION = 1
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("auto", "adamw", "muon")
 DECAY_SHARE = 0.2
 """Last share of training in which `wsd` lowers the learning rate (arXiv:2404.06395 uses a tenth to a fifth)."""
 
@@ -44,6 +44,13 @@ def schedule(kind: str, progress: float, floor: float) -> float:
     if kind == "wsd":
         return floor + (1 - floor) * min(1.0, max(0.0, 1 - progress) / DECAY_SHARE)
     raise BadInput(f"train.schedule: {kind!r} is none of wsd, cosine")
+
+
+def optimizer_for(settings: TrainSettings, inherited: bool) -> str:
+    """`adamw` or `muon`. Muon won by measurement where weights begin from chance (docs/training.md)."""
+    if settings.optimizer == "auto":
+        return "adamw" if inherited else "muon"
+    return settings.optimizer
 
 
 def learning_rate(settings: TrainSettings, peak: float, step: int, progress: float) -> float:

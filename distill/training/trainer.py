@@ -36,6 +36,7 @@ from distill.training.plan import (
     check_settings,
     data_fingerprint,
     learning_rate,
+    optimizer_for,
     train_settings,
 )
 from distill.training.start import is_inherited, started_at
@@ -84,12 +85,13 @@ class Trainer:
         else:
             start = started_at(run)
             self.model = load_backbone(start) if start else new_student(run.settings.student, self.tokenizer, seed)
+            self.state.optimizer = optimizer_for(settings, is_inherited(run))
         if self.model.config.vocab_size != self.tokenizer.vocab_size:
             raise CorruptFile(f"{found[-1]}: its tokenizer isn't the run's; use --force to train anew")
         self.model.train().to(self.device)
         betas = (settings.betas[0], settings.betas[1])
         self.lr = settings.lr or (INHERITED_LR if is_inherited(run) else CHANCE_LR)
-        muon = settings.optimizer == "muon"
+        muon = self.state.optimizer == "muon"
         self.optimizer = make_optimizer(self.model, self.lr, betas, settings.weight_decay, muon)
         self.average = Average(self.model, settings.average)
         length = self.model.config.context
@@ -367,6 +369,7 @@ class Trainer:
             "best_step": state.best_step,
             "validation_loss": round(state.best_loss, 6),
             "tokens_per_second": round(state.tokens / max(state.seconds, 1e-9), 1),
+            "optimizer": state.optimizer,
             "numerics": self.numerics.label,
             "trial": self.numerics.trial,
             "trial_seconds": self.numerics.seconds,
