@@ -50,8 +50,8 @@ class Targets:
     words: int = 0
 
     def to(self, device: torch.device) -> "Targets":
-        tensors = (self.labels, self.slots, self.logprobs, self.soft_weight, self.weight)
-        return Targets(*(tensor.to(device) for tensor in tensors), self.words)
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Targets(**moved, words=self.words)
 
 
 def chunk_terms(
