@@ -138,8 +138,8 @@ def prepare(model: Backbone, dtype: torch.dtype = torch.float32, consume: bool =
             feed.down_proj.weight,
         )
         bias = _joined(attention, "bias").float() if config.qkv_bias else None
-        laid_out = (matrix.t().to(dtype).contiguous() for matrix in matrices)
-        blocks.append(PreparedBlock(*laid_out, bias, _head_norm(attention)))
+        qkv, out, gate_up, down = (matrix.t().to(dtype).contiguous() for matrix in matrices)
+        blocks.append(PreparedBlock(qkv, out, gate_up, down, bias, _head_norm(attention)))
         if consume:
             block.to("meta")
     half = config.head_dim // 2
