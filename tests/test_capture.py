@@ -124,6 +124,7 @@ def test_a_capture_stores_every_answer_and_is_then_skipped(tmp_path: Path):
     assert summary["held_out"] == stats.held_out > 0
     assert summary["tokens"] == stats.tokens
     assert 0.8 < summary["soft_share"] < 1
+    assert summary["answered_by"] == [teacher.describe().version]
     assert run.records()["capture"].outputs == {"traces.db": digest(run)}
     last = [event for event in events if event.kind == "progress"][-1]
     assert (last.done, last.total, last.unit) == (50, 50, "prompts")

@@ -190,6 +190,21 @@ def test_closing_ends_what_is_in_flight(tiny: Path, monkeypatch: pytest.MonkeyPa
     assert threading.active_count() == before
 
 
+def test_a_timeout_is_for_a_step_and_not_for_an_answer(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, seconds = Batcher._step, [0.02]
+
+    def slow(batcher: Batcher) -> None:
+        threading.Event().wait(seconds[0])
+        step(batcher)
+
+    monkeypatch.setattr(Batcher, "_step", slow)
+    with asked(tiny, "torch", timeout=0.2) as teacher:
+        assert len(ids_of(teacher.generate("Why", GREEDY))) == GREEDY.max_tokens
+        seconds[0] = 1.0
+        with pytest.raises(TeacherUnavailable, match=r"tiny\.gguf: our engine took no step within 0 s"):
+            teacher.generate("Why", replace(GREEDY, max_tokens=1))
+
+
 def test_a_failing_engine_tells_everybody(tiny: Path, ours: EmbeddedTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
     with asked(tiny, "torch") as teacher:
 

@@ -106,6 +106,8 @@ class Batcher:
         self._wake = threading.Condition()
         self._closed = False
         self._hungry = 0
+        self.moved = time.monotonic()
+        """When it last did anything."""
         self._logits = torch.empty(0)
         self._thread = threading.Thread(target=self._work, name="torch-engine", daemon=True)
         self._thread.start()
@@ -139,6 +141,7 @@ class Batcher:
         try:
             while self._admit():
                 self._step()
+                self.moved = time.monotonic()
         except BaseException as error:  # whoever waits must hear of it
             problem = error
         with self._wake:
@@ -165,6 +168,7 @@ class Batcher:
             self._hungry += bool(self._waiting)
             enough = len(self._waiting) * GROUP >= self.slots or self._hungry > PATIENCE
             new = self._fitting() if enough or not self._batch else []
+        self.moved = time.monotonic()
         if new:
             self._hungry = 0
             self._read(new)
