@@ -97,7 +97,7 @@ class StudentSettings:
     ffn: int = 0
     """Neurons of each feed-forward; 0: all of the teacher's, or the preset's."""
     measure_seconds: float = 60.0
-    """What choosing the teacher's layers may take at most."""
+    """What choosing the teacher's layers, and their neurons, may take each, about."""
     image_rows: str = "apart"
     """How the rows of an inherited student's image tokens begin: `apart` (as their labels, moved in a direction of
     their own that tells them from words), `label` (as their labels alone), or `untied` (`apart`, with output rows of

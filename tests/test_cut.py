@@ -1,5 +1,6 @@
 """Fewer layers, narrower feed-forwards: against brute force in float64, and on a model whose right cut is known."""
 
+import copy
 import itertools
 from collections.abc import Sequence
 
@@ -91,6 +92,18 @@ def test_a_narrow_model_speaks_nearly_as_the_wide_one_where_neurons_are_doubled(
     assert smaller.config.ffn == 12
     assert [tuple(block.mlp.down_proj.weight.shape) for block in smaller.model.layers] == [(16, 12)] * 5
     assert quality(smaller, [sample]).nats == pytest.approx(before.nats, abs=0.02)
+
+
+def test_without_time_fewer_samples_are_looked_at() -> None:
+    teacher = model()
+    found = [sample_of(teacher, rows=2, seed=seed) for seed in range(10)]
+    hurried = narrow(copy.deepcopy(teacher), found, 12, seconds=0.0)
+    patient = narrow(copy.deepcopy(teacher), found, 12)
+    few = narrow(copy.deepcopy(teacher), found[:2], 12)
+    first, last = ([m.model.layers[i].mlp.down_proj.weight for m in (hurried, patient, few)] for i in (0, -1))
+    assert torch.equal(first[0], first[1]), "the first layer tells how long one takes"
+    assert not torch.equal(last[0], last[1])
+    assert not torch.equal(first[0], first[2])
 
 
 def test_layers_go_whose_loss_costs_least() -> None:

@@ -12,6 +12,7 @@ layers before it, cut already, make of the texts, so that it mends their errors 
 Shape legend: B rows, T positions, D hidden, F feed-forward, M positions that are predicted.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -120,17 +121,22 @@ def narrow(
     model: Backbone,
     samples: Sequence[Sample],
     ffn: int,
+    seconds: float = math.inf,
     told: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Backbone:
-    """The model with `ffn` neurons in each feed-forward. The one given is used up. told: (layers done, of how many)."""
-    config = model.config
+    """The model with `ffn` neurons in each feed-forward. The one given is used up.
+
+    seconds: what it may take, roughly: where a layer takes longer than its part, fewer samples are looked at from then
+    on, a fifth of them at least. told: (layers done, of how many).
+    """
+    config, ends = model.config, time.monotonic() + seconds
     if not 1 <= ffn <= config.ffn:
         raise BadInput(f"student.ffn={ffn}: the teacher's feed-forwards have {config.ffn} neurons; keep 1 to that many")
-    states = [_embedded(model, sample) for sample in samples]
+    states, least = [_embedded(model, sample) for sample in samples], -(-len(samples) // 5)
     for number, block in enumerate(_blocks(model)):
-        feed = block.mlp
+        feed, begun = block.mlp, time.monotonic()
         gram = torch.zeros(config.ffn, config.ffn)
-        for i, sample in enumerate(samples):
+        for i, sample in enumerate(samples[: len(states)]):
             states[i] = states[i] + _attention(model, block, sample, states[i])
             for part in _parts(states[i]):
                 active = _activations(block, part)
@@ -143,6 +149,10 @@ def narrow(
             for part in _parts(state):
                 part += feed.down_proj(_activations(block, part))
         told(number + 1, config.layers)
+        now, still = time.monotonic(), config.layers - number - 1
+        if still and (now - begun) * still > ends - now:
+            fitting = int(len(states) * max(ends - now, 0.0) / ((now - begun) * still))
+            del states[max(fitting, least) :]
     smaller = Backbone(replace(config, ffn=ffn))
     smaller.load_state_dict(model.state_dict())
     return smaller.eval()

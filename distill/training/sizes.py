@@ -91,7 +91,8 @@ def _cut(run: Run, model: Backbone, tokenizer: StudentTokenizer, layers: int, ff
         judged = samples(run, tokenizer, model.config.context, JUDGED_TOKENS)
         model = keep_layers(model, drop_layers(model, judged, layers, run.settings.student.measure_seconds)[0])
     if ffn != model.config.ffn:
-        model = narrow(model, samples(run, tokenizer, model.config.context, TOKENS), ffn)
+        seen = samples(run, tokenizer, model.config.context, TOKENS)
+        model = narrow(model, seen, ffn, run.settings.student.measure_seconds)
     return model
 
 

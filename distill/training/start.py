@@ -120,7 +120,7 @@ def make_start(run: Run, source: Source, listen: Listener) -> Start:
     if ffn != config.ffn:
         listen(Event("train", "note", f"choosing {ffn} of {config.ffn} neurons in each of {len(layers)} layers"))
         seen = samples(run, tokenizer, config.context, NARROW_TOKENS)
-        model = narrow(model, seen, ffn, _told(listen, "layers narrowed"))
+        model = narrow(model, seen, ffn, settings.measure_seconds, _told(listen, "layers narrowed"))
     at_once = quality(model, judged)
     model = begin_image_rows(model, tokenizer, judged, settings.image_rows)
     about = {
