@@ -121,7 +121,7 @@ class TrainSettings:
     batch_rows: int = 8
     """Packed rows of `student.context` tokens in one optimizer step."""
     lr: float = 0.0
-    """Peak of the learning rate; 0: 0.002 from chance, 0.0002 for an inherited student."""
+    """Peak of the learning rate; 0: 0.002 from chance, 0.0003 for an inherited student."""
     min_lr: float = 0.0
     warmup: int = 50
     """Steps over which the learning rate rises; with `minutes` at most the first twentieth of them."""

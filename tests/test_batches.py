@@ -1,14 +1,16 @@
 """Packing: every document whole, once, by itself, with the targets that its tokens have."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.small_student import small_tokenizer
 
-from distill.tokens.packing import Documents
+from distill.tokens.packing import Aligner, Documents, spelled_bytes, to_last_sentence
 from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Mixture, Piece, best_fit
 from distill.training.bench import FixedTokens, synthetic_documents
 from distill.training.losses import CHUNK
@@ -104,3 +106,23 @@ def test_batches_hold_what_the_documents_say(seed: int) -> None:
             start += piece.length
         assert start == 200
     assert expected_losses == batch.loss_positions
+
+
+def test_a_cut_answer_ends_after_its_last_whole_sentence(smollm2: Path) -> None:
+    tokenizer = small_tokenizer(smollm2, ["It falls. It costs 3.14 in all. Then it bounces and. It rolls"])
+    aligner = Aligner(tokenizer, None)
+
+    def kept(text: str) -> str:
+        answer = to_last_sentence(aligner.align(text, None, "length"), tokenizer)
+        assert len({len(answer.ids), len(answer.slot_ids), len(answer.slot_logprobs), len(answer.chunk_ids)}) == 1
+        assert np.isnan(answer.slot_logprobs[-1, 0]), "a hard label"
+        text = tokenizer.decode([int(id) for id in answer.ids if id != tokenizer.eos_id])
+        assert spelled_bytes(answer.ids, tokenizer) == len(text.encode())
+        return text + ("|" if answer.ids[-1] == tokenizer.eos_id else "…")
+
+    assert kept("It falls. It costs 3.14 in all. Then it") == "It falls. It costs 3.14 in all.|"
+    assert kept("It falls. It costs 3.14 in all and then it bounces and it rolls") == (
+        "It falls. It costs 3.14 in all and then it bounces and it rolls…"
+    ), "more than half would go"
+    assert kept("It costs 3.14") == "It costs 3.14…"
+    assert kept("It falls.") == "It falls.…", "whether more would have come isn't known"

@@ -28,7 +28,7 @@ from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
 from distill.tokens.recall import Recall
 
-VERSION = 1
+VERSION = 2
 VALIDATION_SHARE = 0.05
 VALIDATION_MOST = 64
 """Training prompts kept back, by hash, to choose the best checkpoint. Held-out prompts stay out of that too."""
@@ -200,7 +200,8 @@ def build_documents(
         prompts.append(prompt_ids(tokenizer, recall.prompt(trace.prompt, trace.key), system=system))
         found = triplets.get(trace.key, [])
         dreams.append(dream_ids(tokenizer, dream_of(found, codes)) if found else [])
-        answers.append(aligner.align(trace.response.text, trace.response.tokens, trace.response.done_reason))
+        answer = aligner.align(trace.response.text, trace.response.tokens, trace.response.done_reason)
+        answers.append(answer if trace.response.done_reason == "stop" else to_last_sentence(answer, tokenizer))
     width = max((answer.slot_ids.shape[1] for answer in answers), default=0)
     chunk_starts = np.cumsum([0, *(len(answer.chunk_logprobs) for answer in answers)])
     chunks = [
@@ -218,7 +219,37 @@ def build_documents(
         slot_logprobs=np.concatenate([_widen_logprobs(a.slot_logprobs, width + 1) for a in answers]),
         chunk_ids=np.concatenate(chunks).astype(np.int32),
         chunk_logprobs=np.concatenate([answer.chunk_logprobs for answer in answers]).astype(np.float32),
-        answer_bytes=np.array([len(trace.response.text.encode()) for trace in traces], np.int64),
+        answer_bytes=np.array([spelled_bytes(answer.ids, tokenizer) for answer in answers], np.int64),
+    )
+
+
+def spelled_bytes(ids: NDArray[np.int64], tokenizer: StudentTokenizer) -> int:
+    """UTF-8 length of an answer; its end token has none."""
+    return sum(len(tokenizer.token_bytes(int(id))) for id in ids if id != tokenizer.eos_id)
+
+
+def to_last_sentence(answer: "Aligned", tokenizer: StudentTokenizer) -> "Aligned":
+    """An answer that the token limit cut off, up to its last whole sentence, and then an end (a hard label): else
+    nothing would teach a student to stop. As it is where that would leave less than half."""
+    pieces = [tokenizer.token_bytes(int(id)) for id in answer.ids]
+    ends = [
+        i + 1
+        for i in range(len(pieces) // 2, len(pieces) - 1)
+        if pieces[i].rstrip(b"\"')*").endswith((b".", b"!", b"?"))
+        and pieces[i + 1][:1].isspace()  # not within 3.14
+        and (answer.chunk_ids[i] < 0 or answer.chunk_ids[i] != answer.chunk_ids[i + 1])
+    ]
+    if not ends:
+        return answer
+    kept, width = ends[-1], answer.slot_ids.shape[1]
+    logprobs = np.full((1, answer.slot_logprobs.shape[1]), -np.inf, np.float16)
+    logprobs[0, 0] = np.nan
+    return Aligned(
+        ids=np.append(answer.ids[:kept], tokenizer.eos_id),
+        slot_ids=np.concatenate([answer.slot_ids[:kept], np.full((1, width), tokenizer.eos_id)]),
+        slot_logprobs=np.concatenate([answer.slot_logprobs[:kept], logprobs]),
+        chunk_ids=np.append(answer.chunk_ids[:kept], -1),
+        chunk_logprobs=answer.chunk_logprobs[: int(answer.chunk_ids[:kept].max(initial=-1)) + 1],
     )
 
 

@@ -15,7 +15,7 @@ OPTIMIZERS = ("auto", "adamw", "muon")
 DECAY_SHARE = 0.2
 """Last share of training in which `wsd` lowers the learning rate (arXiv:2404.06395 uses a tenth to a fifth)."""
 
-CHANCE_LR, INHERITED_LR = 2e-3, 2e-4
+CHANCE_LR, INHERITED_LR = 2e-3, 3e-4
 """Peaks of the learning rate where `train.lr` is 0."""
 
 WARMUP_SHARE = 0.05
