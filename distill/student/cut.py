@@ -75,12 +75,17 @@ def drop_layers(
 ) -> tuple[list[int], dict[int, float]]:
     """The `keep` layers that stay, and nats a token at each number of layers on the way. The model is left as it is.
 
-    seconds: what it may take, roughly: the less, the more layers go at a time. told: (layers gone, of how many).
+    seconds: what it may take, roughly: the less, the fewer samples are looked at, and the more layers go at a time.
+    told: (layers gone, of how many).
     """
     layers = model.config.layers
     if not 1 <= keep <= layers:
         raise BadInput(f"student.layers={keep}: the teacher has {layers}; keep 1 to {layers} of them")
     started, alive, path = time.monotonic(), list(range(layers)), dict[int, float]()
+    if keep < layers:
+        _judged(model, _blocks(model), samples[:1])
+        a_round = (time.monotonic() - started) * layers / 2  # each layer tried, half of all computed on average
+        samples = samples[: max(1, int(seconds / (3 * max(a_round, 1e-9))))]
     while len(alive) > keep:
         begun = time.monotonic()
         losses = _without_each(model, alive, samples)
