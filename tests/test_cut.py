@@ -60,7 +60,8 @@ def best_rest(gram: torch.Tensor, weight: torch.Tensor, kept: Sequence[int]) -> 
 
 def test_the_surgeon_mends_as_least_squares_does() -> None:
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(200, 7, generator=generator, dtype=torch.float64) @ torch.randn(7, 7, dtype=torch.float64)
+    x = torch.randn(200, 7, generator=generator, dtype=torch.float64)
+    x = x @ (torch.eye(7, dtype=torch.float64) + 0.5 * torch.randn(7, 7, generator=generator, dtype=torch.float64))
     weight = torch.randn(7, 4, generator=generator, dtype=torch.float64)
     gram = x.t() @ x
     kept, mended = surgeon(gram.float(), weight.float(), 6)
