@@ -171,7 +171,8 @@ class _Capture:
             "tokens": self.tokens,
             "tokens_per_second": round(self.tokens / seconds, 1) if seconds else 0.0,
             "in_flight": self.outstanding,
-            "eta": round(left * seconds / self.stored, 1) if self.stored else None,
+            # Where many are answered together, the first few tell nothing.
+            "eta": round(left * seconds / self.stored, 1) if 2 * self.stored > self.outstanding else None,
         }
         listen(Event(STAGE, "progress", done=before + self.stored, total=total, unit="prompts", data=data))
 

@@ -71,7 +71,8 @@ class MeasuredEngine:
     def _faster(self, prompt: str, options: GenerateOptions) -> Engine:
         rows = min(self._in_flight, self._ours.slots)
         try:
-            theirs, ours = self._llama.speed(prompt, options), self._ours.speed(rows, options)
+            ours = self._ours.speed(rows, options)
+            theirs = self._llama.speed(prompt, options, ours)
             if ours > theirs:
                 self._ours.load()
         except DistillError as error:
@@ -80,12 +81,7 @@ class MeasuredEngine:
         chosen: Engine = self._ours if ours > theirs else self._llama
         if chosen is self._llama:
             self._ours.close()
-        self._listen(
-            Event(
-                "teacher",
-                "note",
-                f"answers come from {chosen.version}: our engine wrote {ours:.0f} tokens/s in a trial ({rows} "
-                f"at once), llama.cpp {theirs:.0f} ({self._llama.slots} at once)",
-            )
-        )
+        beside = f"{theirs:.0f} ({self._llama.slots} at once)" if theirs else "less than half as many"
+        found = f"our engine wrote {ours:.0f} tokens/s in a trial ({rows} at once), llama.cpp {beside}"
+        self._listen(Event("teacher", "note", f"answers come from {chosen.version}: {found}"))
         return chosen
