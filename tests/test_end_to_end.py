@@ -15,7 +15,7 @@ from distill.run import Run, sha256_file
 PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "push", "heat", "wet", "cut", "throw")
            for thing in ("a ball", "a glass", "an egg", "some paper")]  # fmt: skip
 SETTINGS = """
-teacher: {threads: 1}
+teacher: {threads: 1, engine: llama.cpp}
 capture: {max_tokens: 24, held_out: 0.25}
 tokenize: {image_tokens: 16}
 student: {hidden: 64, layers: 2, heads: 4, kv_heads: 2, ffn: 128, context: 256}
