@@ -30,7 +30,7 @@ from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
 
 VERIFICATION_PROMPTS = 20
-FEWER = 8
+FEWER = 6
 """Of these, so many are asked while a large student is exported; `dream verify` asks them all."""
 
 

@@ -25,7 +25,7 @@ LAYERS = (0.8, 0.6, 0.4)
 """Shares of the teacher's layers that are tried with all of their neurons."""
 NEURONS = (2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 6)
 """Shares of the neurons that are tried in all layers."""
-TOKENS = 6_144
+TOKENS = 12_288
 """Positions whose activations decide here which neurons stay: half as many as where a student begins."""
 
 

@@ -27,7 +27,7 @@ from distill.training.batches import Batches, Mixture
 
 VERSION = 1
 ABOUT = "start.json"
-NARROW_TOKENS = 12_288
+NARROW_TOKENS = 24_576
 """Positions whose activations decide which neurons stay."""
 JUDGED_TOKENS = 4_096
 """Positions on which layers are tried and the start is judged."""
