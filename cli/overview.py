@@ -32,7 +32,7 @@ def overview(run: Run) -> dict[str, Any]:
             continue
         record = records[stage]
         reasons = run.stale(stage)
-        if not reasons and any(stages[earlier]["state"] == "stale" for earlier in UPSTREAM[stage]):
+        if not reasons and any(stages.get(earlier, {}).get("state") == "stale" for earlier in UPSTREAM[stage]):
             reasons = ["an earlier stage is stale"]
         stages[stage] = {
             "state": "stale" if reasons else "done",

@@ -141,7 +141,7 @@ def test_chat(finished: tuple[Path, str]) -> None:
     assert answers[0]["content"] or answers[0]["thinking"]
     here = dream(folder / "runs/tiny/bundle", "chat", ".", "--prompt", question, "--tokens", "40", "--json").stdout
     assert json.loads(here) == answers[0]
-    talk = dream(folder, "chat", "tiny", "--tokens", "12", stdin=f"/temp 0\n{question}\n/reset\n/quit\n").stdout
+    talk = dream(folder, "chat", "tiny", "--tokens", "40", stdin=f"/temp 0\n{question}\n/reset\n/quit\n").stdout
     assert talk.startswith("temperature 0.0\n")
     assert talk.endswith("The conversation starts anew.\n")
     assert len(talk.splitlines()) > 2
