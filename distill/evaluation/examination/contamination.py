@@ -30,7 +30,7 @@ from distill.errors import CorruptFile
 from distill.evaluation.examination.exam import Exam
 from distill.evaluation.examination.targets import Target
 from distill.run import Run
-from distill.student.initialize import CHANCE, TEACHER
+from distill.training.start import is_inherited, started_at
 
 NEAR = 0.7
 ORDER = 3
@@ -219,9 +219,8 @@ def of_target(target: Target, exam: Exam) -> Contamination:
     if run is not None and run.traces.exists():
         with TraceStore(run.traces, readonly=True) as store:
             found = check(exam, store.texts(held_out=False))
-        begun = run.settings.student.init
-        if run.start.is_dir() or begun not in ("", CHANCE, TEACHER):
-            start = "its teacher" if run.start.is_dir() else Path(begun).name
+        if is_inherited(run):
+            start = "its teacher" if started_at(run) else Path(run.settings.student.init).name
             found = replace(found, reason=f"what {start}, its start, was trained on is not known")
         return found
     if folder is not None and (folder / HASHES).is_file():

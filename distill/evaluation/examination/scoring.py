@@ -15,8 +15,9 @@ from torch import Tensor
 
 from distill.backbone.generate import batches, generate
 from distill.backbone.model import Backbone
-from distill.evaluation.examinees.protocol import AnswerScore
+from distill.evaluation.examinees.protocol import AnswerScore, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, bucket_divergence, named_places
+from distill.evaluation.metrics.speech import Letters, form_of
 
 if TYPE_CHECKING:
     from distill.student.grammar import DreamGrammar
@@ -160,6 +161,31 @@ class OwnDream:
     ids: list[int]
     closed: bool
     written: list[int] = field(default_factory=list[int])
+
+
+def spoken_of(
+    dream: OwnDream,
+    answer: list[int],
+    thought: str,
+    said: str,
+    letters: Letters,
+    *,
+    ended: bool,
+    steps: int,
+    seconds: float,
+) -> Spoken:
+    """What was said, of a dream and of an answer's ids without its end token. thought, said: both as text. ended: the
+    answer by itself. steps: triplets that a lens may have."""
+    form = form_of(
+        letters(dream.written),
+        letters(answer),
+        dream_text=thought,
+        answer_text=said,
+        closed=dream.closed,
+        ended=ended,
+        steps=steps,
+    )
+    return Spoken(thought, said, dream.closed, len(dream.ids) + len(answer), seconds, form)
 
 
 def sample_dreams(

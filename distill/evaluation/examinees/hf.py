@@ -22,13 +22,12 @@ from distill.backbone.model import count_parameters, pad_left
 from distill.corpus.triplets import Triplet
 from distill.errors import BadInput, CorruptFile
 from distill.evaluation.examination.exam import Question
-from distill.evaluation.examination.scoring import BATCH_TOKENS, OwnDream, batched, score_logits
+from distill.evaluation.examination.scoring import BATCH_TOKENS, OwnDream, batched, score_logits, spoken_of
 from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.hf_words import HfWords, one_line
 from distill.evaluation.examinees.native import TOGETHER
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, soft_targets
-from distill.evaluation.metrics.speech import form_of
 from distill.student.pretrained import pick_device
 from distill.tokens.packing import Aligner
 
@@ -168,16 +167,7 @@ class TransformersExaminee:
         ended = bool(answer) and answer[-1] in self.words.ends
         answer = answer[:-1] if ended else answer
         thought, said = self.words.decode(dream.ids, False), self.words.decode(answer)
-        form = form_of(
-            self.letters(dream.written),
-            self.letters(answer),
-            dream_text=thought,
-            answer_text=said,
-            closed=dream.closed,
-            ended=ended,
-            steps=self.how.steps,
-        )
-        return Spoken(thought, said, dream.closed, len(dream.ids) + len(answer), seconds, form)
+        return spoken_of(dream, answer, thought, said, self.letters, ended=ended, steps=self.how.steps, seconds=seconds)
 
     def _seeds(self, questions: Sequence[Question], draw: int) -> list[int]:
         return [question.seed(self.how.seed, draw) for question in questions]

@@ -20,12 +20,13 @@ from distill.evaluation.examination.scoring import (
     dream_context,
     sample_dreams,
     score_answers,
+    spoken_of,
     write_answers,
 )
 from distill.evaluation.examination.targets import How, Target
 from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.evaluation.metrics.likelihood import SoftTargets, soft_targets
-from distill.evaluation.metrics.speech import Letters, form_of
+from distill.evaluation.metrics.speech import Letters
 from distill.run import Run
 from distill.student.grammar import DreamGrammar
 from distill.student.pretrained import load_parts, pick_device
@@ -199,16 +200,9 @@ class NativeExaminee:
         ended = answer[-1:] == [self.tokenizer.eos_id]
         answer = answer[:-1] if ended else answer
         thought, said = self.tokenizer.decode(dream.ids), self.tokenizer.decode(answer)
-        form = form_of(
-            self._letters(dream.written),
-            self._letters(answer),
-            dream_text=thought,
-            answer_text=said,
-            closed=dream.closed,
-            ended=ended,
-            steps=self.how.steps,
+        return spoken_of(
+            dream, answer, thought, said, self._letters, ended=ended, steps=self.how.steps, seconds=seconds
         )
-        return Spoken(thought, said, dream.closed, len(dream.ids) + len(answer), seconds, form)
 
     def _dreamed(self, questions: Sequence[Question], temperature: float, draw: int) -> list[OwnDream]:
         dreams: list[OwnDream] = []
