@@ -153,6 +153,15 @@ def test_all_that_training_writes_is_allowed(dream: Any, answer: str) -> None:
     assert states_of(grammar, reply[2:], INSIDE) == (allowed[2:], ANSWER)
 
 
+def test_training_is_told_what_a_mask_would_forbid() -> None:
+    grammar = DreamGrammar(TOKENIZER, STEPS)
+    reply = [*think_ids(TOKENIZER, {"spatial": [(0, 1, 2)], "causal": [(2, 1, 0)]}), *b"It falls.", TOKENIZER.eos_id]
+    state, logits = torch.tensor([grammar.start]), torch.zeros(1, TOKENIZER.vocab_size)
+    for id, row in zip(reply, grammar.rows(reply), strict=True):
+        assert torch.equal(grammar.forbidden[row], grammar.mask(logits, state)[0])
+        state = grammar.advance(state, torch.tensor([id]))
+
+
 def test_what_is_forbidden_changes_no_state_but_a_closing_tag() -> None:
     grammar, lens, image = DreamGrammar(TOKENIZER, STEPS), TOKENIZER.lens_ids[0], int(TOKENIZER.image_ids[0])
     here = states_of(grammar, [lens, image], INSIDE)[1]

@@ -14,8 +14,9 @@ from distill.training.losses import ChunkTargets, Targets, chunked_distillation,
 V, D = 37, 8
 
 
-def make_targets(count: int, slots: int, seed: int, soft: float = 0.7, words: int = 0) -> Targets:
-    """Random teachers of so many words (0: V); every third position is hard-only, every fourth has an unused slot."""
+def make_targets(count: int, slots: int, seed: int, soft: float = 0.7, words: int = 0, strict: float = 0.0) -> Targets:
+    """Random teachers of so many words (0: V); every third position is hard-only, every fourth has an unused slot.
+    Each position has one of three grammars, which never forbid its label."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.stack([torch.randperm(words or V, generator=generator)[:slots] for _ in range(count)])
     full = torch.log_softmax(2 * torch.randn(count, words or V, generator=generator), -1)
@@ -28,7 +29,11 @@ def make_targets(count: int, slots: int, seed: int, soft: float = 0.7, words: in
     logprobs[::3, 0] = 0.0
     ids[::3, 1:] = ids[::3, :1]
     weight = torch.rand(count, generator=generator)
-    return Targets(ids[:, 0].clone(), ids, logprobs, a, weight, words)
+    which = torch.randint(3, (count,), generator=generator)
+    free = torch.rand(3, V, generator=generator) < 0.5
+    free[which, ids[:, 0]] = True
+    forbidden = torch.where(free, 0.0, -math.inf)
+    return Targets(ids[:, 0].clone(), ids, logprobs, a, weight, words, forbidden, which, strict)
 
 
 def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
@@ -46,14 +51,26 @@ def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
             kl = kl + p_tail * (math.log(p_tail) - torch.logsumexp(log_q[tail], 0))
         a = float(targets.soft_weight[i])
         ce = -log_q[int(targets.labels[i])]
-        total = total + float(targets.weight[i]) * ((a * kl if a > 0 else 0.0) + (1 - a) * ce)
+        assert targets.forbidden is not None
+        assert targets.which is not None
+        kept = torch.logsumexp(log_q[targets.forbidden[targets.which[i]] == 0], 0)
+        total = total + float(targets.weight[i]) * ((a * kl if a > 0 else 0.0) + (1 - a) * ce - targets.strict * kept)
     return total
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 30), st.integers(2, 12), st.integers(0, 10_000), st.floats(0.5, 4.0), st.sampled_from((0, 25)))
-def test_loss_and_gradients_equal_the_definition(count: int, slots: int, seed: int, scale: float, words: int) -> None:
-    targets = make_targets(count, slots, seed, words=words)
+@given(
+    st.integers(1, 30),
+    st.integers(2, 12),
+    st.integers(0, 10_000),
+    st.floats(0.5, 4.0),
+    st.sampled_from((0, 25)),
+    st.sampled_from((0.0, 3.0)),
+)
+def test_loss_and_gradients_equal_the_definition(
+    count: int, slots: int, seed: int, scale: float, words: int, strict: float
+) -> None:
+    targets = make_targets(count, slots, seed, words=words, strict=strict)
     generator = torch.Generator().manual_seed(seed + 1)
     hidden = scale * torch.randn(count, D, generator=generator)
     projection = torch.randn(V, D, generator=generator)
@@ -139,14 +156,18 @@ def test_chunk_loss_equals_the_definition() -> None:
     chunk = torch.tensor([0, 0, -1, 1, 2, 2, 2, -1, 3, -1])
     teacher = torch.tensor([-0.3, -2.0, -1.1, -0.05])
     weight = torch.rand(10, generator=generator)
-    targets = Targets(labels, labels[:, None], torch.zeros(10, 1), torch.zeros(10), weight)
+    forbidden = torch.where((torch.arange(V) % 2 == 1) & ~torch.isin(torch.arange(V), labels), -math.inf, 0.0)[None]
+    hard = (torch.zeros(10, 1), torch.zeros(10))
+    which = torch.zeros(10, dtype=torch.int64)
+    targets = Targets(labels, labels[:, None], *hard, weight, forbidden=forbidden, which=which, strict=2.0)
     hidden = torch.randn(10, D, generator=generator)
     projection = torch.randn(V, D, generator=generator)
     ours = (hidden.clone().requires_grad_(), projection.clone().requires_grad_())
     theirs = (hidden.double().requires_grad_(), projection.double().requires_grad_())
     loss, _, _ = chunked_distillation(*ours, targets, ChunkTargets(chunk, teacher, 0.6))
-    log_q = torch.log_softmax(theirs[0] @ theirs[1].t(), -1).gather(1, labels[:, None]).squeeze(1)
-    expected = torch.zeros((), dtype=torch.float64)
+    every = torch.log_softmax(theirs[0] @ theirs[1].t(), -1)
+    log_q = every.gather(1, labels[:, None]).squeeze(1)
+    expected = -2.0 * (weight * every[:, forbidden[0] == 0].logsumexp(1)).sum()
     for c, log_p in enumerate(teacher.double()):
         member = chunk == c
         p, q = log_p.exp(), log_q[member].sum().exp()

@@ -9,6 +9,7 @@ Shape legend: B rows, S states, M masks (states that allow the same share one), 
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -74,6 +75,20 @@ class DreamGrammar:
         other = copy.copy(self)
         other.start = state
         return other
+
+    def rows(self, ids: Sequence[int]) -> list[int]:
+        """For each of the ids of a reply, from `start` on, the row of `forbidden` that holds where it is written."""
+        _, mask_of, kinds, after = self._tables
+        state, found = self.start, list[int]()
+        for kind in kinds[torch.tensor(ids, dtype=torch.int64)].tolist():
+            found.append(int(mask_of[state]))
+            state = int(after[state, kind])
+        return found
+
+    @property
+    def forbidden(self) -> Tensor:
+        """(M, V) float32: −∞ for what may not be written, 0 elsewhere."""
+        return self._tables[0]
 
     def mask(self, logits: Tensor, states: Tensor) -> Tensor:
         """logits (B, V) with −∞ for what may not follow in the rows' states (B,). Some token always may."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distill.backbone.attention import Documents as Spans
 from distill.errors import BadInput
+from distill.student.grammar import DreamGrammar
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training.losses import CHUNK, ChunkTargets, Targets
@@ -73,10 +74,19 @@ class Batches:
     """Packed rows of one data set, in an order that only (seed, epoch, drafts) decide."""
 
     def __init__(
-        self, documents: Documents, tokenizer: StudentTokenizer, length: int, mixture: Mixture, seed: int, soft: float
+        self,
+        documents: Documents,
+        tokenizer: StudentTokenizer,
+        length: int,
+        mixture: Mixture,
+        seed: int,
+        soft: float,
+        grammar: DreamGrammar | None = None,
+        strict: float = 0.0,
     ) -> None:
         self.documents, self.tokenizer, self.length = documents, tokenizer, length
         self.mixture, self.seed, self.soft = mixture, seed, soft
+        self.grammar, self.strict = grammar if strict else None, strict
         self.drafts: dict[int, list[int]] = {}
         newline = tokenizer.newline_id
         self._before = np.array([tokenizer.think_id, newline])
@@ -133,6 +143,7 @@ class Batches:
         where: list[NDArray[np.int64]] = []
         labels: list[NDArray[np.int64]] = []
         answer_at: list[NDArray[np.int64]] = []
+        which: list[NDArray[np.int64]] = []
         for number, row in enumerate(rows):
             start = 0
             for piece in row:
@@ -147,9 +158,17 @@ class Batches:
                 where.append(number * length + start + kept)
                 labels.append(text[1:][kept])
                 answer_at.append(np.where(kinds[kept] == 2, first + kept, -1))
+                which.append(self._masks(piece, text)[kept])
                 start = end
         places = Spans(count, length, spans, torch.device("cpu"))
-        return self._batch(ids, positions, alike, places, where, labels, answer_at)
+        return self._batch(ids, positions, alike, places, where, labels, answer_at, which)
+
+    def _masks(self, piece: Piece, text: NDArray[np.int64]) -> NDArray[np.int64]:
+        """For each input of a document, the row of the grammar's masks that its target must keep to."""
+        if self.grammar is None:
+            return np.zeros(len(text) - 1, np.int64)
+        asked = len(self.documents.prompt(piece.document))
+        return np.array([0] * (asked - 1) + self.grammar.rows(text[asked:].tolist()))
 
     def _document(self, piece: Piece) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """Tokens; for each input what its target is (0 no loss, 1 dream, 2 answer); and the number that, added to
@@ -173,10 +192,10 @@ class Batches:
         spans: Spans,
         *parts: list[NDArray[np.int64]],
     ) -> Batch:
-        where, labels, places = (np.concatenate(part) for part in parts)
+        where, labels, places, which = (np.concatenate(part) for part in parts)
         real = len(where)
         filler = -real % CHUNK
-        where, labels = np.pad(where, (0, filler)), np.pad(labels, (0, filler))
+        where, labels, which = (np.pad(part, (0, filler)) for part in (where, labels, which))
         places = np.pad(places, (0, filler), constant_values=-1)
         answers = places >= 0
         flat = np.where(answers, places, 0)
@@ -193,6 +212,9 @@ class Batches:
             soft_weight=torch.from_numpy(np.where(soft, self.soft, 0.0).astype(np.float32)),
             weight=torch.from_numpy(weight.astype(np.float32)),
             words=self.tokenizer.base_size,
+            forbidden=self.grammar.forbidden if self.grammar else None,
+            which=torch.from_numpy(which),
+            strict=self.strict,
         )
         chunks = self._chunks(answers, flat) if len(self.documents.chunk_logprobs) and self.soft > 0 else None
         tensors = (torch.from_numpy(ids), torch.from_numpy(positions))

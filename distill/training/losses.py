@@ -20,10 +20,13 @@ whole vocabulary, and equal to it when student and teacher agree within the tail
     ∂/∂z_j = q_j                                        of what is no word
 
 and log q_τ comes from a log-sum-exp over the tail itself, so nothing cancels when the tail is tiny.
+
+What a position's grammar forbids costs g·(−log Σ_allowed q_j) more (the semantic loss, arXiv:1711.11157): natively a
+mask keeps to the grammar, but where none runs, as in Ollama, the weights alone must.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +43,8 @@ class Targets:
     labels (M,) int64; slots (M, S) int64, slot 0 the label, unused slots repeat it; logprobs (M, S) float32 of
     the teacher, −inf in unused slots; soft_weight (M,) float32: a, 0 for hard-only positions; weight (M,)
     float32: what each position counts. words: so many ids, the first ones, are the teacher's words; 0: all.
+    forbidden (K, V) float32: −∞ for what must not be written, 0 elsewhere; which (M,) int64: each position's row of it;
+    strict: g, what forbidden probability costs.
     """
 
     labels: Tensor
@@ -48,28 +53,47 @@ class Targets:
     soft_weight: Tensor
     weight: Tensor
     words: int = 0
+    forbidden: Tensor | None = None
+    which: Tensor | None = None
+    strict: float = 0.0
 
     def to(self, device: torch.device) -> "Targets":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Targets(**moved, words=self.words)
+        return replace(self, **moved)
 
 
 def chunk_terms(
     h: Tensor, w: Tensor, targets: "Targets", part: slice, kernel: "Kernel"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """KL (C,), cross-entropy (C,) and the gradient by the logits (C, V), of `weight` · loss, for C positions.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """KL (C,), cross-entropy (C,), the gradient by the logits (C, V), of `weight` · loss, for C positions, and what
+    they pay for forbidden tokens in all.
 
     The slots are taken out of the logits and put back into the gradient here; `kernel` sees the tail alone.
     """
     slots = targets.slots[part]
     z = h @ w.t()
+    strict = strictness(z, targets, part)
     places = (torch.arange(0, z.numel(), z.shape[1], device=z.device)[:, None] + slots).flatten()
     z_slots = z.view(-1)[places].view_as(slots).float()
     z.view(-1).index_fill_(0, places, float("-inf"))  # far quicker than scatter_ along a dimension
     logprobs, soft, weight = (values[part] for values in (targets.logprobs, targets.soft_weight, targets.weight))
     kl, ce, dz, d_slots = kernel(z, z_slots, logprobs, soft, weight, targets.words or z.shape[1])
     dz.view(-1).index_copy_(0, places, d_slots.flatten())
-    return kl, ce, dz
+    if strict is not None:
+        dz += strict[1]
+    return kl, ce, dz, z.new_zeros(()) if strict is None else strict[0]
+
+
+def strictness(z: Tensor, targets: "Targets", part: slice) -> tuple[Tensor, Tensor] | None:
+    """Σ weight · g · (−log q(allowed)) and its gradient (C, V): q_j, less q_j / q(allowed) on what is allowed."""
+    if targets.forbidden is None or targets.which is None or not targets.strict:
+        return None
+    z = z.float()
+    allowed = z + targets.forbidden[targets.which[part]]
+    lse, lse_allowed = z.logsumexp(1, keepdim=True), allowed.logsumexp(1, keepdim=True)
+    scale = targets.strict * targets.weight[part, None]
+    gradient = ((z - lse).exp_() - (allowed - lse_allowed).exp_()).mul_(scale)
+    return (scale * (lse - lse_allowed)).sum(), gradient
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -122,18 +146,20 @@ class FusedDistillation(torch.autograd.Function):
         w = projection.detach().to(hidden.dtype)
         kls: list[Tensor] = []
         ces: list[Tensor] = []
+        paid = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, hidden.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
             h = hidden[part].detach()
-            kl, ce, dz = chunk_terms(h, w, targets, part, kernel)
+            kl, ce, dz, strict = chunk_terms(h, w, targets, part, kernel)
             grad_hidden[part] = dz @ w
             grad_projection += dz.t() @ h
             kls.append(kl)
             ces.append(ce)
+            paid += strict
         kl, ce = torch.cat(kls), torch.cat(ces)
         ctx.save_for_backward(grad_hidden, grad_projection)
         a = targets.soft_weight
-        loss = (targets.weight * (torch.where(a > 0, a * kl, 0.0) + (1 - a) * ce)).sum()
+        loss = (targets.weight * (torch.where(a > 0, a * kl, 0.0) + (1 - a) * ce)).sum() + paid
         ctx.mark_non_differentiable(kl, ce)
         return loss, kl, ce
 
@@ -170,29 +196,40 @@ class ChunkTargets:
 
 
 class LabelLogprobs(torch.autograd.Function):
-    """log q of the labels; the logits are made a second time on the way back instead of being kept."""
+    """log q of the labels (M,), and what the positions pay for forbidden tokens in all; the logits are made a second
+    time on the way back instead of being kept."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, projection: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, projection: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         w = projection.to(hidden.dtype)
         parts: list[Tensor] = []
+        paid = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, hidden.shape[0], CHUNK):
-            z = (hidden[start : start + CHUNK] @ w.t()).float()
-            own = z.gather(1, labels[start : start + CHUNK, None])
+            part = slice(start, start + CHUNK)
+            z = (hidden[part] @ w.t()).float()
+            own = z.gather(1, targets.labels[part, None])
             parts.append((own - z.logsumexp(1, keepdim=True)).squeeze(1))
-        ctx.save_for_backward(hidden, projection, labels)
-        return torch.cat(parts)
+            if (strict := strictness(z, targets, part)) is not None:
+                paid += strict[0]
+        ctx.save_for_backward(hidden, projection)
+        ctx.targets = targets
+        return torch.cat(parts), paid
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, projection, labels = ctx.saved_tensors
+        hidden, projection = ctx.saved_tensors
+        targets: Targets = ctx.targets
         w = projection.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_projection = torch.zeros_like(projection, dtype=torch.float32)
         for start in range(0, hidden.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
             h, grad = hidden[part], grads[0][part, None].float()
-            dz = (h @ w.t()).float().softmax(1).mul_(-grad).scatter_add_(1, labels[part, None], grad).to(h.dtype)
+            z = (h @ w.t()).float()
+            dz = z.softmax(1).mul_(-grad).scatter_add_(1, targets.labels[part, None], grad)
+            if (strict := strictness(z, targets, part)) is not None:
+                dz += grads[1] * strict[1]
+            dz = dz.to(h.dtype)
             grad_hidden[part] = dz @ w
             grad_projection += dz.t() @ h
         return grad_hidden, grad_projection, None
@@ -221,9 +258,10 @@ def chunked_distillation(
     A position in a chunk counts (1 − a) of its cross-entropy, and a chunk a times its divergence times the
     positions in it, so that long chunks don't lose weight.
     """
-    log_q: Tensor = LabelLogprobs.apply(hidden, projection, targets.labels)  # pyright: ignore[reportAssignmentType]
+    log_q: Tensor
+    log_q, paid = LabelLogprobs.apply(hidden, projection, targets)  # pyright: ignore[reportGeneralTypeIssues]
     divergence, member = chunk_divergence(log_q, chunks)
     weight = torch.zeros_like(chunks.logprobs).index_add(0, chunks.chunk[member], targets.weight[member])
     share = torch.where(member, 1 - chunks.soft, 1.0)
-    loss = chunks.soft * (weight * divergence).sum() - (targets.weight * share * log_q).sum()
+    loss = chunks.soft * (weight * divergence).sum() - (targets.weight * share * log_q).sum() + paid
     return loss, divergence.detach(), -log_q.detach()

@@ -15,11 +15,11 @@ from distill.backbone.model import Backbone, BackboneConfig, count_parameters
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, write_atomic
-from distill.student.cut import drop_layers, keep_layers, narrow, quality
+from distill.student.cut import quality
 from distill.student.initialize import transplant
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents, pack
-from distill.training.start import JUDGED_TOKENS, samples, start_settings, teachers_source
+from distill.training.start import JUDGED_TOKENS, cut_to, samples, start_settings, teachers_source
 
 LAYERS = (0.8, 0.6, 0.4)
 """Shares of the teacher's layers that are tried with all of their neurons."""
@@ -68,7 +68,8 @@ def measure_sizes(
         listen(Event("sizes", "progress", done=number, total=len(wanted), unit="sizes"))
         name = f"{count}x{ffn}"
         if name not in known:
-            model = _cut(run, transplant(source, tokenizer, run.settings.student.context), tokenizer, count, ffn)
+            model = transplant(source, tokenizer, run.settings.student.context)
+            model = cut_to(run, model, tokenizer, count, ffn, TOKENS, silent).model
             known[name] = {"parameters": count_parameters(model), **_quality(run, model, tokenizer)}
             write_atomic(kept, json.dumps({"key": key, "sizes": known}, indent=2) + "\n")
         config = replace(whole, layers=count, ffn=ffn, vocab_size=tokenizer.vocab_size)
@@ -84,16 +85,6 @@ def _known(path: Path, key: str) -> dict[str, dict[str, Any]]:
         return content["sizes"] if content["key"] == key else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _cut(run: Run, model: Backbone, tokenizer: StudentTokenizer, layers: int, ffn: int) -> Backbone:
-    if layers != model.config.layers:
-        judged = samples(run, tokenizer, model.config.context, JUDGED_TOKENS)
-        model = keep_layers(model, drop_layers(model, judged, layers, run.settings.student.measure_seconds)[0])
-    if ffn != model.config.ffn:
-        seen = samples(run, tokenizer, model.config.context, TOKENS)
-        model = narrow(model, seen, ffn, run.settings.student.measure_seconds)
-    return model
 
 
 def _quality(run: Run, model: Backbone, tokenizer: StudentTokenizer) -> dict[str, float]:

@@ -108,34 +108,52 @@ def make_start(run: Run, source: Source, listen: Listener) -> Start:
     tokenizer = StudentTokenizer.load(run.tokenizer)
     model = transplant(source, tokenizer, settings.context)
     config = model.config
-    judged = samples(run, tokenizer, model.config.context, JUDGED_TOKENS)
-    layers, path = list(range(config.layers)), dict[int, float]()
-    if settings.layers and settings.layers != config.layers:
-        listen(Event("train", "note", f"choosing {settings.layers} of {config.layers} layers"))
-        layers, path = drop_layers(
-            model, judged, settings.layers, settings.measure_seconds, _told(listen, "layers gone")
-        )
-        model = keep_layers(model, layers)
     ffn = settings.ffn or default_ffn(config.ffn, whole=bool(settings.layers))
-    if ffn != config.ffn:
-        listen(Event("train", "note", f"choosing {ffn} of {config.ffn} neurons in each of {len(layers)} layers"))
-        seen = samples(run, tokenizer, config.context, NARROW_TOKENS)
-        model = narrow(model, seen, ffn, settings.measure_seconds, _told(listen, "layers narrowed"))
-    at_once = quality(model, judged)
-    model = begin_image_rows(model, tokenizer, judged, settings.image_rows)
+    cut = cut_to(run, model, tokenizer, settings.layers or config.layers, ffn, NARROW_TOKENS, listen)
+    judged = samples(run, tokenizer, config.context, JUDGED_TOKENS)
+    at_once = quality(cut.model, judged)
+    model = begin_image_rows(cut.model, tokenizer, judged, settings.image_rows)
     about = {
         "from": source.path.name,
         "license": source.license,
-        "layers": layers,
+        "layers": cut.layers,
         "of_layers": config.layers,
         "ffn": ffn,
         "of_ffn": config.ffn,
         "parameters": count_parameters(model),
-        "nats_a_token_at": {str(count): round(nats, 4) for count, nats in path.items()},
+        "nats_a_token_at": {str(count): round(nats, 4) for count, nats in cut.path.items()},
         "at_once": {name: round(value, 4) for name, value in asdict(at_once).items()},
         "seconds": round(time.monotonic() - started, 1),
     }
     return Start(model, about)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A smaller model; layers: of the whole one's, those that stayed; path: layers → nats a token on the way down."""
+
+    model: Backbone
+    layers: list[int]
+    path: dict[int, float]
+
+
+def cut_to(
+    run: Run, model: Backbone, tokenizer: StudentTokenizer, layers: int, ffn: int, tokens: int, listen: Listener
+) -> Cut:
+    """So many layers and neurons of a model, chosen by the run's own training answers; about `tokens` positions of them
+    decide which neurons stay."""
+    config, seconds = model.config, run.settings.student.measure_seconds
+    kept, path = list(range(config.layers)), dict[int, float]()
+    if layers != config.layers:
+        listen(Event("train", "note", f"choosing {layers} of {config.layers} layers"))
+        judged = samples(run, tokenizer, config.context, JUDGED_TOKENS)
+        kept, path = drop_layers(model, judged, layers, seconds, _told(listen, "layers gone"))
+        model = keep_layers(model, kept)
+    if ffn != config.ffn:
+        listen(Event("train", "note", f"choosing {ffn} of {config.ffn} neurons in each of {len(kept)} layers"))
+        seen = samples(run, tokenizer, config.context, tokens)
+        model = narrow(model, seen, ffn, seconds, _told(listen, "layers narrowed"))
+    return Cut(model, kept, path)
 
 
 def default_ffn(ffn: int, whole: bool) -> int:

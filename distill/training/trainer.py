@@ -19,6 +19,7 @@ from distill.backbone.model import count_parameters, load_backbone
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener
 from distill.run import Run, sha256_file, write_atomic
+from distill.student.grammar import DreamGrammar, longest_path
 from distill.student.initialize import new_student
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
@@ -97,9 +98,11 @@ class Trainer:
         length = self.model.config.context
         drafts_share = 0.0 if settings.pause else settings.drafts_share
         mixture = Mixture(settings.dreams, settings.empty_dreams, drafts_share, settings.pause)
+        grammar = None if settings.pause else DreamGrammar(self.tokenizer, longest_path(run.settings))
         data = (Documents.load(run.data / name) for name in ("train", "validation"))
         self.batches, self.validation = (
-            Batches(documents, self.tokenizer, length, mixture, seed, settings.soft_weight) for documents in data
+            Batches(documents, self.tokenizer, length, mixture, seed, settings.soft_weight, grammar, settings.strict)
+            for documents in data
         )
         self.drafts: drafts.Drafts = {}
         if found:
