@@ -187,7 +187,7 @@ def test_hidden_states_are_drawn_to_the_teachers(answered: Run, tmp_path: Path) 
     assert row["match"] == pytest.approx(0.0, abs=1e-6)
     cut = of(answered, tmp_path / "cut", ffn=32)
     settings = cut.settings.train
-    settings.match, settings.steps, settings.log_every, settings.lr = 5.0, 30, 1, 2e-3
+    settings.match, settings.strict, settings.steps, settings.log_every, settings.lr = 5.0, 0.0, 30, 1, 2e-3
     settings.checkpoint_every = 30
     train(cut)
     rows = [json.loads(line) for line in cut.metrics.read_text().splitlines()]
