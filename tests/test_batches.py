@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_student import small_tokenizer
 
+from bench.training import FixedTokens, synthetic_documents
 from distill.tokens.packing import Aligner, Documents, spelled_bytes, to_last_sentence
 from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Mixture, Piece, best_fit
-from distill.training.bench import FixedTokens, synthetic_documents
 from distill.training.losses import CHUNK
 
 THINK, NEWLINE, END = 4, 3, 5

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.bench_command import Run, bench
 
+from bench.generation import bench_dreams, bench_generate, untrained
 from distill.errors import BadInput
-from distill.student.generation_bench import bench_dreams, bench_generate, untrained
 from distill.tokens.chat import parse_dream
 
 
@@ -89,18 +89,18 @@ def test_dreams_are_measured_of_a_saved_student(run: Run, tmp_path: Path) -> Non
 
 def test_both_dreams_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's comes in one piece, the backbone's token by token; both are all steps of all lenses."""
-    from distill.student import generation_bench
+    from bench import generation
 
     parts = untrained(vocab_size=900, codes=70)
     read: dict[bool, list[list[int]]] = {}
-    whole = generation_bench._to_first_token  # pyright: ignore[reportPrivateUsage]
+    whole = generation._to_first_token  # pyright: ignore[reportPrivateUsage]
 
     def seen(parts: Any, ids: list[int], pieces: list[list[int]], drafting: bool = False) -> int:
         if pieces:
             read[drafting] = pieces
         return whole(parts, ids, pieces, drafting)
 
-    monkeypatch.setattr(generation_bench, "_to_first_token", seen)
+    monkeypatch.setattr(generation, "_to_first_token", seen)
     bench_dreams(parts, repeat=1)
     assert {len(piece) for piece in read[False]} == {1}
     assert len(read[True]) == 1

@@ -24,13 +24,13 @@ from scipy.stats import binom
 from support.bench_command import Run, bench
 from support.fake_ollama import NDJSON, Reply, Request, serve, timed
 
+from bench.check import check
+from bench.files import COLUMNS, to_csv, to_markdown, write_result
+from bench.ollama import _known_again
+from bench.result import BenchResult, Series, alternate, combined, load_result, machine
 from cli import main as entry
 from cli.commands.bench import batch
-from distill.benchmark import BenchResult, Series, alternate, combined, load_result, machine
-from distill.benchmark_check import check
-from distill.benchmark_files import COLUMNS, to_csv, to_markdown, write_result
 from distill.errors import BadInput, DistillError
-from distill.teacher.ollama_bench import _known_again
 
 GRAPH = ("graph", "--dreams", 5, "--max-nodes", 5)
 """The quickest of all: no torch, no process, no server."""
@@ -308,7 +308,7 @@ def test_a_file_that_is_no_result_is_refused_before_measuring(
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = path.read_bytes() if path.exists() else None
-    monkeypatch.setattr("distill.corpus.graph_bench.bench_graph", lambda *_: pytest.fail("measured in vain"))
+    monkeypatch.setattr("bench.graph.bench_graph", lambda *_: pytest.fail("measured in vain"))
     code, out, err = run(*GRAPH, "--against", path, "--out", tmp_path / "new.md")
     assert (code, out) == (1, "")
     assert err.startswith("Error: ")
@@ -403,7 +403,7 @@ def test_export_is_measured(run: Run, one_thread: None) -> None:
 
 
 def test_one_that_fails_doesn_t_lose_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distill.corpus.graph_bench import bench_graph
+    from bench.graph import bench_graph
 
     def small(**kinds: Any) -> BenchResult:
         return bench_graph(5, 5, 0, **kinds)

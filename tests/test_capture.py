@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.capture import bench_capture
 from distill.config import Settings
 from distill.corpus.capture import capture
-from distill.corpus.capture_bench import bench_capture
 from distill.corpus.in_flight import InFlight
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, DistillError, ModelNotFound, RunMismatch, TeacherError, TeacherUnavailable

@@ -13,12 +13,13 @@ from support.answers_run import TEACHER
 from support.small_exam import SYSTEM, TRIPLETS, SmallExam, assert_equal_scores, brute_score, small_exam
 from support.small_student import ANSWER, DREAM, dreaming_model, small_model, small_tokenizer, write_checkpoint
 
+from bench.score import bench_score, scored_rows
+from bench.training import synthetic_documents
 from distill.config import Settings, TrainSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.corpus.triplets import Triplet, write_triplets
 from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.evaluation.examination.exam import Question
-from distill.evaluation.examination.score_bench import bench_score, scored_rows
 from distill.evaluation.examination.scoring import dream_context, score_answers
 from distill.evaluation.examination.targets import How, Target, find_target, open_examinee
 from distill.evaluation.examinees.native import MASKED, RETRIEVED, NativeExaminee, teacher_map_of, with_teacher_map
@@ -34,7 +35,6 @@ from distill.tokens.chat import dream_ids, prompt_ids, with_context
 from distill.tokens.image_tokens import dream_of, save_codes
 from distill.tokens.packing import Aligner
 from distill.tokens.sentence_piece import from_model, train_model
-from distill.training.bench import synthetic_documents
 from distill.training.checkpoint import write_checksums
 
 pytestmark = pytest.mark.usefixtures("one_thread")

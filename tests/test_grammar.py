@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_student import small_model
 
+from bench.training import synthetic_documents
 from bundle.load import Student
 from distill.backbone.generate import Sampler, generate, stream
 from distill.backbone.model import Backbone
@@ -20,7 +21,6 @@ from distill.student.starter import starter_tokenizer
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import parse_dream, prompt_ids, think_ids
 from distill.tokens.sentence_piece import from_model, train_model
-from distill.training.bench import synthetic_documents
 from distill.training.drafts import by_document, dream_on
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,16 +15,13 @@ from distill.config import Settings, load_settings
 from distill.documented import documented_yaml
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("distill", "bundle", "cli")
+PACKAGES = ("distill", "bundle", "bench", "cli")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # Higher may import lower, never the other way round.
 LAYERS = ("base", "backbone", "teacher", "corpus", "tokens", "student", "training", "evaluation")
 BASE = (
     "distill",
-    "distill.benchmark",
-    "distill.benchmark_check",
-    "distill.benchmark_files",
     "distill.config",
     "distill.documented",
     "distill.errors",
@@ -110,7 +107,7 @@ def test_no_pickles(path: Path) -> None:
     assert not imports + calls
 
 
-@pytest.mark.parametrize("package", ["distill", "bundle"])
+@pytest.mark.parametrize("package", ["distill", "bundle", "bench"])
 def test_libraries_do_not_print(package: str) -> None:
     printing = [
         f"{path}:{node.lineno}"

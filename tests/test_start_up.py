@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from cli.startup import bench_startup
+from bench.startup import bench_startup
 
 HEAVY = {"torch", "transformers", "spacy", "numpy", "omegaconf", "requests", "tqdm", "yaml", "ollama", "sklearn"}
 

@@ -13,9 +13,9 @@ import torch
 from support.small_student import TEXTS, small_model, small_tokenizer
 from support.tiny_gguf import write_tiny_gguf
 
+from bench.engines import bench_engines
 from bundle.gguf import write_gguf
 from distill.config import TeacherSettings
-from distill.corpus.engine_bench import bench_engines
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, TeacherError, TeacherUnavailable
 from distill.events import Event

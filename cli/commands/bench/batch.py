@@ -10,7 +10,7 @@ import click
 from cli.commands.bench.group import bench, measured
 
 if TYPE_CHECKING:
-    from distill.benchmark import BenchResult
+    from bench.result import BenchResult
     from distill.events import Listener
 
 
@@ -25,7 +25,7 @@ def everything(repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
     Example:
       dream bench all --against before.json --out now.json --out now.md
     """
-    from distill.benchmark import combined
+    from bench.result import combined
     from distill.errors import DistillError
 
     results: dict[str, BenchResult] = {}
@@ -45,12 +45,12 @@ def everything(repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
 
 def _quick() -> "dict[str, Callable[..., BenchResult]]":
     """Name → what measures it."""
-    from bundle.export_bench import bench_export
-    from cli.startup import bench_startup
+    from bench.capture import bench_capture
+    from bench.export import bench_export
+    from bench.generation import bench_generate
+    from bench.startup import bench_startup
+    from bench.training import bench_train
     from distill.config import TrainSettings
-    from distill.corpus.capture_bench import bench_capture
-    from distill.student.generation_bench import bench_generate
-    from distill.training.bench import bench_train
 
     return {
         "startup": bench_startup,

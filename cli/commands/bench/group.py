@@ -10,8 +10,8 @@ import click
 from cli.options import Function, json_option
 
 if TYPE_CHECKING:
-    from distill.benchmark import BenchResult
-    from distill.benchmark_check import Check
+    from bench.check import Check
+    from bench.result import BenchResult
 
 
 @click.group()
@@ -70,10 +70,10 @@ def measured(repeat: int, warmup: int = 1, synonym: str = "") -> Callable[[Funct
         def measure(
             *, as_json: bool, out: tuple[Path, ...], against: Path | None, threshold: float, **values: Any
         ) -> int:
+            from bench.check import require_bench
+            from bench.files import check_out
+            from bench.result import load_result
             from cli.progress import Progress
-            from distill.benchmark import load_result
-            from distill.benchmark_check import require_bench
-            from distill.benchmark_files import check_out
 
             for path in out:
                 check_out(path)
@@ -139,9 +139,9 @@ def _report(
     threshold: float,
 ) -> int:
     """Print, write, compare; the exit code. A result that can't be compared is printed and written all the same."""
+    from bench.check import check
+    from bench.files import write_result
     from cli.output import emit_json
-    from distill.benchmark_check import check
-    from distill.benchmark_files import write_result
     from distill.errors import BadInput
 
     found: Check | None = None
@@ -171,8 +171,8 @@ def _report(
 
 
 def _print(result: "BenchResult") -> None:
+    from bench.files import HEADER, row, told
     from cli.output import table
-    from distill.benchmark_files import HEADER, row, told
 
     click.echo(table([row(series) for series in result.series], HEADER))
     for facts in (result.settings, result.about, result.machine):
@@ -181,8 +181,8 @@ def _print(result: "BenchResult") -> None:
 
 
 def _print_check(found: "Check", source: str) -> None:
+    from bench.files import number
     from cli.output import table
-    from distill.benchmark_files import number
 
     rows = [
         (change.name, change.unit, number(change.saved), number(change.now), f"{change.worse:+.1%}", change.verdict)

@@ -8,7 +8,7 @@ import click
 from cli.commands.bench.group import bench, counts_option, measured
 
 if TYPE_CHECKING:
-    from distill.benchmark import BenchResult
+    from bench.result import BenchResult
     from distill.events import Listener
 
 
@@ -45,10 +45,10 @@ def capture(
       dream bench capture --engines smollm2 --requests 128 --repeat 3
     """
     if engines:
-        from distill.corpus.engine_bench import bench_engines
+        from bench.engines import bench_engines
 
         return bench_engines(engines, requests, tokens, threads, repeat, warmup, listen)
-    from distill.corpus.capture_bench import bench_capture
+    from bench.capture import bench_capture
 
     return bench_capture(slots, seconds, requests, repeat, warmup, listen)
 
@@ -84,7 +84,7 @@ def ollama(
     Example:
       dream bench ollama llama3.2:1b my-student --concurrency 1,4 --words 32,512
     """
-    from distill.teacher.ollama_bench import Load, bench_ollama
+    from bench.ollama import Load, bench_ollama
 
     models = tuple(model.removeprefix("ollama:") for model in models)
     load = Load(words, concurrency, tokens, num_ctx, cold)
@@ -103,7 +103,7 @@ def graph(dreams: int, max_nodes: int, seed: int, repeat: int, warmup: int, list
     Example:
       dream bench graph --dreams 10000
     """
-    from distill.corpus.graph_bench import bench_graph
+    from bench.graph import bench_graph
 
     return bench_graph(dreams, max_nodes, seed, repeat, warmup, listen)
 
@@ -119,6 +119,6 @@ def startup(repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
     Example:
       dream bench startup --repeat 31
     """
-    from cli.startup import bench_startup
+    from bench.startup import bench_startup
 
     return bench_startup(repeat, warmup, listen)

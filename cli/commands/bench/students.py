@@ -11,7 +11,7 @@ from cli.options import runs_dir_option
 from cli.runs import RunName
 
 if TYPE_CHECKING:
-    from distill.benchmark import BenchResult
+    from bench.result import BenchResult
     from distill.events import Listener
 
 
@@ -45,8 +45,8 @@ def train(
       dream bench train --repeat 11
       dream bench train --layers 12 --hidden 576 --heads 9 --kv-heads 3 --ffn 1536    12 layers of SmolLM2-135M
     """
+    from bench.training import bench_train
     from distill.config import load_settings
-    from distill.training.bench import bench_train
 
     settings = load_settings(None, list(overrides)).train
     return bench_train(preset, vocab, rows, context, repeat, warmup, settings, listen, sizes)
@@ -80,8 +80,8 @@ def generate(
     Example:
       dream bench generate --batch 1,8 --context 64,256 --preset micro
     """
+    from bench.generation import bench_generate
     from bundle.load import load_student
-    from distill.student.generation_bench import bench_generate
 
     student = None if target is None else load_student(target)
     model, preset = (None, preset) if student is None else (student.model, student.name)
@@ -102,8 +102,8 @@ def dreams(target: Path | None, prompt: str | None, repeat: int, warmup: int, li
     Example:
       dream bench dreams runs/first
     """
+    from bench.generation import QUESTION, bench_dreams
     from bundle.load import load_dreaming
-    from distill.student.generation_bench import QUESTION, bench_dreams
 
     parts = None if target is None else load_dreaming(target).parts
     return bench_dreams(parts, prompt or QUESTION, repeat, warmup, listen)
@@ -133,7 +133,7 @@ def export(
     Example:
       dream bench export --dtype q8_0
     """
-    from bundle.export_bench import bench_export
+    from bench.export import bench_export
     from bundle.load import load_student
 
     student = None if target is None else load_student(target)
@@ -156,6 +156,6 @@ def score(
     Example:
       dream bench score --preset micro
     """
-    from distill.evaluation.examination.score_bench import bench_score
+    from bench.score import bench_score
 
     return bench_score(preset, prompts, vocab, context, repeat, warmup, device, listen)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.result import BenchResult, Series, alternate, machine, ratio
 from distill.backbone.model import Backbone, config_for, count_parameters
-from distill.benchmark import BenchResult, Series, alternate, machine, ratio
 from distill.config import StudentSettings, TrainSettings
 from distill.events import Listener, silent
 from distill.tokens.bpe import StudentTokenizer

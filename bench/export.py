@@ -7,12 +7,12 @@ from itertools import product
 from pathlib import Path
 from string import ascii_letters
 
+from bench.result import BenchResult, Series, alternate, machine
 from bundle.export import Origin, write_bundle
 from bundle.gguf import DTYPES, write_gguf
 from bundle.load import Student
 from bundle.verify import verify
 from distill.backbone.model import Backbone, config_for, count_parameters
-from distill.benchmark import BenchResult, Series, alternate, machine
 from distill.config import ExportSettings, StudentSettings
 from distill.errors import BadInput, ParityError
 from distill.events import Listener, silent

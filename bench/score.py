@@ -13,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from bench.result import BenchResult, Series, alternate, machine, ratio
+from bench.training import DOCUMENTS, synthetic_documents
 from distill.backbone.model import Backbone, config_for, count_parameters
-from distill.benchmark import BenchResult, Series, alternate, machine, ratio
 from distill.config import StudentSettings
 from distill.errors import BadInput
 from distill.evaluation.examination.scoring import BATCH_TOKENS, LOGITS_AT_ONCE, POSITIONS_AT_ONCE, score_answers
@@ -22,7 +23,6 @@ from distill.evaluation.metrics.likelihood import SoftTargets
 from distill.events import Listener, silent
 from distill.student.pretrained import pick_device
 from distill.tokens.packing import Documents
-from distill.training.bench import DOCUMENTS, synthetic_documents
 
 
 def bench_score(

@@ -15,7 +15,7 @@ from itertools import count, product
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from distill.benchmark import BenchResult, Series, machine
+from bench.result import BenchResult, Series, machine
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import fingerprint

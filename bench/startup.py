@@ -4,7 +4,7 @@ import subprocess
 import sys
 from functools import partial
 
-from distill.benchmark import BenchResult, Series, alternate, machine, ratio
+from bench.result import BenchResult, Series, alternate, machine, ratio
 from distill.errors import DistillError
 from distill.events import Listener, silent
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
-from distill.benchmark import BenchResult, Series, alternate, machine, ratio
+from bench.result import BenchResult, Series, alternate, machine, ratio
 from distill.corpus.prompts import load_prompts
 from distill.events import Listener, silent
 from distill.teacher.embedded import EmbeddedTeacher

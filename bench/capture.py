@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from distill.benchmark import BenchResult, Series, machine
+from bench.result import BenchResult, Series, machine
 from distill.config import Settings
 from distill.corpus.capture import capture
 from distill.errors import BadInput, DistillError

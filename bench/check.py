@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from distill.benchmark import BenchResult, Series
+from bench.result import BenchResult, Series
 from distill.errors import BadInput
 
 Verdict = Literal["worse", "better", "same", "unsure"]

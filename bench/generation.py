@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.result import BenchResult, Series, alternate, machine, ratio
 from distill.backbone.generate import generate
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.backbone.session import Session
-from distill.benchmark import BenchResult, Series, alternate, machine, ratio
 from distill.config import DreamingConfig, StudentSettings
 from distill.corpus.triplets import LENSES
 from distill.errors import BadInput

@@ -5,7 +5,7 @@ import io
 import json
 from pathlib import Path
 
-from distill.benchmark import KIND, BenchResult, Series, load_result
+from bench.result import KIND, BenchResult, Series, load_result
 from distill.errors import BadInput
 from distill.run import write_atomic
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.benchmark import BenchResult, Series, machine
+from bench.result import BenchResult, Series, machine
 from distill.corpus.growing_graph import Chain, KnowledgeGraph
 from distill.corpus.knowledge import load_graph
 from distill.corpus.triplets import LENSES
