@@ -21,14 +21,14 @@ from distill.backbone.generate import generate
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.backbone.session import Session
 from distill.config import DreamingConfig, StudentSettings
-from distill.corpus.triplets import LENSES
+from distill.dream.dreamers import draft
+from distill.dream.engine import DreamEngine
+from distill.dream.output_decoder import Sampling, Speaker
+from distill.dream.pretrained import Parts
+from distill.dream.starter import starter_codebook, starter_tokenizer
 from distill.errors import BadInput
 from distill.events import Listener, silent
-from distill.student.dream_engine import DreamEngine
-from distill.student.dreamers import draft
-from distill.student.output_decoder import Sampling, Speaker
-from distill.student.pretrained import Parts
-from distill.student.starter import starter_codebook, starter_tokenizer
+from distill.mining.triplets import LENSES
 from distill.tokens.chat import Dream, prompt_ids, think_ids
 
 CODES = 512

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.result import BenchResult, Series, machine
-from distill.corpus.growing_graph import Chain, KnowledgeGraph
-from distill.corpus.knowledge import load_graph
-from distill.corpus.triplets import LENSES
 from distill.events import Event, Listener, silent
+from distill.knowledge.graph import load_graph
+from distill.knowledge.growing_graph import Chain, KnowledgeGraph
+from distill.mining.triplets import LENSES
 
 STEPS = 5
 

@@ -17,11 +17,11 @@ from bench.result import BenchResult, Series, alternate, machine, ratio
 from bench.training import DOCUMENTS, synthetic_documents
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.config import StudentSettings
+from distill.dream.pretrained import pick_device
 from distill.errors import BadInput
-from distill.evaluation.examination.scoring import BATCH_TOKENS, LOGITS_AT_ONCE, POSITIONS_AT_ONCE, score_answers
-from distill.evaluation.metrics.likelihood import SoftTargets
 from distill.events import Listener, silent
-from distill.student.pretrained import pick_device
+from distill.exam.metrics.likelihood import SoftTargets
+from distill.exam.scoring import BATCH_TOKENS, LOGITS_AT_ONCE, POSITIONS_AT_ONCE, score_answers
 from distill.tokens.packing import Documents
 
 

@@ -17,14 +17,14 @@ from bundle.modelfile import license_text, ollama_settings, render_modelfile
 from bundle.verify import ONE_THREAD, verify
 from distill.backbone.model import Backbone, count_parameters, save_backbone
 from distill.config import ExportSettings
+from distill.dream.engine import ABOUT, WEIGHTS
+from distill.dream.pretrained import CODEBOOK
 from distill.errors import BadInput, DistillError, ParityError
-from distill.evaluation.examination.contamination import HASHES, hashes_json
 from distill.events import Event, Listener, silent
+from distill.exam.contamination import HASHES, hashes_json
 from distill.run import Run, publish_folder, sha256_file, write_atomic
-from distill.student.dream_engine import ABOUT, WEIGHTS
 from distill.student.grammar import longest_path
 from distill.student.initialize import CHANCE, TEACHER
-from distill.student.pretrained import CODEBOOK
 from distill.teacher.find_weights import license_of
 from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
@@ -190,14 +190,14 @@ def _gguf_metadata(origin: Origin) -> dict[str, str]:
 
 
 def _evaluation_table(results: dict[str, Any] | None) -> list[list[str]]:
-    from distill.evaluation.report import table_rows
+    from distill.report.evaluation import table_rows
 
     return table_rows(results, intervals=True) if results else []
 
 
 def describe_run(run: Run, checkpoint: Path) -> Origin:
     """What the run's folder tells: teacher, prompts, versions, evaluation, held-out prompts, codebook, graph."""
-    from distill.training.dream_plan import engine_of
+    from distill.training.engine.plan import engine_of
 
     teacher: dict[str, Any] = {}
     answers: dict[str, str] = {}

@@ -11,15 +11,15 @@ from bundle.manifest import NAME, NATIVE, check_file, read_manifest
 from distill.backbone.generate import stream
 from distill.backbone.model import Backbone, load_backbone
 from distill.config import DreamingConfig, Settings
+from distill.dream.output_decoder import Part, Splitter
 from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.run import Run
 from distill.student.grammar import DreamGrammar, longest_path
-from distill.student.output_decoder import Part, Splitter
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Message, parse_dream, render
 
 if TYPE_CHECKING:
-    from distill.student.dreaming_model import DreamingReasoningLLM
+    from distill.dream.model import DreamingReasoningLLM
 
 ROOM = 32
 """Tokens of the context that a long conversation leaves for the answer; older turns are forgotten for it."""
@@ -145,8 +145,8 @@ def load_dreaming(
 
     Raises as `load_student` does, and RunMismatch for a codebook or an engine that doesn't fit the weights.
     """
-    from distill.student.dreaming_model import DreamingReasoningLLM
-    from distill.student.pretrained import READ
+    from distill.dream.model import DreamingReasoningLLM
+    from distill.dream.pretrained import READ
 
     path = Path(path)
     kind = _kind(path)
@@ -161,9 +161,9 @@ def load_dreaming(
 
 
 def _load_dreaming_run(run: Run, device: str, viewer: bool) -> "DreamingReasoningLLM":
-    from distill.student.dreaming_model import DreamingReasoningLLM
+    from distill.dream.model import DreamingReasoningLLM
     from distill.training.checkpoint import best
-    from distill.training.dream_plan import engine_of
+    from distill.training.engine.plan import engine_of
 
     try:
         checkpoint = best(run)

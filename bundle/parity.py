@@ -18,7 +18,7 @@ from distill.backbone.generate import generate
 from distill.backbone.gguf_names import tensor_name, to_gguf
 from distill.backbone.model import Backbone, BackboneConfig
 from distill.errors import CorruptFile
-from distill.evaluation.examination.scoring import score_answers
+from distill.exam.scoring import score_answers
 from distill.teacher.gguf_file import dequantized, whole_gguf
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer

@@ -48,13 +48,14 @@ def run_all(run: Run, force: bool, quiet: bool, say: Callable[[str], Any] | None
 
 def _check_settings(run: Run) -> None:
     """Refuse now what a stage would refuse after hours of those before it. Raises BadInput."""
-    from distill.evaluation.baselines import check_baselines
+    from distill.exam.baselines import check_baselines
     from distill.teacher.find_weights import check_given
-    from distill.training import dream_plan, plan
+    from distill.training import plan
+    from distill.training.engine import plan as engine_plan
 
     check_baselines(run.settings.evaluate.baselines)
     plan.check_settings(run.settings.train)
-    dream_plan.check_settings(run.settings.dreaming)
+    engine_plan.check_settings(run.settings.dreaming)
     check_given(run.settings.teacher)
 
 
@@ -91,8 +92,8 @@ def report(run: Run, evaluated: bool = True) -> str:
 
 
 def _measured(run: Run) -> list[str]:
-    from distill.evaluation.report import headline as evaluation_headline
-    from distill.evaluation.report import table_rows
+    from distill.report.evaluation import headline as evaluation_headline
+    from distill.report.evaluation import table_rows
 
     results = json.loads((run.evaluation / "results.json").read_text())
     lines = (run.evaluation / "samples.jsonl").read_text().splitlines()

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 STAGES: dict[str, tuple[str, str]] = {
     "capture": ("distill.corpus.capture", "capture"),
-    "mine": ("distill.corpus.mining", "mine"),
+    "mine": ("distill.knowledge.mine", "mine"),
     "tokenize": ("distill.tokens.build", "build_tokenizer"),
     "train": ("distill.training.loop", "train"),
-    "engine": ("distill.training.dream_phases", "train_engine"),
-    "evaluate": ("distill.evaluation.evaluate", "evaluate"),
+    "engine": ("distill.training.engine.phases", "train_engine"),
+    "evaluate": ("distill.report.evaluate", "evaluate"),
     "export": ("bundle.export", "export"),
 }
 """Stage → (module, function), in order."""

@@ -11,8 +11,8 @@ from distill.errors import BadInput
 
 if TYPE_CHECKING:
     from distill.config import Settings
-    from distill.evaluation.examination.exam import Exam
-    from distill.evaluation.examination.targets import Target
+    from distill.exam.questions import Exam
+    from distill.exam.targets import Target
 
 
 READ = ("evaluate.", "seed", "train.device", "teacher.")
@@ -21,7 +21,7 @@ READ = ("evaluate.", "seed", "train.device", "teacher.")
 
 def find(spec: str, host: str = "") -> "Target":
     """The target of one name; runs are looked up in --runs-dir. Raises BadInput."""
-    from distill.evaluation.examination.targets import find_target
+    from distill.exam.targets import find_target
 
     if spec.startswith(("ollama:", "embedded:")) or Path(spec).exists():
         return find_target(spec, None, host)
@@ -106,8 +106,8 @@ def exam_for(
     """
     from distill.config import Settings, load_settings
     from distill.corpus.prompts import load_prompts
-    from distill.evaluation.examination.exam import exam_of_prompts, load_exam
-    from distill.evaluation.examination.targets import common_run
+    from distill.exam.questions import exam_of_prompts, load_exam
+    from distill.exam.targets import common_run
     from distill.run import Run
 
     for override in overrides:

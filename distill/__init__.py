@@ -1,1 +1,1 @@
-"""Learns: teacher → corpus → tokens → student → training → evaluation."""
+"""Learns: teacher → corpus → mining → knowledge → tokens → student → dream → training → exam → report → sweep."""

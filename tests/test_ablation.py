@@ -17,20 +17,20 @@ from support.ablation_run import STEPS, small_world
 
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
-from distill.corpus.triplets import LENSES
+from distill.dream.engine import DreamEngine, drafted_dreams, prompt_states
 from distill.errors import BadInput, MissingStage
-from distill.evaluation.ablation.ablate import Ablation, ablate
-from distill.evaluation.ablation.arms import ARMS, Student, dream_accuracy, others
-from distill.evaluation.ablation.report import render, sentences
-from distill.evaluation.examination.truth import read_truths
-from distill.evaluation.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio
-from distill.evaluation.provenance import changed_settings
 from distill.events import Event, silent
+from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio
+from distill.exam.provenance import changed_settings
+from distill.exam.truth import read_truths
+from distill.mining.triplets import LENSES
 from distill.run import Run
-from distill.student.dream_engine import DreamEngine, drafted_dreams, prompt_states
+from distill.sweep.ablation.ablate import Ablation, ablate
+from distill.sweep.ablation.arms import ARMS, Student, dream_accuracy, others
+from distill.sweep.ablation.report import render, sentences
 from distill.tokens.chat import dream_ids, think_ids
 from distill.training.checkpoint import best, folder_of, latest
-from distill.training.dream_phases import train_engine
+from distill.training.engine.phases import train_engine
 from distill.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -77,7 +77,7 @@ def test_dreams_are_measured_of_an_untrained_student(run: Run) -> None:
 
 
 def test_dreams_are_measured_of_a_saved_student(run: Run, tmp_path: Path) -> None:
-    from distill.student.dreaming_model import DreamingReasoningLLM
+    from distill.dream.model import DreamingReasoningLLM
 
     with pytest.warns(UserWarning, match="untrained"):
         DreamingReasoningLLM(seed=3, device="cpu").save_pretrained(tmp_path / "student")

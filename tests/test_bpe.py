@@ -355,7 +355,7 @@ def test_llama_cpp_gives_the_same_ids(engine: tuple[StudentTokenizer, LlamaCpp])
 @pytest.fixture
 def mined_run(small_run: Run, tmp_path: Path) -> Run:
     """A copy of the captured run, mined."""
-    from distill.corpus.mining import mine
+    from distill.knowledge.mine import mine
 
     shutil.copytree(small_run.path, tmp_path / "run")
     run = Run(

@@ -29,10 +29,10 @@ from distill.backbone.gguf_names import interleave
 from distill.backbone.model import rotary_tables, rotate, save_backbone
 from distill.config import CaptureSettings, ExportSettings, Settings
 from distill.corpus.traces import TraceStore
+from distill.dream.output_decoder import Splitter
 from distill.errors import BadInput, CorruptFile, MissingStage, ParityError, RunMismatch
 from distill.events import Event
 from distill.run import Run, sha256_file
-from distill.student.output_decoder import Splitter
 from distill.teacher.licenses import License
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer

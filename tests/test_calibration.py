@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.evaluation.examinees.protocol import AnswerScore
-from distill.evaluation.metrics.calibration import BINS, calibration_bins, calibration_error
+from distill.exam.examinees.protocol import AnswerScore
+from distill.exam.metrics.calibration import BINS, calibration_bins, calibration_error
 
 Token = tuple[float, bool]
 """Confidence, and whether it was right."""

@@ -14,11 +14,11 @@ from distill.config import Settings
 from distill.corpus.capture import capture
 from distill.corpus.datasets import causal_world as world
 from distill.corpus.datasets.questions import Question
-from distill.corpus.knowledge import load_graph
-from distill.corpus.mining import mine
 from distill.corpus.traces import TraceStore
-from distill.corpus.triplets import LENSES, by_trace, read_triplets
 from distill.errors import BadInput
+from distill.knowledge.graph import load_graph
+from distill.knowledge.mine import mine
+from distill.mining.triplets import LENSES, by_trace, read_triplets
 from distill.run import Run
 
 TOLD = re.compile(r"A (\w+) is ([a-z ]+), (\w+) and (\w+)\. It is (.+)\. What becomes of it\?")

@@ -210,7 +210,7 @@ def test_names_are_looked_up_in_the_runs_folder(call, folder: Path, monkeypatch:
 def trained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training that does nothing, and well."""
     monkeypatch.setattr("distill.training.loop.train", lambda run, listen, force: {})
-    monkeypatch.setattr("distill.training.dream_phases.train_engine", lambda run, listen, force, phase: {})
+    monkeypatch.setattr("distill.training.engine.phases.train_engine", lambda run, listen, force, phase: {})
 
 
 @pytest.mark.usefixtures("trained")
@@ -254,7 +254,7 @@ def test_train_goes_through_the_phases_that_it_is_told(call, folder: Path, monke
         return {"skipped": "no dreams were mined"}
 
     monkeypatch.setattr("distill.training.loop.train", backbone)
-    monkeypatch.setattr("distill.training.dream_phases.train_engine", engine)
+    monkeypatch.setattr("distill.training.engine.phases.train_engine", engine)
     code, out, _ = call("train", "one")
     assert code == 0
     assert "steps  7" in out
@@ -649,7 +649,7 @@ def test_stage_commands_report_and_skip(folder: Path, monkeypatch: pytest.Monkey
         listen(Event("mine", "note", "working"))
         return run.record("mine", settings, {}, {"triplets": 1234, "lenses": {"causal": 3}}, 2.0).summary
 
-    monkeypatch.setattr("distill.corpus.mining.mine", stage)
+    monkeypatch.setattr("distill.knowledge.mine.mine", stage)
     new_run(folder / "runs" / "one")
     runner = CliRunner()
     first = runner.invoke(dream, ["mine", "one"])

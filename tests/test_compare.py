@@ -16,12 +16,12 @@ from support.recorded import Replay, exchange
 from cli.main import dream
 from distill.config import Settings
 from distill.errors import CorruptFile, TeacherError
-from distill.evaluation.baselines import train_child
-from distill.evaluation.comparison import compare as comparison
-from distill.evaluation.comparison.compare import compare, read_results
-from distill.evaluation.examination.exam import load_exam
-from distill.evaluation.examination.targets import find_target
 from distill.events import silent
+from distill.exam.baselines import train_child
+from distill.exam.questions import load_exam
+from distill.exam.targets import find_target
+from distill.report import compare as comparison
+from distill.report.compare import compare, read_results
 from distill.run import Run
 from distill.training.checkpoint import best
 
@@ -156,7 +156,7 @@ def test_a_judge_that_fails_takes_nothing_along(runs: Path, tmp_path: Path, monk
         assert options["force"]
         raise TeacherError("the judge left")
 
-    monkeypatch.setattr("distill.evaluation.comparison.judge.judge", fails)
+    monkeypatch.setattr("distill.report.judge.judge", fails)
     out = tmp_path / "out"
     with serve(Replay([exchange(name) for name in ("tags", "version", "show")])) as server:
         judge = ("--judge", "ollama:smollm2:135m", "--host", server.url, "--force")
@@ -211,7 +211,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(runs: Path, monkeypatch:
     assert asked == ["soft0", "hard0"]
     assert not (runs / "base" / "comparisons").exists()
     # What is measured is known by heart: its weights aren't even opened again.
-    from distill.evaluation.examination import examine as examination
+    from distill.exam import examine as examination
 
     opened, really = list[str](), examination.open_examinee
     monkeypatch.setattr(

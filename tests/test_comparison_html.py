@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from support.browser import Browser, Page, find_browser
 from support.comparison_sample import HOSTILE, QUESTIONS, bare, big, small
 
-from distill.evaluation.comparison.findings import difference_text
-from distill.evaluation.comparison.page import render_html
-from distill.evaluation.comparison.prompts import winners
-from distill.evaluation.metrics.catalogue import METRICS, metric_of
+from distill.exam.metrics.catalogue import METRICS, metric_of
+from distill.report.findings import difference_text
+from distill.report.page import render_html
+from distill.report.prompts import winners
 
 VOID = {"meta", "input", "br", "img", "link"}
 SECTIONS = ["found", "believe", "differences", "measured", "prompts", "judge", "curves", "cost", "training", "seen"]

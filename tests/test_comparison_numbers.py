@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill.evaluation.comparison.numbers import SHOWN, compare_numbers
-from distill.evaluation.examination.exam import Question
-from distill.evaluation.examination.measured import Measured
-from distill.evaluation.examinees.protocol import Card
-from distill.evaluation.metrics.significance import holm, permutation_test
-from distill.evaluation.metrics.statistics import PairedBootstrap, Ratio, paired
+from distill.exam.examinees.protocol import Card
+from distill.exam.measured import Measured
+from distill.exam.metrics.significance import holm, permutation_test
+from distill.exam.metrics.statistics import PairedBootstrap, Ratio, paired
+from distill.exam.questions import Question
+from distill.report.numbers import SHOWN, compare_numbers
 
 PROMPTS = 30
 KEYS = [f"{i:03d}" for i in range(PROMPTS)]

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.comparison_sample import big, small
 
-from distill.evaluation.comparison.plots import bars, curves, dots, forest, frontier
-from distill.evaluation.comparison.svg import Style, axis, log_axis, tick_text
+from distill.report.plots import bars, curves, dots, forest, frontier
+from distill.report.svg import Style, axis, log_axis, tick_text
 
 
 @settings(max_examples=200, deadline=None)

@@ -9,19 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.comparison_sample import HOSTILE, bare, big, small
 
-from distill.evaluation.comparison.findings import (
-    asked,
-    cautions,
-    equal_tokens,
-    findings,
-    judged,
-    lanes,
-    minus,
-    verdict,
-)
-from distill.evaluation.comparison.report import headlines, render_markdown
-from distill.evaluation.comparison.tables import cost_rows, difference_rows, metric_rows, size, training_rows
-from distill.evaluation.metrics.catalogue import metric_of
+from distill.exam.metrics.catalogue import metric_of
+from distill.report.comparison import headlines, render_markdown
+from distill.report.findings import asked, cautions, equal_tokens, findings, judged, lanes, minus, verdict
+from distill.report.tables import cost_rows, difference_rows, metric_rows, size, training_rows
 
 
 def tables(markdown: str) -> dict[str, list[list[str]]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from distill.config import Settings
-from distill.evaluation.comparison.trained_on import curve, trained_on
-from distill.evaluation.examination.targets import Target, find_target
+from distill.exam.targets import Target, find_target
+from distill.exam.trained_on import curve, trained_on
 from distill.run import Run
 from distill.training.checkpoint import LoopState
 

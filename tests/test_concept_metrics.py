@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.corpus.inflect import STOP_WORDS
-from distill.corpus.syntax_miner import mine_texts
-from distill.corpus.triplets import Triplet
-from distill.evaluation.examination.exam import Question
-from distill.evaluation.metrics import concepts as module
-from distill.evaluation.metrics.concepts import coded, concept_metrics, mined_of, soft_f1, text_vectors
-from distill.evaluation.metrics.statistics import Ratio
+from distill.exam.metrics import concepts as module
+from distill.exam.metrics.concepts import coded, concept_metrics, mined_of, soft_f1, text_vectors
+from distill.exam.metrics.statistics import Ratio
+from distill.exam.questions import Question
+from distill.mining.inflect import STOP_WORDS
+from distill.mining.syntax_miner import mine_texts
+from distill.mining.triplets import Triplet
 from distill.tokens.image_tokens import Codebook, build_codebook
 
 SAID = {

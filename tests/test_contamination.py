@@ -15,17 +15,10 @@ from bundle.load import load_checkpoint
 from distill.config import ExportSettings, Settings, StudentSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import CorruptFile
-from distill.evaluation.examination import contamination
-from distill.evaluation.examination.contamination import (
-    HASHES,
-    Contamination,
-    check,
-    hashes_json,
-    of_target,
-    prompt_hash,
-)
-from distill.evaluation.examination.exam import Exam, Question, exam_of_prompts
-from distill.evaluation.examination.targets import Target, find_target
+from distill.exam import contamination
+from distill.exam.contamination import HASHES, Contamination, check, hashes_json, of_target, prompt_hash
+from distill.exam.questions import Exam, Question, exam_of_prompts
+from distill.exam.targets import Target, find_target
 from distill.run import Run
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
 

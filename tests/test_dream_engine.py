@@ -13,14 +13,14 @@ from torch import Tensor
 
 from distill.backbone.model import Backbone, BackboneConfig
 from distill.config import DreamingConfig
-from distill.corpus.triplets import LENSES
+from distill.dream.engine import DreamEngine, drafted_dreams, prompt_states
+from distill.dream.generator import DreamGenerator, Dreams, ExpertTransitions, straight_through
+from distill.dream.input_tokenizer import Encoded, InputTokenizer
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
-from distill.student.dream_engine import DreamEngine, drafted_dreams, prompt_states
-from distill.student.dream_generator import DreamGenerator, Dreams, ExpertTransitions, straight_through
-from distill.student.input_tokenizer import Encoded, InputTokenizer
+from distill.mining.triplets import LENSES
 from distill.tokens.concepts import LocalEncoder, unit_rows
 from distill.tokens.image_tokens import Codebook
-from distill.training.dream_losses import DreamTargets, engine_loss
+from distill.training.engine.losses import DreamTargets, engine_loss
 
 HIDDEN, CODES, PROMPT = 32, 20, 9
 S, T, D = 4, 5, 512

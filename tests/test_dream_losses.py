@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.student.dream_generator import Dreams
-from distill.training import dream_losses
-from distill.training.dream_losses import DreamTargets
+from distill.dream.generator import Dreams
+from distill.training.engine import losses as dream_losses
+from distill.training.engine.losses import DreamTargets
 
 B, S, T, D, C, E = 3, 4, 5, 16, 7, 4
 

@@ -27,26 +27,26 @@ from distill.config import (
     TrainSettings,
 )
 from distill.corpus.capture import capture
-from distill.corpus.mining import mine
 from distill.corpus.traces import TraceStore
-from distill.corpus.triplets import LENSES, Triplet, by_trace, read_triplets
+from distill.dream import engine as dream_engine
+from distill.dream.engine import DreamEngine, drafted_dreams, prompt_states
+from distill.dream.generator import Dreams
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
-from distill.evaluation.baselines import copy_file
 from distill.events import Event, Listener
+from distill.exam.baselines import copy_file
+from distill.knowledge.mine import mine
+from distill.mining.triplets import LENSES, Triplet, by_trace, read_triplets
 from distill.run import Run
-from distill.student import dream_engine
-from distill.student.dream_engine import DreamEngine, drafted_dreams, prompt_states
-from distill.student.dream_generator import Dreams
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids, think_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
 from distill.training import checkpoint
-from distill.training.dream_data import DreamBatch, Order, dream_targets, first_triplets, load_data, outcomes
-from distill.training.dream_metrics import measure, mined_dream
-from distill.training.dream_objectives import PromptStates, Reader, phase_loss, targets_of
-from distill.training.dream_phases import EngineTrainer, train_engine
-from distill.training.dream_plan import engine_of
+from distill.training.engine.data import DreamBatch, Order, dream_targets, first_triplets, load_data, outcomes
+from distill.training.engine.metrics import measure, mined_dream
+from distill.training.engine.objectives import PromptStates, Reader, phase_loss, targets_of
+from distill.training.engine.phases import EngineTrainer, train_engine
+from distill.training.engine.plan import engine_of
 from distill.training.loop import train
 
 FILES = ("run.json", "traces.db", "dataset.jsonl", "triplets.jsonl", "knowledge.graphml", "tokenizer", "data",
@@ -342,7 +342,7 @@ def test_kept_states_are_those_of_the_backbone(parts: Parts, monkeypatch: pytest
     states, real = kept.of(parts.batch)
     assert torch.equal(real, parts.states[1])
     torch.testing.assert_close(states[real], parts.states[0][real], rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("distill.training.dream_objectives.KEPT_BYTES", 10)
+    monkeypatch.setattr("distill.training.engine.objectives.KEPT_BYTES", 10)
     computed = PromptStates(parts.backbone, parts.data["train"])
     assert not computed.kept
     assert torch.equal(computed.of(parts.batch)[0], parts.states[0])

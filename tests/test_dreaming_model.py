@@ -21,19 +21,19 @@ from bundle.manifest import Manifest, write_manifest
 from distill.backbone.model import Backbone
 from distill.backbone.session import Session
 from distill.config import CaptureSettings, DreamingConfig, Settings
-from distill.corpus.knowledge import load_graph
-from distill.corpus.retrieval import retrieve
-from distill.corpus.triplets import LENSES
+from distill.dream.dreamers import WAKING, Written, decode, decode_guided, read_dream
+from distill.dream.engine import DreamEngine, drafted_dreams, prompt_states
+from distill.dream.graph_reasoner import DreamGraphReasoner
+from distill.dream.model import DreamingReasoningLLM
+from distill.dream.output_decoder import OutputDecoder, Sampling, Speaker, Splitter, image_labels
+from distill.dream.pretrained import Parts
+from distill.dream.record import DreamRecord
+from distill.dream.starter import starter_tokenizer
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
+from distill.knowledge.graph import load_graph
+from distill.knowledge.retrieval import retrieve
+from distill.mining.triplets import LENSES
 from distill.run import Run, sha256_file
-from distill.student.dream_engine import DreamEngine, drafted_dreams, prompt_states
-from distill.student.dream_record import DreamRecord
-from distill.student.dreamers import WAKING, Written, decode, decode_guided, read_dream
-from distill.student.dreaming_model import DreamingReasoningLLM
-from distill.student.graph_reasoner import DreamGraphReasoner
-from distill.student.output_decoder import OutputDecoder, Sampling, Speaker, Splitter, image_labels
-from distill.student.pretrained import Parts
-from distill.student.starter import starter_tokenizer
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids, think_ids
 from distill.tokens.image_tokens import Codebook

@@ -17,15 +17,15 @@ from distill.backbone.model import Backbone, load_backbone
 from distill.config import load_settings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
-from distill.evaluation.ablation.examples import Example, load_examples
-from distill.evaluation.baselines import train_baseline
-from distill.evaluation.evaluate import Evaluation, evaluate, without_speed
-from distill.evaluation.examination.examine import dream_tokens_of
-from distill.evaluation.examination.scoring import dream_context
-from distill.evaluation.metrics.catalogue import METRICS
-from distill.evaluation.report import render
 from distill.events import Event, silent
+from distill.exam.baselines import train_baseline
+from distill.exam.examine import dream_tokens_of
+from distill.exam.metrics.catalogue import METRICS
+from distill.exam.scoring import dream_context
+from distill.report.evaluate import Evaluation, evaluate, without_speed
+from distill.report.evaluation import render
 from distill.run import Run
+from distill.sweep.ablation.examples import Example, load_examples
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.image_tokens import Codebook, load_codes

@@ -18,14 +18,14 @@ from bundle.export import export
 from cli.main import dream
 from distill.config import EvaluateSettings
 from distill.errors import DistillError
-from distill.evaluation import evaluate_targets
-from distill.evaluation.examination import cost
-from distill.evaluation.examination import examine as examination
-from distill.evaluation.examination.cost import Timed, kept_cost, measure_cost, summarize
-from distill.evaluation.examination.exam import load_exam
-from distill.evaluation.examination.targets import Target, find_target
-from distill.evaluation.examinees.native import MASKED
-from distill.evaluation.targets_report import remarks, render, table_rows
+from distill.exam import cost
+from distill.exam import examine as examination
+from distill.exam.cost import Timed, kept_cost, measure_cost, summarize
+from distill.exam.examinees.native import MASKED
+from distill.exam.questions import load_exam
+from distill.exam.targets import Target, find_target
+from distill.report import evaluate_targets
+from distill.report.targets import remarks, render, table_rows
 from distill.run import Run
 from distill.training.checkpoint import best
 

@@ -17,14 +17,14 @@ from distill.backbone.model import load_backbone
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
 from distill.errors import CorruptFile
-from distill.evaluation.ablation.examples import load_examples
-from distill.evaluation.evaluate import evaluate
-from distill.evaluation.examination.exam import load_exam
-from distill.evaluation.examination.examine import dream_tokens_of
-from distill.evaluation.examination.scoring import dream_context
-from distill.evaluation.examination.truth import Truth, read_truths, same_answer, spread
-from distill.evaluation.report import render
+from distill.exam.examine import dream_tokens_of
+from distill.exam.questions import load_exam
+from distill.exam.scoring import dream_context
+from distill.exam.truth import Truth, read_truths, same_answer, spread
+from distill.report.evaluate import evaluate
+from distill.report.evaluation import render
 from distill.run import Run
+from distill.sweep.ablation.examples import load_examples
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best

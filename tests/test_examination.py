@@ -18,9 +18,9 @@ from support.fake_examinee import FakeExaminee, Killed, fake_exam, score_of
 
 from distill.config import EvaluateSettings, MineSettings, Settings
 from distill.errors import BadInput, CorruptFile, DistillError, TeacherUnavailable
-from distill.evaluation.examination import examine as examination
-from distill.evaluation.examination.exam import Exam
-from distill.evaluation.examination.examine import (
+from distill.events import Event
+from distill.exam import examine as examination
+from distill.exam.examine import (
     ExaminationsFailed,
     dream_tokens_of,
     examine,
@@ -29,13 +29,13 @@ from distill.evaluation.examination.examine import (
     safe_name,
     teacher_measured,
 )
-from distill.evaluation.examination.journal import Journal
-from distill.evaluation.examination.measured import IN_WORDS, KNOWN, Measured, spread_over
-from distill.evaluation.examination.targets import Target
-from distill.evaluation.metrics.calibration import BINS
-from distill.evaluation.metrics.catalogue import METRICS
-from distill.evaluation.metrics.statistics import Ratio
-from distill.events import Event
+from distill.exam.journal import Journal
+from distill.exam.measured import IN_WORDS, KNOWN, Measured, spread_over
+from distill.exam.metrics.calibration import BINS
+from distill.exam.metrics.catalogue import METRICS
+from distill.exam.metrics.statistics import Ratio
+from distill.exam.questions import Exam
+from distill.exam.targets import Target
 from distill.run import Run
 
 SETTINGS = EvaluateSettings(dreams=2, max_tokens=8, temperature=0.7)
@@ -108,8 +108,8 @@ import os, signal, sys
 from pathlib import Path
 from support.fake_examinee import FakeExaminee, fake_exam
 from distill.config import EvaluateSettings, MineSettings, Settings
-from distill.evaluation.examination import examine as examination
-from distill.evaluation.examination.targets import Target
+from distill.exam import examine as examination
+from distill.exam.targets import Target
 
 class Mortal(FakeExaminee):
     def score(self, questions, dream, draw=0):

@@ -14,12 +14,12 @@ from support.small_student import ANSWER, DREAM, dreaming_model
 from torch import Tensor
 
 from distill.backbone.model import load_backbone, save_backbone
+from distill.dream.pretrained import Parts, save_parts
 from distill.errors import BadInput, CorruptFile
-from distill.evaluation.examination.targets import How, Target, find_target, open_examinee
-from distill.evaluation.examinees.hf import APART, NO_TEMPLATE, TransformersExaminee
-from distill.evaluation.examinees.native import NativeExaminee
-from distill.evaluation.metrics.speech import Form
-from distill.student.pretrained import Parts, save_parts
+from distill.exam.examinees.hf import APART, NO_TEMPLATE, TransformersExaminee
+from distill.exam.examinees.native import NativeExaminee
+from distill.exam.metrics.speech import Form
+from distill.exam.targets import How, Target, find_target, open_examinee
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -134,7 +134,7 @@ def test_batches_change_nothing(
     theirs: TransformersExaminee, exam: SmallExam, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = theirs.score(exam.questions, "none")
-    monkeypatch.setattr("distill.evaluation.examinees.hf.BATCH_TOKENS", most)
+    monkeypatch.setattr("distill.exam.examinees.hf.BATCH_TOKENS", most)
     found = theirs.score(exam.questions[::-1], "none")[::-1]
     for one, two in zip(found, wanted, strict=True):
         assert_equal_scores(one, two)

@@ -16,11 +16,11 @@ from support.tiny_gguf import write_tiny_gguf
 from bundle.gguf import write_gguf
 from distill.backbone.model import Backbone
 from distill.errors import TeacherError
-from distill.evaluation.examination.exam import Question
-from distill.evaluation.examination.targets import How, Target
-from distill.evaluation.examinees import llama_cpp
-from distill.evaluation.examinees.common import without_thought
-from distill.evaluation.examinees.llama_cpp import GgufExaminee
+from distill.exam.examinees import llama_cpp
+from distill.exam.examinees.common import without_thought
+from distill.exam.examinees.llama_cpp import GgufExaminee
+from distill.exam.questions import Question
+from distill.exam.targets import How, Target
 from distill.teacher.gguf_tokenizer import read_tokenizer
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.teacher.protocol import TeacherTokenizer, TokenTargets

@@ -17,18 +17,18 @@ from bench.score import bench_score, scored_rows
 from bench.training import synthetic_documents
 from distill.config import Settings, TrainSettings
 from distill.corpus.traces import Trace, TraceStore
-from distill.corpus.triplets import Triplet, write_triplets
+from distill.dream.pretrained import Parts, save_parts
 from distill.errors import BadInput, CorruptFile, RunMismatch
-from distill.evaluation.examination.exam import Question
-from distill.evaluation.examination.scoring import dream_context, score_answers
-from distill.evaluation.examination.targets import How, Target, find_target, open_examinee
-from distill.evaluation.examinees.native import MASKED, RETRIEVED, NativeExaminee, teacher_map_of, with_teacher_map
-from distill.evaluation.examinees.protocol import AnswerScore, Examinee, Spoken
-from distill.evaluation.metrics.likelihood import SoftTargets
-from distill.evaluation.metrics.speech import Form
+from distill.exam.examinees.native import MASKED, RETRIEVED, NativeExaminee, teacher_map_of, with_teacher_map
+from distill.exam.examinees.protocol import AnswerScore, Examinee, Spoken
+from distill.exam.metrics.likelihood import SoftTargets
+from distill.exam.metrics.speech import Form
+from distill.exam.questions import Question
+from distill.exam.scoring import dream_context, score_answers
+from distill.exam.targets import How, Target, find_target, open_examinee
+from distill.mining.triplets import Triplet, write_triplets
 from distill.run import Run
 from distill.student.grammar import dream_size
-from distill.student.pretrained import Parts, save_parts
 from distill.teacher.protocol import GenerateOptions, Response, TeacherTokenizer
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids, with_context
@@ -136,8 +136,8 @@ def test_batches_and_order_change_nothing(
 
 def test_large_vocabularies_are_scored_in_blocks(examinee: NativeExaminee, exam: SmallExam, monkeypatch) -> None:
     wanted = examinee.score(exam.questions, "none")
-    monkeypatch.setattr("distill.evaluation.examination.scoring.POSITIONS_AT_ONCE", 3)
-    monkeypatch.setattr("distill.evaluation.examination.scoring.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("distill.exam.scoring.POSITIONS_AT_ONCE", 3)
+    monkeypatch.setattr("distill.exam.scoring.LOGITS_AT_ONCE", 1)
     for one, two in zip(examinee.score(exam.questions, "none"), wanted, strict=True):
         assert_equal_scores(one, two)
 

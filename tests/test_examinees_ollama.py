@@ -14,10 +14,10 @@ from support.small_student import ANSWER, DREAM, dreaming_model, small_tokenizer
 
 from bundle.gguf import write_gguf
 from distill.errors import ModelNotFound, TeacherUnavailable
-from distill.evaluation.examination.exam import Question
-from distill.evaluation.examination.targets import How, Target
-from distill.evaluation.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut, model_digest
-from distill.evaluation.metrics.speech import Form
+from distill.exam.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut, model_digest
+from distill.exam.metrics.speech import Form
+from distill.exam.questions import Question
+from distill.exam.targets import How, Target
 from distill.tokens.chat import go_template
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,7 +173,7 @@ def test_the_recorded_dream_is_read(server: FakeOllama) -> None:
     """The request that was recorded had no options: here its answer alone is read."""
     from support.recorded import exchange
 
-    from distill.evaluation.examinees.ollama import _spoken
+    from distill.exam.examinees.ollama import _spoken
 
     spoken = _spoken(exchange("chat_think_true")["response"]["json"], True, 40, 0.5, 5)
     assert spoken.dream == "⟨spatial⟩⟨a ball⟩⟨release⟩⟨falls⟩"
@@ -199,7 +199,7 @@ def test_the_recorded_dream_is_read(server: FakeOllama) -> None:
     ],
 )
 def test_texts_alone_tell_how_a_reply_was_spelled(change: dict[str, Any], form: Form) -> None:
-    from distill.evaluation.examinees.ollama import _spoken
+    from distill.exam.examinees.ollama import _spoken
 
     message = {"thinking": DREAM, "content": ANSWER}
     answer = {"done": True, "done_reason": "stop", "eval_count": 20}

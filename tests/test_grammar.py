@@ -14,10 +14,10 @@ from bundle.load import Student
 from distill.backbone.generate import Sampler, generate, stream
 from distill.backbone.model import Backbone
 from distill.config import Settings
-from distill.corpus.triplets import LENSES
-from distill.student.dreaming_model import DreamingReasoningLLM
+from distill.dream.model import DreamingReasoningLLM
+from distill.dream.starter import starter_tokenizer
+from distill.mining.triplets import LENSES
 from distill.student.grammar import ANSWER, INSIDE, DreamGrammar, dream_size, longest_path, steps_within
-from distill.student.starter import starter_tokenizer
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import parse_dream, prompt_ids, think_ids
 from distill.tokens.sentence_piece import from_model, train_model

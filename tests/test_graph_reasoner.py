@@ -9,10 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from distill.corpus.triplets import LENSES
-from distill.errors import BadInput, CorruptFile
-from distill.student.dream_record import Branch, DreamRecord, Slot, Step
-from distill.student.graph_reasoner import (
+from distill.dream.graph_reasoner import (
     ACROSS,
     EARLIER,
     LATER,
@@ -24,6 +21,9 @@ from distill.student.graph_reasoner import (
     graph_edges,
     relations_of,
 )
+from distill.dream.record import Branch, DreamRecord, Slot, Step
+from distill.errors import BadInput, CorruptFile
+from distill.mining.triplets import LENSES
 
 DIM, S, T = 12, 4, 5
 

@@ -23,7 +23,7 @@ from bundle.export import Origin, write_bundle
 from bundle.load import Student
 from distill.config import ExportSettings
 from distill.corpus.datasets.causal_world import questions
-from distill.evaluation.examination.scoring import score_answers
+from distill.exam.scoring import score_answers
 from distill.tokens.chat import prompt_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")

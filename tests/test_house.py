@@ -19,7 +19,21 @@ PACKAGES = ("distill", "bundle", "bench", "cli")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # Higher may import lower, never the other way round.
-LAYERS = ("base", "backbone", "teacher", "corpus", "tokens", "student", "training", "evaluation")
+LAYERS = (
+    "base",
+    "backbone",
+    "teacher",
+    "corpus",
+    "mining",
+    "knowledge",
+    "tokens",
+    "student",
+    "dream",
+    "training",
+    "exam",
+    "report",
+    "sweep",
+)
 BASE = (
     "distill",
     "distill.config",

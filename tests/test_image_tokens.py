@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from support.answers_run import answers, texts
 
 from distill.config import TeacherSettings
-from distill.corpus.syntax_miner import mine_texts
-from distill.corpus.triplets import LENSES, Triplet, by_trace, clean_phrase
 from distill.errors import BadInput, CorruptFile
+from distill.mining.syntax_miner import mine_texts
+from distill.mining.triplets import LENSES, Triplet, by_trace, clean_phrase
 from distill.tokens.bpe import image_text
 from distill.tokens.concepts import CONCEPT_DIM, EMBED_BATCH, OllamaEncoder, load_encoder
 from distill.tokens.image_tokens import (

@@ -14,10 +14,10 @@ from support.recorded import Replay, exchange
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, TeacherError
-from distill.evaluation.comparison.judge import EXAMPLES, context_for, judge, outcome_of, read
-from distill.evaluation.comparison.judge import Verdict as Said
-from distill.evaluation.examination.exam import Question
 from distill.events import Event, silent
+from distill.exam.questions import Question
+from distill.report.judge import EXAMPLES, context_for, judge, outcome_of, read
+from distill.report.judge import Verdict as Said
 from distill.teacher import open_teacher
 
 MODEL = "smollm2:135m"

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.answers_run import texts
 
-from distill.corpus.growing_graph import EDGES, SLACK, Chain, KnowledgeGraph
-from distill.corpus.knowledge import build_graph, load_graph, merge, most_important, save_graph
-from distill.corpus.syntax_miner import mine_texts
-from distill.corpus.triplets import LENSES, Triplet
 from distill.errors import BadInput, CorruptFile
+from distill.knowledge.graph import build_graph, load_graph, merge, most_important, save_graph
+from distill.knowledge.growing_graph import EDGES, SLACK, Chain, KnowledgeGraph
+from distill.mining.syntax_miner import mine_texts
+from distill.mining.triplets import LENSES, Triplet
 
 
 def triplet(what: str, action: str, result: str, lens: str = "causal", step: int = 0, trace: str = "t") -> Triplet:
@@ -331,7 +331,7 @@ def test_two_who_save_in_turns_lose_and_double_nothing(
 
 
 GROW = """
-import sys; from pathlib import Path; from distill.corpus.growing_graph import Chain, KnowledgeGraph
+import sys; from pathlib import Path; from distill.knowledge.growing_graph import Chain, KnowledgeGraph
 for i in range(10):
     graph = KnowledgeGraph(Path(sys.argv[1]))
     graph.add([Chain("causal", [("ball", "falls", sys.argv[2])])])

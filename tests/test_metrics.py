@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import norm, t
 
-from distill.evaluation.metrics import likelihood as metrics
-from distill.evaluation.metrics.statistics import PairedBootstrap, Ratio
+from distill.exam.metrics import likelihood as metrics
+from distill.exam.metrics.statistics import PairedBootstrap, Ratio
 from distill.teacher.protocol import UNKNOWN_ID, TokenTargets
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Aligner

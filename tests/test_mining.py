@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from support.answers_run import answers, captured_run, texts, traces
 
 from distill.config import Settings
-from distill.corpus import syntax_miner, teacher_miner
-from distill.corpus.inflect import content_stems, grounded, past_participle, stem, third_person
-from distill.corpus.knowledge import load_graph
-from distill.corpus.mining import mine
-from distill.corpus.syntax_miner import load_parser, mine_texts, prose
 from distill.corpus.traces import TraceStore
-from distill.corpus.triplets import (
+from distill.errors import BadInput, CorruptFile, MissingDependency, MissingStage, TeacherError
+from distill.events import Event
+from distill.knowledge.graph import load_graph
+from distill.knowledge.mine import mine
+from distill.mining import syntax_miner, teacher_miner
+from distill.mining.inflect import content_stems, grounded, past_participle, stem, third_person
+from distill.mining.syntax_miner import load_parser, mine_texts, prose
+from distill.mining.triplets import (
     LENSES,
     MAX_CHARACTERS,
     MAX_WORDS,
@@ -29,8 +31,6 @@ from distill.corpus.triplets import (
     read_triplets,
     write_triplets,
 )
-from distill.errors import BadInput, CorruptFile, MissingDependency, MissingStage, TeacherError
-from distill.events import Event
 from distill.run import Run
 from distill.teacher.protocol import GenerateOptions
 

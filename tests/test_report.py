@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distill.evaluation import report
+from distill.report import evaluation as report
 
 
 def entry(value: float, spread: float = 0.1) -> dict[str, float]:

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 
 from distill.config import CaptureSettings, EvaluateSettings, Settings, TokenizeSettings, TrainSettings
 from distill.corpus.datasets.stage import capture_dataset
-from distill.corpus.growing_graph import Chain, KnowledgeGraph
-from distill.corpus.inflect import content_stems
-from distill.corpus.knowledge import build_graph, load_graph
-from distill.corpus.mining import mine
-from distill.corpus.retrieval import WAYS, Labels, Retriever, retrieve
 from distill.corpus.traces import TraceStore
-from distill.corpus.triplets import LENSES, Triplet, by_trace, read_triplets
 from distill.errors import BadInput
-from distill.evaluation.ablation.examples import load_examples
 from distill.events import silent
+from distill.knowledge.graph import build_graph, load_graph
+from distill.knowledge.growing_graph import Chain, KnowledgeGraph
+from distill.knowledge.mine import mine
+from distill.knowledge.retrieval import WAYS, Labels, Retriever, retrieve
+from distill.mining.inflect import content_stems
+from distill.mining.triplets import LENSES, Triplet, by_trace, read_triplets
 from distill.run import Run
+from distill.sweep.ablation.examples import load_examples
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids, with_context
@@ -161,7 +161,7 @@ def test_leaving_a_trace_out_is_a_graph_of_the_others(
 
 
 SCRIPT = """
-from distill.corpus.knowledge import load_graph; from distill.corpus.retrieval import WAYS, retrieve
+from distill.knowledge.graph import load_graph; from distill.knowledge.retrieval import WAYS, retrieve
 import sys; from pathlib import Path
 print([retrieve(load_graph(Path(sys.argv[1])), "the cup falls to the floor in pieces", how, 4, 7) for how in WAYS])
 """

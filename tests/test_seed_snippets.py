@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from distill.config import DreamingConfig
+from distill.dream.graph_reasoner import DreamGraphReasoner
+from distill.dream.model import DreamingReasoningLLM
+from distill.dream.record import Branch, DreamRecord
 from distill.errors import BadInput
-from distill.student.dream_record import Branch, DreamRecord
-from distill.student.dreaming_model import DreamingReasoningLLM
-from distill.student.graph_reasoner import DreamGraphReasoner
 
-WHERE = {"image_token_llm.dreaming_model": "distill.student.dreaming_model", "image_token_llm.config": "distill.config"}
+WHERE = {"image_token_llm.dreaming_model": "distill.dream.model", "image_token_llm.config": "distill.config"}
 
 BASIC = """
 from image_token_llm.dreaming_model import DreamingReasoningLLM

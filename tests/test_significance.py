@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from distill.evaluation.metrics.significance import holm, permutation_test
-from distill.evaluation.metrics.statistics import Ratio
+from distill.exam.metrics.significance import holm, permutation_test
+from distill.exam.metrics.statistics import Ratio
 
 
 def brute(a: Ratio, b: Ratio) -> float:

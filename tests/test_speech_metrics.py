@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.small_student import LABELS
 
-from distill.corpus.triplets import LENSES
-from distill.evaluation.comparison.doubts import masked
-from distill.evaluation.metrics.speech import (
+from distill.dream.starter import starter_tokenizer
+from distill.exam.metrics.speech import (
     Form,
     Letters,
     form_of,
@@ -20,7 +19,8 @@ from distill.evaluation.metrics.speech import (
     letters_of,
     speech_metrics,
 )
-from distill.student.starter import starter_tokenizer
+from distill.mining.triplets import LENSES
+from distill.report.doubts import masked
 
 TOKENIZER = starter_tokenizer(list(LABELS))
 LENS = "".join(f"⟨{lens}⟩" for lens in LENSES)

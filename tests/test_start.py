@@ -11,9 +11,9 @@ from bundle.gguf import file_bytes, write_gguf
 from distill.backbone.model import count_parameters, load_backbone
 from distill.config import CaptureSettings, Settings, StudentSettings, TeacherSettings, TokenizeSettings, TrainSettings
 from distill.corpus.capture import capture
-from distill.corpus.mining import mine
 from distill.errors import BadInput
 from distill.events import Event
+from distill.knowledge.mine import mine
 from distill.run import Run
 from distill.student.image_rows import SHIFT, begin_image_rows, direction
 from distill.student.initialize import new_student, rows_of, transplant

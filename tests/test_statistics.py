@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
-from distill.evaluation.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio, effective, paired, tail
+from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio, effective, paired, tail
 
 # Metrics with parts.
 

@@ -22,13 +22,13 @@ from distill.config import Settings
 from distill.corpus.datasets import stage
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, DistillError, RunMismatch
-from distill.evaluation.sweep import cells as sweep_cells
-from distill.evaluation.sweep.plan import LONGEST, Plan, read_plan
-from distill.evaluation.sweep.sweep import overview
-from distill.evaluation.sweep.sweep import sweep as whole_sweep
-from distill.evaluation.sweep.table import rows_of, to_csv, to_markdown
 from distill.events import Event
 from distill.run import Run
+from distill.sweep import cells as sweep_cells
+from distill.sweep.plan import LONGEST, Plan, read_plan
+from distill.sweep.sweep import overview
+from distill.sweep.sweep import sweep as whole_sweep
+from distill.sweep.table import rows_of, to_csv, to_markdown
 from distill.training.checkpoint import best, list_checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -413,7 +413,7 @@ def test_a_bug_in_one_cell_keeps_its_traceback(world: Run, tmp_path: Path, monke
             raise ZeroDivisionError("division\nby zero")
         return sweep_cells.train_cell(job, listen)
 
-    monkeypatch.setattr("distill.evaluation.sweep.sweep.train_cell", broken)
+    monkeypatch.setattr("distill.sweep.sweep.train_cell", broken)
     state = sweep(plan_of(tmp_path, {"variants": {"a": {}, "b": {"train.lr": 1e-3}}}, world), tmp_path / "s")
     error = state["cells"]["a-seed0"]["error"]
     assert error.startswith("ZeroDivisionError: division by zero (all of it is in ")
@@ -607,7 +607,7 @@ def test_a_failed_baseline_is_replaced_aloud(world: Run, tmp_path: Path, monkeyp
             raise BadInput("no luck")
         return train(job, listen)
 
-    monkeypatch.setattr("distill.evaluation.sweep.sweep.train_cell", one_fails)
+    monkeypatch.setattr("distill.sweep.sweep.train_cell", one_fails)
     events: list[Event] = []
     plan = plan_of(tmp_path, content, world)
     assert plan.baseline == "wild"

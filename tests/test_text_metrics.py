@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.corpus.triplets import LENSES
-from distill.evaluation.examination.truth import Truth
-from distill.evaluation.metrics.catalogue import METRICS, in_order, metric_of, shown
-from distill.evaluation.metrics.dreams import chance_recalled, dream_metrics, labels_of, recalled
-from distill.evaluation.metrics.text import chrf, distinct, exact_match, repeated, rouge_l, text_metrics
+from distill.exam.metrics.catalogue import METRICS, in_order, metric_of, shown
+from distill.exam.metrics.dreams import chance_recalled, dream_metrics, labels_of, recalled
+from distill.exam.metrics.text import chrf, distinct, exact_match, repeated, rouge_l, text_metrics
+from distill.exam.truth import Truth
+from distill.mining.triplets import LENSES
 
 
 def own_chrf(answer: str, reference: str, beta: float = 2.0) -> float:
@@ -153,7 +153,7 @@ def test_exact_match_by_split() -> None:
 
 
 def test_scores_cost_nothing_before_they_are_wanted() -> None:
-    code = "import sys, distill.evaluation.metrics.text; print({'nltk', 'rouge_score', 'sacrebleu'} & set(sys.modules))"
+    code = "import sys, distill.exam.metrics.text; print({'nltk', 'rouge_score', 'sacrebleu'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "set()", done.stderr
 

@@ -14,10 +14,10 @@ import torch
 
 from distill.backbone.model import load_backbone, save_backbone
 from distill.config import Settings, StudentSettings, TokenizeSettings, TrainSettings
-from distill.corpus.mining import mine
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
-from distill.evaluation.baselines import copy_file
 from distill.events import Event
+from distill.exam.baselines import copy_file
+from distill.knowledge.mine import mine
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer

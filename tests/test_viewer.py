@@ -17,13 +17,13 @@ from PIL import Image
 from support.browser import Browser, Page, find_browser
 from support.dream_samples import HOSTILE, as_it_forms, backbone_record, engine_record, hostile_record
 
-from distill.corpus.triplets import LENSES
+from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step
+from distill.dream.view.heatmap import MATTERS, SURE, heatmap
+from distill.dream.view.lanes import LiveLanes, clip, visible, width
+from distill.dream.view.page import page
+from distill.dream.view.viewer import DreamViewer, winner
 from distill.errors import BadInput, CorruptFile, DistillError
-from distill.student.dream_record import Branch, DreamRecord, Edge, Slot, Step
-from distill.student.live_lanes import LiveLanes, clip, visible, width
-from distill.student.viewer import DreamViewer, winner
-from distill.student.viewer_html import page
-from distill.student.viewer_png import MATTERS, SURE, heatmap
+from distill.mining.triplets import LENSES
 
 
 def vectors(seed: int = 0, paths: int = 4, steps: int = 5) -> np.ndarray[Any, Any]:
@@ -295,7 +295,7 @@ def test_the_page_holds_its_records() -> None:
 
 
 def test_a_page_of_many_dreams_holds_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill.student.viewer_html.SHOWN", 2)
+    monkeypatch.setattr("distill.dream.view.page.SHOWN", 2)
     outline = Outline(page([DreamRecord(f"prompt {i}", "engine") for i in range(5)]).decode())
     text = "".join(outline.text)
     assert sum(tag == "article" for tag, _ in outline.elements) == 2

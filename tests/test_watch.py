@@ -16,9 +16,9 @@ from PIL import Image
 
 from cli import main as entry
 from distill.config import DreamingConfig
-from distill.student.dream_record import DreamRecord
-from distill.student.live_lanes import LiveLanes
-from distill.student.viewer import DreamViewer, winner
+from distill.dream.record import DreamRecord
+from distill.dream.view.lanes import LiveLanes
+from distill.dream.view.viewer import DreamViewer, winner
 
 PROMPT = "What happens when you drop a ball?"
 
@@ -28,7 +28,7 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an untrained student and its engine: it dreams and answers, and means nothing by it."""
-    from distill.student.dreaming_model import DreamingReasoningLLM
+    from distill.dream.model import DreamingReasoningLLM
 
     folder = tmp_path_factory.mktemp("watch") / "student"
     with pytest.warns(UserWarning, match="untrained"):
@@ -100,7 +100,7 @@ def test_a_guide_begins_each_path(call: Call, student: Path) -> None:
 
 
 def test_a_student_that_gives_images_is_watched_too(call: Call, student: Path, tmp_path: Path) -> None:
-    from distill.student.dreaming_model import DreamingReasoningLLM
+    from distill.dream.model import DreamingReasoningLLM
 
     model = DreamingReasoningLLM.load_pretrained(student, config=DreamingConfig(output_mode="both"), device="cpu")
     model.save_pretrained(tmp_path / "both")
@@ -109,9 +109,9 @@ def test_a_student_that_gives_images_is_watched_too(call: Call, student: Path, t
 
 
 def test_what_the_graph_knows_is_retrieved(call: Call, student: Path, tmp_path: Path) -> None:
-    from distill.corpus.knowledge import build_graph, save_graph
-    from distill.corpus.retrieval import WAYS
-    from distill.corpus.triplets import Triplet
+    from distill.knowledge.graph import build_graph, save_graph
+    from distill.knowledge.retrieval import WAYS
+    from distill.mining.triplets import Triplet
 
     folder = Path(shutil.copytree(student, tmp_path / "knowing"))
     known = Triplet("a ball", "drop", "breaks", lens="causal", step=0, trace="t", sentence=0, miner="")

@@ -51,9 +51,9 @@ def ablate(
     Example:
       dream ablate my-world --seeds 3 --set evaluate.prompts=600 --out docs/ablation.md
     """
-    from distill.evaluation.ablation.ablate import ablate as perform
-    from distill.evaluation.ablation.report import difference_rows, main_metric, render, sentences, table_rows
     from distill.run import write_atomic
+    from distill.sweep.ablation.ablate import ablate as perform
+    from distill.sweep.ablation.report import difference_rows, main_metric, render, sentences, table_rows
 
     with Progress(quiet) as listen, run.working():
         results = perform(run, listen, seeds=seeds, steps=steps, arms=arms, force=force)

@@ -11,7 +11,7 @@ from cli.progress import Progress
 from cli.targets import exam_for, find_systems
 
 if TYPE_CHECKING:
-    from distill.evaluation.examination.exam import Exam
+    from distill.exam.questions import Exam
 
 
 @click.command()
@@ -64,7 +64,7 @@ def compare(
       dream compare my-student ollama:my-student --judge ollama:llama3.2:1b
       dream compare soft=s0,s1,s2 hard=h0,h1,h2 --baseline soft --out docs/soft-or-hard
     """
-    from distill.evaluation.comparison.compare import publish, read_results
+    from distill.report.compare import publish, read_results
 
     if source is not None:
         given = {"targets": targets, "--baseline": baseline, "--on": on, "--prompts": prompts, "--judge": judge}
@@ -80,7 +80,7 @@ def compare(
     if as_json:
         emit_json({"folder": str(folder), **results})
         return
-    from distill.evaluation.comparison.report import difference_rows, headlines, metric_rows
+    from distill.report.comparison import difference_rows, headlines, metric_rows
 
     for rows in (metric_rows(results), difference_rows(results)):
         if len(rows) > 1:
@@ -106,8 +106,8 @@ def _measure(
     quiet: bool,
 ) -> tuple[dict[str, Any], Path]:
     from distill.config import TeacherSettings
-    from distill.evaluation.comparison.compare import compare as perform
-    from distill.evaluation.examination.examine import dream_tokens_of
+    from distill.exam.examine import dream_tokens_of
+    from distill.report.compare import compare as perform
 
     if len(specs) < 2:
         raise click.UsageError("name two targets or more; `dream evaluate` measures one")
@@ -136,7 +136,7 @@ def _measure(
 
 def _folder(exam: "Exam", names: list[str], prompts: str | None) -> Path:
     """RUN/comparisons/A-vs-B, shortened where the names are long; with --prompts N a folder of its own."""
-    from distill.evaluation.examination.examine import safe_name
+    from distill.exam.examine import safe_name
     from distill.run import fingerprint
 
     assert exam.run is not None, "a prompt file goes with --out"

@@ -118,9 +118,9 @@ def _examine(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from distill.evaluation.evaluate_targets import evaluate_targets
-    from distill.evaluation.examination.examine import dream_tokens_of
-    from distill.evaluation.targets_report import remarks, table_rows
+    from distill.exam.examine import dream_tokens_of
+    from distill.report.evaluate_targets import evaluate_targets
+    from distill.report.targets import remarks, table_rows
 
     targets = [find(spec, host) for spec in specs]
     exam, settings = exam_for(targets, on, prompts, out, overrides, config)

@@ -42,9 +42,9 @@ def sweep(
       dream sweep losses.yaml --dry-run
       dream sweep losses.yaml --jobs 2
     """
-    from distill.evaluation.sweep.plan import read_plan
-    from distill.evaluation.sweep.sweep import overview
-    from distill.evaluation.sweep.sweep import sweep as perform
+    from distill.sweep.plan import read_plan
+    from distill.sweep.sweep import overview
+    from distill.sweep.sweep import sweep as perform
 
     folder = runs_dir(ctx)
     plan = read_plan(file, lambda name: resolve(name, folder), make_absolute)
@@ -84,7 +84,7 @@ def _words(changes: dict[str, Any]) -> str:
 
 
 def _done(state: dict[str, Any]) -> str:
-    from distill.evaluation.metrics.catalogue import metric_of, shown
+    from distill.exam.metrics.catalogue import metric_of, shown
 
     metric = metric_of(state["metric"])
     cells = {name: state["cells"][name] for name in state["order"]}

@@ -11,8 +11,8 @@ from cli.output import emit_json
 from cli.runs import RunName
 
 if TYPE_CHECKING:
-    from distill.student.dream_record import DreamRecord
-    from distill.student.live_lanes import LiveLanes
+    from distill.dream.record import DreamRecord
+    from distill.dream.view.lanes import LiveLanes
 
 
 @click.command()
@@ -72,8 +72,8 @@ def watch(
     """
     from bundle.load import load_dreaming
     from cli.main import INTERRUPTED
-    from distill.student.live_lanes import LiveLanes
-    from distill.student.viewer import check_format
+    from distill.dream.view.lanes import LiveLanes
+    from distill.dream.view.viewer import check_format
 
     for path in exports:
         check_format(path)

@@ -1,0 +1,1 @@
+"""What was said: prompts, the teacher's answers, and datasets that bring their own."""

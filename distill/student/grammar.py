@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.config import Settings
-from distill.corpus.triplets import LENSES
+from distill.mining.triplets import LENSES
 from distill.teacher.gguf_tokenizer import BYTE, NORMAL
 from distill.tokens.bpe import StudentTokenizer
 

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
-from distill.corpus.triplets import LENSES
 from distill.errors import CorruptFile
+from distill.mining.triplets import LENSES
 from distill.run import sha256_file, write_atomic
 from distill.teacher.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_alphabet
 

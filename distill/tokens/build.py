@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.corpus.traces import Trace, TraceStore
-from distill.corpus.triplets import read_triplets
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
+from distill.mining.triplets import read_triplets
 from distill.run import Run, publish_folder, sha256_file
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.aligned import CHAT_WORDS, AlignedCut, why_not

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from distill.corpus.triplets import LENSES
+from distill.mining.triplets import LENSES
 from distill.tokens.bpe import END, END_THINK, START, THINK, StudentTokenizer, image_text
 
 STOP = (END,)

@@ -20,8 +20,8 @@ from safetensors.numpy import load, save
 from threadpoolctl import threadpool_limits
 
 from distill.config import TeacherSettings
-from distill.corpus.triplets import LENSES, Triplet, clean_phrase
 from distill.errors import BadInput, CorruptFile
+from distill.mining.triplets import LENSES, Triplet, clean_phrase
 from distill.run import write_atomic
 from distill.tokens.concepts import CONCEPT_DIM, ConceptEncoder, Embed, Vectors, fit_encoder, load_encoder, unit_rows
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.corpus.traces import Trace, TraceStore
-from distill.corpus.triplets import Triplet, by_trace, read_triplets
 from distill.errors import BadInput, CorruptFile
+from distill.mining.triplets import Triplet, by_trace, read_triplets
 from distill.run import Run, fingerprint, publish_folder
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.protocol import TokenTargets

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from distill.config import TrainSettings
-from distill.corpus.knowledge import build_graph
-from distill.corpus.retrieval import WAYS, Labels, Retriever
-from distill.corpus.triplets import Triplet
 from distill.errors import BadInput
+from distill.knowledge.graph import build_graph
+from distill.knowledge.retrieval import WAYS, Labels, Retriever
+from distill.mining.triplets import Triplet
 from distill.tokens.chat import with_context
 
 

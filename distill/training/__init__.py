@@ -1,0 +1,1 @@
+"""How a student learns: what it begins as, losses, batches, steps, checkpoints."""

@@ -15,7 +15,7 @@ from distill.config import (
 )
 from distill.corpus.capture import capture
 from distill.corpus.datasets import stage
-from distill.corpus.mining import mine
+from distill.knowledge.mine import mine
 from distill.run import Run
 from distill.tokens.build import build_tokenizer
 

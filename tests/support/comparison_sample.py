@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.evaluation.metrics.catalogue import metric_of
+from distill.exam.metrics.catalogue import metric_of
 
 HOSTILE = (
     "</script><script>window.owned = 1</script><img src=x onerror=window.owned=1> & \" ' <!-- "

@@ -1,7 +1,7 @@
 """Dream records to look at: one as an engine leaves it, one of the backbone's, and one that tries to break out."""
 
-from distill.corpus.triplets import LENSES
-from distill.student.dream_record import Branch, DreamRecord, Edge, Slot, Step
+from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step
+from distill.mining.triplets import LENSES
 
 CHAINS = {
     "spatial": [

@@ -7,8 +7,8 @@ from support.small_student import dreaming_model
 
 from distill.backbone.model import Backbone
 from distill.config import DreamingConfig
-from distill.student.dream_engine import DreamEngine
-from distill.student.starter import starter_codebook, starter_tokenizer
+from distill.dream.engine import DreamEngine
+from distill.dream.starter import starter_codebook, starter_tokenizer
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook
 

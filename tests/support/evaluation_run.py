@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from distill.config import EvaluateSettings, Settings, StudentSettings, TokenizeSettings, TrainSettings
-from distill.corpus.mining import mine
-from distill.evaluation.baselines import copy_file
+from distill.exam.baselines import copy_file
+from distill.knowledge.mine import mine
 from distill.run import Run
 from distill.tokens.build import build_tokenizer
 from distill.training.loop import train

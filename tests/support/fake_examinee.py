@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.corpus.triplets import LENSES, Triplet
-from distill.evaluation.examination.exam import Exam, Question
-from distill.evaluation.examination.truth import Truth
-from distill.evaluation.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
-from distill.evaluation.metrics.speech import Form
+from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
+from distill.exam.metrics.speech import Form
+from distill.exam.questions import Exam, Question
+from distill.exam.truth import Truth
+from distill.mining.triplets import LENSES, Triplet
 
 WORDS = ("ball", "falls", "floor", "rain", "street", "wet", "plant", "grows")
 

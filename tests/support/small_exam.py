@@ -9,9 +9,9 @@ import torch
 from support.small_student import TEXTS, small_model, small_tokenizer, write_checkpoint
 
 from distill.backbone.model import Backbone
-from distill.corpus.triplets import Triplet
-from distill.evaluation.examination.exam import Question
-from distill.evaluation.examinees.protocol import AnswerScore
+from distill.exam.examinees.protocol import AnswerScore
+from distill.exam.questions import Question
+from distill.mining.triplets import Triplet
 from distill.teacher.gguf_tokenizer import read_tokenizer
 from distill.teacher.protocol import TeacherTokenizer, TokenTargets
 from distill.tokens.bpe import StudentTokenizer

@@ -1,7 +1,7 @@
-"""What the capture and mine stages do where a dataset stands in for the teacher.
+"""What the capture stage does where a dataset stands in for the teacher.
 
-The dataset's answers become traces without soft targets, its true dreams triplets, and RUN/dataset.jsonl says of
-each question which split it belongs to and what the right answer is.
+The dataset's answers become traces without soft targets, and RUN/dataset.jsonl says of each question which split it
+belongs to and what the right answer is. Its true dreams become triplets when it is mined.
 """
 
 import importlib
@@ -13,7 +13,6 @@ from typing import Any
 
 from distill.corpus.datasets.questions import Question
 from distill.corpus.traces import Trace, TraceStore
-from distill.corpus.triplets import LENSES, Triplet
 from distill.errors import BadInput
 from distill.events import Event, Listener
 from distill.run import Run, fingerprint, write_atomic
@@ -94,13 +93,3 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
     run.record("capture", settings, outputs, summary, time.monotonic() - started)
     listen(Event("capture", "done", f"{stats.responses} questions", data=summary))
     return summary
-
-
-def true_triplets(run: Run) -> Iterator[Triplet]:
-    """The steps of every question's true dream, by lens."""
-    about, options = info(run), GenerateOptions(temperature=0.0, system=run.settings.capture.system)
-    for question in questions(run):
-        key = TraceStore.key(about, question.prompt, options)
-        for lens in LENSES:
-            for number, step in enumerate(question.dream.get(lens, ())):
-                yield Triplet(step.what, step.action, step.result, lens, number, key, -1, "dataset")

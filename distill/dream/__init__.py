@@ -1,0 +1,1 @@
+"""What comes before an answer: who dreams, who judges it, what is kept of it, and the model that does it all."""

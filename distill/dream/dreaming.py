@@ -1,0 +1,100 @@
+"""One prompt, read and dreamed: prompt, dream and answer share one cache, and nothing is read twice.
+
+Shape legend: P prompt positions, H hidden of the backbone, N images, D = 512.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.backbone.session import Session
+from distill.dream.dreamers import Dreamt, Watch, decode, decode_guided, draft, read_dream
+from distill.dream.output_decoder import Speaker
+from distill.dream.pretrained import Parts
+from distill.dream.prompting import Asked, image_words
+from distill.dream.record import Branch, DreamRecord
+from distill.dream.view.lanes import LiveLanes
+from distill.errors import BadInput
+from distill.knowledge.retrieval import Labels
+from distill.tokens.chat import prompt_ids, think_ids, with_context, with_steps
+
+DREAM_ROOM = 96
+"""Columns of the cache made for a dream at first; it grows for longer ones."""
+
+
+@dataclass
+class Dreaming:
+    """One prompt dreamed, and the backbone ready to answer."""
+
+    record: DreamRecord
+    dreamt: Dreamt
+    speaker: Speaker
+    started: float
+
+
+def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: Sequence[Labels] = ()) -> Dreaming:
+    """Read a prompt, dream, and have the backbone read the dream.
+
+    images: (1, N, D). known: triplets known of it before, put after the prompt. Raises BadInput where
+    prompt and dream leave no room for an answer.
+    """
+    started = time.monotonic()
+    ids, context = _prompt(parts, prompt, images, asked, known), parts.model.config.context
+    length = min(context, len(ids) + DREAM_ROOM + asked.sampling.max_tokens)
+    speaker = Speaker(Session(parts.model, 1, length), asked.sampling)
+    states = speaker.read(ids)
+    lanes = LiveLanes.on(sys.stdout) if asked.watch else None
+
+    def record(dreamt: Dreamt) -> DreamRecord:
+        seconds = time.monotonic() - started
+        return DreamRecord(prompt, asked.dreamer, dreamt.branches, dreamt.edges, seconds=seconds)
+
+    def watch(branches: list[Branch]) -> None:
+        for show in (asked.on_dream, lanes.draw if lanes else None):
+            if show is not None:
+                show(record(Dreamt(branches=branches)))
+
+    dreamt = _dreamt(parts, speaker, states, images, asked, watch if asked.on_dream or lanes else None)
+    if speaker.room < 1:
+        raise BadInput(
+            f"prompt: with its dream it fills a context of {context}, and leaves no room for an answer; shorten it"
+        )
+    whole = record(dreamt)
+    if asked.on_dream is not None:
+        asked.on_dream(whole)
+    if lanes is not None:
+        lanes.finish(whole)
+    return Dreaming(whole, dreamt, speaker, started)
+
+
+def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: Sequence[Labels]) -> list[int]:
+    """The prompt's tokens: what is seen comes first, what is known of it last, as image tokens."""
+    seen = "" if images is None else image_words(parts, images[0])
+    text = with_context("\n".join(part for part in (seen, prompt) if part), known)
+    ids = prompt_ids(parts.tokenizer, text, False if asked.dreamer == "none" else None, parts.system)
+    if len(ids) >= (context := parts.model.config.context):
+        raise BadInput(f"prompt: {len(ids)} tokens leave no room for an answer in a context of {context}; shorten it")
+    return ids
+
+
+def _dreamt(
+    parts: Parts, speaker: Speaker, states: Tensor, images: Tensor | None, asked: Asked, watch: Watch | None
+) -> Dreamt:
+    """Dream after a prompt of these states (1, P, H); then the speaker has read the dream, and words may follow."""
+    if asked.dreamer == "none":  # the prompt ends in an empty dream
+        speaker.obey(parts.grammar.answering)
+        return Dreamt()
+    if asked.dreamer == "engine":
+        seen = None if images is None else images.to(parts.device, torch.float32)
+        dreamt = draft(parts, states, asked.guide, seen, watch)
+        speaker.read(think_ids(parts.tokenizer, with_steps(dreamt.dream)), last=True)
+        speaker.obey(parts.grammar.answering)
+        return dreamt
+    speaker.obey(parts.grammar)
+    if asked.guide:
+        return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
+    return read_dream(parts, decode(parts, speaker, watch), states)

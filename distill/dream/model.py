@@ -1,0 +1,329 @@
+"""The whole dreaming model: a prompt becomes a dream, the dream an answer.
+
+Shape legend: B prompts, N images, 3 roles (what, action, result), D = 512.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from distill.backbone.model import Backbone
+from distill.config import DreamingConfig
+from distill.dream.dreamers import Dreamt, graph_data
+from distill.dream.dreaming import Dreaming, dream
+from distill.dream.engine import DreamEngine
+from distill.dream.graph_reasoner import chains_of
+from distill.dream.memory import recall
+from distill.dream.output_decoder import OutputDecoder, Sampling, image_labels
+from distill.dream.pretrained import KNOWLEDGE, Parts, load_parts, pick_device, save_parts
+from distill.dream.prompting import OUTPUT_MODES, Asked, OutputMode, check, choice, images_of, prompts_of
+from distill.dream.record import DreamRecord
+from distill.dream.view.viewer import DreamViewer, Format
+from distill.errors import BadInput
+from distill.knowledge.graph import load_graph
+from distill.knowledge.growing_graph import KnowledgeGraph
+from distill.knowledge.retrieval import Labels, Retriever
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.image_tokens import Codebook
+
+Image = tuple[Tensor, Tensor, Tensor]
+"""(what, action, result), (B, 512) each, of length 1."""
+REMEDY = "name another graph; `dream mine --force` writes a run's anew"
+"""Where a graph given to `know` can't be read."""
+
+
+class DreamingReasoningLLM:
+    """Dreams in image tokens before it answers.
+
+    Without parts it is an untrained nano student: all works, and nothing that it says means anything. A trained one
+    comes from `load_pretrained`, or from `bundle.load.load_dreaming` for a run.
+
+    device: "auto" takes the GPU where there is one; "cuda" without one falls back to the CPU with a warning.
+    enable_dream_viewer: record every dream (so does the config's enable_visualization). enable_rl: accepted, with a
+    warning, as this version doesn't learn from feedback. system: said before every prompt. knowledge: a graph that
+    grows with every dream, as `remember` opens it. seed: of untrained weights.
+    Raises RunMismatch for parts that don't fit each other, BadInput for a device or an output mode that there isn't.
+    """
+
+    def __init__(
+        self,
+        config: DreamingConfig | None = None,
+        *,
+        device: str = "auto",
+        enable_dream_viewer: bool = False,
+        enable_rl: bool = False,
+        backbone: Backbone | None = None,
+        tokenizer: StudentTokenizer | None = None,
+        codebook: Codebook | None = None,
+        engine: DreamEngine | None = None,
+        knowledge: KnowledgeGraph | None = None,
+        system: str = "",
+        seed: int = 0,
+    ) -> None:
+        if enable_rl:
+            warnings.warn(
+                "enable_rl: learning from feedback is not in this version; the model answers as it is", stacklevel=2
+            )
+        for name in ("num_dream_sequences", "dream_length", "graph_reasoning_hops"):
+            if config is not None and getattr(config, name) < 1:
+                raise BadInput(f"dreaming.{name}={getattr(config, name)}: must be at least 1")
+        if backbone is None and tokenizer is None:
+            from distill.dream.starter import starter_parts
+
+            warnings.warn("no student was given: this one is untrained, and what it says means nothing", stacklevel=2)
+            parts = starter_parts(config or DreamingConfig(), seed)
+            parts.system = system
+        elif backbone is None or tokenizer is None:
+            raise BadInput(
+                "a student needs both its backbone and its tokenizer; give both, or none for an untrained one"
+            )
+        else:
+            settings = config or (engine.config if engine is not None else DreamingConfig())
+            parts = Parts(backbone, tokenizer, codebook, engine, settings, system)
+        choice("dreaming.output_mode", parts.config.output_mode, OUTPUT_MODES)
+        self.parts = parts.check("the student").to(pick_device(device))
+        parts.model.eval()
+        if parts.engine is not None:
+            parts.engine.eval()
+        self.knowledge = knowledge
+        self._source: Path | None = None
+        self._viewer = DreamViewer() if enable_dream_viewer or parts.config.enable_visualization else None
+
+    @property
+    def config(self) -> DreamingConfig:
+        return self.parts.config
+
+    # Asking.
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        images: Any = None,
+        output_mode: str | None = None,
+        max_length: int = 256,
+        temperature: float = 0.7,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        seed: int = 0,
+        stream: bool = False,
+        return_dreams: bool = False,
+        watch_dreams: bool = False,
+        dreamer: str | None = None,
+        guide: str | None = None,
+        retrieve: str = "",
+        on_dream: Callable[[DreamRecord], None] | None = None,
+    ) -> Any:
+        """Dream of a prompt and answer it.
+
+        prompt: one, or several (the i-th draws with `seed + i`, and results come as lists). images: embeddings
+        (B, N, 512), as tensor, array or list, which the engine sees as they are and the backbone as the nearest image
+        tokens. output_mode: "text" → str; "image" → (what, action, result), (B, 512) each, of length 1; "both" →
+        {"text", "image"}; by default the config's. max_length: tokens of the answer, the dream not counted.
+        temperature 0 is greedy; then top_k (0: all) and top_p. stream: an iterator over pieces of text.
+        return_dreams: {"output", "labels" (of the image's three), "dreams" (a Branch a path), "graph_data",
+        "record" (DreamRecord), "seconds", "dream_seconds"}. watch_dreams: draw the dream on the console while it forms.
+        dreamer: "engine" drafts all paths in one pass, "backbone" decodes them token by token as in Ollama, "none"
+        answers at once; by default the engine where there is one. guide: one to three image tokens, "⟨a ball⟩",
+        that each path begins with. retrieve: put image tokens from the knowledge graph after the prompt; how they
+        are found: "neighbourhood", "walk" or "sample". on_dream: gets the dream as far as it is after each step
+        that forms, and last the whole of it, before the answer begins.
+        Raises BadInput, one line, for whatever can't be done.
+        """
+        sampling = Sampling(max_length, temperature, top_k, top_p, seed)
+        asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows)
+        asked = replace(asked, watch=watch_dreams, on_dream=on_dream)
+        seen = images_of(images)
+        prompts = prompts_of(prompt, seen)
+        several = not (prompt is None or isinstance(prompt, str)) or len(prompts) > 1
+        if stream:
+            if several or return_dreams or asked.mode != "text":
+                raise BadInput("stream: gives the text of one prompt, piece by piece; leave it out for anything else")
+            return self._stream(self._dream(prompts[0], seen, asked), max_length)
+        found: list[dict[str, Any]] = []
+        for i, one in enumerate(prompts):
+            own = replace(asked, sampling=replace(sampling, seed=seed + i))
+            found.append(self._answer(one, None if seen is None else seen[i : i + 1], own))
+        self._save_knowledge()
+        if return_dreams:
+            return found if several else found[0]
+        return _together([entry["output"] for entry in found], asked.mode, several)
+
+    def _dream(self, prompt: str, images: Tensor | None, asked: Asked) -> Dreaming:
+        known: list[Labels] = []
+        if asked.retrieve:
+            retriever = self._index if self.knowledge is None else Retriever(self.knowledge.graph())
+            known = recall(self.parts, retriever, prompt, asked.retrieve, asked.sampling.seed)
+        return dream(self.parts, prompt, images, asked, known)
+
+    def _stream(self, dreaming: Dreaming, max_tokens: int) -> Iterator[str]:
+        pieces: list[str] = []
+        for piece in OutputDecoder.text(dreaming.speaker, self.parts.tokenizer, max_tokens):
+            pieces.append(piece)
+            yield piece
+        self._finish(dreaming, "".join(pieces))
+        self._save_knowledge()
+
+    def _answer(self, prompt: str, images: Tensor | None, asked: Asked) -> dict[str, Any]:
+        """One prompt's result, as `return_dreams` gives it."""
+        dreaming = self._dream(prompt, images, asked)
+        text, image, labels = "", None, None
+        if asked.mode != "text":
+            image = self._image(dreaming.dreamt)
+            labels = image_labels(torch.stack(image, 1), self.parts.codebook) if self.parts.codebook else None
+        if asked.mode != "image":
+            text = "".join(OutputDecoder.text(dreaming.speaker, self.parts.tokenizer, asked.sampling.max_tokens))
+        record = self._finish(dreaming, text)
+        both = {"text": text, "image": image}
+        return {
+            "output": both if asked.mode == "both" else both[asked.mode],
+            "labels": labels[0] if labels else None,
+            "dreams": record.branches,
+            "graph_data": graph_data(record),
+            "record": record,
+            "seconds": time.monotonic() - dreaming.started,
+            "dream_seconds": record.seconds,
+        }
+
+    def _image(self, dreamt: Dreamt) -> Image:
+        if dreamt.image is None:
+            better = (
+                "train an engine (`dream train --phase all`)" if self.parts.engine is None else "use dreamer='engine'"
+            )
+            raise BadInput(f"output_mode: the student dreamed nothing that could be shown; give a guide, or {better}")
+        what, action, result = dreamt.image.unbind(1)
+        return what, action, result
+
+    def _finish(self, dreaming: Dreaming, answer: str) -> DreamRecord:
+        """The whole record, given to those who collect dreams."""
+        record = replace(dreaming.record, answer=answer)
+        if self._viewer is not None and record.dreamer != "none":
+            self._viewer.record(record, dreaming.dreamt.vectors)
+        if self.knowledge is not None:
+            self.knowledge.add(chains_of(record))
+        return record
+
+    def _save_knowledge(self) -> None:
+        if self.knowledge is not None:
+            self.knowledge.save()
+
+    def learn_from_feedback(self, *examples: Any, **how: Any) -> Any:
+        """Not in this version: raises BadInput, whatever is given."""
+        raise BadInput(
+            "learn_from_feedback: learning from feedback is not in this version; train on a run's prompts instead"
+        )
+
+    # What was dreamed.
+
+    def visualize_thinking(self, prompt: str, save_path: str | Path | None = None, **how: Any) -> dict[str, Any]:
+        """One dreaming as plain data (DreamRecord.to_json, and graph_data); into a file by its suffix, if one is named.
+
+        how: as for `generate`. Raises BadInput as it does, and for a suffix other than .json, .html and .png.
+        """
+        found = self.generate(prompt, return_dreams=True, **how)
+        record: DreamRecord = found["record"]
+        if save_path is not None:
+            viewer = DreamViewer()
+            viewer.record(record)
+            viewer.export(Path(save_path))
+        return {**record.to_json(), "graph_data": found["graph_data"]}
+
+    def get_dream_viewer(self) -> DreamViewer:
+        """All dreams recorded so far. Raises BadInput where none are recorded."""
+        if self._viewer is None:
+            raise BadInput("no dreams are recorded; make the model with enable_dream_viewer=True")
+        return self._viewer
+
+    def export_recorded_dreams(self, path: str | Path, format: Format = "json") -> Path:
+        """Write the recorded dreams as json, html or png. Raises BadInput."""
+        return self.get_dream_viewer().export(path, format)
+
+    def visualize_dream_evolution(self, save_path: str | Path) -> Path:
+        """A heatmap (PNG) of the recorded dreams. Raises BadInput."""
+        return self.get_dream_viewer().export(save_path, "png")
+
+    def remember(self, path: str | Path, max_nodes: int = 1000) -> "DreamingReasoningLLM":
+        """Keep what is dreamed from now on in a knowledge graph of at most `max_nodes`, in the GraphML file `path`.
+
+        It goes on from the file where there is one, and is saved after each call of `generate`.
+        Raises BadInput, CorruptFile.
+        """
+        self.knowledge = KnowledgeGraph(Path(path), max_nodes)
+        return self
+
+    def know(self, path: str | Path) -> "DreamingReasoningLLM":
+        """Retrieve from the knowledge graph in a GraphML file, which stays as it is; it is read when first needed."""
+        self._source = Path(path)
+        self.__dict__.pop("_index", None)
+        return self
+
+    @property
+    def _knows(self) -> bool:
+        return self.knowledge is not None or self._source is not None
+
+    @cached_property
+    def _index(self) -> Retriever:
+        assert self._source is not None
+        return Retriever(load_graph(self._source, remedy=REMEDY))
+
+    # Folders.
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Publish a folder that `load_pretrained` reads, whole or not at all. Raises BadInput, DistillError."""
+        graph = None
+        if self._knows:
+            source = cast(Path, self._source)
+            graph = self.knowledge.graph() if self.knowledge is not None else load_graph(source, remedy=REMEDY)
+        save_parts(self.parts, Path(folder), graph)
+        return Path(folder)
+
+    @classmethod
+    def load_pretrained(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        *,
+        engine: str | Path | None = None,
+        config: DreamingConfig | None = None,
+        enable_dream_viewer: bool = False,
+        enable_rl: bool = False,
+        system: str | None = None,
+    ) -> "DreamingReasoningLLM":
+        """From a folder of `save_pretrained`, a checkpoint or a bundle; its files are checked against their digests.
+
+        engine: the folder of a dream engine that lies elsewhere. config, system: in the place of the folder's own.
+        Raises BadInput, CorruptFile, RunMismatch.
+        """
+        folder = Path(folder)
+        parts = load_parts(folder, pick_device(device), None if engine is None else Path(engine))
+        model = cls(
+            config or parts.config,
+            device=str(parts.device),
+            enable_dream_viewer=enable_dream_viewer,
+            enable_rl=enable_rl,
+            backbone=parts.model,
+            tokenizer=parts.tokenizer,
+            codebook=parts.codebook,
+            engine=parts.engine,
+            system=parts.system if system is None else system,
+        )
+        if (folder / KNOWLEDGE).is_file():
+            model.know(folder / KNOWLEDGE)
+        return model
+
+
+def _together(outputs: list[Any], mode: OutputMode, several: bool) -> Any:
+    """Outputs of the prompts as `generate` returns them; images of several prompts become one batch."""
+    if not several:
+        return outputs[0]
+    if mode == "text":
+        return outputs
+    images = [output["image"] if mode == "both" else output for output in outputs]
+    batch = tuple(torch.cat(role) for role in zip(*images, strict=True))
+    return {"text": [output["text"] for output in outputs], "image": batch} if mode == "both" else batch

@@ -1,0 +1,190 @@
+"""What comes out of a dreaming: text, written by the backbone, or three image embeddings, or both.
+
+Shape legend: B prompts, 3 roles (what, action, result), D = 512, V vocabulary, H hidden of the backbone.
+"""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.backbone.generate import Grammar, Sampler
+from distill.backbone.session import Session
+from distill.dream.input_tokenizer import ROLES
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.concepts import CONCEPT_DIM
+
+if TYPE_CHECKING:
+    from distill.tokens.image_tokens import Codebook
+
+Part = Literal["thinking", "content"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn; temperature 0 is greedy, top_k 0 takes all. max_tokens counts the answer alone."""
+
+    max_tokens: int = 256
+    temperature: float = 0.7
+    top_k: int = 40
+    top_p: float = 0.95
+    seed: int = 0
+
+
+class Speaker:
+    """Draws one token after another from a session of one row: those that `stream` draws for the same seed.
+
+    What was drawn can be looked at before it is read, so that whoever listens may go on otherwise.
+    Raises BadInput for a sampling that is none.
+    """
+
+    def __init__(self, session: Session, sampling: Sampling) -> None:
+        self.session = session
+        self._grammar: Grammar | None = None
+        self._states = torch.zeros(1, dtype=torch.long, device=session.model.cos.device)
+        self.sampler = Sampler(sampling.temperature, sampling.top_k, sampling.top_p)
+        self._uniforms = self.sampler.uniforms([sampling.seed], session.model.config.context)
+        self._logits: Tensor | None = None
+        self._next: int | None = None
+        self._drawn = 0
+
+    def obey(self, grammar: Grammar) -> None:
+        """From here on, what is drawn is held to a grammar; what is read counts as if it had been drawn."""
+        self._grammar, self._next = grammar, None
+        self._states.fill_(grammar.start)
+
+    def read(self, ids: Sequence[int], last: bool = False) -> Tensor:
+        """Read tokens that are given, not drawn. Their last hidden states (1, T, H), or the `last` of them alone.
+
+        Raises BadInput past the context.
+        """
+        tokens = torch.tensor([ids], device=self.session.model.cos.device)
+        if self._grammar is not None:
+            for column in range(len(ids)):
+                self._states = self._grammar.advance(self._states, tokens[:, column])
+        states, self._logits = self.session.append(tokens, last=last)
+        self._next = None
+        return states
+
+    @property
+    def room(self) -> int:
+        """Tokens that still go into the context."""
+        return self.session.model.config.context - self.session.lengths[0]
+
+    def peek(self) -> int:
+        """The token that comes next."""
+        if self._next is None:
+            assert self._logits is not None, "nothing was read yet"
+            drawn = slice(self._drawn, self._drawn + 1)
+            uniform = None if self._uniforms is None else self._uniforms[:, drawn].to(self._logits.device)
+            logits = self._grammar.mask(self._logits, self._states) if self._grammar else self._logits
+            self._next = int(self.sampler.choose(logits, uniform))
+            self._drawn += 1
+        return self._next
+
+    def probability(self, token: int) -> float:
+        """Of a token to come next, at temperature 1, among all that there are: the grammar aside."""
+        assert self._logits is not None, "nothing was read yet"
+        return float(self._logits[0].float().softmax(-1)[token])
+
+    def take(self) -> int:
+        """The token that comes next; now it is read."""
+        token = self.peek()
+        self.read([token])
+        return token
+
+    def tokens(self, max_tokens: int, stop_ids: Sequence[int]) -> Iterator[int]:
+        """Tokens up to a stop id, which is the last, or `max_tokens`, or the end of the context."""
+        for count in range(1, min(max_tokens, self.room) + 1):
+            token = self.peek()
+            yield token
+            if token in stop_ids or count == max_tokens or self.room <= 1:
+                return
+            self.take()
+
+
+class Splitter:
+    """Parts what a student writes, token by token, into dream and answer, as text.
+
+    The line breaks around the tags belong to the format and are left out. Bytes of a character wait until it is
+    whole; what is still waiting at the end was cut off and is dropped. answering: no dream can open any more.
+    """
+
+    def __init__(self, tokenizer: StudentTokenizer, answering: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.thought: list[int] = []
+        self.thinking = False
+        self._first = not answering  # a dream opens with the very first token, or there is none
+        self._fresh = True  # nothing printed yet in this part
+        self._held = ""  # white space that may turn out to stand before a tag
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> tuple[Part, str] | None:
+        """What can be shown now that `token` has come."""
+        opening, self._first = self._first and token == self.tokenizer.think_id, False
+        closing = self.thinking and token == self.tokenizer.end_think_id
+        if opening or closing:
+            self.thinking, self._fresh, self._held = opening, True, ""
+            self._decoder.reset()
+            return None
+        if token in (self.tokenizer.eos_id, self.tokenizer.start_id, self.tokenizer.pad_id):
+            return None  # never printed, as in Ollama
+        if self.thinking:
+            self.thought.append(token)
+        text = self._held + self._decoder.decode(self.tokenizer.token_bytes(token))
+        if self._fresh:
+            text = text.lstrip()
+        kept = text.rstrip()
+        self._held = text[len(kept) :]
+        if not kept:
+            return None
+        self._fresh = False
+        return ("thinking" if self.thinking else "content"), kept
+
+
+class OutputDecoder(nn.Module):
+    """Text by the backbone, and the image head: the graph's reasoning becomes the outcome's (what, action, result).
+
+    A role's embedding is added to the reasoning, and a feed-forward correction, shared by the roles, to their sum:
+    so three roles learn from every example, and an untrained head already points where the reasoning does.
+    """
+
+    def __init__(self, dim: int = CONCEPT_DIM) -> None:
+        super().__init__()
+        self.role = nn.Parameter(torch.randn(len(ROLES), dim) * dim**-0.5)
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, 2 * dim)
+        self.down = nn.Linear(2 * dim, dim)
+
+    def image(self, reasoning: Tensor) -> Tensor:
+        """(B, D) → (B, 3, D), each of length 1."""
+        x = reasoning.unsqueeze(1) + self.role
+        return F.normalize(x + self.down(F.gelu(self.up(self.norm(x)))), dim=-1)
+
+    def forward(self, reasoning: Tensor) -> Tensor:
+        return self.image(reasoning)
+
+    @staticmethod
+    def text(speaker: Speaker, tokenizer: StudentTokenizer, max_tokens: int) -> Iterator[str]:
+        """The answer in pieces, once prompt and dream were read."""
+        splitter = Splitter(tokenizer, answering=True)
+        for token in speaker.tokens(max_tokens, [tokenizer.eos_id]):
+            if piece := splitter.push(token):
+                yield piece[1]
+
+    def both(
+        self, reasoning: Tensor, speaker: Speaker, tokenizer: StudentTokenizer, max_tokens: int
+    ) -> tuple[str, Tensor]:
+        """The answer, whole, and the image (B, 3, D)."""
+        return "".join(self.text(speaker, tokenizer, max_tokens)), self.image(reasoning)
+
+
+def image_labels(image: Tensor, codebook: "Codebook") -> list[tuple[str, str, str]]:
+    """(B, 3, D) → the labels of the image tokens nearest to each prompt's what, action and result."""
+    codes = codebook.nearest(image.detach().float().cpu().flatten(0, -2).numpy()).reshape(-1, len(ROLES))
+    labels = codebook.labels
+    return [(labels[what], labels[action], labels[result]) for what, action, result in codes.tolist()]

@@ -1,0 +1,190 @@
+"""What may be asked of a dreaming model, checked: words, images, image tokens that guide a dream.
+
+Shape legend: B prompts, N images, D = 512.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.dream.memory import RETRIEVALS
+from distill.dream.output_decoder import Sampling
+from distill.dream.pretrained import Parts
+from distill.dream.record import DREAMERS, Dreamer, DreamRecord
+from distill.errors import BadInput, DistillError
+from distill.mining.triplets import clean_phrase
+from distill.tokens.bpe import image_text
+from distill.tokens.concepts import CONCEPT_DIM
+
+OutputMode = Literal["text", "image", "both"]
+OUTPUT_MODES: tuple[OutputMode, ...] = get_args(OutputMode)
+
+OFFERED = 3
+"""Image tokens offered where a guide is none."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One call of `generate`, checked. guide: codes. watch: draw the dream on the console. on_dream: gets it too."""
+
+    mode: OutputMode
+    sampling: Sampling
+    dreamer: Dreamer
+    guide: list[int]
+    retrieve: str
+    watch: bool = False
+    on_dream: Callable[[DreamRecord], None] | None = None
+
+
+def check(
+    parts: Parts,
+    sampling: Sampling,
+    mode: str | None,
+    dreamer: str | None,
+    guide: str | None,
+    retrieve: str,
+    knows: bool,
+) -> Asked:
+    """The arguments of `generate` with their defaults filled in. knows: there is a graph to retrieve from.
+
+    Raises BadInput, naming the choices, for what there isn't or what doesn't go together.
+    """
+    if guide is not None:
+        _check_text("guide", guide)
+    chosen = choice("output_mode", mode or parts.config.output_mode, OUTPUT_MODES)
+    who = choice("dreamer", dreamer or ("backbone" if parts.engine is None else "engine"), DREAMERS)
+    how = choice("retrieve", retrieve, RETRIEVALS)
+    if who == "engine" and parts.engine is None:
+        raise BadInput(
+            "dreamer='engine': this student has no engine; train one (`dream train --phase all`), or use 'backbone'"
+        )
+    if who == "none" and (chosen != "text" or guide):
+        what = f"output_mode={chosen!r}" if chosen != "text" else "a guide"
+        raise BadInput(f"dreamer='none': {what} needs a dream; choose another dreamer")
+    if sampling.max_tokens < 1:
+        raise BadInput(f"max_length={sampling.max_tokens}: must be at least 1")
+    if how and not knows:
+        raise BadInput(f"retrieve={how!r}: there is no knowledge graph; open one with `remember(path)`")
+    return Asked(chosen, sampling, who, parse_guide(parts, guide) if guide else [], how)
+
+
+def choice(name: str, value: str, choices: Sequence[Any]) -> Any:
+    """The value; raises BadInput, naming the choices, for another."""
+    if value not in choices:
+        raise BadInput(f"{name}={value!r}: choose one of {', '.join(choice for choice in choices if choice)}")
+    return value
+
+
+def _check_text(name: str, text: object) -> None:
+    """Raise BadInput unless it is text that can be encoded."""
+    if not isinstance(text, str):
+        raise BadInput(f"{name}: {type(text).__name__} instead of text; write it as a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"{name}: character {error.start + 1} is half of one (a lone surrogate); give it as valid UTF-8"
+        ) from error
+
+
+def parse_guide(parts: Parts, guide: str) -> list[int]:
+    """Codes of one to three image tokens, "⟨a ball⟩⟨release⟩"; a single one may be given without its brackets.
+
+    Raises BadInput for more of them, and for what is no image token, offering the nearest.
+    """
+    bracketed = re.findall(r"⟨([^⟨⟩]*)⟩", guide)
+    rest = re.sub(r"⟨[^⟨⟩]*⟩", "", guide).strip()
+    if rest and (bracketed or set(rest) & set("⟨⟩")):
+        raise BadInput(f"guide: {guide!r} is not written as image tokens alone; write it as ⟨a ball⟩⟨release⟩")
+    phrases = [phrase.strip() for phrase in bracketed or [rest]]
+    if not all(phrases):
+        raise BadInput(f"guide: {guide!r} has an image token without words; give one to three, as in ⟨a ball⟩⟨release⟩")
+    if len(phrases) > 3:
+        raise BadInput(f"guide: {len(phrases)} image tokens; give one to three: what, action, result")
+    code_of = {label: code for code, label in enumerate(parts.labels)}
+    codes: list[int] = []
+    for phrase in phrases:
+        if (code := code_of.get(phrase, code_of.get(clean_phrase(phrase)))) is None:
+            raise BadInput(f"guide: {image_text(phrase)} is no image token; {_offer(parts, phrase)}")
+        codes.append(code)
+    return codes
+
+
+def nearest_labels(parts: Parts, phrase: str, count: int = OFFERED) -> list[str]:
+    """Labels like a phrase: first those that are spelled like it, then those that mean the like."""
+    labels, phrase = parts.labels, clean_phrase(phrase)
+    found = difflib.get_close_matches(phrase, labels, count)
+    if parts.codebook is not None and labels:
+        try:
+            (vector,) = parts.codebook.encoder.encode([phrase])
+        except DistillError:  # an encoder that asks a server, and none answers: spelling must do
+            return found
+        if vector.any():
+            order = np.argsort(-(parts.codebook.centroids @ vector), kind="stable")[:count]
+            found += [labels[int(code)] for code in order]
+    return list(dict.fromkeys(found))[:count]
+
+
+def _offer(parts: Parts, phrase: str) -> str:
+    if not parts.labels:
+        return "this student has none at all"
+    near = nearest_labels(parts, phrase) or parts.labels[:OFFERED]
+    return f"the nearest are {', '.join(map(image_text, near))}"
+
+
+def images_of(given: Any) -> Tensor | None:
+    """Embeddings (B, N, D) of a tensor, an array or a list of either. Raises BadInput where they are none."""
+    if given is None:
+        return None
+    try:
+        images = torch.stack([_tensor(one) for one in given]) if isinstance(given, list | tuple) else _tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadInput(
+            f"images: no numbers of one shape ({reason}); give embeddings of shape (prompts, images, {CONCEPT_DIM})"
+        ) from error
+    shape = tuple(images.shape)
+    if images.ndim == 5 or (images.ndim == 4 and shape[1] in (1, 3, 4)):
+        raise BadInput(
+            f"images: pixels of shape {shape}, and this version has no vision encoder; give embeddings of shape "
+            f"(prompts, images, {CONCEPT_DIM})"
+        )
+    if images.ndim != 3 or shape[2] != CONCEPT_DIM or not all(shape):
+        raise BadInput(f"images: shape {shape}; give embeddings of shape (prompts, images, {CONCEPT_DIM})")
+    if not bool(images.isfinite().all()):
+        raise BadInput("images: not all values are finite numbers; check what embedded them")
+    return images
+
+
+def _tensor(given: Any) -> Tensor:
+    return given if isinstance(given, Tensor) else torch.tensor(np.asarray(given))
+
+
+def image_words(parts: Parts, images: Tensor) -> str:
+    """Embeddings (N, D) as the nearest image tokens' text. Raises BadInput where there is no codebook."""
+    if parts.codebook is None or not parts.labels:
+        raise BadInput("images: this student has no codebook to write them as image tokens with; leave them out")
+    codes = parts.codebook.nearest(images.detach().float().cpu().numpy())
+    return "".join(image_text(parts.labels[int(code)]) for code in codes)
+
+
+def prompts_of(prompt: str | Sequence[str] | None, images: Tensor | None) -> list[str]:
+    """The prompts asked; none but images are as many empty ones. Raises BadInput where nothing is asked."""
+    if prompt is None:
+        if images is None:
+            raise BadInput("prompt: nothing is asked; give a prompt, images or both")
+        return [""] * len(images)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    for text in prompts:
+        _check_text("prompt", text)
+    if not prompts or (images is None and not all(text.strip() for text in prompts)):
+        raise BadInput("prompt: is empty; ask something")
+    if images is not None and len(images) != len(prompts):
+        raise BadInput(f"images: {len(images)} sets of images for {len(prompts)} prompts; give one for each")
+    return prompts

@@ -1,0 +1,1 @@
+"""Dreams to look at: text while they form, a heatmap, a page."""

@@ -1,0 +1,1 @@
+"""One system on prompts: what is asked, who answers, and how it is measured."""

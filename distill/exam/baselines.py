@@ -1,0 +1,118 @@
+"""The same student trained otherwise, on the same data, for as many tokens: what soft targets and dreams bring."""
+
+import contextlib
+import copy
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from distill.config import Settings, settings_yaml
+from distill.errors import BadInput
+from distill.events import Listener
+from distill.run import Run, publish_folder, write_atomic
+from distill.training.engine.plan import engine_settings, untouched
+from distill.training.plan import train_settings
+from distill.training.start import start_settings
+
+
+def _hard(settings: Settings) -> None:
+    settings.train.soft_weight = 0.0
+
+
+def _nodream(settings: Settings) -> None:
+    settings.train.dreams = False
+
+
+BASELINES: dict[str, Callable[[Settings], None]] = {"hard": _hard, "nodream": _nodream}
+"""Name → what it changes in the student's settings."""
+
+SHARED_STAGES = ("capture", "mine", "tokenize")
+
+
+def check_baselines(names: list[str]) -> None:
+    """Raise BadInput for a name that is none."""
+    for name in names:
+        if name not in BASELINES:
+            raise BadInput(f"evaluate.baselines: {name!r} is none of {', '.join(BASELINES)}")
+
+
+def train_baseline(run: Run, name: str, steps: int, listen: Listener) -> Run:
+    """Train a baseline as a run of its own under baselines/NAME, for `steps` steps of as many packed tokens."""
+    settings = copy.deepcopy(run.settings)
+    BASELINES[name](settings)
+    return train_child(run, run.path / "baselines" / name, settings, steps, f"baseline {name}", listen)
+
+
+def train_child(run: Run, folder: Path, settings: Settings, steps: int, stage: str, listen: Listener) -> Run:
+    """Train on the run's data with other settings, as a run of its own; a trained or interrupted one is taken up.
+
+    Where the run itself was trained in that very way, its training is copied. Events are told as of `stage`.
+    """
+    from distill.training.loop import train
+
+    settings.train.steps, settings.train.minutes = steps, 0.0
+    settings.evaluate.baselines = []
+    child = _child(run, folder, settings)
+    train(child, listen=renamed(listen, stage))
+    return child
+
+
+def renamed(listen: Listener, stage: str) -> Listener:
+    """Tells events as of another stage."""
+    return lambda event: listen(replace(event, stage=stage))
+
+
+def _child(run: Run, folder: Path, settings: Settings) -> Run:
+    """The child's run: the one that is there if it is trained in the same way on the same data, or a new one."""
+    child, records = Run(folder, settings), run.records()
+    wanted = train_settings(child)
+    shared = {name: record for name, record in records.items() if name in SHARED_STAGES}
+    if (start := run.fresh("start", start_settings(child))) is not None:
+        shared["start"] = start
+    if (folder / "config.yaml").exists():
+        there = Run.open(folder)
+        same = {name: there.records().get(name) for name in shared} == shared
+        if same and train_settings(there) == wanted:
+            return Run.create(folder, settings)  # what training doesn't read may have changed
+    if run.fresh("train", wanted) is not None:
+        shared["train"] = records["train"]
+        engine = run.fresh("engine", engine_settings(child))
+        if engine is not None and untouched(run, engine):
+            shared["engine"] = engine
+    paths = {run.path / output for record in shared.values() for output in record.outputs} | {run.data}
+    if "train" in shared:
+        paths |= {run.checkpoints, run.metrics}
+    if "engine" in shared:
+        paths.add(run.engine)
+    with publish_folder(folder) as aside:
+        for path in sorted(path for path in paths if path.exists()):
+            copy_file(path, aside / path.relative_to(run.path))
+        if (run.path / "run.json").exists():
+            write_atomic(aside / "run.json", records_of(run, tuple(shared)))
+        write_atomic(aside / "config.yaml", settings_yaml(settings))
+    return child
+
+
+def records_of(run: Run, stages: tuple[str, ...]) -> str:
+    """run.json with the records of those stages alone."""
+    content = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    content["stages"] = {name: record for name, record in content["stages"].items() if name in stages}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file or a folder; a database consistently, its write-ahead log included."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    elif source.suffix == ".db":
+        with (
+            contextlib.closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as read,
+            contextlib.closing(sqlite3.connect(target)) as write,
+        ):
+            read.backup(write)
+    else:
+        shutil.copyfile(source, target)

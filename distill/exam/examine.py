@@ -1,0 +1,329 @@
+"""Examining a target: every question is put to it, and what came of it is kept as it comes.
+
+Questions are asked in chunks, in the order of their keys. A finished chunk is a line of a journal below the exam's
+folder, so that an interrupted examination goes on in the chunk it was in and comes to the very same numbers; what is
+finished is never asked again, and a target that is known by heart isn't even loaded.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from distill.config import EvaluateSettings
+from distill.errors import BadInput, CorruptFile, DistillError
+from distill.events import Event, Listener, silent
+from distill.exam.examinees.protocol import Card, Examinee
+from distill.exam.journal import Journal
+from distill.exam.measured import Measured, Said, Scored, Sheet, assemble, spread_over
+from distill.exam.metrics.speech import Form
+from distill.exam.metrics.statistics import Ratio
+from distill.exam.metrics.text import text_metrics
+from distill.exam.questions import Exam, Question
+from distill.exam.targets import How, Target, device_of, open_examinee
+from distill.run import Run, fingerprint
+from distill.student.grammar import dream_size
+
+VERSION = 2
+"""Raised when what is kept of an examination, or how a question is asked, changes."""
+
+CHUNK = 32
+"""Questions asked at once, and at most lost when an examination is killed."""
+
+ANSWERS, GREEDY = "answers", "greedy"
+
+
+def dream_tokens_of(run: Run | None, targets: Sequence[Target] = ()) -> int:
+    """The longest dream that a student of these was taught: four lenses, each with up to `mine.steps` triplets, and
+    the line's end and closing tag.
+
+    run: whose prompts are asked. All targets that are asked together have one limit, that of the longest dreams among
+    the exam's run and theirs; where no run is known, it is the default, of 5 steps.
+    """
+    runs = [known for known in (run, *(target.run for target in targets)) if known is not None]
+    return max((dream_size(known.settings.mine.steps) for known in runs), default=How.dream_tokens)
+
+
+def examine(
+    target: Target,
+    exam: Exam,
+    settings: EvaluateSettings,
+    seed: int = 0,
+    listen: Listener = silent,
+    *,
+    dream_tokens: int = 66,
+    device: str = "auto",
+    force: bool = False,
+    only: Sequence[str] = (),
+) -> Measured:
+    """Everything that can be measured of `target` on `exam`.
+
+    dream_tokens: a dream has at most so many. force: ask anew. only: some of the phases alone ("score-none", …; see
+    `phases`). Raises BadInput where no question fits the target's context, and what the target's kind raises when it
+    is opened or asked (TeacherError, CorruptFile, RunMismatch).
+    """
+    how = How(seed, dream_tokens, device, vocabulary=exam.vocabulary)
+    mark = _mark(target, exam, settings, how)
+    folder = exam.folder / f"{safe_name(target.name)}-{mark[:12]}"
+    with Journal(folder / "journal.jsonl", force) as journal, _Opener(target, how) as opener:
+        return _Examination(exam, settings, listen, journal, opener, only).measure()
+
+
+def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How) -> str:
+    """Of all that the numbers depend on."""
+    retrieved: Any = None
+    if target.run is not None and target.run.settings.train.retrieve:
+        train = target.run.settings.train
+        retrieved = [train.retrieve, train.retrieve_limit, target.run.require("mine").outputs]
+    asked = [
+        settings.dreams,
+        settings.temperature,
+        settings.max_tokens,
+        how.seed,
+        how.dream_tokens,
+        device_of(target, how.device),
+    ]
+    kept = [VERSION, target.kind, target.digest(), exam.digest, exam.vocabulary is not None, asked, retrieved]
+    return fingerprint(kept)
+
+
+def safe_name(name: str) -> str:
+    """A target's name as a folder's."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "target"
+
+
+class _Opener:
+    """Opens the examinee when it is first needed, and closes it at the end."""
+
+    def __init__(self, target: Target, how: How) -> None:
+        self.target, self.how = target, how
+        self._examinee: Examinee | None = None
+
+    def __enter__(self) -> "_Opener":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._examinee is not None:
+            self._examinee.close()
+
+    def __call__(self) -> Examinee:
+        if self._examinee is None:
+            self._examinee = open_examinee(self.target, self.how)
+        return self._examinee
+
+
+def phases(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> list[str]:
+    """What a target is asked, in order: score-none · score-own-1 … K · score-mined · answers · greedy."""
+    found: list[str] = []
+    if exam.has_answers and "likelihood" not in sheet.cannot:
+        found.append("score-none")
+        if "dreams" not in sheet.cannot:
+            found += [f"score-own-{draw + 1}" for draw in range(settings.dreams)]
+        if "mined" not in sheet.cannot and any(question.triplets for question in exam.questions):
+            found.append("score-mined")
+    return [*found, ANSWERS, *([GREEDY] if exam.has_truths else [])]
+
+
+class _Examination:
+    """One target on one exam. The journal's first line says who was asked, each other one what came of a chunk."""
+
+    def __init__(
+        self,
+        exam: Exam,
+        settings: EvaluateSettings,
+        listen: Listener,
+        journal: Journal,
+        opener: _Opener,
+        only: Sequence[str],
+    ) -> None:
+        self.exam, self.settings, self.listen = exam, settings, listen
+        self.journal, self.opener, self.only = journal, opener, only
+
+    def measure(self) -> Measured:
+        sheet = self._sheet()
+        asked = [question for question in self.exam.questions if question.key not in sheet.left_out]
+        if not asked:
+            raise BadInput(self._too_long(sheet))
+        todo = [phase for phase in phases(self.exam, sheet, self.settings) if not self.only or phase in self.only]
+        chunks = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
+        kept = self._kept()
+        self.listen(Event("evaluate", "start", f"{self.opener.target.name} on {self.exam.name}"))
+        done, total = 0, len(todo) * len(asked)
+        for phase in todo:
+            records: list[Any] = []
+            for number, chunk in enumerate(chunks):
+                found = kept.get((phase, number))
+                if found is None:
+                    found = self._ask(phase, chunk)
+                    self.journal.append({"phase": phase, "chunk": number, "records": found})
+                elif len(found) != len(chunk):
+                    raise self._unreadable(f"{len(found)} records of {len(chunk)} questions in {phase}")
+                records += found
+                done += len(chunk)
+                data = {"target": self.opener.target.name, "phase": phase}
+                self.listen(Event("evaluate", "progress", done=done, total=total, unit="answers", data=data))
+            self._enter(sheet, phase, records)
+        return assemble(self.exam, sheet, self.settings)
+
+    def _kept(self) -> dict[tuple[str, int], list[Any]]:
+        """(phase, number of a chunk) → its records."""
+        kept: dict[tuple[str, int], list[Any]] = {}
+        for line in self.journal.lines[1:]:
+            match line:
+                case {"phase": str(phase), "chunk": int(number), "records": list()}:
+                    kept[phase, number] = line["records"]
+                case _:
+                    raise self._unreadable("a line is no chunk's")
+        return kept
+
+    def _unreadable(self, why: object) -> CorruptFile:
+        return CorruptFile(f"{self.journal.path}: can't be read ({why}); delete it to examine anew")
+
+    def _sheet(self) -> Sheet:
+        """Who is asked what: from the journal's first line, which is written where there is none."""
+        if not self.journal.lines:
+            examinee, dream_tokens = self.opener(), self.opener.how.dream_tokens
+            unfit = [question for question in self.exam.questions if not examinee.fits(question, dream_tokens)]
+            context = examinee.card.context
+            why = f"does not fit its context of {context} tokens with its answer and a dream"
+            self.journal.append(
+                {
+                    "target": self.opener.target.spec,
+                    "card": asdict(examinee.card),
+                    "cannot": dict(examinee.cannot),
+                    "left_out": {question.key: why for question in unfit},
+                }
+            )
+        head = self.journal.lines[0]
+        try:
+            return Sheet(Card(**head["card"]), head["cannot"], head["left_out"])
+        except (KeyError, TypeError) as error:
+            raise self._unreadable(error) from error
+
+    def _too_long(self, sheet: Sheet) -> str:
+        return (
+            f"{self.opener.target.spec}: none of the {len(self.exam.questions)} held-out answers fits its context of "
+            f"{sheet.card.context} tokens with its prompt and a dream; raise student.context and train again, or ask "
+            "for less (capture.max_tokens)"
+        )
+
+    def _ask(self, phase: str, chunk: Sequence[Question]) -> list[Any]:
+        """The records of one chunk of one phase."""
+        examinee, settings = self.opener(), self.settings
+        if phase == ANSWERS:
+            spoken = examinee.answer(
+                chunk,
+                think=True,
+                temperature=settings.temperature,
+                max_tokens=settings.max_tokens,
+                # Other draws than those that were scored.
+                draw=settings.dreams,
+            )
+            labels = [examinee.labels(question.triplets) for question in chunk]
+            return [asdict(Said(**vars(each), mined=own)) for each, own in zip(spoken, labels, strict=True)]
+        if phase == GREEDY:
+            greedy = examinee.answer(chunk, think=True, temperature=0.0, max_tokens=settings.max_tokens, draw=0)
+            return [each.answer for each in greedy]
+        dream, draw = _dream_of(phase)
+        # Calibration is measured after no dream, and after the first of its own.
+        bins = phase in ("score-none", "score-own-1")
+        return [asdict(Scored.of(score, bins)) for score in examinee.score(chunk, dream, draw)]
+
+    def _enter(self, sheet: Sheet, phase: str, records: list[Any]) -> None:
+        try:
+            if phase == ANSWERS:
+                sheet.answers = [replace(Said(**record), form=Form(**record["form"])) for record in records]
+            elif phase == GREEDY:
+                sheet.greedy = records
+            else:
+                sheet.scores[phase.removeprefix("score-")] = [Scored(**record) for record in records]
+        except (TypeError, KeyError) as error:
+            raise self._unreadable(error) from error
+
+
+def _dream_of(phase: str) -> tuple[Any, int]:
+    """ "score-own-2" → ("own", 1)."""
+    _, dream, *draw = phase.split("-")
+    return dream, int(draw[0]) - 1 if draw else 0
+
+
+class ExaminationsFailed(DistillError):
+    """Some targets couldn't be examined; `measured` holds the others, `failed` says why each of them couldn't."""
+
+    def __init__(self, measured: dict[str, Measured], failed: dict[str, str]) -> None:
+        self.measured, self.failed = measured, failed
+        told = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        super().__init__(f"{told} (what was measured is kept, the same command goes on from there)")
+
+
+def examine_all(
+    targets: Sequence[Target],
+    exam: Exam,
+    settings: EvaluateSettings,
+    seed: int = 0,
+    listen: Listener = silent,
+    *,
+    dream_tokens: int = 66,
+    device: str = "auto",
+    force: bool = False,
+) -> dict[str, Measured]:
+    """Every target's measurement under its name (`names_of`), one after the other: one is in memory at a time.
+
+    A target that fails keeps nobody else from being examined. Raises ExaminationsFailed at the end where some did.
+    """
+    measured: dict[str, Measured] = {}
+    failed: dict[str, str] = {}
+    for name, target in zip(names_of(targets), targets, strict=True):
+        try:
+            measured[name] = examine(
+                target, exam, settings, seed, listen, dream_tokens=dream_tokens, device=device, force=force
+            )
+        except DistillError as error:
+            failed[name] = str(error)
+            listen(Event("evaluate", "warning", f"{name}: {error}"))
+    if failed:
+        raise ExaminationsFailed(measured, failed)
+    return measured
+
+
+def names_of(targets: Sequence[Target]) -> list[str]:
+    """A name for each target, all different: its own, or as it was written where two are called alike."""
+    names = [target.name for target in targets]
+    wanted = [target.spec if names.count(name) > 1 else name for name, target in zip(names, targets, strict=True)]
+    found: list[str] = []
+    for name in wanted:
+        number, free = 1, name
+        while free in found:
+            number += 1
+            free = f"{name}-{number}"
+        found.append(free)
+    return found
+
+
+def teacher_measured(exam: Exam, left_out: Mapping[str, str] | None = None) -> Measured:
+    """The teacher's own row: bits per byte of its answers by its own account, how its text reads, and how often it
+    ended by itself (within capture.max_tokens).
+
+    left_out: as of those that it stands beside, so that all numbers are of the same prompts.
+    """
+    left_out = left_out or {}
+    places = [i for i, question in enumerate(exam.questions) if question.key not in left_out]
+    asked = [exam.questions[i] for i in places]
+    texts = [question.text for question in asked]
+    spent = [question.teacher_bits for question in asked]
+    metrics = {"bits_per_byte": Ratio.of(spent, [question.bytes for question in asked])}
+    of_text = text_metrics(texts, None)
+    metrics |= {name: of_text[name] for name in ("repetition", "distinct_1", "distinct_2")}
+    metrics["ended"] = Ratio.of([question.done_reason == "stop" for question in asked])
+    missing = {} if metrics["bits_per_byte"].defined else {"bits_per_byte": "it told no probabilities of its tokens"}
+    return Measured(
+        keys=[question.key for question in exam.questions],
+        metrics={n: spread_over(m, places, len(exam.questions)) for n, m in metrics.items() if n not in missing},
+        missing=missing,
+        dreams=[""] * len(exam.questions),
+        answers=[question.text for question in exam.questions],
+        closed=[True] * len(exam.questions),
+        left_out=dict(left_out),
+        tokens_per_second=None,
+        card=Card("teacher", exam.teacher, None, None, None, "", dreams=False),
+    )

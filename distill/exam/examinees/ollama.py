@@ -1,0 +1,192 @@
+"""A model in Ollama sits the exam: it answers as it answers its users, and can be asked for no more than that."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from distill.exam.examinees.common import STORED, engine_seed, without_thought
+from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
+from distill.exam.metrics.speech import Form, is_clean, is_printed_dream, is_whole, letters_of
+from distill.exam.questions import Question
+from distill.exam.targets import How, Target
+from distill.mining.triplets import Triplet
+from distill.teacher.ollama import OllamaTeacher
+from distill.teacher.ollama_client import OllamaClient, default_host
+
+IN_FLIGHT = 4
+"""Requests sent at once: a server works on as many as OLLAMA_NUM_PARALLEL allows, the others queue."""
+
+NO_LIKELIHOOD = "Ollama's API gives no likelihood of a given answer"
+FREE = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+"""Sampling from the model's own distribution. Unset, Ollama would take top-k 40, top-p 0.9 and punish repetitions, and
+so even change what temperature 0 says."""
+
+OWN_SYSTEM = "where a prompt comes without a system prompt, Ollama puts its Modelfile's SYSTEM before it"
+"""Sending an empty one is no way out: many templates then print an empty system turn."""
+
+
+def model_digest(model: str, host: str) -> str:
+    """The server's digest of the model, its template and parameters. host "": $OLLAMA_HOST or the default address.
+
+    Raises TeacherUnavailable, or ModelNotFound with the nearest installed names.
+    """
+    teacher = OllamaTeacher(model, host=host or default_host(), retries=1)
+    try:
+        return teacher.describe().digest
+    finally:
+        teacher.close()
+
+
+class OllamaExaminee:
+    """`ollama:NAME`. Where it has the capability "thinking", what it thinks is its dream.
+
+    Ollama has one limit for dream and answer: it gets the sum of both. A dream that needs more than `dream_tokens`
+    takes it from the answer; where it needs less, the answer is cut at its own limit, by the tokens that /api/chat
+    lists with `logprobs` (since Ollama 0.12.11; an older one's answer may be longer by what the dream left). A model's
+    own stop strings stay in force, its other parameters (temperature, top-k …) do not.
+    """
+
+    def __init__(self, target: Target, how: How) -> None:
+        """Raises TeacherUnavailable, or ModelNotFound with the nearest installed names."""
+        self._how = how
+        self.model = target.model
+        host = target.host or default_host()
+        teacher = OllamaTeacher(target.model, host=host, timeout=how.timeout)
+        try:
+            info = teacher.describe()
+        finally:
+            teacher.close()
+        self._client = OllamaClient(host, timeout=how.timeout)
+        self._thinks = "thinking" in (info.details.get("capabilities") or [])
+        entry = next((entry for entry in self._client.models() if entry["name"] == info.name), {})
+        self._card = _card(target.name, entry, self._client.show(self.model), self._thinks)
+        self._cannot: dict[Ability, str] = {"likelihood": NO_LIKELIHOOD, "targets": NO_LIKELIHOOD}
+        self._cannot["kl"] = self._cannot["mined"] = NO_LIKELIHOOD
+        if not self._thinks:
+            self._cannot["dreams"] = 'it has no capability "thinking" in Ollama'
+
+    @property
+    def card(self) -> Card:
+        return self._card
+
+    @property
+    def cannot(self) -> dict[Ability, str]:
+        return self._cannot
+
+    def fits(self, question: Question, dream_tokens: int) -> bool:
+        return True  # Ollama counts no tokens of what it isn't asked to answer
+
+    def score(self, questions: Sequence[Question], dream: Dreamt, draw: int = 0) -> list[AnswerScore]:
+        raise AssertionError(NO_LIKELIHOOD)
+
+    def answer(
+        self, questions: Sequence[Question], *, think: bool, temperature: float, max_tokens: int, draw: int
+    ) -> list[Spoken]:
+        """Dream and answer are drawn in one go, as `draw`."""
+        if not questions:
+            return []
+        started = time.perf_counter()
+        bodies = [self._body(question, think, temperature, max_tokens, draw) for question in questions]
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            answers = list(pool.map(self._chat, bodies))
+        share = (time.perf_counter() - started) / len(questions)
+        steps = self._how.steps
+        return [_spoken(answer, think and self._thinks, max_tokens, share, steps) for answer in answers]
+
+    def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self._client.post("/api/chat", body)
+
+    def _body(self, question: Question, think: bool, temperature: float, max_tokens: int, draw: int) -> dict[str, Any]:
+        messages = [{"role": "system", "content": question.system}] if question.system else []
+        thinks = think and self._thinks
+        options = {
+            **FREE,
+            "temperature": temperature,
+            "seed": engine_seed(question.seed(self._how.seed, draw)),
+            "num_predict": max_tokens + (self._how.dream_tokens if thinks else 0),
+        }
+        return {
+            "model": self.model,
+            "messages": [*messages, {"role": "user", "content": question.prompt}],
+            "stream": False,
+            "options": options,
+            **({"think": think} if self._thinks else {}),
+            **({"logprobs": True} if thinks else {}),
+        }
+
+    def ask(self, question: Question, max_tokens: int) -> dict[str, Any]:
+        """One greedy answer as the server gives it, with its durations."""
+        return self._chat(self._body(question, True, 0.0, max_tokens, 0))
+
+    def loaded_bytes(self) -> int | None:
+        """Memory that the loaded model takes, as the server tells it."""
+        running = cast("list[dict[str, Any]]", self._client.get("/api/ps").get("models") or [])
+        found = (entry for entry in running if self.model in (entry.get("name"), entry.get("model")))
+        mine = next(found, None) or next((e for e in running if str(e.get("name")) == f"{self.model}:latest"), {})
+        return _number(mine.get("size"))
+
+    def labels(self, triplets: Sequence[Triplet]) -> list[str] | None:
+        return None
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _spoken(answer: dict[str, Any], thinks: bool, max_tokens: int, seconds: float, steps: int) -> Spoken:
+    """`tokens` are what Ollama counted, EOS left out; it doesn't tell the tags from what is between them. A reply with
+    bytes that are no UTF-8 breaks off there: it is never done."""
+    message = cast("dict[str, Any]", answer.get("message") or {})
+    dream, content = str(message.get("thinking") or "").strip(), str(message.get("content") or "")
+    tokens = int(answer.get("eval_count") or 0) - (answer.get("done_reason") == "stop")
+    said, ended = content, answer.get("done_reason") == "stop"
+    if thinks:
+        entries = cast("list[dict[str, Any]]", answer.get("logprobs") or [])
+        said, dropped = cut(content, [str(entry["token"]) for entry in entries], max_tokens)
+        tokens -= dropped
+        ended = ended and not dropped
+    closed = not dream or bool(content)
+    form = Form(
+        dream=closed and is_printed_dream(dream, steps) if dream else None,
+        clean=is_clean(letters_of(said)),
+        whole=answer.get("done") is True and is_whole(dream, closed) and is_whole(said, ended),
+        ended=ended,
+    )
+    return Spoken(dream, without_thought(said), closed, max(0, tokens), seconds, form)
+
+
+def cut(content: str, tokens: Sequence[str], limit: int) -> tuple[str, int]:
+    """(the first `limit` of the tokens that the content is made of, how many were dropped).
+
+    tokens: all that was written, the dream too; content: how the last of them read, without white space in front.
+    Where they don't spell it (none were told, or a character was cut), it is left as it is.
+    """
+    text, count = "", 0
+    while count < len(tokens) and len(text) < len(content):
+        count += 1
+        text = tokens[-count] + text
+    if count <= limit or not text.endswith(content):
+        return content, 0
+    skipped = len(text) - len(content)
+    return "".join(tokens[len(tokens) - count : len(tokens) - count + limit])[skipped:], count - limit
+
+
+def _card(name: str, entry: dict[str, Any], show: dict[str, Any], dreams: bool) -> Card:
+    info = cast("dict[str, Any]", show.get("model_info") or {})
+    details = cast("dict[str, Any]", entry.get("details") or show.get("details") or {})
+    context = info.get(f"{info.get('general.architecture')}.context_length") or details.get("context_length")
+    stored = str(details.get("quantization_level") or "")
+    return Card(
+        kind="ollama",
+        name=name,
+        parameters=_number(info.get("general.parameter_count")),
+        bytes=_number(entry.get("size")),
+        context=_number(context),
+        quantization=STORED.get(stored, stored),
+        dreams=dreams,
+        note=OWN_SYSTEM if show.get("system") else "",
+    )
+
+
+def _number(value: object) -> int | None:
+    return int(value) if isinstance(value, int | float) else None

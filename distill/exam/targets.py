@@ -1,0 +1,197 @@
+"""What a user can have examined: a run, a checkpoint, a bundle, a GGUF, a transformers folder, an Ollama model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from distill.dream.pretrained import pick_device
+from distill.errors import BadInput
+from distill.exam.examinees.protocol import Examinee
+from distill.run import Run, fingerprint, sha256_file
+from distill.student.grammar import steps_within
+from distill.teacher import weights
+from distill.teacher.protocol import TeacherTokenizer
+from distill.training.checkpoint import best
+
+Kind = Literal["run", "checkpoint", "bundle", "gguf", "transformers", "ollama"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A thing to be examined, found but not loaded.
+
+    spec: as it was named. path: of the weights' folder (a run's best checkpoint) or file; None for Ollama, whose
+    `model` is at `host` ("": the default address). run: the run that it came out of, where that is known.
+    """
+
+    spec: str
+    kind: Kind
+    path: Path | None = None
+    model: str = ""
+    host: str = ""
+    run: Run | None = None
+
+    @property
+    def name(self) -> str:
+        """Short, for the heading of a column."""
+        if self.kind == "run" and self.run is not None:
+            return self.run.name
+        if self.path is None:
+            return self.model
+        if self.kind == "gguf" and self.run is not None:
+            return f"{self.run.name}/{self.path.name}"
+        folder = self.path.parent if self.path.name in ("bundle", "model.gguf") else self.path
+        return folder.resolve().name if folder is self.path else f"{folder.resolve().name}/{self.path.name}"
+
+    def digest(self) -> str:
+        """Of the weights and of what words they know; of an Ollama model, the server's own."""
+        if self.path is None:
+            from distill.exam.examinees.ollama import model_digest
+
+            return model_digest(self.model, self.host)
+        if self.path.is_file():
+            return sha256_file(self.path)
+        files = sorted(path for path in self.path.rglob("*") if path.is_file() and self._is_read(path))
+        return fingerprint({str(path.relative_to(self.path)): sha256_file(path) for path in files})
+
+    def _is_read(self, file: Path) -> bool:
+        if file.name in NOT_READ:
+            return False
+        if self.kind == "transformers":  # every tokenizer has files of its own names
+            return file.suffix in OF_A_MODEL
+        return file.suffix == ".safetensors" or file.name in WORDS
+
+
+WORDS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "dream_tokenizer.json",
+    "codebook.json",
+)
+OF_A_MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
+"""Endings of weights, settings, vocabularies and templates in a transformers folder."""
+NOT_READ = (
+    "optimizer.safetensors",
+    "raw.safetensors",
+    "drafts.safetensors",
+    "engine.safetensors",
+    "trainer_state.json",
+    # Of an evaluation that was written there.
+    "results.json",
+)
+
+
+@dataclass(frozen=True)
+class How:
+    """How examinees are opened. seed: of all samples. dream_tokens: a dream has at most so many; device: of torch.
+    vocabulary: what the ids of the exam's soft targets mean, None where it has none."""
+
+    seed: int = 0
+    dream_tokens: int = 66
+    device: str = "auto"
+    timeout: float = 300.0
+    vocabulary: TeacherTokenizer | None = None
+
+    @property
+    def steps(self) -> int:
+        """Triplets that a lens has at most in a dream of that length."""
+        return steps_within(self.dream_tokens)
+
+
+def find_target(spec: str, path: Path | None = None, host: str = "") -> Target:
+    """What `spec` names. path: where a name without a folder was found. Raises BadInput, MissingStage (a run without
+    a student), and what Ollama's client raises only when it is opened."""
+    if spec.startswith("ollama:"):
+        model = spec.removeprefix("ollama:")
+        if not model:
+            raise BadInput(f"{spec!r}: names no model; write ollama:NAME (`ollama list` shows the names)")
+        return Target(spec, "ollama", model=model, host=host)
+    if spec.startswith("embedded:"):
+        name = spec.removeprefix("embedded:")
+        return _gguf(spec, weights.smollm2() if name == "smollm2" else Path(name).expanduser())
+    path = Path(spec) if path is None else path
+    if path.is_file():
+        return _gguf(spec, path)
+    if (path / "bundle.json").is_file():
+        run = Run.open(path.parent) if path.name == "bundle" and (path.parent / "config.yaml").is_file() else None
+        return Target(spec, "bundle", path, run=run)
+    if (path / "config.yaml").is_file():
+        run = Run.open(path)
+        return Target(spec, "run", best(run), run=run)
+    if (path / "config.json").is_file():
+        own = (path / "tokenizer" / "dream_tokenizer.json").is_file() or (path / "dream_tokenizer.json").is_file()
+        grand = path.resolve().parent.parent
+        inside = path.resolve().parent.name == "checkpoints" and (grand / "config.yaml").is_file()
+        return Target(spec, "checkpoint" if own else "transformers", path, run=Run.open(grand) if inside else None)
+    if path.exists():
+        raise BadInput(
+            f"{path}: nothing that can be examined (no config.yaml, bundle.json or config.json); give a run, a "
+            "checkpoint, a bundle, a .gguf file, a transformers folder or ollama:NAME"
+        )
+    raise BadInput(f"{path}: no such run, checkpoint, bundle, GGUF or folder; a model of Ollama is named ollama:{spec}")
+
+
+def _gguf(spec: str, path: Path) -> Target:
+    """A file; in a run's bundle it is the run's."""
+    if path.suffix != ".gguf":
+        raise BadInput(f"{path}: is a file but no .gguf; give a GGUF, or the folder of a student")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    bundle = path.absolute().parent
+    inside = bundle.name == "bundle" and (bundle.parent / "config.yaml").is_file()
+    return Target(spec, "gguf", path, run=Run.open(bundle.parent) if inside else None)
+
+
+def device_of(target: Target, device: str) -> str:
+    """Where torch computes it, "auto" resolved; "" for those that others compute. Raises BadInput."""
+    return "" if target.kind in ("ollama", "gguf") else str(pick_device(device))
+
+
+def open_examinee(target: Target, how: How) -> Examinee:
+    """Load it. Raises CorruptFile and RunMismatch for broken folders, TeacherError where a server refuses."""
+    if target.kind == "ollama":
+        from distill.exam.examinees.ollama import OllamaExaminee
+
+        return OllamaExaminee(target, how)
+    if target.kind == "gguf":
+        from distill.exam.examinees.llama_cpp import GgufExaminee
+
+        return GgufExaminee(target, how)
+    if target.kind == "transformers":
+        from distill.exam.examinees.hf import TransformersExaminee
+
+        return TransformersExaminee(target, how)
+    from distill.exam.examinees.native import NativeExaminee
+
+    return NativeExaminee(target, how)
+
+
+def common_run(targets: Sequence[Target]) -> Run:
+    """The run whose held-out prompts all are asked where none was named: that of the targets which came out of one.
+
+    Raises BadInput where there is none, or where their held-out sets differ.
+    """
+    from distill.exam.questions import load_exam
+
+    runs = {target.run.path.resolve(): target for target in targets if target.run is not None}
+    if not runs:
+        raise BadInput(
+            f"{targets[0].spec}: did not come out of a run here, so there are no held-out prompts to ask; name a run "
+            "with --on RUN, or a prompt file with --prompts FILE"
+        )
+    found = {path: target.run for path, target in runs.items() if target.run is not None}
+    first, *others = found
+    exam = load_exam(found[first], 0)
+    for path in others:
+        other = load_exam(found[path], 0)
+        if other.answers_digest != exam.answers_digest:
+            shared = {q.prompt for q in exam.questions} & {q.prompt for q in other.questions}
+            raise BadInput(
+                f"{runs[first].spec} and {runs[path].spec}: their held-out sets differ ({len(exam.questions)} and "
+                f"{len(other.questions)} prompts, {len(shared)} in both); choose one for all with --on RUN"
+            )
+    return found[first]

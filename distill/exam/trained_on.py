@@ -1,0 +1,110 @@
+"""What a target was trained on, and how its training went: from the run that it came out of.
+
+What is examined need not be the end of its training: a run's best checkpoint is often an earlier one. Tokens, steps and
+the learning curve are those of the checkpoint itself.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from distill.errors import CorruptFile
+from distill.exam.provenance import changed_settings
+from distill.exam.targets import Target
+from distill.run import Run
+from distill.training.checkpoint import STEP, LoopState, read_loop
+
+SHOWN = ("step", "tokens", "loss", "validation_loss", "validation_bits_per_byte")
+MOST = 400
+"""Points of a learning curve at most."""
+
+
+def trained_on(target: Target) -> dict[str, Any] | None:
+    """Teacher, data, tokens and settings of a training, up to what is examined; None where the target says nothing.
+
+    What can't be read is None. seconds: of the whole training, so of its last checkpoint alone.
+    """
+    run = target.run
+    if run is None:
+        return _of_bundle(target) if target.kind == "bundle" else None
+    records = run.records()
+    capture, train = (records[stage].summary if stage in records else {} for stage in ("capture", "train"))
+    documents, fingerprint = _data(run)
+    loop = _loop(target)
+    ended = loop is not None and "train" in records and loop.step == train.get("steps")
+    return {
+        "teacher": run.settings.source,
+        "answers": documents.get("documents") or capture.get("responses", 0) - capture.get("held_out", 0) or None,
+        "answer_tokens": documents.get("answer_tokens"),
+        "tokens": loop.tokens if loop else None,
+        "steps": loop.step if loop else None,
+        "epochs": loop.epoch if loop else None,
+        "seconds": records["train"].seconds if ended else None,
+        "numerics": train.get("numerics"),
+        "parameters": train.get("parameters"),
+        "settings": changed_settings(run.settings),
+        "data": fingerprint[:16] or None,
+    }
+
+
+def _data(run: Run) -> tuple[dict[str, Any], str]:
+    """Counts of the documents trained on, and the data's fingerprint; empty where they can't be read."""
+    try:
+        content = json.loads((run.data / "data.json").read_text(encoding="utf-8"))
+        return dict(content["counts"]["train"]), str(content.get("fingerprint", ""))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, ""
+
+
+def _loop(target: Target) -> LoopState | None:
+    """Where the training stood whose weights these are; None where nothing says so any more."""
+    folder = target.path
+    if target.kind == "bundle":
+        name = str(_provenance(target).get("checkpoint", ""))
+        folder = target.run.checkpoints / name if target.run is not None and STEP.match(name) else None
+    if folder is None:
+        return None
+    try:
+        return read_loop(folder)
+    except CorruptFile:  # also where there is none
+        return None
+
+
+def _provenance(target: Target) -> dict[str, Any]:
+    """A bundle's; empty where it tells none."""
+    try:
+        found = json.loads((cast(Path, target.path) / "bundle.json").read_text(encoding="utf-8"))["provenance"]
+        return dict(found or {})
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _of_bundle(target: Target) -> dict[str, Any] | None:
+    provenance = _provenance(target)
+    if not provenance:
+        return None
+    teacher: Any = provenance.get("teacher")
+    name = cast(dict[str, Any], teacher).get("name") if isinstance(teacher, dict) else teacher
+    return {"teacher": name, "settings": {}, "data": None, "tokens": None, "answers": None}
+
+
+def curve(target: Target) -> dict[str, Any]:
+    """The training's metrics.jsonl up to what is examined, thinned to about MOST points; validated ones are kept.
+
+    No points where it is not known how far that was trained.
+    """
+    points: list[dict[str, Any]] = []
+    run, loop = target.run, _loop(target)
+    if run is not None and loop is not None and run.metrics.is_file():
+        for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                value = json.loads(line)
+                point = {name: value.get(name) for name in SHOWN}
+                if point["step"] > loop.step:
+                    continue  # trained further than what is examined
+            except (ValueError, AttributeError, TypeError):
+                continue  # cut short by a kill; training writes it again
+            points.append(point)
+    every = max(1, -(-len(points) // MOST))
+    kept = [p for i, p in enumerate(points) if i % every == 0 or p["validation_bits_per_byte"] is not None]
+    return {"target": target.name, "points": kept}

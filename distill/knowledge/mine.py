@@ -1,0 +1,114 @@
+"""The `mine` stage: triplets from every response, and the knowledge graph of them all."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill.corpus.traces import Trace, TraceStore
+from distill.errors import BadInput
+from distill.events import Event, Listener, silent
+from distill.knowledge.graph import build_graph, save_graph
+from distill.mining.triplets import LENSES, Mined, write_triplets
+from distill.run import Run, sha256_file
+
+MINER_VERSION = 2
+"""Raised when a miner changes what it finds, so that finished runs notice."""
+
+
+def partial_file(run: Run) -> Path:
+    """Where an unfinished mining by the teacher keeps what it has found."""
+    return run.triplets.with_suffix(".partial.jsonl")
+
+
+def stage_settings(run: Run) -> dict[str, Any]:
+    """All that mining depends on, besides the traces."""
+    settings = run.settings
+    used: dict[str, Any] = {**asdict(settings.mine), "version": MINER_VERSION}
+    if settings.capture.dataset:
+        used["dataset"] = settings.capture.dataset
+    elif settings.mine.miner == "teacher":
+        used["teacher"] = {"model": settings.teacher.model}
+        used["seed"] = settings.seed
+    return used
+
+
+def summarize(mined: Sequence[Mined]) -> dict[str, Any]:
+    """Counts for run.json: yield, grounding and lens balance."""
+    lenses = Counter(triplet.lens for found in mined for triplet in found.triplets)
+    triplets = sum(lenses.values())
+    proposed = sum(found.proposed for found in mined)
+    with_any = sum(bool(found.triplets) for found in mined)
+    return {
+        "responses": len(mined),
+        "responses_with_triplets": with_any,
+        "yield": round(with_any / len(mined), 4) if mined else 0.0,
+        "triplets": triplets,
+        "triplets_a_response": round(triplets / len(mined), 3) if mined else 0.0,
+        "grounding": round(sum(found.grounded for found in mined) / proposed, 4) if proposed else 0.0,
+        "ungrounded_dropped": proposed - sum(found.grounded for found in mined),
+        "broken_answers": sum(found.broken for found in mined),
+        "lenses": {lens: lenses[lens] for lens in LENSES},
+        "distinct_phrases": len({p for found in mined for t in found.triplets for p in t.phrases}),
+    }
+
+
+def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
+    """Find triplets in every response; write triplets.jsonl and, of what is trained on, knowledge.graphml.
+
+    Returns the summary.
+    What the teacher as miner has found is kept at once: killed, the stage goes on from there, `force` or not.
+    Raises MissingStage without traces, BadInput for an unknown miner, MissingDependency without a spaCy model.
+    """
+    run.require("capture")
+    settings = stage_settings(run)
+    record = None if force else run.fresh("mine", settings)
+    if record is not None:
+        listen(Event("mine", "done", "nothing changed: kept", data=record.summary))
+        return record.summary
+    started = time.monotonic()
+    with TraceStore(run.traces, readonly=True) as store:
+        traces = list(store.traces())
+    miner = "the dataset's own dreams" if run.settings.capture.dataset else f"{run.settings.mine.miner} miner"
+    listen(Event("mine", "start", f"{len(traces)} responses, {miner}"))
+    mined: list[Mined] = []
+    for found in _miner(run, traces, listen):
+        mined.append(found)
+        if len(mined) % 16 == 0 or len(mined) == len(traces):
+            listen(Event("mine", "progress", done=len(mined), total=len(traces), unit="response"))
+    triplets = [triplet for found in mined for triplet in found.triplets]
+    summary = summarize(mined)
+    if not triplets:
+        listen(Event("mine", "warning", "no triplets found: the student will have no dreams to learn"))
+    # What is known must not tell the answers that a student is examined on.
+    held_out = {trace.key for trace in traces if trace.held_out}
+    graph = build_graph(triplet for triplet in triplets if triplet.trace not in held_out)
+    summary |= {"graph_nodes": graph.number_of_nodes(), "graph_edges": graph.number_of_edges()}
+    write_triplets(run.triplets, triplets)
+    save_graph(graph, run.knowledge, run.settings.mine.graph_nodes)
+    outputs = {path.name: sha256_file(path) for path in (run.triplets, run.knowledge)}
+    run.record("mine", settings, outputs, summary, time.monotonic() - started)
+    partial_file(run).unlink(missing_ok=True)
+    listen(Event("mine", "done", f"{len(triplets)} triplets", data=summary))
+    return summary
+
+
+def _miner(run: Run, traces: Sequence[Trace], listen: Listener) -> Iterator[Mined]:
+    if run.settings.capture.dataset:
+        from distill.mining.dataset_miner import mine_dataset
+
+        return mine_dataset(run, traces)
+    name, steps = run.settings.mine.miner, run.settings.mine.steps
+    if name == "syntax":
+        from distill.mining.syntax_miner import mine_texts
+
+        return mine_texts(
+            [(trace.key, trace.prompt, trace.response.text, trace.response.done_reason) for trace in traces], steps
+        )
+    if name == "teacher":
+        from distill.mining.teacher_miner import PartialMine, mine_traces
+
+        return mine_traces(traces, run.settings, listen, partial=PartialMine(partial_file(run), stage_settings(run)))
+    raise BadInput(f"mine.miner={name}: no such miner; choose syntax or teacher")

@@ -1,0 +1,27 @@
+"""Triplets of a dataset's answers: the true dreams that it brings with it, nothing is looked for."""
+
+from collections.abc import Iterator, Sequence
+
+from distill.corpus.datasets.stage import info, questions
+from distill.corpus.traces import Trace, TraceStore
+from distill.mining.triplets import LENSES, Mined, Triplet, by_trace
+from distill.run import Run
+from distill.teacher.protocol import GenerateOptions
+
+
+def mine_dataset(run: Run, traces: Sequence[Trace]) -> Iterator[Mined]:
+    """Of each trace, its question's true dream."""
+    found = by_trace(_true_triplets(run))
+    for trace in traces:
+        triplets = found.get(trace.key, [])
+        yield Mined(triplets, len(triplets), len(triplets))
+
+
+def _true_triplets(run: Run) -> Iterator[Triplet]:
+    """The steps of every question's true dream, by lens."""
+    about, options = info(run), GenerateOptions(temperature=0.0, system=run.settings.capture.system)
+    for question in questions(run):
+        key = TraceStore.key(about, question.prompt, options)
+        for lens in LENSES:
+            for number, step in enumerate(question.dream.get(lens, ())):
+                yield Triplet(step.what, step.action, step.result, lens, number, key, -1, "dataset")

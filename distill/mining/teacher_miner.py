@@ -1,0 +1,193 @@
+"""Triplets from the teacher itself: it fills a JSON schema, and what the text doesn't say is dropped."""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill.config import Settings
+from distill.corpus.traces import Trace
+from distill.errors import DistillError, ModelNotFound, TeacherError
+from distill.events import Event, Listener, silent
+from distill.mining.inflect import content_stems, grounded
+from distill.mining.triplets import LENSES, MAX_CHARACTERS, MAX_WORDS, Mined, Triplet, clean_phrase, fits
+from distill.run import fingerprint
+from distill.teacher.protocol import GenerateOptions, Teacher
+
+INSTRUCTION = """\
+Read the question and the answer. Write down what the answer says as short steps, each with
+"what" (a thing), "action" (what it does or what is done to it) and "result" (what comes of it or where).
+spatial: where things are or move. temporal: what comes first and next. causal: what causes what. abstract: all else.
+Use only words of the question and the answer, at most {words} words in each part, at most {steps} steps in each list.
+
+Question: {question}
+Answer: {answer}
+"""
+ANSWER_TOKENS = 60
+"""Room for one step in JSON: three short phrases, keys and quotes."""
+PROMPT_TOKENS = 512
+"""Room for the instruction and the question."""
+AT_ONCE = 4
+"""Requests in flight at a server that doesn't tell how many it serves at once."""
+GIVE_UP_AFTER = 8
+"""Failures in a row after which the teacher is taken for gone."""
+
+
+def schema(steps: int) -> dict[str, Any]:
+    """JSON schema of an answer: for each lens at most `steps` objects of three short strings."""
+    part = {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS}
+    roles = ("what", "action", "result")
+    step = {"type": "object", "properties": dict.fromkeys(roles, part), "required": list(roles)}
+    chain = {"type": "array", "items": step, "maxItems": steps}
+    return {"type": "object", "properties": dict.fromkeys(LENSES, chain), "required": list(LENSES)}
+
+
+def parse_answer(answer: str, trace: Trace, steps: int) -> Mined:
+    """Triplets of the teacher's JSON, the ungrounded left out. An answer that is no such JSON is `broken`."""
+    try:
+        lenses = json.loads(answer)
+        proposed = [
+            (lens, *(clean_phrase(item[role]) for role in ("what", "action", "result")))
+            for lens in LENSES
+            for item in lenses.get(lens, [])
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Mined([], 0, 0, broken=True)
+    known = content_stems([trace.prompt, trace.response.text])
+    sound = [step for step in proposed if all(fits(p) and grounded(p, known) for p in step[1:])]
+    triplets: list[Triplet] = []
+    for lens in LENSES:
+        chain = list(dict.fromkeys(step for step in sound if step[0] == lens))[:steps]
+        triplets += [
+            Triplet(what, action, result, lens, number, trace.key, -1, "teacher")
+            for number, (_, what, action, result) in enumerate(chain)
+        ]
+    return Mined(triplets, len(proposed), len(sound))
+
+
+def answer_limit(steps: int) -> int:
+    """Tokens that an answer may have."""
+    return len(LENSES) * steps * ANSWER_TOKENS
+
+
+def ask(teacher: Teacher, trace: Trace, steps: int, seed: int) -> Mined:
+    """Mine one response. Raises TeacherError where the teacher fails, not where its answer is broken."""
+    prompt = INSTRUCTION.format(words=MAX_WORDS, steps=steps, question=trace.prompt, answer=trace.response.text)
+    options = GenerateOptions(max_tokens=answer_limit(steps), temperature=0.0, seed=seed, top_logprobs=0)
+    return parse_answer(teacher.generate_json(prompt, schema(steps), options), trace, steps)
+
+
+class PartialMine:
+    """What an unfinished mining has found, one response a line, appended as it comes. Thread-safe.
+
+    A response is known again by its text and by all that its mining depends on, so other settings find nothing.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.settings = path, dict(settings)
+        self._lock = threading.Lock()
+        self._found: dict[str, Mined] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in path.read_bytes().split(b"\n"):
+                # A line cut by a crash is asked again.
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    value = json.loads(line)
+                    triplets = [Triplet(**triplet) for triplet in value["triplets"]]
+                    mined = Mined(triplets, value["proposed"], value["grounded"], value["broken"])
+                    self._found[value["key"]] = mined
+
+    def _key(self, trace: Trace) -> str:
+        return fingerprint([self.settings, trace.key, trace.prompt, trace.response.text])
+
+    def get(self, trace: Trace) -> Mined | None:
+        return self._found.get(self._key(trace))
+
+    def put(self, trace: Trace, mined: Mined) -> None:
+        """Append, and reach the disk. Raises DistillError where it can't be written."""
+        line = json.dumps({"key": self._key(trace), **asdict(mined)}, ensure_ascii=False).encode()
+        try:
+            with self._lock, self.path.open("ab") as file:
+                # It begins with a line's end too: what was cut short before must not take this one with it.
+                file.write(b"\n" + line + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DistillError(
+                f"{self.path}: can't write it: {error.strerror} (free some space, or check the rights)"
+            ) from error
+
+
+def mine_traces(
+    traces: Sequence[Trace],
+    settings: Settings,
+    listen: Listener = silent,
+    teachers: Sequence[Teacher] | None = None,
+    partial: PartialMine | None = None,
+) -> Iterator[Mined]:
+    """Mine all traces, in order, as many at once as the teachers serve; opens the settings' teacher if given none.
+
+    A response at which the teacher fails counts as broken; GIVE_UP_AFTER failures in a row raise TeacherError.
+    What `partial` holds is not asked again, and what is found is put there.
+    """
+    from distill.teacher import open_teacher
+
+    known = [partial.get(trace) if partial else None for trace in traces]
+    if all(known):
+        yield from (found for found in known if found)
+        return
+    context = answer_limit(settings.mine.steps) + settings.capture.max_tokens + PROMPT_TOKENS
+    opened = list(teachers) if teachers is not None else open_teacher(settings.teacher, listen, context)
+    try:
+        yield from _ask_all(traces, known, opened, settings, listen, partial)
+    finally:
+        if teachers is None:
+            for teacher in opened:
+                teacher.close()
+
+
+def _ask_all(
+    traces: Sequence[Trace],
+    known: Sequence[Mined | None],
+    teachers: Sequence[Teacher],
+    settings: Settings,
+    listen: Listener,
+    partial: PartialMine | None,
+) -> Iterator[Mined]:
+    # Each teacher as often as it serves requests at once.
+    bound = settings.teacher.in_flight
+    slots = [teacher for teacher in teachers for _ in range(bound or teacher.slots or AT_ONCE)]
+    missing = sum(found is None for found in known)
+    listen(Event("mine", "note", f"asking the teacher about {missing} responses, {len(slots)} at a time"))
+
+    def work(i: int, trace: Trace) -> Mined:
+        found = ask(slots[i % len(slots)], trace, settings.mine.steps, settings.seed)
+        if partial:
+            partial.put(trace, found)
+        return found
+
+    failures = 0
+    with ThreadPoolExecutor(len(slots)) as pool:
+        jobs = [
+            None if found else pool.submit(work, i, trace)
+            for i, (trace, found) in enumerate(zip(traces, known, strict=True))
+        ]
+        try:
+            for trace, found, job in zip(traces, known, jobs, strict=True):
+                if job is not None:
+                    try:
+                        found, failures = job.result(), 0
+                    except TeacherError as error:
+                        failures += 1
+                        if failures >= GIVE_UP_AFTER or isinstance(error, ModelNotFound):
+                            raise type(error)(f"{error} (what was mined is kept; the same command goes on)") from error
+                        listen(Event("mine", "warning", f"nothing mined from the answer to {trace.prompt!r}: {error}"))
+                        found = Mined([], 0, 0, broken=True)
+                assert found is not None
+                yield found
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Numbers told to people: systems side by side, as tables, as text and as a page."""

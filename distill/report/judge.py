@@ -1,0 +1,322 @@
+"""A teacher as judge: which of two answers is better, asked in both orders, and what cannot be read is never averaged.
+
+What is counted, and what a judge is worth, is told in docs/judging.md.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from scipy.stats import binomtest
+
+from distill.errors import BadInput
+from distill.events import Event, Listener, silent
+from distill.exam.journal import Journal
+from distill.exam.metrics.significance import holm
+from distill.exam.metrics.statistics import PairedBootstrap, Ratio
+from distill.exam.questions import Question
+from distill.run import fingerprint
+from distill.teacher.protocol import GenerateOptions, Teacher
+
+VERSION = 1
+IN_FLIGHT = 4
+"""Requests sent at once to a server that doesn't say how many it works on."""
+
+EXAMPLES = 5
+MAX_TOKENS = 160
+LEAST_CONTEXT = 2048
+FOR_TEMPLATE = 128
+"""Tokens of a chat template around a prompt, amply."""
+SECOND_TEMPERATURE = 0.7
+"""Of the second try: at 0 another seed would change nothing."""
+
+VERDICTS = ("A", "B", "tie")
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "verdict": {"type": "string", "enum": list(VERDICTS)},
+        "reason": {"type": "string", "maxLength": 160},
+    },
+    "required": ["verdict"],
+    "additionalProperties": False,
+}
+
+RUBRIC = """Two assistants were asked the same question. Decide whose answer is better.
+
+Look at this, in this order:
+1. Is what it says true?
+2. Does it answer what was asked?
+3. Is it clear, in whole sentences, without repetition?
+A longer answer is not better for being longer. Which answer stands first means nothing. If neither is better, it is a
+tie.
+{system}
+### Question
+{prompt}
+
+### Answer A
+{first}
+
+### Answer B
+{second}
+
+### Verdict
+Reply with a JSON object: "verdict" is "A", "B" or "tie"; "reason" is one short sentence."""
+
+Outcome = Literal["win", "loss", "tie", "disagreed", "identical", "nonsense"]
+"""Of one prompt, for the system: what both orders said, or why they say nothing."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One order's. choice: "A", "B" or "tie", None where two tries brought nothing that can be read."""
+
+    choice: str | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One prompt of one pair. verdicts: with the system's answer first, then with the other's; () if never asked."""
+
+    question: Question
+    answers: tuple[str, str]
+    outcome: Outcome
+    verdicts: tuple[Verdict, ...] = ()
+
+
+def judge(
+    answers: Mapping[str, Sequence[str | None]],
+    questions: Sequence[Question],
+    teacher: Teacher,
+    *,
+    baseline: str,
+    folder: Path,
+    resamples: int = 2000,
+    seed: int = 0,
+    listen: Listener = silent,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Each system's answers beside the baseline's: what `results.json` holds as "judge", and "warnings".
+
+    answers: system → one answer a question, None where it was not asked; a system without any is passed over. folder:
+    every verdict is kept there, in a file for each judge, under a fingerprint of all that it was shown, so a judging
+    that was interrupted goes on. force: ask for all of them anew. Raises BadInput for an unknown baseline, what the
+    teacher raises (TeacherError).
+    """
+    if baseline not in answers:
+        raise BadInput(f"baseline={baseline!r}: is none of {', '.join(answers)}")
+    who = teacher.describe()
+    beside = _beside(answers, baseline)
+    judge_mark = [VERSION, who.digest, who.template_digest, seed]
+    wanted: dict[str, str] = {}
+    for _, i, (one, other) in beside:
+        if one != other:
+            for prompt in (shown(questions[i], one, other), shown(questions[i], other, one)):
+                wanted[fingerprint([*judge_mark, prompt])] = prompt
+    with Journal(folder / f"{fingerprint(judge_mark)[:12]}.jsonl") as journal:
+        known = {line["key"]: Verdict(line["choice"], line["reason"]) for line in journal.lines}
+        unknown = {key: prompt for key, prompt in wanted.items() if force or key not in known}
+        _ask(teacher, unknown, known, journal, seed, listen)
+    others = _others(answers, baseline)
+    judged: dict[str, list[_Judged]] = {name: [] for name in others}
+    for name, i, (one, other) in beside:
+        orders = (shown(questions[i], one, other), shown(questions[i], other, one))
+        verdicts = () if one == other else tuple(known[fingerprint([*judge_mark, prompt])] for prompt in orders)
+        judged[name].append(_Judged(questions[i], (one, other), outcome_of(verdicts), verdicts))
+    pairs: list[dict[str, Any]] = [
+        {"system": name, "against": baseline, **count(judged[name], resamples, seed)} for name in others
+    ]
+    for pair, corrected in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
+        pair["p_corrected"] = corrected
+    examples = _examples(judged, baseline)
+    return {"model": who.spec, "pairs": pairs, "examples": examples, "warnings": _warnings(who.spec, pairs)}
+
+
+def context_for(answers: Mapping[str, Sequence[str | None]], questions: Sequence[Question], baseline: str) -> int:
+    """Tokens of the longest prompt and its verdict, at a token every three bytes: what an embedded judge needs."""
+    sizes = [len(shown(questions[i], one, other).encode()) for _, i, (one, other) in _beside(answers, baseline)]
+    return max(LEAST_CONTEXT, max(sizes, default=0) // 3 + MAX_TOKENS + FOR_TEMPLATE)
+
+
+def _others(answers: Mapping[str, Sequence[str | None]], baseline: str) -> list[str]:
+    """The systems that are judged."""
+    return [name for name in answers if name != baseline and answers[name] and answers[baseline]]
+
+
+def _beside(answers: Mapping[str, Sequence[str | None]], baseline: str) -> list[tuple[str, int, tuple[str, str]]]:
+    """System, place of the question, and the two answers as the judge reads them: without blanks around them."""
+    return [
+        (name, i, (one.strip(), other.strip()))
+        for name in _others(answers, baseline)
+        for i, (one, other) in enumerate(zip(answers[name], answers[baseline], strict=True))
+        if one is not None and other is not None
+    ]
+
+
+def shown(question: Question, first: str, second: str) -> str:
+    """What the judge reads. first, second: answers without blanks around them."""
+    system = f"\nThey had been told: {question.system}\n" if question.system else ""
+    blank = "(no answer)"
+    return RUBRIC.format(system=system, prompt=question.prompt, first=first or blank, second=second or blank)
+
+
+def _ask(
+    teacher: Teacher,
+    prompts: Mapping[str, str],
+    known: dict[str, Verdict],
+    journal: Journal,
+    seed: int,
+    listen: Listener,
+) -> None:
+    """Several at once; each verdict is on disk before it counts."""
+    if not prompts:
+        return
+    listen(Event("judge", "start", total=len(prompts), unit="verdicts"))
+    pool = ThreadPoolExecutor(min(teacher.slots or IN_FLIGHT, 2 * (os.cpu_count() or 1), len(prompts)))
+    try:
+        asked = {pool.submit(verdict_of, teacher, prompt, seed): key for key, prompt in prompts.items()}
+        for done, future in enumerate(as_completed(asked), 1):
+            verdict, key = future.result(), asked[future]
+            journal.append({"key": key, "choice": verdict.choice, "reason": verdict.reason})
+            known[key] = verdict
+            listen(Event("judge", "progress", done=done, total=len(prompts), unit="verdicts"))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    listen(Event("judge", "done", f"{len(prompts)} verdicts"))
+
+
+def verdict_of(teacher: Teacher, prompt: str, seed: int) -> Verdict:
+    """Asked at temperature 0; where that can't be read, once more, sampled with another seed."""
+    for temperature, draw in ((0.0, seed), (SECOND_TEMPERATURE, seed + 1)):
+        options = GenerateOptions(max_tokens=MAX_TOKENS, temperature=temperature, seed=draw, top_logprobs=0)
+        verdict = read(teacher.generate_json(prompt, SCHEMA, options))
+        if verdict is not None:
+            return verdict
+    return Verdict(None)
+
+
+def read(text: str) -> Verdict | None:
+    """None for anything but a JSON object with one of the three verdicts."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(said, dict):
+        return None
+    fields = cast("dict[str, object]", said)
+    choice, reason = fields.get("verdict"), fields.get("reason", "")
+    if not isinstance(choice, str) or choice not in VERDICTS:
+        return None
+    return Verdict(choice, reason if isinstance(reason, str) else "")
+
+
+def outcome_of(verdicts: Sequence[Verdict]) -> Outcome:
+    """Of the two orders: the system's answer is A in the first and B in the second. () where both are the same."""
+    if not verdicts:
+        return "identical"
+    choices = [verdict.choice for verdict in verdicts]
+    if None in choices:
+        return "nonsense"
+    first, second = choices
+    meant: dict[tuple[str | None, str | None], Outcome] = {
+        ("A", "B"): "win",
+        ("B", "A"): "loss",
+        ("tie", "tie"): "tie",
+    }
+    return meant.get((first, second), "disagreed")
+
+
+def count(judged: Sequence[_Judged], resamples: int, seed: int) -> dict[str, Any]:
+    """One pair's numbers. `ties` holds equal verdicts, answers that are the same text and disagreements of the orders.
+
+    win_rate is (wins + ties / 2) / (wins + ties + losses) with a bootstrap interval over prompts; p the exact two-sided
+    sign test of wins against losses; agreement the share of readable prompts on which both orders said the same, with
+    a Wilson interval (Wilson 1927). position_A and longer_won are shares of the single verdicts for A or B: of those
+    for A, and of those for the answer of more bytes. None where there is nothing to divide by.
+    """
+    found = Counter(one.outcome for one in judged)
+    wins, losses = found["win"], found["loss"]
+    ties = found["tie"] + found["disagreed"] + found["identical"]
+    points = [{"win": 1.0, "loss": 0.0, "nonsense": math.nan}.get(one.outcome, 0.5) for one in judged]
+    rate = PairedBootstrap(len(judged), resamples, seed).interval(Ratio.of(points)) if judged else None
+    agreed = wins + losses + found["tie"]
+    asked = agreed + found["disagreed"]
+    wilson = binomtest(agreed, asked).proportion_ci(method="wilson") if asked else None
+    for_a, decided, for_longer, unequal = 0, 0, 0, 0
+    for one in judged:
+        for order, verdict in enumerate(one.verdicts):
+            if verdict.choice in ("A", "B"):
+                first, second = one.answers if order == 0 else one.answers[::-1]
+                longer = len(first.encode()) - len(second.encode())
+                decided += 1
+                for_a += verdict.choice == "A"
+                unequal += longer != 0
+                for_longer += longer != 0 and (longer > 0) == (verdict.choice == "A")
+    return {
+        "wins": wins,
+        "ties": ties,
+        "losses": losses,
+        "nonsense": found["nonsense"],
+        "disagreed": found["disagreed"],
+        "identical": found["identical"],
+        "agreement": agreed / asked if asked else None,
+        "agreement_low": None if wilson is None else float(wilson.low),
+        "agreement_high": None if wilson is None else float(wilson.high),
+        "win_rate": None if rate is None else rate.value,
+        "low": None if rate is None else rate.low,
+        "high": None if rate is None else rate.high,
+        "p": float(binomtest(wins, wins + losses).pvalue) if wins + losses else (1.0 if ties else None),
+        "p_corrected": None,
+        "prompts": len(judged),
+        "position_A": for_a / decided if decided else None,
+        "longer_won": for_longer / unequal if unequal else None,
+    }
+
+
+def _examples(judged: Mapping[str, Sequence[_Judged]], baseline: str) -> list[dict[str, Any]]:
+    """One of each outcome first, then whatever comes, in the order of systems and questions."""
+    told = [(name, one) for name, each in judged.items() for one in each if one.verdicts]
+    seen: set[Outcome] = set()
+    chosen: list[tuple[str, _Judged]] = []
+    for name, one in told:
+        if one.outcome not in seen:
+            seen.add(one.outcome)
+            chosen.append((name, one))
+    chosen += [entry for entry in told if entry not in chosen][: max(0, EXAMPLES - len(chosen))]
+    return [
+        {
+            "system": name,
+            "against": baseline,
+            "key": one.question.key,
+            "prompt": one.question.prompt,
+            "answers": {name: one.answers[0], baseline: one.answers[1]},
+            "outcome": one.outcome,
+            "verdicts": [
+                {"A": first, "verdict": verdict.choice, "reason": verdict.reason}
+                for first, verdict in zip((name, baseline), one.verdicts, strict=True)
+            ],
+        }
+        for name, one in chosen[:EXAMPLES]
+    ]
+
+
+def _warnings(model: str, pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    asked = sum(pair["prompts"] - pair["identical"] for pair in pairs)
+    nonsense, disagreed = (sum(pair[name] for pair in pairs) for name in ("nonsense", "disagreed"))
+    if 2 * nonsense > asked:
+        return [
+            f"{model} can't be used as a judge: on {nonsense} of {asked} prompts it gave no verdict that can be read. "
+            "Choose a larger model."
+        ]
+    if 2 * disagreed > asked - nonsense:
+        return [
+            f"{model} says little as a judge: on {disagreed} of {asked - nonsense} prompts it changed its mind with "
+            "the order of the answers. Choose a larger model."
+        ]
+    return []

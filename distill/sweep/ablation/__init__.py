@@ -1,0 +1,1 @@
+"""What dreaming is worth: the same student with dreams, without them, and with others' in their place."""

@@ -1,0 +1,1 @@
+"""How the dream engine learns, phase by phase, on a finished backbone."""
