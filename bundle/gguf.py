@@ -19,7 +19,7 @@ from distill.backbone.model import Backbone
 from distill.errors import BadInput, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import JINJA
+from distill.tokens.chat_template import JINJA
 
 Q = GGMLQuantizationType
 DTYPES: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {

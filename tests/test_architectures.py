@@ -25,7 +25,7 @@ from distill.backbone.session import Session
 from distill.config import ExportSettings
 from distill.errors import BadInput
 from distill.teacher.llama_cpp import LlamaCpp
-from distill.teacher.source import open_source
+from distill.teacher.open_source import open_source
 from distill.tokens.bpe import StudentTokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,7 +19,6 @@ from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import cut_to_corpus, read_corpus
 from distill.tokens.chat import (
-    JINJA,
     LENSES,
     Dream,
     Message,
@@ -32,6 +31,7 @@ from distill.tokens.chat import (
     think_ids,
     with_steps,
 )
+from distill.tokens.chat_template import JINJA
 
 LABELS = ["a ball", "release", "falls", "café", "the floor", "bounces"]
 DREAM = "⟨spatial⟩⟨a ball⟩⟨release⟩⟨falls⟩⟨temporal⟩⟨causal⟩⟨abstract⟩"

@@ -18,8 +18,9 @@ from distill.dream.pretrained import Parts, save_parts
 from distill.errors import BadInput, CorruptFile
 from distill.exam.examinees.hf import APART, NO_TEMPLATE, TransformersExaminee
 from distill.exam.examinees.native import NativeExaminee
+from distill.exam.examinees.opening import open_examinee
 from distill.exam.metrics.speech import Form
-from distill.exam.targets import How, Target, find_target, open_examinee
+from distill.exam.targets import How, Target, find_target
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,12 +20,13 @@ from distill.corpus.traces import Trace, TraceStore
 from distill.dream.pretrained import Parts, save_parts
 from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.exam.examinees.native import MASKED, RETRIEVED, NativeExaminee, teacher_map_of, with_teacher_map
+from distill.exam.examinees.opening import open_examinee
 from distill.exam.examinees.protocol import AnswerScore, Examinee, Spoken
 from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.metrics.speech import Form
 from distill.exam.questions import Question
 from distill.exam.scoring import dream_context, score_answers
-from distill.exam.targets import How, Target, find_target, open_examinee
+from distill.exam.targets import How, Target, find_target
 from distill.mining.triplets import Triplet, write_triplets
 from distill.run import Run
 from distill.student.grammar import dream_size

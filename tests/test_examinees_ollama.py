@@ -14,10 +14,11 @@ from support.small_student import ANSWER, DREAM, dreaming_model, small_tokenizer
 
 from bundle.gguf import write_gguf
 from distill.errors import ModelNotFound, TeacherUnavailable
-from distill.exam.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut, model_digest
+from distill.exam.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut
 from distill.exam.metrics.speech import Form
 from distill.exam.questions import Question
 from distill.exam.targets import How, Target
+from distill.teacher.ollama import model_digest
 from distill.tokens.chat import go_template
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,10 +21,11 @@ from distill.errors import BadInput, CorruptFile
 from distill.events import Event
 from distill.run import Run, sha256_file
 from distill.teacher.embedded import EmbeddedTeacher
-from distill.teacher.find_weights import blob_of, find_weights, is_this_machine, license_of
+from distill.teacher.find_weights import find_weights, is_this_machine, license_of
 from distill.teacher.gguf_tokenizer import read_tokenizer
 from distill.teacher.licenses import License
 from distill.teacher.ollama import OllamaTeacher
+from distill.teacher.ollama_client import blob_of
 from distill.teacher.protocol import TeacherInfo
 
 MODEL = "smollm2:135m"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,11 @@ def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield node.lineno, module
-            # `from distill import config` imports distill.config.
             for alias in node.names:
+                # `from distill import config` imports distill.config.
                 below = ROOT.joinpath(*module.split("."), alias.name)
-                if below.with_suffix(".py").exists() or below.is_dir():
-                    yield node.lineno, f"{module}.{alias.name}"
+                is_module = below.with_suffix(".py").exists() or below.is_dir()
+                yield node.lineno, f"{module}.{alias.name}" if is_module else module
 
 
 def layer(module: str) -> int:
@@ -88,6 +88,15 @@ def test_imports_go_down_only(path: Path) -> None:
         elif here.startswith("distill") and module != "distill" and layer(module) > layer(here):
             wrong.append(f"{path}:{line}: {here} imports {module}, which lies above it")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_import_circles() -> None:
+    """Those inside functions count: what needs each other is one thing, or has a third between it."""
+    imports = {module_name(path): {module for _, module in imported_modules(path)} for path in SOURCES}
+    try:
+        TopologicalSorter({here: there & imports.keys() - {here} for here, there in imports.items()}).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
 
 
 def test_the_import_check_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,9 @@ from distill.teacher import gguf_file
 from distill.teacher.gguf_file import dequantized, read_gguf
 from distill.teacher.gguf_tokenizer import NORMAL, read_tokenizer
 from distill.teacher.llama_cpp import LlamaCpp
+from distill.teacher.open_source import open_source
 from distill.teacher.pre_tokenizers import PRE_TOKENIZATIONS, name_of
-from distill.teacher.source import Source, open_source
+from distill.teacher.source import Source
 from distill.tokens.aligned import byte_level_bpe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from distill.run import Run
 from distill.student.image_rows import SHIFT, begin_image_rows, direction
 from distill.student.initialize import new_student, rows_of, transplant
 from distill.teacher.gguf_tokenizer import Vocabulary
-from distill.teacher.source import open_source
+from distill.teacher.open_source import open_source
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids

@@ -21,7 +21,8 @@ from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step
 from distill.dream.view.heatmap import MATTERS, SURE, heatmap
 from distill.dream.view.lanes import LiveLanes, clip, visible, width
 from distill.dream.view.page import page
-from distill.dream.view.viewer import DreamViewer, winner
+from distill.dream.view.records import winner
+from distill.dream.view.viewer import DreamViewer
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.mining.triplets import LENSES
 

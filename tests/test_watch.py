@@ -18,7 +18,8 @@ from cli import main as entry
 from distill.config import DreamingConfig
 from distill.dream.record import DreamRecord
 from distill.dream.view.lanes import LiveLanes
-from distill.dream.view.viewer import DreamViewer, winner
+from distill.dream.view.records import winner
+from distill.dream.view.viewer import DreamViewer
 
 PROMPT = "What happens when you drop a ball?"
 

@@ -19,10 +19,11 @@ import numpy as np
 
 from distill.config import EvaluateSettings
 from distill.errors import DistillError
+from distill.exam.examinees.opening import open_examinee
 from distill.exam.examinees.protocol import Examinee
 from distill.exam.provenance import machine
 from distill.exam.questions import Exam, Question
-from distill.exam.targets import How, Target, device_of, open_examinee
+from distill.exam.targets import How, Target, device_of
 from distill.run import Run, fingerprint, write_atomic
 from distill.teacher.ollama_client import default_host
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 from distill.dream.pretrained import pick_device
 from distill.errors import BadInput
-from distill.exam.examinees.protocol import Examinee
 from distill.run import Run, fingerprint, sha256_file
 from distill.student.grammar import steps_within
 from distill.teacher import weights
@@ -47,7 +46,7 @@ class Target:
     def digest(self) -> str:
         """Of the weights and of what words they know; of an Ollama model, the server's own."""
         if self.path is None:
-            from distill.exam.examinees.ollama import model_digest
+            from distill.teacher.ollama import model_digest
 
             return model_digest(self.model, self.host)
         if self.path.is_file():
@@ -149,25 +148,6 @@ def _gguf(spec: str, path: Path) -> Target:
 def device_of(target: Target, device: str) -> str:
     """Where torch computes it, "auto" resolved; "" for those that others compute. Raises BadInput."""
     return "" if target.kind in ("ollama", "gguf") else str(pick_device(device))
-
-
-def open_examinee(target: Target, how: How) -> Examinee:
-    """Load it. Raises CorruptFile and RunMismatch for broken folders, TeacherError where a server refuses."""
-    if target.kind == "ollama":
-        from distill.exam.examinees.ollama import OllamaExaminee
-
-        return OllamaExaminee(target, how)
-    if target.kind == "gguf":
-        from distill.exam.examinees.llama_cpp import GgufExaminee
-
-        return GgufExaminee(target, how)
-    if target.kind == "transformers":
-        from distill.exam.examinees.hf import TransformersExaminee
-
-        return TransformersExaminee(target, how)
-    from distill.exam.examinees.native import NativeExaminee
-
-    return NativeExaminee(target, how)
 
 
 def common_run(targets: Sequence[Target]) -> Run:

@@ -15,8 +15,9 @@ from distill.backbone.model import Backbone, config_for
 from distill.config import StudentSettings
 from distill.errors import BadInput
 from distill.teacher.gguf_tokenizer import NORMAL, Vocabulary
+from distill.teacher.open_source import open_source
 from distill.teacher.protocol import TeacherTokenizer
-from distill.teacher.source import Source, open_source
+from distill.teacher.source import Source
 from distill.tokens.bpe import END, PAD, START, StudentTokenizer, image_text
 
 CHANCE, TEACHER = "chance", "teacher"

@@ -17,8 +17,7 @@ from distill.run import sha256_file
 from distill.teacher import weights
 from distill.teacher.choice import MeasuredEngine
 from distill.teacher.engine import Engine
-from distill.teacher.find_weights import shape_of
-from distill.teacher.gguf_file import read_metadata
+from distill.teacher.gguf_file import read_metadata, shape_of
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.licenses import License
 from distill.teacher.llama_cpp import LlamaCpp

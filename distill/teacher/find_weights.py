@@ -4,10 +4,9 @@ import contextlib
 import ipaddress
 import re
 import urllib.parse
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, DistillError
@@ -87,7 +86,7 @@ def check_given(settings: TeacherSettings) -> None:
 
 def _open(path: Path) -> "Source":
     """Raises BadInput, CorruptFile."""
-    from distill.teacher.source import open_source
+    from distill.teacher.open_source import open_source
 
     try:
         if path.is_dir():
@@ -164,16 +163,6 @@ def _asked(settings: TeacherSettings, model: str, host: str, answered: TeacherIn
     return str(now.details.get("blob", ""))
 
 
-def blob_of(modelfile: str) -> str:
-    """The weights' file in the Modelfile that /api/show tells: its first FROM that is no comment; a second one is the
-    projector of a model that sees. "" where there is none, or an adapter lies over it."""
-    lines = modelfile.splitlines()
-    at = next((i for i, line in enumerate(lines) if line.startswith("FROM ")), None)
-    if at is None or "".join(lines[at + 1 : at + 2]).startswith("ADAPTER "):
-        return ""
-    return lines[at].removeprefix("FROM ").strip().strip('"')
-
-
 def is_this_machine(host: str) -> bool:
     """Whether an Ollama address, written as $OLLAMA_HOST may be, is this machine's own."""
     host = host.strip().strip("\"'")
@@ -186,18 +175,6 @@ def is_this_machine(host: str) -> bool:
 
 
 # Whose they are.
-
-
-def shape_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a teacher's info keeps of its file's metadata, to know its weights by; only what is there."""
-    architecture = fields.get("general.architecture")
-    found = {
-        "architecture": architecture,
-        "layers": fields.get(f"{architecture}.block_count"),
-        "hidden": fields.get(f"{architecture}.embedding_length"),
-        "file_type": fields.get("general.file_type"),
-    }
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def _check(

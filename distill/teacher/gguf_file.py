@@ -9,7 +9,7 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -136,6 +136,18 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """All of a GGUF's key-value pairs. Raises BadInput, or CorruptFile where it is cut short."""
     with _reading(path) as reader:
         return reader.fields()
+
+
+def shape_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a teacher's info keeps of its file's metadata, to know its weights by; only what is there."""
+    architecture = fields.get("general.architecture")
+    found = {
+        "architecture": architecture,
+        "layers": fields.get(f"{architecture}.block_count"),
+        "hidden": fields.get(f"{architecture}.embedding_length"),
+        "file_type": fields.get("general.file_type"),
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def read_gguf(path: Path) -> Gguf:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from distill.errors import ModelNotFound, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import fingerprint
-from distill.teacher.find_weights import blob_of, shape_of
+from distill.teacher.gguf_file import shape_of
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.licenses import License
-from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, version_tuple
+from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, blob_of, version_tuple
 from distill.teacher.ollama_client import default_host as default_host
 from distill.teacher.protocol import (
     HALF,
@@ -186,6 +186,18 @@ class OllamaTeacher:
                 return
             self._warned = True
         self._listen(Event("teacher", "warning", message))
+
+
+def model_digest(model: str, host: str) -> str:
+    """The server's digest of the model, its template and parameters. host "": $OLLAMA_HOST or the default address.
+
+    Raises TeacherUnavailable, or ModelNotFound with the nearest installed names.
+    """
+    teacher = OllamaTeacher(model, host=host or default_host(), retries=1)
+    try:
+        return teacher.describe().digest
+    finally:
+        teacher.close()
 
 
 class _Words:

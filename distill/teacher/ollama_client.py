@@ -137,6 +137,16 @@ class OllamaClient:
         cast(httpx.Client, self._client._client).close()  # pyright: ignore[reportPrivateUsage]
 
 
+def blob_of(modelfile: str) -> str:
+    """The weights' file in the Modelfile that /api/show tells: its first FROM that is no comment; a second one is the
+    projector of a model that sees. "" where there is none, or an adapter lies over it."""
+    lines = modelfile.splitlines()
+    at = next((i for i, line in enumerate(lines) if line.startswith("FROM ")), None)
+    if at is None or "".join(lines[at + 1 : at + 2]).startswith("ADAPTER "):
+        return ""
+    return lines[at].removeprefix("FROM ").strip().strip('"')
+
+
 def _can_pass(error: ollama.ResponseError) -> bool:
     if "loading" in error.error.lower():
         return True

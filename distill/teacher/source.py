@@ -75,17 +75,3 @@ class Source:
         """
         config = replace(self.config, context=min(context or self.config.context, self.config.context))
         return assemble(config, self.weights())
-
-
-def open_source(path: Path) -> Source:
-    """Read a model's description: of a GGUF, or of a folder with config.json and model*.safetensors.
-
-    Raises BadInput for what we can't read, CorruptFile for a broken file.
-    """
-    if path.is_dir():
-        from distill.teacher.source_folder import open_folder
-
-        return open_folder(path)
-    from distill.teacher.source_gguf import open_gguf
-
-    return open_gguf(path)

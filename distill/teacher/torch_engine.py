@@ -17,9 +17,10 @@ from distill.errors import BadInput, TeacherError, TeacherUnavailable
 from distill.teacher.batching import Batcher, Written
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.memory import available_memory
+from distill.teacher.open_source import open_source
 from distill.teacher.prompt_ids import PromptIds
 from distill.teacher.protocol import GenerateOptions, Response, TokenTargets
-from distill.teacher.source import Source, open_source
+from distill.teacher.source import Source
 from distill.teacher.targets import is_cut, whole_text
 
 SLOTS = 256

@@ -22,6 +22,7 @@ from distill.errors import CorruptFile
 from distill.mining.triplets import LENSES
 from distill.run import sha256_file, write_atomic
 from distill.teacher.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_alphabet
+from distill.tokens.chat_template import JINJA
 
 PAD, START, END = CONTROL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 THINK, END_THINK = "<think>", "</think>"
@@ -182,8 +183,6 @@ class StudentTokenizer:
     # Folders.
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files into `folder`, which may hold other things."""
-        from distill.tokens.chat import JINJA
-
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "tokenizer.json", self.hf.to_str(pretty=True) + "\n")
         config: dict[str, Any] = {

@@ -9,7 +9,8 @@
     It falls.<|im_end|>
 
 The student writes everything after `assistant` itself. `think=False` writes an empty pair of tags for it.
-`render`, `JINJA` (transformers, llama.cpp) and `go_template` (Ollama) say the same; tests compare their ids.
+`render`, `JINJA` (chat_template.py; transformers, llama.cpp) and `go_template` (Ollama) say the same; tests compare
+their ids.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,23 +38,6 @@ Triple = tuple[int, int, int]
 
 Dream = dict[str, list[Triple]]
 """Lens → the steps of its chain."""
-
-JINJA = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message.role + '\\n' -}}"
-    "{%- set thinking = message.thinking or message.reasoning_content -%}"
-    "{%- if message.role == 'assistant' and thinking -%}{{- '<think>\\n' + thinking + '\\n</think>\\n' -}}{%- endif -%}"
-    "{{- message.content -}}"
-    "{%- if not loop.last or message.role != 'assistant' or not add_generation_prompt -%}"
-    "{{- '<|im_end|>\\n' -}}"
-    "{%- endif -%}"
-    "{%- if loop.last and message.role != 'assistant' and add_generation_prompt -%}"
-    "{{- '<|im_start|>assistant\\n' -}}"
-    "{%- if enable_thinking is defined and not enable_thinking -%}{{- '<think>\\n</think>\\n' -}}{%- endif -%}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-)
-"""For transformers and llama.cpp. `enable_thinking=False` writes the empty dream, as their users expect."""
 
 
 def render(messages: Sequence[Message], think: bool | None = None, add_generation_prompt: bool = True) -> str:

@@ -20,7 +20,8 @@ from distill.student.cut import Sample, drop_layers, keep_layers, narrow, qualit
 from distill.student.image_rows import KINDS, begin_image_rows
 from distill.student.initialize import CHANCE, TEACHER, transplant, wants_teacher
 from distill.teacher.find_weights import find_weights
-from distill.teacher.source import Source, open_source
+from distill.teacher.open_source import open_source
+from distill.teacher.source import Source
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents, pack
 from distill.training.batches import Batches, Mixture

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from distill.dream.record import Branch, DreamRecord
-from distill.dream.view.viewer import ROLES, arbitrated, winner
+from distill.dream.view.records import ROLES, arbitrated, winner
 
 SHOWN = 6
 """Dreams in one picture, the last ones."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from distill.dream.record import Branch, DreamRecord, Step
-from distill.dream.view.viewer import arbitrated, winner
+from distill.dream.view.records import arbitrated, winner
 from distill.mining.triplets import LENSES
 
 BARS = "▁▂▃▄▅▆▇█"

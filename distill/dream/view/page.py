@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 
 from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step
-from distill.dream.view.viewer import ROLES, arbitrated, to_json, winner
+from distill.dream.view.records import ROLES, arbitrated, to_json, winner
 from distill.mining.triplets import LENSES
 
 HINT = (

@@ -3,7 +3,6 @@
 Shape legend: S paths, T steps, 3 roles (what, action, result), D 512.
 """
 
-import json
 import math
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -14,16 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.dream.record import Branch, DreamRecord
-from distill.errors import BadInput, CorruptFile
+from distill.dream.view.records import arbitrated, read_json, to_bytes
+from distill.errors import BadInput
 from distill.run import write_atomic
 
 Format = Literal["json", "png", "html"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-
-ROLES = ("what", "action", "result")
-
-VERSION = 1
-"""Of the JSON file. A reader of one version refuses the others."""
 
 Vectors = NDArray[Any]
 """(S, T, 3, D) embeddings of one dreaming."""
@@ -100,7 +95,7 @@ class DreamViewer:
         path = Path(path)
         kind = check_format(path, format)
         if kind == "json":
-            write_atomic(path, _to_json(self._records))
+            write_atomic(path, to_bytes(self._records))
         elif kind == "html":
             from distill.dream.view.page import page
 
@@ -127,43 +122,6 @@ def check_format(path: Path, format: str | None = None) -> str:
     if kind not in FORMATS:
         raise BadInput(f"{path}: no format {kind!r} to export dreams in; choose one of {', '.join(FORMATS)}")
     return kind
-
-
-def arbitrated(branch: Branch) -> bool:
-    """Whether anybody judged the path: what the backbone decodes itself, it reads unjudged, with a score of 0."""
-    return branch.score > 0 or not branch.kept
-
-
-def winner(record: DreamRecord) -> int | None:
-    """The number of the branch with the highest score among those that the backbone read; None where none won."""
-    kept = [i for i, branch in enumerate(record.branches) if branch.kept and branch.steps and arbitrated(branch)]
-    return max(kept, key=lambda i: record.branches[i].score, default=None)
-
-
-def read_json(path: Path) -> list[DreamRecord]:
-    """Records of an exported file. Raises BadInput, CorruptFile."""
-    try:
-        value = json.loads(path.read_bytes())
-        if value["format"] != "dreams":
-            raise ValueError("another format")
-        if value["version"] != VERSION:
-            raise BadInput(f"{path}: written as version {value['version']}, read here is {VERSION}; export it again")
-        return [DreamRecord.from_json(record) for record in value["dreams"]]
-    except OSError as error:
-        raise BadInput(f"{path}: can't read it: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(f"{path}: not a file of dreams; `dream watch … --export FILE.json` writes one") from error
-
-
-def to_json(records: Iterable[DreamRecord]) -> dict[str, Any]:
-    """What an exported file holds."""
-    return {"format": "dreams", "version": VERSION, "dreams": [record.to_json() for record in records]}
-
-
-def _to_json(records: Iterable[DreamRecord]) -> bytes:
-    text = json.dumps(to_json(records), ensure_ascii=False, indent=1)
-    # Half a surrogate pair, as a broken argument of a command may hold, becomes JSON's own escape for it.
-    return f"{text}\n".encode(errors="backslashreplace")
 
 
 def _gate_load(branches: Iterable[Branch]) -> dict[str, float]:

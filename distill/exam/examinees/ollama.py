@@ -26,18 +26,6 @@ OWN_SYSTEM = "where a prompt comes without a system prompt, Ollama puts its Mode
 """Sending an empty one is no way out: many templates then print an empty system turn."""
 
 
-def model_digest(model: str, host: str) -> str:
-    """The server's digest of the model, its template and parameters. host "": $OLLAMA_HOST or the default address.
-
-    Raises TeacherUnavailable, or ModelNotFound with the nearest installed names.
-    """
-    teacher = OllamaTeacher(model, host=host or default_host(), retries=1)
-    try:
-        return teacher.describe().digest
-    finally:
-        teacher.close()
-
-
 class OllamaExaminee:
     """`ollama:NAME`. Where it has the capability "thinking", what it thinks is its dream.
 
