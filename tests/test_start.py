@@ -15,7 +15,7 @@ from distill.errors import BadInput
 from distill.events import Event
 from distill.knowledge.mine import mine
 from distill.run import Run
-from distill.student.image_rows import SHIFT, begin_image_rows, direction
+from distill.student.image_rows import KIND, SHIFT, across, begin_image_rows, direction
 from distill.student.initialize import new_student, rows_of, transplant
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.open_source import open_source
@@ -152,7 +152,13 @@ def test_image_tokens_are_told_apart_from_words(answered: Run, teacher: Path) ->
         moved = begin_image_rows(transplant(open_source(teacher), tokenizer, 96), tokenizer, judged, kind)
         after = states @ moved.lm_head.weight.T
         change = (after - before)[:, tokenizer.image_ids]
-        assert float(change.mean()) == pytest.approx(-SHIFT, abs=0.05)
+        assert float(change.detach().mean()) == pytest.approx(-SHIFT, abs=0.05)
+        aside = across(states, direction(states))
+        assert abs(float(states.mean(0) @ aside)) < 1e-3, "on average, it makes no token likelier"
+        rows = (moved.lm_head.weight - plain.lm_head.weight).detach() @ aside
+        kinds = {"image": tokenizer.image_ids, "lens": list(tokenizer.lens_ids), "tag": [tokenizer.end_think_id]}
+        sides = {name: float(rows[ids].mean()) for name, ids in kinds.items()}
+        assert sides == pytest.approx({"image": KIND, "lens": -KIND, "tag": -KIND}, abs=1e-3)
         assert torch.equal(after[:, : tokenizer.base_size], before[:, : tokenizer.base_size])
         assert moved.config.tie_embeddings == (kind == "apart")
 

@@ -6,6 +6,10 @@ rows are moved along one shared direction: the one along which the teacher's las
 u = Σ⁻¹μ: h·u has the mean and the variance μᵀΣ⁻¹μ. Less of it in a row is less of a logit, alike at all places of an
 answer; dreaming is learned as stepping over to the other side.
 
+Within a dream the question is what kind of token comes next, an image token or a lens, of which hundreds and few share
+no direction either. So they are moved apart along a second one, across the first: of what the states spread over, one
+of middling variance. Then the form of a dream is one number to learn (docs/inheriting.md tells what it saves).
+
 Shape legend: M positions, D hidden, V vocabulary.
 """
 
@@ -21,6 +25,8 @@ from distill.tokens.bpe import StudentTokenizer
 KINDS = ("apart", "label", "untied")
 SHIFT = 6.0
 """Nats by which an image token is less likely than the word on its label where the teacher speaks."""
+KIND = 1.0
+"""How far image tokens are moved to one side, lenses and tags to the other: rows are about 3 long."""
 DAMPING = 1e-2
 """Added to the covariance's diagonal, as a share of its mean."""
 
@@ -35,8 +41,12 @@ def begin_image_rows(model: Backbone, tokenizer: StudentTokenizer, samples: Sequ
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         model = Backbone(replace(model.config, tie_embeddings=False))
         model.load_state_dict(state)
-    step = direction(torch.cat(final_states(model, samples)))
-    model.lm_head.weight[tokenizer.think_id :] -= SHIFT * step
+    states = torch.cat(final_states(model, samples))
+    step = direction(states)
+    aside, rows = across(states, step), model.lm_head.weight
+    rows[tokenizer.think_id :] -= SHIFT * step
+    rows[tokenizer.think_id : tokenizer.image_ids[0]] -= KIND * aside
+    rows[tokenizer.image_ids] += KIND * aside
     return model.eval()
 
 
@@ -48,3 +58,14 @@ def direction(states: torch.Tensor) -> torch.Tensor:
     spread.diagonal().add_(DAMPING * spread.diagonal().mean())
     found = torch.linalg.solve(spread, mean)
     return (found / (found @ mean)).to(states.dtype)
+
+
+def across(states: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """(D,) of length 1: the principal component of states (M, D) of median variance, made orthogonal to their mean and
+    to `step` (D,)."""
+    wide = states.double()
+    _, components = torch.linalg.eigh(torch.cov(wide.t()))
+    taken, _ = torch.linalg.qr(torch.stack((step.double(), wide.mean(0)), dim=1))
+    found = components[:, len(components) // 2]
+    found = found - taken @ (taken.t() @ found)
+    return (found / found.norm()).to(states.dtype)
