@@ -137,7 +137,7 @@ class TrainSettings:
     clip: float = 1.0
     soft_weight: float = 0.8
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
-    strict: float = 1.0
+    strict: float = 4.0
     """What probability of tokens that a reply's grammar forbids costs besides, in nats: no mask runs in Ollama."""
     match: float = 0.0
     """Weight of the distance between an inherited student's hidden states and its teacher's; the teacher is computed

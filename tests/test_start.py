@@ -22,10 +22,11 @@ from distill.teacher.open_source import open_source
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids
+from distill.tokens.packing import Documents, pack
 from distill.training import checkpoint
 from distill.training.loop import train
 from distill.training.sizes import measure_sizes
-from distill.training.start import begin, default_ffn, is_inherited, samples
+from distill.training.start import action_shares, begin, default_ffn, is_inherited, samples
 
 QUESTIONS = [f"What happens when you {verb} {thing}?" for verb in ("drop", "throw", "push") for thing in
              ("a ball", "an egg", "a cup", "the door", "a book", "ice", "a stone", "a tree")]  # fmt: skip
@@ -138,8 +139,6 @@ def test_image_tokens_are_told_apart_from_words(answered: Run, teacher: Path) ->
     """Where the teacher speaks, each is less likely by SHIFT on average than with its label's row alone."""
     tokenizer = StudentTokenizer.load(answered.tokenizer)
     run = answered
-    from distill.tokens.packing import pack
-
     pack(run)
     plain = transplant(open_source(teacher), tokenizer, 96)
     judged = samples(run, tokenizer, 96, 4096)
@@ -148,17 +147,21 @@ def test_image_tokens_are_told_apart_from_words(answered: Run, teacher: Path) ->
     states = torch.cat(final_states(plain, judged))
     assert float((states @ direction(states)).mean()) == pytest.approx(1.0, abs=1e-3)
     before = (states @ plain.lm_head.weight.T).detach().clone()
+    action = action_shares(Documents.load(run.data / "train"), tokenizer)
+    assert 0 < int((action > 0).sum()) < int((action < 0).sum()), "of three tokens one is an action"
     for kind in ("untied", "apart"):
-        moved = begin_image_rows(transplant(open_source(teacher), tokenizer, 96), tokenizer, judged, kind)
+        moved = begin_image_rows(transplant(open_source(teacher), tokenizer, 96), tokenizer, judged, kind, action)
         after = states @ moved.lm_head.weight.T
         change = (after - before)[:, tokenizer.image_ids]
         assert float(change.detach().mean()) == pytest.approx(-SHIFT, abs=0.05)
-        aside = across(states, direction(states))
-        assert abs(float(states.mean(0) @ aside)) < 1e-3, "on average, it makes no token likelier"
-        rows = (moved.lm_head.weight - plain.lm_head.weight).detach() @ aside
+        image, acts = across(states, direction(states))
+        assert abs(float(states.mean(0) @ (image + acts))) < 1e-3, "on average, they make no token likelier"
+        change = (moved.lm_head.weight - plain.lm_head.weight).detach()
+        rows = change @ image
         kinds = {"image": tokenizer.image_ids, "lens": list(tokenizer.lens_ids), "tag": [tokenizer.end_think_id]}
         sides = {name: float(rows[ids].mean()) for name, ids in kinds.items()}
         assert sides == pytest.approx({"image": KIND, "lens": -KIND, "tag": -KIND}, abs=1e-3)
+        torch.testing.assert_close(change[tokenizer.image_ids] @ acts, KIND * action, atol=1e-3, rtol=0)
         assert torch.equal(after[:, : tokenizer.base_size], before[:, : tokenizer.base_size])
         assert moved.config.tie_embeddings == (kind == "apart")
 
@@ -185,19 +188,21 @@ def test_chance_is_chance(answered: Run, tmp_path: Path) -> None:
 
 
 def test_hidden_states_are_drawn_to_the_teachers(answered: Run, tmp_path: Path) -> None:
-    """A student that is its whole teacher is at distance nought from it; one that was cut comes nearer."""
+    """A student that is its whole teacher is at distance nought from it; one that was cut ends nearer if drawn."""
     run = of(answered, tmp_path / "run", image_rows="untied")
     run.settings.train.match, run.settings.train.steps, run.settings.train.log_every = 1.0, 1, 1
     train(run)
     (row,) = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert row["match"] == pytest.approx(0.0, abs=1e-6)
-    cut = of(answered, tmp_path / "cut", ffn=32)
-    settings = cut.settings.train
-    settings.match, settings.strict, settings.steps, settings.log_every, settings.lr = 5.0, 0.0, 30, 1, 2e-3
-    settings.checkpoint_every = 30
-    train(cut)
-    rows = [json.loads(line) for line in cut.metrics.read_text().splitlines()]
-    assert rows[-1]["match"] < 0.8 * rows[0]["match"]
+    ends: list[float] = []
+    for weight in (1e-6, 5.0):
+        cut = of(answered, tmp_path / f"cut{weight:g}", ffn=32)
+        settings = cut.settings.train
+        settings.match, settings.strict, settings.steps, settings.log_every, settings.lr = weight, 0.0, 30, 1, 2e-3
+        settings.checkpoint_every = 30
+        train(cut)
+        ends.append(json.loads(cut.metrics.read_text().splitlines()[-1])["match"])
+    assert ends[1] < 0.8 * ends[0]
     chance = of(answered, tmp_path / "chance", init="chance")
     chance.settings.train.match = 1.0
     with pytest.raises(BadInput, match=r"train\.match: only a student that begins as its teacher"):

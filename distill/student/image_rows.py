@@ -7,16 +7,18 @@ u = Σ⁻¹μ: h·u has the mean and the variance μᵀΣ⁻¹μ. Less of it in 
 answer; dreaming is learned as stepping over to the other side.
 
 Within a dream the question is what kind of token comes next, an image token or a lens, of which hundreds and few share
-no direction either. So they are moved apart along a second one, across the first: of what the states spread over, one
-of middling variance. Then the form of a dream is one number to learn (docs/inheriting.md tells what it saves).
+no direction either. So they are moved apart along a second one, and codes that are actions from those that are things
+along a third, both across the first: of what the states spread over, two of middling variance. Then the form of a dream
+is two numbers to learn (docs/inheriting.md tells what that saves).
 
-Shape legend: M positions, D hidden, V vocabulary.
+Shape legend: M positions, D hidden, V vocabulary, C codes.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from distill.backbone.model import Backbone
 from distill.student.cut import Sample, final_states
@@ -25,16 +27,19 @@ from distill.tokens.bpe import StudentTokenizer
 KINDS = ("apart", "label", "untied")
 SHIFT = 6.0
 """Nats by which an image token is less likely than the word on its label where the teacher speaks."""
-KIND = 1.0
-"""How far image tokens are moved to one side, lenses and tags to the other: rows are about 3 long."""
+KIND = 2.0
+"""How far rows are moved for their kind, image token or lens, action or thing. A word's row is about 3 long."""
 DAMPING = 1e-2
 """Added to the covariance's diagonal, as a share of its mean."""
 
 
 @torch.no_grad()
-def begin_image_rows(model: Backbone, tokenizer: StudentTokenizer, samples: Sequence[Sample], kind: str) -> Backbone:
+def begin_image_rows(
+    model: Backbone, tokenizer: StudentTokenizer, samples: Sequence[Sample], kind: str, action: Tensor
+) -> Backbone:
     """The model with its rows of image tokens, lenses and think tags moved; `untied`: in an output matrix of their own,
-    while they are read as their labels."""
+    while they are read as their labels. action (C,): 1 for a code that always is an action, −1 for one that never is.
+    """
     if kind == "label":
         return model
     if kind == "untied" and model.config.tie_embeddings:
@@ -42,15 +47,15 @@ def begin_image_rows(model: Backbone, tokenizer: StudentTokenizer, samples: Sequ
         model = Backbone(replace(model.config, tie_embeddings=False))
         model.load_state_dict(state)
     states = torch.cat(final_states(model, samples))
-    step = direction(states)
-    aside, rows = across(states, step), model.lm_head.weight
+    step, rows = direction(states), model.lm_head.weight
+    image, acts = across(states, step)
     rows[tokenizer.think_id :] -= SHIFT * step
-    rows[tokenizer.think_id : tokenizer.image_ids[0]] -= KIND * aside
-    rows[tokenizer.image_ids] += KIND * aside
+    rows[[tokenizer.think_id, tokenizer.end_think_id, *tokenizer.lens_ids]] -= KIND * image
+    rows[tokenizer.image_ids] += KIND * (image + action[:, None] * acts)
     return model.eval()
 
 
-def direction(states: torch.Tensor) -> torch.Tensor:
+def direction(states: Tensor) -> Tensor:
     """(D,) of states (M, D): u with h·u of mean 1 over the states and as little variance as can be."""
     wide = states.double()
     mean = wide.mean(0)
@@ -60,12 +65,11 @@ def direction(states: torch.Tensor) -> torch.Tensor:
     return (found / (found @ mean)).to(states.dtype)
 
 
-def across(states: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """(D,) of length 1: the principal component of states (M, D) of median variance, made orthogonal to their mean and
-    to `step` (D,)."""
+def across(states: Tensor, step: Tensor) -> Tensor:
+    """(2, D), orthonormal: principal components of states (M, D) of middling variance, across their mean and `step`
+    (D,), so that on average they make no token likelier."""
     wide = states.double()
     _, components = torch.linalg.eigh(torch.cov(wide.t()))
-    taken, _ = torch.linalg.qr(torch.stack((step.double(), wide.mean(0)), dim=1))
-    found = components[:, len(components) // 2]
-    found = found - taken @ (taken.t() @ found)
-    return (found / found.norm()).to(states.dtype)
+    middle = len(components) // 2
+    taken = torch.stack((step.double(), wide.mean(0), *components[:, middle : middle + 2].t()), dim=1)
+    return torch.linalg.qr(taken)[0][:, 2:].t().to(states.dtype)

@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from distill.backbone.model import Backbone, count_parameters, save_backbone
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
@@ -23,10 +26,11 @@ from distill.teacher.find_weights import find_weights
 from distill.teacher.open_source import open_source
 from distill.teacher.source import Source
 from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import parse_dream
 from distill.tokens.packing import Documents, pack
 from distill.training.batches import Batches, Mixture
 
-VERSION = 1
+VERSION = 2
 ABOUT = "start.json"
 NARROW_TOKENS = 24_576
 """Positions whose activations decide which neurons stay."""
@@ -113,7 +117,8 @@ def make_start(run: Run, source: Source, listen: Listener) -> Start:
     cut = cut_to(run, model, tokenizer, settings.layers or config.layers, ffn, NARROW_TOKENS, listen)
     judged = samples(run, tokenizer, config.context, JUDGED_TOKENS)
     at_once = quality(cut.model, judged)
-    model = begin_image_rows(cut.model, tokenizer, judged, settings.image_rows)
+    action = action_shares(Documents.load(run.data / "train"), tokenizer)
+    model = begin_image_rows(cut.model, tokenizer, judged, settings.image_rows, action)
     about = {
         "from": source.path.name,
         "license": source.license,
@@ -127,6 +132,18 @@ def make_start(run: Run, source: Source, listen: Listener) -> Start:
         "seconds": round(time.monotonic() - started, 1),
     }
     return Start(model, about)
+
+
+def action_shares(documents: Documents, tokenizer: StudentTokenizer) -> Tensor:
+    """(C,) how often each code is an action in the mined dreams: 1 always, −1 never, 0 where it isn't in any."""
+    acts, total = torch.zeros(len(tokenizer.image_ids)), torch.zeros(len(tokenizer.image_ids))
+    for i in range(len(documents)):
+        for steps in parse_dream(tokenizer, documents.dream(i).tolist()).values():
+            for what, action, result in steps:
+                acts[action] += 1
+                for code in (what, action, result):
+                    total[code] += 1
+    return torch.where(total > 0, 2 * acts / total.clamp_min(1) - 1, 0.0)
 
 
 @dataclass(frozen=True)
