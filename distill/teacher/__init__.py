@@ -1,9 +1,15 @@
 """Who is asked. `open_teacher` turns settings into teachers; nothing heavy is imported until then."""
 
+import importlib
+from collections.abc import Callable
+
 from distill.config import TeacherSettings
 from distill.errors import BadInput
 from distill.events import Listener, silent
 from distill.teacher.protocol import Teacher
+
+TEACHERS = {"ollama": "distill.teacher.ollama", "embedded": "distill.teacher.embedded"}
+"""KIND of a teacher's KIND:MODEL → the module whose `open_teachers` opens it."""
 
 
 def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: int = 1024) -> list[Teacher]:
@@ -15,25 +21,8 @@ def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: 
     kind, _, model = settings.model.partition(":")
     if kind == "openai":
         raise BadInput(f"{settings.model}: openai teachers are not available yet; use ollama:NAME or embedded:smollm2")
-    if kind not in ("ollama", "embedded") or not model:
+    if kind not in TEACHERS or not model:
         raise BadInput(f"{settings.model!r}: no such teacher; write ollama:NAME, embedded:smollm2 or embedded:/x.gguf")
-    if kind == "embedded":
-        from distill.teacher.embedded import EmbeddedTeacher
-
-        return [
-            EmbeddedTeacher(
-                model,
-                engine=settings.engine,
-                threads=settings.threads,
-                context=context,
-                timeout=settings.timeout,
-                listen=listen,
-            )
-        ]
-    from distill.teacher.ollama import OllamaTeacher, default_host
-
-    hosts = settings.hosts or [default_host()]
-    return [
-        OllamaTeacher(model, host=host, timeout=settings.timeout, retries=settings.retries, listen=listen)
-        for host in hosts
-    ]
+    make: Callable[[str, TeacherSettings, Listener, int], list[Teacher]]
+    make = importlib.import_module(TEACHERS[kind]).open_teachers
+    return make(model, settings, listen, context)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.config import TeacherSettings
 from distill.errors import BadInput, DistillError, TeacherError
 from distill.events import Listener, silent
 from distill.run import sha256_file
@@ -22,10 +23,16 @@ from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.licenses import License
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.teacher.llama_engine import LlamaEngine
-from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer
+from distill.teacher.protocol import GenerateOptions, Response, Teacher, TeacherInfo, TeacherTokenizer
 from distill.teacher.torch_engine import TorchEngine
 
 ENGINES = ("auto", "torch", "llama.cpp")
+
+
+def open_teachers(model: str, settings: TeacherSettings, listen: Listener, context: int) -> list[Teacher]:
+    """The one that runs here."""
+    how: dict[str, Any] = {"threads": settings.threads, "context": context, "timeout": settings.timeout}
+    return [EmbeddedTeacher(model, engine=settings.engine, listen=listen, **how)]
 
 
 class EmbeddedTeacher:

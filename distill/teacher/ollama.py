@@ -8,20 +8,21 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.config import TeacherSettings
 from distill.errors import ModelNotFound, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import fingerprint
 from distill.teacher.gguf_file import shape_of
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.licenses import License
-from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, blob_of, version_tuple
-from distill.teacher.ollama_client import default_host as default_host
+from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, blob_of, default_host, version_tuple
 from distill.teacher.protocol import (
     HALF,
     MAX_TOP_LOGPROBS,
     UNKNOWN_ID,
     GenerateOptions,
     Response,
+    Teacher,
     TeacherInfo,
     TeacherTokenizer,
     TokenTargets,
@@ -30,6 +31,12 @@ from distill.teacher.targets import Position, assemble, hard, whole_text
 
 SECOND = 1e9
 """Ollama's durations are nanoseconds."""
+
+
+def open_teachers(model: str, settings: TeacherSettings, listen: Listener, context: int) -> list[Teacher]:
+    """One for each host. How long its context is, Ollama decides."""
+    how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "listen": listen}
+    return [OllamaTeacher(model, host=host, **how) for host in settings.hosts or [default_host()]]
 
 
 class OllamaTeacher:
