@@ -10,6 +10,15 @@ if TYPE_CHECKING:
     from distill.run import Run
 
 
+LONGEST = ("sweep", "ablation", "end_to_end", "training", "ollama_end_to_end", "dream_phases", "compare", "evaluate")
+"""Files that take longest, the longest first: begun first, so that two processes end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The embedded teacher's GGUF: a real model, fetched once and cached."""
@@ -22,12 +31,19 @@ def smollm2() -> Path:
         pytest.skip(f"the embedded teacher's weights can't be had here: {error}")
 
 
-@pytest.fixture(scope="session")
-def small_run(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run":
-    """A run folder in which the real teacher answered 24 questions (tests/support/small_capture.py). Don't alter it."""
-    from support.small_capture import capture_small
+@pytest.fixture(scope="session", autouse=True)
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from support import shared
 
-    return capture_small(tmp_path_factory.mktemp("small") / "run", smollm2)
+    shared.root = shared.shared_root(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A run folder in which the real teacher answered 24 questions (tests/support/small_capture.py). Don't alter it."""
+    from support.small_capture import captured_small
+
+    return captured_small(tmp_path_factory.mktemp("small") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support.shared import made_once
 
 from distill.config import (
     CaptureSettings,
@@ -24,6 +25,10 @@ STEPS = 6
 
 def small_world(folder: Path) -> Run:
     """40 questions to train on and 8 of each split held out."""
+    return Run.open(made_once("world", _make, folder))
+
+
+def _make(folder: Path) -> None:
     settings = Settings(
         capture=CaptureSettings(dataset="causal-world", dataset_size=40),
         tokenize=TokenizeSettings(vocab_size=512, image_tokens=80),
@@ -48,4 +53,3 @@ def small_world(folder: Path) -> Run:
         capture(run)
         mine(run)
     build_tokenizer(run)
-    return run

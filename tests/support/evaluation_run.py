@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from support.shared import made_once
+
 from distill.config import EvaluateSettings, Settings, StudentSettings, TokenizeSettings, TrainSettings
 from distill.exam.baselines import copy_file
 from distill.knowledge.mine import mine
@@ -14,6 +16,10 @@ STEPS = 24
 
 def trained_run(source: Run, folder: Path) -> Run:
     """The traces of `source` (captured already), mined, tokenized, and a tiny student trained on them."""
+    return Run.open(made_once("trained", lambda kept: _train(source, kept), folder))
+
+
+def _train(source: Run, folder: Path) -> None:
     settings = Settings(
         teacher=source.settings.teacher,
         capture=source.settings.capture,
@@ -39,4 +45,3 @@ def trained_run(source: Run, folder: Path) -> Run:
     mine(run)
     build_tokenizer(run)
     train(run)
-    return run

@@ -1,11 +1,19 @@
-"""A small real capture: the embedded teacher answers questions that make it write more than plain English."""
+"""A small real capture: the embedded teacher answers questions that make it write more than plain English.
 
+Its answers are kept in fixtures/small_capture.zip, so that nobody waits for them, and they are the same on every
+machine. `python -m support.small_capture`, run in tests/, asks again.
+"""
+
+import contextlib
+import tempfile
+import zipfile
 from pathlib import Path
 
 from distill.config import CaptureSettings, Settings, TeacherSettings
 from distill.corpus.capture import capture
 from distill.run import Run
 
+KEPT = Path(__file__).parents[1] / "fixtures" / "small_capture.zip"
 QUESTIONS = """\
 What happens when you drop a ball?
 What happens if you leave ice in the sun?
@@ -34,14 +42,31 @@ What does a C program look like?
 """
 
 
-def capture_small(folder: Path, weights: Path) -> Run:
-    """24 questions, at most 48 tokens each, into a run folder that is made anew."""
-    questions = folder.with_name("questions.txt")
+def captured_small(folder: Path) -> Run:
+    """24 questions and their answers of at most 48 tokens, as a run folder that is made anew."""
+    with zipfile.ZipFile(KEPT) as kept:
+        kept.extractall(folder)
+    return Run.open(folder)
+
+
+def keep(folder: Path) -> None:
+    """Ask the teacher, and keep what it answered."""
+    questions = folder / "questions.txt"
     questions.write_text(QUESTIONS, encoding="utf-8")
-    settings = Settings(
-        teacher=TeacherSettings(model=f"embedded:{weights}", threads=1, engine="llama.cpp"),
-        capture=CaptureSettings(prompts=[str(questions)], max_tokens=48, held_out=0.2),
+    run = Run.create(
+        folder / "run",
+        Settings(
+            teacher=TeacherSettings(threads=1, engine="llama.cpp"),
+            capture=CaptureSettings(prompts=[questions.name], max_tokens=48, held_out=0.2),
+        ),
     )
-    run = Run.create(folder, settings)
-    capture(run)
-    return run
+    with contextlib.chdir(folder):
+        capture(run)
+    with zipfile.ZipFile(KEPT, "w", zipfile.ZIP_DEFLATED) as kept:
+        for name in ("config.yaml", "run.json", run.traces.name):
+            kept.write(run.path / name, name)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        keep(Path(folder))
