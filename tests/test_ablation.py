@@ -17,18 +17,20 @@ from support.ablation_run import STEPS, small_world
 
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
-from distill.dream.engine import DreamEngine, drafted_dreams, prompt_states
+from distill.dream.engine import drafted_dreams, prompt_states
 from distill.errors import BadInput, MissingStage
 from distill.events import Event, silent
 from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio
 from distill.exam.provenance import changed_settings
+from distill.exam.questions import Question, load_exam
+from distill.exam.targets import How, Target
 from distill.exam.truth import read_truths
-from distill.mining.triplets import LENSES
 from distill.run import Run
-from distill.sweep.ablation.ablate import Ablation, ablate
-from distill.sweep.ablation.arms import ARMS, Student, dream_accuracy, others
-from distill.sweep.ablation.report import render, sentences
-from distill.tokens.chat import dream_ids, think_ids
+from distill.sweep.ablation.ablate import Ablation, ablate, cells_of
+from distill.sweep.ablation.arms import ARMS, Reader, dream_accuracy, others
+from distill.sweep.ablation.report import headline, render
+from distill.sweep.plan import read_plan, shipped
+from distill.tokens.chat import dream_ids, parse_dream, think_ids
 from distill.training.checkpoint import best, folder_of, latest
 from distill.training.engine.phases import train_engine
 from distill.training.loop import train
@@ -59,12 +61,32 @@ def copied(ablated: tuple[Run, dict[str, Any]], tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def student(ablated: tuple[Run, dict[str, Any]]) -> Student:
+def reader(ablated: tuple[Run, dict[str, Any]]) -> Reader:
     """The dreaming student of seed 0 and its engine."""
     run = ablated[0]
     child = Run.open(run.path / "ablation" / "seed-0" / "dreams")
     ablation = Ablation(run, silent, list(ARMS), STEPS, force=False)
-    return ablation._student(child, best(child), ablation.examples, lambda count: None, engine=True)
+    target = Target("backbone", "checkpoint", best(child), run=child)
+    return Reader(target, How(0, ablation.dream_tokens), ablation.exam.questions, ablation.codes, child)
+
+
+@pytest.fixture(scope="module")
+def questions(ablated: tuple[Run, dict[str, Any]]) -> list[Question]:
+    return load_exam(ablated[0]).questions
+
+
+def reads(reader: Reader, arm: str, questions: list[Question]) -> list[list[int]]:
+    reader.arm = arm
+    return reader.dreams(questions)
+
+
+def mined(reader: Reader, questions: list[Question]) -> list[list[int]]:
+    return [reader._mined(question.triplets) for question in questions]
+
+
+def with_own(reader: Reader, questions: list[Question], dreams: list[list[int]], patch: pytest.MonkeyPatch) -> None:
+    """Let these be the backbone's own dreams."""
+    patch.setattr(reader, "_own", {question.key: dream for question, dream in zip(questions, dreams, strict=True)})
 
 
 # Trainings.
@@ -133,6 +155,18 @@ def test_a_report_names_no_servers(world: Run) -> None:
     assert changed_settings(settings)["capture.dataset"] == "causal-world"
 
 
+def test_the_shipped_sweep_has_every_training(world: Run, tmp_path: Path) -> None:
+    plan = read_plan(shipped("ablation"))
+    assert list(plan.systems) == list(dict.fromkeys(arm.training for arm in ARMS.values()))
+    run = Run(tmp_path, deepcopy(world.settings))
+    run.settings.train.retrieve, run.settings.seed = "walk", 7
+    cells = cells_of(run, ["dreams", "retrieval"], seeds=2, steps=9)
+    assert [(cell.seed, cell.system, cell.settings.train.retrieve) for cell in cells] == [
+        (seed, name, how) for seed in (7, 8) for name, how in (("dreams", ""), ("retrieval", "walk"))
+    ]
+    assert {cell.settings.train.steps for cell in cells} == {9}
+
+
 # Results.
 
 
@@ -195,17 +229,18 @@ def test_exact_match_is_of_what_an_arm_says(copied: Run) -> None:
 
 def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[str, Any]]) -> None:
     arms = copied.path / "ablation" / "seed-1" / "arms"
-    (arms / "oracle.json").unlink()
-    kept = arms / "engine.json"
-    content = json.loads(kept.read_text())
-    content["measured"]["answers"][0] = "from the kept file"
-    kept.write_text(json.dumps(content))
+    shutil.rmtree(arms / "oracle")
+    (kept,) = (arms / "engine").glob("*/journal.jsonl")
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    (answers,) = (line for line in lines if line.get("phase") == "answers")
+    answers["records"][0]["answer"] = "from the kept file"
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     class Interruptedly(Exception):
         pass
 
     def interrupt(event: Event) -> None:
-        if event.stage == "seed 1, dreams, arms" and event.unit == "answers":
+        if event.stage == "seed 1, oracle" and event.unit == "answers":
             raise Interruptedly
 
     (copied.path / "ablation" / "results.json").unlink()
@@ -217,11 +252,11 @@ def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[s
     first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text().splitlines()[0])
     assert first["seeds"]["1"]["engine"]["answer"] == "from the kept file"
     assert not [event for event in events if event.unit == "step"]  # nothing was trained
-    last = [event for event in events if event.stage == "seed 1, dreams, arms" and event.kind == "progress"][-1]
-    assert last.done == last.total
+    last = [event for event in events if event.stage == "seed 1, oracle" and event.kind == "progress"][-1]
+    assert last.done == last.total == 2 * 12
     for name in ("metrics", "differences", "groups"):
         assert results[name] == ablated[1][name]
-    # A file cut short, or of another measurement, isn't taken.
+    # A line that was cut short isn't taken.
     kept.write_text(kept.read_text()[:-20])
     ablate(copied, seeds=2)
     first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text().splitlines()[0])
@@ -236,8 +271,7 @@ def test_without_true_answers_likelihood_and_chrf_are_measured(copied: Run) -> N
     found = results["metrics"]["backbone"]
     assert {"chrf/all", "bits_per_byte/all", "dream_accuracy/all"} <= found.keys()
     assert "exact_match/all" not in found
-    (worth, *_) = sentences(results)
-    assert "bits per byte" in worth
+    assert "bits per byte" in headline(results)
     assert "There is one training seed" in render(results)
 
 
@@ -249,88 +283,78 @@ def test_retrieval_is_measured_with_and_without(copied: Run) -> None:
     assert results["metrics"]["retrieval"]["bits_per_byte/all"] != results["metrics"]["backbone"]["bits_per_byte/all"]
     assert results["differences"]["retrieval-backbone"]["exact_match/all"] is not None
     ablation = Ablation(copied, silent, ["retrieval"], STEPS, force=False)
-    longer = [
-        len(more.header) - len(e.header) for more, e in zip(ablation._retrieved(0), ablation.examples, strict=True)
-    ]
-    assert min(longer) >= 0 < max(longer)
-    copied.settings.student.context = max(len(e.header) + len(e.answer) for e in ablation.examples) + 70
+    copied.settings.student.context = max(map(ablation._size, ablation.exam.questions))
     with pytest.raises(BadInput, match=r"raise student\.context, or lower train\.retrieve_limit"):
-        Ablation(copied, silent, ["retrieval"], STEPS, force=False)._retrieved(0)
+        ablate(copied, seeds=1, arms=["retrieval"])
 
 
 # Arms.
 
 
-def test_arms_read_what_they_say(student: Student) -> None:
-    tokenizer, examples = student.tokenizer, student.examples
-    read = {arm: student.dreams(arm) for arm in ARMS}
-    assert read["nodream"] == read["empty"] == [[]] * len(examples)
-    assert read["oracle"] == [example.mined for example in examples]
-    assert all(example.mined for example in examples)
-    assert read["pause"] == [[tokenizer.pad_id] * len(example.mined) for example in examples]
-    assert read["backbone"] == student.own_dreams
+def test_arms_read_what_they_say(reader: Reader, questions: list[Question]) -> None:
+    true = mined(reader, questions)
+    read = {arm: reads(reader, arm, questions) for arm in ARMS}
+    assert read["nodream"] == read["empty"] == [[]] * len(questions)
+    assert read["oracle"] == true
+    assert all(true)
+    assert read["pause"] == [[reader.tokenizer.pad_id] * len(dream) for dream in true]
+    assert read["backbone"] == reader.own_dreams(questions)
+    for dreams in read.values():  # what is kept is their text
+        assert [reader.tokenizer.encode(reader.tokenizer.decode(ids), special=True) for ids in dreams] == dreams
 
 
-def test_engine_dreams_are_what_its_graph_keeps(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_dreams_are_what_its_graph_keeps(
+    reader: Reader, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One prompt at a time, by the engine's own functions; with every path, with some and with none kept."""
-    engine = student.engine
-    assert isinstance(engine, DreamEngine)
     for keep_above in (0.0, 0.5, 1.0):
-        monkeypatch.setattr(student, "keep_above", keep_above)
-        for example, found in zip(student.examples[:4], student.dreams("engine"), strict=False):
+        monkeypatch.setattr(reader._child.settings.dreaming, "keep_above", keep_above)
+        for question, found in zip(questions[:4], reads(reader, "engine", questions), strict=False):
             with torch.inference_mode():
-                drafted = engine(*prompt_states(student.model, [example.header]))
+                drafted = reader.engine(*prompt_states(reader.model, [reader._asked(question).header]))
             (dream,) = drafted_dreams(drafted, keep_above=keep_above)
-            assert found == (dream_ids(student.tokenizer, dream) if any(dream.values()) else [])
+            assert found == (dream_ids(reader.tokenizer, dream) if any(dream.values()) else [])
 
 
-def test_spoiled_dreams_are_spoiled(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = [example.mined for example in student.examples]
-    monkeypatch.setattr(student, "own_dreams", true)
-    image = student.tokenizer.image_code
-    for own, shuffled in zip(true, student.dreams("shuffled"), strict=True):
+def test_spoiled_dreams_are_spoiled(reader: Reader, questions: list[Question], monkeypatch: pytest.MonkeyPatch) -> None:
+    true = mined(reader, questions)
+    with_own(reader, questions, true, monkeypatch)
+    image = reader.tokenizer.image_code
+    for own, shuffled in zip(true, reads(reader, "shuffled", questions), strict=True):
         assert Counter(shuffled) == Counter(own)
         assert [i for i, id in enumerate(shuffled) if image(id) is None] == [
             i for i, id in enumerate(own) if image(id) is None
         ]
         assert shuffled != own
-    others_dreams = student.dreams("other")
-    assert sorted(map(tuple, others_dreams)) == sorted(map(tuple, true))
-    assert student.dreams("shuffled") == student.dreams("shuffled")
+    assert sorted(map(tuple, reads(reader, "other", questions))) == sorted(map(tuple, true))
+    assert reads(reader, "shuffled", questions) == reads(reader, "shuffled", questions)
 
 
-def test_an_empty_dream_may_be_shuffled(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(student, "own_dreams", [[] for _ in student.examples])
-    assert student.dreams("shuffled") == [[] for _ in student.examples]
+def test_an_empty_dream_may_be_shuffled(
+    reader: Reader, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_own(reader, questions, [[] for _ in questions], monkeypatch)
+    assert reads(reader, "shuffled", questions) == [[] for _ in questions]
 
 
-def test_answers_follow_the_dream_they_are_given(student: Student) -> None:
+def test_answers_follow_the_dream_they_are_given(reader: Reader, ablated: tuple[Run, dict[str, Any]]) -> None:
     """Likelihoods of one arm equal those of the rendered context, answer by answer."""
-    measured = student.measure("oracle")
-    tokenizer, model = student.tokenizer, student.model
-    for i, example in enumerate(student.examples):
-        dream: dict[str, list[tuple[int, int, int]]] = {lens: [] for lens in LENSES}
-        codes = [tokenizer.image_code(id) for id in example.mined]
-        lens = -1
-        flat: dict[int, list[int]] = {k: [] for k in range(4)}
-        for id, code in zip(example.mined, codes, strict=True):
-            if code is None:
-                lens = tokenizer.lens_ids.index(id)
-            else:
-                flat[lens].append(code)
-        for k, name in enumerate(LENSES):
-            dream[name] = [(a, b, c) for a, b, c in zip(*[iter(flat[k])] * 3, strict=True)]
-        context = [*example.header, *think_ids(tokenizer, dream)]
+    samples = [json.loads(line) for line in (ablated[0].path / "ablation" / "samples.jsonl").read_text().splitlines()]
+    tokenizer, model, questions = reader.tokenizer, reader.model, load_exam(ablated[0]).questions
+    for question, sample in zip(questions, samples, strict=True):
+        asked, told = reader._asked(question), sample["seeds"]["0"]["oracle"]
+        context = [*asked.header, *think_ids(tokenizer, parse_dream(tokenizer, asked.mined))]
         with torch.inference_mode():
-            logits = model(torch.tensor([[*context, *example.answer]]))[0].double().log_softmax(-1)
-        places = range(len(context) - 1, len(context) - 1 + len(example.answer))
-        bits = -sum(float(logits[p, id]) for p, id in zip(places, example.answer, strict=True)) / np.log(2)
-        assert measured.metrics["bits_per_byte"].numerator[i] == pytest.approx(bits, rel=1e-4)
-    assert measured.metrics["dream_tokens"].numerator.tolist() == [len(e.mined) for e in student.examples]
+            logits = model(torch.tensor([[*context, *asked.answer]]))[0].double().log_softmax(-1)
+        places = range(len(context) - 1, len(context) - 1 + len(asked.answer))
+        bits = -sum(float(logits[p, id]) for p, id in zip(places, asked.answer, strict=True)) / np.log(2)
+        assert told["metrics"]["bits_per_byte"] == [pytest.approx(bits, rel=1e-4), question.bytes]
+        assert told["metrics"]["dream_tokens"] == [len(asked.mined), 1]
+        assert told["dream"] == sample["dream"] == tokenizer.decode(asked.mined)
 
 
-def test_dream_accuracy_by_hand(student: Student) -> None:
-    tokenizer = student.tokenizer
+def test_dream_accuracy_by_hand(reader: Reader) -> None:
+    tokenizer = reader.tokenizer
 
     def ids(**chains: list[tuple[int, int, int]]) -> list[int]:
         return dream_ids(tokenizer, chains)
@@ -432,25 +456,18 @@ def fabricated(exact: bool, nodream: dict[str, Any], pause: dict[str, Any], othe
     }
 
 
-def test_words_say_what_the_numbers_say() -> None:
+def test_the_headline_says_what_the_numbers_say() -> None:
     up, none, down = entry(0.2, 0.1, 0.3), entry(0.0, -0.1, 0.1), entry(-0.2, -0.3, -0.1)
-    won, reads = sentences(fabricated(True, up, up, up))
-    assert "50.0 % exact match: 20.0 points [10.0, 30.0] more than no dream; 20.0 points" in won
-    assert won.endswith("Dreaming wins against both controls.")
-    assert reads.startswith("The answer reads its dream (")
-    assert "another prompt's dream: -20.0 [-30.0, -10.0] points" in reads
-    unclear, reads = sentences(fabricated(True, up, none, none))
-    assert "no clear difference to pause tokens (+0.0 [-10.0, +10.0])" in unclear
-    assert unclear.endswith("Dreaming does not clearly win.")
-    assert reads.startswith("Nothing shows that the answer reads its dream")
-    lost, _ = sentences(fabricated(True, up, down, up))
-    assert "20.0 points [10.0, 30.0] fewer than pause tokens" in lost
-    assert lost.endswith("Dreaming loses to a control.")
+    won = headline(fabricated(True, up, up, up))
+    assert won.startswith("- backbone dreams win against both controls: 50.0 % exact match (no dream +20.0 % [+10.0 %,")
+    unclear = headline(fabricated(True, up, none, none))
+    assert "backbone dreams do not clearly win" in unclear
+    assert "pause tokens +0.0 % [-10.0 %, +10.0 %]" in unclear
+    assert "backbone dreams lose to a control" in headline(fabricated(True, up, down, up))
     # Of bits, fewer are better.
-    won, reads = sentences(fabricated(False, down, down, down))
-    assert "0.200 bits per byte [0.100, 0.300] fewer than no dream" in won
-    assert won.endswith("Dreaming wins against both controls.")
-    assert "another prompt's dream: +0.200 [+0.100, +0.300] bits per byte" in reads
+    won = headline(fabricated(False, down, down, down))
+    assert "backbone dreams win against both controls" in won
+    assert "no dream -0.200 [-0.300, -0.100]" in won
 
 
 # Bad input, and the command.
@@ -466,9 +483,17 @@ def test_what_cannot_be_ablated_says_so(world: Run, tmp_path: Path) -> None:
     shutil.copytree(world.path, tmp_path / "copy")
     copy = Run.open(tmp_path / "copy")
     copy.settings.evaluate.prompts = 1
-    with pytest.raises(BadInput, match=r"an ablation needs 2 \(evaluate\.prompts\)"):
+    with pytest.raises(BadInput, match=r"an ablation needs 2 \(evaluate\.prompts"):
         ablate(copy)
     copy.settings.evaluate.prompts = 12
+    sizes = sorted(map(Ablation(copy, silent, [], STEPS, False)._size, load_exam(copy).questions))
+    copy.settings.student.context = sizes[5]
+    short = Ablation(copy, silent, [], STEPS, False)
+    assert len(short.exam.questions) == 12 - short.left_out == sum(size <= sizes[5] for size in sizes) < 12
+    copy.settings.student.context = sizes[0] - 1
+    with pytest.raises(BadInput, match="0 of 12 held-out prompts fit the student's context"):
+        ablate(copy)
+    copy.settings.student.context = world.settings.student.context
     copy.triplets.write_text("")
     with pytest.raises(BadInput, match="no held-out prompt has a dream"):
         ablate(copy)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.evaluation_run import STEPS, trained_run
+from support.examples import Example, load_examples
 
 from distill.backbone.generate import log_likelihood
 from distill.backbone.model import Backbone, load_backbone
@@ -25,7 +26,6 @@ from distill.exam.scoring import dream_context
 from distill.report.evaluate import Evaluation, evaluate, without_speed
 from distill.report.evaluation import render
 from distill.run import Run
-from distill.sweep.ablation.examples import Example, load_examples
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.image_tokens import Codebook, load_codes

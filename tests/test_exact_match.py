@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.ablation_run import small_world
+from support.examples import load_examples
 
 from distill.backbone.generate import generate
 from distill.backbone.model import load_backbone
@@ -24,7 +25,6 @@ from distill.exam.truth import Truth, read_truths, same_answer, spread
 from distill.report.evaluate import evaluate
 from distill.report.evaluation import render
 from distill.run import Run
-from distill.sweep.ablation.examples import load_examples
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best

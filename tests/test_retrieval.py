@@ -13,6 +13,7 @@ import networkx as nx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import load_examples
 
 from distill.config import CaptureSettings, EvaluateSettings, Settings, TokenizeSettings, TrainSettings
 from distill.corpus.datasets.stage import capture_dataset
@@ -26,7 +27,6 @@ from distill.knowledge.retrieval import WAYS, Labels, Retriever, retrieve
 from distill.mining.inflect import content_stems
 from distill.mining.triplets import LENSES, Triplet, by_trace, read_triplets
 from distill.run import Run
-from distill.sweep.ablation.examples import load_examples
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids, with_context

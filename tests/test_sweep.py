@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -203,33 +202,6 @@ def test_names_stay_short_and_different(tmp_path: Path) -> None:
     assert [cell.system for cell in same.cells] == ["batch_rows=2,batch=4"]
     both = plan_of(tmp_path, {"grid": {"train.lr": [1e-3], "dreaming.lr": [4]}, "engine": True})
     assert [cell.system for cell in both.cells] == ["train.lr=0.001,dreaming.lr=4"]
-
-
-def test_random_draws_are_the_same_every_time(tmp_path: Path) -> None:
-    how: dict[str, Any] = {
-        "samples": 40,
-        "seed": 3,
-        "train.lr": {"log_uniform": [3e-4, 5e-3]},
-        "train.batch_rows": {"choice": [4, 8]},
-        "train.warmup": {"integer": [10, 12]},
-        "train": {"weight_decay": {"uniform": [0, 0.1]}},
-    }
-    first = [cell.changes for cell in plan_of(tmp_path, {"random": how}).cells]
-    assert [cell.changes for cell in plan_of(tmp_path, {"random": how}).cells] == first
-    more = [cell.changes for cell in plan_of(tmp_path, {"random": how | {"samples": 60}}).cells]
-    assert more[:40] == first
-    fewer = {key: value for key, value in how.items() if key != "train.warmup"}
-    alone = [cell.changes["train.lr"] for cell in plan_of(tmp_path, {"random": fewer}).cells]
-    assert alone == [changes["train.lr"] for changes in first]
-    other = [cell.changes for cell in plan_of(tmp_path, {"random": how | {"seed": 4}}).cells]
-    assert all(changes not in first for changes in other)
-    rates = np.array([changes["train.lr"] for changes in more])
-    assert ((rates >= 3e-4) & (rates <= 5e-3)).all()
-    assert 0.3 < (rates < np.sqrt(3e-4 * 5e-3)).mean() < 0.7  # even in the logarithm
-    assert {changes["train.batch_rows"] for changes in more} == {4, 8}
-    assert {changes["train.warmup"] for changes in more} == {10, 11, 12}
-    assert all(0 <= changes["train.weight_decay"] <= 0.1 for changes in more)
-    assert len({cell.system for cell in plan_of(tmp_path, {"random": how}).cells}) == 40
 
 
 # Data.
@@ -487,7 +459,8 @@ def test_other_settings_under_the_same_name_need_force(copied: Path, world: Run,
         ("a: [", "can't be read as YAML"),
         ("- a", "holds no keys"),
         ("variant: {a: {}}", "variant: no such key; did you mean variants?"),
-        ("name: a", "has nothing to try; give it variants, grid or random"),
+        ("random: {samples: 3}", "random: no such key"),
+        ("name: a", "has nothing to try; give it variants or grid"),
         ("name: [a]\ngrid: {train.lr: [1]}", "name: ['a'] should be a name"),
         ("grid: {train.learning: [1]}", "grid.train.learning: no such setting"),
         ("grid: {train.stepz: [1]}", "grid.train.stepz: no such setting; did you mean train.steps?"),
@@ -522,15 +495,6 @@ def test_other_settings_under_the_same_name_need_force(copied: Path, world: Run,
         ("variants: {soft: }\nbaseline: sotf", "baseline: 'sotf' is none of its cells; did you mean soft?"),
         ("variants: {a: }\nengine: 3", "engine: 3 should be true or false"),
         ("variants: {a: }\nbase: nowhere", "base: nowhere: not a run folder"),
-        ("random: {train.lr: {uniform: [1, 2]}}", "random.samples: None should be a whole number"),
-        ("random: {samples: 2}", "random.samples: nothing is drawn"),
-        ("random: {samples: 2, train.lr: {normal: [0, 1]}}", "random.train.lr: {'normal': [0, 1]} should be one of"),
-        ("random: {samples: 2, train.lr: {uniform: [2, 1]}}", "random.train.lr.uniform: [2, 1]: the first should be"),
-        ("random: {samples: 2, train.lr: {log_uniform: [0, 1]}}", "should be above 0 and below the second"),
-        ("random: {samples: 2, train.steps: {integer: [1.5, 3]}}", "should be two whole numbers"),
-        ("random: {samples: 3, train.steps: {choice: [1, 2]}}", "random.samples: only 2 different ones can be drawn"),
-        ("random: {samples: 3, train.steps: {choice: [1, 1]}}", "random.train.steps.choice: holds 1 twice"),
-        ("random: {samples: 2, train.lr: {uniform: [1, 2]}}\ngrid: {train.lr: [1]}", "random: can't be combined"),
     ],
 )
 def test_a_bad_file_is_refused_with_the_key_to_mend(content: str, message: str, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def ablate(
     """
     from distill.run import write_atomic
     from distill.sweep.ablation.ablate import ablate as perform
-    from distill.sweep.ablation.report import difference_rows, main_metric, render, sentences, table_rows
+    from distill.sweep.ablation.report import difference_rows, headline, main_metric, render, table_rows
 
     with Progress(quiet) as listen, run.working():
         results = perform(run, listen, seeds=seeds, steps=steps, arms=arms, force=force)
@@ -69,5 +69,5 @@ def ablate(
     ):
         if len(rows) > 1:
             click.echo(table(rows[1:], rows[0]) + "\n")
-    click.echo("\n".join(sentences(results)))
+    click.echo(headline(results))
     click.echo(f"\nReport: {out or run.path / 'ablation' / 'report.md'}")

@@ -6,7 +6,7 @@ finished is never asked again, and a target that is known by heart isn't even lo
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -56,21 +56,24 @@ def examine(
     device: str = "auto",
     force: bool = False,
     only: Sequence[str] = (),
+    opened: Callable[[Target, How], Examinee] = open_examinee,
+    also: Any = None,
 ) -> Measured:
     """Everything that can be measured of `target` on `exam`.
 
     dream_tokens: a dream has at most so many. force: ask anew. only: some of the phases alone ("score-none", …; see
-    `phases`). Raises BadInput where no question fits the target's context, and what the target's kind raises when it
-    is opened or asked (TeacherError, CorruptFile, RunMismatch).
+    `phases`). opened: makes who sits the exam for the target; also: what the numbers then depend on besides. Raises
+    BadInput where no question fits the target's context, and what the target's kind raises when it is opened or asked
+    (TeacherError, CorruptFile, RunMismatch).
     """
     how = How(seed, dream_tokens, device, vocabulary=exam.vocabulary)
-    mark = _mark(target, exam, settings, how)
+    mark = _mark(target, exam, settings, how, also)
     folder = exam.folder / f"{safe_name(target.name)}-{mark[:12]}"
-    with Journal(folder / "journal.jsonl", force) as journal, _Opener(target, how) as opener:
+    with Journal(folder / "journal.jsonl", force) as journal, _Opener(target, how, opened) as opener:
         return _Examination(exam, settings, listen, journal, opener, only).measure()
 
 
-def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How) -> str:
+def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How, also: Any) -> str:
     """Of all that the numbers depend on."""
     retrieved: Any = None
     if target.run is not None and target.run.settings.train.retrieve:
@@ -85,7 +88,7 @@ def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How) -> s
         device_of(target, how.device),
     ]
     kept = [VERSION, target.kind, target.digest(), exam.digest, exam.vocabulary is not None, asked, retrieved]
-    return fingerprint(kept)
+    return fingerprint(kept if also is None else [*kept, also])
 
 
 def safe_name(name: str) -> str:
@@ -96,8 +99,8 @@ def safe_name(name: str) -> str:
 class _Opener:
     """Opens the examinee when it is first needed, and closes it at the end."""
 
-    def __init__(self, target: Target, how: How) -> None:
-        self.target, self.how = target, how
+    def __init__(self, target: Target, how: How, opened: Callable[[Target, How], Examinee]) -> None:
+        self.target, self.how, self._open = target, how, opened
         self._examinee: Examinee | None = None
 
     def __enter__(self) -> "_Opener":
@@ -109,7 +112,7 @@ class _Opener:
 
     def __call__(self) -> Examinee:
         if self._examinee is None:
-            self._examinee = open_examinee(self.target, self.how)
+            self._examinee = self._open(self.target, self.how)
         return self._examinee
 
 

@@ -115,9 +115,11 @@ def train_cell(job: Job, listen: Listener) -> dict[str, Any]:
         try:
             train_engine(child, told)
         except RunMismatch:
+            told(Event("engine", "note", "the settings of dreaming changed: training the engine anew"))
             train_engine(child, told, force=True)
         made = child.require("engine")
         found |= {"engine_seconds": made.seconds, "engine_skipped": made.summary.get("skipped")}
+        found |= {"engine_parameters": made.summary.get("parameters")}
     return found
 
 

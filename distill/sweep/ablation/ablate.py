@@ -1,53 +1,44 @@
 """What dreaming is worth: the same student trained without dreams, with pauses in their place, and with them.
 
-All see the same data for as many packed tokens, with several training seeds. Each training is a run of its own under
-ablation/seed-S/; each arm's measurement is kept beside it, so that an interrupted ablation goes on where it was.
+The trainings are a sweep's cells (configs/sweeps/ablation.yaml): the same data for as many packed tokens, with several
+seeds, each a run of its own under ablation/seed-S/. Each arm is examined as any target is, on the run's held-out
+prompts, and what it said is kept beside it: an interrupted ablation goes on where it was.
 """
 
-import copy
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from distill.backbone.model import load_backbone
-from distill.config import Settings
-from distill.errors import BadInput, RunMismatch
+from distill.errors import BadInput
 from distill.events import Event, Listener, silent
-from distill.exam.baselines import renamed, train_child
+from distill.exam.baselines import renamed
+from distill.exam.examine import examine
+from distill.exam.measured import Measured
 from distill.exam.provenance import changed_settings, versions
-from distill.run import Run, fingerprint, sha256_file, write_atomic, write_json_lines
+from distill.exam.questions import Exam, Question, load_exam
+from distill.exam.targets import How, Target
+from distill.run import Run, write_atomic, write_json_lines
 from distill.student.grammar import dream_size, longest_path
-from distill.sweep.ablation.arms import ARMS, Measured, Student
-from distill.sweep.ablation.examples import Example, load_examples
+from distill.sweep.ablation.arms import ARMS, Reader, arm_metrics
 from distill.sweep.ablation.numbers import numbers_of, samples_of
 from distill.sweep.ablation.report import render
+from distill.sweep.cells import Job, train_cell
+from distill.sweep.plan import Cell, plan_of, read_content, shipped
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.image_tokens import Codebook, load_codes
-from distill.tokens.packing import pack
-from distill.training.checkpoint import best, latest, list_checkpoints, read_loop, verify_checkpoint
-from distill.training.step import pick_device
+from distill.tokens.chat import dream_ids, prompt_ids
+from distill.tokens.image_tokens import Codebook, dream_of, load_codes
+from distill.tokens.packing import Aligner, pack
+from distill.training.checkpoint import best, latest, list_checkpoints, read_loop
 
-VERSION = 2
+VERSION = 3
 """Raised when an arm or a metric changes, so that kept measurements are made anew."""
 
-
-def _train_as(settings: Settings, dreams: bool = True, pause: bool = False, retrieve: str = "") -> None:
-    settings.train.dreams, settings.train.pause, settings.train.retrieve = dreams, pause, retrieve
-
-
-TRAININGS: dict[str, Callable[[Settings], None]] = {
-    "nodream": partial(_train_as, dreams=False),
-    "pause": partial(_train_as, pause=True),
-    "dreams": _train_as,
-    "retrieval": lambda settings: _train_as(settings, retrieve=settings.train.retrieve or "neighbourhood"),
-}
-"""Name → what it changes in the student's settings."""
+TOLD = ("steps", "best_step", "tokens", "parameters", "seconds", "engine_seconds", "engine_parameters")
+"""What the results say of a training."""
 
 
 def ablate(
@@ -75,15 +66,18 @@ def ablate(
     trained = list_checkpoints(run)
     steps = steps or (read_loop(latest(run)).step if trained else 0) or run.settings.train.steps
     wanted = [name for name, arm in ARMS.items() if name in arms or "all" in arms or not (arms or arm.optional)]
-    ablation = Ablation(run, listen, wanted, steps, force)
-    measured = {run.settings.seed + i: ablation.measure(run.settings.seed + i) for i in range(seeds)}
-    results = ablation.results(measured)
-    samples = samples_of(ablation.examples, ablation.tokenizer, measured)
-    write_json_lines(ablation.folder / "samples.jsonl", samples)
-    write_atomic(ablation.folder / "results.json", json.dumps(results, indent=2) + "\n")
-    write_atomic(ablation.folder / "report.md", render(results))
-    listen(Event("ablate", "done", f"{ablation.folder / 'report.md'}"))
-    return results
+    return Ablation(run, listen, wanted, steps, force).perform(seeds)
+
+
+def cells_of(run: Run, trainings: Sequence[str], seeds: int, steps: int) -> list[Cell]:
+    """The trainings of an ablation, all of a seed before those of the next."""
+    file = shipped("ablation")
+    content = read_content(file)
+    variants = {name: changes for name, changes in content["variants"].items() if name in trainings}
+    if run.settings.train.retrieve and "retrieval" in variants:
+        variants["retrieval"]["train.retrieve"] = run.settings.train.retrieve
+    asked = {"variants": variants, "baseline": None, "seeds": seeds, "settings": {"train.steps": steps}}
+    return sorted(plan_of(file, content | asked, run).cells, key=lambda cell: cell.seed)
 
 
 class Ablation:
@@ -93,159 +87,116 @@ class Ablation:
         self.run, self.listen, self.arms, self.steps, self.force = run, listen, arms, steps, force
         self.folder = run.path / "ablation"
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
-        self.codebook = Codebook.load(run.tokenizer)
+        self.codes = load_codes(run.tokenizer, Codebook.load(run.tokenizer))
         self.dream_tokens = dream_size(longest_path(run.settings))
-        self.examples, self.left_out = self._examples("dreams", run.settings.evaluate.prompts)
-        self._check()
+        self.exam, self.left_out = self._exam()
+        self.mined = [self._mined(question) for question in self.exam.questions]
+        if not any(self.mined):
+            raise BadInput(
+                f"{run.triplets}: no held-out prompt has a dream, so there is nothing to ablate; mine another run"
+            )
         if "engine" in arms and run.settings.dreaming.dream_steps < 1:
             listen(Event("ablate", "warning", "no engine dreams: dreaming.dream_steps=0 trains no engine"))
             arms.remove("engine")
-        pack(run)  # once, for all children
         self.trainings: list[dict[str, Any]] = []
 
-    def _settings(self, training: str, seed: int) -> Settings:
-        settings = copy.deepcopy(self.run.settings)
-        settings.seed = seed
-        TRAININGS[training](settings)
-        return settings
+    def _mined(self, question: Question) -> list[int]:
+        return dream_ids(self.tokenizer, dream_of(question.triplets, self.codes)) if question.triplets else []
 
-    def _examples(self, training: str, limit: int = 0, seed: int | None = None) -> tuple[list[Example], int]:
-        """Held-out prompts as a training's student is given them, and how many were left out."""
-        settings = self._settings(training, self.run.settings.seed if seed is None else seed)
-        settings.evaluate.prompts = limit
-        codes, context = load_codes(self.run.tokenizer, self.codebook), settings.student.context
-        run = Run(self.run.path, settings)
-        return load_examples(run, self.tokenizer, codes, context, self.dream_tokens + 4)
-
-    def _retrieved(self, seed: int) -> list[Example]:
-        """The same prompts with what is retrieved for each."""
-        found = {example.key: example for example in self._examples("retrieval", seed=seed)[0]}
-        if missing := sum(example.key not in found for example in self.examples):
-            text = f"{missing} prompts with what is retrieved for them don't fit the student's context"
-            raise BadInput(f"{self.run.traces}: {text}; raise student.context, or lower train.retrieve_limit")
-        return [found[example.key] for example in self.examples]
-
-    def _check(self) -> None:
-        if len(self.examples) < 2:
-            raise BadInput(f"{self.run.traces}: has 1 usable held-out prompt; an ablation needs 2 (evaluate.prompts)")
-        if not any(example.mined for example in self.examples):
-            raise BadInput(
-                f"{self.run.triplets}: no held-out prompt has a dream, so there is nothing to ablate; mine another run"
+    def _exam(self) -> tuple[Exam, int]:
+        """The held-out prompts that fit the student's context with any dream, and how many don't: told now, and not
+        when the first training is done."""
+        # Without its run an exam has no codebook: nothing is asked of the answers' concepts here.
+        exam = replace(load_exam(self.run), run=None)
+        fitting = [question for question in exam.questions if self._size(question) <= self.run.settings.student.context]
+        if len(fitting) < 2:
+            told = (
+                f"{len(fitting)} of {len(exam.questions)} held-out prompts fit the student's context with their answers"
             )
+            raise BadInput(f"{self.run.traces}: {told}; an ablation needs 2 (evaluate.prompts, student.context)")
+        return replace(exam, questions=fitting), len(exam.questions) - len(fitting)
 
-    # Measuring.
-    def measure(self, seed: int) -> dict[str, Measured]:
-        """Arm → what it did with this training seed."""
-        found: dict[str, Measured] = {}
-        for training in TRAININGS:
-            arms = [arm for arm in self.arms if ARMS[arm].training == training]
-            if arms:
-                child = self._child(seed, training, engine="engine" in arms)
-                found |= self._measure_child(child, seed, training, arms)
-        return {arm: found[arm] for arm in self.arms}
+    def _size(self, question: Question) -> int:
+        """Tokens of prompt, the longest dream with its tags, and answer."""
+        header = prompt_ids(self.tokenizer, question.prompt, system=question.system)
+        answer = Aligner(self.tokenizer, None).align(question.text, question.tokens, question.done_reason).ids
+        return len(header) + max(self.dream_tokens, len(self._mined(question)) + 1) + 4 + len(answer)
 
-    def _child(self, seed: int, training: str, engine: bool) -> Run:
+    def perform(self, seeds: int) -> dict[str, Any]:
+        """Train, examine and write down."""
+        pack(self.run)  # once, for all children
+        measured: dict[int, dict[str, Measured]] = {}
+        for cell in cells_of(self.run, [ARMS[arm].training for arm in self.arms], seeds, self.steps):
+            arms = [arm for arm in self.arms if ARMS[arm].training == cell.system]
+            child = self._train(cell, engine="engine" in arms)
+            measured.setdefault(cell.seed, {}).update(self._examine(child, cell, arms))
+        measured = {seed: {arm: found[arm] for arm in self.arms} for seed, found in measured.items()}
+        results = self._results(measured)
+        dreams = [self.tokenizer.decode(dream) for dream in self.mined]
+        write_json_lines(self.folder / "samples.jsonl", samples_of(self.exam.questions, dreams, measured))
+        write_atomic(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_atomic(self.folder / "report.md", render(results))
+        self.listen(Event("ablate", "done", f"{self.folder / 'report.md'}"))
+        return results
+
+    def _train(self, cell: Cell, engine: bool) -> Run:
         """A training, finished, and its engine where one is wanted."""
-        folder, stage = self.folder / f"seed-{seed}" / training, f"seed {seed}, {training}"
-        child = train_child(self.run, folder, self._settings(training, seed), self.steps, stage, self.listen)
-        record = child.require("train")
-        entry = {"seed": seed, "training": training, "seconds": record.seconds, "computed": record.summary["numerics"]}
-        entry |= {key: record.summary[key] for key in ("steps", "best_step", "tokens", "parameters")}
-        if engine:
-            from distill.training.engine.phases import train_engine
+        folder = self.folder / f"seed-{cell.seed}" / cell.system
+        found = train_cell(Job(cell, self.run, folder, engine, f"seed {cell.seed}, {cell.system}"), self.listen)
+        if reason := found.get("engine_skipped"):
+            raise BadInput(f"{folder}: there is no dream engine ({reason}); leave the engine out of --arms")
+        told = {key: found[key] for key in TOLD if key in found}
+        self.trainings.append({"seed": cell.seed, "training": cell.system, "computed": found["numerics"], **told})
+        return Run(folder, cell.settings)
 
-            listen = renamed(self.listen, f"{stage}, engine")
-            try:
-                train_engine(child, listen)
-            except RunMismatch:
-                listen(Event("engine", "note", "the settings of dreaming changed: training the engine anew"))
-                train_engine(child, listen, force=True)
-            made = child.require("engine")
-            if reason := made.summary.get("skipped"):
-                raise BadInput(f"{child.path}: there is no dream engine ({reason}); leave the engine out of --arms")
-            entry |= {"engine_seconds": made.seconds, "engine_parameters": made.summary.get("parameters")}
-        self.trainings.append(entry)
-        return child
+    def _examine(self, child: Run, cell: Cell, arms: Sequence[str]) -> dict[str, Measured]:
+        """Arm → what the student did after its dreams, decoded greedily."""
+        reader: Reader | None = None
 
-    def _measure_child(self, child: Run, seed: int, training: str, arms: list[str]) -> dict[str, Measured]:
-        checkpoint = best(child)
-        verify_checkpoint(checkpoint)
-        examples = self._retrieved(seed) if training == "retrieval" else self.examples
-        stage, done, total = f"seed {seed}, {training}, arms", 0, 2 * len(examples) * len(arms)
-        self.listen(Event(stage, "start", ", ".join(arms)))
+        def opened(target: Target, how: How) -> Reader:
+            nonlocal reader
+            reader = reader or Reader(target, how, self.exam.questions, self.codes, child)
+            reader.arm = target.spec
+            return reader
 
-        def progress(count: int) -> None:
-            nonlocal done
-            done += count
-            self.listen(Event(stage, "progress", done=done, total=total, unit="answers"))
-
-        student: Student | None = None
-        found: dict[str, Measured] = {}
+        measured: dict[str, Measured] = {}
         for arm in arms:
-            kept, mark = (
-                self.folder / f"seed-{seed}" / "arms" / f"{arm}.json",
-                self._mark(child, checkpoint, arm, examples),
+            engine = [child.require("engine").outputs, child.settings.dreaming.keep_above] if arm == "engine" else None
+            found = examine(
+                Target(arm, "checkpoint", best(child), run=child),
+                replace(self.exam, folder=self.folder / f"seed-{cell.seed}" / "arms" / arm),
+                replace(self.run.settings.evaluate, dreams=1, temperature=0.0),
+                self.run.settings.seed,
+                renamed(self.listen, f"seed {cell.seed}, {arm}"),
+                dream_tokens=self.dream_tokens,
+                device=self.run.settings.train.device,
+                force=self.force,
+                only=("score-own-1", "answers"),
+                opened=opened,
+                also=[VERSION, arm, engine],
             )
-            measured = None if self.force else Measured.kept(kept, mark)
-            if measured is None:
-                student = student or self._student(child, checkpoint, examples, progress, "engine" in arms)
-                measured = student.measure(arm)
-                measured.keep(kept, mark)
-            else:
-                progress(2 * len(examples))
-            found[arm] = measured
-        return found
+            if found.left_out:  # only where more is read than the prompt
+                text = f"{len(found.left_out)} prompts with what is retrieved for them don't fit the student's context"
+                raise BadInput(f"{self.run.traces}: {text}; raise student.context, or lower train.retrieve_limit")
+            measured[arm] = replace(
+                found, metrics=arm_metrics(arm, self.exam.questions, found, self.tokenizer, self.mined)
+            )
+        return measured
 
-    def _mark(self, child: Run, checkpoint: Path, arm: str, examples: list[Example]) -> str:
-        """Of all that an arm's numbers depend on."""
-        return fingerprint(
-            {
-                "version": VERSION,
-                "arm": arm,
-                "weights": sha256_file(checkpoint / "model.safetensors"),
-                "engine": child.require("engine").outputs if arm == "engine" else None,
-                "keep_above": self.run.settings.dreaming.keep_above if arm == "engine" else None,
-                "how": [self.run.settings.seed, self.dream_tokens, self.run.settings.evaluate.max_tokens],
-                "examples": [[e.key, e.header, e.answer, e.mined, e.truth and asdict(e.truth)] for e in examples],
-            }
-        )
-
-    def _student(
-        self, child: Run, checkpoint: Path, examples: list[Example], progress: Callable[[int], None], engine: bool
-    ) -> Student:
-        model = load_backbone(checkpoint).to(pick_device(self.run.settings.train.device)).eval()
-        dreamer = None
-        if engine:
-            from distill.dream.engine import DreamEngine
-
-            dreamer = DreamEngine.load(child.engine, self.codebook, model.config.hidden).to(model.cos.device)
-        return Student(
-            model,
-            self.tokenizer,
-            examples,
-            dreamer,
-            seed=self.run.settings.seed,
-            dream_tokens=self.dream_tokens,
-            max_tokens=self.run.settings.evaluate.max_tokens,
-            keep_above=self.run.settings.dreaming.keep_above,
-            listen=progress,
-        )
-
-    def results(self, measured: dict[int, dict[str, Measured]]) -> dict[str, Any]:
+    def _results(self, measured: dict[int, dict[str, Measured]]) -> dict[str, Any]:
         """The content of results.json: what was measured, and how."""
         run, settings = self.run, self.run.settings
-        numbers = numbers_of(self.examples, measured, settings.evaluate.bootstrap, settings.seed)
         return {
             "version": VERSION,
             "run": run.name,
             "source": f"dataset {settings.capture.dataset}" if settings.capture.dataset else settings.teacher.model,
-            "prompts": len(self.examples),
+            "prompts": len(self.exam.questions),
             "left_out": self.left_out,
-            "dreams_tokens": float(np.mean([len(e.mined) for e in self.examples])),
+            "dreams_tokens": float(np.mean([len(dream) for dream in self.mined])),
             "steps": self.steps,
             "arms": {arm: {"label": ARMS[arm].label, "training": ARMS[arm].training} for arm in self.arms},
             "chosen": self.arms != [name for name, arm in ARMS.items() if not arm.optional],
-            **numbers,
+            **numbers_of(self.exam.questions, measured, settings.evaluate.bootstrap, settings.seed),
             "trainings": self.trainings,
             "settings": changed_settings(settings),
             "max_tokens": settings.evaluate.max_tokens,

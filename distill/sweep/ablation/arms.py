@@ -1,40 +1,36 @@
 """The arms of an ablation: what a trained student is given to read before it answers, and how well it then answers.
 
-A dream here is the ids between `<think>⏎` and `⏎</think>`; an empty one is what `think: false` renders.
+An arm is an examinee that doesn't dream as it likes: it is asked as all others are (`distill.exam.examine`). A dream
+here is the ids between `<think>⏎` and `⏎</think>`; an empty one is what `think: false` renders.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill.backbone.generate import generate
-from distill.backbone.model import Backbone
-from distill.exam.metrics.likelihood import bits
+from distill.exam.examinees.native import NativeExaminee
+from distill.exam.measured import Measured
 from distill.exam.metrics.statistics import Ratio
-from distill.exam.metrics.text import chrf, exact_match
-from distill.exam.scoring import batched, dream_context, sample_dreams, score_answers
-from distill.run import write_atomic
-from distill.student.grammar import DreamGrammar, steps_within
-from distill.sweep.ablation.examples import Example
+from distill.exam.metrics.text import exact_match
+from distill.exam.questions import Question
+from distill.exam.scoring import OwnDream
+from distill.exam.targets import How, Target
+from distill.mining.triplets import Triplet
+from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, parse_dream, with_steps
+from distill.tokens.image_tokens import dream_of
 
 if TYPE_CHECKING:
     from distill.dream.engine import DreamEngine
 
-TOGETHER = 64
-"""Prompts dreamed and answered at once."""
-
 
 @dataclass(frozen=True)
 class Arm:
-    """training: the student that it is measured on. own: its dreams are a guess at the true one. optional:
-    measured only where it is asked for.
+    """training: the student that it is measured on, a variant of configs/sweeps/ablation.yaml. own: its dreams are a
+    guess at the true one. optional: measured only where it is asked for.
     """
 
     label: str
@@ -56,157 +52,114 @@ ARMS = {
 }
 CONTROLS = ("nodream", "pause")
 """What a dream is held against: trained without any, and with as many tokens that say nothing."""
-
 READINGS = ("empty", "shuffled", "other")
 """What becomes of the backbone's own dreams: does the answer read them?"""
 
 
-@dataclass
-class Measured:
-    """What a student did in one arm. `metrics` maps a metric's name to its ratio over the examples, in their order."""
+class Reader(NativeExaminee):
+    """A trained student that reads the dreams of `arm` before it answers. Its own are decoded once for all arms.
 
-    metrics: dict[str, Ratio] = field(default_factory=dict[str, Ratio])
-    dreams: list[str] = field(default_factory=list[str])
-    answers: list[str] = field(default_factory=list[str])
+    questions: all of the exam, among which dreams are exchanged. codes: phrase → image token. child: the student's run.
+    """
 
-    def keep(self, path: Path, mark: str) -> None:
-        """Write it down under a fingerprint of all that it depends on."""
-        metrics = {name: [m.numerator.tolist(), m.denominator.tolist()] for name, m in self.metrics.items()}
-        write_atomic(path, json.dumps({"fingerprint": mark, "measured": {**vars(self), "metrics": metrics}}) + "\n")
+    def __init__(
+        self, target: Target, how: How, questions: Sequence[Question], codes: Mapping[str, int], child: Run
+    ) -> None:
+        super().__init__(target, how)
+        self._codes, self._child = dict(codes), child
+        for ability in ("dreams", "mined"):  # the arm dreams, however the student was trained
+            self.cannot.pop(ability, None)
+        self.card = replace(self.card, dreams=True)
+        self.arm = "backbone"
+        # Prompts of one split and depth dream alike; each gets another's dream from among them.
+        kinds = [(q.truth.split, q.truth.depth) if q.truth else None for q in questions]
+        self._partners = {q.key: questions[i] for q, i in zip(questions, others(kinds, how.seed), strict=True)}
+        self._own: dict[str, list[int]] = {}
+        self._engine: DreamEngine | None = None
 
-    @classmethod
-    def kept(cls, path: Path, mark: str) -> "Measured | None":
-        """A kept measurement with this fingerprint; None where there is none, or it is cut short."""
-        try:
-            content = json.loads(path.read_text())
-            found = content["measured"]
-            metrics = {name: Ratio.of(*pair) for name, pair in found["metrics"].items()}
-            return cls(metrics, found["dreams"], found["answers"]) if content["fingerprint"] == mark else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    def _mined(self, triplets: Sequence[Triplet]) -> list[int]:
+        """A step with a phrase that no image token stands for is left out, as in training."""
+        return dream_ids(self.tokenizer, dream_of(triplets, self._codes)) if triplets else []
 
+    def _dreamed(self, questions: Sequence[Question], temperature: float, draw: int) -> list[OwnDream]:
+        return [OwnDream(dream, True) for dream in self.dreams(questions)]
 
-@dataclass
-class Student:
-    """One trained student on all examples. `listen` gets how many answers were written or scored since last told."""
+    def dreams(self, questions: Sequence[Question]) -> list[list[int]]:
+        """What the arm reads, one dream a question."""
+        mined = [self._asked(question).mined for question in questions]
+        match self.arm:
+            case "nodream" | "empty":
+                return [[] for _ in mined]
+            case "pause":
+                return [[self.tokenizer.pad_id] * len(dream) for dream in mined]
+            case "oracle":
+                return mined
+            case "engine":
+                return self._drafts(questions)
+            case "shuffled":
+                pairs = zip(questions, self.own_dreams(questions), strict=True)
+                return [self._shuffled(question, dream) for question, dream in pairs]
+            case "other":
+                return self.own_dreams([self._partners[question.key] for question in questions])
+            case _:
+                return self.own_dreams(questions)
 
-    model: Backbone
-    tokenizer: StudentTokenizer
-    examples: list[Example]
-    engine: "DreamEngine | None"
-    seed: int
-    dream_tokens: int
-    max_tokens: int
-    keep_above: float
-    listen: Callable[[int], None]
-
-    def measure(self, arm: str) -> Measured:
-        """Answers after each prompt's dream of this arm, decoded greedily, and every metric of them."""
-        dreams = self.dreams(arm)
-        headers = [example.header for example in self.examples]
-        contexts = [dream_context(self.tokenizer, h, d) for h, d in zip(headers, dreams, strict=True)]
-        answers = self._answers(contexts)
-        measured = Measured(dreams=[self.tokenizer.decode(dream) for dream in dreams], answers=answers)
-        if any(example.truth for example in self.examples):
-            measured.metrics["exact_match"] = exact_match(answers, self.examples)["exact_match"]
-        else:
-            pairs = zip(answers, self.examples, strict=True)
-            measured.metrics["chrf"] = Ratio.of([chrf(answer, example.text) for answer, example in pairs])
-        measured.metrics["bits_per_byte"] = self._bits(contexts)
-        measured.metrics["dream_tokens"] = Ratio.of([len(dream) for dream in dreams])
-        if ARMS[arm].own:
-            measured.metrics |= dream_accuracy(self.tokenizer, dreams, [example.mined for example in self.examples])
-        return measured
-
-    def dreams(self, arm: str) -> list[list[int]]:
-        """One dream a prompt."""
-        mined = [example.mined for example in self.examples]
-        own: dict[str, Callable[[], list[list[int]]]] = {
-            "nodream": lambda: [[] for _ in mined],
-            "empty": lambda: [[] for _ in mined],
-            "pause": lambda: [[self.tokenizer.pad_id] * len(dream) for dream in mined],
-            "oracle": lambda: mined,
-            "backbone": lambda: self.own_dreams,
-            "retrieval": lambda: self.own_dreams,
-            "engine": self._drafts,
-            "shuffled": lambda: [self._shuffled(i) for i in range(len(mined))],
-            "other": lambda: [self.own_dreams[i] for i in others(self._groups, self.seed)],
-        }
-        return own[arm]()
-
-    @cached_property
-    def _grammar(self) -> DreamGrammar:
-        return DreamGrammar(self.tokenizer, steps_within(self.dream_tokens))
-
-    @cached_property
-    def own_dreams(self) -> list[list[int]]:
-        """The backbone's own dreams at temperature 0."""
-        found: list[list[int]] = []
-        for group in batched(self.examples, TOGETHER):
-            dreams = sample_dreams(
-                self.model,
-                self.tokenizer,
-                self._grammar,
-                [example.header for example in group],
-                max_tokens=self.dream_tokens,
-                temperature=0.0,
-                seeds=[0] * len(group),
-            )
-            found += [dream.ids for dream in dreams]
-        return found
+    def own_dreams(self, questions: Sequence[Question]) -> list[list[int]]:
+        """The backbone's, at temperature 0."""
+        new = [question for question in questions if question.key not in self._own]
+        found = super()._dreamed(new, 0.0, 0)
+        self._own |= {question.key: dream.ids for question, dream in zip(new, found, strict=True)}
+        return [self._own[question.key] for question in questions]
 
     @property
-    def _groups(self) -> list[Any]:
-        """Prompts of one split and depth dream alike; each gets another's dream from among them."""
-        return [(e.truth.split, e.truth.depth) if e.truth else None for e in self.examples]
+    def engine(self) -> "DreamEngine":
+        """Loaded where an arm needs it."""
+        if self._engine is None:
+            from distill.dream.engine import DreamEngine
 
-    def _drafts(self) -> list[list[int]]:
+            assert self.codebook is not None
+            loaded = DreamEngine.load(self._child.engine, self.codebook, self.model.config.hidden)
+            self._engine = loaded.to(self.model.cos.device)
+        return self._engine
+
+    def _drafts(self, questions: Sequence[Question]) -> list[list[int]]:
         """The paths that the engine's graph keeps; where it keeps none, nothing."""
         import torch
 
         from distill.dream.engine import drafted_dreams, prompt_states
 
-        assert self.engine is not None
-        found: list[list[int]] = []
+        headers = [self._asked(question).header for question in questions]
         with torch.inference_mode():
-            for group in batched(self.examples, TOGETHER):
-                drafted = self.engine(*prompt_states(self.model, [example.header for example in group]))
-                dreams = drafted_dreams(drafted, keep_above=self.keep_above)
-                found += [dream_ids(self.tokenizer, dream) if with_steps(dream) else [] for dream in dreams]
-        return found
+            drafted = self.engine(*prompt_states(self.model, headers))
+        dreams = drafted_dreams(drafted, keep_above=self._child.settings.dreaming.keep_above)
+        return [dream_ids(self.tokenizer, dream) if with_steps(dream) else [] for dream in dreams]
 
-    def _shuffled(self, i: int) -> list[int]:
-        """The own dream of a prompt with its image tokens in another order; what is none keeps its place."""
-        dream = np.array(self.own_dreams[i], np.int64)
-        image = [self.tokenizer.image_code(id) is not None for id in dream.tolist()]
+    def _shuffled(self, question: Question, dream: Sequence[int]) -> list[int]:
+        """A dream with its image tokens in another order; what is none keeps its place."""
+        ids = np.array(dream, np.int64)
+        image = [self.tokenizer.image_code(id) is not None for id in dream]
         places = np.flatnonzero(np.array(image, np.bool_))
-        generator = np.random.default_rng(self.examples[i].seed(self.seed, 0))
-        dream[places] = dream[generator.permutation(places)]
-        return dream.tolist()
+        generator = np.random.default_rng(question.seed(self.how.seed, 0))
+        ids[places] = ids[generator.permutation(places)]
+        return ids.tolist()
 
-    def _answers(self, contexts: Sequence[Sequence[int]]) -> list[str]:
-        eos, answers = self.tokenizer.eos_id, list[str]()
-        for start in range(0, len(contexts), TOGETHER):
-            group = contexts[start : start + TOGETHER]
-            written = generate(
-                self.model,
-                group,
-                max_tokens=self.max_tokens,
-                stop_ids=[eos],
-                batch_rows=TOGETHER,
-                grammar=self._grammar.answering,
-            )
-            answers += [self.tokenizer.decode(ids[:-1] if ids[-1:] == [eos] else ids) for ids in written]
-            self.listen(len(group))
-        return answers
 
-    def _bits(self, contexts: Sequence[Sequence[int]]) -> Ratio:
-        """Of the teacher's answers after these contexts; no soft targets are needed for it."""
-        spent = [0.0] * len(contexts)
-        for i, score in score_answers(self.model, contexts, [e.answer for e in self.examples], [None] * len(contexts)):
-            spent[i] = bits(score.logprobs)
-            self.listen(1)
-        return Ratio.of(spent, [example.bytes for example in self.examples])
+def arm_metrics(
+    arm: str,
+    questions: Sequence[Question],
+    found: Measured,
+    tokenizer: StudentTokenizer,
+    mined: Sequence[Sequence[int]],
+) -> dict[str, Ratio]:
+    """The metrics of an ablation, of an arm's measurement. mined: the true dream of each question, [] for none."""
+    dreams = [tokenizer.encode(dream, special=True) for dream in found.dreams]
+    if any(question.truth for question in questions):
+        metrics = {"exact_match": exact_match(found.answers, questions)["exact_match"]}
+    else:
+        metrics = {"chrf": found.metrics["chrf"]}
+    metrics["bits_per_byte"] = found.metrics["bits_per_byte_dreams"]
+    metrics["dream_tokens"] = Ratio.of([len(dream) for dream in dreams])
+    return metrics | (dream_accuracy(tokenizer, dreams, mined) if ARMS[arm].own else {})
 
 
 def dream_accuracy(

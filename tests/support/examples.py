@@ -1,11 +1,9 @@
-"""The held-out questions of an ablation: the teacher's answers and mined dreams in the student's ids."""
+"""Held-out prompts, answers and mined dreams in a student's ids, made apart from the examinees."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distill.corpus.traces import Trace, TraceStore
-from distill.errors import BadInput
 from distill.exam.truth import Truth, read_truths, spread
 from distill.mining.triplets import by_trace, read_triplets
 from distill.run import Run
@@ -34,10 +32,6 @@ class Example:
     mined: list[int]
     truth: Truth | None = None
 
-    def seed(self, seed: int, draw: int) -> int:
-        """Of this prompt's `draw`-th sample: the same whichever other prompts are evaluated beside it."""
-        return int.from_bytes(hashlib.sha256(f"{seed}:{self.key}:{draw}".encode()).digest()[:6])
-
 
 def load_examples(
     run: Run, tokenizer: StudentTokenizer, codes: Mapping[str, int], context: int, dream_tokens: int
@@ -46,13 +40,13 @@ def load_examples(
 
     Where the dataset has splits, as many of each as there are. codes: phrase → image token. Left out are empty
     answers, and prompts that with the longest dream and the whole answer don't fit `context`: every arm is
-    measured on whole answers. Raises BadInput where nothing is left.
+    measured on whole answers.
     """
     limit = run.settings.evaluate.prompts
     truths = read_truths(run)
     mined = by_trace(read_triplets(run.triplets))
     examples: list[Example] = []
-    left_out = too_long = 0
+    left_out = 0
     with TraceStore(run.traces, readonly=True) as store:
         train = split_traces(store)[0] if run.settings.train.retrieve else []
         recall = training_recall(run, train, mined, codes, tokenizer)
@@ -71,17 +65,6 @@ def load_examples(
                 examples.append(example)
             else:
                 left_out += 1
-                too_long += not fits
-    if not examples and too_long:
-        raise BadInput(
-            f"{run.traces}: none of the {left_out} held-out answers fits the student's context of {context} tokens "
-            f"with its prompt and a dream; raise student.context and train again, or ask for less (capture.max_tokens)"
-        )
-    if not examples:
-        raise BadInput(
-            f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "
-            "capture.held_out, then capture again"
-        )
     return sorted(examples, key=lambda example: example.key), left_out
 
 
