@@ -14,16 +14,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench.result import BenchResult, Series, machine
+from bench.result import BenchResult, Series
+from bench.stopwatch import Stopwatch, seconds_of
 from distill.config import Settings
 from distill.corpus.capture import capture
 from distill.errors import BadInput, DistillError
-from distill.events import Event, Listener, silent
+from distill.events import Listener
 from distill.run import Run
 
 MODEL = "clockwork"
@@ -33,9 +35,7 @@ _WORDS = [f"Ġw{i}" for i in range(500)]
 _NANO = 1_000_000_000
 
 
-def bench_capture(
-    slots: int, seconds: float, requests: int, repeat: int = 1, warmup: int = 0, listen: Listener = silent
-) -> BenchResult:
+def bench_capture(watch: Stopwatch, slots: int, seconds: float, requests: int) -> BenchResult:
     """Capture `requests` prompts from a server with `slots` slots that takes `seconds` for each.
 
     Series: the whole stage's seconds, their ratio to the ideal (requests / slots, rounded up, · seconds), tokens a
@@ -44,37 +44,30 @@ def bench_capture(
     """
     if slots < 1 or requests < 1 or seconds <= 0:
         raise BadInput("slots and requests must be at least 1, and seconds above 0")
-    ideal, taken, summaries = math.ceil(requests / slots) * seconds, list[float](), list[dict[str, Any]]()
+    ideal = math.ceil(requests / slots) * seconds
     importlib.import_module("distill.teacher.ollama")  # Python's start-up is no part of a capture
-    for round_ in range(warmup + repeat):
-        took, summary = _captured(slots, seconds, requests, listen)
-        if round_ >= warmup:
-            taken.append(took)
-            summaries.append(summary)
-        listen(Event("bench capture", "progress", done=round_ + 1, total=warmup + repeat, unit="capture"))
-    speeds, sizes = (tuple(s[key] for s in summaries) for key in ("tokens_per_second", "bytes_per_token"))
-    return BenchResult(
+    found = watch.each(partial(_captured, slots, seconds, requests, watch.listen), "bench capture")
+    taken = tuple(one["seconds"] for one in found)
+    return watch.result(
         "capture",
         [
             Series("over the ideal time", "ratio", -1, tuple(took / ideal for took in taken)),
-            Series("the whole stage", "s", -1, tuple(taken)),
-            Series("captured", "tokens/s", 1, speeds),
-            Series("on disk", "bytes a token", -1, sizes),
+            Series("the whole stage", "s", -1, taken),
+            Series("captured", "tokens/s", 1, tuple(one["tokens_per_second"] for one in found)),
+            Series("on disk", "bytes a token", -1, tuple(one["bytes_per_token"] for one in found)),
         ],
-        settings={"slots": slots, "seconds_each": seconds, "requests": requests},
-        about={
+        {"slots": slots, "seconds_each": seconds, "requests": requests},
+        {
             "ideal_seconds": round(ideal, 6),
-            "answered": summaries[-1]["responses"],
-            "slots_found": summaries[-1]["slots"][0],
-            "in_flight": summaries[-1]["in_flight"][0],
+            "answered": found[-1]["responses"],
+            "slots_found": found[-1]["slots"][0],
+            "in_flight": found[-1]["in_flight"][0],
         },
-        warmup=warmup,
-        machine=machine(),
     )
 
 
-def _captured(slots: int, seconds: float, requests: int, listen: Listener) -> tuple[float, dict[str, Any]]:
-    """Seconds of one capture into an empty run, and its summary. The server is a new one: its start isn't timed."""
+def _captured(slots: int, seconds: float, requests: int, listen: Listener) -> dict[str, Any]:
+    """The summary of one capture into an empty run, and its seconds. The server is a new one: its start isn't timed."""
     with tempfile.TemporaryDirectory() as folder, clockwork_server(slots, seconds) as url:
         prompts = Path(folder) / "prompts.txt"
         prompts.write_text("".join(f"Question number {i}?\n" for i in range(requests)))
@@ -82,9 +75,9 @@ def _captured(slots: int, seconds: float, requests: int, listen: Listener) -> tu
         settings.teacher.model, settings.teacher.hosts = f"ollama:{MODEL}", [url]
         settings.capture.prompts = [str(prompts)]
         run = Run.create(Path(folder) / "run", settings)
-        started = time.monotonic()
-        summary = capture(run, listen)
-        return time.monotonic() - started, summary
+        summary: dict[str, Any] = {}
+        took = seconds_of(lambda: summary.update(capture(run, listen)))
+        return {**summary, "seconds": took}
 
 
 @contextlib.contextmanager

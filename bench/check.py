@@ -1,7 +1,8 @@
 """Is a benchmark's result worse than a saved one, beyond noise?"""
 
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from bench.result import BenchResult, Series
 from distill.errors import BadInput
@@ -56,7 +57,8 @@ class Check:
 def check(now: BenchResult, saved: BenchResult, threshold: float, source: str = "the saved result") -> Check:
     """Compare series by name and setting. Raises BadInput where nothing can be compared."""
     require_bench(saved, now.name, source)
-    _require_settings(saved, now, source)
+    if other := _differing(saved.settings, now.settings).values():
+        raise BadInput(f"{source}: measured with other settings ({'; '.join(other)}); nothing to compare")
     before = {series.key: series for series in saved.series}
     after = {series.key: series for series in now.series}
     common = [key for key in after if key in before]
@@ -80,14 +82,14 @@ def require_bench(saved: BenchResult, name: str, source: str) -> None:
         raise BadInput(f"{source}: is of `dream bench {saved.name}`, not of `dream bench {name}`; nothing to compare")
 
 
-def _require_settings(saved: BenchResult, now: BenchResult, source: str) -> None:
-    other = [
-        f"{key} {saved.settings.get(key)!r}, now {now.settings.get(key)!r}"
-        for key in dict.fromkeys([*saved.settings, *now.settings])
-        if saved.settings.get(key) != now.settings.get(key)
-    ]
-    if other:
-        raise BadInput(f"{source}: measured with other settings ({'; '.join(other)}); nothing to compare")
+def _differing(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Key → what it was and is, of those that differ."""
+    keys = [key for key in dict.fromkeys([*saved, *now]) if saved.get(key) != now.get(key)]
+    return {key: f"{key} {_word(saved.get(key))}, now {_word(now.get(key))}" for key in keys}
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
 
 
 def _some(series: list[Series]) -> str:
@@ -97,30 +99,23 @@ def _some(series: list[Series]) -> str:
 
 def _change(saved: Series, now: Series, threshold: float) -> Change:
     lost = (saved.median - now.median) * now.better
-    if saved.median:
-        worse = lost / abs(saved.median)
-    else:
-        worse = 0.0 if not lost else float("inf") if lost > 0 else float("-inf")
+    worse = lost / abs(saved.median) if saved.median else math.copysign(math.inf, lost) if lost else 0.0
     (low, high), (low_now, high_now) = saved.interval, now.interval
-    apart = high < low_now or high_now < low
     verdict: Verdict = "same"
     if abs(worse) > threshold:
+        apart = high < low_now or high_now < low
         verdict = ("worse" if worse > 0 else "better") if apart else "unsure"
     return Change(now.name, now.unit, saved.median, now.median, worse, verdict)
 
 
 def _warnings(now: BenchResult, saved: BenchResult, source: str, compared: list[Series]) -> list[str]:
     found: list[str] = []
-    changed = {
-        key: f"{key} {saved.machine.get(key)}, now {now.machine.get(key)}"
-        for key in dict.fromkeys([*saved.machine, *now.machine])
-        if saved.machine.get(key) != now.machine.get(key)
-    }
-    if other := [text for key, text in changed.items() if key not in NOT_SPEED]:
-        found.append(
-            f"{source} was measured on another machine or set-up ({'; '.join(other)}): differences may come from that"
-        )
-    if upgraded := [text for key, text in changed.items() if key in NOT_SPEED]:
+    changed = _differing(saved.machine, now.machine)
+    upgraded = [changed.pop(key) for key in NOT_SPEED if key in changed]
+    if changed:
+        told = "; ".join(changed.values())
+        found.append(f"{source} was measured on another machine or set-up ({told}): differences may come from that")
+    if upgraded:
         found.append(f"{source} was measured with other versions ({'; '.join(upgraded)})")
     if other := _other_server(saved.about, now.about):
         found.append(f"{source} was measured on another server or model ({'; '.join(other)})")
@@ -133,16 +128,17 @@ def _warnings(now: BenchResult, saved: BenchResult, source: str, compared: list[
 
 def _other_server(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two results of Ollama: the server, its version, a model of both under the same name."""
-    found: list[str] = []
-    if saved.get("host") and now.get("host") and saved["host"] != now["host"]:
-        found.append("another server")
+
+    def digests(about: dict[str, Any]) -> dict[str, str]:
+        return {
+            model: facts["digest"] for model, facts in about.items() if isinstance(facts, dict) and facts.get("digest")
+        }
+
+    was, known = digests(saved), digests(now)
+    both = [model for model in known if model in was and known[model] != was[model]]
+    found = [f"{model} with digest {was[model]}, now {known[model]}" for model in both]
     if saved.get("server") and now.get("server") and saved["server"] != now["server"]:
-        found.append(f"version {saved['server']}, now {now['server']}")
-    for model, entry in now.items():
-        before = saved.get(model)
-        if not isinstance(entry, dict) or not isinstance(before, dict):
-            continue
-        was, digest = (cast("dict[str, Any]", about).get("digest") for about in (before, entry))
-        if was and digest and was != digest:
-            found.append(f"{model} with digest {was}, now {digest}")
+        found.insert(0, f"version {saved['server']}, now {now['server']}")
+    if saved.get("host") and now.get("host") and saved["host"] != now["host"]:
+        found.insert(0, "another server")
     return found

@@ -7,7 +7,8 @@ from itertools import product
 from pathlib import Path
 from string import ascii_letters
 
-from bench.result import BenchResult, Series, alternate, machine
+from bench.result import BenchResult, Series
+from bench.stopwatch import Stopwatch
 from bundle.export import Origin, write_bundle
 from bundle.gguf import DTYPES, write_gguf
 from bundle.load import Student
@@ -15,7 +16,6 @@ from bundle.verify import verify
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.config import ExportSettings, StudentSettings
 from distill.errors import BadInput, ParityError
-from distill.events import Listener, silent
 from distill.teacher.gguf_tokenizer import byte_alphabet
 from distill.teacher.pre_tokenizers import byte_level_bpe
 from distill.tokens.bpe import Origin as VocabularyOrigin
@@ -52,13 +52,11 @@ def assembled(merges: list[tuple[str, str]]) -> StudentTokenizer:
 
 
 def bench_export(
+    watch: Stopwatch,
     student: Student | None = None,
     dtypes: Sequence[str] = tuple(DTYPES),
     preset: str = "nano",
     vocab_size: int = 8192,
-    repeat: int = 3,
-    warmup: int = 1,
-    listen: Listener = silent,
 ) -> BenchResult:
     """Per dtype: seconds to write the GGUF, and its bytes. Of the first dtype also: seconds to write, verify and
     publish a bundle, and to verify it alone; both hardly depend on it.
@@ -71,21 +69,18 @@ def bench_export(
     kind = preset if student is None else "a trained one"
     student = student or untrained_student(preset, vocab_size)
     with tempfile.TemporaryDirectory() as name:
-        series = _files(student, dtypes, Path(name), repeat, warmup, listen)
-        series += _bundles(student, dtypes[0], Path(name), repeat, warmup, listen)
+        series = _files(watch, student, dtypes, Path(name)) + _bundles(watch, student, dtypes[0], Path(name))
     sizes = {"parameters": count_parameters(student.model), "vocab_size": student.model.config.vocab_size}
-    return BenchResult("export", series, settings={"student": kind, **sizes}, warmup=warmup, machine=machine())
+    return watch.result("export", series, {"student": kind, **sizes})
 
 
-def _files(
-    student: Student, dtypes: Sequence[str], folder: Path, repeat: int, warmup: int, listen: Listener
-) -> list[Series]:
+def _files(watch: Stopwatch, student: Student, dtypes: Sequence[str], folder: Path) -> list[Series]:
     model, files = student.model, {dtype: folder / f"{dtype}.gguf" for dtype in dtypes}
     jobs = {
         dtype: partial(write_gguf, model.state_dict(), model.config, student.tokenizer, path, dtype)
         for dtype, path in files.items()
     }
-    seconds = alternate(jobs, repeat, warmup, "bench export, GGUF", listen)
+    seconds = watch.seconds(jobs, "bench export, GGUF")
     found: list[Series] = []
     for dtype, path in files.items():
         size = (float(path.stat().st_size),)
@@ -94,7 +89,7 @@ def _files(
     return found
 
 
-def _bundles(student: Student, dtype: str, folder: Path, repeat: int, warmup: int, listen: Listener) -> list[Series]:
+def _bundles(watch: Stopwatch, student: Student, dtype: str, folder: Path) -> list[Series]:
     bundle, settings = folder / "bundle", ExportSettings(dtype=dtype, system=student.system)
 
     def write() -> None:
@@ -106,5 +101,5 @@ def _bundles(student: Student, dtype: str, folder: Path, repeat: int, warmup: in
             raise ParityError(report.summary.replace(str(bundle), f"a bundle in {dtype}"))
 
     names = {"verifying it": check, "the whole bundle": write}  # the first round goes backwards
-    seconds = alternate(names, repeat, warmup, f"bench export, bundle in {dtype}", listen)
+    seconds = watch.seconds(names, f"bench export, bundle in {dtype}")
     return [Series(f"{name}, {dtype}", "s", -1, tuple(seconds[name]), {"dtype": dtype}) for name in names]

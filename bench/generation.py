@@ -1,8 +1,7 @@
 """How fast a student writes and dreams, each beside the other way of doing it, in the same run.
 
 Writing: transformers' own `generate` on the same weights, both greedy, both on a cache. Dreaming: the backbone that
-decodes a dream of the same size token by token. Rounds alternate who goes first, so that a machine that changes
-its speed changes both.
+decodes a dream of the same size token by token.
 
 Shape legend: B rows, P prompt tokens, N new tokens.
 """
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.result import BenchResult, Series, alternate, machine, ratio
+from bench.result import BenchResult, Series
+from bench.stopwatch import Stopwatch, rates, ratio, took
 from distill.backbone.generate import generate
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.backbone.session import Session
@@ -27,7 +27,6 @@ from distill.dream.output_decoder import Sampling, Speaker
 from distill.dream.pretrained import Parts
 from distill.dream.starter import starter_codebook, starter_tokenizer
 from distill.errors import BadInput
-from distill.events import Listener, silent
 from distill.mining.triplets import LENSES
 from distill.tokens.chat import Dream, prompt_ids, think_ids
 
@@ -38,15 +37,13 @@ QUESTION = "What happens when you drop a ball?"
 
 
 def bench_generate(
+    watch: Stopwatch,
     model: Backbone | None = None,
     preset: str = "nano",
     tokens: int = 256,
     prompt_tokens: Sequence[int] = (64,),
     batches: Sequence[int] = (1, 32),
-    repeat: int = 7,
-    warmup: int = 1,
     vocab_size: int = 8192,
-    listen: Listener = silent,
 ) -> BenchResult:
     """Ours and transformers' on the same float32 weights, for every batch size B and length P of a prompt.
 
@@ -79,25 +76,18 @@ def bench_generate(
         jobs = {f"{name}, first token": partial(writer, 1) for name, writer in writers.items()}
         jobs |= {name: partial(writer, tokens) for name, writer in writers.items()}
         label = f"batch {batch}, prompt {length}"
-        seconds = alternate(jobs, repeat, warmup, f"bench generate, {label}", listen)
-        speeds = {name: [batch * tokens / t for t in seconds[name]] for name in writers}
-        setting = {"batch": batch, "prompt_tokens": length}
+        seconds = watch.seconds(jobs, f"bench generate, {label}")
+        found, setting = rates(batch * tokens, seconds), {"batch": batch, "prompt_tokens": length}
         for name in writers:
             first = tuple(seconds[f"{name}, first token"])
             series.append(Series(f"{name}, first token, {label}", "s", -1, first, setting))
         for name in writers:
-            series.append(Series(f"{name}, writing, {label}", "tokens/s", 1, tuple(speeds[name]), setting))
-        series.append(ratio(f"ours over transformers, {label}", speeds["ours"], speeds["transformers"], setting))
+            series.append(Series(f"{name}, writing, {label}", "tokens/s", 1, tuple(found[name]), setting))
+        series.append(ratio(f"ours over transformers, {label}", found["ours"], found["transformers"], setting))
         identical[label] = sum(a == b for a, b in zip(answers["ours"], answers["transformers"], strict=True))
-    parameters, vocabulary = count_parameters(model), model.config.vocab_size
-    return BenchResult(
-        "generate",
-        series,
-        settings={"student": preset, "parameters": parameters, "vocab_size": vocabulary, "tokens": tokens},
-        about={"identical_rows": identical},
-        warmup=warmup,
-        machine=machine(),
-    )
+    sizes = {"parameters": count_parameters(model), "vocab_size": model.config.vocab_size}
+    settings = {"student": preset, **sizes, "tokens": tokens}
+    return watch.result("generate", series, settings, {"identical_rows": identical})
 
 
 def _reference(model: Backbone) -> Callable[[Tensor, int], list[list[int]]]:
@@ -117,13 +107,7 @@ def _reference(model: Backbone) -> Callable[[Tensor, int], list[list[int]]]:
     return write
 
 
-def bench_dreams(
-    parts: Parts | None = None,
-    prompt: str = QUESTION,
-    repeat: int = 11,
-    warmup: int = 1,
-    listen: Listener = silent,
-) -> BenchResult:
+def bench_dreams(watch: Stopwatch, parts: Parts | None = None, prompt: str = QUESTION) -> BenchResult:
     """Seconds from a prompt to the first token of its answer, with an engine's dream and with the backbone's own.
 
     Both dreams are full: every step of every lens. The engine drafts and judges its own, which the backbone then
@@ -138,30 +122,23 @@ def bench_dreams(
     ids, thought = prompt_ids(parts.tokenizer, prompt, None, parts.system), think_ids(parts.tokenizer, _full(parts))
     if (length := len(ids) + len(thought) + 1) > (context := parts.model.config.context):
         raise BadInput(f"prompt: with a full dream it takes {length} tokens of a context of {context}; shorten it")
+    engine, backbone = "first token, the engine's dream", "first token, the backbone's dream"
     jobs = {
-        "prompt": lambda: _to_first_token(parts, ids, []),
-        "engine": lambda: _to_first_token(parts, ids, [thought], drafting=True),
-        "backbone": lambda: _to_first_token(parts, ids, [[token] for token in thought]),
+        "first token, no dream": lambda: _to_first_token(parts, ids, []),
+        engine: lambda: _to_first_token(parts, ids, [thought], drafting=True),
+        backbone: lambda: _to_first_token(parts, ids, [[token] for token in thought]),
     }
-    seconds = alternate(jobs, repeat, warmup, "bench dreams", listen)
-    names = {"no dream": "prompt", "the engine's dream": "engine", "the backbone's dream": "backbone"}
-    return BenchResult(
-        "dreams",
-        [
-            *(Series(f"first token, {name}", "s", -1, tuple(seconds[job])) for name, job in names.items()),
-            ratio("backbone over engine", seconds["backbone"], seconds["engine"]),
-        ],
-        settings={
-            "parameters": count_parameters(parts.model),
-            "engine_parameters": count_parameters(parts.engine),
-            "paths": parts.config.num_dream_sequences,
-            "steps": parts.config.dream_length,
-            "prompt_tokens": len(ids),
-            "dream_tokens": len(thought),
-        },
-        warmup=warmup,
-        machine=machine(str(parts.device)),
-    )
+    seconds = watch.seconds(jobs, "bench dreams")
+    settings = {
+        "parameters": count_parameters(parts.model),
+        "engine_parameters": count_parameters(parts.engine),
+        "paths": parts.config.num_dream_sequences,
+        "steps": parts.config.dream_length,
+        "prompt_tokens": len(ids),
+        "dream_tokens": len(thought),
+    }
+    series = [*took(seconds), ratio("backbone over engine", seconds[backbone], seconds[engine])]
+    return watch.result("dreams", series, settings, device=str(parts.device))
 
 
 def _to_first_token(parts: Parts, ids: list[int], read: list[list[int]], drafting: bool = False) -> int:

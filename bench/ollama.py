@@ -8,21 +8,21 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, product
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from bench.result import BenchResult, Series, machine
+from bench.result import BenchResult, Series
+from bench.stopwatch import Stopwatch
 from distill.errors import BadInput
-from distill.events import Event, Listener, silent
 from distill.run import fingerprint
 from distill.teacher.ollama_client import OllamaClient, default_host
 
 _NANO = 1_000_000_000
-_WORDS = (
+_WORDS = [
     "river",
     "stone",
     "house",
@@ -35,7 +35,7 @@ _WORDS = (
     "summer",
     "cloud",
     "table",
-)
+]
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,7 @@ class Reply:
 
 
 def bench_ollama(
-    models: Sequence[str],
-    host: str = "",
-    load: Load | None = None,
-    repeat: int = 5,
-    warmup: int = 1,
-    timeout: float = 300.0,
-    listen: Listener = silent,
+    watch: Stopwatch, models: Sequence[str], host: str = "", load: Load | None = None, timeout: float = 300.0
 ) -> BenchResult:
     """Every model, one after the other, for every length of prompt and number of requests at once.
 
@@ -97,7 +91,7 @@ def bench_ollama(
         raise BadInput("bench ollama: no model named; `ollama list` shows what is installed")
     client = OllamaClient(host or default_host(), timeout=timeout, retries=0)
     try:
-        measured = _Measured(client, load, repeat, warmup, listen, len(models))
+        measured = _Measured(client, load, watch)
         about: dict[str, Any] = {"server": client.version(), "host": _known_again(client.host)}
         known = {entry["name"]: entry for entry in client.models()}
         running = {str(entry.get("name")) for entry in client.get("/api/ps").get("models") or []}
@@ -105,14 +99,7 @@ def bench_ollama(
             full = model if ":" in model else f"{model}:latest"
             about[model] = _described(known.get(full, {})) | {"was_loaded": full in running}
             about[model] |= measured.model(model)
-        return BenchResult(
-            "ollama",
-            measured.series,
-            settings={"tokens": load.tokens, "num_ctx": load.num_ctx},
-            about=about,
-            warmup=warmup,
-            machine=machine(),
-        )
+        return watch.result("ollama", measured.series, {"tokens": load.tokens, "num_ctx": load.num_ctx}, about)
     finally:
         client.close()
 
@@ -134,19 +121,13 @@ def _described(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-@dataclass
 class _Measured:
     """The series so far."""
 
-    client: OllamaClient
-    load: Load
-    repeat: int
-    warmup: int
-    listen: Listener
-    models: int
-    series: list[Series] = field(default_factory=list[Series])
-    numbers: Iterator[int] = field(default_factory=lambda: count(random.randrange(100_000, 900_000)))
-    done: int = 0
+    def __init__(self, client: OllamaClient, load: Load, watch: Stopwatch) -> None:
+        self.client, self.load, self.watch = client, load, watch
+        self.series: list[Series] = []
+        self.numbers = count(random.randrange(100_000, 900_000))
 
     def model(self, model: str) -> dict[str, Any]:
         """Measure one; facts about it. A series that the server's answers don't give is left out and named there."""
@@ -159,13 +140,10 @@ class _Measured:
         written: dict[str, float] = {}
         for words, at_once in product(self.load.words, self.load.at_once):
             label = f"{model}, prompt {words} words, {at_once} at once"
-            rounds: list[tuple[float, list[Reply]]] = []
-            for round_ in range(self.warmup + self.repeat):
-                started = time.perf_counter()
-                replies = _together([partial(self.ask, model, words)] * at_once)
-                if round_ >= self.warmup:
-                    rounds.append((time.perf_counter() - started, replies))
-                self.tell(model)
+            rounds = self.watch.each(
+                lambda words=words, at_once=at_once: _together([partial(self.ask, model, words)] * at_once),
+                f"bench ollama, {label}",
+            )
             replies = [reply for _, replies in rounds for reply in replies]
             read[label] = statistics.median(int(reply.said.get("prompt_eval_count") or 0) for reply in replies)
             written[label] = statistics.median(reply.written for reply in replies)
@@ -195,19 +173,19 @@ class _Measured:
 
     def loading(self, model: str) -> None:
         """Unload it, then have it write one token: what loading takes."""
-        server: list[float] = []
-        client: list[float] = []
-        for _ in range(self.repeat):
+        words = min(self.load.words)
+
+        def load() -> Reply:
             self.client.post("/api/generate", {"model": model, "keep_alive": 0, "stream": False})
-            reply = self.ask(model, min(self.load.words), 1)
-            server.append((reply.said.get("load_duration") or 0) / _NANO)
-            client.append(reply.first)
-            self.tell(model)
-        setting = {"model": model, "prompt_words": min(self.load.words)}
-        self.series.append(Series(f"{model}: loading, server", "s", -1, tuple(server), setting))
-        self.series.append(
-            Series(f"{model}: first token of an unloaded model, client", "s", -1, tuple(client), setting)
-        )
+            return self.ask(model, words, 1)
+
+        replies = replace(self.watch, warmup=0).each(load, f"bench ollama, loading {model}")
+        values = {
+            "loading, server": [(reply.said.get("load_duration") or 0) / _NANO for reply in replies],
+            "first token of an unloaded model, client": [reply.first for reply in replies],
+        }
+        setting = {"model": model, "prompt_words": words}
+        self.series += [Series(f"{model}: {name}", "s", -1, tuple(each), setting) for name, each in values.items()]
 
     def ask(self, model: str, words: int, tokens: int = 0) -> Reply:
         """One request, streamed."""
@@ -226,12 +204,6 @@ class _Measured:
         end = time.perf_counter() - started
         return Reply(end if first is None else first, end if last is None else last, end, chunk)
 
-    def tell(self, model: str) -> None:
-        self.done += 1
-        cells = len(self.load.words) * len(self.load.at_once) * (self.warmup + self.repeat)
-        total = self.models * (cells + (self.repeat if self.load.cold else 0))
-        self.listen(Event("bench ollama", "progress", model, done=self.done, total=total, unit="round"))
-
 
 def prompt_of(words: int, number: int) -> str:
     """A prompt of so many words; another number, another prompt, from the first word on."""
@@ -239,10 +211,9 @@ def prompt_of(words: int, number: int) -> str:
     return " ".join([str(number), *(draw.choice(_WORDS) for _ in range(words - 1))])
 
 
-def _together(jobs: Sequence[Callable[[], Reply]]) -> list[Reply]:
-    """All at once, each in a thread. Raises what the first that failed raised."""
-    if len(jobs) == 1:
-        return [jobs[0]()]
+def _together(jobs: Sequence[Callable[[], Reply]]) -> tuple[float, list[Reply]]:
+    """Seconds of all at once, each in a thread, and their replies. Raises what the first that failed raised."""
+    started = time.perf_counter()
     replies: list[Reply | None] = [None] * len(jobs)
     problems: list[Exception] = []
 
@@ -260,4 +231,4 @@ def _together(jobs: Sequence[Callable[[], Reply]]) -> list[Reply]:
         thread.join()
     if problems:
         raise problems[0]
-    return [reply for reply in replies if reply is not None]
+    return time.perf_counter() - started, [reply for reply in replies if reply is not None]

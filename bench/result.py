@@ -12,13 +12,13 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from distill.errors import BadInput
-from distill.events import Event, Listener, silent
+from distill.run import write_atomic
 
 KIND = "dream bench"
 """Marks our files."""
@@ -84,18 +84,17 @@ class Series:
         return ordered[place], ordered[count - 1 - place]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "unit": self.unit,
-            "better": self.better,
-            "setting": self.setting,
-            "median": self.median,
-            "min": self.min,
-            "max": self.max,
-            "quartiles": list(self.quartiles),
-            "interval": list(self.interval),
-            "values": list(self.values),
-        }
+        names = ("name", "unit", "better", "setting", "median", "min", "max", "quartiles", "interval", "values")
+        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Series":
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where it is none."""
+        values, better = list(entry["values"]), entry["better"]
+        usable = values and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        if not usable or type(better) is not int or better not in (1, -1):
+            raise ValueError(f"series {entry['name']}")
+        return cls(_text(entry["name"]), _text(entry["unit"]), better, tuple(values), dict(entry["setting"]))
 
 
 @dataclass(frozen=True)
@@ -120,18 +119,9 @@ class BenchResult:
         return next(series for series in self.series if series.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": KIND,
-            "format": FORMAT,
-            "name": self.name,
-            "version": self.version,
-            "time": self.time,
-            "warmup": self.warmup,
-            "settings": self.settings,
-            "machine": self.machine,
-            "series": [series.to_json() for series in self.series],
-            "about": self.about,
-        }
+        names = ("name", "version", "time", "warmup", "settings", "machine", "series", "about")
+        values = vars(self) | {"series": [series.to_json() for series in self.series]}
+        return {"kind": KIND, "format": FORMAT, **{name: values[name] for name in names}}
 
     @classmethod
     def from_json(cls, value: Any, source: str = "result") -> "BenchResult":
@@ -140,25 +130,17 @@ class BenchResult:
         Raises BadInput, naming `source`, for what is no result of a benchmark.
         """
         if not isinstance(value, dict) or cast("dict[str, Any]", value).get("kind") != KIND:
-            raise BadInput(f"{source}: holds no result of `dream bench`; save one with --out FILE.json")
+            raise BadInput(f"{source}: holds no result of `{KIND}`; save one with --out FILE.json")
         found = cast("dict[str, Any]", value)
-        if found.get("format") != FORMAT:
-            raise BadInput(
-                f"{source}: is of format {found.get('format')}, this version reads {FORMAT}; measure it again"
-            )
+        if (form := found.get("format")) != FORMAT:
+            raise BadInput(f"{source}: is of format {form}, this version reads {FORMAT}; measure it again")
         try:
-            return cls(
-                name=_text(found["name"]),
-                series=[_series(entry) for entry in found["series"]],
-                settings=dict(found["settings"]),
-                about=dict(found["about"]),
-                warmup=int(found["warmup"]),
-                machine=dict(found["machine"]),
-                version=_text(found["version"]),
-                time=_text(found["time"]),
-            )
+            name, version, finished = (_text(found[key]) for key in ("name", "version", "time"))
+            settings, about, where = (dict(found[key]) for key in ("settings", "about", "machine"))
+            series = [Series.from_json(entry) for entry in found["series"]]
+            return cls(name, series, settings, about, int(found["warmup"]), where, version, finished)
         except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(f"{source}: a result of `dream bench`, but spoiled ({error!r}); measure it again") from error
+            raise BadInput(f"{source}: a result of `{KIND}`, but spoiled ({error!r}); measure it again") from error
 
 
 def _text(value: Any) -> str:
@@ -167,34 +149,44 @@ def _text(value: Any) -> str:
     return value
 
 
-def _series(entry: dict[str, Any]) -> Series:
-    """Raises KeyError, TypeError or ValueError where it is none."""
-    values: list[Any] = list(entry["values"])
-    usable = values and all(type(value) in (int, float) and math.isfinite(value) for value in values)
-    if not usable or type(entry["better"]) is not int or entry["better"] not in (1, -1):
-        raise ValueError(f"series {entry['name']}")
-    name, unit = _text(entry["name"]), _text(entry["unit"])
-    return Series(name, unit, entry["better"], tuple(map(float, values)), dict(entry["setting"]))
-
-
 def load_result(path: Path) -> BenchResult:
     """A saved result. Raises BadInput where there is none."""
+    again = f"save a result: `dream bench … --out {path}`"
     try:
         text = path.read_text(encoding="utf-8")
+        value = json.loads(text) if text.strip() else None
     except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such file; save a result first: `dream bench … --out {path}`") from error
+        raise BadInput(f"{path}: no such file; {again}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: can't be read as a result of `dream bench` ({error})") from error
-    if not text.strip():
-        raise BadInput(f"{path}: is empty; save a result again: `dream bench … --out {path}`")
-    try:
-        value = json.loads(text)
+        raise BadInput(f"{path}: can't be read as a result of `{KIND}` ({error})") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: is no JSON ({error}); give what `--out FILE.json` wrote") from error
+    if not text.strip():
+        raise BadInput(f"{path}: is empty; {again}")
     result = BenchResult.from_json(value, str(path))
     if not result.series:
-        raise BadInput(f"{path}: holds no measurements; save a result again: `dream bench … --out {path}`")
+        raise BadInput(f"{path}: holds no measurements; {again}")
     return result
+
+
+def check_out(path: Path) -> None:
+    """Raises BadInput where a result can't be written there: no .json, or something else in its place."""
+    if path.suffix != ".json":
+        raise BadInput(f"--out {path}: does not end in .json, which a result is kept as")
+    if path.is_dir():
+        raise BadInput(f"--out {path}: is a folder; name a file")
+    if path.exists():
+        try:
+            load_result(path)
+        except BadInput as error:
+            told = f"is there already and holds no result of `{KIND}`; remove it or choose another name"
+            raise BadInput(f"--out {path}: {told}") from error
+
+
+def write_result(result: BenchResult, path: Path) -> None:
+    """As JSON. Raises BadInput as `check_out` does, DistillError where it can't be written."""
+    check_out(path)
+    write_atomic(path, json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n")
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -226,47 +218,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def seconds_of(run: Callable[[], object], settle: Callable[[], object] = lambda: None) -> float:
-    """Seconds of one call; `settle` waits until a device has done what it was told."""
-    started = time.perf_counter()
-    run()
-    settle()
-    return time.perf_counter() - started
-
-
-def alternate(
-    jobs: Mapping[str, Callable[[], object]],
-    repeat: int,
-    warmup: int,
-    task: str,
-    listen: Listener = silent,
-    settle: Callable[[], object] = lambda: None,
-) -> dict[str, list[float]]:
-    """Seconds of each job, once a round, in turn forwards and backwards: a machine that changes its speed changes all.
-
-    The first `warmup` rounds aren't counted.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for round_ in range(warmup + repeat):
-        for name in list(jobs)[:: 1 if round_ % 2 else -1]:
-            took = seconds_of(jobs[name], settle)
-            if round_ >= warmup:
-                seconds[name].append(took)
-        listen(Event(task, "progress", done=round_ + 1, total=warmup + repeat, unit="round"))
-    return seconds
-
-
-def ratio(
-    name: str,
-    top: Sequence[float],
-    bottom: Sequence[float],
-    setting: dict[str, Any] | None = None,
-    better: Literal[1, -1] = 1,
-) -> Series:
-    """top / bottom of each round. Rounds are paired, so what slows a whole round cancels."""
-    return Series(name, "ratio", better, tuple(a / b for a, b in zip(top, bottom, strict=True)), setting or {})
-
-
 def combined(name: str, results: Mapping[str, BenchResult], failed: Mapping[str, str]) -> BenchResult:
     """Several results as one; `failed` (bench → why) is kept in about. A series takes its bench's settings along, so
     that a bench with other settings is a new one beside the rest."""
@@ -278,6 +229,33 @@ def combined(name: str, results: Mapping[str, BenchResult], failed: Mapping[str,
     about: dict[str, Any] = {bench: result.about for bench, result in results.items() if result.about}
     about |= {"failed": dict(failed)} if failed else {}
     where = next((result.machine for result in results.values() if result.machine.get("torch")), machine())
-    return BenchResult(
-        name, series, about=about, warmup=max((r.warmup for r in results.values()), default=0), machine=where
-    )
+    warmup = max((result.warmup for result in results.values()), default=0)
+    return BenchResult(name, series, about=about, warmup=warmup, machine=where)
+
+
+# As text.
+HEADER = ("", "unit", "median", "min", "max", "95 % interval", "n")
+
+
+def row(series: Series) -> tuple[str, ...]:
+    """Under HEADER."""
+    low, high = series.interval
+    spread = (number(series.median), number(series.min), number(series.max), f"{number(low)} to {number(high)}")
+    return series.name, series.unit, *spread, str(len(series.values))
+
+
+def number(value: float) -> str:
+    """Four digits, thousands apart."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+
+
+def told(values: Mapping[str, object]) -> str:
+    """A mapping in one line."""
+    shown = (f"{key.replace('_', ' ')} {_plain(value)}" for key, value in values.items() if value is not None)
+    return ", ".join(shown).replace("\n", " ")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    return number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

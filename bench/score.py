@@ -2,8 +2,7 @@
 
 Bare: hidden states and the logits of every position, made in blocks and dropped, over rows of one length: no padding,
 nothing computed from the logits. Scored: contexts and answers of a real run's lengths, with all of `AnswerScore`:
-likelihood, KL against soft targets of 20 alternatives, the five best, confidence. Rounds alternate who goes first, so
-that a machine that changes its speed changes both.
+likelihood, KL against soft targets of 20 alternatives, the five best, confidence.
 
 Shape legend: B rows, T positions, S named alternatives.
 """
@@ -13,27 +12,25 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from bench.result import BenchResult, Series, alternate, machine, ratio
+from bench.result import BenchResult
+from bench.stopwatch import Stopwatch, rates, ratio, speeds
 from bench.training import DOCUMENTS, synthetic_documents
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.config import StudentSettings
 from distill.dream.pretrained import pick_device
 from distill.errors import BadInput
-from distill.events import Listener, silent
 from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.scoring import BATCH_TOKENS, LOGITS_AT_ONCE, POSITIONS_AT_ONCE, score_answers
 from distill.tokens.packing import Documents
 
 
 def bench_score(
+    watch: Stopwatch,
     preset: str = "nano",
     prompts: int = 64,
     vocab_size: int = 8192,
     context: int = 512,
-    repeat: int = 5,
-    warmup: int = 1,
     device: str = "auto",
-    listen: Listener = silent,
 ) -> BenchResult:
     """Tokens read a second by both, and the ratio of each round (scored / bare).
 
@@ -54,19 +51,13 @@ def bench_score(
             pass
 
     jobs = {"bare": bare_forward(model, tokens, tokens // prompts), "scored": scored}
-    settle = torch.cuda.synchronize if place.type == "cuda" else lambda: None
-    seconds = alternate(jobs, repeat, warmup, "bench score", listen, settle)
-    speeds = {name: [tokens / taken for taken in seconds[name]] for name in jobs}
-    return BenchResult(
+    found = rates(tokens, watch.seconds(jobs, "bench score", str(place)))
+    return watch.result(
         "score",
-        [
-            *(Series(name, "tokens/s", 1, tuple(speed)) for name, speed in speeds.items()),
-            ratio("scored over bare", speeds["scored"], speeds["bare"]),
-        ],
-        settings={"preset": preset, "vocab_size": vocab_size, "prompts": prompts},
-        about={"parameters": count_parameters(model), "tokens": tokens, "answer_tokens": sum(map(len, answers))},
-        warmup=warmup,
-        machine=machine(str(place)),
+        [*speeds(found), ratio("scored over bare", found["scored"], found["bare"])],
+        {"preset": preset, "vocab_size": vocab_size, "prompts": prompts},
+        {"parameters": count_parameters(model), "tokens": tokens, "answer_tokens": sum(map(len, answers))},
+        str(place),
     )
 
 

@@ -2,8 +2,7 @@
 
 Theirs: `LlamaForCausalLM` in float32, hard labels, one full row a document, AdamW. Ours: packed documents with
 20 alternatives an answer token, the distillation loss, AdamW, in the precision that a trial chooses. Both clip
-gradients. Steps alternate in rounds, so that a machine that changes its speed changes both; the precision is chosen
-before them, which warms ours up too.
+gradients. The precision is chosen before the rounds, which warms ours up too.
 """
 
 import math
@@ -13,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.result import BenchResult, Series, alternate, machine, ratio
+from bench.result import BenchResult
+from bench.stopwatch import Stopwatch, rates, ratio, speeds
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.config import StudentSettings, TrainSettings
-from distill.events import Listener, silent
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import numerics
@@ -28,14 +27,12 @@ ALTERNATIVES = 20
 
 
 def bench_train(
+    watch: Stopwatch,
     preset: str = "nano",
     vocab_size: int = 8192,
     rows: int = 8,
     context: int = 512,
-    repeat: int = 7,
-    warmup: int = 1,
     settings: TrainSettings | None = None,
-    listen: Listener = silent,
     sizes: Mapping[str, int] | None = None,
 ) -> BenchResult:
     """Tokens a second of both steps, and the ratio of each round (ours / theirs).
@@ -67,7 +64,7 @@ def bench_train(
         optimizer.step()
         optimizer.zero_grad()
 
-    trial = numerics.Trial(ours, backward, rows, 1, lambda _: math.inf, lambda seconds: seconds, listen)
+    trial = numerics.Trial(ours, backward, rows, 1, lambda _: math.inf, lambda seconds: seconds, watch.listen)
     chosen = numerics.choose(settings, trial)
     optimizer.zero_grad()
     kernel = numerics.apply(chosen, ours)
@@ -75,24 +72,13 @@ def bench_train(
         "transformers": reference_step(config.to_hf(), rows, context, device),
         "ours": lambda: step(chosen, kernel),
     }
-    settle = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    seconds = alternate(steps, repeat, warmup, "bench train", listen, settle)
-    speeds = {name: [rows * context / t for t in seconds[name]] for name in ("ours", "transformers")}
-    return BenchResult(
+    found = rates(rows * context, watch.seconds(steps, "bench train", str(device)))
+    return watch.result(
         "train",
-        [
-            *(Series(name, "tokens/s", 1, tuple(speed)) for name, speed in speeds.items()),
-            ratio("ours over transformers", speeds["ours"], speeds["transformers"]),
-        ],
-        settings={"preset": preset, **sizes, "vocab_size": vocab_size, "rows": rows, "context": context},
-        about={
-            "parameters": count_parameters(ours),
-            "numerics": chosen.label,
-            "trial": chosen.trial,
-            "why": chosen.why,
-        },
-        warmup=warmup,
-        machine=machine(str(device)),
+        [*speeds(found), ratio("ours over transformers", found["ours"], found["transformers"])],
+        {"preset": preset, **sizes, "vocab_size": vocab_size, "rows": rows, "context": context},
+        {"parameters": count_parameters(ours), "numerics": chosen.label, "trial": chosen.trial, "why": chosen.why},
+        str(device),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from support.bench_command import Run, bench
 
 from bench.generation import bench_dreams, bench_generate, untrained
+from bench.stopwatch import Stopwatch
 from distill.errors import BadInput
 from distill.tokens.chat import parse_dream
 
@@ -101,7 +102,7 @@ def test_both_dreams_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
         return whole(parts, ids, pieces, drafting)
 
     monkeypatch.setattr(generation, "_to_first_token", seen)
-    bench_dreams(parts, repeat=1)
+    bench_dreams(Stopwatch(1), parts)
     assert {len(piece) for piece in read[False]} == {1}
     assert len(read[True]) == 1
     assert [id for piece in read[False] for id in piece] == read[True][0]
@@ -111,12 +112,12 @@ def test_both_dreams_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_benches_refuse_what_they_cannot_measure() -> None:
     parts = untrained(vocab_size=900, codes=70)
     with pytest.raises(BadInput, match=r"takes \d+ tokens of a context of 512"):
-        bench_dreams(parts, prompt="word " * 500)
+        bench_dreams(Stopwatch(), parts, prompt="word " * 500)
     parts.engine = None
     with pytest.raises(BadInput, match="no dream engine"):
-        bench_dreams(parts)
+        bench_dreams(Stopwatch(), parts)
     with pytest.raises(BadInput, match=r"student\.preset"):
-        bench_generate(preset="tiny")
+        bench_generate(Stopwatch(), preset="tiny")
 
 
 def test_a_growing_graph_is_measured_and_stays_within_its_bound(run: Run) -> None:

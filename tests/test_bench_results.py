@@ -1,8 +1,6 @@
 """A benchmark's result: its numbers beside other implementations', its files, and being compared with a saved one."""
 
-import csv
 import inspect
-import io
 import json
 import os
 import platform
@@ -25,12 +23,13 @@ from support.bench_command import Run, bench
 from support.fake_ollama import NDJSON, Reply, Request, serve, timed
 
 from bench.check import check
-from bench.files import COLUMNS, to_csv, to_markdown, write_result
 from bench.ollama import _known_again
-from bench.result import BenchResult, Series, alternate, combined, load_result, machine
+from bench.result import BenchResult, Series, combined, load_result, machine, row, told, write_result
+from bench.stopwatch import Stopwatch
 from cli import main as entry
 from cli.commands.bench import batch
 from distill.errors import BadInput, DistillError
+from distill.events import Event
 
 GRAPH = ("graph", "--dreams", 5, "--max-nodes", 5)
 """The quickest of all: no torch, no process, no server."""
@@ -99,9 +98,12 @@ def test_intervals_cover_a_skewed_median(count: int) -> None:
 def test_jobs_alternate_and_warm_up_apart() -> None:
     called: list[str] = []
     jobs = {name: lambda name=name: called.append(name) for name in "ab"}
-    seconds = alternate(jobs, repeat=2, warmup=1, task="t")
+    told: list[Event] = []
+    seconds = Stopwatch(repeat=2, warmup=1, listen=told.append).seconds(jobs, "t")
     assert called == ["b", "a", "a", "b", "b", "a"]
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2}
+    assert [(event.done, event.total) for event in told] == [(1, 3), (2, 3), (3, 3)]
+    assert Stopwatch(repeat=2, warmup=1).each(iter("xyz").__next__, "t") == ["y", "z"]
 
 
 # Files.
@@ -113,30 +115,10 @@ def test_json_comes_back_whole(result: BenchResult) -> None:
     assert again.to_json() == result.to_json()
 
 
-@settings(deadline=None, max_examples=60)
-@given(results)
-def test_csv_comes_back_by_the_csv_module(result: BenchResult) -> None:
-    rows = list(csv.DictReader(io.StringIO(to_csv(result), newline="")))
-    assert len(rows) == len(result.series)
-    for row, series in zip(rows, result.series, strict=True):
-        assert tuple(row) == COLUMNS
-        assert (row["bench"], row["series"], row["unit"]) == (result.name, series.name, series.unit)
-        assert (int(row["better"]), int(row["repetitions"])) == (series.better, len(series.values))
-        assert json.loads(row["setting"]) == series.setting
-        assert tuple(json.loads(row["values"])) == series.values
-        assert float(row["median"]) == series.median
-        assert (float(row["interval_low"]), float(row["interval_high"])) == series.interval
-        assert json.loads(row["machine"]) == result.machine
-
-
-def test_markdown_has_a_row_a_series() -> None:
-    result = BenchResult("train", [Series("a|b", "s", -1, (1.0, 2.0)), Series("c", "s", -1, (1234.5,))], {"rows": 8})
-    text = to_markdown(result)
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 4
-    assert rows[2] == "| a\\|b | s | 1.5 | 1 | 2 | 1 to 2 | 2 |"
-    assert "| 1,234 |" in rows[3]
-    assert "rows 8" in text
+def test_a_row_says_what_was_measured() -> None:
+    assert row(Series("a", "s", -1, (1.0, 2.0))) == ("a", "s", "1.5", "1", "2", "1 to 2", "2")
+    assert row(Series("c", "s", -1, (1234.5,)))[2] == "1,234"
+    assert told({"rows": 8, "slots_found": {"a": 1}, "threads": None}) == 'rows 8, slots found {"a": 1}'
 
 
 def test_the_machine_tells_no_name() -> None:
@@ -249,14 +231,12 @@ def edited(saved: Path, folder: Path, factor: float = 1.0, **changes: Any) -> Pa
     return path
 
 
-def test_all_three_files_and_stdout_say_the_same(run: Run, tmp_path: Path) -> None:
-    paths = [tmp_path / f"new/result{suffix}" for suffix in (".json", ".csv", ".md")]
+def test_files_and_stdout_say_the_same(run: Run, tmp_path: Path) -> None:
+    paths = [tmp_path / "new" / name for name in ("one.json", "two.json")]
     code, out, err = run(*GRAPH, "--repeat", 2, "--json", *(part for path in paths for part in ("--out", path)))
     assert code == 0, err
-    assert json.loads(out) == json.loads(paths[0].read_text())
+    assert json.loads(out) == json.loads(paths[0].read_text()) == json.loads(paths[1].read_text())
     result = load_result(paths[0])
-    assert paths[1].read_bytes().decode() == to_csv(result)
-    assert paths[2].read_text() == to_markdown(result)
     assert all(len(series.values) == 2 for series in result.series)
     assert result.named("most nodes in memory").values[0] == result.named("most nodes in memory").values[1]
 
@@ -309,14 +289,14 @@ def test_a_file_that_is_no_result_is_refused_before_measuring(
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = path.read_bytes() if path.exists() else None
     monkeypatch.setattr("bench.graph.bench_graph", lambda *_: pytest.fail("measured in vain"))
-    code, out, err = run(*GRAPH, "--against", path, "--out", tmp_path / "new.md")
+    code, out, err = run(*GRAPH, "--against", path, "--out", tmp_path / "new.json")
     assert (code, out) == (1, "")
     assert err.startswith("Error: ")
     assert err.count("\n") == 1
     assert told in err
     assert str(path) in err
     assert (path.read_bytes() if path.exists() else None) == before
-    assert not (tmp_path / "new.md").exists()
+    assert not (tmp_path / "new.json").exists()
 
 
 def test_other_settings_are_nothing_to_compare(run: Run, saved: Path, tmp_path: Path) -> None:
@@ -341,25 +321,26 @@ def test_a_baseline_is_renewed_unless_it_is_failed_against(run: Run, saved: Path
     assert load_result(path).named("a dream").median < load_result(saved).named("a dream").median * 100
 
 
-@pytest.mark.parametrize("suffix", [".json", ".csv", ".md"])
-def test_a_foreign_file_is_never_overwritten(run: Run, tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"precious{suffix}"
-    path.write_text("bench,of,the park\n1,2,3\n")
+def test_a_foreign_file_is_never_overwritten(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "precious.json"
+    path.write_text('{"bench": "of the park"}')
     code, out, err = run(*GRAPH, "--out", path)
     assert (code, out) == (1, "")
     assert "holds no result of `dream bench`" in err
-    assert path.read_text() == "bench,of,the park\n1,2,3\n"
+    assert path.read_text() == '{"bench": "of the park"}'
     path.unlink()
     write_result(result_of(1.0), path)
     assert run(*GRAPH, "--out", path)[0] == 0, "our own is replaced"
     assert "graph" in path.read_text()
 
 
-@pytest.mark.parametrize(("name", "told"), [("result.txt", "ends in none of"), ("result", "ends in none of")])
-def test_an_unknown_ending_is_refused(run: Run, tmp_path: Path, name: str, told: str) -> None:
+@pytest.mark.parametrize("name", ["result.txt", "result", "result.csv", "result.md"])
+def test_an_unknown_ending_is_refused(run: Run, tmp_path: Path, name: str) -> None:
     code, _, err = run(*GRAPH, "--out", tmp_path / name)
     assert code == 1
-    assert told in err
+    assert "does not end in .json" in err
+    (tmp_path / "folder.json").mkdir()
+    assert "is a folder" in run(*GRAPH, "--out", tmp_path / "folder.json")[2]
 
 
 @pytest.mark.parametrize(
@@ -405,13 +386,13 @@ def test_export_is_measured(run: Run, one_thread: None) -> None:
 def test_one_that_fails_doesn_t_lose_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.graph import bench_graph
 
-    def small(**kinds: Any) -> BenchResult:
-        return bench_graph(5, 5, 0, **kinds)
+    def small(watch: Stopwatch) -> BenchResult:
+        return bench_graph(watch, 5, 5, 0)
 
-    def breaks(**_: Any) -> BenchResult:
+    def breaks(watch: Stopwatch) -> BenchResult:
         raise DistillError("the disk is full")
 
-    def bug(**_: Any) -> BenchResult:
+    def bug(watch: Stopwatch) -> BenchResult:
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(batch, "_quick", lambda: {"export": breaks, "graph": small, "train": bug})
@@ -430,7 +411,7 @@ def test_the_quick_batch_asks_for_what_there_is() -> None:
     quick = batch._quick()  # pyright: ignore[reportPrivateUsage]
     assert set(quick) == {"startup", "train", "generate", "export", "capture"}
     for measure in quick.values():
-        inspect.signature(measure).bind(repeat=1, warmup=0, listen=print)
+        inspect.signature(measure).bind(Stopwatch(1, 0))
 
 
 def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:

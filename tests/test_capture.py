@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.capture import bench_capture
+from bench.stopwatch import Stopwatch
 from distill.config import Settings
 from distill.corpus.capture import capture
 from distill.corpus.in_flight import InFlight
@@ -146,7 +147,7 @@ def test_capture_takes_about_the_ideal_time(tmp_path: Path, slots: int, requests
 
 
 def test_the_benchmark_goes_through_the_whole_client():
-    result = bench_capture(slots=5, seconds=0.2, requests=60)
+    result = bench_capture(Stopwatch(1, 0), slots=5, seconds=0.2, requests=60)
     assert result.about["answered"] == 60
     assert result.about["slots_found"] in (4, 5)
     assert result.about["ideal_seconds"] == 2.4

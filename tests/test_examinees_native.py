@@ -14,6 +14,7 @@ from support.small_exam import SYSTEM, TRIPLETS, SmallExam, assert_equal_scores,
 from support.small_student import ANSWER, DREAM, dreaming_model, small_model, small_tokenizer, write_checkpoint
 
 from bench.score import bench_score, scored_rows
+from bench.stopwatch import Stopwatch
 from bench.training import synthetic_documents
 from distill.config import Settings, TrainSettings
 from distill.corpus.traces import Trace, TraceStore
@@ -358,7 +359,7 @@ def small_tokenizer_of(teacher: TeacherTokenizer) -> StudentTokenizer:
 
 
 def test_the_bench_counts_what_both_read() -> None:
-    found = bench_score(prompts=3, vocab_size=300, context=256, repeat=2, warmup=0)
+    found = bench_score(Stopwatch(2, 0), prompts=3, vocab_size=300, context=256)
     ratios = next(series for series in found.series if series.name == "scored over bare")
     assert all(value > 0 for value in ratios.values)
     contexts, answers, targets = scored_rows(synthetic_documents(300), 3)
@@ -368,4 +369,4 @@ def test_the_bench_counts_what_both_read() -> None:
         target is not None and target.ids.shape == (len(a), 21) for target, a in zip(targets, answers, strict=True)
     )
     with pytest.raises(BadInput, match="prompts: 0 answers"):
-        bench_score(prompts=0)
+        bench_score(Stopwatch(), prompts=0)

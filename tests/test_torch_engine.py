@@ -14,6 +14,7 @@ from support.small_student import TEXTS, small_model, small_tokenizer
 from support.tiny_gguf import write_tiny_gguf
 
 from bench.engines import bench_engines
+from bench.stopwatch import Stopwatch
 from bundle.gguf import write_gguf
 from distill.config import TeacherSettings
 from distill.corpus.traces import TraceStore
@@ -351,7 +352,7 @@ def test_a_trial_of_the_real_engines(tiny: Path) -> None:
 
 
 def test_the_engines_are_compared_on_the_same_prompts(tiny: Path) -> None:
-    result = bench_engines(str(tiny), requests=6, tokens=4, threads=1, repeat=2)
+    result = bench_engines(Stopwatch(2, 0), str(tiny), requests=6, tokens=4, threads=1)
     assert [series.name for series in result.series] == ["llama.cpp", "torch", "torch / llama.cpp"]
     llama, torch_, ratio = (series.values for series in result.series)
     assert ratio == pytest.approx([b / a for a, b in zip(llama, torch_, strict=True)])

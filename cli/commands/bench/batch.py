@@ -11,19 +11,19 @@ from cli.commands.bench.group import bench, measured
 
 if TYPE_CHECKING:
     from bench.result import BenchResult
-    from distill.events import Listener
+    from bench.stopwatch import Stopwatch
 
 
 @bench.command("all")
 @measured(repeat=3)
-def everything(repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
+def everything(watch: "Stopwatch") -> "BenchResult":
     """A quick batch: startup, train, generate, export and capture, small, in a few minutes.
 
     One that fails is reported and makes the exit code 1; the others are measured all the same.
 
     \b
     Example:
-      dream bench all --against before.json --out now.json --out now.md
+      dream bench all --against before.json --out now.json
     """
     from bench.result import combined
     from distill.errors import DistillError
@@ -32,7 +32,7 @@ def everything(repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
     failed: dict[str, str] = {}
     for name, run in _quick().items():
         try:
-            results[name] = run(repeat=repeat, warmup=warmup, listen=listen)
+            results[name] = run(watch)
         except DistillError as error:
             failed[name] = str(error)
         except Exception as error:  # a bug in one is no reason to lose what the others measure; it keeps its traceback

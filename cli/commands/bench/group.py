@@ -60,7 +60,7 @@ def counts_option(*names: str, default: Sequence[int], help: str) -> Callable[[F
 
 
 def measured(repeat: int, warmup: int = 1, synonym: str = "") -> Callable[[Function], Function]:
-    """Makes a command of a function that takes `repeat`, `warmup` and `listen` and returns a BenchResult.
+    """Makes a command of a function that takes a Stopwatch as `watch`, and returns a BenchResult.
 
     The command prints the result, writes and compares it; its exit code is 1 where something became worse.
     """
@@ -68,11 +68,18 @@ def measured(repeat: int, warmup: int = 1, synonym: str = "") -> Callable[[Funct
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def measure(
-            *, as_json: bool, out: tuple[Path, ...], against: Path | None, threshold: float, **values: Any
+            *,
+            as_json: bool,
+            out: tuple[Path, ...],
+            against: Path | None,
+            threshold: float,
+            repeat: int,
+            warmup: int,
+            **values: Any,
         ) -> int:
             from bench.check import require_bench
-            from bench.files import check_out
-            from bench.result import load_result
+            from bench.result import check_out, load_result
+            from bench.stopwatch import Stopwatch
             from cli.progress import Progress
 
             for path in out:
@@ -81,7 +88,7 @@ def measured(repeat: int, warmup: int = 1, synonym: str = "") -> Callable[[Funct
             if saved is not None:
                 require_bench(saved, str(click.get_current_context().info_name), str(against))
             with Progress() as listen:
-                result = function(listen=listen, **values)
+                result = function(watch=Stopwatch(repeat, warmup, listen), **values)
             return _report(result, as_json, out, against, saved, threshold)
 
         command: Function = measure
@@ -103,8 +110,8 @@ def measured(repeat: int, warmup: int = 1, synonym: str = "") -> Callable[[Funct
                 "--out",
                 multiple=True,
                 type=click.Path(path_type=Path),
-                metavar="FILE",
-                help="Keep the result as .json, .csv or .md, by the ending. Repeatable.",
+                metavar="FILE.json",
+                help="Keep the result. Repeatable.",
             ),
             json_option,
             click.option(
@@ -140,7 +147,7 @@ def _report(
 ) -> int:
     """Print, write, compare; the exit code. A result that can't be compared is printed and written all the same."""
     from bench.check import check
-    from bench.files import write_result
+    from bench.result import write_result
     from cli.output import emit_json
     from distill.errors import BadInput
 
@@ -171,7 +178,7 @@ def _report(
 
 
 def _print(result: "BenchResult") -> None:
-    from bench.files import HEADER, row, told
+    from bench.result import HEADER, row, told
     from cli.output import table
 
     click.echo(table([row(series) for series in result.series], HEADER))
@@ -181,7 +188,7 @@ def _print(result: "BenchResult") -> None:
 
 
 def _print_check(found: "Check", source: str) -> None:
-    from bench.files import number
+    from bench.result import number
     from cli.output import table
 
     rows = [

@@ -9,7 +9,7 @@ from cli.commands.bench.group import bench, counts_option, measured
 
 if TYPE_CHECKING:
     from bench.result import BenchResult
-    from distill.events import Listener
+    from bench.stopwatch import Stopwatch
 
 
 @bench.command()
@@ -31,9 +31,7 @@ def capture(
     engines: str,
     tokens: int,
     threads: int,
-    repeat: int,
-    warmup: int,
-    listen: "Listener",
+    watch: "Stopwatch",
 ) -> "BenchResult":
     """Time a whole capture against a server of known speed; 1.0 is the best that any client could do.
 
@@ -47,10 +45,10 @@ def capture(
     if engines:
         from bench.engines import bench_engines
 
-        return bench_engines(engines, requests, tokens, threads, repeat, warmup, listen)
+        return bench_engines(watch, engines, requests, tokens, threads)
     from bench.capture import bench_capture
 
-    return bench_capture(slots, seconds, requests, repeat, warmup, listen)
+    return bench_capture(watch, slots, seconds, requests)
 
 
 @bench.command()
@@ -74,9 +72,7 @@ def ollama(
     num_ctx: int,
     cold: bool,
     timeout: float,
-    repeat: int,
-    warmup: int,
-    listen: "Listener",
+    watch: "Stopwatch",
 ) -> "BenchResult":
     """Time any models of an Ollama server over its API, streaming: by its own clock, and by ours.
 
@@ -88,7 +84,7 @@ def ollama(
 
     models = tuple(model.removeprefix("ollama:") for model in models)
     load = Load(words, concurrency, tokens, num_ctx, cold)
-    return bench_ollama(models, host, load, repeat, warmup, timeout, listen)
+    return bench_ollama(watch, models, host, load, timeout)
 
 
 @bench.command()
@@ -96,7 +92,7 @@ def ollama(
 @click.option("--max-nodes", default=1000, show_default=True, type=click.IntRange(1), help="The graph's bound.")
 @click.option("--seed", default=0, show_default=True, help="Of the dreams.")
 @measured(repeat=1, warmup=0)
-def graph(dreams: int, max_nodes: int, seed: int, repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
+def graph(dreams: int, max_nodes: int, seed: int, watch: "Stopwatch") -> "BenchResult":
     """Let a persistent knowledge graph grow by many dreams: its nodes, its memory, and what a reload keeps.
 
     \b
@@ -105,12 +101,12 @@ def graph(dreams: int, max_nodes: int, seed: int, repeat: int, warmup: int, list
     """
     from bench.graph import bench_graph
 
-    return bench_graph(dreams, max_nodes, seed, repeat, warmup, listen)
+    return bench_graph(watch, dreams, max_nodes, seed)
 
 
 @bench.command()
 @measured(repeat=15, synonym="--repeats")
-def startup(repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
+def startup(watch: "Stopwatch") -> "BenchResult":
     """Time `dream --help` against the smallest click program, whole processes, alternating.
 
     At most 1.5 times as long is wanted.
@@ -121,4 +117,4 @@ def startup(repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
     """
     from bench.startup import bench_startup
 
-    return bench_startup(repeat, warmup, listen)
+    return bench_startup(watch)

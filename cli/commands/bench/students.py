@@ -12,7 +12,7 @@ from cli.runs import RunName
 
 if TYPE_CHECKING:
     from bench.result import BenchResult
-    from distill.events import Listener
+    from bench.stopwatch import Stopwatch
 
 
 @bench.command()
@@ -33,9 +33,7 @@ def train(
     rows: int,
     context: int,
     overrides: tuple[str, ...],
-    repeat: int,
-    warmup: int,
-    listen: "Listener",
+    watch: "Stopwatch",
     **sizes: int,
 ) -> "BenchResult":
     """Time our training step (packed, soft targets) against transformers' own in float32, same model and shape.
@@ -49,7 +47,7 @@ def train(
     from distill.config import load_settings
 
     settings = load_settings(None, list(overrides)).train
-    return bench_train(preset, vocab, rows, context, repeat, warmup, settings, listen, sizes)
+    return bench_train(watch, preset, vocab, rows, context, settings, sizes)
 
 
 @bench.command()
@@ -68,9 +66,7 @@ def generate(
     tokens: int,
     prompt_tokens: Sequence[int],
     batches: Sequence[int],
-    repeat: int,
-    warmup: int,
-    listen: "Listener",
+    watch: "Stopwatch",
 ) -> "BenchResult":
     """Time our greedy answers against transformers' `generate`, same weights, both on a cache.
 
@@ -85,7 +81,7 @@ def generate(
 
     student = None if target is None else load_student(target)
     model, preset = (None, preset) if student is None else (student.model, student.name)
-    return bench_generate(model, preset, tokens, prompt_tokens, batches, repeat, warmup, vocab, listen)
+    return bench_generate(watch, model, preset, tokens, prompt_tokens, batches, vocab)
 
 
 @bench.command()
@@ -93,7 +89,7 @@ def generate(
 @click.option("--prompt", default=None, help="What is asked [What happens when you drop a ball?].")
 @runs_dir_option
 @measured(repeat=11, synonym="--rounds")
-def dreams(target: Path | None, prompt: str | None, repeat: int, warmup: int, listen: "Listener") -> "BenchResult":
+def dreams(target: Path | None, prompt: str | None, watch: "Stopwatch") -> "BenchResult":
     """Time a whole dream up to the answer's first token: drafted by the engine, and decoded by the backbone.
 
     TARGET is a run, checkpoint or bundle with a dream engine; without one an untrained nano student is taken.
@@ -106,7 +102,7 @@ def dreams(target: Path | None, prompt: str | None, repeat: int, warmup: int, li
     from bundle.load import load_dreaming
 
     parts = None if target is None else load_dreaming(target).parts
-    return bench_dreams(parts, prompt or QUESTION, repeat, warmup, listen)
+    return bench_dreams(watch, parts, prompt or QUESTION)
 
 
 @bench.command()
@@ -121,9 +117,7 @@ def export(
     preset: str,
     vocab: int,
     dtypes: tuple[str, ...],
-    repeat: int,
-    warmup: int,
-    listen: "Listener",
+    watch: "Stopwatch",
 ) -> "BenchResult":
     """Time writing a GGUF in each dtype, and in the first one writing and verifying a whole bundle.
 
@@ -137,7 +131,7 @@ def export(
     from bundle.load import load_student
 
     student = None if target is None else load_student(target)
-    return bench_export(student, dtypes or ("f16", "f32", "bf16", "q8_0"), preset, vocab, repeat, warmup, listen)
+    return bench_export(watch, student, dtypes or ("f16", "f32", "bf16", "q8_0"), preset, vocab)
 
 
 @bench.command()
@@ -147,9 +141,7 @@ def export(
 @click.option("--context", default=512, show_default=True, type=click.IntRange(256), help="Of the student.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @measured(repeat=5, synonym="--rounds")
-def score(
-    preset: str, vocab: int, prompts: int, context: int, device: str, repeat: int, warmup: int, listen: "Listener"
-) -> "BenchResult":
+def score(preset: str, vocab: int, prompts: int, context: int, device: str, watch: "Stopwatch") -> "BenchResult":
     """Time the scoring of given answers, all metrics, against the bare model's forward pass over as many tokens.
 
     \b
@@ -158,4 +150,4 @@ def score(
     """
     from bench.score import bench_score
 
-    return bench_score(preset, prompts, vocab, context, repeat, warmup, device, listen)
+    return bench_score(watch, preset, prompts, vocab, context, device)
