@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill.config import Settings
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
@@ -35,7 +35,7 @@ from distill.sweep.cells import (
     train_apart,
     train_cell,
 )
-from distill.sweep.plan import Cell, Plan
+from distill.sweep.plan import Cell, Plan, by_system
 from distill.sweep.table import rows_of, to_csv, to_markdown
 
 VERSION = 1
@@ -84,8 +84,8 @@ def overview(plan: Plan, folder: Path) -> dict[str, Any]:
                 "differs": self.differences(cell),
             }
         )
-    left = [name for name in self.state["cells"] if name not in {cell.name for cell in plan.cells}]
-    return {"folder": str(folder), "cells": cells, "left_alone": left, "bytes": sum(cell["bytes"] for cell in cells)}
+    size = sum(cell["bytes"] for cell in cells)
+    return {"folder": str(folder), "cells": cells, "left_alone": self.left_alone(), "bytes": size}
 
 
 def _size(path: Path) -> int:
@@ -142,8 +142,13 @@ class Sweep:
         if failed or not (path / "config.yaml").exists():
             return []
         there = Cell(cell.system, cell.seed, {}, Run.open(path).settings, cell.data)
-        was, now = (_flat(other.depends(self.plan.engine)) for other in (there, cell))
-        return [f"{key} was {was.get(key)!r}, is {now[key]!r}" for key in now if was.get(key) != now[key]]
+        was, now = (other.depends(self.plan.engine) for other in (there, cell))
+        return [f"{key} was {was[key]!r}, is {now[key]!r}" for key in now if was[key] != now[key]]
+
+    def left_alone(self) -> list[str]:
+        """Cells of the folder that the file has no more."""
+        here = {cell.name for cell in self.plan.cells}
+        return [name for name in self.state["cells"] if name not in here]
 
     def _check(self, force: bool) -> None:
         for cell in self.plan.cells:
@@ -152,12 +157,14 @@ class Sweep:
                     f"{self.path_of(cell)}: was trained with other settings ({', '.join(found[:3])}); --force trains "
                     f"such cells anew, another name: in {self.plan.file} keeps both"
                 )
-        left = [name for name in self.state["cells"] if name not in {cell.name for cell in self.plan.cells}]
+        left = self.left_alone()
         for name in left:
             self.state["cells"][name]["state"] = "left alone"
         if left:
-            text = f"{', '.join(left)}: no longer in {self.plan.file.name}, left alone"
-            self.listen(Event("sweep", "note", text))
+            self._tell("note", f"{', '.join(left)}: no longer in {self.plan.file.name}, left alone")
+
+    def _tell(self, kind: Literal["note", "warning"], text: str) -> None:
+        self.listen(Event("sweep", kind, text))
 
     # Doing it.
     def run(self, jobs: int, compare: bool, force: bool) -> dict[str, Any]:
@@ -215,7 +222,7 @@ class Sweep:
     def _train(self, jobs: int) -> None:
         if jobs == 1:
             for job in self._jobs():
-                self._one(job, self._here)
+                self._one(job, lambda job: train_cell(job, self.listen))
             return
         import torch
 
@@ -237,22 +244,17 @@ class Sweep:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _here(self, job: Job) -> dict[str, Any]:
-        return train_cell(job, self.listen)
-
     def _one(self, job: Job, perform: Callable[[Job], dict[str, Any]]) -> None:
         cell = job.cell
         if self._stop.is_set():
             return
         if self.state["cells"][cell.name]["state"] != "trained":
             self._note(cell, state="training")
-            self.listen(Event(job.stage, "note", _changes(cell)))
+            self.listen(Event(job.stage, "note", cell.told))
         try:
             found = perform(job)
-        except CellFailed as error:
-            self._failed(cell, str(error), error.trace)
         except DistillError as error:
-            self._failed(cell, str(error))
+            self._failed(cell, str(error), error.trace if isinstance(error, CellFailed) else "")
         except Exception as error:
             self._failed(cell, one_line(error), traceback.format_exc())
         else:
@@ -276,11 +278,7 @@ class Sweep:
 
     def trained(self) -> dict[str, list[Cell]]:
         """System → its cells that can be compared."""
-        done = (cell for cell in self.plan.cells if self.state["cells"][cell.name]["state"] == "trained")
-        found: dict[str, list[Cell]] = {}
-        for cell in done:
-            found.setdefault(cell.system, []).append(cell)
-        return found
+        return by_system(cell for cell in self.plan.cells if self.state["cells"][cell.name]["state"] == "trained")
 
     def _compared(self, force: bool) -> dict[str, Any] | None:
         """The comparison's results; those that are there, where nothing has changed since."""
@@ -289,7 +287,7 @@ class Sweep:
 
         trained, common = self.trained(), self.plan.common
         if len(trained) < 2:
-            self.listen(Event("sweep", "note", f"{len(trained)} systems are trained: nothing to compare"))
+            self._tell("note", f"{len(trained)} systems are trained: nothing to compare")
             return None
         baseline = self.plan.baseline if self.plan.baseline in trained else next(iter(trained))
         warnings = self._incomplete(trained, baseline)
@@ -299,12 +297,7 @@ class Sweep:
         }
         device = common.train.device
         dream_tokens = dream_tokens_of(exam.run, [target for targets in systems.values() for target in targets])
-        records = {cell.name: Run(self.path_of(cell), cell.settings).records() for cell in self.plan.cells}
-        weights = {
-            system: [[records[cell.name][stage].outputs for stage in ("train", "engine") if stage in records[cell.name]]
-            for cell in cells]
-            for system, cells in trained.items()
-        }  # fmt: skip
+        weights = {system: [self._weights(cell) for cell in cells] for system, cells in trained.items()}
         how = [asdict(common.evaluate), common.seed, baseline, dream_tokens, device, warnings]
         mark = fingerprint([VERSION, COMPARISON, EXAMINATION, weights, exam.digest, how])
         path = self.folder / "results.json"
@@ -330,12 +323,17 @@ class Sweep:
             entry["sweep_seeds"] = [cell.seed for cell in trained[system]]
         return results
 
+    def _weights(self, cell: Cell) -> list[Any]:
+        """Digests of what was trained."""
+        records = Run(self.path_of(cell), cell.settings).records()
+        return [records[stage].outputs for stage in ("train", "engine") if stage in records]
+
     def _incomplete(self, trained: Mapping[str, list[Cell]], baseline: str) -> list[str]:
         """What failed cells change of the comparison; told, and handed on to its reports."""
         warnings: list[str] = []
         if baseline != self.plan.baseline:
-            text = f"{self.plan.baseline}, the baseline, has no trained cell: compared with {baseline} in its place."
-            warnings.append(text)
+            told = f"{self.plan.baseline}, the baseline, has no trained cell: compared with {baseline} in its place."
+            warnings.append(told)
         for system, cells in self.plan.systems.items():
             there = len(trained.get(system, []))
             if not there and system != self.plan.baseline:
@@ -343,7 +341,7 @@ class Sweep:
             elif 0 < there < len(cells):
                 warnings.append(f"{system} has {there} of {len(cells)} seeds: the others failed.")
         for text in warnings:
-            self.listen(Event("sweep", "warning", text))
+            self._tell("warning", text)
         return warnings
 
     def _exam_run(self, cell: Cell) -> Run:
@@ -358,7 +356,7 @@ class Sweep:
         cells = {name: entry for name, entry in self.state["cells"].items() if name in here}
         if results is not None and all(metric not in entry["metrics"] for entry in results["systems"].values()):
             reasons = {entry["missing"].get(metric, "not measured") for entry in results["systems"].values()}
-            self.listen(Event("sweep", "warning", f"metric: no cell has {metric} ({'; '.join(sorted(reasons))})"))
+            self._tell("warning", f"metric: no cell has {metric} ({'; '.join(sorted(reasons))})")
         rows = rows_of(cells, results, metric)
         write_atomic(self.folder / "sweep.csv", to_csv(rows, metric))
         write_atomic(self.folder / "summary.md", to_markdown(self.plan.name, rows, metric, results is not None))
@@ -366,15 +364,3 @@ class Sweep:
         for row in rows:
             self.state["cells"][row["cell"]] |= {key: row[key] for key in ("value", "low", "high", "seed_value")}
         self._write()
-
-
-def _changes(cell: Cell) -> str:
-    """What a cell changes, in words."""
-    return ", ".join(f"{key}={value}" for key, value in cell.changes.items()) or "settings as they are"
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
