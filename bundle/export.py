@@ -190,9 +190,9 @@ def _gguf_metadata(origin: Origin) -> dict[str, str]:
 
 
 def _evaluation_table(results: dict[str, Any] | None) -> list[list[str]]:
-    from distill.report.evaluation import table_rows
+    from distill.report.tables import evaluation_rows
 
-    return table_rows(results, intervals=True) if results else []
+    return evaluation_rows(results, intervals=True) if results else []
 
 
 def describe_run(run: Run, checkpoint: Path) -> Origin:
@@ -285,11 +285,23 @@ def _distinct(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
             yield prompt, answer
 
 
+OF_EVALUATION = (
+    *("version", "run", "checkpoint", "teacher", "tokenizer", "prompts", "left_out", "answer_tokens", "answer_bytes"),
+    *("seed", "settings", "systems", "fall"),
+)
+"""What a bundle keeps of results.json: numbers, and nothing of the machine or of what was said."""
+OF_SYSTEM = ("metrics", "missing", "versus_student", "tokens_per_second", "checkpoint", "step")
+
+
 def _evaluation(run: Run, checkpoint: Path) -> dict[str, Any] | None:
-    """results.json, if it is of this checkpoint."""
+    """Of results.json, if it is of this checkpoint."""
     path = run.evaluation / "results.json"
     try:
         results: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return results if results.get("checkpoint") == checkpoint.name else None
+    if results.get("checkpoint") != checkpoint.name:
+        return None
+    kept = {key: results[key] for key in OF_EVALUATION if key in results}
+    systems = {name: {key: s[key] for key in OF_SYSTEM if key in s} for name, s in results["systems"].items()}
+    return {**kept, "systems": systems}

@@ -92,18 +92,18 @@ def report(run: Run, evaluated: bool = True) -> str:
 
 
 def _measured(run: Run) -> list[str]:
-    from distill.report.evaluation import headline as evaluation_headline
-    from distill.report.evaluation import table_rows
+    from distill.report.findings import fell
+    from distill.report.tables import evaluation_rows
 
     results = json.loads((run.evaluation / "results.json").read_text())
     lines = (run.evaluation / "samples.jsonl").read_text().splitlines()
-    heading, *rows = table_rows(results)
+    heading, *rows = evaluation_rows(results)
     return [
         *example([json.loads(line) for line in lines]),
         "",
         table(rows, heading),
         "",
-        evaluation_headline(results),
+        fell(results),
     ]
 
 

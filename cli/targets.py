@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.output import table
 from cli.runs import resolve, runs_dir
 from distill.errors import BadInput
 
@@ -88,6 +89,18 @@ def _all_different(spec: str, targets: "Sequence[Target]") -> None:
             twice = target.spec if known[key] == target.spec else f"{known[key]} and {target.spec} are one target: it"
             raise BadInput(f"{spec}: {twice} is named twice; name each training of a system once")
         known[key] = target.spec
+
+
+def report_text(results: dict[str, Any]) -> str:
+    """What a terminal is told of results: tables, a line for each pair of systems, and what to be careful about."""
+    from distill.report.doubts import cautions
+    from distill.report.findings import headlines, missing_reasons
+    from distill.report.tables import cost_rows, difference_rows, metric_rows
+
+    tables = ([*metric_rows(results), *cost_rows(results)[1:]], difference_rows(results))
+    parts = [table(rows, heading) for heading, *rows in tables if rows]
+    parts.append("\n".join([*headlines(results), *missing_reasons(results), *cautions(results)]))
+    return "\n\n".join(filter(None, parts))
 
 
 def exam_for(

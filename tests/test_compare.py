@@ -20,7 +20,7 @@ from distill.events import silent
 from distill.exam.baselines import train_child
 from distill.exam.questions import load_exam
 from distill.exam.targets import find_target
-from distill.report import compare as comparison
+from distill.report import measure as measurement
 from distill.report.compare import compare, read_results
 from distill.run import Run
 from distill.training.checkpoint import best
@@ -170,8 +170,8 @@ def test_what_it_was_trained_on_may_be_unreadable(runs: Path, monkeypatch: pytes
     def broken(*_: Any) -> Any:
         raise CorruptFile("traces.db: is broken")
 
-    monkeypatch.setattr(comparison, "of_target", broken)
-    monkeypatch.setattr(comparison, "trained_on", broken)
+    monkeypatch.setattr(measurement, "of_target", broken)
+    monkeypatch.setattr(measurement, "trained_on", broken)
     results = json.loads(invoke(runs, "soft0", "hard0", "--on", "base", "--json", "--no-cost").stdout)
     assert results["systems"]["hard0"]["contamination"] == {"checked": False, "reason": "traces.db: is broken"}
     assert results["systems"]["hard0"]["trained_on"] is None
@@ -193,7 +193,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(runs: Path, monkeypatch:
     whole = json.loads(invoke(runs, "soft0", "hard0", "--on", "base", "--json", "--no-cost").stdout)
     shutil.rmtree(runs / "base" / "evaluation" / "targets")
     shutil.rmtree(runs / "base" / "comparisons")
-    perform, asked = comparison.examine, list[str]()
+    perform, asked = measurement.examine, list[str]()
 
     def interrupted(target: Any, *args: Any, **options: Any) -> Any:
         asked.append(target.name)
@@ -202,7 +202,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(runs: Path, monkeypatch:
         return perform(target, *args, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(comparison, "examine", interrupted)
+        patched.setattr(measurement, "examine", interrupted)
         assert (
             CliRunner()
             .invoke(dream, ["compare", "soft0", "hard0", "--on", "base", "--no-cost", "--runs-dir", str(runs)])

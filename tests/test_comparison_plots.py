@@ -1,116 +1,118 @@
-"""The plots of a comparison: round ticks, the data inside, and better where it is said to be."""
+"""The plots of a report: the data where it belongs, better where it is said to be, and one page's plots apart."""
 
-import math
 import re
-from itertools import pairwise
+from xml.etree import ElementTree
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import pytest
 from support.comparison_sample import big, small
 
-from distill.report.plots import bars, curves, dots, forest, frontier
-from distill.report.svg import Style, axis, log_axis, tick_text
+from distill.report.plots import Looks, curves, dots, forest, frontier
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8), st.integers(3, 6), st.booleans())
-def test_ticks_are_round_and_the_data_inside(values: list[float], count: int, zero: bool) -> None:
-    scale = axis(values, count, zero)
-    assert all(scale.low <= value <= scale.high for value in [*values, *([0.0] if zero else [])])
-    assert 1 <= len(scale.ticks) <= 2 * count + 1
-    steps = {float(f"{b - a:.6g}") for a, b in pairwise(scale.ticks)}
-    for step in steps:
-        mantissa = step / 10 ** math.floor(math.log10(step) + 1e-9)
-        assert min(abs(mantissa - nice) for nice in (1, 2, 5, 10)) < 1e-3
-    assert [0 <= scale.at(value) <= 100 for value in values]
-    labels = [tick_text(tick, scale.ticks) for tick in scale.ticks]
-    assert len(set(labels)) == len(labels)
+def places(plot: str) -> dict[str, list[tuple[float, float]]]:
+    """What a marker tells on hovering → where its marks stand, in pixels from the left and from the top."""
+    root = ElementTree.fromstring(plot)
+    return {
+        mark.findtext("title") or "": [(float(use.attrib["x"]), float(use.attrib["y"])) for use in mark.iter("use")]
+        for mark in root.iter("g")
+        if mark.get("class") == "mark"
+    }
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(1e-3, 1e12), min_size=1, max_size=8))
-def test_logarithmic_ticks(values: list[float]) -> None:
-    scale = log_axis(values)
-    assert 1 <= len(scale.ticks) <= 16
-    assert all(scale.low <= value <= scale.high for value in values)
-    places = [scale.at(value) for value in sorted(values)]
-    assert places == sorted(places)  # values that are equal but for rounding may share a place
+def lines(plot: str, system: str) -> list[list[float]]:
+    """The numbers of the paths that are a system's and no marker: x, y, x, y …"""
+    root = ElementTree.fromstring(plot)
+    paths = [
+        path.attrib["d"]
+        for group in root.iter("g")
+        if group.get("data-system") == system and group.get("class") == ""
+        for path in group.iter("path")
+    ]
+    return [[float(number) for number in re.findall(r"-?[\d.]+", path)] for path in paths]
 
 
 def test_a_forest_stands_right_of_zero_where_the_difference_is_positive() -> None:
     results = small()
-    plot = forest(results, "bits_per_byte", Style(results))
-    zero = float(re.findall(r'class="grid zero" x1="([\d.]+)%"', plot)[0])
-    (marker,) = re.findall(r'class="mark s1" x="([\d.]+)%"', plot)  # filled: clear
-    (low, high) = re.findall(r'class="bar s1" x1="([\d.]+)%" y1="[\d.]+" x2="([\d.]+)%"', plot)[0]
-    assert zero < float(low) < float(marker) < float(high)
+    plot = forest(results, "bits_per_byte", Looks(results))
+    ((told, [(marker, _)]),) = places(plot).items()
+    assert told == "hard: +0.137 [+0.070, +0.204], corrected p < 0.001 · clearly worse"
+    ((low, _, high, _),) = lines(plot, "hard")
+    zero = float(re.findall(r'<path d="M ([\d.]+) [\d.]+ \nL \1 [^"]*"[^>]*var\(--soft\)', plot)[0])
+    assert zero < low < marker < high
     assert "← better" in plot
     assert "▼ +0.137" in plot
-    unclear = forest(results, "chrf", Style(results))
-    assert 'class="mark s1 hollow"' in unclear
+    assert "fill: var(--s1)" in plot  # filled: clear
+    unclear = forest(results, "chrf", Looks(results))
+    assert "fill: var(--card); stroke: var(--s1)" in unclear
     assert "better →" in unclear
-    assert forest(results, "kl", Style(results)) == ""
-
-
-def test_bars_share_the_prompts_out() -> None:
-    results = big()
-    for metric in ("bits_per_byte", "chrf"):
-        plot = bars(results, metric)
-        for row in plot.split('<g class="row"')[1:]:
-            widths = [float(width) for width in re.findall(r'width="([\d.]+)%"', row)]
-            assert abs(sum(widths) - 100) < 0.1
-    assert bars(results, "length_ratio") == ""
-    assert ">58 · 1 · 141<" in bars(results, "bits_per_byte")
+    assert forest(results, "kl", Looks(results)) == ""
 
 
 def test_dots_are_above_the_line_where_the_system_is_better() -> None:
     results = big()
     for system in ("hard", "a-student-with-a-rather-long-name"):
-        plot = dots(results, system, Style(results))
-        zero = float(re.findall(r'class="grid zero" x1="0" y1="([\d.]+)"', plot)[0])
-        found = re.findall(r'y="([\d.]+)"[^>]*data-at="(\d+)"', plot)
+        plot = dots(results, system, Looks(results))
+        found = re.findall(r'data-at="(\d+)"><title>([+−]?)[^<]*</title>.*?<use [^>]*y="([\d.]+)"', plot, flags=re.S)
         assert len(found) == len(results["disagreements"])
-        for y, place in found:
+        better = [float(y) for _, sign, y in found if sign == "−"]  # fewer bits are better
+        worse = [float(y) for _, sign, y in found if sign == "+"]
+        assert max(better) < min(worse)
+        for place, sign, _ in found:
             values = results["disagreements"][int(place)]["values"]
-            assert (float(y) <= zero) == (values[system] <= values["soft"])  # fewer bits are better
+            assert (values[system] < values["soft"]) == (sign == "−")
 
 
 def test_a_line_a_training_ends_where_its_loss_ends() -> None:
     results = big()
-    plot = curves(results, "validation_loss", Style(results))
-    assert plot.count("<polyline") == 12
+    plot = curves(results, "validation_loss", Looks(results))
+    assert len(places(plot)) == sum(len(lines(plot, name)) for name in results["systems"]) == 12
     last = results["systems"]["hard"]["curves"][1]["points"][-1]["validation_loss"]
-    assert f"runs/hard-1: {last:.3f} after 983,040 tokens" in plot
-    assert curves(small(), "loss", Style(small())) == ""
+    assert f"runs/hard-1: {last:.3f} after 983,040 tokens" in places(plot)
+    assert curves(small(), "loss", Looks(small())) == ""
     results["systems"]["hard"]["curves"][0]["points"] = [{"step": 1, "tokens": None, "loss": None}]
-    assert curves(results, "validation_loss", Style(results)).count("<polyline") == 11
+    assert len(places(curves(results, "validation_loss", Looks(results)))) == 11
 
 
 def test_the_frontier_leaves_out_what_has_no_quality() -> None:
     results = big()
-    plot = frontier(results, "bytes", Style(results))
-    assert plot.count('class="ring"') == sum(point["on_frontier"] for point in results["frontier"]["points"]) == 2
-    assert plot.count("<title>") == 4
+    found = places(frontier(results, "bytes", Looks(results)))
+    assert len(found) == 4
+    up = {told.split(":")[0]: -place[1] for told, (place,) in found.items()}
+    assert max(up, key=lambda name: up[name]) == "a-student-with-a-rather-long-name"  # the fewest bits
     results["frontier"]["points"][0] |= {"quality": None}
     results["frontier"]["points"][1] |= {"tokens_per_second": None}
-    assert frontier(results, "tokens_per_second", Style(results)).count("<title>") == 2
+    assert len(places(frontier(results, "tokens_per_second", Looks(results)))) == 2
     results["frontier"]["points"] = []
-    assert frontier(results, "bytes", Style(results)) == ""
+    assert frontier(results, "bytes", Looks(results)) == ""
 
 
 def test_more_systems_than_colours_differ_in_shape_or_colour() -> None:
     results = small()
     results["systems"] = {f"system {i}": results["systems"]["soft"] for i in range(20)} | results["systems"]
-    style = Style(results)
-    looks = {style.colour(name) + style.key(name) for name in results["systems"]}
-    assert len(looks) == len(results["systems"])
-    assert style.colour("soft") == "s0"
+    looks = Looks(results)
+    assert len({(looks.colour(name), looks.glyph(name)) for name in results["systems"]}) == len(results["systems"])
+    assert looks.place("soft") == 0
 
 
-def test_a_plot_says_whose_speed_it_shows() -> None:
+@pytest.mark.parametrize(
+    ("speed", "told"), [("alone", "faster, one prompt at a time →"), ("in batches", "faster, in batches →")]
+)
+def test_a_plot_says_whose_speed_it_shows(speed: str, told: str) -> None:
     results = small()
-    for speed, told in (("alone", "faster, one prompt at a time →"), ("in batches", "faster, in batches →")):
-        results["frontier"]["speed_of"] = speed
-        assert told in frontier(results, "tokens_per_second", Style(results))
+    results["frontier"]["speed_of"] = speed
+    assert told in frontier(results, "tokens_per_second", Looks(results))
     results["frontier"]["points"][0] |= {"quality": 1.0, "low": 0.875, "high": 1.125}
-    assert "soft: 1.000 [0.875, 1.125], 16.8 MB" in frontier(results, "bytes", Style(results))
+    assert "soft: 1.000 [0.875, 1.125], 16.8 MB" in frontier(results, "bytes", Looks(results))
+
+
+def test_a_page_draws_the_same_each_time_and_its_plots_share_no_id() -> None:
+    results = small()
+    looks = Looks(results)
+    drawn = [forest(results, name, looks) for name in ("bits_per_byte", "chrf")]
+    again = Looks(results)
+    assert drawn == [forest(results, name, again) for name in ("bits_per_byte", "chrf")]
+    ids = [re.findall(r' id="([^"]*)"', plot) for plot in drawn]
+    assert not set(ids[0]) & set(ids[1])
+    for plot in drawn:
+        assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', plot))
+        assert "#00f" not in plot  # every colour is one of the page's

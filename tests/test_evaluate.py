@@ -23,8 +23,8 @@ from distill.exam.baselines import train_baseline
 from distill.exam.examine import dream_tokens_of
 from distill.exam.metrics.catalogue import METRICS
 from distill.exam.scoring import dream_context
-from distill.report.evaluate import Evaluation, evaluate, without_speed
-from distill.report.evaluation import render
+from distill.report.evaluate import evaluate, evaluate_run, without_times
+from distill.report.page import render_markdown
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids
@@ -149,7 +149,7 @@ def test_evaluation_writes_its_files_and_repeats_to_the_last_digit(copied: Run) 
     events: list[Event] = []
     summary = evaluate(copied, listen=events.append)
     results, samples = results_of(copied), samples_of(copied)
-    assert (copied.evaluation / "report.md").read_text() == render(results, samples)
+    assert (copied.evaluation / "report.md").read_text() == render_markdown(results)
     assert len(samples) == results["prompts"] == summary["prompts"]
     assert set(results["systems"]) == {"student", "start", "teacher"}
     # The student learned something, and the headline number says how much.
@@ -177,7 +177,7 @@ def test_evaluation_writes_its_files_and_repeats_to_the_last_digit(copied: Run) 
     digests = copied.records()["evaluate"].outputs
     evaluate(copied, force=True)
     assert (copied.evaluation / "samples.jsonl").read_bytes() == before
-    assert without_speed(results_of(copied)) == without_speed(results)
+    assert without_times(results_of(copied)) == without_times(results)
     assert copied.records()["evaluate"].outputs == digests
 
 
@@ -342,4 +342,4 @@ def test_a_tokenizer_that_does_not_fit_is_refused(copied: Run) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] - 1}))
     reseal(folder)
     with pytest.raises(RunMismatch, match=r"the tokenizer has \d+ tokens, the weights \d+"):
-        Evaluation(copied, best(copied), silent, force=False).results()
+        evaluate_run(copied, best(copied))

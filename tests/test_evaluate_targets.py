@@ -18,14 +18,18 @@ from bundle.export import export
 from cli.main import dream
 from distill.config import EvaluateSettings
 from distill.errors import DistillError
+from distill.events import Event
 from distill.exam import cost
 from distill.exam import examine as examination
 from distill.exam.cost import Timed, kept_cost, measure_cost, summarize
 from distill.exam.examinees.native import MASKED
 from distill.exam.questions import load_exam
 from distill.exam.targets import Target, find_target
-from distill.report import evaluate_targets
-from distill.report.targets import remarks, render, table_rows
+from distill.report.doubts import cautions
+from distill.report.evaluate import evaluate_targets
+from distill.report.findings import missing_reasons
+from distill.report.page import render_markdown
+from distill.report.tables import metric_rows
 from distill.run import Run
 from distill.training.checkpoint import best
 
@@ -103,13 +107,16 @@ def test_the_files_hold_what_was_said(runs: Path, together: tuple[dict[str, Any]
     exam = load_exam(Run.open(runs / "soft"))
     assert [sample["key"] for sample in samples] == [question.key for question in exam.questions]
     assert all(set(sample["systems"]) == set(results["systems"]) for sample in samples)
-    assert (out / "report.md").read_text() == render(results, samples)
-    heading, *rows = table_rows(results)
+    assert (out / "report.md").read_text() == render_markdown(results)
+    assert (out / "report.html").is_file()
+    heading, *rows = metric_rows(results)
     cells = {row[0]: dict(zip(heading, row, strict=True)) for row in rows}
     assert cells["bits per byte, no dream ↓"]["tiny"] == "missing"
     value = results["systems"]["soft"]["metrics"]["bits_per_byte"]["value"]
     assert cells["bits per byte, no dream ↓"]["soft"].startswith(f"{value:.3f} [")
-    assert any(line.startswith("tiny: no bits per byte") and "no likelihood" in line for line in remarks(results))
+    assert any(
+        line.startswith("tiny: no bits per byte") and "no likelihood" in line for line in missing_reasons(results)
+    )
 
 
 def test_asked_again_nothing_is_asked(
@@ -215,12 +222,14 @@ def test_one_that_fails_is_told_and_the_others_are_shown(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(examination, "open_examinee", sit)
     exam = fake_exam(tmp_path / "exam")
-    results = evaluate_targets.evaluate_targets(targets, exam, EvaluateSettings(dreams=1), cost=False)
+    events = list[Event]()
+    results = evaluate_targets(targets, exam, EvaluateSettings(dreams=1), events.append, cost=False)
     assert list(results["systems"]) == ["a.gguf"]
     assert results["failed"] == {"b.gguf": "http://somewhere: no Ollama answers there"}
-    assert "b.gguf failed: http://somewhere: no Ollama answers there" in remarks(results)
+    assert [event.kind for event in events].count("warning") == 1
+    assert "b.gguf failed: http://somewhere: no Ollama answers there" in cautions(results)
     with pytest.raises(DistillError, match="no Ollama answers there"):
-        evaluate_targets.evaluate_targets(targets[1:], exam, EvaluateSettings(dreams=1), cost=False)
+        evaluate_targets(targets[1:], exam, EvaluateSettings(dreams=1), cost=False)
 
 
 # What it costs.
@@ -303,10 +312,10 @@ def test_one_that_answered_nothing_was_not_timed(tmp_path: Path, monkeypatch: py
     (tmp_path / "a.gguf").write_text("a")
     monkeypatch.setattr(examination, "open_examinee", lambda target, how: FakeExaminee())
     targets, exam = [Target("a.gguf", "gguf", tmp_path / "a.gguf")], fake_exam(tmp_path / "exam")
-    results = evaluate_targets.evaluate_targets(targets, exam, EvaluateSettings(dreams=1), cost=False)
+    results = evaluate_targets(targets, exam, EvaluateSettings(dreams=1), cost=False)
     results["systems"]["a.gguf"]["cost"] = summarize([Timed(0.5, 0, 0.5)], 7, 1, "one prompt at a time")
-    assert "a.gguf: speed not measured: it answered nothing." in remarks(results)
-    assert "one prompt at a time" not in render(results, [])
+    assert "a.gguf: speed not measured: it answered nothing." in cautions(results)
+    assert "one prompt at a time" not in render_markdown(results)
 
 
 def test_what_cannot_be_timed_says_why(runs: Path, tmp_path: Path) -> None:

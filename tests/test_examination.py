@@ -17,14 +17,12 @@ from hypothesis import strategies as st
 from support.fake_examinee import FakeExaminee, Killed, fake_exam, score_of
 
 from distill.config import EvaluateSettings, MineSettings, Settings
-from distill.errors import BadInput, CorruptFile, DistillError, TeacherUnavailable
+from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event
 from distill.exam import examine as examination
 from distill.exam.examine import (
-    ExaminationsFailed,
     dream_tokens_of,
     examine,
-    examine_all,
     names_of,
     safe_name,
     teacher_measured,
@@ -321,32 +319,6 @@ def test_phases_can_be_had_one_by_one(tmp_path: Path, target: Target, seat: Seat
     second = seat()
     examine(target, exam, SETTINGS)
     assert "score-none-0" not in {name for name, _ in second.calls}
-
-
-def test_one_that_fails_loses_nothing_of_the_others(
-    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = tmp_path / "other.gguf"
-    other.write_bytes(b"others")
-    third = tmp_path / "third.gguf"
-    third.write_bytes(b"third")
-
-    class Gone(FakeExaminee):
-        def answer(self, *_questions: Any, **_how: Any) -> Any:
-            raise TeacherUnavailable("http://somewhere: no Ollama answers there")
-
-    made = {"other.gguf": Gone()}
-    monkeypatch.setattr(examination, "open_examinee", lambda target, how: made.get(target.spec, FakeExaminee()))
-    targets = [target, Target("other.gguf", "gguf", other), Target("third.gguf", "gguf", third)]
-    exam, events = fake_exam(tmp_path / "exam"), list[Event]()
-    with pytest.raises(ExaminationsFailed, match=r"other\.gguf: http://somewhere: no Ollama") as caught:
-        examine_all(targets, exam, SETTINGS, listen=events.append)
-    assert list(caught.value.measured) == ["fake.gguf", "third.gguf"]
-    assert [event.kind for event in events].count("warning") == 1
-    made.clear()
-    found = examine_all(targets, exam, SETTINGS)
-    assert list(found) == ["fake.gguf", "other.gguf", "third.gguf"]
-    assert plain(found["fake.gguf"]) == plain(caught.value.measured["fake.gguf"])
 
 
 def test_all_have_the_limit_of_the_longest_dreams(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import json_option, quiet_option, runs_dir_option
-from cli.output import emit_json, table
+from cli.output import emit_json
 from cli.progress import Progress
-from cli.targets import exam_for, find_systems
+from cli.targets import exam_for, find_systems, report_text
 
 if TYPE_CHECKING:
     from distill.exam.questions import Exam
@@ -80,15 +80,7 @@ def compare(
     if as_json:
         emit_json({"folder": str(folder), **results})
         return
-    from distill.report.comparison import difference_rows, headlines, metric_rows
-
-    for rows in (metric_rows(results), difference_rows(results)):
-        if len(rows) > 1:
-            click.echo(table(rows[1:], rows[0]) + "\n")
-    click.echo(
-        "\n".join([*(text for text, _ in headlines(results)), *(f"Warning: {text}" for text in results["warnings"])])
-    )
-    click.echo(f"\nReport: {folder / 'report.html'}")
+    click.echo(f"{report_text(results)}\n\nReport: {folder / 'report.html'}")
 
 
 def _measure(

@@ -6,11 +6,11 @@ from typing import Any
 import click
 
 from cli.options import config_options, json_option, quiet_option, runs_dir_option
-from cli.output import emit_json, table
+from cli.output import emit_json
 from cli.progress import Progress
 from cli.runs import RunName, open_run, resolve, runs_dir, undone_on_failure
 from cli.stages import stage_command
-from cli.targets import exam_for, find
+from cli.targets import exam_for, find, report_text
 from distill.errors import DistillError
 
 BASELINES = ("hard", "nodream")
@@ -119,8 +119,7 @@ def _examine(
     quiet: bool,
 ) -> None:
     from distill.exam.examine import dream_tokens_of
-    from distill.report.evaluate_targets import evaluate_targets
-    from distill.report.targets import remarks, table_rows
+    from distill.report.evaluate import evaluate_targets
 
     targets = [find(spec, host) for spec in specs]
     exam, settings = exam_for(targets, on, prompts, out, overrides, config)
@@ -140,9 +139,8 @@ def _examine(
     if as_json:
         emit_json(results)
     else:
-        heading, *rows = table_rows(results)
-        told = [f"{exam.name[:1].upper()}{exam.name[1:]}.", "", table(rows, heading), "", *remarks(results)]
-        click.echo("\n".join([*told, f"Report: {out / 'report.md'}" if out else f"Kept in {exam.folder}"]))
+        click.echo(f"{exam.name[:1].upper()}{exam.name[1:]}.\n\n{report_text(results)}\n")
+        click.echo(f"Report: {out / 'report.html'}" if out else f"Kept in {exam.folder}")
     if results["failed"]:
         failed = ", ".join(results["failed"])
         raise DistillError(f"{failed}: not measured; what was measured is kept, the same command goes on from there")

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from distill.config import EvaluateSettings
-from distill.errors import BadInput, CorruptFile, DistillError
+from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.exam.examinees.opening import open_examinee
 from distill.exam.examinees.protocol import Card, Examinee
@@ -249,45 +249,6 @@ def _dream_of(phase: str) -> tuple[Any, int]:
     """ "score-own-2" → ("own", 1)."""
     _, dream, *draw = phase.split("-")
     return dream, int(draw[0]) - 1 if draw else 0
-
-
-class ExaminationsFailed(DistillError):
-    """Some targets couldn't be examined; `measured` holds the others, `failed` says why each of them couldn't."""
-
-    def __init__(self, measured: dict[str, Measured], failed: dict[str, str]) -> None:
-        self.measured, self.failed = measured, failed
-        told = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        super().__init__(f"{told} (what was measured is kept, the same command goes on from there)")
-
-
-def examine_all(
-    targets: Sequence[Target],
-    exam: Exam,
-    settings: EvaluateSettings,
-    seed: int = 0,
-    listen: Listener = silent,
-    *,
-    dream_tokens: int = 66,
-    device: str = "auto",
-    force: bool = False,
-) -> dict[str, Measured]:
-    """Every target's measurement under its name (`names_of`), one after the other: one is in memory at a time.
-
-    A target that fails keeps nobody else from being examined. Raises ExaminationsFailed at the end where some did.
-    """
-    measured: dict[str, Measured] = {}
-    failed: dict[str, str] = {}
-    for name, target in zip(names_of(targets), targets, strict=True):
-        try:
-            measured[name] = examine(
-                target, exam, settings, seed, listen, dream_tokens=dream_tokens, device=device, force=force
-            )
-        except DistillError as error:
-            failed[name] = str(error)
-            listen(Event("evaluate", "warning", f"{name}: {error}"))
-    if failed:
-        raise ExaminationsFailed(measured, failed)
-    return measured
 
 
 def names_of(targets: Sequence[Target]) -> list[str]:

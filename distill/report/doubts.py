@@ -14,24 +14,28 @@ NONE_CLEAR = 5
 NATIVE = ("run", "checkpoint", "bundle")
 """Kinds of targets that write by `distill.student.grammar`."""
 
+CONTAMINATED = (("exact", "word for word"), ("near", "in nearly the same words"), ("contained", "within a longer text"))
+"""Kinds of contamination, and how they are told."""
+
 
 def doubts(entries: Mapping[str, Mapping[str, Any]], prompts: int) -> list[str]:
     """What limits a comparison. entries: `systems` of its results; prompts: that were asked."""
     warnings: list[str] = []
-    alone = [name for name, entry in entries.items() if entry["seeds"] == 1]
-    if prompts <= NONE_CLEAR and len(alone) == len(entries):
+    several = any(entry["seeds"] > 1 for entry in entries.values())
+    if prompts <= NONE_CLEAR and not several and len(entries) > 1:
         warnings.append(
             f"Only {prompts} prompt{'s were' if prompts > 1 else ' was'} asked: whatever the difference, none can be "
             f"called clear with fewer than {NONE_CLEAR + 1}. Ask more."
         )
     elif prompts < FEW:
         warnings.append(f"Only {prompts} prompts were asked: intervals are wide and small differences can't show.")
-    if alone:
+    trainings = {name: entry["seeds"] for name, entry in entries.items() if entry["targets"]}
+    if alone := [name for name, count in trainings.items() if count == 1]:
         warnings.append(
             f"One training each of {', '.join(alone)}: the numbers say how much the choice of prompts matters, and "
             "nothing of what another training seed would change."
         )
-    if pairs := [name for name, entry in entries.items() if entry["seeds"] == 2]:
+    if pairs := [name for name, count in trainings.items() if count == 2]:
         warnings.append(
             f"Two trainings each of {', '.join(pairs)}: two seeds hardly tell how much seeds matter, so intervals are "
             "very wide. Train three or more."
@@ -39,16 +43,12 @@ def doubts(entries: Mapping[str, Mapping[str, Any]], prompts: int) -> list[str]:
     for name, entry in entries.items():
         if entry["left_out"]:
             warnings.append(
-                f"{name}: {entry['left_out']} of {prompts} prompts don't fit its context; differences "
-                "are taken on the prompts that both can take."
+                f"{name}: {entry['left_out']} of {prompts} prompts don't fit its context, and its values are without "
+                "them; differences are taken on the prompts that both can take."
             )
-    warnings += masked(entries)
-    warnings += seen_before(entries)
-    tokens = {
-        name: entry["trained_on"]["tokens"]
-        for name, entry in entries.items()
-        if entry["trained_on"] and entry["trained_on"].get("tokens")
-    }
+    warnings += masked(entries) + seen_before(entries)
+    abouts = {name: entry["trained_on"] or {} for name, entry in entries.items()}
+    tokens = {name: about["tokens"] for name, about in abouts.items() if about.get("tokens")}
     if len(set(tokens.values())) > 1:
         told = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
         warnings.append(f"They were not trained for as many tokens: {told}.")
@@ -91,20 +91,34 @@ def seen_before(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What of the exam was trained on; systems of which the same holds are told of together."""
     told: dict[str, list[str]] = {}
     for name, entry in entries.items():
-        found = entry["contamination"]
-        parts = [
-            f"{found[kind]} {words}"
-            for kind, words in (
-                ("exact", "word for word"),
-                ("near", "in nearly the same words"),
-                ("contained", "within a longer text"),
-            )
-            if found["checked"] and found[kind]
-        ]
+        found = entry["contamination"] or {"checked": False}
+        parts = [f"{found[kind]} {words}" for kind, words in CONTAMINATED if found["checked"] and found[kind]]
         if parts:
-            told.setdefault(f"{', '.join(parts)}", []).append(name)
-    return [
-        f"Of the {next(iter(entries.values()))['contamination']['prompts']} prompts these were in the training of "
-        f"{', '.join(names)}: {text}."
-        for text, names in told.items()
-    ]
+            of_all = f"Of the {found['prompts']} prompts these were in the training of"
+            told.setdefault(f"{of_all} {{}}: {', '.join(parts)}.", []).append(name)
+    return [text.format(", ".join(names)) for text, names in told.items()]
+
+
+def cautions(results: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing the numbers: the results' warnings, and what follows from the rest."""
+    systems: dict[str, Any] = results["systems"]
+    lines, notes = list[str](results["warnings"]), dict[str, list[str]]()
+    for name, system in systems.items():
+        found, cost = system["contamination"] or {"checked": False}, system["cost"]
+        if not found["checked"] and system["targets"]:
+            why = found.get("reason") or "nothing is known of its training data"
+            lines.append(f"{name}: whether it had seen the prompts before was not checked: {why}.")
+        if note := system["card"].get("note"):
+            notes.setdefault(note, []).append(name)
+        if cost and cost["tokens_per_second"] is None:
+            why = cost["note"] if cost["note"].startswith("not measured") else "not measured: it answered nothing"
+            lines.append(f"{name}: speed {why}.")
+    lines += [f"{', '.join(names)}: {note}." for note, names in notes.items()]
+    lines += [f"{spec} failed: {reason}" for spec, reason in results.get("failed", {}).items()]
+    if judge := results["judge"]:
+        own = [name for name, system in systems.items() if judge["model"] in system["targets"]]
+        lines += [f"The judge, {judge['model']}, is one of those that it judges: {name}." for name in own]
+        if nonsense := [f"{pair['nonsense']} ({pair['system']})" for pair in judge["pairs"] if pair["nonsense"]]:
+            told = ", ".join(nonsense)
+            lines.append(f"The judge gave no usable verdict on some prompts, which count for nobody: {told}.")
+    return list(dict.fromkeys(lines))

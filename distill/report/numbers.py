@@ -77,7 +77,7 @@ def compare_numbers(
         if same is not None:
             difference["p"] = None  # one test, told once
     # What was to be found out is one question; all else that was looked at besides is another.
-    kinds = _kinds([len(each) > 1 for name, each in systems.items() if name != baseline], systems[baseline])
+    kinds = _kinds(systems, baseline)
     main, rest = ([d for d in differences if (d["metric"] == leading) is first] for first in (True, False))
     for family in (main, rest):
         for difference, p in zip(family, holm([d["p"] for d in family]), strict=True):
@@ -97,7 +97,7 @@ def compare_numbers(
             "count_leading": sum(difference["p"] is not None for difference in main),
             "count": sum(difference["p"] is not None for difference in rest),
             "correction": "Holm",
-            "method": _method(kinds),
+            "method": " ".join(METHODS[kind] for kind in kinds),
             "kinds": kinds,
             "permutations": permutations,
             "bootstrap": resamples,
@@ -107,27 +107,18 @@ def compare_numbers(
     }
 
 
-PERMUTED = (
-    "A p-value is two-sided and of a paired permutation test: the share of random swaps of the two systems' results, "
-    "prompt by prompt, whose difference is at least as large."
-)
-DRAWN = (
-    "A p-value is two-sided and of a bootstrap over prompts and training seeds: 1 − the level of the widest interval "
-    "that leaves out zero. Seeds are not paired."
-)
+METHODS = {
+    "permutation": "Of two systems with one training each, p is two-sided and of a paired permutation test: the share "
+    "of random swaps of their results, prompt by prompt, whose difference is at least as large.",
+    "bootstrap": "Of systems with several trainings, p is two-sided and of a bootstrap over prompts and seeds, which "
+    "are not paired: 1 − the level of the widest interval that leaves out zero.",
+}
 
 
-def _kinds(several: Sequence[bool], baseline: Sequence[Measured]) -> list[str]:
-    """Which tests were made: "permutation", "bootstrap". several: whether each other system has several trainings."""
-    drawn = [len(baseline) > 1 or each for each in several]
-    return [*(["permutation"] if not all(drawn) else []), *(["bootstrap"] if any(drawn) else [])]
-
-
-def _method(kinds: Sequence[str]) -> str:
-    """The same in words."""
-    if len(kinds) > 1:
-        return f"Of two systems with one training each: {PERMUTED} Of others: {DRAWN}"
-    return DRAWN if "bootstrap" in kinds else PERMUTED
+def _kinds(systems: Systems, baseline: str) -> list[str]:
+    """Which tests were made, of `METHODS`."""
+    several = {len(each) > 1 or len(systems[baseline]) > 1 for name, each in systems.items() if name != baseline}
+    return [kind for kind, drawn in zip(METHODS, (False, True), strict=True) if drawn in several]
 
 
 def _same(

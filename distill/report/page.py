@@ -1,107 +1,173 @@
-"""The report of a comparison as one page of HTML that fetches nothing: a pure function of its results.json.
+"""A report as Markdown and as one page of HTML that fetches nothing: both are pure functions of its results.json.
 
-page.html is the page, page.css its style and page.js its script, which only adds to what is there
-without it: highlighting, choosing, sorting, hovering. All that results say goes through `text`; the page's policy lets
-no script run but our own, by its hash, and lets nothing be fetched.
+templates/report.html is the page, report.css its style and report.js its script, which only adds to what is there
+without it: highlighting, choosing, sorting, hovering. All that results say is escaped as it is put into a template; the
+page's policy lets no script run but our own, by its hash, and lets nothing be fetched.
 """
 
 import base64
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from distill.exam.metrics.catalogue import metric_of
-from distill.report.comparison import READING, provenance
-from distill.report.findings import Results, asked, cautions
-from distill.report.prompts import prompts
-from distill.report.sections import cost, differences, found, judge, learning, measured, points, seen, training
-from distill.report.svg import Style, text
-from distill.report.tables import size
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
+from distill.exam.metrics.catalogue import metric_of, shown
+from distill.report import findings, tables
+from distill.report.doubts import cautions
+from distill.report.findings import NOT_OWN, Results, minus
+from distill.report.numbers import TIE
+
+TEMPLATES = Path(__file__).with_name("templates")
 LONG = 36
 """Characters of a title from which it is set smaller."""
+GROUPS = {
+    "exact": "True answers",
+    "likelihood": "Likelihood of the teacher's answers",
+    "targets": "The teacher's probabilities",
+    "calibration": "Calibration",
+    "text": "Own answers as text",
+    "speech": "How replies are spelled",
+    "concepts": "Own answers as concepts",
+    "dreams": "Dreams",
+}
+CURVES = (
+    ("validation_bits_per_byte", "Bits per byte of held-out rows"),
+    ("validation_loss", "Loss on held-out rows"),
+    ("loss", "Training loss"),
+)
+"""What is drawn over the tokens trained on, where a training has it."""
+FRONTIERS = (("bytes", "Quality over size on disk"), ("tokens_per_second", "Quality over speed"))
+READING = (
+    "Brackets hold 95 % intervals. Differences are paired by prompt: what makes a prompt hard for all systems cancels.",
+    "▲ and ▼ mark what is clearly better or worse than the baseline: its p-value, corrected for the tests that were "
+    "made, is below 0.05 and its interval leaves out zero. The tests of the metric that leads are corrected by "
+    "themselves, those of all others together.",
+    "No clear difference doesn't mean equal: the interval says how large a difference could still be there.",
+    "“Missing” is what a system can't give; it counts neither for nor against it. “–” is not defined.",
+    "Metrics with a mined dream (oracle) read a dream made from the very answer that is scored, and “by chance” is "
+    "what would be reached without looking at the prompt: landmarks, no results of a system.",
+)
+JUDGING = (
+    "{} was shown both answers to each prompt in both orders. A win is a verdict for the same answer in both; a tie is "
+    "where it calls them equal, where the orders disagree, or where both said the same. In the win rate a tie counts "
+    "half. What can't be read as a verdict counts for nobody."
+)
 
 
 def render_html(results: Results) -> str:
     """report.html."""
-    template, style, script = _parts()
-    marks = Style(results)
+    from distill.report import plots  # matplotlib takes a second to import
+
+    looks = plots.Looks(results)
+    style, script = ((TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    sections = [section for section in _sections(results, marks) if section[2]]
-    names = list(results["systems"])
-    fill = {
-        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        "title": f"Comparison: {text(results['title'])}",
-        "style": style,
-        "heading": ' <span class="versus">against</span> '.join(f"<bdi>{text(name)}</bdi>" for name in names)
-        if len(names) == 2
-        else text(results["title"]),
-        "long": ' class="long"' if len(results["title"]) > LONG else "",
-        "lead": text(f"{results['exam']['name']}{_answered(results)}"),
-        "systems": "\n".join(_system(results, name, marks) for name in results["systems"]),
-        "contents": "\n".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections),
-        "options": "".join(f'<option value="{text(name)}">{text(name)}</option>' for name in results["systems"]),
-        "metrics": "".join(
-            f'<option value="{text(name)}">{text(metric_of(name).label)}</option>' for name in results["metrics"]
-        ),
-        "sections": "\n".join(
-            f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{title}</h2>\n{inner}\n</section>'
-            for key, title, inner in sections
-        ),
-        "provenance": text(provenance(results)),
-        "results": island(results),
-        "script": script,
-    }
-    # One pass: what results say is never searched for names of parts.
-    return re.sub(r"\{\{(\w+)\}\}", lambda blank: fill[blank[1]], template)
-
-
-@cache
-def _parts() -> tuple[str, str, str]:
-    """The page with its blanks, its style and its script."""
-    page, style, script = (Path(__file__).with_name(f"page.{kind}") for kind in ("html", "css", "js"))
-    return page.read_text(encoding="utf-8"), style.read_text(encoding="utf-8"), script.read_text(encoding="utf-8")
-
-
-def island(results: Results) -> str:
-    """The results as JSON that no HTML parser sees a tag or a comment in."""
-    told = json.dumps(results, ensure_ascii=False)
-    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", told)
-
-
-def _answered(results: Results) -> str:
-    teacher = results["exam"]["teacher"]
-    return f", answered by {teacher}" if results["exam"]["has_answers"] and teacher else ""
-
-
-def _system(results: Results, name: str, marks: Style) -> str:
-    system = results["systems"][name]
-    card = system["card"]
-    seeds = f"{system['seeds']} seeds" if system["seeds"] > 1 else ""
-    count = card["parameters"]
-    parameters = "" if count is None else f"{count / 1e6:,.1f} M parameters"
-    facts = [system["kind"], parameters, card["quantization"], size(card["bytes"]) if card["bytes"] else "", seeds]
-    baseline = '<span class="pill">baseline</span>' if name == results["baseline"] else ""
+    points = (results["frontier"] or {}).get("points", [])
+    metrics = groupby(tables.metrics_of(results), lambda name: metric_of(name).group)
     return (
-        f'<li data-system="{text(name)}">{marks.key(name)}<span><b dir="auto">{text(name)}</b>{baseline}'
-        f"<small>{text(' · '.join(filter(None, facts)))}</small></span></li>"
+        _environment("html")
+        .get_template("report.html")
+        .render(
+            _common(results),
+            policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+            style=Markup(style),
+            script=Markup(script),
+            island=island(results),
+            long=len(results["title"]) > LONG,
+            colour=looks.place,
+            glyph=looks.glyph,
+            forests={name: plots.forest(results, name, looks) for name in results["metrics"]},
+            dots={name: plots.dots(results, name, looks) for name in results["systems"] if name != results["baseline"]},
+            curves=[(title, plots.curves(results, field, looks)) for field, title in CURVES],
+            frontiers=[(title, plots.frontier(results, across, looks)) for across, title in FRONTIERS if points],
+            groups=[(GROUPS[group], list(names)) for group, names in metrics],
+        )
     )
 
 
-def _sections(results: Results, marks: Style) -> list[tuple[str, str, str]]:
-    """(id, heading, inner HTML) in order; without an inner one it is left out."""
-    return [
-        ("found", "What was found", found(results, marks)),
-        ("believe", "Before you believe it", points(cautions(results))),
-        ("differences", "Differences, metric by metric", differences(results, marks)),
-        ("measured", "Measured", measured(results, marks)),
-        ("prompts", "Prompt by prompt", prompts(results, marks)),
-        ("judge", "The judge", judge(results, marks)),
-        ("curves", "Learning curves", learning(results, marks)),
-        ("cost", "Size, speed and quality", cost(results, marks)),
-        ("training", "Trained on", training(results)),
-        ("seen", "Seen before?", seen(results)),
-        ("reading", "How it was asked, and how to read it", f"<p>{text(asked(results))}</p>{points(READING)}"),
-    ]
+def render_markdown(results: Results) -> str:
+    """report.md."""
+    return _environment("md").get_template("report.md").render(_common(results))
+
+
+def _common(results: Results) -> dict[str, Any]:
+    """What both templates are given."""
+    return {
+        "results": results,
+        "f": findings,
+        "t": tables,
+        "cautions": cautions(results),
+        "landmarks": [name for name in results["metrics"] if name.endswith(NOT_OWN)],
+        "value": _value,
+        "metric_of": metric_of,
+        "winners": winners,
+        "reading": READING,
+        "judging": JUDGING,
+    }
+
+
+@cache
+def _environment(kind: str) -> Environment:
+    """kind: "html" or "md". Whatever a template puts in is escaped, Markup alone is not."""
+    html = kind == "html"
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=html,
+        finalize=_visible if html else _prose,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"said": _said, "table": _table}
+    return made
+
+
+def _visible(value: Any) -> Any:
+    """With control characters, which HTML forbids, shown as ␀ … ␟."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in value)
+
+
+def _prose(value: Any) -> Any:
+    """Our own sentence, which may hold a name that a user chose: nothing in it becomes markup."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return re.sub(r"[\\`*]|<(?! )|\](?=\()|^#", lambda found: f"\\{found[0]}", " ".join(value.split()))
+
+
+def _said(text: str) -> Markup:
+    """Anything, on one line, with what Markdown or HTML would take as markup escaped and no control characters."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return Markup("".join(f"\\{c}" if c in "\\`*_[]<>|#&~" else c for c in " ".join(plain.split())) or "(nothing)")
+
+
+def _table(rows: tables.Rows) -> Markup:
+    return Markup(tables.markdown_table([[_prose(cell) for cell in row] for row in rows]))
+
+
+def _value(name: str, value: float | None) -> str:
+    """Of a metric, as text."""
+    return minus(shown(value, metric_of(name)))
+
+
+def island(results: Results) -> Markup:
+    """The results as JSON that no HTML parser sees a tag or a comment in."""
+    told = json.dumps(results, ensure_ascii=False)
+    return Markup(re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", told))
+
+
+def winners(values: dict[str, float | None], name: str) -> Sequence[str]:
+    """Systems whose value in a metric is the best one but for rounding; nobody where it is everybody's."""
+    better = metric_of(name).better or 1
+    goods = {system: better * value for system, value in values.items() if value is not None}
+    best = max(goods.values(), default=0.0)
+    found = [system for system, value in goods.items() if value >= best - TIE]
+    return found if len(found) < len(goods) else []

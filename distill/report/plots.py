@@ -1,214 +1,293 @@
-"""The plots of a comparison: differences, wins and losses, prompts, learning curves, the frontier. SVG as text."""
+"""The plots of a report, drawn by matplotlib as SVG that lives in the page.
 
+Colours are the page's own variables, so plots follow its light and dark scheme; `data-system` is what its script
+highlights by, `<title>` what it shows on hovering.
+"""
+
+import io
 import math
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from distill.exam.metrics.catalogue import metric_of, shown
 from distill.report.findings import (
     SIGNS,
     WORDS,
     Results,
-    Verdict,
     difference_text,
     interval_text,
     minus,
     p_equals,
     verdict,
 )
-from distill.report.svg import (
-    Axis,
-    Style,
-    axis,
-    clip,
-    drawing,
-    height_of,
-    line,
-    log_axis,
-    number,
-    text,
-    tick_text,
-    words,
-    x_axis,
-)
 from distill.report.tables import size
+
+GLYPHS = "●■◆▲▼✚⬟★"
+MARKERS = "osD^vPp*"
+"""A marker for each system in turn, and the character that looks like it."""
+DASHES = ("-", (0, (7, 4)), (0, (2, 3)), (0, (10, 3, 2, 3)), (0, (5, 2)), (0, (1, 4)), (0, (12, 4)), (0, (8, 3, 2, 3)))
+COLOURS = {f"#00f0{i:02x}": f"var(--s{i})" for i in range(8)} | {
+    "#00f1f0": "var(--ink)",
+    "#00f1f1": "var(--soft)",
+    "#00f1f2": "var(--faint)",
+    "#00f1f3": "var(--card)",
+    "#00f1f4": "var(--better)",
+    "#00f1f5": "var(--worse)",
+}
+"""matplotlib knows no variables: what it is told → what the page shall read."""
+INK, SOFT, FAINT, CARD, BETTER, WORSE = list(COLOURS)[8:]
+matplotlib_style = matplotlib.rc_context(
+    {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "report",  # else equal results would make different files
+        "text.parse_math": False,
+        "axes.unicode_minus": True,
+        "font.size": 14.0,
+        "text.color": INK,
+        "axes.edgecolor": FAINT,
+        "axes.labelcolor": SOFT,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
+        "grid.color": FAINT,
+    }
+)
+WIDE = 440
+"""Pixels of a plot's own width; the page scales it."""
+
+
+class Looks:
+    """Colour, marker and dash of each system, by its place among them. The baseline is the first, in grey."""
+
+    def __init__(self, results: Results) -> None:
+        names = sorted(results["systems"], key=lambda name: name != results["baseline"])
+        self.places = {name: i for i, name in enumerate(names)}
+        self.plots = 0
+        """Drawn so far: on one page each has ids of its own."""
+
+    def place(self, system: str) -> int:
+        """Of its colour, 0 to 7: another at each turn of the markers."""
+        place = self.places.get(system, 0)
+        return (place + place // 8) % 8
+
+    def colour(self, system: str) -> str:
+        return list(COLOURS)[self.place(system)]
+
+    def glyph(self, system: str) -> str:
+        """Its marker in a line of text."""
+        return GLYPHS[self.shape(system)]
+
+    def shape(self, system: str) -> int:
+        """Of its marker, 0 to 7."""
+        return self.places.get(system, 0) % 8
+
+
+class Drawing:
+    """One plot. Marks are told of in the page by what is kept of them here, and found again by their ids."""
+
+    def __init__(self, looks: Looks, height: float, left: float = 8, top: float = 8, bottom: float = 46) -> None:
+        """Pixels; the axes keep left, top and bottom free."""
+        self.looks, self.height, self.tags = looks, height, list[str]()
+        self.figure = Figure(figsize=(WIDE / 72, height / 72), dpi=72)
+        FigureCanvasSVG(self.figure)
+        across, up = (WIDE - left - 12) / WIDE, (height - top - bottom) / height
+        self.axes: Axes = self.figure.add_axes((left / WIDE, bottom / height, across, up))
+        self.axes.spines[:].set_visible(False)
+        self.axes.tick_params(length=0)
+        self.axes.set_axisbelow(True)
+
+    def tag(self, system: str, told: str = "", at: int | None = None) -> str:
+        """An id for what is drawn next: whose it is, what is shown on hovering, and which point, for keys."""
+        place = "" if at is None else f' data-at="{at}"'
+        title = f"<title>{visible(told)}</title>" if told else ""
+        self.tags.append(f'<g class="{"mark" if told else ""}" data-system="{visible(system)}"{place}>{title}')
+        return f"tag-{len(self.tags) - 1}"
+
+    def marker(self, system: str, x: float, y: float, told: str, hollow: bool = False, at: int | None = None) -> None:
+        """hollow: not clear."""
+        colour = self.looks.colour(system)
+        self.axes.plot(
+            [x],
+            [y],
+            MARKERS[self.looks.shape(system)],
+            markersize=10,
+            markerfacecolor=CARD if hollow else colour,
+            markeredgecolor=colour if hollow else CARD,
+            markeredgewidth=2.2 if hollow else 1.2,
+            clip_on=False,
+            zorder=4,
+            gid=self.tag(system, told, at),
+        )
+
+    def line(self, system: str, x: Sequence[float], y: Sequence[float], width: float, dash: Any = "-") -> None:
+        colour = self.looks.colour(system)
+        self.axes.plot(x, y, color=colour, linestyle=dash, linewidth=width, gid=self.tag(system))
+
+    def svg(self, label: str, kind: str) -> Markup:
+        """label: read out in its place. kind: the page's classes."""
+        written = io.StringIO()
+        self.looks.plots += 1
+        with warnings.catch_warnings():  # of letters that its own fonts lack: the page has others
+            warnings.simplefilter("ignore", UserWarning)
+            self.figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+        told = written.getvalue()
+        told = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", told[told.index("<svg") :], flags=re.S)
+        inner = told[told.index(">") + 1 :].replace("xlink:href", "href")
+        inner = re.sub(r'<g id="tag-(\d+)">', lambda found: self.tags[int(found[1])], inner)
+        inner = re.sub(r' id="\w+_\d+"| id="matplotlib[^"]*"| transform="rotate\(-0 [^"]*"|(?<=\n) +', "", inner)
+        # One page holds many plots, whose clips and markers are found by their ids.
+        inner = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>p{self.looks.plots}-", inner)
+        inner = re.sub(r"font: [^;\"]*|font-family: [^;\"]*", "font: 14px system-ui, sans-serif", inner)
+        inner = re.sub("|".join(COLOURS), lambda found: COLOURS[found[0]], inner)
+        box = f'viewBox="0 0 {WIDE} {self.height:g}"'
+        return Markup(f'<svg class="plot {kind}" role="img" aria-label="{visible(label)}" {box}>{inner}')
+
+
+def visible(text: str) -> Markup:
+    """Escaped for HTML, inside and outside of quotes; control characters, which HTML forbids, are shown as ␀ … ␟."""
+    return escape("".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in text))
+
+
+def clip(value: str, length: int) -> str:
+    value = "".join(c for c in " ".join(value.split()) if c.isprintable())
+    return value if len(value) <= length else f"{value[: length - 1].rstrip()}…"
+
+
+def _ticks(percent: bool = False, signed: bool = False) -> FuncFormatter:
+    """Numbers with as many digits as they need, as percent where they are shares."""
+
+    def told(value: float, _place: int | None = None) -> str:
+        number = float(f"{(100 if percent else 1) * value:.6g}")
+        return minus(f"{number:+,.10g}" if signed and number else f"{number:,.10g}")
+
+    return FuncFormatter(told)
+
+
+def _scale(axis: Any, values: Sequence[float], set_limits: Callable[[float, float], Any], most: int = 4) -> None:
+    """Room around the values, and a few round ticks."""
+    low, high = min(values), max(values)
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    set_limits(low - room, high + room)
+    axis.set_major_locator(MaxNLocator(most))
+
 
 # Differences to the baseline.
 
 ROW = 46
 
 
-def forest(results: Results, metric: str, style: Style) -> str:
+@matplotlib_style
+def forest(results: Results, metric: str, looks: Looks) -> Markup:
     """Each other system's difference to the baseline in one metric, with its interval; "" where there is none."""
     kind = metric_of(metric)
     found = [d for d in results["differences"] if d["metric"] == metric and d["value"] is not None]
     if not found:
-        return ""
-    ends = [value for d in found for value in (d["low"], d["value"], d["high"]) if value is not None]
-    scale = axis(ends, 4, zero=True)
-    height = ROW * len(found)
-    parts = [x_axis(scale, height, [_signed(tick, scale, kind.percent) for tick in scale.ticks])]
+        return Markup()
+    plot = Drawing(looks, ROW * len(found) + 54)
+    axes, beside = plot.axes, plot.axes.get_yaxis_transform()
     for i, d in enumerate(found):
-        y = ROW * i + 32
         judged = verdict(d)
         name = d["system"] if d["against"] == results["baseline"] else f"{d['system']} − {d['against']}"
-        told = f"{name}: {difference_text(d)}"
-        if d["p_corrected"] is not None:
-            told += f", corrected p {p_equals(d['p_corrected'])}"
-        told += f" · {WORDS[judged]}"
-        parts.append(f'<g class="row" data-system="{text(d["system"])}">')
-        parts.append(words("0", y - 13, clip(name, 30), "name", "start"))
-        parts.append(words("100%", y - 13, _result(d, judged), f"result {judged}", "end"))
+        corrected = "" if d["p_corrected"] is None else f", corrected p {p_equals(d['p_corrected'])}"
+        told = f"{name}: {difference_text(d)}{corrected} · {WORDS[judged]}"
+        result = f"{SIGNS.get(judged, '')} {difference_text(d, interval=False)}".strip()
+        colour = {"better": BETTER, "worse": WORSE}.get(judged, SOFT)
+        axes.text(0, i + 0.2, clip(name, 30), transform=beside, va="center")
+        axes.text(1, i + 0.2, result, transform=beside, va="center", ha="right", color=colour)
         if d["low"] is not None:
-            parts.append(
-                line(f"{scale.at(d['low'])}%", y, f"{scale.at(d['high'])}%", y, f"bar {style.colour(d['system'])}")
-            )
-        hollow = judged not in ("better", "worse")
-        parts.append(style.marker(d["system"], f"{scale.at(d['value'])}%", y, told, hollow) + "</g>")
+            plot.line(d["system"], [d["low"], d["high"]], [i + 0.7] * 2, 3)
+        plot.marker(d["system"], d["value"], i + 0.7, told, hollow=judged not in ("better", "worse"))
+    ends = [value for d in found for value in (d["low"], d["value"], d["high"]) if value is not None]
+    _scale(axes.xaxis, [0.0, *ends], axes.set_xlim)
+    axes.set_ylim(len(found), 0)
+    axes.set_yticks([])
+    axes.grid(axis="x")
+    axes.axvline(0, color=SOFT)
+    axes.xaxis.set_major_formatter(_ticks(kind.percent, signed=True))
     way = {1: "better →", -1: "← better", 0: ""}[kind.better]
-    anchor, x = ("end", "100%") if kind.better > 0 else ("start", "0")
-    parts.append(words(x, height + 38, way, "way", anchor))
-    unit = "percentage points" if kind.percent else ""
-    parts.append(
-        words("0" if kind.better > 0 else "100%", height + 38, unit, "tick", "start" if kind.better > 0 else "end")
-    )
+    axes.set_xlabel(f"{way}{' · ' if way and kind.percent else ''}{'percentage points' if kind.percent else ''}")
     label = f"{kind.label}, difference to {results['baseline']}: " + "; ".join(
         f"{d['system']} {difference_text(d)}, {WORDS[verdict(d)]}" for d in found
     )
-    return drawing(height + 44, label, "".join(parts), "forest")
-
-
-def _signed(tick: float, scale: Axis, percent: bool) -> str:
-    told = tick_text(tick, scale.ticks, percent)
-    return f"+{told}" if tick > 0 else told
-
-
-def _result(difference: dict[str, Any], judged: Verdict) -> str:
-    return f"{SIGNS.get(judged, '')} {difference_text(difference, interval=False)}".strip()
-
-
-def bars(results: Results, metric: str) -> str:
-    """Wins, ties and losses by prompt in one metric: a stacked bar a system; "" where none can be counted."""
-    found = [d for d in results["differences"] if d["metric"] == metric and d["prompts"] and d["wins"] is not None]
-    if not found or not metric_of(metric).better:
-        return ""
-    return stacked(
-        [(d["system"], d["against"], d["wins"], d["ties"], d["losses"]) for d in found],
-        f"{metric_of(metric).label}, prompts won, tied and lost",
-    )
-
-
-def stacked(rows: Sequence[tuple[str, str, int, int, int]], label: str) -> str:
-    """Bars of (system, against, wins, ties, losses)."""
-    parts: list[str] = []
-    height = ROW * len(rows)
-    for i, (system, against, *counts) in enumerate(rows):
-        y, total, start = ROW * i + 22, sum(counts) or 1, 0.0
-        parts.append(f'<g class="row" data-system="{text(system)}">')
-        parts.append(words("0", y - 6, clip(system, 30), "name", "start"))
-        parts.append(words("100%", y - 6, " · ".join(map(str, counts)), "result", "end"))
-        for word, count in zip(("win", "tie", "loss"), counts, strict=True):
-            wide = 100 * count / total
-            told = f"{system} {WORDS_OF[word]} {against} on {count} of {total} prompts ({wide:.0f} %)"
-            if count:
-                parts.append(
-                    f'<rect class="{word}" x="{number(start)}%" y="{y}" width="{number(wide)}%" height="16">'
-                    f"<title>{text(told)}</title></rect>"
-                )
-            start += wide
-        parts.append("</g>")
-    parts.append(line("50%", 18, "50%", height, "half"))
-    told = "; ".join(f"{system} wins {w}, ties {t}, loses {lost}" for system, _, w, t, lost in rows)
-    return drawing(height + 2, f"{label}: {told}", "".join(parts), "bars")
-
-
-WORDS_OF = {"win": "is better than", "tie": "is as good as", "loss": "is worse than"}
+    return plot.svg(label, "forest")
 
 
 # Prompt by prompt.
 
-DOTS = 150
 
-
-def dots(results: Results, system: str, style: Style) -> str:
+@matplotlib_style
+def dots(results: Results, system: str, looks: Looks) -> Markup:
     """The differences of one system to the baseline on the prompts where systems differ most, sorted; "" for none."""
     baseline = results["baseline"]
-    found: list[tuple[float, int, dict[str, Any]]] = []
-    for i, each in enumerate(results["disagreements"]):
-        one, other = each["values"].get(system), each["values"].get(baseline)
-        if one is not None and other is not None:
-            found.append((one - other, i, each))
+    pairs = [(each["values"].get(system), each["values"].get(baseline)) for each in results["disagreements"]]
+    found = [(a - b, i) for i, (a, b) in enumerate(pairs) if a is not None and b is not None]
     if len(found) < 2:
-        return ""
-    metric = metric_of(found[0][2]["metric"])
+        return Markup()
+    metric = metric_of(results["disagreements"][0]["metric"])
     found.sort(key=lambda each: metric.better * each[0])
-    scale = axis([value for value, *_ in found], 3, zero=True)
-    up = metric.better >= 0  # better is up, whichever way the numbers go
-    parts: list[str] = []
-    for tick in scale.ticks:
-        y = height_of(scale, tick, DOTS, up)
-        parts.append(line("0", y, "100%", y, "grid zero" if tick == 0 else "grid"))
-        parts.append(words("-8", y + 5, _signed(tick, scale, metric.percent), "tick", "end"))
-    zero = height_of(scale, 0.0, DOTS, up)
-    for place, (value, i, each) in enumerate(found):
-        x, y = f"{number(2 + 96 * place / (len(found) - 1))}%", height_of(scale, value, DOTS, up)
-        told = f"{minus(shown(value, metric, '+'))} · {clip(each['prompt'], 90) or '(empty prompt)'}"
-        parts.append(line(x, zero, x, y, f"stem {style.colour(system)}"))
-        parts.append(style.marker(system, x, y, told, at=i))
-    won = sum(metric.better * value > 0 for value, *_ in found)
+    plot = Drawing(looks, 170, left=70, bottom=12)
+    values = [value for value, _ in found]
+    plot.axes.vlines(range(len(found)), 0, values, color=looks.colour(system), alpha=0.35)
+    for place, (value, i) in enumerate(found):
+        prompt = clip(results["disagreements"][i]["prompt"], 90) or "(empty prompt)"
+        plot.marker(system, place, value, f"{minus(shown(value, metric, '+'))} · {prompt}", at=i)
+    plot.axes.axhline(0, color=SOFT)
+    plot.axes.set_xticks([])
+    _quality(plot.axes, [0.0, *values], metric.better, _ticks(metric.percent, signed=True))
+    won = sum(metric.better * value > 0 for value in values)
     label = f"{system} against {baseline} on {len(found)} prompts, {metric.label}: better on {won}"
-    return drawing(DOTS, label, "".join(parts), "dots side")
+    return plot.svg(label, "dots")
+
+
+def _quality(axes: Axes, values: Sequence[float], better: int, told: FuncFormatter) -> None:
+    """The vertical axis: better is up, whichever way the numbers go."""
+    _scale(axes.yaxis, values, axes.set_ylim)
+    if better < 0:
+        axes.invert_yaxis()
+    axes.yaxis.set_major_formatter(told)
+    axes.grid(axis="y")
 
 
 # Learning curves.
 
-CURVE = 240
 
-
-def curves(results: Results, field: str, style: Style) -> str:
+@matplotlib_style
+def curves(results: Results, field: str, looks: Looks) -> Markup:
     """`field` ("loss", "validation_loss") over the tokens trained on, a line a target; "" where nobody has any."""
     lines: list[tuple[str, str, list[tuple[float, float]]]] = []
     for name, system in results["systems"].items():
-        for curve in system["curves"] or []:
-            points = [
-                (point["tokens"], point[field])
-                for point in curve["points"]
-                if point.get(field) is not None and math.isfinite(point[field]) and point.get("tokens") is not None
-            ]
+        for curve in system["curves"]:
+            known = [(p["tokens"], p.get(field)) for p in curve["points"] if p.get("tokens") is not None]
+            points = [(x, y) for x, y in known if y is not None and math.isfinite(y)]
             if len(points) > 1:
                 lines.append((name, curve["target"], points))
     if not lines:
-        return ""
-    across = axis([x for *_, points in lines for x, _ in points], 4)
+        return Markup()
+    plot = Drawing(looks, 290, left=60)
+    for name, target, points in lines:
+        plot.line(name, [x for x, _ in points], [y for _, y in points], 1.8, DASHES[looks.shape(name)])
+        x, y = points[-1]
+        plot.marker(name, x, y, f"{target}: {y:.3f} after {x:,.0f} tokens")
     # The first steps' losses would press all that matters to the floor.
     tail = [y for *_, points in lines for _, y in points[len(points) // 20 :]]
-    down = axis(tail, 4)
-    parts = [x_axis(across, CURVE, [size_of_tokens(tick) for tick in across.ticks])]
-    for tick in down.ticks:
-        y = height_of(down, tick, CURVE, True)
-        parts.append(line("0", y, "100%", y, "grid") + words("-8", y + 5, tick_text(tick, down.ticks), "tick", "end"))
-    drawn: list[str] = []
-    ends: list[str] = []
-    for name, target, points in lines:
-        path = " ".join(f"{number(10 * across.at(x))},{number(1000 - 10 * down.at(y))}" for x, y in points)
-        dash = f' stroke-dasharray="{style.dash(name)}"' if style.dash(name) else ""
-        drawn.append(f'<polyline class="curve {style.colour(name)}" data-system="{text(name)}" points="{path}"{dash}/>')
-        x, y = points[-1]
-        told = f"{target}: {y:.3f} after {x:,.0f} tokens"
-        ends.append(style.marker(name, f"{across.at(x)}%", height_of(down, y, CURVE, True), told))
-    parts.append(
-        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="{CURVE}">{"".join(drawn)}</svg>'
-    )
-    parts += [*ends, words("100%", CURVE + 38, "tokens trained on →", "way", "end")]
-    label = f"{field.replace('_', ' ')} over tokens: " + "; ".join(
-        f"{target} ends at {points[-1][1]:.3f}" for _, target, points in lines
-    )
-    return drawing(CURVE + 44, label, "".join(parts), "side")
+    _quality(plot.axes, tail, 1, _ticks())
+    plot.axes.xaxis.set_major_locator(MaxNLocator(4))
+    plot.axes.xaxis.set_major_formatter(FuncFormatter(tokens))
+    plot.axes.set_xlabel("tokens trained on →")
+    ends = "; ".join(f"{target} ends at {points[-1][1]:.3f}" for _, target, points in lines)
+    return plot.svg(f"{field.replace('_', ' ')} over tokens: {ends}", "curves")
 
 
-def size_of_tokens(count: float) -> str:
-    if not count:
-        return "0"
+def tokens(count: float, _place: int | None = None) -> str:
+    """A tick's label: "300 k"."""
     for unit, word in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= unit:
             return f"{count / unit:.4g} {word}"
@@ -217,92 +296,57 @@ def size_of_tokens(count: float) -> str:
 
 # Size, speed and quality.
 
-SCATTER = 260
-LINE_HEIGHT = 17
-"""Pixels that one name needs."""
+
+def _bytes(count: float, _place: int | None = None) -> str:
+    return size(round(count))
 
 
-def frontier(results: Results, across: str, style: Style) -> str:
-    """Quality over `across` ("bytes", "tokens_per_second"), logarithmic, better to the right and up; "" for none.
+@matplotlib_style
+def frontier(results: Results, across: str, looks: Looks) -> Markup:
+    """Quality over `across` ("bytes", "tokens_per_second"), logarithmic, better is up; "" for none.
 
     The line joins what nothing in this plot beats in both; rings are the frontier of all three measures.
     """
     found = [p for p in results["frontier"]["points"] if p["quality"] is not None and (p[across] or 0) > 0]
     if not found:
-        return ""
-    name = results["frontier"]["quality"]
-    metric = metric_of(name)
-    # A point's own interval is that on the prompts that all systems have; older results have none.
-    entries: dict[str, Any] = {
-        p["system"]: {"value": p["quality"], "low": p["low"], "high": p["high"]}
-        if "low" in p
-        else results["systems"][p["system"]]["metrics"].get(name) or {}
-        for p in found
-    }
+        return Markup()
+    name, small_first = results["frontier"]["quality"], across == "bytes"
+    metric, better = metric_of(name), metric_of(name).better or 1
     paces = {"alone": ", one prompt at a time", "in batches": ", in batches"}
-    pace = paces.get(results["frontier"].get("speed_of", ""), "")
-    ends = [e[key] for e in entries.values() for key in ("low", "high") if e.get(key) is not None]
-    small_first = across == "bytes"
-    wide, high = log_axis([p[across] for p in found]), axis([*ends, *(p["quality"] for p in found)], 4)
-    up = metric.better >= 0
-    told = [size(round(tick)) if small_first else f"{tick:g}" for tick in wide.ticks]
-    parts = [x_axis(wide, SCATTER, told)]
-    for tick in high.ticks:
-        y = height_of(high, tick, SCATTER, up)
-        parts.append(line("0", y, "100%", y, "grid"))
-        parts.append(words("-8", y + 5, tick_text(tick, high.ticks, metric.percent), "tick", "end"))
-    places = {p["system"]: (wide.at(p[across]), height_of(high, p["quality"], SCATTER, up)) for p in found}
-    parts.append(_edge([places[p["system"]] for p in found], small_first))
-    taken: list[tuple[float, float, float]] = []
+    pace = paces.get(results["frontier"].get("speed_of"), "")
+    plot = Drawing(looks, 300, left=70, top=26)
+    axes = plot.axes
+    # The stairs of what nothing beats.
+    ordered = sorted(found, key=lambda p: (p[across] if small_first else -p[across], -better * p["quality"]))
+    best: list[dict[str, Any]] = []
+    for p in ordered:
+        if not best or better * (p["quality"] - best[-1]["quality"]) > 0:
+            best.append(p)
+    stairs = [p[across] for p in best], [p["quality"] for p in best]
+    axes.plot(*stairs, drawstyle="steps-post", color=SOFT, linestyle=(0, (4, 4)))
+    ends: list[float] = []
     for p in found:
-        system, (x, y) = p["system"], places[p["system"]]
-        entry = entries[system]
-        value, interval = interval_text(entry, name) if entry else (minus(shown(p["quality"], metric)), "")
+        # A point's own interval is that on the prompts that all systems have; older results have none.
+        entry = {"value": p["quality"], "low": p.get("low"), "high": p.get("high")}
+        value, interval = interval_text(entry, name)
         much = size(p["bytes"]) if small_first else f"{p['tokens_per_second']:.3g} tokens a second{pace}"
-        parts.append(f'<g data-system="{text(system)}">')
-        if entry.get("low") is not None:
-            top, bottom = (height_of(high, entry[key], SCATTER, up) for key in ("high", "low"))
-            parts.append(line(f"{x}%", top, f"{x}%", bottom, f"bar thin {style.colour(system)}"))
+        ends += [end for end in entry.values() if end is not None]
+        if interval:
+            plot.line(p["system"], [p[across]] * 2, [p["low"], p["high"]], 2)
         if p["on_frontier"]:
-            parts.append(f'<circle class="ring" cx="{x}%" cy="{number(y)}" r="11"/>')
-        parts.append(style.marker(system, f"{x}%", y, f"{system}: {value} {interval}, {much}".strip()))
-        parts.append(_label(system, x, y, taken) + "</g>")
-    way = "← smaller" if small_first else f"faster{pace} →"
-    parts.append(words("0" if small_first else "100%", SCATTER + 38, way, "way", "start" if small_first else "end"))
-    parts.append(words("0", -10, f"↑ better: {metric.label}", "way", "start"))
+            axes.plot([p[across]], [p["quality"]], "o", markersize=20, markerfacecolor="none", markeredgecolor=INK)
+        told = f"{p['system']}: {f'{value} {interval}'.strip()}, {much}"
+        plot.marker(p["system"], p[across], p["quality"], told)
+    axes.set_xscale("log")
+    axes.set_xlim(min(p[across] for p in found) / 1.3, max(p[across] for p in found) * 1.3)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(_bytes) if small_first else "{x:g}")
+    axes.minorticks_off()
+    _quality(axes, ends, better, _ticks(metric.percent))
+    axes.set_xlabel("← smaller" if small_first else f"faster{pace} →")
+    axes.set_title(f"↑ better: {metric.label}", loc="left", fontsize=14, color=SOFT)
     label = f"{metric.label} over {'size on disk' if small_first else f'tokens a second{pace}'}: " + "; ".join(
         f"{p['system']} {minus(shown(p['quality'], metric))}{' (on the frontier)' * bool(p['on_frontier'])}"
         for p in found
     )
-    return drawing(SCATTER + 44, label, "".join(parts), "scatter side")
-
-
-def _edge(places: Sequence[tuple[float, float]], small_first: bool) -> str:
-    """The stairs of what nothing beats: places are (percent, pixels from the top), up is better."""
-    ordered = sorted(places, key=lambda place: (place[0] if small_first else -place[0], place[1]))
-    best: list[tuple[float, float]] = []
-    for x, y in ordered:
-        if not best or y < best[-1][1]:
-            best.append((x, y))
-    if len(best) < 2:
-        return ""
-    path = f"M{number(10 * best[0][0])} {number(1000 * best[0][1] / SCATTER)}"
-    path += "".join(f"H{number(10 * x)}V{number(1000 * y / SCATTER)}" for x, y in best[1:])
-    return (
-        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="{SCATTER}">'
-        f'<path class="edge" d="{path}"/></svg>'
-    )
-
-
-def _label(system: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:
-    """The name beside its marker, moved down where another name stands."""
-    left = x > 50
-    told = clip(system, 24)
-    wide = 2.2 * len(told)  # percent of a narrow plot that a name takes, about
-    start = x - wide if left else x
-    height = y - 10
-    while any(abs(height - h) < LINE_HEIGHT and start < e and s < start + wide for h, s, e in taken):
-        height += LINE_HEIGHT
-    taken.append((height, start, start + wide))
-    nested = words("-12" if left else "12", 0, told, "name", "end" if left else "start")
-    return f'<svg x="{x}%" y="{number(height)}" overflow="visible">{nested}</svg>'
+    return plot.svg(label, "frontier")

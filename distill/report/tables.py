@@ -1,14 +1,16 @@
-"""The tables of a comparison as rows of text, their headings first; Markdown and HTML are made from the same rows."""
+"""The tables of a report as rows of text, their headings first: for Markdown, HTML and terminals alike.
+
+All are functions of results.json; those for a run's card and summary also take that of an older evaluation.
+"""
 
 from typing import Any
 
-from distill.exam.metrics.catalogue import metric_of
+from distill.exam.metrics.catalogue import in_order, metric_of
 from distill.exam.provenance import default_settings
 from distill.report.findings import (
     SIGNS,
     WORDS,
     Results,
-    contaminated,
     difference_text,
     interval_text,
     p_text,
@@ -18,6 +20,14 @@ from distill.report.findings import (
 
 Rows = list[list[str]]
 ARROWS = {1: " ↑", -1: " ↓", 0: ""}
+SYSTEMS = {
+    "start": "its start",
+    "student": "student",
+    "hard": "hard labels only",
+    "nodream": "no dreams",
+    "teacher": "teacher",
+}
+"""Systems of a run's own evaluation → heading, in the order of the columns."""
 FIELDS = {
     "teacher": "teacher",
     "data": "data (digest)",
@@ -41,34 +51,57 @@ def label(name: str) -> str:
     return metric.label + ARROWS[metric.better]
 
 
-def metric_cells(results: Results, metric: str) -> list[tuple[str, str, str]]:
-    """A row of the metric table: (value, interval, sign of a clear difference to the baseline) for each system."""
+def names_of(results: Results) -> dict[str, str]:
+    """System → the heading of its column, in their order."""
+    systems = results["systems"]
+    if "run" in results:
+        return {name: heading for name, heading in SYSTEMS.items() if name in systems}
+    baseline = results.get("baseline") if len(systems) > 1 else None
+    return {name: f"{name} (baseline)" if name == baseline else name for name in systems}
+
+
+def metrics_of(results: Results) -> list[str]:
+    """Metrics that are defined for any system, in the order in which they are shown."""
+    entries = [item for system in results["systems"].values() for item in system["metrics"].items()]
+    return in_order({name for name, entry in entries if entry and entry["value"] is not None})
+
+
+def metric_cells(results: Results, metric: str) -> dict[str, tuple[str, str, str]]:
+    """System → (value, interval, sign of a clear difference to the baseline). "–": not defined; "missing": it can't be
+    had of this system, `missing_reasons` says why."""
     clear = {
         d["system"]: SIGNS.get(verdict(d), "")
-        for d in results["differences"]
+        for d in results.get("differences", [])
         if d["metric"] == metric and d["against"] == results["baseline"]
     }
-    cells: list[tuple[str, str, str]] = []
-    for name, system in results["systems"].items():
-        if metric in system["missing"]:
-            cells.append(("missing", "", ""))
+    cells: dict[str, tuple[str, str, str]] = {}
+    for name in names_of(results):
+        system = results["systems"][name]
+        if metric in system.get("missing", {}):
+            cells[name] = "missing", "", ""
         else:
-            cells.append((*interval_text(system["metrics"].get(metric), metric), clear.get(name, "")))
+            cells[name] = (*interval_text(system["metrics"].get(metric), metric), clear.get(name, ""))
     return cells
 
 
 def metric_rows(results: Results) -> Rows:
     """A row a metric, a column a system."""
-    heading = ["metric", *(name_of(results, name) for name in results["systems"])]
-    rows = [
-        [label(metric), *(" ".join(filter(None, cell)) for cell in metric_cells(results, metric))]
-        for metric in results["metrics"]
-    ]
-    return [heading, *rows]
+    rows = [["metric", *names_of(results).values()]]
+    for metric in metrics_of(results):
+        cells = metric_cells(results, metric).values()
+        rows.append([label(metric), *(" ".join(filter(None, cell)) for cell in cells)])
+    return rows
 
 
-def name_of(results: Results, system: str) -> str:
-    return f"{system} (baseline)" if system == results["baseline"] else system
+def evaluation_rows(results: Results, intervals: bool = False) -> Rows:
+    """A run's evaluation for its card and for the terminal: a row a metric, and tokens a second of its many answers at
+    once. results: may be that of an older evaluation."""
+    rows = [["metric", *names_of(results).values()]]
+    for metric in metrics_of(results):
+        cells = metric_cells(results, metric).values()
+        rows.append([label(metric), *(" ".join(filter(None, cell[: 1 + intervals])) for cell in cells)])
+    speeds = [results["systems"][name].get("tokens_per_second") for name in names_of(results)]
+    return [*rows, ["tokens a second", *(_three(speed) for speed in speeds)]] if any(speeds) else rows
 
 
 def difference_rows(results: Results) -> Rows:
@@ -97,7 +130,7 @@ def judge_rows(results: Results) -> Rows:
     """A row for each pair that was judged."""
     heading = ["system − against", "win / tie / loss", "win rate", "p", "corrected p", "same in both orders"]
     rows = [[*heading, "no verdict", "chose the first", "chose the longer"]]
-    for pair in results["judge"]["pairs"]:
+    for pair in (results["judge"] or {"pairs": []})["pairs"]:
         rows.append(
             [
                 f"{pair['system']} − {pair['against']}",
@@ -116,9 +149,8 @@ def judge_rows(results: Results) -> Rows:
 def cost_rows(results: Results) -> Rows:
     """A row for each measure of size and speed, a column a system."""
     systems = results["systems"].values()
-    found = results["frontier"] or {}
-    in_batches = found.get("speed_of") == "in batches"
-    batched = {point["system"]: point["tokens_per_second"] for point in found.get("points", []) if in_batches}
+    frontier = results["frontier"] or {}
+    best = {point["system"] for point in frontier.get("points", []) if point["on_frontier"]}
     rows = [
         ["cost", *results["systems"]],
         ["parameters", *(_count(system["card"]["parameters"]) for system in systems)],
@@ -129,15 +161,16 @@ def cost_rows(results: Results) -> Rows:
             "tokens a second, one prompt at a time",
             *(_spread(system["cost"], "tokens_per_second", 1.0, "") for system in systems),
         ],
-        ["tokens a second, in batches", *(_three(batched.get(name)) for name in results["systems"])],
+        ["tokens a second, in batches", *(_three(system.get("tokens_per_second")) for system in systems)],
         ["time to first token", *(_spread(system["cost"], "first_token_seconds", 1000.0, " ms") for system in systems)],
         ["peak memory", *(size((system["cost"] or {}).get("peak_bytes")) for system in systems)],
+        ["on the frontier of size, speed and quality", *("yes" if n in best else "–" for n in results["systems"])],
     ]
     return [row for row in rows if any(cell != "–" for cell in row[1:])]
 
 
-def training_rows(results: Results) -> tuple[Rows, list[str]]:
-    """What differs between the systems' trainings as a table, and what is equal as "name value"."""
+def training_rows(results: Results) -> Rows:
+    """What is known of the systems' trainings: first what differs, a row each, then what is equal."""
     known = {name: system["trained_on"] for name, system in results["systems"].items() if system["trained_on"]}
     fields = {name: {key: _value(key, each.get(key)) for key in FIELDS} for name, each in known.items()}
     # What one of them changed has its default in the others, of whose settings any are known.
@@ -146,29 +179,68 @@ def training_rows(results: Results) -> tuple[Rows, list[str]]:
     defaults = default_settings()
     for name, each in changed.items():
         fields[name] |= {key: _setting(each.get(key, defaults.get(key))) for key in named}
-    keys = list(dict.fromkeys(key for each in fields.values() for key in each))
-    rows, equal = [["trained on", *results["systems"]]], list[str]()
-    for key in keys:
-        values = [each.get(key, "–") for each in fields.values()]
-        if len(set(values)) > 1:
+    differing, equal = Rows(), Rows()
+    for key in dict.fromkeys(key for each in fields.values() for key in each):
+        values = {each.get(key, "–") for each in fields.values()}
+        if values != {"–"}:
             cells = (fields[name].get(key, "–") if name in fields else "not known" for name in results["systems"])
-            rows.append([FIELDS.get(key, key), *cells])
-        elif values[0] != "–":
-            equal.append(f"{FIELDS.get(key, key)} {values[0]}")
-    return rows, equal
+            (differing if len(values) > 1 else equal).append([FIELDS.get(key, key), *cells])
+    return [["trained on", *results["systems"]], *differing, *equal]
 
 
 def contamination_rows(results: Results) -> Rows:
     """A row a system."""
+    kinds = (("exact", "exact"), ("near", "near copies"), ("contained", "contained in another text"))
     rows = [["system", "held-out prompts in its training", "prompts checked"]]
     for name, system in results["systems"].items():
-        found = system["contamination"]
-        if not found or not found["checked"]:
-            rows.append([name, f"not checked: {(found or {}).get('reason') or 'nothing is known of its data'}", "–"])
-        else:
-            told = "; ".join(filter(None, (contaminated(found) or "none", found["reason"])))
+        found = system["contamination"] or {"checked": False, "reason": "nothing is known of its data"}
+        if found["checked"]:
+            told = ", ".join(f"{found[kind]} {word}" for kind, word in kinds if found[kind]) or "none"
+            told += f"; {found['reason']}" if found["reason"] else ""
             rows.append([name, told, str(found["prompts"])])
+        else:
+            rows.append([name, f"not checked: {found['reason']}", "–"])
     return rows
+
+
+def asked_rows(results: Results) -> Rows:
+    """What was asked and answered, how, and what made the numbers."""
+    exam, decoding, tests, machine = (results[name] for name in ("exam", "decoding", "tests", "machine"))
+    ended = exam.get("teacher_ended")  # not told by results of old
+    answers = f"{exam['answer_bytes']:,} bytes"
+    answers += "" if ended is None else f"; {100 * ended:.0f} % of the answers ended by themselves"
+    drawn = "greedily" if decoding["temperature"] == 0 else f"sampled at temperature {decoding['temperature']:g}"
+    corrected = f"{tests['correction']}, for {tests['count']} tests"
+    if leading := tests.get("leading"):
+        corrected += f", and by itself for {tests['count_leading']} of what leads: {metric_of(leading).label}"
+    where = [machine.get("processor"), f"{machine.get('threads')} threads", machine.get("device")]
+    rows = [
+        ["asked", exam["name"]],
+        [
+            "answered by",
+            f"{exam['teacher']} ({answers})" if exam["has_answers"] else "nobody",
+        ],
+        ["answers", f"{drawn}, at most {decoding['max_tokens']} tokens; seed {decoding['seed']}"],
+        ["dreams", f"at most {decoding.get('dream_tokens', 'as many as trained')} tokens"],
+        ["own dreams before likelihoods", f"{decoding['dreams']} sampled a prompt"],
+        ["95 % intervals", f"bootstrap, {tests['bootstrap']:,} resamples"],
+        ["p-values", f"{tests['permutations']:,} draws; corrected ({corrected})"],
+        ["measured on", ", ".join(filter(None, where))],
+        ["with", ", ".join(f"{name} {version}" for name, version in results["versions"].items())],
+        ["finished", f"{results['finished']}; exam {exam['digest'][:DIGEST]}"],
+    ]
+    return rows if decoding["dreams"] else [row for row in rows if not row[0].startswith("own dreams")]
+
+
+def markdown_table(rows: Rows) -> str:
+    """GitHub's tables; the first row is the heading, numbers to the right."""
+    heading, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    assert all(len(row) == len(heading) for row in body), "a row is as wide as the heading"
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heading, rule, *body])
+
+
+# Cells.
 
 
 def _percent(value: float | None) -> str:

@@ -22,7 +22,7 @@ function show(mark) {
   if (!told) return;
   if (mark.matches(".mark")) mark.classList.add("at");
   tip.textContent = mark.dataset.tip;
-  const box = (one("path", mark) || mark).getBoundingClientRect();
+  const box = mark.getBoundingClientRect();
   const left = Math.min(box.left + box.width / 2 - tip.offsetWidth / 2, innerWidth - tip.offsetWidth - 12);
   const above = box.top - tip.offsetHeight - 9;
   tip.style.left = `${Math.max(12, left)}px`;
@@ -36,7 +36,7 @@ addEventListener("keydown", (event) => { if (event.key === "Escape") show(null);
 
 for (const plot of all(".plot")) {
   const marks = all("[data-tip]", plot);
-  if (marks.length < 2 || plot.matches(".values")) continue;
+  if (marks.length < 2) continue;
   let at = -1;
   plot.setAttribute("tabindex", "0");
   plot.setAttribute("role", "application");
