@@ -113,7 +113,7 @@ def test_the_files_hold_what_was_said(runs: Path, together: tuple[dict[str, Any]
     cells = {row[0]: dict(zip(heading, row, strict=True)) for row in rows}
     assert cells["bits per byte, no dream ↓"]["tiny"] == "missing"
     value = results["systems"]["soft"]["metrics"]["bits_per_byte"]["value"]
-    assert cells["bits per byte, no dream ↓"]["soft"].startswith(f"{value:.3f} [")
+    assert cells["bits per byte, no dream ↓"]["soft (baseline)"].startswith(f"{value:.3f} [")
     assert any(
         line.startswith("tiny: no bits per byte") and "no likelihood" in line for line in missing_reasons(results)
     )

@@ -8,7 +8,19 @@ import pytest
 from bench.startup import bench_startup
 from bench.stopwatch import Stopwatch
 
-HEAVY = {"torch", "transformers", "spacy", "numpy", "omegaconf", "requests", "tqdm", "yaml", "ollama", "sklearn"}
+HEAVY = {
+    "torch",
+    "matplotlib",
+    "transformers",
+    "spacy",
+    "numpy",
+    "omegaconf",
+    "requests",
+    "tqdm",
+    "yaml",
+    "ollama",
+    "sklearn",
+}
 
 
 def imported(code: str) -> set[str]:
