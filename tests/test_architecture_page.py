@@ -12,16 +12,23 @@ from click.testing import CliRunner
 from cli.main import dream as command
 from distill import teacher
 from distill.corpus.datasets import stage
+from distill.exam.metrics import catalogue, text
+from distill.exam.metrics.statistics import Ratio
 
 PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
+def section(heading: str) -> tuple[str, list[str]]:
+    """What it says, and its pieces of code."""
+    said = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    assert len(said.splitlines()) < 50
+    return said, re.findall(r"```python\n(.*?)```", said, re.DOTALL)
+
+
 def shown(heading: str) -> tuple[str, str]:
     """The module that a section shows, added to the running program; and the line that it adds to a table."""
-    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
-    assert len(section.splitlines()) < 50
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    name, module = re.findall(r'`"([a-z]+)": "([a-z_.]+)"`', section)[0]
+    said, (code,) = section(heading)
+    name, module = re.findall(r'`"([a-z]+)": "([a-z_.]+)"`', said)[0]
     spec = spec_from_loader(module, loader=None)
     assert spec is not None
     sys.modules[module] = added = module_from_spec(spec)
@@ -56,3 +63,14 @@ def test_a_dataset_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert captured["responses"] - captured["held_out"] == 40
     mined = json.loads(dream("mine", run, "--json", "--quiet"))["summary"]
     assert mined["triplets"] == captured["responses"]
+
+
+def test_a_metric_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (function, line) = section("Add a metric")
+    names = {"Ratio": Ratio, "Metric": catalogue.Metric, "METRICS": {}}
+    exec(function + line, names)
+    monkeypatch.setitem(text.OWN, "questions_back", names["questions_back"])
+    monkeypatch.setitem(catalogue.METRICS, "questions_back", names["METRICS"]["questions_back"])
+    measured = text.text_metrics(["It falls.", "Why do you ask? ", "?", ""])
+    assert measured["questions_back"].value == 0.5
+    assert catalogue.metric_of("questions_back").percent

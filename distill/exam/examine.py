@@ -277,8 +277,7 @@ def teacher_measured(exam: Exam, left_out: Mapping[str, str] | None = None) -> M
     texts = [question.text for question in asked]
     spent = [question.teacher_bits for question in asked]
     metrics = {"bits_per_byte": Ratio.of(spent, [question.bytes for question in asked])}
-    of_text = text_metrics(texts, None)
-    metrics |= {name: of_text[name] for name in ("repetition", "distinct_1", "distinct_2")}
+    metrics |= text_metrics(texts)
     metrics["ended"] = Ratio.of([question.done_reason == "stop" for question in asked])
     missing = {} if metrics["bits_per_byte"].defined else {"bits_per_byte": "it told no probabilities of its tokens"}
     return Measured(

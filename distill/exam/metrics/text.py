@@ -5,7 +5,7 @@ Formulas and sources are in docs/metrics.md.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -18,12 +18,7 @@ def text_metrics(answers: Sequence[str], references: Sequence[str] | None = None
 
     An empty reference is none: what needs one isn't defined there. Without references there is only what needs none.
     """
-    grams = [repeated(answer) for answer in answers]
-    metrics = {
-        "repetition": Ratio.of([again for again, _ in grams], [total for _, total in grams]),
-        "distinct_1": Ratio.of(*distinct(answers, 1)),
-        "distinct_2": Ratio.of(*distinct(answers, 2)),
-    }
+    metrics = {name: measure(answers) for name, measure in OWN.items()}
     if references is None:
         return metrics
     pairs = list(zip(answers, references, strict=True))
@@ -93,6 +88,19 @@ def distinct(texts: Sequence[str], order: int = 2) -> tuple[list[float], list[in
     grams = [ngrams(text, order) for text in texts]
     counts = Counter(gram for row in grams for gram in row)
     return [math.fsum(1 / counts[gram] for gram in row) for row in grams], [len(row) for row in grams]
+
+
+def repetition(answers: Sequence[str]) -> Ratio:
+    grams = [repeated(answer) for answer in answers]
+    return Ratio.of([again for again, _ in grams], [total for _, total in grams])
+
+
+OWN: dict[str, Callable[[Sequence[str]], Ratio]] = {
+    "repetition": repetition,
+    "distinct_1": lambda answers: Ratio.of(*distinct(answers, 1)),
+    "distinct_2": lambda answers: Ratio.of(*distinct(answers, 2)),
+}
+"""What answers are like by themselves: a student's, and its teacher's beside them."""
 
 
 # Against true answers.

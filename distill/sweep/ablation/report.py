@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distill.exam.metrics.catalogue import METRICS, Metric, shown
-from distill.report.evaluation import markdown_table
+from distill.report.tables import markdown_table
 from distill.sweep.ablation.arms import ARMS, CONTROLS, READINGS
 
 Results = Mapping[str, Any]
