@@ -6,7 +6,8 @@
     <!-- end -->
 
 A file holds `command` (what measures it again), `machine`, `commit`, `columns` (key → label, digits, percent) and
-`rows` (key → text, number, or [value, low, high] of an interval). `python -m bench.figures` writes the tables.
+`rows` (key → text, number, or [value, low, high] of an interval). With `plot` (x, y, name: keys of columns, `level`: a
+value of y to compare with, and its name) it is drawn beside it, as NAME.svg. `python -m bench.figures` writes both.
 """
 
 import json
@@ -18,6 +19,7 @@ from distill.errors import BadInput
 from distill.run import write_atomic
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PLACE = re.compile(r"(<!-- (results/[a-z0-9-]+\.json) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -50,6 +52,30 @@ def _cell(value: Any, how: dict[str, Any]) -> str:
     return numbers[0] + unit + (f" [{', '.join(numbers[1:])}]" if len(numbers) > 1 else "")
 
 
+def draw(path: Path) -> None:
+    """Points with their names and intervals, into an SVG beside the file."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    x, y, name, (level, called) = (content["plot"][key] for key in ("x", "y", "name", "level"))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes: Any = figure.subplots()
+    for row in content["rows"]:
+        value, low, high = row[y] if isinstance(row[y], list) else [row[y]] * 3
+        axes.errorbar(row[x], value, yerr=[[value - low], [high - value]], fmt="o", capsize=4)
+        axes.annotate(row[name], (row[x], value), xytext=(7, 5), textcoords="offset points", fontsize=9)
+    axes.axhline(level, linestyle="--", color="gray")
+    axes.annotate(called, (axes.get_xlim()[0], level), xytext=(4, 4), textcoords="offset points", fontsize=9)
+    axes.set(xlabel=content["columns"][x]["label"], ylabel=content["columns"][y]["label"])
+    axes.set_ylim(bottom=0)
+    with rc_context({"svg.hashsalt": path.stem}):  # alike each time
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
 if __name__ == "__main__":
     for place in PAGES:
-        write_atomic(place, rendered(place.read_text(encoding="utf-8"), ROOT / "docs" / "results"))
+        write_atomic(place, rendered(place.read_text(encoding="utf-8"), RESULTS))
+    for file in RESULTS.glob("*.json"):
+        if "plot" in json.loads(file.read_text(encoding="utf-8")):
+            draw(file)
