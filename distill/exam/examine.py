@@ -56,20 +56,20 @@ def examine(
     device: str = "auto",
     force: bool = False,
     only: Sequence[str] = (),
-    opened: Callable[[Target, How], Examinee] = open_examinee,
+    opened: Callable[[Target, How], Examinee] | None = None,
     also: Any = None,
 ) -> Measured:
     """Everything that can be measured of `target` on `exam`.
 
     dream_tokens: a dream has at most so many. force: ask anew. only: some of the phases alone ("score-none", …; see
-    `phases`). opened: makes who sits the exam for the target; also: what the numbers then depend on besides. Raises
-    BadInput where no question fits the target's context, and what the target's kind raises when it is opened or asked
-    (TeacherError, CorruptFile, RunMismatch).
+    `phases`). opened: makes who sits the exam, in the place of the target's kind; also: what the numbers depend on then.
+    Raises BadInput where no question fits the target's context, and what the target's kind raises when it is opened or
+    asked (TeacherError, CorruptFile, RunMismatch).
     """
     how = How(seed, dream_tokens, device, vocabulary=exam.vocabulary)
     mark = _mark(target, exam, settings, how, also)
     folder = exam.folder / f"{safe_name(target.name)}-{mark[:12]}"
-    with Journal(folder / "journal.jsonl", force) as journal, _Opener(target, how, opened) as opener:
+    with Journal(folder / "journal.jsonl", force) as journal, _Opener(target, how, opened or open_examinee) as opener:
         return _Examination(exam, settings, listen, journal, opener, only).measure()
 
 
