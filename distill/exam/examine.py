@@ -62,7 +62,7 @@ def examine(
     """Everything that can be measured of `target` on `exam`.
 
     dream_tokens: a dream has at most so many. force: ask anew. only: some of the phases alone ("score-none", …; see
-    `phases`). opened: makes who sits the exam, in the place of the target's kind; also: what the numbers depend on then.
+    `phases`). opened: makes who sits the exam, not the target's kind; also: what the numbers depend on then.
     Raises BadInput where no question fits the target's context, and what the target's kind raises when it is opened or
     asked (TeacherError, CorruptFile, RunMismatch).
     """
