@@ -76,22 +76,23 @@ class Trainer:
         self.device = pick_device(settings.device)
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
         seed = run.settings.seed
-        self.state = LoopState(settings=self._fixed())
+        fixed, inherited = self._fixed(), is_inherited(run)
+        self.state = LoopState(settings=fixed)
         found = checkpoint.list_checkpoints(run)
         if found:
             self.state = checkpoint.read_loop(found[-1])
-            run.check_same("train", self._fixed(), self.state.settings)
+            run.check_same("train", fixed, self.state.settings)
             checkpoint.verify_checkpoint(found[-1])
             self.model = load_backbone(found[-1])
         else:
             start = started_at(run)
             self.model = load_backbone(start) if start else new_student(run.settings.student, self.tokenizer, seed)
-            self.state.optimizer = optimizer_for(settings, is_inherited(run))
+            self.state.optimizer = optimizer_for(settings, inherited)
         if self.model.config.vocab_size != self.tokenizer.vocab_size:
             raise CorruptFile(f"{found[-1]}: its tokenizer isn't the run's; use --force to train anew")
         self.model.train().to(self.device)
         betas = (settings.betas[0], settings.betas[1])
-        self.lr = settings.lr or (INHERITED_LR if is_inherited(run) else CHANCE_LR)
+        self.lr = settings.lr or (INHERITED_LR if inherited else CHANCE_LR)
         muon = self.state.optimizer == "muon"
         self.optimizer = make_optimizer(self.model, self.lr, betas, settings.weight_decay, muon)
         self.average = Average(self.model, settings.average)
