@@ -134,3 +134,5 @@ def test_an_unknown_optimizer_is_refused() -> None:
         check_settings(TrainSettings(optimizer="sgd"))
     with pytest.raises(BadInput, match=r"train\.average: 0\.9"):
         check_settings(TrainSettings(average=0.9))
+    with pytest.raises(BadInput, match=r"train\.strict=-1: must be 0 or more"):
+        check_settings(TrainSettings(strict=-1.0))

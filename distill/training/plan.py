@@ -72,8 +72,9 @@ def check_settings(settings: TrainSettings) -> None:
         raise BadInput(
             f"train.lr, train.clip: {settings.lr:g} and {settings.clip:g} must be above 0 (train.lr=0 chooses)"
         )
-    if settings.match < 0:
-        raise BadInput(f"train.match={settings.match:g}: must be 0 or more")
+    for name in ("match", "strict"):
+        if getattr(settings, name) < 0:
+            raise BadInput(f"train.{name}={getattr(settings, name):g}: must be 0 or more")
     if settings.optimizer not in OPTIMIZERS:
         raise BadInput(f"train.optimizer: {settings.optimizer!r} is none of {', '.join(OPTIMIZERS)}")
     if not 0 <= settings.average <= 0.5:
