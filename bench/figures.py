@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import BadInput
+from distill.report.tables import markdown_table
 from distill.run import write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +38,7 @@ def _table(path: Path) -> str:
         about = f"(`{content['command']}`; {content['machine']}, commit {content['commit']})"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: is no table of results ({error})") from error
-    rule = ["---:" if "digits" in how else "---" for how in columns.values()]
-    lines = [[how["label"] for how in columns.values()], rule, *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{about}\n"
+    return f"{markdown_table([[how['label'] for how in columns.values()], *rows])}\n\n{about}\n"
 
 
 def _cell(value: Any, how: dict[str, Any]) -> str:

@@ -21,7 +21,8 @@ from distill.exam.baselines import train_child
 from distill.exam.questions import load_exam
 from distill.exam.targets import find_target
 from distill.report import measure as measurement
-from distill.report.compare import compare, read_results
+from distill.report.compare import compare
+from distill.report.measure import read_results
 from distill.run import Run
 from distill.training.checkpoint import best
 

@@ -64,7 +64,7 @@ def compare(
       dream compare my-student ollama:my-student --judge ollama:llama3.2:1b
       dream compare soft=s0,s1,s2 hard=h0,h1,h2 --baseline soft --out docs/soft-or-hard
     """
-    from distill.report.compare import publish, read_results
+    from distill.report.measure import publish, read_results
 
     if source is not None:
         given = {"targets": targets, "--baseline": baseline, "--on": on, "--prompts": prompts, "--judge": judge}

@@ -9,9 +9,7 @@ from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.exam.measured import Measured
 from distill.exam.questions import Exam
-from distill.report.measure import VERSION, Measurement, Systems, keep, publish, read_results, samples_of
-
-__all__ = ["VERSION", "compare", "publish", "read_results"]
+from distill.report.measure import Measurement, Systems, keep, samples_of
 
 
 def compare(

@@ -282,8 +282,9 @@ class Sweep:
 
     def _compared(self, force: bool) -> dict[str, Any] | None:
         """The comparison's results; those that are there, where nothing has changed since."""
-        from distill.report.compare import VERSION as COMPARISON
-        from distill.report.compare import compare, read_results
+        from distill.report.compare import compare
+        from distill.report.measure import VERSION as COMPARISON
+        from distill.report.measure import read_results
 
         trained, common = self.trained(), self.plan.common
         if len(trained) < 2:
