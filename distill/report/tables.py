@@ -153,10 +153,10 @@ def cost_rows(results: Results) -> Rows:
     best = {point["system"] for point in frontier.get("points", []) if point["on_frontier"]}
     rows = [
         ["cost", *results["systems"]],
-        ["parameters", *(_count(system["card"]["parameters"]) for system in systems)],
+        ["parameters", *(count(system["card"]["parameters"]) for system in systems)],
         ["size on disk", *(size(system["card"]["bytes"]) for system in systems)],
         ["weights", *(system["card"]["quantization"] or "–" for system in systems)],
-        ["context, tokens", *(_count(system["card"]["context"]) for system in systems)],
+        ["context, tokens", *(count(system["card"]["context"]) for system in systems)],
         [
             "tokens a second, one prompt at a time",
             *(_spread(system["cost"], "tokens_per_second", 1.0, "") for system in systems),
@@ -259,7 +259,7 @@ def size(count: int | None) -> str:
     return f"{value:.3g} GB"
 
 
-def _count(value: int | None) -> str:
+def count(value: int | None) -> str:
     if value is None:
         return "–"
     return f"{value / 1e9:.2f} B" if value >= 1e9 else f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value:,}"
@@ -288,7 +288,7 @@ def _value(key: str, value: Any) -> str:
         return str(value)[:DIGEST]
     if isinstance(value, float):
         return f"{value:,.0f}" if key == "seconds" else f"{value:.2f}"
-    return _count(value) if key == "parameters" else f"{value:,}" if isinstance(value, int) else str(value)
+    return count(value) if key == "parameters" else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _setting(value: Any) -> str:
