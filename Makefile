@@ -1,13 +1,15 @@
 # make demo    a trained student from nothing but Python (about 15 minutes on 2 cores)
 # make test    install, then every test
+# make quick   ruff and the tests that are done in a minute, for daily work
 # make check   linters, types and tests, as CI runs them
+# make results what the docs report and takes minutes; then their tables, from docs/results
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test lint check constraints clean
+.PHONY: install demo test quick lint check results constraints clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -30,6 +32,10 @@ lint: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: lint test
+
+results: install
+	$(BIN)/dream bench all --out docs/results/bench.json
+	$(BIN)/python -m bench.figures
 
 # Pins what is installed now: bare versions, so that any build of a package (CPU, CUDA) will do.
 constraints: install

@@ -5,9 +5,10 @@
     ...
     <!-- end -->
 
-A file holds `command` (what measures it again), `machine`, `commit`, `columns` (key → label, digits, percent) and
-`rows` (key → text, number, or [value, low, high] of an interval). With `plot` (x, y, name: keys of columns, `level`: a
-value of y to compare with, and its name) it is drawn beside it, as NAME.svg. `python -m bench.figures` writes both.
+A file holds `command` (what measures it again), `machine`, `commit`, `columns` (key → label, digits, percent, signed)
+and `rows` (key → text, number, or [value, low, high] of an interval; `digits` stands in where a column has none). With
+`plot` (x, y, name: keys of columns, `level`: a value of y to compare with, and its name) it is drawn beside it, as
+NAME.svg. Or it is what `dream bench --out` wrote. `python -m bench.figures` writes tables and plots.
 """
 
 import json
@@ -15,6 +16,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from bench.result import HEADER, KIND, BenchResult
+from bench.result import row as series_row
 from distill.errors import BadInput
 from distill.report.tables import markdown_table
 from distill.run import write_atomic
@@ -33,21 +36,31 @@ def rendered(page: str, results: Path) -> str:
 def _table(path: Path) -> str:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("kind") == KIND:
+            return _bench_table(BenchResult.from_json(content, str(path)))
         columns: dict[str, dict[str, Any]] = content["columns"]
-        rows = [[_cell(row.get(key), how) for key, how in columns.items()] for row in content["rows"]]
+        rows = [[_cell(row.get(key), {**row, **how}) for key, how in columns.items()] for row in content["rows"]]
         about = f"(`{content['command']}`; {content['machine']}, commit {content['commit']})"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: is no table of results ({error})") from error
     return f"{markdown_table([[how['label'] for how in columns.values()], *rows])}\n\n{about}\n"
 
 
+def _bench_table(result: BenchResult) -> str:
+    where = f"{result.machine['processor']}, {result.machine['threads']} of {result.machine['cores']} threads"
+    about = f"(`dream bench {result.name}`; {where}, version {result.version}, {result.time})"
+    return f"{markdown_table([list(HEADER), *(list(series_row(series)) for series in result.series)])}\n\n{about}\n"
+
+
 def _cell(value: Any, how: dict[str, Any]) -> str:
     if value is None:
         return "–"
-    if "digits" not in how:
+    if isinstance(value, str) or "digits" not in how:
         return str(value)
     scale, unit = (100, " %") if how.get("percent") else (1, "")
-    numbers = [f"{scale * number:,.{how['digits']}f}" for number in (value if isinstance(value, list) else [value])]
+    form = f"{'+' if how.get('signed') else ''},.{how['digits']}f"
+    values = value if isinstance(value, list) else [value]
+    numbers = [format(scale * number, form).replace("-", "−") for number in values]
     return numbers[0] + unit + (f" [{', '.join(numbers[1:])}]" if len(numbers) > 1 else "")
 
 

@@ -1,11 +1,13 @@
-"""Tables of README and docs that have a file of results are what the file says."""
+"""Tables of README and docs that hold measured figures have a file of results, and are what the file says."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from bench.figures import PAGES, RESULTS, draw, rendered
+from bench.figures import PAGES, PLACE, RESULTS, draw, rendered
+from bench.result import BenchResult, Series, write_result
 from distill.errors import BadInput
 
 CONTENT = {
@@ -19,13 +21,49 @@ CONTENT = {
     },
     "rows": [{"name": "small", "parameters": 1234567, "top1": [0.5, 0.25, 0.75]}, {"name": "other", "top1": 1}],
 }
+TABLE = re.compile(r"^(\|.*)\n\|[ :|-]+\n((?:\|.*\n)+)", re.MULTILINE)
+FIGURE = re.compile(r"\d\.\d|\d ?%|\[[+−-]?\d")
+"""A decimal, a percentage or an interval."""
+NO_FIGURE = re.compile(r"`[^`]*`|arXiv:\S+|95 % interval")
+DEFINITIONS = {
+    "| check | passes when |",
+    "| architectures | from | not |",
+    "| column | what |",
+    "| kind | a training prompt or answer |",
+    "| think block | share | loss on it |",
+}
+"""Headings of tables whose figures are thresholds, settings and names."""
 PAGE = "Before.\n<!-- results/x.json -->\nold\n<!-- end -->\nAfter.\n"
 
 
+def typed(page: str) -> list[str]:
+    """Headings of a page's tables that hold figures of no file."""
+    found = TABLE.findall(PLACE.sub("", page))
+    return [heading for heading, body in found if FIGURE.search(NO_FIGURE.sub("", body)) and heading not in DEFINITIONS]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_say_what_their_files_say(page: Path) -> None:
+def test_pages_say_what_their_files_say_and_nothing_else(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert rendered(text, RESULTS) == text, "run: python -m bench.figures"
+    assert not typed(text), "give it a file: docs/benchmarks.md, The figures of the docs"
+
+
+@pytest.mark.parametrize(
+    ("cell", "measured"),
+    [
+        ("1.5", True),
+        ("-3 %", True),
+        ("18 [−2, 3]", True),
+        ("`1.5`", False),
+        ("`x`, a 95 % interval", False),
+        ("7", False),
+    ],
+)
+def test_what_a_figure_is(cell: str, measured: bool) -> None:
+    table = f"| what | how |\n| --- | ---: |\n| x | {cell} |\n"
+    assert typed(table) == (["| what | how |"] if measured else [])
+    assert not typed(f"<!-- results/x.json -->\n{table}<!-- end -->\n")
 
 
 def test_a_table_is_made_from_its_file(tmp_path: Path) -> None:
@@ -37,6 +75,24 @@ def test_a_table_is_made_from_its_file(tmp_path: Path) -> None:
     page = rendered(PAGE, tmp_path)
     assert page == f"Before.\n<!-- results/x.json -->\n{table}<!-- end -->\nAfter.\n"
     assert rendered(page, tmp_path) == page
+
+
+def test_digits_of_a_row_signs_and_text(tmp_path: Path) -> None:
+    columns = {"name": {"label": "what"}, "value": {"label": "value"}, "change": {"label": "change", "signed": True}}
+    rows = [{"name": "a", "digits": 3, "value": 1, "change": [0.5, -0.25, 1]}, {"name": "b", "value": "1 to 2"}]
+    (tmp_path / "x.json").write_text(json.dumps({**CONTENT, "columns": columns, "rows": rows}))
+    page = rendered(PAGE, tmp_path)
+    assert "| a | 1.000 | +0.500 [−0.250, +1.000] |\n| b | 1 to 2 | – |\n" in page
+
+
+def test_a_result_of_dream_bench_is_a_table(tmp_path: Path) -> None:
+    machine = {"processor": "a laptop", "threads": 1, "cores": 2}
+    series = [Series("ours", "s", -1, (1.0, 3.0, 2.0))]
+    write_result(BenchResult("x", series, machine=machine, time="today", version="1"), tmp_path / "x.json")
+    page = rendered(PAGE, tmp_path)
+    assert (
+        "| ours | s | 2 | 1 | 3 | 1 to 3 | 3 |\n\n(`dream bench x`; a laptop, 1 of 2 threads, version 1, today)" in page
+    )
 
 
 def test_what_is_no_table_is_named(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def compare(
     \b
     Example:
       dream compare my-student ollama:my-student --judge ollama:llama3.2:1b
-      dream compare soft=s0,s1,s2 hard=h0,h1,h2 --baseline soft --out docs/soft-or-hard
+      dream compare soft=s0,s1,s2 hard=h0,h1,h2 --baseline soft --out soft-or-hard
     """
     from distill.report.measure import publish, read_results
 
