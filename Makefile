@@ -31,6 +31,14 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+QUICK := batches calibration comparison_numbers comparison_report contamination figures find_weights from_scripts house \
+         judge metrics model prompts rows run speech_metrics text_metrics traces
+
+quick: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK:%=tests/test_%.py)
+
 check: lint test
 
 results: install
