@@ -28,7 +28,7 @@ class TeacherSettings:
     in_flight: int = 0
     """Requests kept in flight per host; 0: found out while capturing."""
     threads: int = 0
-    """CPU threads of the embedded engine; 0: all cores."""
+    """CPU threads of the embedded engine; 0: as many as there are cores that nothing else keeps busy."""
     engine: str = "auto"
     """What runs the embedded teacher: `torch` (our engine, many prompts at once), `llama.cpp`, or `auto`: once many
     requests are in flight, the one that wrote more tokens a second in a short trial."""

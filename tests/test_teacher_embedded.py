@@ -14,7 +14,7 @@ from support.recorded import exchange
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, CorruptFile, TeacherError, TeacherUnavailable
-from distill.teacher import open_teacher
+from distill.teacher import llama_cpp, open_teacher
 from distill.teacher.embedded import EmbeddedTeacher
 from distill.teacher.gguf_file import read_gguf, read_metadata
 from distill.teacher.gguf_tokenizer import Vocabulary, byte_alphabet, read_tokenizer, tokenizer_from_metadata
@@ -218,3 +218,38 @@ def test_exact_engines_repeat_themselves_bit_for_bit(smollm2: Path) -> None:
         first = engine.complete(CHATML, max_tokens=3, n_probs=5)
         engine.complete("Something else in between", max_tokens=3)
         assert engine.complete(CHATML, max_tokens=3, n_probs=5).entries == first.entries
+
+
+STAT = """cpu  {a} 0 0 {b} 0 0 0 0 0 0
+cpu0 {a} 0 0 {b} 0 0 0 0 0 0
+cpu1 0 0 0 100 {c} 0 0 0 0 0
+cpu7 900 0 0 0 0 0 0 0 0 0
+intr 12 34
+"""
+
+
+@pytest.mark.parametrize(
+    ("busy", "idle", "expected"),
+    [((0, 0), (0, 10), 2), ((0, 10), (0, 0), 1), ((0, 9), (0, 1), 1), ((0, 0), (0, 0), 2)],
+    ids=["both free", "one busy", "one nearly busy", "no time has passed"],
+)
+def test_the_engine_takes_as_many_threads_as_there_are_free_cores(
+    busy: tuple[int, int], idle: tuple[int, int], expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stat = tmp_path / "stat"
+    waited = sum(busy) + sum(idle)
+
+    def tick(_: float) -> None:
+        stat.write_text(STAT.format(a=busy[1], b=idle[1], c=waited))
+
+    stat.write_text(STAT.format(a=busy[0], b=idle[0], c=0))
+    monkeypatch.setattr(llama_cpp, "STAT", stat)
+    monkeypatch.setattr("os.sched_getaffinity", {0: {0, 1}}.__getitem__, raising=False)
+    monkeypatch.setattr("time.sleep", tick)
+    assert llama_cpp.free_cores() == expected
+
+
+def test_all_cores_are_free_where_nobody_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(llama_cpp, "STAT", tmp_path / "none")
+    monkeypatch.setattr("os.sched_getaffinity", {0: {0, 1, 5}}.__getitem__, raising=False)
+    assert llama_cpp.free_cores() == 3

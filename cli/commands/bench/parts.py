@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "--engines", default="", metavar="MODEL", help="Compare the embedded teacher's engines: smollm2, or a .gguf."
 )
 @click.option("--tokens", default=96, show_default=True, type=click.IntRange(1), help="Of an answer, with --engines.")
-@click.option("--threads", default=0, type=click.IntRange(0), help="CPU threads, with --engines [all cores].")
+@click.option("--threads", default=0, type=click.IntRange(0), help="CPU threads, with --engines [all free cores].")
 @measured(repeat=1, warmup=0)
 def capture(
     slots: int,
