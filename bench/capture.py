@@ -70,7 +70,7 @@ def _captured(slots: int, seconds: float, requests: int, listen: Listener) -> di
     """The summary of one capture into an empty run, and its seconds. The server is a new one: its start isn't timed."""
     with tempfile.TemporaryDirectory() as folder, clockwork_server(slots, seconds) as url:
         prompts = Path(folder) / "prompts.txt"
-        prompts.write_text("".join(f"Question number {i}?\n" for i in range(requests)))
+        prompts.write_text("".join(f"Question number {i}?\n" for i in range(requests)), encoding="utf-8")
         settings = Settings()
         settings.teacher.model, settings.teacher.hosts = f"ollama:{MODEL}", [url]
         settings.capture.prompts = [str(prompts)]

@@ -297,7 +297,7 @@ def _evaluation(run: Run, checkpoint: Path) -> dict[str, Any] | None:
     """Of results.json, if it is of this checkpoint."""
     path = run.evaluation / "results.json"
     try:
-        results: dict[str, Any] = json.loads(path.read_text())
+        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if results.get("checkpoint") != checkpoint.name:

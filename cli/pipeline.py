@@ -95,8 +95,8 @@ def _measured(run: Run) -> list[str]:
     from distill.report.findings import fell
     from distill.report.tables import evaluation_rows
 
-    results = json.loads((run.evaluation / "results.json").read_text())
-    lines = (run.evaluation / "samples.jsonl").read_text().splitlines()
+    results = json.loads((run.evaluation / "results.json").read_text(encoding="utf-8"))
+    lines = (run.evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     heading, *rows = evaluation_rows(results)
     return [
         *example([json.loads(line) for line in lines]),

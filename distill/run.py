@@ -251,7 +251,10 @@ class Run:
         if not path.exists():
             return {}
         try:
-            return {name: StageRecord(**record) for name, record in json.loads(path.read_text())["stages"].items()}
+            return {
+                name: StageRecord(**record)
+                for name, record in json.loads(path.read_text(encoding="utf-8"))["stages"].items()
+            }
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptFile(f"{path}: can't be read ({error}); delete it to run the stages again") from error
 

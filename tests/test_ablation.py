@@ -134,8 +134,8 @@ def test_the_runs_own_engine_is_shared_where_it_is_what_the_child_would_train(co
     shutil.rmtree(child)
     copied.settings.dreaming.keep_above = 0.25  # the run's own engine isn't up to date any more
     ablate(copied, seeds=1, arms=["engine"])
-    assert json.loads((child / "engine" / "engine.json").read_text())["config"]["keep_above"] == 0.25
-    assert json.loads((copied.engine / "engine.json").read_text())["config"]["keep_above"] == 0.5
+    assert json.loads((child / "engine" / "engine.json").read_text(encoding="utf-8"))["config"]["keep_above"] == 0.25
+    assert json.loads((copied.engine / "engine.json").read_text(encoding="utf-8"))["config"]["keep_above"] == 0.5
 
 
 def test_other_settings_of_dreaming_train_the_engine_anew(copied: Run) -> None:
@@ -173,9 +173,9 @@ def test_the_shipped_sweep_has_every_training(world: Run, tmp_path: Path) -> Non
 def test_files_hold_the_numbers_and_the_report_is_made_of_them(ablated: tuple[Run, dict[str, Any]]) -> None:
     run, results = ablated
     folder = run.path / "ablation"
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
-    text = (folder / "report.md").read_text()
-    assert text == render(json.loads((folder / "results.json").read_text()))
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(results))
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert text == render(json.loads((folder / "results.json").read_text(encoding="utf-8")))
     assert list(results["arms"]) == [name for name, arm in ARMS.items() if not arm.optional]
     for label in (ARMS[name].label for name in results["arms"]):
         assert label in text
@@ -188,7 +188,9 @@ def test_files_hold_the_numbers_and_the_report_is_made_of_them(ablated: tuple[Ru
 
 def test_means_and_differences_follow_from_the_samples(ablated: tuple[Run, dict[str, Any]]) -> None:
     run, results = ablated
-    samples = [json.loads(line) for line in (run.path / "ablation" / "samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (run.path / "ablation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
     def by_hand(arm: str, metric: str, split: str | None) -> float:
         chosen = [sample for sample in samples if split in (None, sample["split"])]
@@ -213,11 +215,14 @@ def test_means_and_differences_follow_from_the_samples(ablated: tuple[Run, dict[
 
 def test_exact_match_is_of_what_an_arm_says(copied: Run) -> None:
     """Every other true answer becomes what the student said: trainings stay, the arm is measured anew."""
-    samples = [json.loads(line) for line in (copied.path / "ablation" / "samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line)
+        for line in (copied.path / "ablation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     said = {sample["key"]: sample["seeds"]["0"]["pause"]["answer"] for sample in samples[::2]}
-    lines = [json.loads(line) for line in dataset_file(copied).read_text().splitlines()]
+    lines = [json.loads(line) for line in dataset_file(copied).read_text(encoding="utf-8").splitlines()]
     lines = [{**line, "answer": said.get(line["key"], "never")} for line in lines]
-    dataset_file(copied).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    dataset_file(copied).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     events: list[Event] = []
     results = ablate(copied, events.append, seeds=1, arms=["pause"])
     assert results["metrics"]["pause"]["exact_match/all"]["value"] == 0.5
@@ -231,10 +236,10 @@ def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[s
     arms = copied.path / "ablation" / "seed-1" / "arms"
     shutil.rmtree(arms / "oracle")
     (kept,) = (arms / "engine").glob("*/journal.jsonl")
-    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     (answers,) = (line for line in lines if line.get("phase") == "answers")
     answers["records"][0]["answer"] = "from the kept file"
-    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     class Interruptedly(Exception):
         pass
@@ -249,7 +254,7 @@ def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[s
     assert not (copied.path / "ablation" / "results.json").exists()
     events: list[Event] = []
     results = ablate(copied, events.append, seeds=2)
-    first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text().splitlines()[0])
+    first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["seeds"]["1"]["engine"]["answer"] == "from the kept file"
     assert not [event for event in events if event.unit == "step"]  # nothing was trained
     last = [event for event in events if event.stage == "seed 1, oracle" and event.kind == "progress"][-1]
@@ -257,9 +262,9 @@ def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[s
     for name in ("metrics", "differences", "groups"):
         assert results[name] == ablated[1][name]
     # A line that was cut short isn't taken.
-    kept.write_text(kept.read_text()[:-20])
+    kept.write_text(kept.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     ablate(copied, seeds=2)
-    first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text().splitlines()[0])
+    first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert first["seeds"]["1"]["engine"]["answer"] != "from the kept file"
 
 
@@ -339,7 +344,10 @@ def test_an_empty_dream_may_be_shuffled(
 
 def test_answers_follow_the_dream_they_are_given(reader: Reader, ablated: tuple[Run, dict[str, Any]]) -> None:
     """Likelihoods of one arm equal those of the rendered context, answer by answer."""
-    samples = [json.loads(line) for line in (ablated[0].path / "ablation" / "samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line)
+        for line in (ablated[0].path / "ablation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     tokenizer, model, questions = reader.tokenizer, reader.model, load_exam(ablated[0]).questions
     for question, sample in zip(questions, samples, strict=True):
         asked, told = reader._asked(question), sample["seeds"]["0"]["oracle"]
@@ -494,7 +502,7 @@ def test_what_cannot_be_ablated_says_so(world: Run, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="0 of 12 held-out prompts fit the student's context"):
         ablate(copy)
     copy.settings.student.context = world.settings.student.context
-    copy.triplets.write_text("")
+    copy.triplets.write_text("", encoding="utf-8")
     with pytest.raises(BadInput, match="no held-out prompt has a dream"):
         ablate(copy)
 
@@ -506,10 +514,10 @@ def test_the_command_tells_and_writes(copied: Run, tmp_path: Path) -> None:
     told = runner.invoke(dream, ["ablate", str(copied.path), "--seeds", "2", "--out", str(out), "-q"])
     assert told.exit_code == 0, told.output
     assert "backbone dreams − pause tokens" in told.output
-    assert out.read_text() == (copied.path / "ablation" / "report.md").read_text()
+    assert out.read_text(encoding="utf-8") == (copied.path / "ablation" / "report.md").read_text(encoding="utf-8")
     call = ["ablate", str(copied.path), "--arms", "nodream, empty", "--seeds", "1", "--json", "-q"]
     results = json.loads(runner.invoke(dream, call).output)
     assert list(results["arms"]) == ["nodream", "empty"]
-    assert "--arms nodream,empty" in (copied.path / "ablation" / "report.md").read_text()
+    assert "--arms nodream,empty" in (copied.path / "ablation" / "report.md").read_text(encoding="utf-8")
     wrong = runner.invoke(dream, ["ablate", str(copied.path), "--arms", "dreams"])
     assert isinstance(wrong.exception, BadInput)

@@ -45,14 +45,14 @@ def dream(*args: str) -> str:
 def test_a_teacher_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(teacher.TEACHERS, *shown("Add a teacher"))
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("Why is the sky blue?\nWhat is a lake?\n")
+    prompts.write_text("Why is the sky blue?\nWhat is a lake?\n", encoding="utf-8")
     run = str(tmp_path / "run")
     asked = json.loads(
         dream("capture", run, "--teacher", "parrot:polly", "--prompts", str(prompts), "--json", "--quiet")
     )
     assert asked["summary"]["responses"] == 2
     dream("traces", "export", run, str(tmp_path / "said.jsonl"))
-    assert "You ask: What is a lake?" in (tmp_path / "said.jsonl").read_text()
+    assert "You ask: What is a lake?" in (tmp_path / "said.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_dataset_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def test_a_bundle_of_each_architecture_passes_verification(
     write_bundle(tmp_path / "bundle", student, ExportSettings(), origin)
     report = verify(tmp_path / "bundle")
     assert report.ok, report.rows()
-    said = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    said = json.loads((tmp_path / "bundle" / "config.json").read_text(encoding="utf-8"))
     assert said["model_type"] == {"llama3": "llama"}.get(variant, variant)
 
 
@@ -230,6 +230,6 @@ def test_within_a_sliding_window_everything_is_seen(tmp_path: Path) -> None:
 
 def load_backbone_of_qwen2(folder: Path, **how: Any) -> int:
     saved("qwen2", folder, **how)
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**content, **how}))
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**content, **how}), encoding="utf-8")
     return load_backbone(folder).config.context

@@ -146,7 +146,7 @@ def test_the_machine_tells_no_name() -> None:
 )
 def test_a_spoiled_result_is_told(tmp_path: Path, spoil: dict[str, Any]) -> None:
     path = tmp_path / "saved.json"
-    path.write_text(json.dumps(result_of(1.0).to_json() | spoil))
+    path.write_text(json.dumps(result_of(1.0).to_json() | spoil), encoding="utf-8")
     with pytest.raises(BadInput, match=r"saved\.json: ") as told:
         load_result(path)
     assert "\n" not in str(told.value)
@@ -222,12 +222,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def edited(saved: Path, folder: Path, factor: float = 1.0, **changes: Any) -> Path:
     """A copy whose values of time are `factor` times as great."""
-    value = json.loads(saved.read_text()) | changes
+    value = json.loads(saved.read_text(encoding="utf-8")) | changes
     for series in value["series"]:
         if series["unit"] == "s":
             series["values"] = [number * factor for number in series["values"]]
     path = folder / "edited.json"
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(value), encoding="utf-8")
     return path
 
 
@@ -235,7 +235,11 @@ def test_files_and_stdout_say_the_same(run: Run, tmp_path: Path) -> None:
     paths = [tmp_path / "new" / name for name in ("one.json", "two.json")]
     code, out, err = run(*GRAPH, "--repeat", 2, "--json", *(part for path in paths for part in ("--out", path)))
     assert code == 0, err
-    assert json.loads(out) == json.loads(paths[0].read_text()) == json.loads(paths[1].read_text())
+    assert (
+        json.loads(out)
+        == json.loads(paths[0].read_text(encoding="utf-8"))
+        == json.loads(paths[1].read_text(encoding="utf-8"))
+    )
     result = load_result(paths[0])
     assert all(len(series.values) == 2 for series in result.series)
     assert result.named("most nodes in memory").values[0] == result.named("most nodes in memory").values[1]
@@ -258,7 +262,7 @@ def test_against_a_slower_and_a_faster_past(run: Run, saved: Path, tmp_path: Pat
 
 
 def test_another_machine_is_warned_of(run: Run, saved: Path, tmp_path: Path) -> None:
-    there = json.loads(saved.read_text())["machine"] | {"processor": "Abacus 3000", "torch": "0.1"}
+    there = json.loads(saved.read_text(encoding="utf-8"))["machine"] | {"processor": "Abacus 3000", "torch": "0.1"}
     code, _, err = run(*GRAPH, "--against", edited(saved, tmp_path, 1000.0, machine=there))
     assert code == 0
     assert "another machine" in err
@@ -323,15 +327,15 @@ def test_a_baseline_is_renewed_unless_it_is_failed_against(run: Run, saved: Path
 
 def test_a_foreign_file_is_never_overwritten(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "precious.json"
-    path.write_text('{"bench": "of the park"}')
+    path.write_text('{"bench": "of the park"}', encoding="utf-8")
     code, out, err = run(*GRAPH, "--out", path)
     assert (code, out) == (1, "")
     assert "holds no result of `dream bench`" in err
-    assert path.read_text() == '{"bench": "of the park"}'
+    assert path.read_text(encoding="utf-8") == '{"bench": "of the park"}'
     path.unlink()
     write_result(result_of(1.0), path)
     assert run(*GRAPH, "--out", path)[0] == 0, "our own is replaced"
-    assert "graph" in path.read_text()
+    assert "graph" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["result.txt", "result", "result.csv", "result.md"])
@@ -418,7 +422,7 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     args = ["bench", "graph", "--dreams", "100000", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "cli.main", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
     time.sleep(8)
     process.send_signal(signal.SIGINT)

@@ -306,7 +306,7 @@ def test_a_damaged_folder_is_named(aligned: Aligned, tmp_path: Path, damage: str
     if damage == "missing":
         path.unlink()
     elif damage == "version":
-        path.write_text(json.dumps({**json.loads(data), "version": 99}))
+        path.write_text(json.dumps({**json.loads(data), "version": 99}), encoding="utf-8")
     elif damage == "altered":
         path.write_bytes(data.replace(b'"Digits"', b'"Digitz"'))
     else:

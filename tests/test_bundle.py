@@ -136,7 +136,9 @@ def test_bits_per_byte_are_those_of_transformers(published: Path, student: Stude
     assert manifest.verification_answers == ANSWERS
     assert manifest.parity["bits_per_byte"] == pytest.approx(expected, rel=1e-4)
     assert manifest.parity["shipped_bits_per_byte"] == pytest.approx(expected, rel=1e-2)
-    assert f"{expected:.3f} in float32 (3 answers, without a dream)" in (published / "README.md").read_text()
+    assert f"{expected:.3f} in float32 (3 answers, without a dream)" in (published / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_four_bits_pass_the_gate_and_tell_what_they_cost(student: Student, tmp_path: Path) -> None:
@@ -159,9 +161,9 @@ def test_what_ships_may_not_cost_much_more(published: Path, monkeypatch: pytest.
 
 def test_a_bundle_of_before_without_answers_still_verifies(copy: Path) -> None:
     path = copy / "bundle.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     del content["verification_answers"]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     report = verify(copy)
     assert report.ok
     assert "shipped_bits_per_byte" not in report.numbers
@@ -291,7 +293,7 @@ def test_an_altered_byte_is_refused(copy: Path, name: str) -> None:
 def test_missing_cut_and_foreign_files_are_refused(copy: Path) -> None:
     manifest = read_manifest(copy)
     check_files(copy, manifest)
-    (copy / "tokenizer.model").write_text("wins over tokenizer.json in Ollama")
+    (copy / "tokenizer.model").write_text("wins over tokenizer.json in Ollama", encoding="utf-8")
     with pytest.raises(CorruptFile, match="not listed"):
         check_files(copy, manifest)
     (copy / "tokenizer.model").unlink()
@@ -307,7 +309,7 @@ def test_missing_cut_and_foreign_files_are_refused(copy: Path) -> None:
     "content", ["", "[]", "{}", '{"version": 1, "files": 3}', '{"version": 1, "files": {"../x": {}}}']
 )
 def test_a_broken_manifest_is_one_line(tmp_path: Path, content: str) -> None:
-    (tmp_path / "bundle.json").write_text(content)
+    (tmp_path / "bundle.json").write_text(content, encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"bundle\.json: can't be read") as raised:
         read_manifest(tmp_path)
     assert "\n" not in str(raised.value)
@@ -316,7 +318,7 @@ def test_a_broken_manifest_is_one_line(tmp_path: Path, content: str) -> None:
 def test_a_newer_bundle_and_no_bundle_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="dream export"):
         read_manifest(tmp_path)
-    (tmp_path / "bundle.json").write_text('{"version": 2}')
+    (tmp_path / "bundle.json").write_text('{"version": 2}', encoding="utf-8")
     with pytest.raises(BadInput, match="version 2"):
         verify(tmp_path)
 
@@ -395,7 +397,7 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     with pytest.raises(MissingStage):
         load_student(run.path)
     checkpoint = write_checkpoint(run.checkpoints / "step-000007", student.model, student.tokenizer)
-    (checkpoint / "loop.json").write_text(json.dumps({"step": 7, "best_step": 7}))
+    (checkpoint / "loop.json").write_text(json.dumps({"step": 7, "best_step": 7}), encoding="utf-8")
     run.record("train", {}, {"checkpoints/step-000007": "0"}, {}, 1.0)
     summary = export(run)
     assert summary["checkpoint"] == "step-000007"
@@ -407,9 +409,9 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     for folder in (run.path, run.bundle):
         found = load_student(folder)
         assert (found.name, found.system) == ("my-student", "Be brief.")
-    assert "step-000007" in (run.bundle / "README.md").read_text()
+    assert "step-000007" in (run.bundle / "README.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in "".join(
-        path.read_text() for path in run.bundle.iterdir() if path.suffix in (".json", ".md", "")
+        path.read_text(encoding="utf-8") for path in run.bundle.iterdir() if path.suffix in (".json", ".md", "")
     )
     export(run, dtype="f32")
     assert read_manifest(run.bundle).dtype == "f32"
@@ -418,7 +420,7 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
 
 
 def test_modelfile_holds_the_template_and_the_parameters(published: Path) -> None:
-    text = (published / "Modelfile").read_text()
+    text = (published / "Modelfile").read_text(encoding="utf-8")
     lines = text.splitlines()
     assert "FROM ./model.gguf" in lines
     assert f'TEMPLATE """{go_template()}"""' in text
@@ -433,14 +435,14 @@ def test_modelfile_holds_the_template_and_the_parameters(published: Path) -> Non
 
 
 def test_inherited_weights_carry_their_licence(published: Path) -> None:
-    card = (published / "README.md").read_text()
+    card = (published / "README.md").read_text(encoding="utf-8")
     assert yaml.safe_load(card.split("---\n")[1]) == {
         "license": "apache-2.0",
         "license_link": "https://www.apache.org/licenses/LICENSE-2.0",
     }
     assert "began as those of smollm2, and carry its licence: apache-2.0 (whole in `LICENSE`)." in card
-    assert (published / "LICENSE").read_text() == f"{TERMS}\n"
-    assert f'LICENSE """{TERMS}"""' in (published / "Modelfile").read_text()
+    assert (published / "LICENSE").read_text(encoding="utf-8") == f"{TERMS}\n"
+    assert f'LICENSE """{TERMS}"""' in (published / "Modelfile").read_text(encoding="utf-8")
     assert GGUFReader(published / "model.gguf").fields["general.license"].contents() == "apache-2.0"
     assert read_manifest(published).provenance["license"]["name"] == "apache-2.0"
 
@@ -485,7 +487,7 @@ def test_a_run_tells_whose_weights_it_ships(student: Student, small_run: Run, tm
     assert origin.provenance["began_as"] == ""
     assert origin.provenance["teacher"]["license"]["name"] == "apache-2.0"
     (tmp_path / "llama").mkdir()
-    (tmp_path / "llama" / "LICENSE").write_text("MIT License")
+    (tmp_path / "llama" / "LICENSE").write_text("MIT License", encoding="utf-8")
     run.settings.student.init = str(tmp_path / "llama")
     origin = describe_run(run, checkpoint)
     assert (origin.license.name, origin.provenance["began_as"]) == ("mit", "llama")

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 def make_run(tmp_path: Path, prompts: int, name: str = "run", **capture_settings: object) -> Run:
     file = tmp_path / "prompts.txt"
-    file.write_text("".join(f"What is number {i}?\n" for i in range(prompts)))
+    file.write_text("".join(f"What is number {i}?\n" for i in range(prompts)), encoding="utf-8")
     settings = Settings()
     settings.capture.prompts = [str(file)]
     for key, value in capture_settings.items():
@@ -197,8 +197,8 @@ def test_one_teacher_per_run(tmp_path: Path):
 def test_the_result_does_not_depend_on_the_order(tmp_path: Path):
     one, two = make_run(tmp_path, 40, "one"), make_run(tmp_path, 40, "two")
     capture(one, teachers=[StubTeacher(1)])
-    lines = (tmp_path / "prompts.txt").read_text().splitlines()
-    (tmp_path / "prompts.txt").write_text("\n".join(reversed(lines)))
+    lines = (tmp_path / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "prompts.txt").write_text("\n".join(reversed(lines)), encoding="utf-8")
     capture(two, teachers=[StubTeacher(8, 0.001)])
     assert digest(one) == digest(two)
 

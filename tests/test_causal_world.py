@@ -182,7 +182,7 @@ def test_capture_and_mine_write_traces_answers_and_true_dreams(world_run: Run) -
     summary = capture(world_run)
     assert summary["responses"] == 940
     assert summary["held_out"] == 900
-    entries = [json.loads(line) for line in (world_run.path / "dataset.jsonl").read_text().splitlines()]
+    entries = [json.loads(line) for line in (world_run.path / "dataset.jsonl").read_text(encoding="utf-8").splitlines()]
     with TraceStore(world_run.traces, readonly=True) as store:
         traces = {trace.key: trace for trace in store.traces()}
         assert store.teacher().spec == "dataset:causal-world"

@@ -150,7 +150,7 @@ def test_any_conversation_renders_the_same(messages: list[Any], think: bool | No
 
 def test_the_template_is_the_one_that_ollama_was_seen_to_run() -> None:
     """Its thinking part made a real server show the dream as thinking."""
-    recorded = json.loads((Path(__file__).parent / "fixtures" / "thinking_template.json").read_text())
+    recorded = json.loads((Path(__file__).parent / "fixtures" / "thinking_template.json").read_text(encoding="utf-8"))
     assert go_template() == recorded["template"]
     assert (modelfiles() / "student.modelfile").exists()
 
@@ -308,7 +308,7 @@ def test_go_errors(template: str) -> None:
 
 def test_recorded_template_of_another_model() -> None:
     """SmolLM2's, as a real server showed it."""
-    recorded = json.loads((Path(__file__).parent / "fixtures" / "thinking_template.json").read_text())
+    recorded = json.loads((Path(__file__).parent / "fixtures" / "thinking_template.json").read_text(encoding="utf-8"))
     messages: list[Message] = [SYSTEM, USER]
     text = render_go(recorded["smollm2"], go_data(messages, None))
     assert text == render(messages)
@@ -319,7 +319,7 @@ def test_real_go_says_the_same(tmp_path: Path) -> None:
     go = shutil.which("go")
     if go is None:
         pytest.skip("no `go` on PATH: only the interpreter in tests/support was held to the cases")
-    (tmp_path / "main.go").write_text(GO_PROGRAM)
+    (tmp_path / "main.go").write_text(GO_PROGRAM, encoding="utf-8")
     ours = [(go_template(), go_data(*pair), render(*pair)) for pair in product(CONVERSATIONS, THINK)]
     cases: list[tuple[str, dict[str, Any], str | None]] = [*GO_CASES, *ours]
     cases += [(template, {"A": 1, "L": ["a"]}, None) for template in GO_ERRORS]
@@ -331,7 +331,13 @@ def test_real_go_says_the_same(tmp_path: Path) -> None:
         "GOFLAGS": "",
     }
     done = subprocess.run(
-        [go, "run", "main.go"], cwd=tmp_path, env=environment, input=asked, capture_output=True, text=True, timeout=300
+        [go, "run", "main.go"],
+        cwd=tmp_path,
+        env=environment,
+        input=asked,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     for (template, data, wanted), answer in zip(cases, json.loads(done.stdout), strict=True):

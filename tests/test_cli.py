@@ -136,16 +136,16 @@ def one_line(err: str) -> str:
 )
 def test_bad_settings_are_one_line_and_change_nothing(call, folder: Path, setting: str, says: str) -> None:
     new_run(folder / "runs" / "one")
-    before = (folder / "runs" / "one" / "config.yaml").read_text()
+    before = (folder / "runs" / "one" / "config.yaml").read_text(encoding="utf-8")
     code, out, err = call("train", "one", "--set", setting)
     assert (code, out) == (1, "")
     assert says in one_line(err)
-    assert (folder / "runs" / "one" / "config.yaml").read_text() == before
+    assert (folder / "runs" / "one" / "config.yaml").read_text(encoding="utf-8") == before
 
 
 def test_a_broken_config_file_is_named(call, folder: Path) -> None:
     new_run(folder / "runs" / "one")
-    (folder / "mine.yaml").write_text("train: {lr: [")
+    (folder / "mine.yaml").write_text("train: {lr: [", encoding="utf-8")
     code, _, err = call("train", "one", "--config", "mine.yaml")
     assert code == 1
     assert "mine.yaml" in one_line(err)
@@ -161,13 +161,13 @@ def test_an_unknown_run_names_the_nearest(call, folder: Path) -> None:
 
 def test_folders_that_are_no_runs(call, folder: Path) -> None:
     (folder / "notes").mkdir()
-    (folder / "notes" / "a.txt").write_text("a")
+    (folder / "notes" / "a.txt").write_text("a", encoding="utf-8")
     assert "not a run folder" in one_line(call("status", "./notes")[2])
     code, _, err = call("capture", folder / "notes")
     assert code == 1
     assert "is not empty and not a run folder" in one_line(err)
     assert [path.name for path in (folder / "notes").iterdir()] == ["a.txt"]
-    (folder / "file").write_text("")
+    (folder / "file").write_text("", encoding="utf-8")
     assert "is a file" in one_line(call("capture", folder / "file")[2])
     for command in (["capture", "x"], ["run", "--name", "x"], ["status", "x"]):
         code, _, err = call(*command, "--runs-dir", "file")
@@ -177,7 +177,7 @@ def test_folders_that_are_no_runs(call, folder: Path) -> None:
 
 def test_a_broken_run_json_is_named(call, folder: Path) -> None:
     run = new_run(folder / "runs" / "one")
-    (run.path / "run.json").write_text('{"stages": {"capture": {')
+    (run.path / "run.json").write_text('{"stages": {"capture": {', encoding="utf-8")
     code, _, err = call("status", "one")
     assert code == 1
     assert "run.json" in one_line(err)
@@ -216,7 +216,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("trained")
 def test_settings_are_merged_and_saved(call, folder: Path) -> None:
     run = new_run(folder / "runs" / "one")
-    (folder / "mine.yaml").write_text("train: {steps: 7, lr: 0.5}\n")
+    (folder / "mine.yaml").write_text("train: {steps: 7, lr: 0.5}\n", encoding="utf-8")
     flags = [
         "--config",
         "mine.yaml",
@@ -295,7 +295,7 @@ def test_settings_that_something_was_done_with_stay(
     """A stage has finished with them, or the user stopped it and will go on."""
 
     def half(run: Run, listen, force: bool) -> None:  # type: ignore[no-untyped-def]
-        with (run.path / left).open("a"):
+        with (run.path / left).open("a", encoding="utf-8"):
             raise error("later")
 
     run = new_run(folder / "runs" / "one")
@@ -308,7 +308,7 @@ def test_settings_that_something_was_done_with_stay(
 def test_files_are_found_from_another_folder(call, folder: Path) -> None:
     run = new_run(folder / "runs" / "one")
     for name in ("mine.txt", "teacher.gguf"):
-        (folder / name).write_text("What is rain?\n")
+        (folder / name).write_text("What is rain?\n", encoding="utf-8")
     prompts = "capture.prompts=[everyday,mine.txt,nowhere.txt]"
     call("train", "one", "--init", "runs", "--set", prompts, "--set", "teacher.model=embedded:teacher.gguf")
     settings = load_settings(run.path / "config.yaml")
@@ -348,7 +348,7 @@ def test_status_of_a_new_run(call, folder: Path) -> None:
 
 def test_status_says_what_is_stale_and_why(call, folder: Path) -> None:
     run = new_run(folder / "runs" / "one")
-    run.knowledge.write_text("graph")
+    run.knowledge.write_text("graph", encoding="utf-8")
     run.record("capture", {"top_k": 40, "teacher": {"model": "embedded:smollm2"}}, {}, {"responses": 3}, 61.0)
     run.record("mine", {"steps": 5, "version": 1}, {"knowledge.graphml": "0"}, {"triplets": 9}, 1.0)
 
@@ -366,7 +366,7 @@ def test_status_says_what_is_stale_and_why(call, folder: Path) -> None:
     change("mine.steps=5")
     run.knowledge.unlink()
     assert states()["mine"] == ("stale", ["knowledge.graphml is missing"])
-    run.knowledge.write_text("graph")
+    run.knowledge.write_text("graph", encoding="utf-8")
     run.record("capture", {"top_k": 40, "teacher": {"model": "embedded:smollm2"}}, {"config.yaml": "new"}, {}, 1.0)
     assert states()["mine"] == ("stale", ["an earlier stage has run again"])
     change("teacher.model=ollama:other")
@@ -418,7 +418,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_real_ctrl_c(tmp_path: Path) -> None:
     """The whole process: SIGINT while it waits for input."""
     code = "import time, cli.main as m; m.dream.invoke = lambda ctx: time.sleep(60); m.main(['train', 'x'])"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, encoding="utf-8", cwd=tmp_path)
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
@@ -448,7 +448,7 @@ def complete(words: str, folder: Path) -> list[str]:
         env=environment,
         cwd=folder,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
     )
     assert done.stderr == ""
@@ -468,7 +468,10 @@ def test_completion(folder: Path) -> None:
 def test_completion_script() -> None:
     environment = {**os.environ, "_DREAM_COMPLETE": "zsh_source"}
     done = subprocess.run(
-        [sys.executable, "-c", "from cli.main import main; main([])"], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", "from cli.main import main; main([])"],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert "compdef" in done.stdout
 
@@ -477,7 +480,7 @@ def test_completion_script() -> None:
 
 
 def test_settings_can_be_read_back(call, folder: Path) -> None:
-    (folder / "all.yaml").write_text(call("settings")[1])
+    (folder / "all.yaml").write_text(call("settings")[1], encoding="utf-8")
     assert load_settings(folder / "all.yaml") == Settings()
 
 
@@ -485,10 +488,10 @@ def test_prompts_are_listed_and_checked(call, folder: Path) -> None:
     sets = json.loads(call("prompts", "--json")[1])["sets"]
     assert "everyday" in sets
     assert sum(entry["prompts"] for entry in sets.values()) >= 2000
-    (folder / "mine.txt").write_text("Why is the sky blue?\nWhat is rain?\n")
+    (folder / "mine.txt").write_text("Why is the sky blue?\nWhat is rain?\n", encoding="utf-8")
     out = call("prompts", "mine.txt", "--show", "2")[1]
     assert "Why is the sky blue?" in out
-    (folder / "bad.jsonl").write_text('"fine"\n{"prompt": 3}\n')
+    (folder / "bad.jsonl").write_text('"fine"\n{"prompt": 3}\n', encoding="utf-8")
     assert "bad.jsonl:2" in one_line(call("prompts", "bad.jsonl")[2])
 
 

@@ -79,11 +79,11 @@ def test_two_runs_side_by_side(runs: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"results.json", "samples.jsonl", "report.md", "report.html"}
     results = json.loads(result.stdout)
     assert results.pop("folder") == str(folder)
-    assert results == json.loads((folder / "results.json").read_text())
+    assert results == json.loads((folder / "results.json").read_text(encoding="utf-8"))
     exam = load_exam(Run.open(runs / "base"))
     assert results["exam"]["prompts"] == len(exam.questions) >= 2
     assert results["baseline"] == "soft0"
-    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [sample["key"] for sample in samples] == [question.key for question in exam.questions]
     sizes = [question.bytes for question in exam.questions]
     values: dict[str, float] = {}
@@ -187,7 +187,10 @@ def test_the_same_weights_as_run_checkpoint_and_bundle_differ_in_nothing(runs: P
     for difference in results["differences"]:
         assert difference["value"] == 0
         assert difference.get("p") in (None, 1.0)
-    assert "no clear difference" in (runs / "base" / "comparisons").glob("*/report.md").__next__().read_text().lower()
+    assert (
+        "no clear difference"
+        in (runs / "base" / "comparisons").glob("*/report.md").__next__().read_text(encoding="utf-8").lower()
+    )
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,11 +239,11 @@ def test_a_target_that_fails_keeps_what_the_others_did(runs: Path, monkeypatch: 
 
 def test_reports_are_written_again_from_results_alone(runs: Path, tmp_path: Path) -> None:
     invoke(runs, "soft0", "hard0", "--on", "base", "--no-cost", "--out", str(tmp_path / "out"))
-    before = {name: (tmp_path / "out" / name).read_text() for name in ("report.md", "report.html")}
+    before = {name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("report.md", "report.html")}
     for name in before:
         (tmp_path / "out" / name).unlink()
     invoke(runs, "--from", str(tmp_path / "out" / "results.json"))
-    assert before == {name: (tmp_path / "out" / name).read_text() for name in before}
+    assert before == {name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in before}
 
 
 @pytest.mark.parametrize(
@@ -249,12 +252,12 @@ def test_reports_are_written_again_from_results_alone(runs: Path, tmp_path: Path
 )
 def test_no_results_are_one_clear_line(runs: Path, tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "results.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     result = CliRunner().invoke(dream, ["compare", "--from", str(path), "--runs-dir", str(runs)])
     assert result.exit_code
     assert said in str(result.exception)
     assert str(path) in str(result.exception)
-    assert path.read_text() == content
+    assert path.read_text(encoding="utf-8") == content
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["results.json"]
 
 
@@ -273,14 +276,14 @@ def test_bad_input_names_what_to_mend(runs: Path, tmp_path: Path) -> None:
     assert "is no run folder" in refusal(runs, "soft0", "hard0", "--on", str(tmp_path))
     assert "names no target" in refusal(runs, "soft=", "hard0")
     assert "already" in refusal(runs, "a=soft0", "a=hard0", "--on", "base")
-    (tmp_path / "questions.txt").write_text("What is rain?\n")
+    (tmp_path / "questions.txt").write_text("What is rain?\n", encoding="utf-8")
     assert "--out FOLDER" in refusal(runs, "soft0", "hard0", "--prompts", str(tmp_path / "questions.txt"))
     assert "no such prompt file" in refusal(runs, "soft0", "hard0", "--prompts", "nofile.txt")
     assert "no number of prompts" in refusal(runs, "soft0", "hard0", "--prompts", "-3")
     assert "nothing reads it here" in refusal(runs, "soft0", "hard0", "--on", "base", "--set", "train.lr=1")
     assert "no --baseline" in refusal(runs, "--from", str(tmp_path / "results.json"), "--baseline", "hard0")
     assert "no such teacher" in refusal(runs, "soft0", "hard0", "--on", "base", "--judge", "nonsense")
-    (tmp_path / "notes.txt").write_text("no weights")
+    (tmp_path / "notes.txt").write_text("no weights", encoding="utf-8")
     assert "no .gguf" in refusal(runs, str(tmp_path / "notes.txt"), "soft0")
 
 
@@ -319,7 +322,7 @@ def test_two_held_out_sets_are_refused_and_one_can_be_chosen(runs: Path, small_r
 
 
 def test_a_prompt_file_asks_what_nobody_has_answered(runs: Path, tmp_path: Path) -> None:
-    (tmp_path / "questions.txt").write_text("What is rain?\nWhy do cats sleep?\n")
+    (tmp_path / "questions.txt").write_text("What is rain?\nWhy do cats sleep?\n", encoding="utf-8")
     out = tmp_path / "out"
     args = ("soft0", "hard0", "--prompts", str(tmp_path / "questions.txt"), "--out", str(out), "--no-cost", "--json")
     results = json.loads(invoke(runs, *args).stdout)
@@ -329,7 +332,7 @@ def test_a_prompt_file_asks_what_nobody_has_answered(runs: Path, tmp_path: Path)
         assert "bits_per_byte" not in system["metrics"]
         assert "nobody has answered" in system["missing"]["bits_per_byte"]
         assert system["metrics"]["repetition"] is not None or "repetition" in system["missing"]
-    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {sample["prompt"] for sample in samples} == {"What is rain?", "Why do cats sleep?"}
     assert all(isinstance(sample["systems"]["soft0"][0]["answer"], str) for sample in samples)
 

@@ -20,15 +20,15 @@ def run(tmp_path: Path) -> Run:
     for step in (0, 20, 40):
         folder = run.checkpoints / f"step-{step:06d}"
         (folder / "tokenizer").mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-        (folder / "tokenizer" / "dream_tokenizer.json").write_text("{}")
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        (folder / "tokenizer" / "dream_tokenizer.json").write_text("{}", encoding="utf-8")
         state = LoopState(step, 100 * step, epoch=step // 10, best_step=20)
-        (folder / "loop.json").write_text(json.dumps(asdict(state)))
+        (folder / "loop.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
     lines = [json.dumps({"step": step, "tokens": 100 * step, "loss": 9.0 - step / 10}) for step in range(5, 41, 5)]
-    run.metrics.write_text("\n".join([*lines, "7", '{"step": 4']) + "\n")
+    run.metrics.write_text("\n".join([*lines, "7", '{"step": 4']) + "\n", encoding="utf-8")
     run.data.mkdir(exist_ok=True)
     counts = {"train": {"documents": 12, "answer_tokens": 345}}
-    (run.data / "data.json").write_text(json.dumps({"counts": counts, "fingerprint": "f" * 64}))
+    (run.data / "data.json").write_text(json.dumps({"counts": counts, "fingerprint": "f" * 64}), encoding="utf-8")
     run.record("train", {}, {}, {"steps": 40, "tokens": 4000, "epochs": 4, "parameters": 7}, 12.5)
     return run
 
@@ -78,7 +78,7 @@ def test_a_bundle_is_credited_with_the_checkpoint_that_it_was_made_of(run: Run) 
 @pytest.mark.parametrize("broken", ["", "{", "[]", "5", '{"provenance": 5}', '{"provenance": {"checkpoint": 5}}'])
 def test_what_is_broken_ends_nothing(run: Run, broken: str) -> None:
     target = bundled(run, broken)
-    (run.data / "data.json").write_text(broken)
+    (run.data / "data.json").write_text(broken, encoding="utf-8")
     told = trained_on(target)
     assert told is not None
     assert (told["tokens"], told["answers"], told["data"]) == (None, None, None)
@@ -86,7 +86,7 @@ def test_what_is_broken_ends_nothing(run: Run, broken: str) -> None:
         None,
         {"teacher": None, "settings": {}, "data": None, "tokens": None, "answers": None},
     )
-    (run.checkpoints / "step-000020" / "loop.json").write_text(broken)
+    (run.checkpoints / "step-000020" / "loop.json").write_text(broken, encoding="utf-8")
     of_checkpoint = Target("it", "checkpoint", run.checkpoints / "step-000020", run=run)
     told = trained_on(of_checkpoint)
     assert told is not None

@@ -200,10 +200,10 @@ def test_what_nobody_can_know_is_not_checked(tmp_path: Path) -> None:
     gguf.write_bytes(b"GGUF")
     folder = tmp_path / "llama"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
     old = tmp_path / "bundle-of-old"
     old.mkdir()
-    (old / "bundle.json").write_text("{}")
+    (old / "bundle.json").write_text("{}", encoding="utf-8")
     reasons: list[str] = []
     for spec in ("ollama:llama3.2:1b", str(gguf), str(folder), str(old)):
         found = of_target(find_target(spec), exam)
@@ -222,22 +222,24 @@ def test_a_bundle_elsewhere_knows_its_training_prompts(smollm2: Path, tmp_path: 
     student = load_checkpoint(checkpoint, "tiny", "")
     elsewhere = tmp_path / "elsewhere"
     write_bundle(elsewhere, student, ExportSettings(), describe_run(run, checkpoint))
-    kept = (elsewhere / HASHES).read_text()
+    kept = (elsewhere / HASHES).read_text(encoding="utf-8")
     assert not any(word in kept.lower() for word in ("ball", "plants", "held"))
     assert json.loads(kept)["prompts"] == sorted(prompt_hash(prompt) for prompt in training)
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("Held out?\nwhat happens when you drop a ball\nWhat happens when you drop a cup?\n")
+    prompts.write_text(
+        "Held out?\nwhat happens when you drop a ball\nWhat happens when you drop a cup?\n", encoding="utf-8"
+    )
     exam = exam_of_prompts(str(prompts), tmp_path)
     for spec in (elsewhere, elsewhere / "model.gguf"):
         found = of_target(find_target(str(spec)), exam)
         assert (found.checked, found.exact, found.near, found.contained, found.prompts) == (True, 1, 0, 0, 3)
         assert [example["prompt"] for example in found.examples] == ["what happens when you drop a ball"]
         assert "exact copies only" in found.reason
-    (elsewhere / HASHES).write_text('{"version":1,"prompts":[]}')
+    (elsewhere / HASHES).write_text('{"version":1,"prompts":[]}', encoding="utf-8")
     older = of_target(find_target(str(elsewhere)), exam)
     assert (older.checked, older.prompts) == (False, 3)
     assert "export the bundle again" in older.reason
-    (elsewhere / HASHES).write_text("[]")
+    (elsewhere / HASHES).write_text("[]", encoding="utf-8")
     with pytest.raises(CorruptFile, match="export the bundle again"):
         of_target(find_target(str(elsewhere)), exam)
 

@@ -340,9 +340,9 @@ def spoil_weights(folder: Path) -> None:
 
 
 def spoil_config(folder: Path) -> None:
-    about = json.loads((folder / "engine.json").read_text())
+    about = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
     about["config"]["dream_length"] = 4
-    (folder / "engine.json").write_text(json.dumps(about))
+    (folder / "engine.json").write_text(json.dumps(about), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -352,8 +352,8 @@ def spoil_config(folder: Path) -> None:
         (spoil_config, CorruptFile),
         (lambda folder: (folder / "engine.safetensors").unlink(), CorruptFile),
         (lambda folder: (folder / "engine.json").unlink(), CorruptFile),
-        (lambda folder: (folder / "engine.json").write_text("{"), CorruptFile),
-        (lambda folder: (folder / "engine.json").write_text("[]"), CorruptFile),
+        (lambda folder: (folder / "engine.json").write_text("{", encoding="utf-8"), CorruptFile),
+        (lambda folder: (folder / "engine.json").write_text("[]", encoding="utf-8"), CorruptFile),
     ],
 )
 def test_a_spoilt_engine_is_named(

@@ -135,7 +135,7 @@ def parts(student: Run) -> Parts:
 
 def rows(run: Run) -> list[dict[str, Any]]:
     """engine/metrics.jsonl without what the clock decides."""
-    lines = [json.loads(line) for line in (run.engine / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run.engine / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
@@ -439,7 +439,7 @@ def test_ctrl_c_saves_at_once_and_phase_by_phase_is_the_same(student: Run, finis
     assert "engine" not in run.records()
     with pytest.raises(KeyboardInterrupt):
         train_engine(run, at("dream", 3, lambda: signal.raise_signal(signal.SIGINT)), phase="dream")
-    state = json.loads((run.engine / "loop.json").read_text())
+    state = json.loads((run.engine / "loop.json").read_text(encoding="utf-8"))
     assert (state["phase"], state["step"]) == ("dream", 3)
     train_engine(run, phase="end")
     assert weights(run) == weights(finished)
@@ -454,7 +454,7 @@ def test_what_may_change_and_what_may_not(student: Run, finished: Run, tmp_path:
     events: list[Event] = []
     train_engine(run, events.append)
     assert not [event for event in events if event.kind == "progress"]
-    assert json.loads((run.engine / "engine.json").read_text())["config"]["keep_above"] == 0.25
+    assert json.loads((run.engine / "engine.json").read_text(encoding="utf-8"))["config"]["keep_above"] == 0.25
     assert weights(run)["engine.safetensors"] == weights(finished)["engine.safetensors"]
     run.settings.dreaming.end_steps = 4
     with pytest.raises(RunMismatch, match=r"dreaming\.end_steps \(3 there, 4 now\)"):
@@ -541,9 +541,9 @@ def test_without_dreams_it_is_skipped(why: str, student: Run, finished: Run, tmp
     if why == "student.context":
         run.settings.student.context = 40
     if why == "no dreams":
-        described = json.loads((run.data / "data.json").read_text())
+        described = json.loads((run.data / "data.json").read_text(encoding="utf-8"))
         described["counts"]["train"]["dreams"] = 0
-        (run.data / "data.json").write_text(json.dumps(described))
+        (run.data / "data.json").write_text(json.dumps(described), encoding="utf-8")
     copy_file(finished.engine, run.engine)
     events: list[Event] = []
     assert why in train_engine(run, events.append)["skipped"]

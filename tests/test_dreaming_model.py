@@ -501,7 +501,7 @@ def test_saved_and_loaded_it_is_the_same(model: DreamingReasoningLLM, saved: Pat
     again.save_pretrained(tmp_path / "again")  # in the place of one saved before
     assert not list(tmp_path.glob(".*"))
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    (tmp_path / "mine" / "thesis.txt").write_text("x", encoding="utf-8")
     with pytest.raises(BadInput, match="holds something else than a saved student"):
         again.save_pretrained(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
@@ -526,9 +526,9 @@ def test_no_file_of_it_can_change_unnoticed(saved: Path, tmp_path: Path, how: st
 
 def test_a_broken_description_is_noticed(saved: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(saved, tmp_path / "copy"))
-    about = json.loads((copy / "dreaming.json").read_text())
+    about = json.loads((copy / "dreaming.json").read_text(encoding="utf-8"))
     for content in ("", "[]", "{}", '{"files": 3}', json.dumps({**about, "config": {"colour": "red"}})):
-        (copy / "dreaming.json").write_text(content)
+        (copy / "dreaming.json").write_text(content, encoding="utf-8")
         with pytest.raises(CorruptFile, match=r"dreaming\.json: .*; save the student again"):
             DreamingReasoningLLM.load_pretrained(copy)
     for folder in (tmp_path, tmp_path / "none"):
@@ -572,11 +572,11 @@ def finished_run(folder: Path) -> Run:
     """A run as training leaves it: best checkpoint, and an engine trained on it."""
     run = Run.create(folder, Settings(capture=CaptureSettings(system="Be brief."), dreaming=KEEP_ALL))
     checkpoint = checkpoint_with(run.checkpoints / "step-000001", parts()[2])
-    (checkpoint / "loop.json").write_text(json.dumps({"step": 1, "best_step": 1}))
+    (checkpoint / "loop.json").write_text(json.dumps({"step": 1, "best_step": 1}), encoding="utf-8")
     run.engine.mkdir()
     engine(1, KEEP_ALL).save(run.engine)
     backbone = sha256_file(checkpoint / "model.safetensors")
-    (run.engine / "loop.json").write_text(json.dumps({"backbone": backbone}))
+    (run.engine / "loop.json").write_text(json.dumps({"backbone": backbone}), encoding="utf-8")
     outputs = {"engine/engine.safetensors": sha256_file(run.engine / "engine.safetensors")}
     run.record("engine", {}, outputs, {}, 1.0)
     return run
@@ -586,7 +586,7 @@ def test_a_run_loads_with_its_engine_and_system_message(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run")
     loaded = load_dreaming(run.path, device="cpu")
     same(make(system="Be brief."), loaded)
-    (run.engine / "loop.json").write_text(json.dumps({"backbone": "another"}))
+    (run.engine / "loop.json").write_text(json.dumps({"backbone": "another"}), encoding="utf-8")
     alone = load_dreaming(str(run.path), device="cpu")
     assert alone.parts.engine is None
     assert alone.config == KEEP_ALL
@@ -648,7 +648,7 @@ def test_what_a_graph_knows_stands_after_the_prompt(tmp_path: Path) -> None:
     assert loaded.generate(prompt, retrieve="walk", seed=5, **how) == model.generate(
         prompt, retrieve="walk", seed=5, **how
     )
-    (tmp_path / "broken.graphml").write_text("<graphml><node>")
+    (tmp_path / "broken.graphml").write_text("<graphml><node>", encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"broken\.graphml.*; name another graph"):
         make().know(tmp_path / "broken.graphml").generate(prompt, retrieve="walk")
     with pytest.raises(CorruptFile, match=r"broken\.graphml"):
@@ -665,10 +665,13 @@ def test_dreams_are_recorded_shown_and_exported(tmp_path: Path, capsys: pytest.C
     model.generate(PROMPTS[1], dreamer="backbone", max_length=2)
     model.generate(PROMPTS[1], dreamer="none", max_length=2)
     assert model.get_dream_viewer().get_dream_summary()["total_dreams"] == 2
-    assert len(json.loads(model.export_recorded_dreams(tmp_path / "dreams.json").read_text())["dreams"]) == 2
+    assert (
+        len(json.loads(model.export_recorded_dreams(tmp_path / "dreams.json").read_text(encoding="utf-8"))["dreams"])
+        == 2
+    )
     assert model.visualize_dream_evolution(tmp_path / "dreams.png").read_bytes().startswith(b"\x89PNG")
     thought = model.visualize_thinking(PROMPTS[0], tmp_path / "one.html", max_length=2)
-    assert (tmp_path / "one.html").read_text().lstrip().lower().startswith("<!doctype html>")
+    assert (tmp_path / "one.html").read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
     assert thought["graph_data"]["num_nodes"] == sum(len(branch["steps"]) for branch in thought["branches"]) == 20
     json.dumps(thought)
 

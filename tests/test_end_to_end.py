@@ -38,7 +38,7 @@ def dream(folder: Path, *args: str, stdin: str = "", code: int = 0) -> subproces
         env=environment,
         input=stdin,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=500,
     )
     assert done.returncode == code, done.stdout + done.stderr
@@ -50,8 +50,8 @@ def dream(folder: Path, *args: str, stdin: str = "", code: int = 0) -> subproces
 def finished(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder with a finished run in runs/tiny, and what `dream run` printed."""
     folder = tmp_path_factory.mktemp("end_to_end")
-    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
-    (folder / "tiny.yaml").write_text(SETTINGS)
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
+    (folder / "tiny.yaml").write_text(SETTINGS, encoding="utf-8")
     args = ["--teacher", f"embedded:{smollm2}", "--prompts", "prompts.txt", "--config", "tiny.yaml", "--name", "tiny"]
     return folder, dream(folder, "run", *args).stdout
 
@@ -81,9 +81,9 @@ def test_every_stage_left_its_files(run: Run) -> None:
     assert records["capture"].summary["responses"] == len(PROMPTS)
     assert 0 < records["capture"].summary["bytes_per_token"] <= 90
     assert records["mine"].summary["triplets"] > 0
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert max(line.get("step", 0) for line in lines) == 30
-    results = json.loads((run.evaluation / "results.json").read_text())["systems"]
+    results = json.loads((run.evaluation / "results.json").read_text(encoding="utf-8"))["systems"]
     start, end = (results[name]["metrics"]["bits_per_byte"]["value"] for name in ("start", "student"))
     assert end < start
     run.settings.teacher.model = "ollama:other"
@@ -121,7 +121,7 @@ def test_traces_export(finished: tuple[Path, str], format: str) -> None:
     assert json.loads(dream(folder, "traces", "export", "tiny", out.name, "--json").stdout)["responses"] == len(PROMPTS)
     rows: list[dict[str, Any]]
     if format == "jsonl":
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     else:
         import pyarrow.parquet as pq
 

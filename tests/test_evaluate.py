@@ -56,11 +56,11 @@ def evaluated(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def results_of(run: Run) -> dict[str, Any]:
-    return json.loads((run.evaluation / "results.json").read_text())
+    return json.loads((run.evaluation / "results.json").read_text(encoding="utf-8"))
 
 
 def samples_of(run: Run) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run.evaluation / "samples.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run.evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def examples_of(run: Run) -> tuple[list[Example], StudentTokenizer]:
@@ -149,7 +149,7 @@ def test_evaluation_writes_its_files_and_repeats_to_the_last_digit(copied: Run) 
     events: list[Event] = []
     summary = evaluate(copied, listen=events.append)
     results, samples = results_of(copied), samples_of(copied)
-    assert (copied.evaluation / "report.md").read_text() == render_markdown(results)
+    assert (copied.evaluation / "report.md").read_text(encoding="utf-8") == render_markdown(results)
     assert len(samples) == results["prompts"] == summary["prompts"]
     assert set(results["systems"]) == {"student", "start", "teacher"}
     # The student learned something, and the headline number says how much.
@@ -164,7 +164,7 @@ def test_evaluation_writes_its_files_and_repeats_to_the_last_digit(copied: Run) 
     # Every metric is there or says why not, and those that are there are in the report.
     found = results["systems"]["student"]
     assert {*found["metrics"], *found["missing"]} == set(METRICS) - {"exact_match"}
-    assert "calibration error, no dream ↓" in (copied.evaluation / "report.md").read_text()
+    assert "calibration error, no dream ↓" in (copied.evaluation / "report.md").read_text(encoding="utf-8")
     for name in ("student", "start"):
         (last,) = [e for e in events if e.kind == "progress" and e.data["target"] == TARGETS[name]][-1:]
         assert last.done == last.total
@@ -197,12 +197,12 @@ def test_an_interrupted_evaluation_goes_on(copied: Run, evaluated: Run) -> None:
         evaluate(copied, listen=interrupt)
     assert not (copied.evaluation / "results.json").exists()
     (kept,) = (copied.evaluation / "targets").glob("run-*/journal.jsonl")
-    lines = kept.read_text().splitlines()
+    lines = kept.read_text(encoding="utf-8").splitlines()
     answers = json.loads(lines[-1])
     assert answers["phase"] == "answers"
     answers["records"][0]["answer"] = "from the kept file"
     # The last line is ours, and the process was killed while it wrote one more.
-    kept.write_text("\n".join([*lines[:-1], json.dumps(answers), lines[-1][:50]]))
+    kept.write_text("\n".join([*lines[:-1], json.dumps(answers), lines[-1][:50]]), encoding="utf-8")
     evaluate(copied)
     one, *others = samples_of(copied)
     assert one["systems"]["student"]["answer"] == "from the kept file"
@@ -259,7 +259,7 @@ def test_without_own_dreams_the_rest_is_measured(copied: Run) -> None:
     assert "bits_per_byte_dreams" not in student["metrics"]
     assert student["missing"]["bits_per_byte_dreams"] == "evaluate.dreams is 0"
     assert {"bits_per_byte", "malformed_dreams"} <= student["metrics"].keys()
-    assert "sampled a prompt" not in (copied.evaluation / "report.md").read_text()
+    assert "sampled a prompt" not in (copied.evaluation / "report.md").read_text(encoding="utf-8")
 
 
 def test_what_does_not_fit_the_context_is_left_out(copied: Run) -> None:
@@ -292,8 +292,10 @@ def reseal(checkpoint: Path) -> None:
 
 def shorten(checkpoint: Path, context: int) -> None:
     """Make its context so long."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context}))
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    (checkpoint / "config.json").write_text(
+        json.dumps({**config, "max_position_embeddings": context}), encoding="utf-8"
+    )
     reseal(checkpoint)
 
 
@@ -335,11 +337,13 @@ def test_what_cannot_be_evaluated_says_so(copied: Run, tmp_path: Path, small_run
 
 def test_a_tokenizer_that_does_not_fit_is_refused(copied: Run) -> None:
     folder = folder_of(copied, 0)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "model.safetensors")
     tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:-1].contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] - 1}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "vocab_size": config["vocab_size"] - 1}), encoding="utf-8"
+    )
     reseal(folder)
     with pytest.raises(RunMismatch, match=r"the tokenizer has \d+ tokens, the weights \d+"):
         evaluate_run(copied, best(copied))

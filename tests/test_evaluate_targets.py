@@ -102,12 +102,12 @@ def test_one_student_in_every_form_has_the_same_numbers(together: tuple[dict[str
 
 def test_the_files_hold_what_was_said(runs: Path, together: tuple[dict[str, Any], Path]) -> None:
     results, out = together
-    assert json.loads((out / "results.json").read_text()) == results
-    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     exam = load_exam(Run.open(runs / "soft"))
     assert [sample["key"] for sample in samples] == [question.key for question in exam.questions]
     assert all(set(sample["systems"]) == set(results["systems"]) for sample in samples)
-    assert (out / "report.md").read_text() == render_markdown(results)
+    assert (out / "report.md").read_text(encoding="utf-8") == render_markdown(results)
     assert (out / "report.html").is_file()
     heading, *rows = metric_rows(results)
     cells = {row[0]: dict(zip(heading, row, strict=True)) for row in rows}
@@ -131,7 +131,7 @@ def test_asked_again_nothing_is_asked(
     for name, system in json.loads(again.stdout)["systems"].items():
         assert system["metrics"] == together[0]["systems"][name]["metrics"]
     # The run's own stage knows it by heart as well, all but its start.
-    assert (runs / "soft" / "config.yaml").read_text().count("prompts: 3") == 1
+    assert (runs / "soft" / "config.yaml").read_text(encoding="utf-8").count("prompts: 3") == 1
 
 
 def test_settings_are_for_this_call_only(runs: Path) -> None:
@@ -158,20 +158,20 @@ def test_a_gguf_alone_says_how_its_replies_are_spelled(runs: Path, tmp_path: Pat
     assert (
         found["exam"]["teacher_ended"] == exam.teacher_ended == sum(q.done_reason == "stop" for q in exam.questions) / 2
     )
-    assert " % of the answers ended by themselves" in (tmp_path / "report.md").read_text()
+    assert " % of the answers ended by themselves" in (tmp_path / "report.md").read_text(encoding="utf-8")
     table = call(runs, gguf, *how).output
     assert "malformed dreams ↓" in table
     assert "answers that end by themselves ↑" in table
 
 
 def test_a_prompt_file_is_answered_and_what_needs_a_teacher_is_missing(runs: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("What is rain?\nWhy do cats purr?\n")
+    (tmp_path / "mine.txt").write_text("What is rain?\nWhy do cats purr?\n", encoding="utf-8")
     out = tmp_path / "out"
     result = call(runs, "soft", "--prompts", str(tmp_path / "mine.txt"), "--out", str(out), "--no-cost")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("2 prompts of mine.txt.")
     assert "nobody has answered these prompts" in result.stdout
-    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {sample["prompt"] for sample in samples} == {"What is rain?", "Why do cats purr?"}
 
 
@@ -213,7 +213,7 @@ def test_one_that_fails_is_told_and_the_others_are_shown(tmp_path: Path, monkeyp
     targets = [Target(f"{name}.gguf", "gguf", tmp_path / f"{name}.gguf") for name in "ab"]
     for target in targets:
         assert target.path is not None
-        target.path.write_text(target.spec)
+        target.path.write_text(target.spec, encoding="utf-8")
 
     def sit(target: Target, how: Any) -> FakeExaminee:
         if target.spec == "b.gguf":
@@ -251,7 +251,7 @@ def test_cost_is_measured_in_a_process_of_its_own(runs: Path) -> None:
 
 
 def resident() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
 
 
@@ -309,7 +309,7 @@ def test_kept_costs_are_of_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_one_that_answered_nothing_was_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.gguf").write_text("a")
+    (tmp_path / "a.gguf").write_text("a", encoding="utf-8")
     monkeypatch.setattr(examination, "open_examinee", lambda target, how: FakeExaminee())
     targets, exam = [Target("a.gguf", "gguf", tmp_path / "a.gguf")], fake_exam(tmp_path / "exam")
     results = evaluate_targets(targets, exam, EvaluateSettings(dreams=1), cost=False)

@@ -58,7 +58,7 @@ def write_truths(run: Run, answers: dict[str, str]) -> None:
         for i, trace in enumerate(store.traces()):
             split = SPLITS[i % 2] if trace.held_out else "train"
             lines.append({"key": trace.key, "split": split, "answer": answers.get(trace.key, "no"), "depth": 1 + i % 3})
-    dataset_file(run).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    dataset_file(run).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def said_greedily(run: Run) -> dict[str, str]:
@@ -93,8 +93,8 @@ def test_exact_match_counts_what_is_said_greedily(run: Run) -> None:
         inside = [hits[key] for key in keys if truths[key].split == split]
         assert summary[f"exact_match_{split}"] == pytest.approx(sum(inside) / len(inside), abs=1e-4)
 
-    results = json.loads((run.evaluation / "results.json").read_text())
-    samples = [json.loads(line) for line in (run.evaluation / "samples.jsonl").read_text().splitlines()]
+    results = json.loads((run.evaluation / "results.json").read_text(encoding="utf-8"))
+    samples = [json.loads(line) for line in (run.evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     entry = results["systems"]["student"]["metrics"]["exact_match"]
     assert 0 <= entry["low"] <= entry["value"] <= entry["high"] <= 1
     for sample in samples:
@@ -108,8 +108,8 @@ def test_without_true_answers_nothing_is_said_of_them(run: Run) -> None:
     dataset_file(run).unlink()
     summary = evaluate(run)
     assert not [name for name in summary if name.startswith("exact")]
-    assert "xact match" not in (run.evaluation / "report.md").read_text()
-    assert "split" not in json.loads((run.evaluation / "samples.jsonl").read_text().splitlines()[0])
+    assert "xact match" not in (run.evaluation / "report.md").read_text(encoding="utf-8")
+    assert "split" not in json.loads((run.evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()[0])
 
 
 def test_few_prompts_are_spread_over_the_splits(run: Run) -> None:
@@ -137,6 +137,8 @@ def test_white_space_alone_may_differ() -> None:
 
 @pytest.mark.parametrize("line", ["{", '{"key": "k"}', '{"key": "k", "split": "depth", "answer": 3, "depth": 1}', "[]"])
 def test_a_broken_line_is_named(run: Run, line: str) -> None:
-    dataset_file(run).write_text('{"key": "k", "split": "train", "answer": "yes", "depth": 1}\n' + line + "\n")
+    dataset_file(run).write_text(
+        '{"key": "k", "split": "train", "answer": "yes", "depth": 1}\n' + line + "\n", encoding="utf-8"
+    )
     with pytest.raises(CorruptFile, match=r"dataset\.jsonl:2: not a question with its true answer"):
         read_truths(run)

@@ -124,7 +124,7 @@ examination.examine(target, fake_exam(folder / "exam"), EvaluateSettings(dreams=
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, cwd=Path(__file__).parent)
     assert done.returncode == -signal.SIGKILL
-    lines = journal_of(fake_exam(tmp_path / "exam")).read_text().splitlines()
+    lines = journal_of(fake_exam(tmp_path / "exam")).read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + 4
     assert [json.loads(line).get("phase") for line in lines] == [None, *["score-none"] * 3, "score-own-1"]
 
@@ -335,8 +335,8 @@ def test_a_line_that_is_no_chunk_says_what_to_do(tmp_path: Path, target: Target,
     exam = fake_exam(tmp_path / "exam")
     seat()
     examine(target, exam, SETTINGS)
-    head, *_ = journal_of(exam).read_text().splitlines()
-    journal_of(exam).write_text(f"{head}\n{line}\n")
+    head, *_ = journal_of(exam).read_text(encoding="utf-8").splitlines()
+    journal_of(exam).write_text(f"{head}\n{line}\n", encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"journal\.jsonl: can't be read .* delete it to examine anew"):
         examine(target, exam, SETTINGS)
 
@@ -346,10 +346,10 @@ def test_all_that_a_transformers_model_reads_is_in_its_digest(tmp_path: Path, na
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     folder = Target("x", "transformers", tmp_path)
     before = folder.digest()
-    (tmp_path / "README.md").write_text("read me")
-    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "README.md").write_text("read me", encoding="utf-8")
+    (tmp_path / "results.json").write_text("{}", encoding="utf-8")
     assert folder.digest() == before
-    (tmp_path / name).write_text("{}")
+    (tmp_path / name).write_text("{}", encoding="utf-8")
     assert folder.digest() != before
 
 
@@ -399,6 +399,6 @@ def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(DistillError, match=r"file/journal\.jsonl: can't write it"):
         Journal(tmp_path / "file" / "journal.jsonl")

@@ -151,9 +151,9 @@ def test_what_it_is(theirs: TransformersExaminee, folder: Path, exam: SmallExam)
 
 
 def test_without_a_template_it_is_prompted_plainly(copy: Path, how: How, exam: SmallExam) -> None:
-    config = json.loads((copy / "tokenizer_config.json").read_text())
+    config = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
     del config["chat_template"]
-    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    (copy / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     plain = open_examinee(find_target(str(copy)), how)
     assert NO_TEMPLATE in plain.card.note
     assert not plain.card.dreams
@@ -171,13 +171,13 @@ def test_a_template_without_system_messages_reads_them_in_the_prompt(copy: Path,
         "{%- for message in messages -%}{%- if message.role == 'system' -%}{{ raise_exception('no system') }}"
         "{%- endif -%}{{ message.role + ': ' + message.content + '\n' }}{%- endfor -%}"
     )
-    config = json.loads((copy / "tokenizer_config.json").read_text())
-    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": strict}))
+    config = json.loads((copy / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": strict}), encoding="utf-8")
     strict_one = opened(copy, how)
     asked = replace(exam.questions[1], system="Be brief.", prompt="Why?")
     assert strict_one.words.decode(strict_one.words.prompt(asked, think=False)) == "user: Be brief.\n\nWhy?\n"
     broken = {**config, "chat_template": "{{ raise_exception('never') }}"}
-    (copy / "tokenizer_config.json").write_text(json.dumps(broken))
+    (copy / "tokenizer_config.json").write_text(json.dumps(broken), encoding="utf-8")
     with pytest.raises(BadInput, match="its chat template can't be used"):
         opened(copy, how).score([asked], "none")
 
@@ -258,32 +258,32 @@ def one_line_of(error: pytest.ExceptionInfo[Any], folder: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["config", "weights", "tokenizer", "layer", "architecture", "code"])
 def test_broken_folders_are_one_line(copy: Path, how: How, broken: str) -> None:
-    config = json.loads((copy / "config.json").read_text())
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     if broken == "config":
-        (copy / "config.json").write_text("{")
+        (copy / "config.json").write_text("{", encoding="utf-8")
     elif broken == "weights":
         (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-64])
     elif broken == "tokenizer":
-        (copy / "tokenizer.json").write_text("[]")
+        (copy / "tokenizer.json").write_text("[]", encoding="utf-8")
     elif broken == "layer":
-        (copy / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+        (copy / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}), encoding="utf-8")
     elif broken == "architecture":
-        (copy / "config.json").write_text(json.dumps({**config, "model_type": "nobody"}))
+        (copy / "config.json").write_text(json.dumps({**config, "model_type": "nobody"}), encoding="utf-8")
     else:
         foreign = {
             **config,
             "model_type": "own",
             "auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "code.C"),
         }
-        (copy / "config.json").write_text(json.dumps(foreign))
-        (copy / "code.py").write_text("raise SystemExit('its code ran')\n")
+        (copy / "config.json").write_text(json.dumps(foreign), encoding="utf-8")
+        (copy / "code.py").write_text("raise SystemExit('its code ran')\n", encoding="utf-8")
     with pytest.raises(CorruptFile) as error:
         opened(copy, how)
     one_line_of(error, copy)
 
 
 def test_adapters_are_named(copy: Path, how: How) -> None:
-    (copy / "adapter_config.json").write_text("{}")
+    (copy / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(BadInput, match="is an adapter"):
         opened(copy, how)
 

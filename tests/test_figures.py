@@ -67,7 +67,7 @@ def test_what_a_figure_is(cell: str, measured: bool) -> None:
 
 
 def test_a_table_is_made_from_its_file(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text(json.dumps(CONTENT))
+    (tmp_path / "x.json").write_text(json.dumps(CONTENT), encoding="utf-8")
     table = (
         "| student | parameters | top-1 |\n| --- | ---: | ---: |\n| small | 1,234,567 | 50.0 % [25.0, 75.0] |\n"
         "| other | – | 100.0 % |\n\n(`dream sweep x.yaml`; a laptop, commit 0123abc)\n"
@@ -98,7 +98,7 @@ def test_a_result_of_dream_bench_is_a_table(tmp_path: Path) -> None:
 def test_what_is_no_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"x\.json: is no table of results"):
         rendered(PAGE, tmp_path)
-    (tmp_path / "x.json").write_text('{"rows": 3}')
+    (tmp_path / "x.json").write_text('{"rows": 3}', encoding="utf-8")
     with pytest.raises(BadInput, match=r"x\.json: is no table of results"):
         rendered(PAGE, tmp_path)
 
@@ -109,10 +109,10 @@ def test_a_plot_names_its_points_and_is_the_same_each_time(tmp_path: Path) -> No
         {"name": "large", "parameters": 2e6, "top1": 1},
     ]
     plot = {"x": "parameters", "y": "top1", "name": "name", "level": [0.8, "teacher"]}
-    (tmp_path / "x.json").write_text(json.dumps({**CONTENT, "rows": rows, "plot": plot}))
+    (tmp_path / "x.json").write_text(json.dumps({**CONTENT, "rows": rows, "plot": plot}), encoding="utf-8")
     drawn: list[str] = []
     for _ in range(2):
         draw(tmp_path / "x.json")
-        drawn.append((tmp_path / "x.svg").read_text())
+        drawn.append((tmp_path / "x.svg").read_text(encoding="utf-8"))
     assert drawn[0] == drawn[1]
     assert all(f"<!-- {text} -->" in drawn[0] for text in ("small", "large", "teacher", "parameters", "top-1"))

@@ -193,7 +193,7 @@ def test_given_weights_of_another_model_are_refused(tiny: Path, smollm2: Path, t
             find_weights(given(path), answered, tokenizer)
         assert str(raised.value).startswith(f"{path}: ")
         assert "\n" not in str(raised.value)
-    (tmp_path / "text.gguf").write_text("no model")
+    (tmp_path / "text.gguf").write_text("no model", encoding="utf-8")
     with pytest.raises(CorruptFile, match="is not a GGUF"):
         find_weights(given(tmp_path / "text.gguf"), answered, tokenizer)
 
@@ -285,11 +285,13 @@ def test_ollama_tells_the_licence_by_its_file_or_by_its_text() -> None:
 
 def test_a_folder_tells_it_in_its_card_or_beside_it(tmp_path: Path) -> None:
     assert str(License.of_folder(tmp_path)) == "unknown"
-    (tmp_path / "LICENSE").write_text("MIT License\n")
+    (tmp_path / "LICENSE").write_text("MIT License\n", encoding="utf-8")
     assert License.of_folder(tmp_path) == License("mit", text="MIT License")
-    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: qwen\nlicense_link: https://x\n---\n# Q\n")
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: qwen\nlicense_link: https://x\n---\n# Q\n", encoding="utf-8"
+    )
     assert License.of_weights(tmp_path) == License("other", "qwen", "https://x", "MIT License")
-    (tmp_path / "README.md").write_text("---\n: {\n---\n")
+    (tmp_path / "README.md").write_text("---\n: {\n---\n", encoding="utf-8")
     assert License.of_folder(tmp_path).name == "mit"
 
 

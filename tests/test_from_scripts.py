@@ -12,7 +12,7 @@ from cli.main import dream
 from distill.config import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "from-scripts.md").read_text()
+TEXT = (ROOT / "docs" / "from-scripts.md").read_text(encoding="utf-8")
 ROWS = [re.split(r"(?<!\\)\|", line)[1:-1] for line in TEXT.splitlines() if line.startswith("| `")]
 COMMANDS = sorted({span for span in re.findall(r"`([^`]+)`", TEXT) if re.match(r"dream [a-z]", span)})
 

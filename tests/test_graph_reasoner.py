@@ -376,7 +376,7 @@ def test_knowledge_that_cannot_be_is_refused_in_one_line(tmp_path: Path) -> None
         with pytest.raises(kind, match=text) as caught:
             save(**{"dream_sequences": [dream], "filepath": path, **arguments})
         assert "\n" not in str(caught.value)
-    path.write_text("no graph")
+    path.write_text("no graph", encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"known\.graphml: not a knowledge graph .* delete it, or name another file"):
         save([dream], path)
-    assert path.read_text() == "no graph"
+    assert path.read_text(encoding="utf-8") == "no graph"

@@ -35,7 +35,7 @@ SHOWN = 12
 
 
 def lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in TASK.with_suffix(".jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in TASK.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_the_task_asks_held_out_questions_and_its_right_answers_are_right() -> N
 
 
 def test_the_page_shows_the_task_that_is_there() -> None:
-    text = (ROOT / "docs" / "harness.md").read_text()
-    task = yaml.safe_load(TASK.read_text())
+    text = (ROOT / "docs" / "harness.md").read_text(encoding="utf-8")
+    task = yaml.safe_load(TASK.read_text(encoding="utf-8"))
     assert task["dataset_kwargs"]["data_files"]["test"] == str(TASK.with_suffix(".jsonl").relative_to(ROOT))
     assert re.search(rf"--tasks {task['task']}\b", text)
     assert "enable_thinking=False" in text
@@ -121,16 +121,18 @@ def test_the_harness_takes_a_bundle_as_it_is(student: Student, bundle: Path, tmp
     command += ["--tasks", "causal_world", "--apply_chat_template", "--device", "cpu", "--batch_size", "4"]
     command += ["--limit", str(SHOWN), "--output_path", str(tmp_path), "--log_samples"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **offline}, capture_output=True, encoding="utf-8", timeout=500
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (results,) = tmp_path.rglob("results_*.json")
     (samples,) = tmp_path.rglob("samples_causal_world_*.jsonl")
     right = 0
-    for line in map(json.loads, samples.read_text().splitlines()):
+    for line in map(json.loads, samples.read_text(encoding="utf-8").splitlines()):
         expected = native(student, line["doc"])
         for (theirs, greedy), (ours, said) in zip(line["filtered_resps"], expected, strict=True):
             assert float(theirs) == pytest.approx(ours, abs=2e-3)
             assert (str(greedy) == "True") == said
         right += max(range(4), key=lambda i: expected[i][0]) == line["doc"]["answer"]
-    measured = json.loads(results.read_text())["results"]["causal_world"]
+    measured = json.loads(results.read_text(encoding="utf-8"))["results"]["causal_world"]
     assert math.isclose(measured["acc,none"], right / SHOWN)

@@ -53,7 +53,7 @@ def module_name(path: Path) -> str:
 def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
     """(line, module) of every import in a file, those inside functions and `if TYPE_CHECKING` too."""
     package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -104,7 +104,7 @@ def test_the_import_check_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytes
     folder = tmp_path / "distill" / "teacher"
     folder.mkdir(parents=True)
     wrong = folder / "wrong.py"
-    wrong.write_text("def f():\n    from ..training import loop\n    import cli.main\n")
+    wrong.write_text("def f():\n    from ..training import loop\n    import cli.main\n", encoding="utf-8")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     found = {module for _, module in imported_modules(wrong)}
     assert {"distill.training", "cli.main"} <= found
@@ -120,7 +120,7 @@ def test_no_pickles(path: Path) -> None:
     ]
     calls = [
         f"{path}:{node.lineno}: {ast.unparse(node.func)}"
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
         and (
             ast.unparse(node.func) in ("torch.load", "torch.save", "torch.jit.load", "torch.jit.save")
@@ -135,20 +135,22 @@ def test_libraries_do_not_print(package: str) -> None:
     printing = [
         f"{path}:{node.lineno}"
         for path in (ROOT / package).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
     ]
     assert not printing
 
 
 def test_files_read_in_one_sitting() -> None:
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
     assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
 
 
 def test_default_config_is_the_defaults() -> None:
     path = ROOT / "configs" / "default.yaml"
-    assert path.read_text() == documented_yaml(), "configs/default.yaml: run `dream settings > configs/default.yaml`"
+    assert path.read_text(encoding="utf-8") == documented_yaml(), (
+        "configs/default.yaml: run `dream settings > configs/default.yaml`"
+    )
     assert load_settings(path) == Settings()
 
 
@@ -163,9 +165,11 @@ def test_constraints_pin_every_dependency() -> None:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    ]
     pins = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
     for line in wanted:
         requirement = Requirement(line)
@@ -193,7 +197,12 @@ def test_wheel_works_from_another_folder(tmp_path: Path) -> None:
     # -S -E would lose the dependencies too; -P keeps the working folder out and PYTHONPATH puts the wheel first.
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", probe], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-P", "-c", probe],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     *paths, prompts = done.stdout.split()
@@ -205,7 +214,7 @@ def test_wheel_works_from_another_folder(tmp_path: Path) -> None:
         cwd=tmp_path,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
     )
     assert help.returncode == 0
@@ -213,4 +222,4 @@ def test_wheel_works_from_another_folder(tmp_path: Path) -> None:
     templates = {path.name for path in (ROOT / "Modelfiles").iterdir()}
     assert templates
     assert templates == {path.name for path in (site / "bundle" / "_modelfiles").iterdir()}
-    assert (site / "distill" / "_configs" / "default.yaml").read_text() == documented_yaml()
+    assert (site / "distill" / "_configs" / "default.yaml").read_text(encoding="utf-8") == documented_yaml()

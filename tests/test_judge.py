@@ -209,9 +209,11 @@ def test_a_broken_off_judging_goes_on(tmp_path: Path) -> None:
     with serve(Court(dies)) as server, pytest.raises(TeacherError):
         held(server, tmp_path / "parts", answers)
     [kept] = (tmp_path / "parts").glob("*.jsonl")
-    lines = kept.read_text().splitlines()
+    lines = kept.read_text(encoding="utf-8").splitlines()
     assert 1 <= len(lines) <= 5
-    kept.write_text(kept.read_text() + '{"key": "half')  # killed in the middle of a line
+    kept.write_text(
+        kept.read_text(encoding="utf-8") + '{"key": "half', encoding="utf-8"
+    )  # killed in the middle of a line
     events: list[Event] = []
     with serve(Court(fair)) as server:
         assert held(server, tmp_path / "parts", answers, events.append) == whole
@@ -291,4 +293,4 @@ def test_the_embedded_model_judges(smollm2: Path, tmp_path: Path) -> None:
     [pair] = found["pairs"]
     assert pair["prompts"] == 1
     assert pair["wins"] + pair["ties"] + pair["losses"] + pair["nonsense"] == 1
-    assert len((next(tmp_path.glob("*.jsonl"))).read_text().splitlines()) == 2
+    assert len((next(tmp_path.glob("*.jsonl"))).read_text(encoding="utf-8").splitlines()) == 2

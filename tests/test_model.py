@@ -115,9 +115,9 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     save_backbone(Backbone(SMALL), tmp_path)
-    content = {**json.loads((tmp_path / "config.json").read_text()), **change}
+    content = {**json.loads((tmp_path / "config.json").read_text(encoding="utf-8")), **change}
     content = {key: value for key, value in content.items() if value is not None or key not in change}
-    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(BadInput, match=message):
         load_backbone(tmp_path)
 
@@ -135,8 +135,8 @@ def test_broken_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="pickled weights are never loaded"):
         load_backbone(tmp_path)
     weights.write_bytes(whole)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}), encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"don't fit config\.json"):
         load_backbone(tmp_path)
     with pytest.raises(BadInput, match=r"student\.preset: 'tiny'"):

@@ -25,8 +25,8 @@ def server(smollm2: Path) -> Generator[FakeOllama]:
 def folder(server: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `dream run` has asked the server."""
     folder = tmp_path_factory.mktemp("ollama")
-    (folder / "prompts.txt").write_text("\n".join(PROMPTS[:12]) + "\n")
-    (folder / "tiny.yaml").write_text(SETTINGS)
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS[:12]) + "\n", encoding="utf-8")
+    (folder / "tiny.yaml").write_text(SETTINGS, encoding="utf-8")
     args = ["--teacher", f"ollama:{MODEL}", "--host", server.url, "--prompts", "prompts.txt", "--config", "tiny.yaml"]
     dream(folder, "run", *args, "--name", "mine", "--steps", "80", "--set", "train.lr=8e-3")
     return folder

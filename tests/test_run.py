@@ -27,16 +27,16 @@ def names(folder: Path) -> list[str]:
 def test_a_folder_is_published_whole_or_not_at_all(tmp_path: Path) -> None:
     final = tmp_path / "there"
     with publish_folder(final) as folder:
-        (folder / "a").write_text("1")
+        (folder / "a").write_text("1", encoding="utf-8")
 
     def fail() -> None:
         with publish_folder(final) as folder:
-            (folder / "a").write_text("2")
+            (folder / "a").write_text("2", encoding="utf-8")
             raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError, match="half way"):
         fail()
-    assert (final / "a").read_text() == "1"
+    assert (final / "a").read_text(encoding="utf-8") == "1"
     assert names(tmp_path) == ["there"]
 
 
@@ -44,11 +44,11 @@ def test_a_folder_is_published_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line_and_keeps_what_was_there(error: Exception, tmp_path: Path) -> None:
     final = tmp_path / "there"
     with publish_folder(final) as folder:
-        (folder / "a").write_text("1")
+        (folder / "a").write_text("1", encoding="utf-8")
     with pytest.raises(DistillError, match="free some space") as caught, publish_folder(final):
         raise error
     assert "\n" not in str(caught.value)
-    assert (final / "a").read_text() == "1"
+    assert (final / "a").read_text(encoding="utf-8") == "1"
 
 
 def test_what_a_killed_process_left_is_cleared_and_put_back(tmp_path: Path) -> None:
@@ -56,13 +56,13 @@ def test_what_a_killed_process_left_is_cleared_and_put_back(tmp_path: Path) -> N
     dead = dead_process()
     old, partial = (tmp_path / f".there.{dead}.{kind}" for kind in ("old", "partial"))
     old.mkdir()
-    (old / "a").write_text("kept")
+    (old / "a").write_text("kept", encoding="utf-8")
     partial.mkdir()
     with publish_folder(tmp_path / "there") as folder:
-        assert (tmp_path / "there" / "a").read_text() == "kept"
+        assert (tmp_path / "there" / "a").read_text(encoding="utf-8") == "kept"
         assert not partial.exists()
-        (folder / "a").write_text("new")
-    assert (tmp_path / "there" / "a").read_text() == "new"
+        (folder / "a").write_text("new", encoding="utf-8")
+    assert (tmp_path / "there" / "a").read_text(encoding="utf-8") == "new"
     assert names(tmp_path) == ["there"]
 
 
@@ -84,7 +84,7 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
 
 def test_a_stage_is_fresh_until_something_it_depends_on_changes(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", Settings())
-    run.traces.write_text("x")
+    run.traces.write_text("x", encoding="utf-8")
     run.record("capture", {"limit": 1}, {"traces.db": "digest"}, {"responses": 3}, 1.0)
     assert run.fresh("capture", {"limit": 1}) is not None
     assert run.fresh("capture", {"limit": 2}) is None
@@ -98,7 +98,7 @@ def test_a_stage_is_fresh_until_something_it_depends_on_changes(tmp_path: Path) 
         run.require("train")
     with pytest.raises(RunMismatch, match=r"train\.lr \(1 there, 2 now\)"):
         run.check_same("train", {"lr": 2, "x": 0}, {"lr": 1, "x": 0})
-    (run.path / "run.json").write_text("{")
+    (run.path / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"run\.json"):
         run.records()
 
@@ -108,8 +108,8 @@ def test_one_command_at_a_time_works_on_a_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli.main", "mine", str(run.path)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with run.working():
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 1
     assert "another dream command is working on this run" in done.stderr
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=120)
     assert "no finished capture stage" in done.stderr

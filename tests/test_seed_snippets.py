@@ -251,7 +251,7 @@ def test_live_dream_viewing(elsewhere: Path, basic: dict[str, Any], capsys: pyte
     assert -1 < names["summary"]["avg_mean"] < 1
     assert names["result"] == record.answer
     assert (elsewhere / "dreams.png").read_bytes().startswith(b"\x89PNG")
-    assert record.prompt in (elsewhere / "dreams.json").read_text()
+    assert record.prompt in (elsewhere / "dreams.json").read_text(encoding="utf-8")
 
 
 def test_image_input_is_refused_as_pixels_and_taken_as_embeddings(basic: dict[str, Any]) -> None:

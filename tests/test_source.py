@@ -252,7 +252,7 @@ def shard(folder: Path, index: bool) -> None:
     (folder / "model.safetensors").unlink()
     if index:
         placed = {name: file for file, held in files.items() for name in held}
-        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": placed}), encoding="utf-8")
 
 
 @pytest.mark.parametrize("how", ["whole", "index", "shards"])
@@ -285,15 +285,17 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no config\.json"):
         open_source(tmp_path)
     saved("llama", tmp_path)
-    config = (tmp_path / "config.json").read_text()
+    config = (tmp_path / "config.json").read_text(encoding="utf-8")
     whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "config.json").write_text(json.dumps({**json.loads(config), "intermediate_size": 100}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**json.loads(config), "intermediate_size": 100}), encoding="utf-8"
+    )
     with pytest.raises(CorruptFile, match=r"don't fit config\.json \(.*proj.weight has the shape"):
         open_source(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**json.loads(config), "model_type": "phi3"}))
+    (tmp_path / "config.json").write_text(json.dumps({**json.loads(config), "model_type": "phi3"}), encoding="utf-8")
     with pytest.raises(BadInput, match="'phi3' can't be read; llama"):
         open_source(tmp_path)
-    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(whole[:-50])
     with pytest.raises(CorruptFile, match=r"model\.safetensors: can't be read"):
         open_source(tmp_path)
@@ -302,10 +304,10 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "model-00002-of-00002.safetensors").rename(tmp_path / "elsewhere")
     with pytest.raises(CorruptFile, match="has no model-00002-of-00002"):
         open_source(tmp_path)
-    (tmp_path / INDEX).write_text("{}")
+    (tmp_path / INDEX).write_text("{}", encoding="utf-8")
     with pytest.raises(CorruptFile, match="weight_map"):
         open_source(tmp_path)
-    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": "../elsewhere"}}))
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": "../elsewhere"}}), encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"has no \.\./elsewhere"):
         open_source(tmp_path)
     (tmp_path / INDEX).unlink()
@@ -329,7 +331,7 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
 )
 def test_a_licence_is_found(files: dict[str, str], license: str, tmp_path: Path) -> None:
     for name, content in files.items():
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_text(content, encoding="utf-8")
     saved("llama", tmp_path)
     assert open_source(tmp_path).license == license
 
@@ -343,7 +345,9 @@ def test_a_folder_tells_the_vocabulary_that_the_gguf_tells(teacher: Source, smol
     tokenizer.add_special_tokens([wanted.tokens[i] for i, kind in enumerate(wanted.types) if kind != NORMAL])
     saved("llama", tmp_path, vocab_size=len(wanted.tokens) + 3, eos_token_id=[0, 2], bos_token_id=1)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "<|im_end|>"}}), encoding="utf-8"
+    )
     found = open_source(tmp_path).tokenizer
     assert found.tokens == [*wanted.tokens, "[PAD49152]", "[PAD49153]", "[PAD49154]"]
     assert found.types[-4:] == [NORMAL, 5, 5, 5]
@@ -399,7 +403,7 @@ def test_vocabularies_that_can_not_be_read_are_named(tmp_path: Path) -> None:
         ('{"model": {"type": "BPE", "vocab": {"a": 98}, "merges": []}}', CorruptFile, "can't be read"),
         ("[", CorruptFile, "can't be read"),
     ):
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
         with pytest.raises(error, match=message):
             _ = source.tokenizer
 
@@ -409,7 +413,7 @@ def test_a_sentencepiece_vocabulary_keeps_its_bytes(tmp_path: Path) -> None:
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x0A>": 3, "▁": 4, "a": 5, "▁a": 6}
     added = [{"id": i, "content": token, "special": True} for token, i in vocabulary.items() if i < 3]
     model = {"type": "BPE", "byte_fallback": True, "vocab": vocabulary, "merges": ["▁ a"]}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model, "added_tokens": added}))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model, "added_tokens": added}), encoding="utf-8")
     found = open_source(tmp_path).tokenizer
     assert (found.model, found.pre, found.types[:7]) == ("llama", "", [3, 3, 3, 6, 1, 1, 1])
     assert math.prod((len(found.tokens), found.eos_id)) == 97 * 2

@@ -107,7 +107,7 @@ def test_training_begins_as_the_teacher(answered: Run, tmp_path: Path) -> None:
     run = of(answered, tmp_path / "run")
     events: list[Event] = []
     summary = train(run, events.append)
-    about = json.loads((run.start / "start.json").read_text())
+    about = json.loads((run.start / "start.json").read_text(encoding="utf-8"))
     assert about["license"] == "mit"
     assert (about["layers"], about["of_layers"], about["ffn"], about["of_ffn"]) == ([0, 1], 2, 160, 160)
     assert any("begins as its teacher, teacher.gguf" in event.message for event in events)
@@ -128,7 +128,7 @@ def test_layers_and_neurons_are_cut(answered: Run, tmp_path: Path) -> None:
     assert folder is not None
     model = load_backbone(folder)
     assert (model.config.layers, model.config.ffn) == (1, 64)
-    about = json.loads((folder / "start.json").read_text())
+    about = json.loads((folder / "start.json").read_text(encoding="utf-8"))
     assert len(about["layers"]) == 1
     assert about["nats_a_token_at"].keys() == {"1"}
     with pytest.raises(BadInput, match=r"student\.layers=3: the teacher has 2"):
@@ -192,7 +192,7 @@ def test_hidden_states_are_drawn_to_the_teachers(answered: Run, tmp_path: Path) 
     run = of(answered, tmp_path / "run", image_rows="untied")
     run.settings.train.match, run.settings.train.steps, run.settings.train.log_every = 1.0, 1, 1
     train(run)
-    (row,) = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    (row,) = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert row["match"] == pytest.approx(0.0, abs=1e-6)
     ends: list[float] = []
     for weight in (1e-6, 5.0):
@@ -201,7 +201,7 @@ def test_hidden_states_are_drawn_to_the_teachers(answered: Run, tmp_path: Path) 
         settings.match, settings.strict, settings.steps, settings.log_every, settings.lr = weight, 0.0, 30, 1, 2e-3
         settings.checkpoint_every = 30
         train(cut)
-        ends.append(json.loads(cut.metrics.read_text().splitlines()[-1])["match"])
+        ends.append(json.loads(cut.metrics.read_text(encoding="utf-8").splitlines()[-1])["match"])
     assert ends[1] < 0.8 * ends[0]
     chance = of(answered, tmp_path / "chance", init="chance")
     chance.settings.train.match = 1.0
@@ -217,9 +217,9 @@ def test_sizes_are_measured_once(answered: Run, tmp_path: Path) -> None:
     assert all(size.parameters < whole.parameters for size in smaller)
     assert all(size.bits_per_byte > 0 for size in found)
     assert file_bytes(whole.config, "q8_0") < file_bytes(whole.config, "f16") < file_bytes(whole.config, "f32")
-    before = (run.path / "sizes.json").read_text()
+    before = (run.path / "sizes.json").read_text(encoding="utf-8")
     assert measure_sizes(run, layers=[1], neurons=[64]) == found
-    assert (run.path / "sizes.json").read_text() == before
+    assert (run.path / "sizes.json").read_text(encoding="utf-8") == before
 
 
 def test_what_is_kept_by_default() -> None:

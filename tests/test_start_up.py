@@ -26,7 +26,7 @@ HEAVY = {
 def imported(code: str) -> set[str]:
     """Top-level modules that a fresh process has imported once `code` has run."""
     probe = f"import atexit, sys\natexit.register(lambda: print(*sys.modules, file=sys.stderr))\n{code}"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
     return {name.split(".")[0] for name in done.stderr.split()}
 

@@ -67,7 +67,8 @@ def write(folder: Path, content: Any, base: Run | None = None) -> Path:
     path.write_text(
         content
         if isinstance(content, str)
-        else yaml.safe_dump(content | ({"base": str(base.path)} if base else {}), sort_keys=False)
+        else yaml.safe_dump(content | ({"base": str(base.path)} if base else {}), sort_keys=False),
+        encoding="utf-8",
     )
     return path
 
@@ -120,7 +121,7 @@ def test_every_cell_is_a_run_trained_on_the_same_data_for_as_many_tokens(
     assert len(packed) == 1
     assert len({weights(folder, name) for name in NAMES}) == 4
     assert trained_anew(events) >= {f"cell {i} of 4, {name}" for i, name in enumerate(NAMES, 1)}
-    assert json.loads((folder / "sweep.json").read_text()) == json.loads(json.dumps(state))
+    assert json.loads((folder / "sweep.json").read_text(encoding="utf-8")) == json.loads(json.dumps(state))
 
 
 def test_other_commands_take_a_cell(copied: Path) -> None:
@@ -145,11 +146,11 @@ def test_finished_cells_are_kept(copied: Path, world: Run, tmp_path: Path) -> No
 
 
 def test_a_lost_record_is_made_again_of_the_cells(copied: Path, world: Run, tmp_path: Path) -> None:
-    old = json.loads((copied / "sweep.json").read_text())
-    (copied / "sweep.json").write_text("{")
+    old = json.loads((copied / "sweep.json").read_text(encoding="utf-8"))
+    (copied / "sweep.json").write_text("{", encoding="utf-8")
     with pytest.raises(DistillError, match=r"sweep.json: can't be read .*; delete it: finished cells are kept"):
         sweep(plan_of(tmp_path, VARIANTS, world), copied)
-    (copied / "sweep.json").write_text('{"cells": {}}')
+    (copied / "sweep.json").write_text('{"cells": {}}', encoding="utf-8")
     events: list[Event] = []
     state = sweep(plan_of(tmp_path, VARIANTS, world), copied, events.append)
     assert not trained_anew(events)
@@ -232,7 +233,7 @@ def test_cells_that_cut_another_tokenizer_share_the_rest(world: Run, tmp_path: P
 
 def test_without_a_base_data_is_made_once(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "HELD_OUT", 8)
-    tree = yaml.safe_load((world.path / "config.yaml").read_text())
+    tree = yaml.safe_load((world.path / "config.yaml").read_text(encoding="utf-8"))
     content = {"settings": tree, "variants": {"a": {}, "b": {"train.lr": 1e-3}}, "seeds": 2}
     content["settings"]["train"].pop("minutes")
     events: list[Event] = []
@@ -262,7 +263,9 @@ def test_the_bases_own_training_is_not_repeated(world: Run, tmp_path: Path) -> N
 def test_engines_are_trained_where_they_are_asked_for(world: Run, tmp_path: Path) -> None:
     content = {"variants": {"long": {"dreaming.dream_length": 3}, "none": {"train.dreams": False}}, "engine": True}
     state = sweep(plan_of(tmp_path, content, world), tmp_path / "s")
-    engine = json.loads((tmp_path / "s" / "cells" / "long-seed0" / "engine" / "engine.json").read_text())
+    engine = json.loads(
+        (tmp_path / "s" / "cells" / "long-seed0" / "engine" / "engine.json").read_text(encoding="utf-8")
+    )
     assert engine["config"]["dream_length"] == 3
     assert state["cells"]["long-seed0"]["engine_seconds"] > 0
     assert "without dreams" in state["cells"]["none-seed0"]["engine_skipped"]
@@ -300,7 +303,7 @@ def test_sigkill_and_start_again_end_with_the_same_weights(world: Run, tmp_path:
     wait_for(process, tmp_path / "killed" / "cells" / "soft-seed1" / "checkpoints" / "step-000010")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    state = json.loads((tmp_path / "killed" / "sweep.json").read_text())
+    state = json.loads((tmp_path / "killed" / "sweep.json").read_text(encoding="utf-8"))
     assert [state["cells"][name]["state"] for name in NAMES] == ["trained", "training", "waiting", "waiting"]
     kept = list_checkpoints(Run.open(tmp_path / "killed" / "cells" / "soft-seed1"))
     assert 10 <= int(kept[-1].name.removeprefix("step-")) < 60
@@ -317,7 +320,7 @@ def children_of(pid: int) -> list[int]:
     found: list[int] = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == pid and fields[0] != "Z":
@@ -343,7 +346,10 @@ def test_several_at_once_are_stopped_and_gone_on_with(world: Run, tmp_path: Path
     process.kill()
     process.communicate(timeout=60)
     deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text() for pid in workers):
+    while any(
+        Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        for pid in workers
+    ):
         assert time.monotonic() < deadline, "a cell's process went on"
         time.sleep(0.05)
     events: list[Event] = []
@@ -389,7 +395,7 @@ def test_a_bug_in_one_cell_keeps_its_traceback(world: Run, tmp_path: Path, monke
     state = sweep(plan_of(tmp_path, {"variants": {"a": {}, "b": {"train.lr": 1e-3}}}, world), tmp_path / "s")
     error = state["cells"]["a-seed0"]["error"]
     assert error.startswith("ZeroDivisionError: division by zero (all of it is in ")
-    assert "in broken" in (tmp_path / "s" / "errors" / "a-seed0.txt").read_text()
+    assert "in broken" in (tmp_path / "s" / "errors" / "a-seed0.txt").read_text(encoding="utf-8")
     assert state["cells"]["b-seed0"]["state"] == "trained"
 
 
@@ -430,7 +436,7 @@ def test_cells_are_added_and_others_left_alone(copied: Path, world: Run, tmp_pat
         "cell 3 of 4, slow-seed0",
         "cell 4 of 4, slow-seed1",
     }
-    assert "nodream" not in (copied / "summary.md").read_text()
+    assert "nodream" not in (copied / "summary.md").read_text(encoding="utf-8")
 
 
 def test_other_settings_under_the_same_name_need_force(copied: Path, world: Run, tmp_path: Path) -> None:
@@ -508,7 +514,7 @@ def test_a_bad_file_is_refused_with_the_key_to_mend(content: str, message: str, 
 
 def test_a_folder_with_something_else_is_refused(world: Run, tmp_path: Path) -> None:
     (tmp_path / "lenses").mkdir()
-    (tmp_path / "lenses" / "letter.txt").write_text("dear")
+    (tmp_path / "lenses" / "letter.txt").write_text("dear", encoding="utf-8")
     with pytest.raises(BadInput, match="is not empty and holds no sweep"):
         sweep(plan_of(tmp_path, VARIANTS, world), tmp_path / "lenses")
     assert [path.name for path in (tmp_path / "lenses").iterdir()] == ["letter.txt"]
@@ -533,12 +539,12 @@ def test_a_dry_run_writes_nothing(world: Run, tmp_path: Path) -> None:
 
 def test_tables_sort_cells_by_the_metric(swept: tuple[Path, dict[str, Any], list[Event]]) -> None:
     folder, state, _ = swept
-    rows = list(csv.DictReader((folder / "sweep.csv").open()))
+    rows = list(csv.DictReader((folder / "sweep.csv").open(encoding="utf-8")))
     assert [row["cell"] for row in rows] == state["order"]
     assert {row["cell"]: row["train.dreams"] for row in rows} == {
         name: "False" if name.startswith("nodream") else "" for name in NAMES
     }
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     values = {name: entry["metrics"]["bits_per_byte"] for name, entry in results["systems"].items()}
     assert [row["system"] for row in rows[::2]] == sorted(values, key=lambda name: values[name]["value"])
     for row in rows:
@@ -546,7 +552,7 @@ def test_tables_sort_cells_by_the_metric(swept: tuple[Path, dict[str, Any], list
         assert float(row["bits_per_byte_system"]) == value["value"]
         assert float(row["bits_per_byte"]) == value["seeds"][int(row["seed"])]
         assert float(row["bits_per_byte_low"]) == value["low"]
-    text = (folder / "summary.md").read_text()
+    text = (folder / "summary.md").read_text(encoding="utf-8")
     assert "4 cells by bits per byte" in text
     assert all(f"`{name}`" in text for name in NAMES)
     assert (folder / "report.html").is_file()
@@ -554,11 +560,11 @@ def test_tables_sort_cells_by_the_metric(swept: tuple[Path, dict[str, Any], list
 
 def test_what_was_compared_is_not_compared_again(copied: Path, world: Run, tmp_path: Path) -> None:
     times = {name: (copied / name).stat().st_mtime_ns for name in ("results.json", "report.html")}
-    table = (copied / "sweep.csv").read_text()
+    table = (copied / "sweep.csv").read_text(encoding="utf-8")
     events: list[Event] = []
     whole_sweep(plan_of(tmp_path, VARIANTS, world), copied, events.append)
     assert {name: (copied / name).stat().st_mtime_ns for name in times} == times
-    assert (copied / "sweep.csv").read_text() == table
+    assert (copied / "sweep.csv").read_text(encoding="utf-8") == table
     assert not [event for event in events if event.stage in ("compare", "evaluate")]
 
 
@@ -577,13 +583,13 @@ def test_a_failed_baseline_is_replaced_aloud(world: Run, tmp_path: Path, monkeyp
     assert plan.baseline == "wild"
     state = whole_sweep(plan, tmp_path / "s", events.append)
     assert state["compared_with"] == "tame"
-    results = json.loads((tmp_path / "s" / "results.json").read_text())
+    results = json.loads((tmp_path / "s" / "results.json").read_text(encoding="utf-8"))
     told = ["wild, the baseline, has no trained cell: compared with tame in its place.", "half has 1 of 2 seeds"]
     for text in told:
         assert any(warning.startswith(text) for warning in results["warnings"])
         assert any(event.kind == "warning" and event.message.startswith(text) for event in events)
     assert results["baseline"] == "tame"
-    assert told[0] in (tmp_path / "s" / "report.md").read_text()
+    assert told[0] in (tmp_path / "s" / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_metric_is_what_the_report_leads_with(tmp_path: Path) -> None:

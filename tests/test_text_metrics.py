@@ -154,7 +154,7 @@ def test_exact_match_by_split() -> None:
 
 def test_scores_cost_nothing_before_they_are_wanted() -> None:
     code = "import sys, distill.exam.metrics.text; print({'nltk', 'rouge_score', 'sacrebleu'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=120)
     assert done.stdout.strip() == "set()", done.stderr
 
 

@@ -284,7 +284,7 @@ def test_export(tmp_path: Path, format: str):
     path, out = tmp_path / "traces.db", tmp_path / "out" / f"traces.{format}"
     fill(path, list(range(5)))
     assert export_traces(path, out, format) == 5
-    lines = out.read_text().splitlines() if format == "jsonl" else []
+    lines = out.read_text(encoding="utf-8").splitlines() if format == "jsonl" else []
     rows = [json.loads(line) for line in lines] or pq.read_table(out).to_pylist()
     with TraceStore(path, readonly=True) as store:
         traces, tokenizer = list(store.traces()), store.tokenizer()

@@ -85,7 +85,7 @@ def weights(run: Run, step: int) -> bytes:
 
 def rows(run: Run) -> list[dict[str, float]]:
     """metrics.jsonl without what the clock decides."""
-    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     return [{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in lines]
 
 
@@ -125,9 +125,9 @@ def test_more_steps_go_on_from_the_last_checkpoint(trained: Run, prepared: Run, 
     train(run)
     for step in (8, 12):  # as if killed after step 4, with metrics already written past it
         shutil.rmtree(checkpoint.folder_of(run, step))
-    content = json.loads((run.path / "run.json").read_text())
+    content = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
     del content["stages"]["train"]
-    (run.path / "run.json").write_text(json.dumps(content))
+    (run.path / "run.json").write_text(json.dumps(content), encoding="utf-8")
     train(run)
     assert weights(run, 12) == weights(trained, 12)
     assert rows(run) == rows(trained)
@@ -145,7 +145,7 @@ def test_muon_and_a_mean_of_weights_go_on_to_the_same_bits(prepared: Run, tmp_pa
     train(stopped)
     shutil.rmtree(checkpoint.folder_of(stopped, 8))
     shutil.copytree(checkpoint.folder_of(whole, 4), checkpoint.folder_of(stopped, 4))
-    (stopped.path / "run.json").write_text((prepared.path / "run.json").read_text())
+    (stopped.path / "run.json").write_text((prepared.path / "run.json").read_text(encoding="utf-8"), encoding="utf-8")
     stopped.settings.train.checkpoint_every = 4
     train(stopped)
     assert rows(stopped) == rows(whole)
@@ -208,7 +208,7 @@ def test_minutes_end_a_training(prepared: Run, tmp_path: Path) -> None:
 def test_a_trial_chooses_and_is_remembered(prepared: Run, tmp_path: Path) -> None:
     run = fork(prepared, tmp_path / "run", precision="auto", compile="auto", steps=3, checkpoint_every=3)
     summary = train(run)
-    kept = json.loads((run.checkpoints / "numerics.json").read_text())
+    kept = json.loads((run.checkpoints / "numerics.json").read_text(encoding="utf-8"))
     assert summary["numerics"] == kept["precision"], "three steps don't pay for compiling"
     assert set(kept["products"]) == {"float32", "bfloat16"}
     assert (summary["trial"], summary["trial_seconds"]) == (kept["trial"], kept["seconds"])
@@ -286,7 +286,12 @@ def test_ctrl_c_saves_and_the_rest_is_as_if_undisturbed(
     command = [sys.executable, "-m", "cli.main", "train", str(run.path), "--phase", "backbone", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        start_new_session=True,
     )
     deadline = time.monotonic() + 240
     while not checkpoint.folder_of(run, 4).exists():
@@ -367,7 +372,7 @@ def test_a_sentencepiece_student_learns_by_chunks(prepared: Run, tmp_path: Path)
     build_tokenizer(run)
     assert StudentTokenizer.load(run.tokenizer).kind == "sentencepiece"
     train(run)
-    counts = json.loads((run.data / "data.json").read_text())["counts"]
+    counts = json.loads((run.data / "data.json").read_text(encoding="utf-8"))["counts"]
     assert counts["train"]["soft_share"] > 0.5
     measured = rows(run)
     assert measured[-1]["loss"] < 0.9 * measured[0]["loss"]

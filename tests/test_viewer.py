@@ -133,15 +133,15 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
         viewer.export(tmp_path / "dreams.gif")
     with pytest.raises(BadInput, match="no format ''"):
         viewer.export(tmp_path / "dreams")
-    assert viewer.export(tmp_path / "dreams", format="json").read_text().startswith("{")
+    assert viewer.export(tmp_path / "dreams", format="json").read_text(encoding="utf-8").startswith("{")
     with pytest.raises(DistillError, match="can't write it"):
         viewer.export("/proc/nowhere.json")
     with pytest.raises(BadInput, match="can't read it"):
         DreamViewer.load(tmp_path / "none.json")
-    whole = (tmp_path / "dreams").read_text()
+    whole = (tmp_path / "dreams").read_text(encoding="utf-8")
     wrong = tmp_path / "wrong.json"
     for text in ("", "[]", "7", "{}", '{"format": "x"}', whole[:-20], whole.replace('"lens"', '"lenz"', 1)):
-        wrong.write_text(text)
+        wrong.write_text(text, encoding="utf-8")
         with pytest.raises(CorruptFile, match=r"wrong\.json: not a file of dreams"):
             DreamViewer.load(wrong)
     for part, spoiled in [
@@ -155,16 +155,16 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
         ('"kind": "temporal"', '"kind": "odd\\" onload=\\"x"'),
     ]:
         assert part in whole
-        wrong.write_text(whole.replace(part, spoiled, 1))
+        wrong.write_text(whole.replace(part, spoiled, 1), encoding="utf-8")
         with pytest.raises(CorruptFile, match=r"wrong\.json: not a file of dreams"):
             DreamViewer.load(wrong)
     for name, spoiled in [("gates", {"causal": "x"}), ("gates", "x"), ("source", [0]), ("target", ["a", "b"])]:
         value = json.loads(whole)
         value["dreams"][0]["branches" if name == "gates" else "edges"][0][name] = spoiled
-        wrong.write_text(json.dumps(value))
+        wrong.write_text(json.dumps(value), encoding="utf-8")
         with pytest.raises(CorruptFile, match=r"wrong\.json: not a file of dreams"):
             DreamViewer.load(wrong)
-    wrong.write_text(whole.replace('"version": 1', '"version": 2'))
+    wrong.write_text(whole.replace('"version": 1', '"version": 2'), encoding="utf-8")
     with pytest.raises(BadInput, match="version 2"):
         DreamViewer.load(wrong)
 

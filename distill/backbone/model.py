@@ -219,7 +219,7 @@ def save_backbone(model: Backbone, folder: Path) -> None:
     """Write config.json and model.safetensors (float32; tied weights once) as transformers reads them."""
     from safetensors.torch import save_file
 
-    (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n", encoding="utf-8")
     weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
         weights.pop("lm_head.weight", None)
@@ -230,7 +230,7 @@ def read_config(folder: Path) -> BackboneConfig:
     """BackboneConfig of a checkpoint folder. Raises BadInput or CorruptFile."""
     path = folder / "config.json"
     try:
-        return BackboneConfig.from_hf(json.loads(path.read_text()), str(path))
+        return BackboneConfig.from_hf(json.loads(path.read_text(encoding="utf-8")), str(path))
     except FileNotFoundError as error:
         raise BadInput(f"{folder}: no config.json; give the folder of a checkpoint") from error
     except ValueError as error:

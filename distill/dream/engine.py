@@ -126,7 +126,7 @@ class DreamEngine(nn.Module):
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """engine.json and the weights. Raises CorruptFile."""
     try:
-        about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
+        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         data = (folder / WEIGHTS).read_bytes()
         missing = {"format", "config", "hidden", "codes", "codebook", "sha256"} - about.keys()
         if missing:

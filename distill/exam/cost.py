@@ -81,7 +81,7 @@ def measure_cost(
             [sys.executable, "-m", "distill.exam.cost"],
             input=json.dumps(request),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=timeout,
             check=False,
         )
@@ -113,7 +113,7 @@ def kept_cost(
     path = exam.folder / "costs" / f"{fingerprint(about)[:24]}.json"
     if not force and path.is_file():
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             pass  # cut short: measured again
     found = measure_cost(target, exam, settings, seed=seed, dream_tokens=dream_tokens, device=device)
@@ -210,7 +210,7 @@ def _peak() -> int | None:
 def _resident() -> int | None:
     """Peak resident memory. Linux's ru_maxrss begins with what the parent held: /proc counts from the start."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
     with contextlib.suppress(ImportError):
         import resource

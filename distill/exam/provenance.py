@@ -57,7 +57,7 @@ def machine() -> dict[str, Any]:
 
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}

@@ -287,7 +287,7 @@ def _alone(path: Path) -> Generator[None]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_name(f".{path.name}.lock").open("w")
+        file = path.with_name(f".{path.name}.lock").open("w", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{path}: can't be written ({error.strerror}); name another file") from error
     with file:

@@ -14,11 +14,13 @@ def available_memory() -> int | None:
     all that the machine has, as what is free isn't told; None where nothing is."""
     found: list[int] = []
     with contextlib.suppress(OSError, ValueError, IndexError):
-        line = next((line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:")), "")
+        line = next(
+            (line for line in MEMINFO.read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable:")), ""
+        )
         found.append(1024 * int(line.split()[1]))
     for path in LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-            found.append(int(path.read_text()))
+            found.append(int(path.read_text(encoding="utf-8")))
     if not found:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: Windows
             found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -211,7 +211,7 @@ class StudentTokenizer:
         """Read what `save` wrote. Raises CorruptFile where a file is missing, cut short or altered."""
         meta = folder / "dream_tokenizer.json"
         try:
-            ours = json.loads(meta.read_text())
+            ours = json.loads(meta.read_text(encoding="utf-8"))
             if ours["version"] != VERSION:
                 raise ValueError(f"its version is {ours['version']}, this program's {VERSION}")
             origin, digests = Origin(**ours["origin"]), dict(ours["files"])
@@ -219,7 +219,7 @@ class StudentTokenizer:
                 if sha256_file(folder / name) != digest:
                     raise CorruptFile(f"{folder / name}: altered since it was written; run `dream tokenize` again")
             teacher_map = load_file(folder / FILES[2])["teacher_map"] if FILES[2] in digests else None
-            return cls(Tokenizer.from_str((folder / FILES[0]).read_text()), origin, teacher_map)
+            return cls(Tokenizer.from_str((folder / FILES[0]).read_text(encoding="utf-8")), origin, teacher_map)
         except FileNotFoundError as error:
             raise CorruptFile(f"{error.filename}: missing; run `dream tokenize` again") from error
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -306,7 +306,7 @@ def load_encoder(folder: Path) -> ConceptEncoder:
     """The encoder saved in a folder. Raises CorruptFile."""
     path = folder / "encoder.json"
     try:
-        state: dict[str, Any] = json.loads(path.read_text())
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         arrays = load_file(folder / "encoder.safetensors")
         kind = LocalEncoder if state["name"] == "local" else OllamaEncoder
         return kind.from_state(arrays, state)

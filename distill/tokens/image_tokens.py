@@ -105,7 +105,7 @@ class Codebook:
         """Read what `save` wrote. Raises CorruptFile where files are missing, altered or don't fit each other."""
         path = folder / "codebook.json"
         try:
-            about: dict[str, Any] = json.loads(path.read_text())
+            about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             data = (folder / "codebook.safetensors").read_bytes()
             labels: list[str] = about["labels"]
             if hashlib.sha256(data).hexdigest() != about["sha256"]:
@@ -235,7 +235,7 @@ def load_codes(folder: Path, codebook: Codebook) -> dict[str, int]:
     """Read phrases.json. Raises CorruptFile where it is broken or names codes that the codebook lacks."""
     path = folder / "phrases.json"
     try:
-        codes: dict[str, Any] = json.loads(path.read_text())
+        codes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for phrase, code in codes.items():
             if type(code) is not int or not 0 <= code < len(codebook):
                 raise ValueError(f"{phrase!r} has code {code!r}, the codebook has {len(codebook)}")

@@ -139,7 +139,7 @@ def pack(run: Run) -> dict[str, Any]:
     key = fingerprint(inputs)
     described = run.data / "data.json"
     if described.exists():
-        content = json.loads(described.read_text())
+        content = json.loads(described.read_text(encoding="utf-8"))
         if content["fingerprint"] == key:
             return content["counts"]
     tokenizer = StudentTokenizer.load(run.tokenizer)
@@ -166,7 +166,9 @@ def pack(run: Run) -> dict[str, Any]:
                 "answer_tokens": len(documents.answer_ids),
                 "soft_share": round(float(soft.mean()), 4) if len(soft) else 0.0,
             }
-        (folder / "data.json").write_text(json.dumps({"fingerprint": key, "counts": counts}, indent=2) + "\n")
+        (folder / "data.json").write_text(
+            json.dumps({"fingerprint": key, "counts": counts}, indent=2) + "\n", encoding="utf-8"
+        )
     return counts
 
 

@@ -80,7 +80,7 @@ def read_loop(folder: Path) -> LoopState:
     """The loop's state. Raises CorruptFile."""
     path = folder / "loop.json"
     try:
-        return LoopState(**json.loads(path.read_text()))
+        return LoopState(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to go on from the one before") from error
 
@@ -89,7 +89,7 @@ def verify_checkpoint(folder: Path, remedy: str = BEFORE) -> None:
     """Compare every file with checksums.json. Raises CorruptFile naming the first that differs."""
     path = folder / "checksums.json"
     try:
-        expected: dict[str, str] = json.loads(path.read_text())
+        expected: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to {remedy}") from error
     for name, digest in expected.items():
@@ -118,7 +118,7 @@ def save_checkpoint(
         for name, tensors in (("drafts", drafts), ("raw", raw)):
             if tensors:
                 save_file(tensors, folder / f"{name}.safetensors")
-        (folder / "loop.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+        (folder / "loop.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
         write_checksums(folder)
     return final
 
@@ -127,7 +127,7 @@ def write_checksums(folder: Path) -> None:
     """checksums.json: the SHA-256 of every file that is there now."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sums = {str(path.relative_to(folder)): sha256_file(path) for path in files}
-    (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n")
+    (folder / "checksums.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, remedy: str = BEFORE) -> None:

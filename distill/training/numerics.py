@@ -234,6 +234,6 @@ def save(chosen: Numerics, path: Path) -> None:
 def load(path: Path) -> Numerics | None:
     """The choice of an earlier session; None where there is none, or it can't be read."""
     try:
-        return Numerics(**json.loads(path.read_text()))
+        return Numerics(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

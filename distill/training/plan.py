@@ -34,7 +34,7 @@ def train_settings(run: Run) -> dict[str, Any]:
 
 def data_fingerprint(run: Run) -> str:
     """Of the packed documents that a training reads."""
-    return json.loads((run.data / "data.json").read_text())["fingerprint"]
+    return json.loads((run.data / "data.json").read_text(encoding="utf-8"))["fingerprint"]
 
 
 def schedule(kind: str, progress: float, floor: float) -> float:

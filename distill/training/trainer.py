@@ -307,7 +307,7 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         if self.run.metrics.exists():
-            lines = self.run.metrics.read_text().splitlines()
+            lines = self.run.metrics.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= self.state.step]
             write_atomic(self.run.metrics, "".join(f"{line}\n" for line in kept))
         board = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.state.step + 1)
@@ -341,7 +341,7 @@ class Trainer:
     def _write(self, board: Any, entry: dict[str, float]) -> None:
         state = self.state
         row = {"step": state.step, "tokens": state.tokens, "epoch": state.epoch, "seconds": round(state.seconds, 3)}
-        with self.run.metrics.open("a") as file:
+        with self.run.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**row, **{key: round(value, 6) for key, value in entry.items()}}) + "\n")
         for key, value in entry.items():
             board.add_scalar(key, value, state.step)

@@ -138,7 +138,7 @@ class EngineTrainer:
         checkpoint.verify_checkpoint(self.run.engine, REMEDY)
         path = self.run.engine / "loop.json"
         try:
-            state = EngineState(**json.loads(path.read_text()))
+            state = EngineState(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise CorruptFile(f"{path}: can't be read ({error}); delete {self.run.engine} to {REMEDY}") from error
         if (state.backbone, state.data) != (fresh.backbone, fresh.data):
@@ -247,7 +247,7 @@ class EngineTrainer:
         row |= {name: round(value, 8) for name, value in entry.items()}
         if judged:
             row |= {f"validation_{name}": value for name, value in self._measure().items()}
-        with (self.run.engine / "metrics.jsonl").open("a") as file:
+        with (self.run.engine / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def _measure(self) -> dict[str, float]:
@@ -260,7 +260,7 @@ class EngineTrainer:
             self.engine.save(folder)
             moments = checkpoint.optimizer_tensors(self.trained, self.optimizer)
             save_file(moments, folder / "optimizer.safetensors")
-            (folder / "loop.json").write_text(json.dumps(asdict(self.state), indent=2) + "\n")
+            (folder / "loop.json").write_text(json.dumps(asdict(self.state), indent=2) + "\n", encoding="utf-8")
             checkpoint.write_checksums(folder)
             if metrics.exists():
                 shutil.copyfile(metrics, folder / metrics.name)
@@ -269,7 +269,7 @@ class EngineTrainer:
         """metrics.jsonl loses what came after the engine that is gone on from."""
         path = self.run.engine / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _reached(self.state, line)]
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _reached(self.state, line)]
             write_atomic(path, "".join(f"{line}\n" for line in kept))
 
     def _summary(self, last: str) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def engine_of(run: Run, weights: Path) -> Path | None:
         verify_checkpoint(run.engine, REMEDY)
         return None
     try:
-        trained_on: str = json.loads(loop.read_text())["backbone"]
+        trained_on: str = json.loads(loop.read_text(encoding="utf-8"))["backbone"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptFile(f"{loop}: can't be read ({error}); run `dream train {run.path} --force`") from error
     return run.engine if trained_on == sha256_file(weights) else None
