@@ -18,6 +18,7 @@ from distill.documented import documented_yaml
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("distill", "bundle", "bench", "cli")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+EVERY = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
 
 # Higher may import lower, never the other way round.
 LAYERS = (
@@ -139,6 +140,52 @@ def test_libraries_do_not_print(package: str) -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
     ]
     assert not printing
+
+
+def opens_text_by_locale(call: ast.Call) -> bool:
+    """What ruff's PLW1514 sees only where it knows that something is a Path."""
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in given:
+        return False
+    match call.func:
+        case ast.Attribute(attr="read_text" | "write_text" as name):
+            return len(call.args) <= (name == "write_text")
+        case ast.Attribute(attr="open", value=ast.Name("Run" | "Image" | "os" | "browser" | "self" | "cls")):
+            return False
+        case ast.Attribute(attr="open") | ast.Name("open") as opened:
+            mode = given.get("mode", next(iter(call.args[isinstance(opened, ast.Name) :]), None))
+            return mode is None or "b" not in ast.unparse(mode)
+        case _:
+            return "text" in given and "text=True" in ast.unparse(call)
+
+
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    wrong = [
+        f"{path}:{node.lineno}: {ast.unparse(node)}"
+        for path in EVERY
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and opens_text_by_locale(node)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong"),
+    [
+        ("path.read_text()", True),
+        ("path.write_text(text)", True),
+        ("path.open('a')", True),
+        ("open(path)", True),
+        ("subprocess.run(['x'], text=True)", True),
+        ("path.write_text(text, encoding='utf-8')", False),
+        ("path.open('rb')", False),
+        ("open(path, mode='wb')", False),
+    ],
+)
+def test_the_encoding_check_sees_what_is_wrong(call: str, wrong: bool) -> None:
+    tree = ast.parse(call, mode="eval").body
+    assert isinstance(tree, ast.Call)
+    assert opens_text_by_locale(tree) == wrong
 
 
 def test_files_read_in_one_sitting() -> None:

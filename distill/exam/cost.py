@@ -82,6 +82,7 @@ def measure_cost(
             input=json.dumps(request),
             capture_output=True,
             encoding="utf-8",
+            errors="replace",
             timeout=timeout,
             check=False,
         )

