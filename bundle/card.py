@@ -19,7 +19,7 @@ Ollama shows the dream as thinking; `--think=false` turns it off.
 
     ollama create {name} -f Modelfile
     ollama run {name}
-
+{folder}
 transformers:
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,6 +49,11 @@ The toolchain that made it, in this folder: `dream chat .`, `dream install .`, `
 
 ## Files
 {files}
+"""
+
+FOLDER = """
+Use `model.gguf`, as the Modelfile does. Of the safetensors in this folder (`FROM .`) Ollama doesn't know how this
+tokenizer splits words: it would read other tokens than the student was trained with, without a word.
 """
 
 HUGGING_FACE = re.compile(
@@ -100,6 +105,7 @@ def render_card(
         licence=_terms(manifest, license, "LICENSE" in files),
         name=manifest.name,
         teacher=teacher,
+        folder="" if source.get("importable", True) else FOLDER,
         question=question.replace("\\", "\\\\").replace('"', '\\"'),
         facts="\n".join(f"- {key}: {value}" for key, value in facts.items() if value),
         evaluation=markdown_table(table) if table else "It was not evaluated.",

@@ -135,7 +135,7 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
     save_backbone(model, folder)
     # Without the map of the teacher's ids, which only training reads.
     tokenizer = StudentTokenizer(student.tokenizer.hf, student.tokenizer.origin)
-    tokenizer.save(folder)
+    tokenizer.save(folder, config.context)
     sampling = (
         {"do_sample": True, "temperature": settings.temperature} if settings.temperature else {"do_sample": False}
     )
@@ -160,6 +160,7 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
             **origin.provenance,
             "license": replace(origin.license, text="").to_json(),
             "image_tokens": len(tokenizer.image_ids),
+            "importable": tokenizer.importable,
         },
         verification_prompts=origin.verification_prompts,
         verification_answers=origin.verification_answers,

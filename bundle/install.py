@@ -48,6 +48,8 @@ def install(
     asker = OllamaClient(host, timeout=timeout, retries=2)
     creator = ollama.Client(host=host, timeout=httpx.Timeout(timeout, connect=min(10.0, timeout)))
     listen(Event("install", "start", f"{name} at {host}"))
+    if not manifest.provenance.get("importable", True):
+        listen(Event("install", "note", f"from {GGUF}: from the folder's safetensors Ollama would read other tokens"))
     try:
         _check_free(asker, name, host, force)
         with _in_words(host, timeout):
@@ -161,6 +163,27 @@ def _try_out(asker: OllamaClient, name: str, host: str, manifest: Manifest) -> d
     # Ollama leaves the line break before the closing tag on the dream.
     thinking, content = ((message.get(key) or "").strip() for key in ("thinking", "content"))
     return {"capabilities": capabilities, "prompt": prompt, "thinking": thinking, "answer": content}
+
+
+def ids_of_prompts(
+    name: str, host: str | None, conversations: Sequence[tuple[str, str, bool]], context: int, timeout: float = 120.0
+) -> list[list[int]]:
+    """What an installed model makes of (system, question, think): the ids of the prompt and of a one-token reply, as
+    `context` tells them (of a `raw` prompt it tells nothing). Raises ModelNotFound, TeacherUnavailable …, and
+    TeacherError where an Ollama doesn't tell them."""
+    asker = OllamaClient(host or default_host(), timeout=timeout, retries=2)
+    found: list[list[int]] = []
+    options = {"temperature": 0, "seed": 0, "num_predict": 1, "num_ctx": context, "stop": []}
+    try:
+        for system, question, think in conversations:
+            asked = {"prompt": question, "system": system, "think": think, "stream": False, "truncate": False}
+            answer = asker.post("/api/generate", {"model": name, **asked, "options": options})
+            if not isinstance(ids := answer.get("context"), list):
+                raise TeacherError(f"{asker.host}: doesn't tell a prompt's ids (no `context` in its reply)")
+            found.append(cast("list[int]", ids))
+    finally:
+        asker.close()
+    return found
 
 
 def raw_answers(

@@ -155,7 +155,8 @@ def weight_errors(path: Path, weights: Mapping[str, Tensor], config: BackboneCon
 
 
 def transformers_prompt_ids(folder: Path, conversations: Sequence[tuple[str, str, bool]]) -> list[list[int]]:
-    """Ids of (system, question, think) by transformers' tokenizer and chat template."""
+    """Ids of (system, question, think) by transformers' tokenizer and chat template; none where it doesn't read them
+    back as they were written."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = cast("Any", AutoTokenizer).from_pretrained(folder, local_files_only=True)
@@ -166,7 +167,8 @@ def transformers_prompt_ids(folder: Path, conversations: Sequence[tuple[str, str
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=think
         )
-        found.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        found.append(ids if tokenizer.decode(ids).replace("▁", " ") == text.replace("▁", " ") else [])
     return found
 
 

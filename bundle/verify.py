@@ -22,6 +22,13 @@ MAX_TOKENS = 48
 MAX_DIFFERENCE = 1e-3
 """Log-probabilities of the float32 GGUF may differ so much from the native ones."""
 
+ODD = (
+    "It's 12345 o'clock, isn't it? She'LL pay 67.89 for 1,000,000,",
+    "two  spaces,\ta tab,\n\nand an empty line\r\n(then brackets)...",
+    "naïve café, 日本語 and Привет, 🙂👍🏽, x²",
+)
+"""Prompts whose ids are compared, too: what readers of a tokenizer disagree about."""
+
 PROBED_PROMPTS = 4
 """Prompts whose whole distributions are compared."""
 
@@ -135,10 +142,10 @@ class _Verification:
         listen: Listener,
     ) -> None:
         self.folder, self.manifest, self.student, self.report, self.listen = folder, manifest, student, report, listen
-        self.prompts = prompts
         context = student.model.config.context
-        asked = [self._ids(prompt, True) for prompt in prompts]
-        self.asked = [ids for ids in asked if len(ids) < context]
+        fit = [prompt for prompt in (*prompts, *ODD) if len(self._ids(prompt, False)) < context]
+        self.conversations = [(student.system, prompt, think) for prompt in fit for think in (True, False)]
+        self.asked = [self._ids(prompt, True) for prompt in prompts if prompt in fit]
         self.max_tokens = min(MAX_TOKENS, context - max(map(len, self.asked), default=0))
 
     def _ids(self, prompt: str, think: bool) -> list[int]:
@@ -196,15 +203,20 @@ class _Verification:
 
     def _prompt_ids(self, engine: LlamaCpp) -> None:
         """Native, transformers and llama.cpp write the same prompt, dreaming and not."""
-        conversations = [(self.student.system, prompt, think) for prompt in self.prompts for think in (True, False)]
-        native = [self._ids(prompt, think) for _, prompt, think in conversations]
-        others = {
-            "transformers": parity.transformers_prompt_ids(self.folder, conversations),
-            "llama.cpp": parity.engine_prompt_ids(engine, conversations),
-        }
-        for name, found in others.items():
-            same = sum(a == b for a, b in zip(native, found, strict=True))
-            self.report.add(f"prompt ids, {name}", same == len(native), f"{same} of {len(native)} identical")
+        self._same_ids("transformers", parity.transformers_prompt_ids(self.folder, self.conversations))
+        self._same_ids("llama.cpp", parity.engine_prompt_ids(engine, self.conversations))
+
+    def _same_ids(self, who: str, found: list[list[int]], but: int = 0) -> None:
+        """Which prompts another writes with other ids. but: of the last ids, so many aren't compared."""
+        native = [self._ids(prompt, think) for _, prompt, think in self.conversations]
+        odd = [
+            prompt
+            for (_, prompt, _), ids, theirs in zip(self.conversations, native, found, strict=True)
+            if (ids != theirs if not but else ids[:-but] != theirs[: len(ids) - but])
+        ]
+        told = f"{len(found) - len(odd)} of {len(found)} identical"
+        others = f"; other ids for {', '.join(map(repr, dict.fromkeys(odd)))}" if odd else ""
+        self.report.add(f"prompt ids, {who}", not odd, told + others)
 
     def _answers(self, engine: LlamaCpp, ours: list[list[int]]) -> None:
         """The exact engine answers token by token as the native student, from the same probabilities."""
@@ -264,24 +276,22 @@ class _Verification:
         )
 
     def _ollama(self, host: str | None, model: str, ours: list[list[int]]) -> None:
-        """The installed model continues the same raw prompts alike; its engine rounds differently, so half will do."""
-        from bundle.install import raw_answers
+        """The installed model reads prompts with the same ids, and continues the same raw prompts alike; its engine
+        rounds differently, so half will do."""
+        from bundle.install import ids_of_prompts, raw_answers
 
-        name = f"greedy text, Ollama {model}"
-        tokenizer = self.student.tokenizer
+        tokenizer, context = self.student.tokenizer, self.student.model.config.context
         try:
-            texts = raw_answers(
-                model,
-                host,
-                [tokenizer.decode(ids) for ids in self.asked],
-                self.max_tokens,
-                self.student.model.config.context,
-            )
+            # The line break that ends a prompt may become one token with what the reply begins with.
+            self._same_ids(f"Ollama {model}", ids_of_prompts(model, host, self.conversations, context), but=1)
+            texts = raw_answers(model, host, [tokenizer.decode(ids) for ids in self.asked], self.max_tokens, context)
         except DistillError as error:
-            self.report.add(name, False, str(error))
+            self.report.add(f"Ollama {model}", False, str(error))
             return
         same = sum(
             parity.plain(text) == parity.printable(tokenizer, ids) for text, ids in zip(texts, ours, strict=True)
         )
         self.report.numbers["ollama_identical"] = same
-        self.report.add(name, 2 * same >= len(ours), f"{same} of {len(ours)} prompts identical")
+        self.report.add(
+            f"greedy text, Ollama {model}", 2 * same >= len(ours), f"{same} of {len(ours)} prompts identical"
+        )

@@ -3,8 +3,10 @@
 A command's module is imported when it is called, not before, so that `dream --help` is as fast as click.
 """
 
+import codecs
 import errno
 import importlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -119,6 +121,15 @@ def dream() -> None:
     """
 
 
+def _forgive() -> None:
+    """What a terminal can't show is replaced, what isn't text is kept for `as_text`; neither ends a command. A stream
+    that calls itself ASCII is taken for UTF-8, as click does for what it prints."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            is_ascii = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if is_ascii else stream.encoding, errors=errors)
+
+
 def _fail(message: str, code: int = 1) -> NoReturn:
     click.echo(message, err=True)
     sys.exit(code)
@@ -137,6 +148,7 @@ def _interrupted(args: list[str]) -> NoReturn:
 def main(args: list[str] | None = None) -> NoReturn:
     """Entry point. User errors are one line and exit 1, usage errors exit 2; a bug keeps its traceback."""
     args = sys.argv[1:] if args is None else args
+    _forgive()
     try:
         result = dream.main(args, prog_name="dream", standalone_mode=False)
         sys.stdout.flush()

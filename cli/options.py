@@ -12,6 +12,21 @@ from cli.runs import RUNS_DIR, RunName, open_run, undone_on_failure
 Function = Callable[..., Any]
 
 
+def as_text(given: str) -> str:
+    """Text that came from outside. Python keeps bytes that are none in the terminal's encoding as halves of surrogate
+    pairs: they are read as UTF-8, and what is none there either becomes U+FFFD."""
+    return given.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+class Text(click.ParamType):
+    """An argument that a model will read."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return as_text(value)
+
+
 def setting(flag: str, key: str, help: str, **options: Any) -> Callable[[Function], Function]:
     """A flag that is short for `--set KEY=…`. Its kind is taken from `options`, as click has them."""
     options.setdefault("multiple", False)
@@ -74,6 +89,7 @@ def config_options(function: Function) -> Function:
             "--set",
             "overrides",
             multiple=True,
+            type=Text(),
             metavar="KEY=VALUE",
             help="Change one setting, such as train.lr=3e-4. Repeatable; configs/default.yaml lists them.",
         ),

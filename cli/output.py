@@ -1,5 +1,6 @@
 """Results on stdout: text for people, one JSON value for scripts."""
 
+import codecs
 import json
 import shlex
 import shutil
@@ -21,8 +22,10 @@ def command_line(*args: object) -> str:
 
 
 def emit_json(value: Any) -> None:
-    """One JSON value; what JSON lacks (paths, NaN) as strings and null."""
-    click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False, default=str))
+    """One JSON value; what JSON lacks (paths, NaN) as strings and null. Between programs it is UTF-8 (RFC 8259): where
+    stdout isn't, letters beyond ASCII are escaped."""
+    utf_8 = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name == "utf-8"
+    click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=not utf_8, default=str))
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import click
 
+from cli.options import as_text
 from distill.errors import DistillError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def converse(chat: Chat) -> None:
     prompt = ">>> " if sys.stdin.isatty() else ""
     while True:
         try:
-            line = input(prompt).strip()
+            line = as_text(input(prompt)).strip()
         except EOFError:
             return
         except KeyboardInterrupt:

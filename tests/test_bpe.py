@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from support.fuzz_text import fuzz_text
 from support.tiny_gguf import write_tiny_gguf
 
+from bundle.verify import ODD
 from distill.config import Settings, TokenizeSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event
 from distill.run import Run, sha256_file
-from distill.teacher.gguf_tokenizer import NORMAL, read_tokenizer
+from distill.teacher.gguf_tokenizer import CONTROL, NORMAL, USER_DEFINED, read_tokenizer
 from distill.teacher.llama_cpp import LlamaCpp
-from distill.teacher.pre_tokenizers import PRE_TOKENIZATIONS
+from distill.teacher.pre_tokenizers import PRE_TOKENIZATIONS, imported_as
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.aligned import AlignedCut, why_not
 from distill.tokens.bpe import ADDED, GgufVocabulary, StudentTokenizer
@@ -164,6 +165,46 @@ def test_pre_tokenizers_split_as_llama_cpp_does(smollm2: Path, tmp_path: Path, p
         assert [full.encode(text).ids for text in TEXTS] == [engine.tokenize(text) for text in TEXTS]
 
 
+def imported(folder: Path, to: Path) -> Path:
+    """A GGUF with the vocabulary that Ollama's importer reads out of a folder of safetensors: what tokenizer.json
+    lists, how it is split by the digest of its patterns, and special tokens by name where they are added ones."""
+    content, config = (
+        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("tokenizer.json", "tokenizer_config.json")
+    )
+    added = {token["content"]: token for token in content["added_tokens"]}
+    ids = {**content["model"]["vocab"], **{text: token["id"] for text, token in added.items()}}
+    tokens = sorted(ids, key=ids.__getitem__)
+    types = [(CONTROL if added[text]["special"] else USER_DEFINED) if text in added else NORMAL for text in tokens]
+    merges = [" ".join(pair) for pair in content["model"]["merges"]]
+    vocabulary = GgufVocabulary("gpt2", imported_as(content["pre_tokenizer"]), tokens, types, merges, [])
+    begins, bos = (config["add_bos_token"], ids[config["bos_token"]]) if config["bos_token"] in added else (None, None)
+    return write_tiny_gguf(
+        to, vocabulary, ids[config["eos_token"]], ids[config["pad_token"]], begins=begins, bos_id=bos
+    )
+
+
+@pytest.mark.parametrize(
+    ("pre", "known"), [("llama-bpe", True), ("qwen2", True), ("smollm", False), ("gpt-2", False), ("dbrx", False)]
+)
+def test_a_folder_that_ollama_imports_gives_the_same_ids_or_says_that_it_does_not(
+    smollm2: Path, tmp_path: Path, pre: str, known: bool
+) -> None:
+    cut = AlignedCut(telling(smollm2, pre))
+    cut.keep_text(TEXTS)
+    student = cut.build(LABELS)
+    student.save(tmp_path)
+    assert StudentTokenizer.load(tmp_path).importable == known
+    with LlamaCpp(imported(tmp_path, tmp_path / "tiny.gguf"), slots=1, context=64, threads=1) as engine:
+        texts = [*ODD, *TEXTS[:300], "<|im_start|>user\n⟨a ball⟩ <think>\n⟨spatial⟩"]
+        same = [engine.tokenize(text, begin=True) == student.encode(text, special=True) for text in texts]
+    assert all(same) == (known or pre == "dbrx")  # which differs from llama-bpe where merges don't lead to a token
+
+
+def test_only_what_is_equivalent_is_importable(pieces: StudentTokenizer) -> None:
+    assert not pieces.importable  # the importer takes every tokenizer.json for a byte-level BPE
+    assert imported_as(None) == imported_as({"type": "ByteLevel"}) == "default"
+
+
 def test_pre_tokenizations_differ(smollm2: Path) -> None:
     """The comparison above tells them apart: no two of the five split the fuzzed text alike."""
     names = ("smollm", "gpt-2", "llama-bpe", "qwen2", "dbrx")
@@ -296,14 +337,21 @@ def test_loading_is_fast(aligned: Aligned, tmp_path: Path) -> None:
     assert min(seconds) < 0.3
 
 
-@pytest.mark.parametrize("damage", ["cut", "altered", "missing", "meta", "version", "map"])
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing", "meta", "version", "map", "encoding"])
 def test_a_damaged_folder_is_named(aligned: Aligned, tmp_path: Path, damage: str) -> None:
     aligned.student.save(tmp_path)
     path = tmp_path / ("dream_tokenizer.json" if damage in ("meta", "version") else "tokenizer.json")
     if damage == "map":
         path = tmp_path / "teacher_map.safetensors"
     data = path.read_bytes()
-    if damage == "missing":
+    if damage == "encoding":  # read as Latin-1 and written as UTF-8, its digest with it
+        path.write_text(data.decode("iso-8859-1"), encoding="utf-8")
+        meta = tmp_path / "dream_tokenizer.json"
+        about = json.loads(meta.read_text(encoding="utf-8"))
+        about["files"][path.name] = sha256_file(path)
+        meta.write_text(json.dumps(about), encoding="utf-8")
+        path = meta
+    elif damage == "missing":
         path.unlink()
     elif damage == "version":
         path.write_text(json.dumps({**json.loads(data), "version": 99}), encoding="utf-8")

@@ -110,6 +110,27 @@ def test_transformers_loads_it_and_answers_alike(published: Path, student: Stude
         assert tokenizer.decode(ours) == student.tokenizer.decode(ours)
 
 
+def test_a_batch_in_transformers_answers_as_each_prompt_alone(published: Path, student: Student) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(published, local_files_only=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(published, local_files_only=True)
+    assert (tokenizer.padding_side, tokenizer.model_max_length) == ("left", student.model.config.context)
+    chats = [[{"role": "user", "content": prompt}] for prompt in (*PROMPTS, "Hm")]
+    how = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    answers = [
+        model.generate(**inputs, max_new_tokens=16, do_sample=False)[:, inputs["input_ids"].shape[1] :].tolist()
+        for inputs in (
+            tokenizer.apply_chat_template(chats, padding=True, **how),
+            *(tokenizer.apply_chat_template(chat, **how) for chat in chats),
+        )
+    ]
+    pad = tokenizer.pad_token_id
+    together, *alone = [[[i for i in row if i != pad] for row in batch] for batch in answers]
+    assert together == [row for (row,) in alone]
+    assert len({tuple(row) for row in together}) == len(chats)
+
+
 def test_verify_blesses_it(published: Path) -> None:
     report = verify(published)
     assert report.ok, report.rows()
@@ -276,6 +297,19 @@ def test_interleaving_keeps_attention_scores(heads: int, half: int, place: int) 
 # What is refused.
 
 
+def test_a_tokenizer_read_in_another_encoding_is_not_blessed(copy: Path) -> None:
+    """All digests fit: it was read as Latin-1 before it was written."""
+    path, meta = copy / "tokenizer.json", copy / "dream_tokenizer.json"
+    path.write_text(path.read_bytes().decode("iso-8859-1"), encoding="utf-8")
+    about = json.loads(meta.read_text(encoding="utf-8"))
+    about["files"][path.name] = sha256_file(path)
+    meta.write_text(json.dumps(about), encoding="utf-8")
+    write_manifest(copy, read_manifest(copy))
+    report = verify(copy)
+    assert not report.ok
+    assert "dream_tokenizer.json: can't be read" in report.summary
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "tokenizer.json", "Modelfile"])
 def test_an_altered_byte_is_refused(copy: Path, name: str) -> None:
     data = bytearray((copy / name).read_bytes())
@@ -436,6 +470,7 @@ def test_modelfile_holds_the_template_and_the_parameters(published: Path) -> Non
 
 def test_inherited_weights_carry_their_licence(published: Path) -> None:
     card = (published / "README.md").read_text(encoding="utf-8")
+    assert "Use `model.gguf`, as the Modelfile does." in card
     assert yaml.safe_load(card.split("---\n")[1]) == {
         "license": "apache-2.0",
         "license_link": "https://www.apache.org/licenses/LICENSE-2.0",

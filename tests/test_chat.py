@@ -14,6 +14,7 @@ from support.go_template import GoTemplateError
 from support.go_template import render as render_go
 from support.tiny_gguf import write_tiny_gguf
 
+from distill.errors import DistillError
 from distill.run import Run
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer
@@ -125,6 +126,35 @@ def test_without_a_generation_prompt_every_turn_is_closed(student: StudentTokeni
         assert transformers.apply_chat_template(messages, tokenize=False) == text
         assert text.endswith("<|im_end|>\n")
         assert text.count("<|im_start|>") == text.count("<|im_end|>") == len(messages)
+
+
+def test_a_list_of_parts_is_their_text(student: StudentTokenizer, tmp_path: Path) -> None:
+    """OpenAI's form, in transformers and in llama.cpp; what isn't text is refused, and no content is none."""
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    student.save(tmp_path)
+    transformers = AutoTokenizer.from_pretrained(tmp_path)
+    words = ("What happens", " when you drop {{ 'a' }} ball?\n")
+    parts = [{"type": "text", "text": text} for text in words]
+    listed: list[Any] = [
+        {"role": "system", "content": []},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": parts[:1]},
+    ]
+    contents = ("", "\n".join(words), "", words[0])
+    plain: list[Any] = [{**turn, "content": content} for turn, content in zip(listed, contents, strict=True)]
+    for think in THINK:
+        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, **jinja_options(think)}
+        assert transformers.apply_chat_template(listed, **options) == render(plain, think)
+    with pytest.raises(TemplateError, match="reads text, no image_url"):
+        transformers.apply_chat_template([{"role": "user", "content": [*parts, {"type": "image_url"}]}])
+    gguf = write_tiny_gguf(tmp_path / "tiny.gguf", student.gguf(), student.eos_id, student.pad_id, JINJA)
+    with LlamaCpp(gguf, slots=1, context=64, threads=1) as llama_cpp:
+        assert llama_cpp.apply_template(listed[1:2]) == render(plain[1:2])
+        with pytest.raises(DistillError):
+            llama_cpp.apply_template([{"role": "user", "content": [{"type": "image_url"}]}])  # pyright: ignore
 
 
 texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)

@@ -13,15 +13,16 @@ from support.fake_ollama import FakeOllama, engine
 from support.small_student import ANSWER, DREAM, dreaming_model, small_model, small_tokenizer
 
 from bundle.export import Origin, write_bundle
+from bundle.gguf import write_gguf
 from bundle.install import install
-from bundle.load import Student
+from bundle.load import Student, load_student
 from bundle.manifest import read_manifest, write_manifest
 from bundle.verify import verify
 from distill.config import ExportSettings
 from distill.errors import BadInput, CorruptFile, DistillError, TeacherError, TeacherUnavailable
 from distill.events import Event
 from distill.teacher.licenses import License
-from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.bpe import GgufVocabulary, StudentTokenizer
 
 PROMPTS = ["What happens when you drop a ball?", "How do plants grow in the garden?"]
 
@@ -85,7 +86,30 @@ def test_an_installed_student_dreams_and_is_told_not_to(published: Path, server:
 
     report = verify(published, ollama_host=server.url)
     assert report.ok
-    assert report.rows()[-1] == ("greedy text, Ollama tiny", "ok", "2 of 2 prompts identical")
+    assert report.rows()[-2:] == [
+        ("prompt ids, Ollama tiny", "ok", "10 of 10 identical"),
+        ("greedy text, Ollama tiny", "ok", "2 of 2 prompts identical"),
+    ]
+
+
+def test_prompts_that_an_ollama_reads_with_other_ids_are_told(
+    published: Path, server: FakeOllama, tokenizer: StudentTokenizer, copy: Path
+) -> None:
+    """As after importing the folder's safetensors, where the tokenizer's way of splitting words isn't known."""
+
+    class Drifted(StudentTokenizer):
+        def gguf(self) -> GgufVocabulary:
+            whole = super().gguf()
+            return replace(whole, merges=[merge for merge in whole.merges if merge != "Ġb all"])
+
+    model = load_student(published).model
+    drifted = Drifted(tokenizer.hf, tokenizer.origin)
+    write_gguf(model.state_dict(), model.config, drifted, copy / "model.gguf", "f16")
+    write_manifest(copy, read_manifest(copy))
+    install(copy, "folder", server.url)
+    report = verify(published, ollama_host=server.url, model="folder")
+    assert not report.ok
+    assert f"prompt ids, Ollama folder: 8 of 10 identical; other ids for {PROMPTS[0]!r}" in report.summary
 
 
 def test_a_name_is_taken_only_by_force_and_a_blob_sent_once(published: Path, server: FakeOllama) -> None:

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, runs_dir_option
+from cli.options import Text, json_option, runs_dir_option
 from cli.output import emit_json
 from cli.runs import RunName
 
 
 @click.command()
 @click.argument("target", metavar="RUN|BUNDLE", type=RunName())
-@click.option("--prompt", metavar="TEXT", help="Print the answer to this and leave.")
+@click.option("--prompt", metavar="TEXT", type=Text(), help="Print the answer to this and leave.")
 @click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 5))
 @click.option("--tokens", default=256, show_default=True, type=click.IntRange(1), help="Of an answer, at most.")
 @click.option("--seed", default=0, show_default=True, type=int)

@@ -1,5 +1,7 @@
 """`dream settings`."""
 
+import sys
+
 import click
 
 
@@ -13,4 +15,5 @@ def settings() -> None:
     """
     from distill.documented import documented_yaml
 
-    click.echo(documented_yaml(), nl=False)
+    text = documented_yaml()
+    click.echo(text if sys.stdout.isatty() else text.encode(), nl=False)  # a file of settings is UTF-8

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.options import json_option, runs_dir_option
+from cli.options import Text, json_option, runs_dir_option
 from cli.output import emit_json
 from cli.runs import RunName
 
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("target", metavar="RUN|CHECKPOINT|BUNDLE", type=RunName())
-@click.argument("prompt")
+@click.argument("prompt", type=Text())
 @click.option(
     "--dreamer",
     type=click.Choice(["engine", "backbone"]),
     help="Who dreams: the engine, all paths at once, or the backbone, token by token as in Ollama. "
     "[default: the engine where there is one]",
 )
-@click.option("--guide", metavar="TOKENS", help='Up to three image tokens that each path begins with: "⟨a ball⟩".')
+@click.option(
+    "--guide", metavar="TOKENS", type=Text(), help='Up to three image tokens that each path begins with: "⟨a ball⟩".'
+)
 @click.option(
     "--retrieve",
     type=click.Choice(["neighbourhood", "walk", "sample"]),

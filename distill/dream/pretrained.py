@@ -133,7 +133,7 @@ def save_parts(parts: Parts, folder: Path, knowledge: Graph | None = None) -> No
     with publish_folder(folder) as aside:
         save_backbone(parts.model, aside)
         # Without the map of the teacher's ids, which only training reads.
-        StudentTokenizer(parts.tokenizer.hf, parts.tokenizer.origin).save(aside)
+        StudentTokenizer(parts.tokenizer.hf, parts.tokenizer.origin).save(aside, parts.model.config.context)
         if parts.codebook is not None:
             parts.codebook.save(aside)
         if parts.engine is not None:

@@ -4,6 +4,7 @@ Each entry is the equivalent, in the `tokenizers` library, of what llama.cpp doe
 the two on fuzzed text for each way of splitting. A name that is not listed can't be promised to be exact.
 """
 
+import hashlib
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,11 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence,
 
 from distill.teacher.protocol import TeacherTokenizer
 
-_CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+"""As tokenizer.json files spell them, and Ollama knows them (see `imported_as`). One text is split otherwise than by
+llama.cpp, whose S has two cases only: the long s after an apostrophe ('ſ)."""
+_WITHOUT_FLAG = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+"""The same, as our own files had it before."""
 _WORDS = (
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # the cl100k shape
 )
@@ -58,9 +63,6 @@ PRE_TOKENIZATIONS: dict[str, PreTokenization] = {
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
 }
 
-_SPELLED_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-"""As tokenizer.json files write them; `_CONTRACTIONS` says the same without a flag."""
-
 _NAMES = {_GPT2: "gpt-2", _SMOLLM: "smollm", _LLAMA3: "llama-bpe", _DBRX: "dbrx", _QWEN2: "qwen2"}
 
 
@@ -78,12 +80,29 @@ def name_of(pre_tokenizer: Any, ignore_merges: bool) -> str:
             elif kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"]:
                 found = PreTokenization("single", "gpt2", ignore_merges)
         elif kinds == ["Split", "ByteLevel"] and (steps[0]["behavior"], steps[0]["invert"]) == ("Isolated", False):
-            pattern = steps[0]["pattern"]["Regex"].replace(_SPELLED_CONTRACTIONS, _CONTRACTIONS)
+            pattern = steps[0]["pattern"]["Regex"].replace(_WITHOUT_FLAG, _CONTRACTIONS)
             shapes = [PreTokenization(digits, "cl100k", ignore_merges) for digits in ("three", "single")]
             found = next((shape for shape in shapes if shape.pattern == pattern), None)
     except (KeyError, TypeError, IndexError, AttributeError):
         return ""
     return "" if found is None else _NAMES.get(found, "")
+
+
+IMPORTED = {
+    "d98f9631be1e9607a9848c26c1f9eac1aa9fc21ac6ba82a2fc0741af9780a48f": "llama-bpe",
+    "03df5c5863ad70781dcfdef491ead25140f895fe8010964be0daefe27be32b02": "deepseek-llm",
+    "21cde974d587f0d54dc8d56b183cc1e6239600172035c68fbd6d4b9f8da0576e": "deepseek-coder",
+    "1ff7f41064896984db5d1bb6ff64fa4bc29007d08c1b439e505b7392777a319e": "qwen2",
+}
+"""What Ollama's importer of safetensors (its convert/tokenizer.go) knows: SHA-256 of the patterns → GGUF's name."""
+
+
+def imported_as(pre_tokenizer: Any) -> str:
+    """GGUF's name of what tokenizer.json says in `pre_tokenizer`, as Ollama's importer finds it: by the SHA-256 of the
+    regular expressions of the `Split` steps of a `Sequence`, one after the other; "default" for all others."""
+    steps = (pre_tokenizer or {}).get("pretokenizers") or []
+    patterns = [step["pattern"].get("Regex", "") for step in steps if step["type"] == "Split"]
+    return IMPORTED.get(hashlib.sha256("".join(patterns).encode()).hexdigest(), "default")
 
 
 def byte_level_bpe(vocabulary: dict[str, int], merges: Several[tuple[str, str]], pre: str) -> Tokenizer:

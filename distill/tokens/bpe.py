@@ -22,6 +22,7 @@ from distill.errors import CorruptFile
 from distill.mining.triplets import LENSES
 from distill.run import sha256_file, write_atomic
 from distill.teacher.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_alphabet
+from distill.teacher.pre_tokenizers import PRE_TOKENIZATIONS, imported_as
 from distill.tokens.chat_template import JINJA
 
 PAD, START, END = CONTROL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
@@ -39,6 +40,9 @@ ADDED = len(CONTROL_TOKENS) + len(USER_TOKENS)
 
 VERSION = 1
 """Of the folder's format."""
+
+EVERY_BYTE = "".join(map(chr, range(256))) + "⟨a ball⟩ 日本🙂"
+"""Text whose UTF-8 has nearly all bytes that occur there: it comes back only where the vocabulary is whole."""
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "teacher_map.safetensors")
 
@@ -161,7 +165,13 @@ class StudentTokenizer:
         """Of the image tokens, by code."""
         return [text[1:-1] for text in self.tokens[self.base_size + ADDED :]]
 
-    # For a GGUF.
+    # For a GGUF, and for who makes one.
+    @property
+    def importable(self) -> bool:
+        """Whether Ollama, importing the folder's safetensors, gives text the same ids: it must know how it is split."""
+        found = imported_as(json.loads(self.hf.to_str())["pre_tokenizer"])
+        return found in PRE_TOKENIZATIONS and PRE_TOKENIZATIONS[found] == PRE_TOKENIZATIONS.get(self.origin.pre)
+
     @cached_property
     def types(self) -> list[int]:
         """GGUF token types, by id."""
@@ -181,19 +191,20 @@ class StudentTokenizer:
         return GgufVocabulary("llama", self.origin.pre, self.tokens, self.types, [], scores)
 
     # Folders.
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer's files into `folder`, which may hold other things."""
+    def save(self, folder: Path, context: int = 1 << 30) -> None:
+        """Write the tokenizer's files into `folder`, which may hold other things. context: of the model beside it."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "tokenizer.json", self.hf.to_str(pretty=True) + "\n")
         config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": None,
+            "bos_token": START,  # never added, and named to say so: Ollama's importer reads the next line only then
             "eos_token": END,
             "pad_token": PAD,
             "unk_token": None,
             "add_bos_token": False,
+            "padding_side": "left",  # a batch's answers begin where its prompts end
             "clean_up_tokenization_spaces": False,
-            "model_max_length": 1 << 30,
+            "model_max_length": context,
             "chat_template": JINJA,
         }
         write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
@@ -219,7 +230,10 @@ class StudentTokenizer:
                 if sha256_file(folder / name) != digest:
                     raise CorruptFile(f"{folder / name}: altered since it was written; run `dream tokenize` again")
             teacher_map = load_file(folder / FILES[2])["teacher_map"] if FILES[2] in digests else None
-            return cls(Tokenizer.from_str((folder / FILES[0]).read_text(encoding="utf-8")), origin, teacher_map)
+            found = cls(Tokenizer.from_str((folder / FILES[0]).read_text(encoding="utf-8")), origin, teacher_map)
+            if found.decode(found.encode(EVERY_BYTE)) != EVERY_BYTE:
+                raise ValueError(f"what {FILES[0]} writes isn't what it reads")
+            return found
         except FileNotFoundError as error:
             raise CorruptFile(f"{error.filename}: missing; run `dream tokenize` again") from error
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
