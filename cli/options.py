@@ -18,7 +18,7 @@ def as_text(given: str) -> str:
     return given.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-class Text(click.ParamType):
+class Text(click.ParamType[str]):
     """An argument that a model will read."""
 
     name = "text"

@@ -209,12 +209,36 @@ def test_the_scalings_of_llama_3_1_and_3_2_are_recognized(size: int, factor: flo
         ("llama", {"hidden_size": "big"}, "something unusable"),
         ("qwen3", {"rope_parameters": LLAMA3}, "can't be exported"),
         ("qwen2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("qwen3", {"hidden_activation": "gelu_pytorch_tanh"}, "hidden_activation 'gelu_pytorch_tanh'.*; silu is"),
+        ("llama", {"mlp_bias": True}, "mlp_bias True is not supported; False is"),
+        ("llama", {"logits_scaling": 8.0}, r"logits_scaling 8\.0"),
+        ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "each kind of layer"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "contradict each other"),
     ],
 )
 def test_what_we_would_compute_wrongly_is_refused(variant: str, change: dict[str, Any], message: str) -> None:
     said = {**reference(variant).config.to_dict(), **change}
     with pytest.raises(BadInput, match=message):
         BackboneConfig.from_hf(said)
+
+
+def test_what_changes_nothing_is_taken() -> None:
+    said = reference("llama").config.to_dict()
+    plain = {"hidden_act": "swish", "attention_bias": None, "logit_scale": 1, "attn_logit_softcapping": None}
+    assert BackboneConfig.from_hf({**said, **plain}) == BackboneConfig.from_hf(said)
+
+
+def test_a_factor_without_a_kind_is_linear_as_llama_cpp_reads_it(tokenizer: StudentTokenizer, tmp_path: Path) -> None:
+    saved("linear", tmp_path, vocab_size=tokenizer.vocab_size)
+    model, path = load_backbone(tmp_path), tmp_path / "x.gguf"
+    write_gguf(model.state_dict(), model.config, tokenizer, path, "f32")
+    path.write_bytes(path.read_bytes().replace(b"llama.rope.scaling.type", b"llama.rope.scaling.kind"))
+    with LlamaCpp(path, exact=True, context=256, threads=1) as engine:
+        worst, _ = largest_difference(model, engine, [list(range(20, 120))], [[30] * 8])
+    assert worst < 1e-3
+    assert open_source(path).config.rope_scaling == model.config.rope_scaling
 
 
 def test_within_a_sliding_window_everything_is_seen(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from bundle.gguf import write_gguf
 from distill.backbone.model import load_backbone
 from distill.backbone.weights import INDEX
 from distill.errors import BadInput, CorruptFile, DistillError
-from distill.teacher import gguf_file
+from distill.teacher import gguf_file, source_gguf
 from distill.teacher.gguf_file import dequantized, read_gguf
 from distill.teacher.gguf_tokenizer import NORMAL, read_tokenizer
 from distill.teacher.llama_cpp import LlamaCpp
@@ -215,6 +216,32 @@ def test_what_can_not_be_read_is_said(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "plain", "other"),
+    [
+        ("logit_scale", 1.0, 0.0625),
+        ("attention.causal", True, False),
+        ("final_logit_softcapping", 0.0, 30.0),
+        ("expert_count", 0, 8),
+        ("rope.scaling.attn_factor", 1.0, 1.2),
+    ],
+)
+def test_arithmetic_that_we_do_not_do_is_refused(
+    key: str, plain: Any, other: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else a GGUF of a known architecture asks for; what asks for nothing is taken."""
+    whole = read_gguf(tiny)
+    wanted = open_source(tiny).config
+    for value in (plain, other):
+        changed = replace(whole, fields={**whole.fields, f"llama.{key}": value})
+        monkeypatch.setattr(source_gguf, "whole_gguf", lambda _path, file=changed: file)
+        if value == plain:
+            assert open_source(tiny).config == wanted
+        else:
+            with pytest.raises(BadInput, match=f"llama.{key} is {value}, which can't be computed"):
+                open_source(tiny)
+
+
 def test_parts_of_a_split_model_are_refused(tiny: Path, tmp_path: Path) -> None:
     part = tmp_path / "model-00001-of-00003.gguf"
     shutil.copy(tiny, part)
@@ -270,6 +297,24 @@ def test_stray_weights_are_not_merged_in(how: str, tmp_path: Path) -> None:
     assert source.parameters == sum(tensor.numel() for tensor in wanted.values())
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in source.weights().items())
     assert equal(source, tmp_path)
+
+
+def test_what_two_files_say_differently_is_refused(tmp_path: Path) -> None:
+    """Two whole sets of shards; an output layer that config.json calls the embedding."""
+    saved("llama", tmp_path, tied=True)
+    whole = load_file(tmp_path / "model.safetensors")
+    rows = whole["model.embed_tokens.weight"]
+    save_file({**whole, "lm_head.weight": rows.clone()}, tmp_path / "model.safetensors")
+    assert open_source(tmp_path).weights().keys() == whole.keys()
+    save_file({**whole, "lm_head.weight": 2 * rows}, tmp_path / "model.safetensors")
+    with pytest.raises(BadInput, match=r"lm_head\.weight is another than .*; set tie_word_embeddings to false"):
+        open_source(tmp_path)
+    save_file(whole, tmp_path / "model.safetensors")
+    shard(tmp_path, index=False)
+    assert open_source(tmp_path).weights().keys() == whole.keys()
+    save_file(whole, tmp_path / "model-00001-of-00001.safetensors")
+    with pytest.raises(BadInput, match="holds two models, in 00001 and in 00002 files"):
+        open_source(tmp_path)
 
 
 def test_halves_are_read_in_float32(tmp_path: Path) -> None:

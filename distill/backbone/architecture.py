@@ -20,6 +20,15 @@ CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Q
 READABLE = "llama (Mistral too), qwen2 and qwen3"
 READ_AS = {"mistral": "llama"}
 
+PLAIN: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("hidden_act", "hidden_activation", "activation_function"), ("silu", "swish")),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "qk_layernorm", "use_qk_norm", "alibi"), (False,)),
+    **dict.fromkeys(("partial_rotary_factor", "logit_scale", "logits_scaling"), (1,)),
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier"), (1,)),
+    **dict.fromkeys(("attention_multiplier", "attn_logit_softcapping", "final_logit_softcapping", "clip_qkv"), ()),
+}
+"""What config.json may say of the arithmetic → the values that say what we compute; null always does."""
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -197,14 +206,18 @@ class BackboneConfig:
         architecture = READ_AS.get(str(kind), str(kind))
         if architecture not in CLASSES:
             raise BadInput(f"model_type {kind!r} can't be read; {READABLE} can")
-        for name in ("attention_bias", "mlp_bias"):
-            if config.get(name):
-                raise BadInput(f"{name} is not supported")
-        if config.get("hidden_act", "silu") != "silu":
-            raise BadInput(f"hidden_act {config['hidden_act']!r} is not supported; silu is")
-        rope: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if rope.get("partial_rotary_factor", config.get("partial_rotary_factor") or 1) != 1:
-            raise BadInput("heads that rotate in part (partial_rotary_factor) are not supported")
+        given: list[dict[str, Any]] = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
+        for name, plain in PLAIN.items():
+            for value in (said.get(name) for said in (config, *given)):
+                if value is not None and value not in plain:
+                    instead = f"; {plain[0]} is" if plain else ""
+                    raise BadInput(f"{name} {value!r} is not supported{instead}")
+        if any(isinstance(value, dict) for said in given for value in said.values()):
+            raise BadInput("rotary positions of another kind in each kind of layer can't be read")
+        scalings = [RopeScaling.from_hf(said) for said in given]
+        if len(set(scalings)) > 1:
+            raise BadInput("rope_parameters and rope_scaling contradict each other; take one of them out")
+        thetas = [float(said["rope_theta"]) for said in (*given, config) if said.get("rope_theta")]
         window = config.get("use_sliding_window", kind == "mistral") and config.get("sliding_window", 4096)
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         size = int(config.get("head_dim") or (128 if architecture == "qwen3" else hidden // heads))
@@ -217,7 +230,7 @@ class BackboneConfig:
             kv_heads=int(config.get("num_key_value_heads") or heads),
             ffn=int(config["intermediate_size"]),
             context=min(context, int(window)) if window else context,
-            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+            rope_theta=thetas[0] if thetas else 10_000.0,
             norm_eps=float(config.get("rms_norm_eps", 1e-6)),
             tie_embeddings=bool(config.get("tie_word_embeddings", False)),
             pad_id=config.get("pad_token_id"),
@@ -225,5 +238,5 @@ class BackboneConfig:
             eos_id=eos[0] if isinstance(eos, list) else eos,
             architecture=architecture,
             head_size=None if size * heads == hidden else size,
-            rope_scaling=RopeScaling.from_hf(rope),
+            rope_scaling=scalings[0] if scalings else None,
         )

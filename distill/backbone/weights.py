@@ -15,6 +15,7 @@ from distill.errors import BadInput, CorruptFile
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -34,15 +35,22 @@ def layer_of(name: str) -> int | None:
 
 def stored_tensors(folder: Path, tied: bool) -> dict[str, Stored]:
     """All tensors of a folder's weights, without what newer code computes by itself (rotary tables, the output layer of
-    a `tied` model). Raises BadInput where there are none that we read, CorruptFile for a broken file."""
+    a `tied` model). Raises BadInput where there are none that we read, or a tied layer is another than the embedding;
+    CorruptFile for a broken file."""
     found: dict[str, Stored] = {}
+    places: dict[str, Path] = {}
     for file, names in weight_files(folder).items():
         shapes = _shapes(file)
         if missing := sorted(set(names or ()) - shapes.keys()):
             raise CorruptFile(f"{file}: lacks {missing[0]}, which {INDEX} places there; download it again")
         for name in names or shapes:
-            if "rotary_emb" not in name and not (tied and name == "lm_head.weight"):
+            places[name] = file
+            if "rotary_emb" not in name and not (tied and name == HEAD):
                 found[name] = Stored(shapes[name], partial(_read, file, name))
+    if tied and {EMBEDDING, HEAD} <= places.keys():
+        rows, head = (_raw(places[name], name) for name in (EMBEDDING, HEAD))
+        if not torch.equal(rows, head):
+            raise BadInput(f"{folder}: {HEAD} is another than {EMBEDDING}; set tie_word_embeddings to false")
     return found
 
 
@@ -68,12 +76,22 @@ def weight_files(folder: Path) -> dict[Path, list[str] | None]:
         raise BadInput(
             f"{folder}: holds {there}, no model*.safetensors; pickled weights are never loaded, convert them first"
         )
-    count = next(iter(shards.values()))[2]
-    for number in range(1, int(count) + 1):
-        shard = f"model-{number:05}-of-{count}.safetensors"
-        if folder / shard not in shards:
-            raise CorruptFile(f"{folder}: has no {shard}; download it again")
-    return dict.fromkeys(path for path, match in shards.items() if match[2] == count)
+    counts = sorted({match[2] for match in shards.values()})
+    lacking = {
+        count: next((shard for shard in _shards(folder, count) if shard not in shards), None) for count in counts
+    }
+    whole_sets = [count for count, missing in lacking.items() if missing is None]
+    if len(whole_sets) > 1:
+        raise BadInput(f"{folder}: holds two models, in {' and in '.join(whole_sets)} files; take one of them out")
+    if not whole_sets:
+        missing = lacking[counts[0]]
+        assert missing is not None
+        raise CorruptFile(f"{folder}: has no {missing.name}; download it again")
+    return dict.fromkeys(_shards(folder, whole_sets[0]))
+
+
+def _shards(folder: Path, count: str) -> list[Path]:
+    return [folder / f"model-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
 
 
 def _index(path: Path) -> dict[str, str]:
@@ -95,11 +113,14 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read(file: Path, name: str) -> Tensor:
+    return _raw(file, name).to(torch.float32, copy=True)
+
+
+def _raw(file: Path, name: str) -> Tensor:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as tensors:
-            tensor: Tensor = tensors.get_tensor(name)
+            return tensors.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise CorruptFile(f"{file}: {name} can't be read ({error}); download or save it again") from error
-    return tensor.to(torch.float32, copy=True)

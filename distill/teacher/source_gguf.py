@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,14 @@ from distill.teacher.gguf_tokenizer import tokenizer_from_metadata
 from distill.teacher.licenses import License
 from distill.teacher.protocol import TeacherTokenizer
 from distill.teacher.source import Source
+
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    **dict.fromkeys(("logit_scale", "embedding_scale", "residual_scale", "rope.scaling.attn_factor"), (0, 1)),
+    **dict.fromkeys(("attention.scale", "attn_logit_softcapping", "final_logit_softcapping", "expert_count"), (0,)),
+    **dict.fromkeys(("attention.clamp_kqv", "attention.max_alibi_bias", "attention.temperature_scale"), (0,)),
+}
+"""What a GGUF may say of the arithmetic → the values that say what we compute."""
 
 
 def open_gguf(path: Path) -> Source:
@@ -60,6 +69,9 @@ def _config(file: Gguf, at: str) -> BackboneConfig:
     shapes = {tensor.name: tensor.shape for tensor in file.tensors}
     heads, hidden = int(fields[at + "attention.head_count"]), int(fields[at + "embedding_length"])
     size = int(fields.get(at + "attention.key_length", hidden // heads))
+    for key, plain in PLAIN.items():
+        if fields.get(at + key, next(iter(plain))) not in plain:
+            raise BadInput(f"{at}{key} is {fields[at + key]}, which can't be computed; {plain[-1]} can")
     for key in ("rope.dimension_count", "attention.value_length"):
         if int(fields.get(at + key, size)) != size:
             raise BadInput(f"{at}{key} is {fields[at + key]}, and only heads of {size} alike can be read")
@@ -93,10 +105,13 @@ def _decimal(value: float) -> float:
 
 
 def _scaling(file: Gguf, at: str, config: BackboneConfig) -> RopeScaling | None:
-    kind = str(file.fields.get(at + "rope.scaling.type", "none"))
+    """A factor without a kind is linear, and had another name once: so llama.cpp reads it."""
+    factors = (file.fields.get(at + key) for key in ("rope.scaling.factor", "rope.scale_linear"))
+    factor = _decimal(next((found for found in factors if found), 1.0))
+    kind = str(file.fields.get(at + "rope.scaling.type", "none" if factor == 1 else "linear"))
     divisors = next((tensor for tensor in file.tensors if tensor.name == ROPE_DIVISORS), None)
     if kind == "linear":
-        return RopeScaling("linear", _decimal(file.fields[at + "rope.scaling.factor"]))
+        return RopeScaling("linear", factor)
     if kind != "none":
         raise BadInput(f"rotary positions scaled as {kind!r} can't be read; linear and llama3 can")
     if divisors is None:
