@@ -1,6 +1,7 @@
 """The command line: what it accepts, what it says of what it doesn't, and how it ends."""
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -16,11 +17,13 @@ from click.testing import CliRunner
 
 from cli import main as entry
 from cli.main import COMMANDS, dream
+from cli.options import as_text
 from cli.output import command_line, emit_json, facts, table
 from cli.progress import Progress, duration, shown
 from cli.repl import Chat, Piece, converse, show
 from cli.runs import resolve
 from distill.config import Settings, load_settings
+from distill.documented import documented_yaml
 from distill.errors import BadInput
 from distill.events import Event, Listener
 from distill.run import Run
@@ -425,6 +428,45 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "`dream train x` goes on" in err
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "iso-8859-1", "ascii", "utf-8"])
+def test_what_a_terminal_cannot_show_is_replaced(encoding: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table, and JSON, which loses nothing; what calls itself ASCII is taken for UTF-8."""
+    question = "Fällt ⟨a ball⟩ — 🙂?"
+    (folder / "mine.jsonl").write_text(json.dumps(question), encoding="utf-8")
+    shown = encoding if encoding != "ascii" else "utf-8"
+    for how in ([], ["--json"]):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        with pytest.raises(SystemExit) as ended:
+            entry.main(["prompts", "mine.jsonl", "--show", "1", *how])
+        assert ended.value.code == 0
+        assert isinstance(sys.stdout.buffer, io.BytesIO)
+        out = sys.stdout.buffer.getvalue().decode(shown)
+        if how:
+            assert json.loads(out)["shown"] == [question]
+        else:
+            assert question.encode(shown, "replace").decode(shown) in out
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("Fällt ⟨a ball⟩?", "Fällt ⟨a ball⟩?"),
+        ("Fällt ⟨a ball⟩?".encode().decode("ascii", "surrogateescape"), "Fällt ⟨a ball⟩?"),
+        (b"F\xe4llt?".decode("utf-8", "surrogateescape"), "F\ufffdllt?"),
+    ],
+)
+def test_bytes_that_are_no_text_are_taken_as_such(given: str, text: str) -> None:
+    assert as_text(given) == text
+
+
+def test_settings_are_a_file_in_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="iso-8859-1"))
+    with pytest.raises(SystemExit):
+        entry.main(["settings"])
+    assert isinstance(sys.stdout.buffer, io.BytesIO)
+    assert sys.stdout.buffer.getvalue().decode() == documented_yaml()
 
 
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:

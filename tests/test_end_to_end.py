@@ -1,4 +1,7 @@
-"""The whole way with the embedded teacher, on the smallest student: every stage, twice, as a user runs it."""
+"""The whole way with the embedded teacher, on the smallest student: every stage, twice, as a user runs it.
+
+The first time in a locale that isn't UTF-8, which must make no difference.
+"""
 
 import json
 import os
@@ -8,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.locales import C, latin_1
 
 from distill.config import load_settings
 from distill.run import Run, sha256_file
 
 PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "push", "heat", "wet", "cut", "throw")
-           for thing in ("a ball", "a glass", "an egg", "some paper")]  # fmt: skip
+           for thing in ("a ball", "a glass", "an egg à la coque 🥚", "some paper")]  # fmt: skip
 SETTINGS = """
 teacher: {threads: 1, engine: llama.cpp}
 capture: {max_tokens: 24, held_out: 0.25}
@@ -28,9 +32,11 @@ export: {dtype: f32}
 STAGES = ("capture", "mine", "tokenize", "train", "engine", "evaluate", "export")
 
 
-def dream(folder: Path, *args: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+def dream(
+    folder: Path, *args: str, stdin: str = "", code: int = 0, locale: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """The command as its own process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(locale or {})}
     environment.pop("DREAM_RUNS", None)
     done = subprocess.run(
         [sys.executable, "-c", "from cli.main import main; main()", *args],
@@ -39,6 +45,7 @@ def dream(folder: Path, *args: str, stdin: str = "", code: int = 0) -> subproces
         input=stdin,
         capture_output=True,
         encoding="utf-8",
+        errors="replace",
         timeout=500,
     )
     assert done.returncode == code, done.stdout + done.stderr
@@ -53,7 +60,7 @@ def finished(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     (folder / "tiny.yaml").write_text(SETTINGS, encoding="utf-8")
     args = ["--teacher", f"embedded:{smollm2}", "--prompts", "prompts.txt", "--config", "tiny.yaml", "--name", "tiny"]
-    return folder, dream(folder, "run", *args).stdout
+    return folder, dream(folder, "run", *args, locale=latin_1(tmp_path_factory.mktemp("locale"))).stdout
 
 
 @pytest.fixture
@@ -147,11 +154,41 @@ def test_chat(finished: tuple[Path, str]) -> None:
     assert len(talk.splitlines()) > 2
 
 
-def test_bundle_verifies_and_an_altered_one_does_not(finished: tuple[Path, str], tmp_path: Path) -> None:
+EVERYTHING = """
+import sys
+from cli.main import main
+
+for line in sys.argv[1:]:
+    try:
+        main(line.split("|"))
+    except SystemExit as end:
+        print(line, "ends with", end.code)
+"""
+
+
+def test_no_locale_makes_a_difference(finished: tuple[Path, str], run: Run) -> None:
+    """Files in ASCII unless one says otherwise, a terminal of Windows. Export, verification, a chat and a dream that is
+    watched, in one process: the files are those of before, and what can't be shown is replaced."""
+    before = {path.name: sha256_file(path) for path in run.bundle.iterdir()}
+    lines = ["export|tiny|--force", "verify|tiny", f"chat|tiny|--prompt|{PROMPTS[2]}|--tokens|20"]
+    lines += [f"watch|tiny|{PROMPTS[2]}|--max-tokens|8", f"chat|tiny|--json|--prompt|{PROMPTS[2]}|--tokens|4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **C, "PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "-c", EVERYTHING, *lines]
+    done = subprocess.run(command, cwd=finished[0], env=environment, capture_output=True, timeout=500)
+    out = done.stdout.decode("cp1252")
+    assert b"Traceback" not in done.stderr, done.stderr.decode("cp1252")
+    assert out.count(" ends with 0") == len(lines), out
+    said = out.partition("--max-tokens|8 ends with 0")[2]
+    assert json.loads(said[: said.rindex("}") + 1])["prompt"] == PROMPTS[2]
+    told = ("bundle.json", "README.md")  # which hold the time, and how fast it was
+    after = {path.name: sha256_file(path) for path in run.bundle.iterdir()}
+    assert [name for name in before | after if name not in told and before.get(name) != after.get(name)] == []
+
+
+def test_an_altered_bundle_does_not_verify(finished: tuple[Path, str], tmp_path: Path) -> None:
     import shutil
 
-    folder = finished[0]
-    assert json.loads(dream(folder, "verify", "tiny", "--json").stdout)["ok"] is True
+    folder = finished[0]  # verified as it is above
     copy = tmp_path / "bundle"
     shutil.copytree(folder / "runs" / "tiny" / "bundle", copy)
     with (copy / "model.gguf").open("r+b") as file:
