@@ -80,7 +80,7 @@ def test_a_table_is_made_from_its_file(tmp_path: Path) -> None:
 def test_digits_of_a_row_signs_and_text(tmp_path: Path) -> None:
     columns = {"name": {"label": "what"}, "value": {"label": "value"}, "change": {"label": "change", "signed": True}}
     rows = [{"name": "a", "digits": 3, "value": 1, "change": [0.5, -0.25, 1]}, {"name": "b", "value": "1 to 2"}]
-    (tmp_path / "x.json").write_text(json.dumps({**CONTENT, "columns": columns, "rows": rows}))
+    (tmp_path / "x.json").write_text(json.dumps({**CONTENT, "columns": columns, "rows": rows}), encoding="utf-8")
     page = rendered(PAGE, tmp_path)
     assert "| a | 1.000 | +0.500 [−0.250, +1.000] |\n| b | 1 to 2 | – |\n" in page
 

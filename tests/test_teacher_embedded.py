@@ -240,9 +240,9 @@ def test_the_engine_takes_as_many_threads_as_there_are_free_cores(
     waited = sum(busy) + sum(idle)
 
     def tick(_: float) -> None:
-        stat.write_text(STAT.format(a=busy[1], b=idle[1], c=waited))
+        stat.write_text(STAT.format(a=busy[1], b=idle[1], c=waited), encoding="ascii")
 
-    stat.write_text(STAT.format(a=busy[0], b=idle[0], c=0))
+    stat.write_text(STAT.format(a=busy[0], b=idle[0], c=0), encoding="ascii")
     monkeypatch.setattr(llama_cpp, "STAT", stat)
     monkeypatch.setattr("os.sched_getaffinity", {0: {0, 1}}.__getitem__, raising=False)
     monkeypatch.setattr("time.sleep", tick)
