@@ -54,7 +54,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 
 SPINS = "20000"
 """How often a thread of torch or llama.cpp looks whether the others are ready before it sleeps (GOMP_SPINCOUNT). A
-fifteenth of what libgomp chooses: as quick on a machine of our own, and three times as quick where others use it too."""
+fifteenth of what libgomp chooses: as quick on an idle machine, and more than twice as quick where others compute."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it: 128 + SIGINT."""
