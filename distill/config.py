@@ -123,8 +123,8 @@ class TrainSettings:
     lr: float = 0.0
     """Peak of the learning rate; 0: 0.002 from chance, 0.0003 for an inherited student."""
     min_lr: float = 0.0
-    warmup: int = 50
-    """Steps over which the learning rate rises; with `minutes` at most the first twentieth of them."""
+    warmup: float = 0.05
+    """First share of the training, of its steps or its minutes, over which the learning rate rises."""
     schedule: str = "wsd"
     """`wsd` (constant, then linear decay over the last fifth) or `cosine`."""
     optimizer: str = "auto"

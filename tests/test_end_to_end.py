@@ -23,7 +23,7 @@ teacher: {threads: 1, engine: llama.cpp}
 capture: {max_tokens: 24, held_out: 0.25}
 tokenize: {image_tokens: 16}
 student: {hidden: 64, layers: 2, heads: 4, kv_heads: 2, ffn: 128, context: 256}
-train: {steps: 30, batch_rows: 2, strict: 0, warmup: 5, checkpoint_every: 20, validate_every: 20,
+train: {steps: 30, batch_rows: 2, strict: 0, warmup: 0.2, checkpoint_every: 20, validate_every: 20,
         compile: never, precision: float32}
 dreaming: {input_steps: 2, dream_steps: 4, end_steps: 2}
 evaluate: {prompts: 4, dreams: 2, max_tokens: 16, bootstrap: 100}

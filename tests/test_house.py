@@ -43,6 +43,7 @@ BASE = (
     "distill.errors",
     "distill.events",
     "distill.run",
+    "distill.stopping",
 )
 MAX_LINES = 400
 

@@ -111,14 +111,18 @@ def test_no_mean_costs_nothing() -> None:
     assert not average.beside
 
 
-def test_the_rate_rises_over_steps_or_a_twentieth_of_the_clock() -> None:
-    by_steps = TrainSettings(lr=1.0, warmup=10)
-    assert [learning_rate(by_steps, 1.0, step, step / 100) for step in (0, 4, 9, 50)] == [0.1, 0.5, 1.0, 1.0]
-    by_clock = TrainSettings(lr=1.0, warmup=10, minutes=1.0)
-    assert learning_rate(by_clock, 1.0, 0, 0.0) == 0.1
-    assert learning_rate(by_clock, 1.0, 1, 0.04) == pytest.approx(0.8), "few steps: the clock ends the warm-up"
-    assert learning_rate(by_clock, 1.0, 4, 0.001) == 0.5, "many steps: so many are enough"
-    assert learning_rate(by_clock, 1.0, 2, 0.9) == pytest.approx(0.5)
+def test_the_rate_rises_and_falls_by_one_measure() -> None:
+    by_steps = TrainSettings(lr=1.0, warmup=0.1, steps=100)
+    rates = [learning_rate(by_steps, 1.0, step, step / 100) for step in (0, 4, 9, 50, 79, 90)]
+    assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0, 0.5])
+    by_clock = TrainSettings(lr=1.0, warmup=0.1, minutes=1.0)
+    for steps in (20, 1000):
+        rates = [learning_rate(by_clock, 1.0, step, step / steps) for step in range(steps)]
+        assert rates[0] == 0.0, "how long a step takes isn't known yet"
+        assert max(rates[: steps // 20]) <= 0.5
+        assert rates[steps // 10 : 8 * steps // 10] == [1.0] * (7 * steps // 10), "however few steps there are"
+        assert rates[9 * steps // 10] == pytest.approx(0.5)
+    assert learning_rate(TrainSettings(lr=1.0, warmup=0.0), 1.0, 0, 0.0) == 1.0
 
 
 def test_the_optimizer_follows_from_where_weights_begin() -> None:

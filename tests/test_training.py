@@ -31,7 +31,7 @@ FILES = ("run.json", "traces.db", "triplets.jsonl", "knowledge.graphml", "tokeni
 def small_settings(source: Run, **train_settings: object) -> Settings:
     options: dict[str, object] = {
         "steps": 12,
-        "warmup": 3,
+        "warmup": 0.25,
         "batch_rows": 4,
         "lr": 4e-3,
         "checkpoint_every": 4,

@@ -2,14 +2,19 @@
 
 Each epoch draws every document's dream anew (mined, empty, the student's own draft, or pauses) and packs the documents
 into rows of T tokens by best fit decreasing. What is left of a row is filled with the beginning of another
-document, so nothing is padding and no document is read without its prompt. All of it follows from (seed, epoch).
+document, so nothing is padding. All of it follows from (seed, epoch, drafts).
+
+A document of more than T tokens is read in windows: its head (prompt and think block) again and again, each time with
+another part of the answer, of which half was read before. Each of its tokens is a target in one window alone. It is
+what Ollama does with an answer that outgrows its context: the beginning stays, and half of the rest. A head that takes
+more than half of T is not repeated.
 
 Shape legend: B rows, T positions of a row, M positions with loss (a multiple of CHUNK), S target slots.
 """
 
 import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,11 +35,16 @@ EMPTY, MINED, DRAFT, PAUSE = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Piece:
-    """The first `length` inputs of a document, with one of its dreams."""
+    """`length` inputs of a document, with one of its dreams: its first; or, with `start`, a later window, which is its
+    head and what goes on from there. again: it fills up a row, and is read elsewhere too. draft: the student's own
+    dream, if it holds one."""
 
     document: int
     variant: int
     length: int
+    start: int = 0
+    again: bool = False
+    draft: tuple[int, ...] = ()
 
 
 Row = list[Piece]
@@ -87,7 +97,6 @@ class Batches:
         self.documents, self.tokenizer, self.length = documents, tokenizer, length
         self.mixture, self.seed, self.soft = mixture, seed, soft
         self.grammar, self.strict = grammar if strict else None, strict
-        self.drafts: dict[int, list[int]] = {}
         newline = tokenizer.newline_id
         self._before = np.array([tokenizer.think_id, newline])
         self._after = np.array([newline, tokenizer.end_think_id, newline])
@@ -99,37 +108,86 @@ class Batches:
         if not len(self._usable):
             raise BadInput(f"student.context: no prompt is shorter than {length} tokens; raise it")
         self._has_dream = np.diff(documents.dream_ends, prepend=0) > 0
+        inputs = np.diff(documents.prompt_ends + documents.answer_ends, prepend=0) + len(self._empty) - 1
+        self.in_windows = int((inputs[self._usable] > length).sum())
 
     def epoch(self, number: int) -> list[Row]:
-        """The epoch's rows. Every document whose prompt fits is in one of them, whole or as its first T tokens."""
-        random = np.random.default_rng([self.seed, number, bool(self.drafts)])
-        count = len(self.documents)
-        draw, own = random.random(count), random.random(count)
-        dreaming = self._has_dream & (draw >= self.mixture.empty) & self.mixture.dreams
+        """The epoch's rows, without drafts. Every document whose prompt fits is in them, whole or in windows."""
+        random = np.random.default_rng([self.seed, number])
+        dreaming = self._has_dream & (random.random(len(self.documents)) >= self.mixture.empty) & self.mixture.dreams
         variants = np.where(dreaming, PAUSE if self.mixture.pause else MINED, EMPTY)
-        if self.drafts:
-            drafted = np.isin(np.arange(count), list(self.drafts))
-            variants = np.where(dreaming & drafted & (own < self.mixture.drafts), DRAFT, variants)
-        lengths = [self._inputs(i, int(variants[i])) for i in range(count)]
-        order = random.permutation(self._usable).tolist()
-        rows = best_fit([Piece(i, int(variants[i]), min(lengths[i], self.length)) for i in order], self.length)
+        pieces = [piece for i in self._usable for piece in self._windows(int(i), int(variants[i]))]
+        return self._pack(pieces, pieces, random)
+
+    @property
+    def drafts_wanted(self) -> bool:
+        return self.mixture.dreams and self.mixture.drafts > 0
+
+    def to_draft(self, number: int, rows: Sequence[Row], begun: int) -> list[int]:
+        """Documents of an epoch's `rows` that shall hold a dream of the student's own: `mixture.drafts` of those that
+        have a mined one and are read only from row `begun` on, where the prompt leaves room for it."""
+        chosen = np.random.default_rng([self.seed, number, DRAFT]).random(len(self.documents)) < self.mixture.drafts
+        prompts = np.diff(self.documents.prompt_ends, prepend=0)
+        fit = chosen & (prompts < self.length // 2)
+        return sorted(
+            {p.document for p in self._unread(rows, begun) if p.variant == MINED and fit[p.document] and not p.start}
+        )
+
+    def drafted(self, number: int, rows: Sequence[Row], begun: int, drafts: Mapping[int, Sequence[int]]) -> list[Row]:
+        """The epoch's rows, packed anew from row `begun` on with drafts (document → ids): every document still is in
+        them once."""
+        fresh = {piece.document for piece in self._unread(rows, begun)} & drafts.keys()
+        left = [piece for row in rows[begun:] for piece in row if not piece.again]
+        pieces = [piece for piece in left if piece.document not in fresh]
+        pieces += [piece for i in sorted(fresh) for piece in self._windows(i, DRAFT, tuple(drafts[i]))]
+        every = [piece for row in rows for piece in row if not piece.again]
+        random = np.random.default_rng([self.seed, number, DRAFT, begun])
+        return [*rows[:begun], *self._pack(pieces, pieces if fresh else every, random)]
+
+    @staticmethod
+    def _unread(rows: Sequence[Row], begun: int) -> list[Piece]:
+        """Pieces of the documents of which nothing was read before row `begun`."""
+        read = {piece.document for row in rows[:begun] for piece in row if not piece.again}
+        return [p for row in rows[begun:] for p in row if not p.again and p.document not in read]
+
+    def _pack(self, pieces: Sequence[Piece], every: Sequence[Piece], random: np.random.Generator) -> list[Row]:
+        """Rows of these pieces, each filled up with beginnings of documents among `every`, in any order."""
+        beginnings = [piece for piece in every if not piece.start]
+        rows = best_fit([pieces[i] for i in random.permutation(len(pieces))], self.length)
         for row in rows:
             while (room := self.length - sum(piece.length for piece in row)) > 0:
-                i = int(self._usable[random.integers(len(self._usable))])
-                row.append(Piece(i, int(variants[i]), min(lengths[i], room)))
+                piece = beginnings[random.integers(len(beginnings))]
+                row.append(replace(piece, length=min(piece.length, room), again=True))
         return [rows[i] for i in random.permutation(len(rows))]
 
-    def _inputs(self, i: int, variant: int) -> int:
-        documents = self.documents
-        parts = (documents.prompt_ends, documents.answer_ends)
-        length = sum(int(ends[i] - (ends[i - 1] if i else 0)) for ends in parts)
-        return length + len(self._think(i, variant)) - 1  # the last token is only a target
+    def _windows(self, i: int, variant: int, draft: tuple[int, ...] = ()) -> list[Piece]:
+        whole = Piece(i, variant, self.length, draft=draft)
+        repeated, inputs = self._size(whole)
+        pieces = [replace(whole, length=min(inputs, self.length))]
+        start, room = repeated, self.length - repeated
+        while start + room < inputs:
+            start += room - room // 2
+            pieces.append(replace(whole, length=repeated + min(room, inputs - start), start=start))
+        return pieces
 
-    def _think(self, i: int, variant: int) -> NDArray[Any]:
-        if variant == EMPTY:
+    def _places(self, piece: Piece) -> tuple[NDArray[np.int64], int]:
+        """Where in its document's text a piece's inputs stand, and the first of them whose target is this window's."""
+        if not piece.start:
+            return np.arange(piece.length), 0
+        repeated, _ = self._size(piece)
+        rest = np.arange(piece.start, piece.start + piece.length - repeated)
+        return np.concatenate([np.arange(repeated), rest]), piece.start + (self.length - repeated) // 2
+
+    def _size(self, piece: Piece) -> tuple[int, int]:
+        """Tokens that each window of a document repeats, and inputs of the whole: the last token is only a target."""
+        head = len(self.documents.prompt(piece.document)) + len(self._think(piece))
+        return head if head <= self.length // 2 else 0, head + len(self.documents.answer(piece.document)) - 1
+
+    def _think(self, piece: Piece) -> NDArray[Any]:
+        if piece.variant == EMPTY:
             return self._empty
-        dream = np.array(self.drafts[i], np.int64) if variant == DRAFT else self.documents.dream(i)
-        if variant == PAUSE:
+        dream = np.array(piece.draft) if piece.draft else self.documents.dream(piece.document)
+        if piece.variant == PAUSE:
             dream = np.full(len(dream), self.tokenizer.pad_id)
         return np.concatenate([self._before, dream, self._after])
 
@@ -148,17 +206,19 @@ class Batches:
             start = 0
             for piece in row:
                 text, kinds, first = self._document(piece)
+                places, fresh = self._places(piece)
                 end = start + piece.length
-                ids[number, start:end] = text[: piece.length]
+                ids[number, start:end] = text[places]
                 positions[number, start:end] = np.arange(piece.length)
-                shared = len(self.documents.prompt(piece.document)) if piece.variant != EMPTY else piece.length
-                alike[number, start : min(start + shared, end)] = True
+                shared = len(self.documents.prompt(piece.document)) if piece.variant != EMPTY else len(text)
+                alike[number, start:end] = places < shared
                 spans.append((number, start, end))
-                kept = np.flatnonzero(kinds[: piece.length])
+                kept = np.flatnonzero((kinds[places] > 0) & (places >= fresh))
                 where.append(number * length + start + kept)
-                labels.append(text[1:][kept])
-                answer_at.append(np.where(kinds[kept] == 2, first + kept, -1))
-                which.append(self._masks(piece, text)[kept])
+                at = places[kept]
+                labels.append(text[at + 1])
+                answer_at.append(np.where(kinds[at] == 2, first + at, -1))
+                which.append(self._masks(piece, text)[at])
                 start = end
         places = Spans(count, length, spans, torch.device("cpu"))
         return self._batch(ids, positions, alike, places, where, labels, answer_at, which)
@@ -174,7 +234,7 @@ class Batches:
         """Tokens; for each input what its target is (0 no loss, 1 dream, 2 answer); and the number that, added to
         an input's place, gives its target's place in the flat answers."""
         i = piece.document
-        prompt, think = self.documents.prompt(i), self._think(i, piece.variant)
+        prompt, think = self.documents.prompt(i), self._think(piece)
         answer = self.documents.answer(i)
         text = np.concatenate([prompt, think, answer]).astype(np.int64)
         kinds = np.zeros(len(text) - 1, np.int64)

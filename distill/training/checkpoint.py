@@ -33,7 +33,8 @@ class LoopState:
     """Where a training stands; with weights, optimizer and data it determines all that follows.
 
     step: optimizer steps done. tokens: packed tokens read. seconds: spent training, over all sessions.
-    epoch, row: the next packed row to read. drafts: whether the student's own dreams are in use.
+    epoch, row: the next packed row to read. drafts: whether the student's own dreams are in use; drafts_row: the row
+    of the epoch from which on they are. stopped: a stop had it saved, so it goes once a later one is there.
     best_step, best_loss: the checkpoint with the lowest validation loss so far. optimizer: `adamw` or `muon`.
     settings: what must not change.
     """
@@ -44,6 +45,8 @@ class LoopState:
     epoch: int = 0
     row: int = 0
     drafts: bool = False
+    drafts_row: int = 0
+    stopped: bool = False
     best_step: int = 0
     best_loss: float = float("inf")
     optimizer: str = "adamw"
@@ -171,12 +174,21 @@ def _read(path: Path, remedy: str = BEFORE) -> dict[str, Tensor]:
 
 
 def prune(run: Run, keep_last: int, best_step: int) -> None:
-    """Delete all but the last few, the best, and the start (evaluation compares with it)."""
+    """Delete all but the last few, the best, and the start (evaluation compares with it). What a stop left is not among
+    the last few but as the very last: a training that was stopped ends with the files of one that wasn't."""
     found = list_checkpoints(run)
-    kept = {folder_of(run, 0), folder_of(run, best_step), *found[-max(keep_last, 1) :]}
+    planned = [path for path in found if path == found[-1] or not _left_by_a_stop(path)]
+    kept = {folder_of(run, 0), folder_of(run, best_step), *planned[-max(keep_last, 1) :]}
     for path in found:
         if path not in kept:
             shutil.rmtree(path)
+
+
+def _left_by_a_stop(folder: Path) -> bool:
+    try:
+        return read_loop(folder).stopped
+    except CorruptFile:  # nobody goes on from it
+        return False
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

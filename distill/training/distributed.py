@@ -53,10 +53,10 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def share(self, tensor: Tensor) -> Tensor:
-        """The first process's values, in place."""
+    def share(self, tensor: Tensor, source: int = 0) -> Tensor:
+        """One process's values, the first's unless told, in place."""
         if self.size > 1:
-            dist.broadcast(tensor, 0)
+            dist.broadcast(tensor, source)
         return tensor
 
     def wait(self) -> None:

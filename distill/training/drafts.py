@@ -4,7 +4,7 @@ A mined dream tells what the answer says; a student's own may be wrong. Late in 
 drafts, so that the answer learns how far to trust its dream.
 """
 
-import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,19 +16,23 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training.distributed import World
 
-MOST = 2048
-"""Documents that get a draft; more would take longer than they teach."""
+TOGETHER = 256
+"""Documents that a process drafts before it is asked whether to stop."""
 TEMPERATURE = 0.8
 
 Drafts = dict[str, Tensor]
 """documents (n,), ends (n,), ids: flat, all int64. Empty before there are any."""
 
 
-def dream_on(model: Backbone, documents: Documents, tokenizer: StudentTokenizer, steps: int, seed: int) -> Drafts:
-    """Dreams of at most `steps` triplets a lens, for documents spread evenly over those that have a mined one."""
-    dreaming = [i for i in range(len(documents)) if len(documents.dream(i))]
-    dreaming = [i for i in dreaming if len(documents.prompt(i)) < model.config.context // 2]
-    chosen = dreaming[:: max(1, math.ceil(len(dreaming) / MOST))]
+def dream_on(
+    model: Backbone,
+    documents: Documents,
+    tokenizer: StudentTokenizer,
+    steps: int,
+    seed: int,
+    chosen: Sequence[int],
+) -> dict[int, list[int]]:
+    """Dreams of at most `steps` triplets a lens, for some documents. One that is empty, or cut off, is left out."""
     head = [tokenizer.think_id, tokenizer.newline_id]
     model.eval()
     written = generate(
@@ -43,25 +47,48 @@ def dream_on(model: Backbone, documents: Documents, tokenizer: StudentTokenizer,
     )
     model.train()
     # Neither empty, nor cut off by the context.
-    kept = [(i, ids[:-1]) for i, ids in zip(chosen, written, strict=True) if ids[-1] == tokenizer.newline_id]
+    return {i: ids[:-1] for i, ids in zip(chosen, written, strict=True) if ids[-1] == tokenizer.newline_id}
+
+
+def stored(drafts: Mapping[int, Sequence[int]]) -> Drafts:
+    """Drafts by document as tensors."""
     return {
-        "documents": torch.tensor([i for i, _ in kept], dtype=torch.int64),
-        "ends": torch.tensor([len(ids) for _, ids in kept], dtype=torch.int64).cumsum(0),
-        "ids": torch.tensor([id for _, ids in kept for id in ids], dtype=torch.int64),
+        "documents": torch.tensor(list(drafts), dtype=torch.int64),
+        "ends": torch.tensor([len(ids) for ids in drafts.values()], dtype=torch.int64).cumsum(0),
+        "ids": torch.tensor([id for ids in drafts.values() for id in ids], dtype=torch.int64),
     }
 
 
-def share(drafts: Drafts, world: World, device: torch.device) -> Drafts:
-    """The first process's drafts, in every process."""
-    shared: Drafts = {}
-    for name in ("documents", "ends", "ids"):
-        own = drafts.get(name, torch.zeros(0, dtype=torch.int64))
-        size = int(world.share(torch.tensor(len(own), device=device)))
-        shared[name] = world.share((own if world.first else torch.zeros(size, dtype=torch.int64)).to(device)).cpu()
-    return shared
+class Stopped(Exception):
+    """Somebody asked to stop while drafts were made."""
 
 
-def by_document(drafts: Drafts) -> dict[int, list[int]]:
+def share_out(
+    chosen: Sequence[int],
+    dream: Callable[[Sequence[int]], Mapping[int, Sequence[int]]],
+    world: World,
+    device: torch.device,
+    stopped: Callable[[], bool],
+) -> dict[int, list[int]]:
+    """`dream` of all chosen documents, of which each process makes its share, in every process. Raises Stopped."""
+    found: dict[int, list[int]] = {}
+    size = world.size * TOGETHER
+    for start in range(0, len(chosen), size):
+        if start and stopped():
+            raise Stopped
+        own = stored(dream(chosen[start : start + size][world.rank :: world.size]))
+        for source in range(world.size):
+            found |= by_document({name: _shared(part, world, source, device) for name, part in own.items()})
+    return found
+
+
+def _shared(own: Tensor, world: World, source: int, device: torch.device) -> Tensor:
+    size = int(world.share(torch.tensor(len(own), device=device), source))
+    part = own if world.rank == source else torch.zeros(size, dtype=torch.int64)
+    return world.share(part.to(device), source).cpu()
+
+
+def by_document(drafts: Mapping[str, Tensor]) -> dict[int, list[int]]:
     """Document → the ids of its draft."""
     if not drafts:
         return {}

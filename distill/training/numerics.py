@@ -4,7 +4,8 @@ One matrix product in the model's own shape tells in milliseconds where bfloat16
 slower on some CPUs). Only precisions that come near each other there are tried on whole steps, and then on few rows.
 Compiling is tried where the training is long enough to pay for it twentyfold.
 
-The choice is written down beside the checkpoints, because a resumed training must go on exactly as it began.
+The choice is written down beside the checkpoints, because a resumed training must go on exactly as it began: unless
+the settings name something else by then, or it goes on on another kind of device.
 """
 
 import json
@@ -43,7 +44,8 @@ class Numerics:
     """The choice and its grounds.
 
     trial: tokens a second of each candidate that was tried on whole passes. products: GFLOP/s of one product in each
-    precision. why: what decided. seconds: what finding out took.
+    precision. why: what decided. seconds: what finding out took. device: cpu, cuda …; what is quick on one isn't on
+    another.
     """
 
     precision: str
@@ -52,6 +54,7 @@ class Numerics:
     products: dict[str, float] = field(default_factory=dict[str, float])
     why: str = "as set"
     seconds: float = 0.0
+    device: str = ""
 
     @property
     def label(self) -> str:
@@ -151,13 +154,22 @@ class Trial:
         return times
 
 
-def choose(settings: TrainSettings, trial: Trial) -> Numerics:
-    """The fastest of what the settings leave open; measured only where that pays."""
+def choose(settings: TrainSettings, trial: Trial, kept: Numerics | None = None) -> Numerics:
+    """The fastest of what the settings leave open; measured only where that pays. kept: the choice that a training was
+    begun with, which stays where the settings leave it open."""
     check(settings)
+    if kept is not None and kept.device in ("", trial.device.type):
+        precision = kept.precision if settings.precision == "auto" else settings.precision
+        compiled = kept.compiled if settings.compile == "auto" else settings.compile == "always"
+        if (precision, compiled) == (kept.precision, kept.compiled):
+            return kept
+        chosen = Numerics(precision, compiled, device=trial.device.type)
+        trial.listen(Event("train", "note", f"going on in {chosen.label}, as set; so far it was {kept.label}"))
+        return chosen
     precisions = ["float32", "bfloat16"] if settings.precision == "auto" else [settings.precision]
     if settings.precision == "auto" and trial.device.type == "cuda":
         precisions = ["bfloat16"] if torch.cuda.is_bf16_supported() else ["float32"]
-    chosen = Numerics(precisions[0], settings.compile == "always")
+    chosen = Numerics(precisions[0], settings.compile == "always", device=trial.device.type)
     if len(precisions) == 1 and settings.compile != "auto":
         return chosen
     begun = time.perf_counter()

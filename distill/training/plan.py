@@ -10,16 +10,13 @@ from distill.errors import BadInput
 from distill.run import Run
 from distill.training import numerics
 
-VERSION = 1
+VERSION = 2
 OPTIMIZERS = ("auto", "adamw", "muon")
 DECAY_SHARE = 0.2
 """Last share of training in which `wsd` lowers the learning rate (arXiv:2404.06395 uses a tenth to a fifth)."""
 
 CHANCE_LR, INHERITED_LR = 2e-3, 3e-4
 """Peaks of the learning rate where `train.lr` is 0."""
-
-WARMUP_SHARE = 0.05
-"""First share of a training by the clock after which the learning rate has risen at the latest."""
 
 RUNNING = ("steps", "minutes", "checkpoint_every", "keep_last", "log_every", "validate_every")
 FREE = {*RUNNING, "device", "processes", "precision", "compile"}
@@ -54,11 +51,12 @@ def optimizer_for(settings: TrainSettings, inherited: bool) -> str:
 
 
 def learning_rate(settings: TrainSettings, peak: float, step: int, progress: float) -> float:
-    """Of the step after `step` steps. By the clock few steps may have to do, so progress ends the warm-up as well."""
-    risen = (step + 1) / max(settings.warmup, 1)
-    if settings.minutes > 0:
-        risen = max(risen, progress / WARMUP_SHARE)
-    return peak * min(1.0, risen) * schedule(settings.schedule, progress, settings.min_lr / peak)
+    """Of the step after `step` steps, which are `progress` of the training, by steps or by the clock. It rises with the
+    progress that this step will have made: the first isn't lost, but by the clock, where its length isn't known."""
+    first = 0.0 if settings.minutes > 0 else 1 / max(settings.steps, 1)
+    after = progress * (step + 1) / step if step else first
+    risen = min(1.0, after / settings.warmup) if settings.warmup else 1.0
+    return peak * risen * schedule(settings.schedule, progress, settings.min_lr / peak)
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -81,6 +79,6 @@ def check_settings(settings: TrainSettings) -> None:
         raise BadInput(f"train.average: {settings.average:g} is an age in shares of the training, from 0 to 0.5")
     if len(settings.betas) != 2:
         raise BadInput(f"train.betas: {settings.betas} should be two numbers, such as [0.9, 0.95]")
-    for name in ("soft_weight", "empty_dreams", "drafts_from", "drafts_share"):
+    for name in ("soft_weight", "empty_dreams", "drafts_from", "drafts_share", "warmup"):
         if not 0 <= getattr(settings, name) <= 1:
-            raise BadInput(f"train.{name}: {getattr(settings, name)} is a share, from 0 to 1")
+            raise BadInput(f"train.{name}: {getattr(settings, name):g} is a share, from 0 to 1")

@@ -8,8 +8,9 @@ where it was, but two of them are not equal to the last bit.
 import contextlib
 import json
 import math
-import signal
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from distill.backbone.model import count_parameters, load_backbone
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener
 from distill.run import Run, sha256_file, write_atomic
+from distill.stopping import Interrupt
 from distill.student.grammar import DreamGrammar, longest_path
 from distill.student.initialize import new_student
 from distill.tokens.bpe import StudentTokenizer
@@ -42,28 +44,6 @@ from distill.training.plan import (
 )
 from distill.training.start import is_inherited, started_at
 from distill.training.step import forward_backward, make_optimizer, move, pick_device
-
-
-class Interrupt:
-    """Within it the first Ctrl-C only asks; a second one is a KeyboardInterrupt at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
-
-    def __enter__(self) -> "Interrupt":
-        with contextlib.suppress(ValueError):  # signals belong to the main thread; elsewhere there is none to catch
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
 
 
 class Trainer:
@@ -105,17 +85,22 @@ class Trainer:
             Batches(documents, self.tokenizer, length, mixture, seed, settings.soft_weight, grammar, settings.strict)
             for documents in data
         )
-        self.drafts: drafts.Drafts = {}
+        self.stop, self.drafts = Interrupt(), dict[int, list[int]]()
         if found:
             if settings.average:
                 self.average.restore(checkpoint.load_raw(found[-1]))
             if self.state.step:
                 checkpoint.load_optimizer(found[-1], self.model, self.optimizer)
-            self._take_drafts(checkpoint.load_drafts(found[-1]))
+            self.drafts = drafts.by_document(checkpoint.load_drafts(found[-1]))
         if left_out := self.batches.left_out:
             text = f"{left_out} prompts fill student.context={length} and are left out; raise it to train on them"
             listen(Event("train", "warning", text))
+        if in_windows := self.batches.in_windows:
+            text = f"{in_windows} answers are longer than student.context={length} and are read in several windows"
+            listen(Event("train", "note", text))
         self.rows = self.batches.epoch(self.state.epoch)
+        if self.state.drafts:
+            self.rows = self.batches.drafted(self.state.epoch, self.rows, self.state.drafts_row, self.drafts)
         self.kernel: Any = None
         self.features = Features.of(run, self.tokenizer, self.device, listen) if settings.match else None
 
@@ -130,59 +115,83 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train to the end of `steps` or `minutes`. The clock runs while it trains, not while it finds out how."""
         settings, state = self.settings, self.state
-        chosen = numerics.load(self.run.checkpoints / "numerics.json") if state.step else None
-        self.numerics = chosen or self._choose_numerics()
+        kept = numerics.load(self.run.checkpoints / "numerics.json") if state.step else None
+        self.numerics = kept if kept and self._finished() else self._choose_numerics(kept)
         self.kernel = numerics.apply(self.numerics, self.model)
         if isinstance(self.optimizer, Muon):
             self.optimizer.precision = getattr(torch, self.numerics.precision)
         if self.numerics.compiled:
             self._pass(self.numerics, self.kernel, settings.batch_rows)  # compiles
+        if self.world.first and self.numerics != kept:
+            numerics.save(self.numerics, self.run.checkpoints / "numerics.json")
         with contextlib.ExitStack() as stack:
             board = self._open_logs(stack)
             saved = state.step
             if state.step == 0 and self.world.first:
-                numerics.save(self.numerics, self.run.checkpoints / "numerics.json")
                 self._save()
-            stop = stack.enter_context(Interrupt())
+            stack.enter_context(self.stop)
             self.started = time.monotonic() - state.seconds
             while self.progress() < 1.0:
-                self._one_step(board)
-                stopped = self._anyone(stop.asked)
-                if stopped or state.step % settings.checkpoint_every == 0:
-                    self._checkpoint(board, judge=state.step % settings.checkpoint_every == 0)
+                stopped = not self._one_step(board) or self._stopped()
+                planned = state.step % settings.checkpoint_every == 0
+                if saved != state.step and (stopped or planned):
+                    self._checkpoint(board, planned)
                     saved = state.step
                 if stopped:
-                    raise KeyboardInterrupt
-            if saved != state.step:
+                    raise self.stop.asked or KeyboardInterrupt
+            if saved != state.step or state.stopped:
                 self._checkpoint(board)
+        if self.world.first:  # keep_last may have changed, or a kill come between a checkpoint and this
+            checkpoint.prune(self.run, settings.keep_last, state.best_step)
         return self._summary()
 
-    def _anyone(self, asked: bool) -> bool:
+    def _stopped(self) -> bool:
         """Whether any process was asked to stop: all must stop at the same step."""
+        asked = self.stop.asked is not None
         return asked if self.world.size == 1 else bool(self.world.sum(torch.tensor(float(asked), device=self.device)))
 
     def progress(self) -> float:
         """Share of the training that is done; the first process's clock counts."""
+        if self.settings.minutes <= 0:
+            return self._done()
+        self.state.seconds = self._clock()
+        return float(self.world.share(torch.tensor(self._done(), dtype=torch.float64, device=self.device)))
+
+    def _done(self) -> float:
         state, settings = self.state, self.settings
-        if settings.minutes <= 0:
-            return state.step / max(settings.steps, 1)
-        state.seconds = self._clock()
-        share = torch.tensor(state.seconds / (60 * settings.minutes), dtype=torch.float64, device=self.device)
-        return float(self.world.share(share))
+        return state.seconds / (60 * settings.minutes) if settings.minutes > 0 else state.step / max(settings.steps, 1)
+
+    def _finished(self) -> bool:
+        """Whether nothing is left to train; told, where more was trained already than is asked for now."""
+        done, step = self._done(), self.state.step
+        if step and done * (step - 1) / step >= 1:
+            text = f"{step} steps are done, more than are asked for now: they stay; --force trains anew"
+            self.listen(Event("train", "warning", text))
+        return done >= 1
 
     def _clock(self) -> float:
         return time.monotonic() - self.started
 
-    def _one_step(self, board: Any) -> None:
+    def _one_step(self, board: Any) -> bool:
+        """False where a stop came while drafts were made: then nothing has changed."""
         settings, state = self.settings, self.state
         progress = self.progress()
-        if not state.drafts and self._drafts_wanted() and progress >= settings.drafts_from:
-            self._draft()
+        before = replace(state), self.rows, self.drafts
+        try:
+            if not state.drafts and self.batches.drafts_wanted and progress >= settings.drafts_from:
+                self.listen(Event("train", "note", "the student drafts its own dreams"))
+                state.drafts = True
+                self._begin_epoch(state.epoch, state.row)
+            rows = self._next_rows()
+        except drafts.Stopped:
+            vars(state).update(vars(before[0]))
+            self.rows, self.drafts = before[1:]
+            return False
         begun = time.perf_counter()
         rate = learning_rate(settings, self.lr, state.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self._batch(self._next_rows())
+        batch = self._batch(rows)
         matched = (self.features, settings.match)
         result = forward_backward(self.model, batch, self.numerics.precision, self.kernel, True, *matched)
         parameters = list(self.model.parameters())
@@ -199,6 +208,7 @@ class Trainer:
         state.seconds = self._clock()
         speed = settings.batch_rows * self.model.config.context / (time.perf_counter() - begun)
         self._report(board, batch, result, {"loss": loss, "lr": rate, "gradient_norm": float(norm)}, speed)
+        return True
 
     def _next_rows(self) -> list[Row]:
         """The rows of the next global batch; an epoch's end is followed by the next epoch's start."""
@@ -206,8 +216,7 @@ class Trainer:
         rows: list[Row] = []
         while len(rows) < wanted:
             if state.row >= len(self.rows):
-                state.epoch, state.row = state.epoch + 1, 0
-                self.rows = self.batches.epoch(state.epoch)
+                self._begin_epoch(state.epoch + 1, 0)
             taken = self.rows[state.row : state.row + wanted - len(rows)]
             state.row += len(taken)
             rows += taken
@@ -223,25 +232,25 @@ class Trainer:
         batch.targets.weight *= batch.loss_positions / max(float(total), 1.0)
         return move(batch, self.device)
 
-    def _drafts_wanted(self) -> bool:
-        mixture = self.batches.mixture
-        return mixture.dreams and mixture.drafts > 0
+    def _begin_epoch(self, epoch: int, row: int) -> None:
+        """Pack an epoch; once the student drafts its own dreams, some of what is read from `row` on holds them."""
+        rows = self.batches.epoch(epoch)
+        if self.state.drafts:
+            self.drafts = self._drafted(self.batches.to_draft(epoch, rows, row), epoch)
+            rows = self.batches.drafted(epoch, rows, row, self.drafts)
+        self.rows = rows
+        self.state.epoch, self.state.row, self.state.drafts_row = epoch, row, row
 
-    def _draft(self) -> None:
-        """From the next epoch on, some documents hold a dream of the student's own."""
-        state = self.state
-        self.listen(Event("train", "note", "the student drafts its own dreams"))
-        made: drafts.Drafts = {}
-        if self.world.first:
-            steps, seed = self.run.settings.mine.steps, self.run.settings.seed
-            with self.average.shipped():
-                made = drafts.dream_on(self.model, self.batches.documents, self.tokenizer, steps, seed)
-        self._take_drafts(drafts.share(made, self.world, self.device))
-        state.drafts, state.epoch, state.row = True, state.epoch + 1, 0
-        self.rows = self.batches.epoch(state.epoch)
+    def _drafted(self, chosen: list[int], epoch: int) -> dict[int, list[int]]:
+        """The student's own dreams for documents. Raises Stopped."""
+        run, documents = self.run.settings, self.batches.documents
+        seed = run.seed + epoch * len(documents)
 
-    def _take_drafts(self, made: drafts.Drafts) -> None:
-        self.drafts, self.batches.drafts = made, drafts.by_document(made)
+        def dream(some: Sequence[int]) -> dict[int, list[int]]:
+            return drafts.dream_on(self.model, documents, self.tokenizer, run.mine.steps, seed, some)
+
+        with self.average.shipped():
+            return drafts.share_out(chosen, dream, self.world, self.device, self._stopped)
 
     # Measuring.
     @torch.no_grad()
@@ -279,7 +288,7 @@ class Trainer:
             "validation_bits_per_byte": cross_entropy * tokens_a_byte / math.log(2),
         }
 
-    def _choose_numerics(self) -> numerics.Numerics:
+    def _choose_numerics(self, kept: numerics.Numerics | None) -> numerics.Numerics:
         settings = self.settings
 
         def training(step: float) -> float:
@@ -290,7 +299,7 @@ class Trainer:
 
         part = min(self.world.size, settings.batch_rows)  # a row for each process
         trial = numerics.Trial(self.model, self._pass, settings.batch_rows, part, training, share, self.listen)
-        return numerics.choose(settings, trial)
+        return numerics.choose(settings, trial, kept)
 
     def _pass(self, candidate: numerics.Numerics, kernel: Any, rows: int) -> None:
         """Forward and backward over the epoch's first rows, from which nothing is learned."""
@@ -349,6 +358,7 @@ class Trainer:
     def _checkpoint(self, board: Any, judge: bool = True) -> None:
         """Save. `judge`: it may become the best; one made by a stop may not, as without the stop it weren't there."""
         state = self.state
+        state.stopped = not judge
         if self.world.first:
             loss = self.validate()["validation_loss"] if judge else math.inf
             if loss < state.best_loss:
@@ -361,7 +371,8 @@ class Trainer:
     def _save(self) -> None:
         with self.average.shipped():
             raw = self.average.beside
-            checkpoint.save_checkpoint(self.run, self.model, self.optimizer, self.state, self.drafts, raw)
+            made = drafts.stored(self.drafts) if self.drafts else {}
+            checkpoint.save_checkpoint(self.run, self.model, self.optimizer, self.state, made, raw)
 
     def _summary(self) -> dict[str, Any]:
         state = self.state

@@ -35,7 +35,7 @@ def _make(folder: Path) -> None:
         student=StudentSettings(hidden=32, layers=1, heads=2, kv_heads=1, ffn=64, context=256),
         train=TrainSettings(
             steps=STEPS,
-            warmup=2,
+            warmup=0.2,
             batch_rows=2,
             lr=4e-3,
             checkpoint_every=STEPS,

@@ -27,7 +27,7 @@ def _train(source: Run, folder: Path) -> None:
         student=StudentSettings(hidden=64, layers=2, heads=4, kv_heads=2, ffn=128, context=384),
         train=TrainSettings(
             steps=STEPS,
-            warmup=4,
+            warmup=0.2,
             batch_rows=2,
             lr=4e-3,
             checkpoint_every=12,

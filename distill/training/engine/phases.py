@@ -22,6 +22,7 @@ from distill.dream.engine import ABOUT, WEIGHTS, DreamEngine
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, sweep, write_atomic
+from distill.stopping import Interrupt
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook
 from distill.training import checkpoint
@@ -43,9 +44,9 @@ from distill.training.engine.plan import (
 )
 from distill.training.plan import data_fingerprint
 from distill.training.step import pick_device
-from distill.training.trainer import Interrupt
 
-WARMUP = 20
+WARMUP, WARMUP_SHARE = 20, 0.1
+"""Steps in which the learning rate rises, and the most of a phase that they may be."""
 DECAY_SHARE = 0.3
 """Last share of a phase in which the learning rate falls; constant before, it learns the world in half the steps."""
 CLIP = 1.0
@@ -198,7 +199,7 @@ class EngineTrainer:
             if state.step % self.config.checkpoint_every == 0 or state.step == total or stop.asked:
                 self._save()
             if stop.asked:
-                raise KeyboardInterrupt
+                raise stop.asked
 
     def _make_optimizer(self, phase: str) -> torch.optim.AdamW:
         """AdamW; what has one dimension doesn't decay."""
@@ -215,7 +216,7 @@ class EngineTrainer:
         state, phase = self.state, self.state.phase
         places = self.order.at(PHASES.index(phase), state.step)
         batch = self.data.batch(places).to(self.device)
-        rate = self.config.lr * min(1.0, (state.step + 1) / min(WARMUP, total))
+        rate = self.config.lr * min(1.0, (state.step + 1) / min(WARMUP, max(1.0, WARMUP_SHARE * total)))
         rate *= min(1.0, (1 - state.step / total) / DECAY_SHARE)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
