@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,13 +15,15 @@ from distill.config import DreamingConfig, Settings
 from distill.dream.output_decoder import Part, Splitter
 from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.run import Run
-from distill.student.grammar import DreamGrammar, longest_path
+from distill.student.grammar import DreamGrammar, dream_size, longest_path
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Message, parse_dream, render
 
 if TYPE_CHECKING:
     from distill.dream.model import DreamingReasoningLLM
 
+HEAD = 3
+"""Tokens around a dream that `dream_size` leaves out: `<think>` with its line break, and the last one's."""
 ROOM = 32
 """Tokens of the context that a long conversation leaves for the answer; older turns are forgotten for it."""
 
@@ -64,7 +67,8 @@ class Student:
         max_tokens: int = 256,
         seed: int = 0,
     ) -> Iterator[tuple[Part, str]]:
-        """The next turn as it comes: pieces of the dream ("thinking"), then of the answer ("content").
+        """The next turn as it comes: pieces of the dream ("thinking"), then of the answer ("content"), which has
+        `max_tokens` at most.
 
         Raises BadInput where even the last message alone doesn't fit the context.
         """
@@ -87,7 +91,7 @@ class Student:
         max_tokens: int = 256,
         seed: int = 0,
     ) -> Answer:
-        """Dream and answer to one question, whole."""
+        """Dream and answer to one question, whole; `max_tokens` are of the answer."""
         started = time.monotonic()
         ids = self.prompt_ids([{"role": "user", "content": prompt}], think)
         tokens = list(self._tokens(ids, think is not False, max_tokens, temperature, top_k, top_p, seed))
@@ -112,10 +116,12 @@ class Student:
     def _tokens(
         self, ids: list[int], dreams: bool, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
     ) -> Iterator[int]:
-        return stream(
+        """Up to `max_tokens` of the answer; those of the dream and its tags come besides."""
+        before = HEAD + dream_size(self.steps) if dreams else 0
+        written = stream(
             self.model,
             ids,
-            max_tokens=max_tokens,
+            max_tokens=before + max_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -123,6 +129,13 @@ class Student:
             stop_ids=[self.tokenizer.eos_id],
             grammar=self._grammar if dreams else self._grammar.answering,
         )
+        if dreams:
+            for token in written:
+                yield token
+                if token == self.tokenizer.end_think_id:
+                    break
+            yield from islice(written, 1)  # the tag's line break
+        yield from islice(written, max_tokens)
 
 
 def load_student(path: Path) -> Student:

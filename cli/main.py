@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from distill.errors import DistillError
+from distill.stopping import Terminated, terminable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -56,8 +57,8 @@ SPINS = "20000"
 """How often a thread of torch or llama.cpp looks whether the others are ready before it sleeps (GOMP_SPINCOUNT). A
 fifteenth of what libgomp chooses: as quick on an idle machine, and more than twice as quick where others compute."""
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells count it: 128 + SIGINT."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and SIGTERM, as shells count them: 128 and the signal's number."""
 
 
 class LazyGroup(click.Group):
@@ -139,14 +140,14 @@ def _fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
-def _interrupted(args: list[str]) -> NoReturn:
-    """Ctrl-C: every stage keeps what it finished, so the same command, less --force, goes on."""
+def _interrupted(args: list[str], code: int) -> NoReturn:
+    """Ctrl-C, or SIGTERM: every stage keeps what it finished, so the same command, less --force, goes on."""
     from cli.output import command_line
     from cli.stages import STAGES
 
     again = command_line(*(arg for arg in args if arg != "--force"))
     resumes = args and args[0] in ("run", "ablate", "compare", "sweep", *STAGES)
-    _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here." if resumes else "\nStopped.", INTERRUPTED)
+    _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here." if resumes else "\nStopped.", code)
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -156,16 +157,18 @@ def main(args: list[str] | None = None) -> NoReturn:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported
     try:
-        result = dream.main(args, prog_name="dream", standalone_mode=False)
-        sys.stdout.flush()
+        with terminable():
+            result = dream.main(args, prog_name="dream", standalone_mode=False)
+            sys.stdout.flush()
         sys.exit(result if isinstance(result, int) else 0)
     except DistillError as error:
         _fail(f"Error: {error}")
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _interrupted(args)
+    except (click.Abort, KeyboardInterrupt) as error:
+        asked = error.__cause__ if isinstance(error, click.Abort) else error  # click wraps it
+        _interrupted(args, TERMINATED if isinstance(asked, Terminated) else INTERRUPTED)
     except BrokenPipeError:  # the reader (head, less) has gone: what is left to say interests nobody
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

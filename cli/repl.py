@@ -10,6 +10,7 @@ import click
 
 from cli.options import as_text
 from distill.errors import DistillError
+from distill.stopping import Terminated
 
 if TYPE_CHECKING:
     from distill.tokens.chat import Message
@@ -126,6 +127,8 @@ def converse(chat: Chat) -> None:
             line = as_text(input(prompt)).strip()
         except EOFError:
             return
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             click.echo("\n/quit or Ctrl-D leaves.", err=True)
             continue
@@ -137,6 +140,8 @@ def converse(chat: Chat) -> None:
         elif line:
             try:
                 show(chat, line)
+            except Terminated:
+                raise
             except KeyboardInterrupt:
                 click.echo("\n(stopped; this turn is forgotten)", err=True)
             except DistillError as error:  # such as a message that is longer than the context

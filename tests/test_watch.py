@@ -168,7 +168,7 @@ def test_ctrl_c_is_clean(call: Call, student: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(LiveLanes, "draw", interrupted)
     code, _, err = call(student, PROMPT)
     assert code == entry.INTERRUPTED
-    assert err == "\n(stopped)\n"
+    assert err.split() == ["Stopped."]
     assert len(drawn) == 2
 
 

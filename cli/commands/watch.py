@@ -46,9 +46,7 @@ if TYPE_CHECKING:
 @click.option("-q", "--quiet", is_flag=True, help="Print the answer alone.")
 @runs_dir_option
 @json_option
-@click.pass_context
 def watch(
-    ctx: click.Context,
     target: Path,
     prompt: str,
     dreamer: str | None,
@@ -73,7 +71,6 @@ def watch(
       dream watch my-student "What happens when you drop a ball?" --guide "⟨a ball⟩" --export dream.html
     """
     from bundle.load import load_dreaming
-    from cli.main import INTERRUPTED
     from distill.dream.view.lanes import LiveLanes
     from distill.dream.view.viewer import check_format
 
@@ -82,24 +79,20 @@ def watch(
     model = load_dreaming(target, enable_dream_viewer=True)
     lanes = None if quiet or as_json else LiveLanes.on(sys.stdout)
     shown = Shown(lanes)
-    try:
-        for piece in model.generate(
-            prompt,
-            output_mode="text",
-            stream=True,
-            dreamer=dreamer,
-            guide=guide,
-            retrieve=retrieve or "",
-            temperature=temperature,
-            max_length=max_tokens,
-            seed=seed,
-            on_dream=shown.dream,
-        ):
-            shown.answer("" if as_json else piece)
-        shown.end(as_json)
-    except KeyboardInterrupt:
-        click.echo("\n(stopped)", err=True)
-        ctx.exit(INTERRUPTED)
+    for piece in model.generate(
+        prompt,
+        output_mode="text",
+        stream=True,
+        dreamer=dreamer,
+        guide=guide,
+        retrieve=retrieve or "",
+        temperature=temperature,
+        max_length=max_tokens,
+        seed=seed,
+        on_dream=shown.dream,
+    ):
+        shown.answer("" if as_json else piece)
+    shown.end(as_json)
     viewer = model.get_dream_viewer()
     for path in exports:
         viewer.export(path)

@@ -14,6 +14,7 @@ from distill.errors import BadInput, DistillError, RunMismatch
 from distill.events import Event, Listener
 from distill.exam.baselines import SHARED_STAGES, copy_file, records_of, renamed, train_child
 from distill.run import Run, fingerprint, publish_folder, write_atomic
+from distill.stopping import terminable
 from distill.sweep.plan import Cell
 
 KEPT = ("steps", "tokens", "epochs", "parameters", "best_step", "validation_loss", "tokens_per_second", "numerics")
@@ -126,11 +127,11 @@ def train_cell(job: Job, listen: Listener) -> dict[str, Any]:
 def train_apart(job: Job, threads: int, listen: Listener, stop: threading.Event) -> dict[str, Any]:
     """`train_cell` in a process of its own, with so many threads. Raises CellFailed besides.
 
-    Ctrl-C reaches that process too, and it saves where it is; once `stop` is set it has a minute for that.
+    Once `stop` is set that process saves where it is, and has a minute for that.
     """
     import torch
 
-    from distill.training.distributed import STOP_SECONDS
+    from distill.training.distributed import ask_to_stop
 
     context = torch.multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
@@ -142,8 +143,8 @@ def train_apart(job: Job, threads: int, listen: Listener, stop: threading.Event)
         while True:
             while not here.poll(1.0):
                 if stop.is_set():
-                    process.join(STOP_SECONDS)
-                    process.terminate()
+                    ask_to_stop([process])
+                    process.kill()
             kind, *content = here.recv()
             if kind == "event":
                 listen(content[0])
@@ -157,6 +158,8 @@ def train_apart(job: Job, threads: int, listen: Listener, stop: threading.Event)
                 raise CellFailed(*content)
     except EOFError:
         process.join()
+        if result is None and stop.is_set():  # before it could say so
+            raise KeyboardInterrupt from None
         if result is None:
             code = process.exitcode
             text = f"its process ended with code {code}; was there too little memory for so many --jobs?"
@@ -173,7 +176,8 @@ def _work(pipe: Any, job: Job, threads: int) -> None:
     torch.set_num_threads(threads)
     threading.Thread(target=_die_with_the_parent, daemon=True).start()
     try:
-        pipe.send(("done", train_cell(job, lambda event: pipe.send(("event", event)))))
+        with terminable():
+            pipe.send(("done", train_cell(job, lambda event: pipe.send(("event", event)))))
     except KeyboardInterrupt:
         pipe.send(("stopped",))
     except DistillError as error:

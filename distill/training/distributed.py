@@ -5,7 +5,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.events import Event, Listener
+from distill.stopping import terminable
 
 TIMEOUT_MINUTES = 10
 STOP_SECONDS = 60
@@ -94,15 +95,22 @@ def launch(worker: Worker, path: Path, processes: int, listen: Listener, force: 
         process.start()
     try:
         return _follow(workers, queue, listen)
-    except KeyboardInterrupt:  # Ctrl-C reaches the workers too; let them finish the step and save
-        for process in workers:
-            process.join(STOP_SECONDS)
+    except KeyboardInterrupt:
+        ask_to_stop(workers)
         raise
     finally:
         for process in workers:
-            if process.is_alive():
-                process.terminate()
+            process.kill()
             process.join(10)
+
+
+def ask_to_stop(processes: Sequence[Any]) -> None:
+    """Let them finish the step and save. Ctrl-C reaches all processes of a terminal, but SIGTERM may have come to this
+    one alone, so it is passed on: it asks no more than the Ctrl-C before it."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(STOP_SECONDS)
 
 
 def _follow(workers: list[Any], queue: Any, listen: Listener) -> dict[str, Any]:
@@ -137,7 +145,8 @@ def _work(worker: Worker, path: Path, rank: int, size: int, port: int, threads: 
             queue.put(("event", event))
 
     try:
-        result = worker(path, listen, force)
+        with terminable():
+            result = worker(path, listen, force)
         if rank == 0:
             queue.put(("result", result))
     except DistillError as error:

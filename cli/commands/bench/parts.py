@@ -56,7 +56,7 @@ def capture(
 @click.option("--host", default="", metavar="URL", help="Of the server [$OLLAMA_HOST, else this machine's].")
 @counts_option("--words", default=(64,), help="Words of a prompt.")
 @counts_option("--concurrency", default=(1,), help="Requests at once.")
-@click.option("--tokens", default=64, show_default=True, type=click.IntRange(2), help="The most of an answer.")
+@click.option("--tokens", default=64, show_default=True, type=click.IntRange(2), help="Written at most, thinking too.")
 @click.option("--num-ctx", default=0, type=click.IntRange(0), help="Context to load it with [the server's own].")
 @click.option("--cold", is_flag=True, help="Measure loading too: unloads the model before each repetition.")
 @click.option(
