@@ -543,6 +543,19 @@ def test_chat_streams_what_answer_gives_whole(published: Path) -> None:
         assert answer.text
 
 
+def test_tokens_asked_for_are_of_the_answer_alone(published: Path) -> None:
+    """A dream, which has dozens of tokens, doesn't shorten the answer after it."""
+    student = load_student(published)
+    for think in (True, False):
+        one, three = (student.answer(PROMPTS[0], think=think, temperature=0.0, max_tokens=n) for n in (1, 3))
+        assert one.dream_text == three.dream_text
+        assert bool(one.dream_text) == think
+        assert one.text
+        assert three.text.startswith(one.text)
+        assert three.tokens - one.tokens == 2
+        assert one.tokens > 20 if think else one.tokens == 1
+
+
 def split(tokenizer: StudentTokenizer, ids: list[int]) -> tuple[dict[str, str], Splitter]:
     splitter = Splitter(tokenizer)
     return pieces_of(piece for token in ids if (piece := splitter.push(token))), splitter

@@ -418,14 +418,15 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         entry.main(["train", "x"])
 
 
-def test_a_real_ctrl_c(tmp_path: Path) -> None:
-    """The whole process: SIGINT while it waits for input."""
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_ctrl_c(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
+    """The whole process: SIGINT, or SIGTERM, while it works."""
     code = "import time, cli.main as m; m.dream.invoke = lambda ctx: time.sleep(60); m.main(['train', 'x'])"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, encoding="utf-8", cwd=tmp_path)
     time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == exit_code
     assert "Traceback" not in err
     assert "`dream train x` goes on" in err
 
@@ -467,6 +468,25 @@ def test_settings_are_a_file_in_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
         entry.main(["settings"])
     assert isinstance(sys.stdout.buffer, io.BytesIO)
     assert sys.stdout.buffer.getvalue().decode() == documented_yaml()
+
+
+def test_sigterm_ends_a_chat_that_ctrl_c_does_not(tmp_path: Path) -> None:
+    code = "from cli.repl import Chat, converse; from distill.stopping import terminable\n"
+    code += "with terminable(): print('ready', flush=True); converse(Chat(None))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "/quit or Ctrl-D leaves." in err
+    assert "Terminated" in err
 
 
 def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
