@@ -8,6 +8,7 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -152,10 +153,18 @@ def _interrupted(args: list[str], code: int) -> NoReturn:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Entry point. User errors are one line and exit 1, usage errors exit 2; a bug keeps its traceback."""
-    args = sys.argv[1:] if args is None else args
     _forgive()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported
+    try:
+        _main(sys.argv[1:] if args is None else args)
+    finally:
+        if args is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # All is said and done. Taking leave of libraries may last seconds: Ctrl-C ends that without a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _main(args: list[str]) -> NoReturn:
     try:
         with terminable():
             result = dream.main(args, prog_name="dream", standalone_mode=False)

@@ -470,6 +470,19 @@ def test_settings_are_a_file_in_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sys.stdout.buffer.getvalue().decode() == documented_yaml()
 
 
+def test_ctrl_c_after_all_is_said(tmp_path: Path) -> None:
+    """As in the last second of `verify`, when libraries take leave: here a thread that isn't done."""
+    code = "import sys, threading, time; sys.argv = ['dream', '--version']; from cli.main import main\n"
+    code += "threading.Thread(target=time.sleep, args=(20,)).start(); main()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("dream ")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=15)
+    assert (process.returncode, err) == (-signal.SIGINT, "")
+
+
 def test_sigterm_ends_a_chat_that_ctrl_c_does_not(tmp_path: Path) -> None:
     code = "from cli.repl import Chat, converse; from distill.stopping import terminable\n"
     code += "with terminable(): print('ready', flush=True); converse(Chat(None))"

@@ -142,7 +142,7 @@ class LlamaCpp:
                 "fetch or export the model again"
             ) from error
         self._url = str(self._server.listening_address)
-        self._asked = False
+        self._answered = self._closing = False
         self._local = threading.local()
         self._connections: set[http.client.HTTPConnection] = set()
 
@@ -173,16 +173,17 @@ class LlamaCpp:
     def close(self) -> None:
         """Stop the engine and free its memory; requests in flight fail.
 
-        Their connections are shut first: the engine's handlers only leave a request whose client has gone, and
-        its destructor waits for them. It waits for ever where the engine's loop hasn't begun: an answer shows that
-        it has.
+        Their connections are shut first, and no thread opens another: the engine's handlers only leave a request whose
+        client has gone, and its destructor waits for them. It waits for ever where the engine's loop hasn't begun: an
+        answer shows that it has.
         """
-        if self._server is not None and not self._asked:
-            with contextlib.suppress(TeacherError):
-                self._post("/completion", {"prompt": [0], "n_predict": 1})
+        self._closing = True
         for connection in list(self._connections):
             with contextlib.suppress(OSError, AttributeError):
                 connection.sock.shutdown(socket.SHUT_RDWR)
+        if self._server is not None and not self._answered:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self._exchange(self._connection(), "/completion", {"prompt": [0], "n_predict": 1})
         self._server = None
 
     def tokenize(self, text: str, *, special: bool = True, begin: bool = False) -> list[int]:
@@ -324,22 +325,19 @@ class LlamaCpp:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         assert self._server is not None, "the engine is closed"
-        self._asked = self._asked or path == "/completion"
         connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is None:  # one a thread; http.client knows no proxies, there is none to ourselves
-            address = urllib.parse.urlsplit(self._url)
-            connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=self.timeout)
-            self._local.connection = connection
+        if connection is None:  # one a thread
+            connection = self._local.connection = self._connection()
             self._connections.add(connection)
         reused = connection.sock is not None
         try:
             try:
-                content = self._exchange(connection, path, body)
+                content = self._exchange(self._open(connection), path, body)
             except ConnectionError:
                 # The engine closes a connection that nothing came over for five seconds; a fresh one it answers.
-                if not reused or self._server is None:
+                if not reused:
                     raise
-                content = self._exchange(connection, path, body)
+                content = self._exchange(self._open(connection), path, body)
         except (OSError, http.client.HTTPException) as error:
             raise TeacherUnavailable(
                 f"{self.path.name}: the embedded engine gave no answer within {self.timeout:.0f} s "
@@ -349,10 +347,25 @@ class LlamaCpp:
             raise TeacherError(f"{self.path.name}: {content['error']['message']}")
         return content
 
+    def _connection(self) -> http.client.HTTPConnection:
+        """http.client knows no proxies: there is none to ourselves."""
+        address = urllib.parse.urlsplit(self._url)
+        return http.client.HTTPConnection(address.hostname or "", address.port, timeout=self.timeout)
+
+    def _open(self, connection: http.client.HTTPConnection) -> http.client.HTTPConnection:
+        """Connected, so that `close` can shut it. Raises ConnectionError once that was called."""
+        if connection.sock is None:
+            connection.connect()
+        if self._closing:
+            raise ConnectionAbortedError("the engine is closed")
+        return connection
+
     def _exchange(self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-            return json.loads(connection.getresponse().read())
+            content = json.loads(connection.getresponse().read())
+            self._answered = self._answered or path == "/completion"
+            return content
         except (OSError, http.client.HTTPException):
             connection.close()  # the next request opens it again
             raise

@@ -1,26 +1,45 @@
 """`dream` in processes that are forked from one which has imported everything, so that many of them may be killed."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-PRELOADED = ["distill.corpus.capture", "distill.knowledge.mine", "distill.tokens.build", "distill.training.loop",
-             "distill.training.engine.phases", "distill.report.evaluate", "bundle.export", "cli.pipeline", "spacy",
-             "transformers", "torch.utils.tensorboard", "xllamacpp", "tensorboard"]  # fmt: skip
+from distill.corpus.traces import TraceStore
+from distill.run import sha256_file
+
+PRELOADED = [
+    "distill.corpus.capture",
+    "distill.knowledge.mine",
+    "distill.tokens.build",
+    "distill.training.loop",
+    "distill.training.engine.phases",
+    "distill.report.evaluate",
+    "bundle.export",
+    "cli.pipeline",
+    "spacy",
+    "transformers",
+    "torch.utils.tensorboard",
+]
+CLOCKED = {"seconds", "finished", "training_seconds", "trial_seconds", "tokens_per_second", "asked_now"}
+"""Keys of what a clock, or the number of sessions, decides."""
+HANGS = 120
+"""Seconds in which a process that was told to end has ended."""
 
 
 def start(folder: Path, args: Sequence[str]) -> BaseProcess:
     """`dream ARGS` in a folder; what it says is added to output.txt there."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.disturbed", *PRELOADED])
-    os.environ["OMP_NUM_THREADS"] = "1"
     process = context.Process(target=_work, args=(folder, list(args)))
     process.start()
     return process
@@ -35,26 +54,55 @@ def _work(folder: Path, args: list[str]) -> None:
         main(args)
 
 
-def disturb(folder: Path, args: Sequence[str], moments: Sequence[float], seed: int) -> list[int]:
-    """Start the command again and again, each time to be killed after so many seconds, by SIGTERM or SIGKILL in turn,
-    and last undisturbed. The exit codes."""
-    codes: list[int] = []
+def disturb(folder: Path, args: Sequence[str], moments: Iterable[float], seed: int) -> list[int | None]:
+    """Start the command again and again, to be ended after so many seconds by SIGTERM or SIGKILL, and last undisturbed.
+    The exit codes; None of one that hung."""
     draw = random.Random(seed)
-    for seconds in moments:
+    codes: list[int | None] = []
+    for seconds in [*moments, None]:
         process = start(folder, args)
         process.join(seconds)
         if process.exitcode is None:
             assert process.pid is not None
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, draw.choice([signal.SIGTERM, signal.SIGKILL]))
-        process.join(120)
-        codes.append(process.exitcode if process.exitcode is not None else 999)
-    process = start(folder, args)
-    process.join(600)
-    return [*codes, process.exitcode if process.exitcode is not None else 999]
+            process.join(HANGS)
+        codes.append(process.exitcode)
+        if codes[-1] is None:
+            process.kill()
+            process.join()
+    return codes
 
 
-if __name__ == "__main__":
-    began = time.monotonic()
-    print(disturb(Path(sys.argv[1]), sys.argv[3:], [float(x) for x in sys.argv[2].split(",") if x], 0))
-    print(time.monotonic() - began)
+def begin_after_capture(source: Path, run: Path) -> None:
+    """A run folder in which all answers are there, and nothing else."""
+    run.mkdir(parents=True)
+    for name in ("traces.db", "config.yaml"):
+        shutil.copyfile(source / name, run / name)
+    content = json.loads((source / "run.json").read_text(encoding="utf-8"))
+    content["stages"] = {"capture": content["stages"]["capture"]}
+    (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """What a run's files hold, but for what a clock decides: all that must not depend on how often it was stopped."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file()):
+        name = str(path.relative_to(run))
+        if name.startswith(("tensorboard/", "traces.db-")) or path.name == "checksums.json":
+            continue
+        if name == "traces.db":
+            with TraceStore(path, readonly=True) as store:
+                found[name] = store.content_digest()
+        elif path.suffix in (".json", ".jsonl"):
+            lines = [path.read_text(encoding="utf-8")] if path.suffix == ".json" else path.read_text().splitlines()
+            found[name] = [_timeless(json.loads(line)) for line in lines]
+        else:
+            found[name] = sha256_file(path)
+    return found
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(entry) for key, entry in value.items() if key not in CLOCKED}  # pyright: ignore[reportUnknownVariableType]
+    return [_timeless(entry) for entry in value] if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType]
