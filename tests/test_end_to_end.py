@@ -5,12 +5,16 @@ The first time in a locale that isn't UTF-8, which must make no difference.
 
 import json
 import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.disturbed import begin_after_capture, contents, disturb
 from support.locales import C, latin_1
 
 from distill.config import load_settings
@@ -111,6 +115,31 @@ def test_a_second_time_skips_everything(finished: tuple[Path, str], run: Run) ->
     assert files() == before
 
 
+def test_killed_at_random_moments_it_leaves_the_same_files(
+    finished: tuple[Path, str], run: Run, tmp_path: Path
+) -> None:
+    """By SIGTERM and SIGKILL: a few times after the capture; with DREAM_MOMENTS=100 so often within whole runs."""
+    wanted = int(os.environ.get("DREAM_MOMENTS", "0"))
+    expected, args = contents(run.path), ["run", "--teacher", run.settings.teacher.model, "--prompts", "prompts.txt"]
+    seed = done = 0
+    while done < (wanted or 3):
+        draw = random.Random(seed)
+        moments = [draw.uniform(0.5, 9.0 if wanted else 5.0) for _ in range(min(wanted - done, 10) if wanted else 3)]
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        for name in ("prompts.txt", "tiny.yaml"):
+            shutil.copyfile(finished[0] / name, folder / name)
+        if not wanted:
+            begin_after_capture(run.path, folder / "runs" / "tiny")
+        codes = disturb(folder, [*args, "--config", "tiny.yaml", "--name", "tiny"], moments, seed)
+        said = (folder / "output.txt").read_text()
+        assert codes[-1] == 0, said
+        assert set(codes) <= {0, 143, -signal.SIGKILL}, (codes, said)
+        assert "Traceback" not in said
+        assert contents(folder / "runs" / "tiny") == expected, (seed, codes)
+        seed, done = seed + 1, done + sum(code != 0 for code in codes)
+
+
 def test_status(finished: tuple[Path, str]) -> None:
     found = json.loads(dream(finished[0], "status", "tiny", "--json").stdout)
     assert {name: stage["state"] for name, stage in found["stages"].items()} == dict.fromkeys(STAGES, "done")
@@ -186,8 +215,6 @@ def test_no_locale_makes_a_difference(finished: tuple[Path, str], run: Run) -> N
 
 
 def test_an_altered_bundle_does_not_verify(finished: tuple[Path, str], tmp_path: Path) -> None:
-    import shutil
-
     folder = finished[0]  # verified as it is above
     copy = tmp_path / "bundle"
     shutil.copytree(folder / "runs" / "tiny" / "bundle", copy)

@@ -215,6 +215,33 @@ def test_a_trial_chooses_and_is_remembered(prepared: Run, tmp_path: Path) -> Non
     assert kept["why"] != "as set"
 
 
+def test_precision_asked_for_on_resume_is_obeyed(prepared: Run, tmp_path: Path) -> None:
+    """What may change between sessions counts from there on; left to `auto` it stays what the training began with."""
+    run = fork(prepared, tmp_path / "run", precision="bfloat16", steps=1, batch_rows=1, keep_last=1)
+    run.settings.student.context = 96
+    kept = run.checkpoints / "numerics.json"
+    train(run)
+    assert json.loads(kept.read_text())["precision"] == "bfloat16"
+    run.settings.train.precision = "float32"
+    assert train(run)["numerics"] == "bfloat16", "nothing was left to train"
+    run.settings.train.precision, run.settings.train.steps = "auto", 2
+    assert train(run)["numerics"] == "bfloat16"
+    run.settings.train.precision, run.settings.train.steps = "float32", 3
+    events: list[Event] = []
+    assert train(run, events.append)["numerics"] == "float32"
+    assert any(event.message == "going on in float32, as set; so far it was bfloat16" for event in events)
+    assert json.loads(kept.read_text())["precision"] == "float32"
+    kept.write_text(kept.read_text().replace('"cpu"', '"cuda"'))
+    run.settings.train.precision, run.settings.train.steps = "auto", 4
+    train(run)
+    assert json.loads(kept.read_text())["products"], "another kind of device: found out anew"
+    assert {path.name for path in checkpoint.list_checkpoints(run)} >= {"step-000000", "step-000004"}
+    run.settings.train.steps = 2
+    train(run, events.append)
+    assert events[-2].kind == "warning"
+    assert "4 steps are done, more than are asked for now" in events[-2].message
+
+
 def test_minutes_buy_training_not_the_trial(prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: object) -> numerics.Numerics:
         time.sleep(2.0)
@@ -278,10 +305,11 @@ def test_other_data_set_earlier_checkpoints_aside(prepared: Run, tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_ctrl_c_saves_and_the_rest_is_as_if_undisturbed(
-    processes: int, trained: Run, prepared: Run, tmp_path: Path
+    processes: int, number: signal.Signals, trained: Run, prepared: Run, tmp_path: Path
 ) -> None:
+    """Ctrl-C, which all processes of the terminal get, and SIGTERM to the one that was started."""
     run = fork(prepared, tmp_path / "run", processes=processes)
     command = [sys.executable, "-m", "cli.main", "train", str(run.path), "--phase", "backbone", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -298,9 +326,9 @@ def test_ctrl_c_saves_and_the_rest_is_as_if_undisturbed(
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert "Traceback" not in errors
     stopped = checkpoint.read_loop(checkpoint.latest(run)).step
     assert 4 <= stopped < 12
@@ -341,6 +369,7 @@ def test_stages_must_come_in_order(small_run: Run, tmp_path: Path) -> None:
         ({"lr": -1.0}, "train.lr"),
         ({"betas": [0.9]}, "train.betas"),
         ({"soft_weight": 1.5}, "train.soft_weight"),
+        ({"warmup": 50.0}, "train.warmup: 50 is a share"),
     ],
 )
 def test_bad_settings_are_named(setting: dict[str, object], message: str, prepared: Run, tmp_path: Path) -> None:

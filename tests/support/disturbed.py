@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -29,8 +30,11 @@ PRELOADED = [
     "transformers",
     "torch.utils.tensorboard",
 ]
-CLOCKED = {"seconds", "finished", "training_seconds", "trial_seconds", "tokens_per_second", "asked_now"}
-"""Keys of what a clock, or the number of sessions, decides."""
+CLOCKED = re.compile(
+    r"seconds|tokens?_(per|a)_second|finished|exported|asked_now|fingerprint|bytes|(bundle/)?README\.md|"
+    r"tokens a second|in_flight|ms_|latency"
+)
+"""Keys, and lines of reports, of what a clock, the number of sessions or the folder's name decides."""
 HANGS = 120
 """Seconds in which a process that was told to end has ended."""
 
@@ -89,14 +93,18 @@ def contents(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file()):
         name = str(path.relative_to(run))
-        if name.startswith(("tensorboard/", "traces.db-")) or path.name == "checksums.json":
+        if name.startswith(("tensorboard/", "traces.db-")) or path.name in ("checksums.json", "report.html"):
             continue
         if name == "traces.db":
             with TraceStore(path, readonly=True) as store:
                 found[name] = store.content_digest()
-        elif path.suffix in (".json", ".jsonl"):
-            lines = [path.read_text(encoding="utf-8")] if path.suffix == ".json" else path.read_text().splitlines()
-            found[name] = [_timeless(json.loads(line)) for line in lines]
+        elif path.suffix in (".json", ".jsonl", ".md", ".yaml"):
+            text = path.read_text(encoding="utf-8").replace(str(run.parents[1]), "")
+            lines = [text] if path.suffix == ".json" else text.splitlines()
+            if path.suffix in (".md", ".yaml"):
+                found[name] = [line for line in lines if not CLOCKED.search(line)]
+            else:
+                found[name] = [_timeless(json.loads(line)) for line in lines]
         else:
             found[name] = sha256_file(path)
     return found
@@ -104,5 +112,5 @@ def contents(run: Path) -> dict[str, Any]:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(entry) for key, entry in value.items() if key not in CLOCKED}  # pyright: ignore[reportUnknownVariableType]
+        return {key: _timeless(entry) for key, entry in value.items() if not CLOCKED.search(key)}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return [_timeless(entry) for entry in value] if isinstance(value, list) else value  # pyright: ignore[reportUnknownVariableType]
