@@ -370,8 +370,7 @@ class Trainer:
 
     def _save(self) -> None:
         with self.average.shipped():
-            raw = self.average.beside
-            made = drafts.stored(self.drafts) if self.drafts else {}
+            raw, made = self.average.beside, drafts.stored(self.drafts) if self.drafts else {}
             checkpoint.save_checkpoint(self.run, self.model, self.optimizer, self.state, made, raw)
 
     def _summary(self) -> dict[str, Any]:
