@@ -49,6 +49,7 @@ def fingerprint(value: object) -> str:
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with aside.open("wb") as file:
@@ -57,10 +58,12 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise DistillError(
             f"{path}: can't write it: {error.strerror} (free some space, or check the rights)"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
@@ -105,13 +108,15 @@ def _flush(path: Path) -> None:
 
 
 def sweep(final: Path) -> None:
-    """Clear what killed processes left beside `final`; what it held before is put back where it is missing."""
+    """Clear what killed processes left beside `final`, a file or a folder; what it held is put back where it is missing."""
     for path in final.parent.glob(f".{final.name}.*"):
         process, _, kind = path.name.removeprefix(f".{final.name}.").partition(".")
         if kind not in ("old", "partial") or not process.isdigit() or _alive(int(process)):
             continue
         if kind == "old" and not final.exists():
             os.rename(path, final)
+        elif path.is_file():
+            path.unlink(missing_ok=True)
         else:
             shutil.rmtree(path, ignore_errors=True)
 
