@@ -108,7 +108,7 @@ def _flush(path: Path) -> None:
 
 
 def sweep(final: Path) -> None:
-    """Clear what killed processes left beside `final`, a file or a folder; what it held is put back where it is missing."""
+    """Clear what killed processes left beside `final`, file or folder; what it held is put back where it is missing."""
     for path in final.parent.glob(f".{final.name}.*"):
         process, _, kind = path.name.removeprefix(f".{final.name}.").partition(".")
         if kind not in ("old", "partial") or not process.isdigit() or _alive(int(process)):

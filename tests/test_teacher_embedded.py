@@ -1,8 +1,12 @@
 """The engine, the embedded teacher and the GGUF reader, on the real model."""
 
+import contextlib
 import hashlib
 import json
+import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +18,7 @@ from support.recorded import exchange
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, CorruptFile, TeacherError, TeacherUnavailable
+from distill.stopping import Terminated, terminable
 from distill.teacher import llama_cpp, open_teacher
 from distill.teacher.embedded import EmbeddedTeacher
 from distill.teacher.gguf_file import read_gguf, read_metadata
@@ -253,3 +258,38 @@ def test_all_cores_are_free_where_nobody_tells(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(llama_cpp, "STAT", tmp_path / "none")
     monkeypatch.setattr("os.sched_getaffinity", {0: {0, 1, 5}}.__getitem__, raising=False)
     assert llama_cpp.free_cores() == 3
+
+
+def test_a_stop_while_it_loads_waits_for_it(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is dropped before it has begun would never end."""
+    library = llama_cpp._xllamacpp  # pyright: ignore[reportPrivateUsage]
+    load = library.Server
+
+    def stopped(params: object) -> object:
+        server = load(params)
+        signal.raise_signal(signal.SIGTERM)
+        return server
+
+    monkeypatch.setattr(library, "Server", stopped)
+    with terminable(), pytest.raises(Terminated):
+        LlamaCpp(smollm2, context=64, threads=1)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.3])
+def test_it_closes_while_it_is_asked(smollm2: Path, after: float) -> None:
+    """Threads whose request breaks off must not send it once more."""
+    engine = LlamaCpp(smollm2, slots=2, context=256, threads=1)
+
+    def ask() -> None:
+        with contextlib.suppress(TeacherError, AssertionError):
+            while True:
+                engine.complete("Tell me", max_tokens=1 if after else 200)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(after)
+    engine.close()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import CorruptFile, TeacherError, TeacherUnavailable
+from distill.stopping import Interrupt
 from distill.teacher.gguf_file import check_gguf
 from distill.teacher.gguf_tokenizer import Vocabulary, read_tokenizer
 from distill.teacher.prompt_ids import DEFAULT_SYSTEM
@@ -133,18 +134,22 @@ class LlamaCpp:
         self.slots = 1 if exact else slots
         self.context = context
         self.timeout = timeout
-        check_gguf(self.path)
-        try:
-            self._server: Any = _xllamacpp.Server(self._params(threads, exact))
-        except RuntimeError as error:
-            raise CorruptFile(
-                f"{self.path}: llama.cpp can't load it (cut short, or an architecture it doesn't know); "
-                "fetch or export the model again"
-            ) from error
-        self._url = str(self._server.listening_address)
+        self._server: Any = None
         self._answered = self._closing = False
         self._local = threading.local()
         self._connections: set[http.client.HTTPConnection] = set()
+        check_gguf(self.path)
+        with Interrupt() as stop:  # it must not be dropped while it loads, see `close`
+            try:
+                self._server = _xllamacpp.Server(self._params(threads, exact))
+            except RuntimeError as error:
+                raise CorruptFile(
+                    f"{self.path}: llama.cpp can't load it (cut short, or an architecture it doesn't know); "
+                    "fetch or export the model again"
+                ) from error
+        self._url = str(self._server.listening_address)
+        if stop.asked:
+            raise stop.asked
 
     def _params(self, threads: int, exact: bool) -> Any:
         params: Any = _xllamacpp.CommonParams()
@@ -168,6 +173,9 @@ class LlamaCpp:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:
