@@ -24,6 +24,9 @@ class TeacherSettings:
     """Ollama servers to share the work; empty: $OLLAMA_HOST or the default address."""
     timeout: float = 300.0
     """Seconds that one request may take, queueing included."""
+    context: int = 0
+    """Tokens of a prompt and its answer (Ollama's num_ctx); 0: Ollama's choice, in the embedded engine enough for the
+    longest prompt. What doesn't fit is refused, never cut."""
     retries: int = 5
     in_flight: int = 0
     """Requests kept in flight per host; 0: found out while capturing."""

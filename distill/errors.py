@@ -33,6 +33,14 @@ class TeacherUnavailable(TeacherError):
     """No server answers at the teacher's address, or not within the time-out."""
 
 
+class PromptRefused(TeacherError):
+    """The teacher takes no such prompt, at whichever host and however often it is asked: it is too long."""
+
+
+class AnswerBroken(TeacherError):
+    """The server broke its reply off: what came before is no answer."""
+
+
 class ModelNotFound(TeacherError):
     """The server, or the disk, has no model of that name."""
 

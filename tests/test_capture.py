@@ -1,5 +1,7 @@
 import heapq
 import itertools
+import json
+import math
 import os
 import random
 import signal
@@ -15,13 +17,13 @@ import pytest
 from bench.capture import bench_capture
 from bench.stopwatch import Stopwatch
 from distill.config import Settings
-from distill.corpus.capture import capture
-from distill.corpus.in_flight import InFlight
+from distill.corpus.capture import MISSING, capture
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, DistillError, ModelNotFound, RunMismatch, TeacherError, TeacherUnavailable
 from distill.events import Event
 from distill.run import Run
-from distill.teacher.protocol import GenerateOptions, Response
+from distill.teacher.in_flight import InFlight
+from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
 from tests.support.stub_teacher import StubTeacher
 
 ROOT = Path(__file__).parents[1]
@@ -218,6 +220,17 @@ def test_more_prompts_ask_only_the_new_ones_and_fewer_ask_none(tmp_path: Path):
     assert len(teacher.asked) == 80
 
 
+class Down(StubTeacher):
+    """Isn't there before the moment `since`, on the clock."""
+
+    since = math.inf
+
+    def describe(self) -> TeacherInfo:
+        if time.monotonic() < self.since:
+            raise TeacherUnavailable("http://down: no Ollama answers there")
+        return super().describe()
+
+
 def test_failed_prompts_are_counted_warned_of_and_asked_again(tmp_path: Path):
     bad = {"What is number 3?", "What is number 30?"}
     run, events = make_run(tmp_path, 40), list[Event]()
@@ -225,10 +238,16 @@ def test_failed_prompts_are_counted_warned_of_and_asked_again(tmp_path: Path):
     summary = capture(run, events.append, teachers=[failing])
     assert (summary["responses"], summary["failed"]) == (38, 2)
     warnings = [event.message for event in events if event.kind == "warning"]
-    assert sorted(warnings) == sorted(f"skipped {prompt!r}: too long" for prompt in bad)
+    assert sorted(warnings[:2]) == sorted(f"skipped {prompt!r}: too long" for prompt in bad)
+    [told] = warnings[2:]
+    assert told.startswith(f"2 prompts have no answer (2 failed): {run.path / MISSING} lists them; the same command")
+    listed = [json.loads(line) for line in (run.path / MISSING).read_text().splitlines()]
+    assert {line["prompt"] for line in listed} == bad
+    assert capture(run, teachers=[Down()]) == summary, "where nobody is there, it goes on with what it has"
     again = StubTeacher()
-    assert capture(run, force=True, teachers=[again])["responses"] == 40
+    assert capture(run, teachers=[again])["responses"] == 40
     assert set(again.asked) == bad
+    assert not (run.path / MISSING).exists()
 
 
 def test_many_answers_cut_short_are_warned_of_once(tmp_path: Path):
@@ -329,7 +348,7 @@ def test_control_c_keeps_what_was_answered_and_says_how_to_go_on(tmp_path: Path)
 _CHILD = """
 import sys
 from pathlib import Path
-from distill.corpus.capture import capture
+from distill.corpus.capture import MISSING, capture
 from distill.run import Run
 from tests.support.stub_teacher import StubTeacher
 capture(Run.open(Path(sys.argv[1])), teachers=[StubTeacher(4, 0.02)])

@@ -18,7 +18,7 @@ from distill.events import Event, silent
 from distill.exam.questions import Question
 from distill.report.judge import EXAMPLES, context_for, judge, outcome_of, read
 from distill.report.judge import Verdict as Said
-from distill.teacher import open_teacher
+from distill.teacher import opened
 
 MODEL = "smollm2:135m"
 SHOWN = re.compile(r"### Question\n(.*?)\n\n### Answer A\n(.*?)\n\n### Answer B\n(.*?)\n\n### Verdict", re.DOTALL)
@@ -71,14 +71,11 @@ def held(
     force: bool = False,
 ) -> dict[str, Any]:
     settings = TeacherSettings(model=f"ollama:{MODEL}", hosts=[server.url], retries=0)
-    [teacher] = open_teacher(settings)
     asked = questions(len(next(iter(answers.values()))))
-    try:
+    with opened(settings) as hosts:
         return judge(
-            answers, asked, teacher, baseline="base", folder=folder, resamples=400, seed=3, listen=listen, force=force
+            answers, asked, hosts, baseline="base", folder=folder, resamples=400, seed=3, listen=listen, force=force
         )
-    finally:
-        teacher.close()
 
 
 def stars(counts: list[int], mark: str) -> list[str | None]:
@@ -246,7 +243,7 @@ def test_forced_verdicts_are_asked_for_again_and_others_kept(tmp_path: Path) -> 
 
 
 def test_an_embedded_judge_has_room_for_the_longest_prompt() -> None:
-    assert context_for({"base": ["a"], "new": ["b"]}, questions(1), "base") == 2048
+    assert context_for({"base": ["a"], "new": ["b"]}, questions(1), "base") == 1024
     answers = {"base": ["a " * 9000, None], "new": ["b", "b " * 90_000], "mute": []}
     assert 6000 < context_for(answers, questions(2), "base") < 7000
 
@@ -283,13 +280,10 @@ def test_who_is_unknown_is_named(tmp_path: Path) -> None:
 
 
 def test_the_embedded_model_judges(smollm2: Path, tmp_path: Path) -> None:
-    [teacher] = open_teacher(TeacherSettings(model=f"embedded:{smollm2}", threads=1))
     asked = [Question("k", "What happens when you drop a ball?", system="Answer in one sentence.")]
     answers = {"base": ["The ball falls to the floor."], "new": ["The the the the."]}
-    try:
-        found = judge(answers, asked, teacher, baseline="base", folder=tmp_path, resamples=50)
-    finally:
-        teacher.close()
+    with opened(TeacherSettings(model=f"embedded:{smollm2}", threads=1)) as teachers:
+        found = judge(answers, asked, teachers, baseline="base", folder=tmp_path, resamples=50)
     [pair] = found["pairs"]
     assert pair["prompts"] == 1
     assert pair["wins"] + pair["ties"] + pair["losses"] + pair["nonsense"] == 1

@@ -32,7 +32,7 @@ from distill.mining.triplets import (
     write_triplets,
 )
 from distill.run import Run
-from distill.teacher.protocol import GenerateOptions
+from distill.teacher.protocol import GenerateOptions, TeacherInfo
 
 BALL = "What happens when you drop a ball?"
 
@@ -263,6 +263,9 @@ class JsonTeacher:
     def __init__(self, answer: str) -> None:
         self.answer, self.closed = answer, False
         self.asked: list[tuple[str, dict[str, Any], GenerateOptions]] = []
+
+    def describe(self) -> TeacherInfo:
+        return TeacherInfo("stub:json", "stub", "d" * 64, "t" * 64, "1", False)
 
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
         self.asked.append((prompt, schema, options))

@@ -44,6 +44,7 @@ CREATE TABLE responses (
     timings TEXT NOT NULL       -- seconds, JSON; no part of the content
 );
 """
+_SAYS = "TRIM(text, CHAR(9, 10, 13, 32)) <> ''"
 _CONTENT = "key, prompt, held_out, text, done_reason, options, targets, checksum"
 
 
@@ -201,9 +202,9 @@ class TraceStore:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def has(self, key: str) -> bool:
-        """Whether there is a response, selected or not."""
+        """Whether there is a response with a text, selected or not."""
         with self._errors():
-            return self._db.execute("SELECT 1 FROM responses WHERE key = ?", (key,)).fetchone() is not None
+            return self._db.execute(f"SELECT 1 FROM responses WHERE key = ? AND {_SAYS}", (key,)).fetchone() is not None
 
     def put(self, trace: Trace) -> None:
         """Store and select a response; on return it survives a kill of this process."""
@@ -227,12 +228,14 @@ class TraceStore:
             self._db.execute(f"INSERT OR REPLACE INTO responses VALUES ({', '.join('?' * len(row))})", row)
 
     def select(self, wanted: Mapping[str, bool]) -> int:
-        """Select the responses with these keys (key → held out) and no others; says how many there are."""
+        """Select the responses with these keys (key → held out) and no others; says how many there are. What has no
+        text is none: earlier versions stored such."""
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("UPDATE responses SET held_out = NULL")
             self._db.executemany(
-                "UPDATE responses SET held_out = ? WHERE key = ?", ((int(held), key) for key, held in wanted.items())
+                f"UPDATE responses SET held_out = ? WHERE key = ? AND {_SAYS}",
+                ((int(held), key) for key, held in wanted.items()),
             )
             self._db.execute("COMMIT")
             return int(self._db.execute("SELECT COUNT(held_out) FROM responses").fetchone()[0])

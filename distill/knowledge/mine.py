@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.corpus.traces import Trace, TraceStore
-from distill.errors import BadInput
+from distill.errors import BadInput, TeacherUnavailable
 from distill.events import Event, Listener, silent
 from distill.knowledge.graph import build_graph, save_graph
 from distill.mining.triplets import LENSES, Mined, write_triplets
@@ -50,6 +50,7 @@ def summarize(mined: Sequence[Mined]) -> dict[str, Any]:
         "grounding": round(sum(found.grounded for found in mined) / proposed, 4) if proposed else 0.0,
         "ungrounded_dropped": proposed - sum(found.grounded for found in mined),
         "broken_answers": sum(found.broken for found in mined),
+        "failed": sum(found.failed for found in mined),
         "lenses": {lens: lenses[lens] for lens in LENSES},
         "distinct_phrases": len({p for found in mined for t in found.triplets for p in t.phrases}),
     }
@@ -59,13 +60,14 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
     """Find triplets in every response; write triplets.jsonl and, of what is trained on, knowledge.graphml.
 
     Returns the summary.
-    What the teacher as miner has found is kept at once: killed, the stage goes on from there, `force` or not.
+    What the teacher as miner has found is kept at once: killed, or where it failed at some responses, the stage goes on
+    from there, `force` or not.
     Raises MissingStage without traces, BadInput for an unknown miner, MissingDependency without a spaCy model.
     """
     run.require("capture")
     settings = stage_settings(run)
     record = None if force else run.fresh("mine", settings)
-    if record is not None:
+    if record is not None and not record.summary.get("failed"):
         listen(Event("mine", "done", "nothing changed: kept", data=record.summary))
         return record.summary
     started = time.monotonic()
@@ -74,10 +76,16 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
     miner = "the dataset's own dreams" if run.settings.capture.dataset else f"{run.settings.mine.miner} miner"
     listen(Event("mine", "start", f"{len(traces)} responses, {miner}"))
     mined: list[Mined] = []
-    for found in _miner(run, traces, listen):
-        mined.append(found)
-        if len(mined) % 16 == 0 or len(mined) == len(traces):
-            listen(Event("mine", "progress", done=len(mined), total=len(traces), unit="response"))
+    try:
+        for found in _miner(run, traces, listen):
+            mined.append(found)
+            if len(mined) % 16 == 0 or len(mined) == len(traces):
+                listen(Event("mine", "progress", done=len(mined), total=len(traces), unit="response"))
+    except TeacherUnavailable as error:
+        if record is None:
+            raise
+        listen(Event("mine", "warning", f"{record.summary['failed']} responses still wait for a miner: {error}"))
+        return record.summary
     triplets = [triplet for found in mined for triplet in found.triplets]
     summary = summarize(mined)
     if not triplets:
@@ -90,7 +98,8 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
     save_graph(graph, run.knowledge, run.settings.mine.graph_nodes)
     outputs = {path.name: sha256_file(path) for path in (run.triplets, run.knowledge)}
     run.record("mine", settings, outputs, summary, time.monotonic() - started)
-    partial_file(run).unlink(missing_ok=True)
+    if not summary["failed"]:
+        partial_file(run).unlink(missing_ok=True)
     listen(Event("mine", "done", f"{len(triplets)} triplets", data=summary))
     return summary
 

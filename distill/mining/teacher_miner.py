@@ -5,18 +5,18 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from distill.config import Settings
 from distill.corpus.traces import Trace
-from distill.errors import DistillError, ModelNotFound, TeacherError
+from distill.errors import DistillError
 from distill.events import Event, Listener, silent
 from distill.mining.inflect import content_stems, grounded
 from distill.mining.triplets import LENSES, MAX_CHARACTERS, MAX_WORDS, Mined, Triplet, clean_phrase, fits
 from distill.run import fingerprint
+from distill.teacher.crew import Crew
 from distill.teacher.protocol import GenerateOptions, Teacher
 
 INSTRUCTION = """\
@@ -30,12 +30,8 @@ Answer: {answer}
 """
 ANSWER_TOKENS = 60
 """Room for one step in JSON: three short phrases, keys and quotes."""
-PROMPT_TOKENS = 512
-"""Room for the instruction and the question."""
 AT_ONCE = 4
 """Requests in flight at a server that doesn't tell how many it serves at once."""
-GIVE_UP_AFTER = 8
-"""Failures in a row after which the teacher is taken for gone."""
 
 
 def schema(steps: int) -> dict[str, Any]:
@@ -131,23 +127,20 @@ def mine_traces(
 ) -> Iterator[Mined]:
     """Mine all traces, in order, as many at once as the teachers serve; opens the settings' teacher if given none.
 
-    A response at which the teacher fails counts as broken; GIVE_UP_AFTER failures in a row raise TeacherError.
-    What `partial` holds is not asked again, and what is found is put there.
+    A response that no host mines counts as broken, and as failed: it may be mined another time. Raises what `Crew`
+    raises. What `partial` holds is not asked again, and what is found is put there.
     """
-    from distill.teacher import open_teacher
+    from distill.teacher import opened, room_for
 
     known = [partial.get(trace) if partial else None for trace in traces]
     if all(known):
         yield from (found for found in known if found)
         return
-    context = answer_limit(settings.mine.steps) + settings.capture.max_tokens + PROMPT_TOKENS
-    opened = list(teachers) if teachers is not None else open_teacher(settings.teacher, listen, context)
-    try:
-        yield from _ask_all(traces, known, opened, settings, listen, partial)
-    finally:
-        if teachers is None:
-            for teacher in opened:
-                teacher.close()
+    limit = answer_limit(settings.mine.steps)
+    context = room_for((INSTRUCTION + trace.prompt + trace.response.text for trace in traces), limit)
+    chosen = opened(settings.teacher, listen, context) if teachers is None else contextlib.nullcontext(teachers)
+    with chosen as asked:
+        yield from _ask_all(traces, known, asked, settings, listen, partial)
 
 
 def _ask_all(
@@ -158,36 +151,30 @@ def _ask_all(
     listen: Listener,
     partial: PartialMine | None,
 ) -> Iterator[Mined]:
-    # Each teacher as often as it serves requests at once.
-    bound = settings.teacher.in_flight
-    slots = [teacher for teacher in teachers for _ in range(bound or teacher.slots or AT_ONCE)]
-    missing = sum(found is None for found in known)
-    listen(Event("mine", "note", f"asking the teacher about {missing} responses, {len(slots)} at a time"))
+    """In order, as soon as all before it are there."""
 
-    def work(i: int, trace: Trace) -> Mined:
-        found = ask(slots[i % len(slots)], trace, settings.mine.steps, settings.seed)
+    def work(teacher: Teacher, i: int) -> Mined:
+        found = ask(teacher, traces[i], settings.mine.steps, settings.seed)
         if partial:
-            partial.put(trace, found)
+            partial.put(traces[i], found)
         return found
 
-    failures = 0
-    with ThreadPoolExecutor(len(slots)) as pool:
-        jobs = [
-            None if found else pool.submit(work, i, trace)
-            for i, (trace, found) in enumerate(zip(traces, known, strict=True))
-        ]
-        try:
-            for trace, found, job in zip(traces, known, jobs, strict=True):
-                if job is not None:
-                    try:
-                        found, failures = job.result(), 0
-                    except TeacherError as error:
-                        failures += 1
-                        if failures >= GIVE_UP_AFTER or isinstance(error, ModelNotFound):
-                            raise type(error)(f"{error} (what was mined is kept; the same command goes on)") from error
-                        listen(Event("mine", "warning", f"nothing mined from the answer to {trace.prompt!r}: {error}"))
-                        found = Mined([], 0, 0, broken=True)
-                assert found is not None
-                yield found
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    crew = Crew(teachers, work, stage="mine", listen=listen, fixed=settings.teacher.in_flight, at_once=AT_ONCE)
+    found, ready = list(known), 0
+    missing = [i for i, mined in enumerate(known) if mined is None]
+    listen(Event("mine", "note", f"asking the teacher about {len(missing)} responses"))
+    try:
+        for outcome in crew.run(missing):
+            if outcome is not None:
+                found[outcome.what] = outcome.answer or Mined([], 0, 0, broken=True, failed=True)
+                if outcome.answer is None:
+                    prompt = traces[outcome.what].prompt
+                    listen(Event("mine", "warning", f"nothing mined from the answer to {prompt!r}: {outcome.problem}"))
+            while ready < len(found) and (mined := found[ready]) is not None:
+                ready += 1
+                yield mined
+    finally:
+        crew.stop()
+    for mined in found[ready:]:
+        assert mined is not None
+        yield mined

@@ -48,13 +48,15 @@ class Triplet:
 
 @dataclass(frozen=True)
 class Mined:
-    """What a miner found in one response: triplets, how many were ungrounded, and whether its answer broke."""
+    """What a miner found in one response: triplets, how many were ungrounded, whether its answer broke, and whether
+    that is because nobody answered: then another time may bring more."""
 
     triplets: list[Triplet]
     proposed: int
     """Triplets found, the ungrounded included."""
     grounded: int
     broken: bool = False
+    failed: bool = False
 
 
 def clean_phrase(text: str) -> str:

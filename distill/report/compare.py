@@ -63,13 +63,11 @@ def compare(
 def _check_judge(settings: TeacherSettings, listen: Listener) -> None:
     """A judge that isn't there is told before hours of measuring. It is opened again when it is needed: an embedded
     one would take memory from those that are measured."""
-    from distill.teacher import open_teacher
+    from distill.teacher import opened
+    from distill.teacher.crew import Crew
 
-    teacher = open_teacher(settings, listen)[0]
-    try:
-        teacher.describe()
-    finally:
-        teacher.close()
+    with opened(settings, listen) as teachers:
+        Crew(teachers, lambda teacher, what: None, stage="judge", listen=listen)
 
 
 def _judged(
@@ -81,17 +79,16 @@ def _judged(
 ) -> dict[str, Any]:
     """What the judge says of each system's answers (of its first training) beside the baseline's."""
     from distill.report.judge import context_for, judge
-    from distill.teacher import open_teacher
+    from distill.teacher import opened
 
     exam, listen = measurement.exam, measurement.listen
     answers = {name: _asked_answers(found[0]) for name, found in measured.items()}
     context = context_for(answers, exam.questions, baseline)
-    teacher = open_teacher(settings, listen, context=context)[0]
-    try:
+    with opened(settings, listen, context) as teachers:
         verdicts = judge(
             answers,
             exam.questions,
-            teacher,
+            teachers,
             baseline=baseline,
             folder=exam.folder / "verdicts",
             resamples=measurement.settings.bootstrap,
@@ -99,8 +96,6 @@ def _judged(
             listen=listen,
             force=measurement.force,
         )
-    finally:
-        teacher.close()
     warnings += verdicts.pop("warnings", [])
     return verdicts
 

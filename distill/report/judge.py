@@ -8,8 +8,8 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,6 +22,8 @@ from distill.exam.metrics.significance import holm
 from distill.exam.metrics.statistics import PairedBootstrap, Ratio
 from distill.exam.questions import Question
 from distill.run import fingerprint
+from distill.teacher import room_for
+from distill.teacher.crew import Crew
 from distill.teacher.protocol import GenerateOptions, Teacher
 
 VERSION = 1
@@ -30,9 +32,6 @@ IN_FLIGHT = 4
 
 EXAMPLES = 5
 MAX_TOKENS = 160
-LEAST_CONTEXT = 2048
-FOR_TEMPLATE = 128
-"""Tokens of a chat template around a prompt, amply."""
 SECOND_TEMPERATURE = 0.7
 """Of the second try: at 0 another seed would change nothing."""
 
@@ -69,7 +68,7 @@ tie.
 Reply with a JSON object: "verdict" is "A", "B" or "tie"; "reason" is one short sentence."""
 
 Outcome = Literal["win", "loss", "tie", "disagreed", "identical", "nonsense"]
-"""Of one prompt, for the system: what both orders said, or why they say nothing."""
+"""Of one prompt, for the system: what both orders said, or why they say nothing (nonsense: one brought no verdict)."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class _Judged:
 def judge(
     answers: Mapping[str, Sequence[str | None]],
     questions: Sequence[Question],
-    teacher: Teacher,
+    teachers: Sequence[Teacher],
     *,
     baseline: str,
     folder: Path,
@@ -106,12 +105,20 @@ def judge(
 
     answers: system → one answer a question, None where it was not asked; a system without any is passed over. folder:
     every verdict is kept there, in a file for each judge, under a fingerprint of all that it was shown, so a judging
-    that was interrupted goes on. force: ask for all of them anew. Raises BadInput for an unknown baseline, what the
-    teacher raises (TeacherError).
+    that was interrupted goes on. teachers: hosts of one model; a verdict that none of them gives is nobody's, and
+    asked for again the next time. force: ask for all of them anew. Raises BadInput for an unknown baseline, and what
+    `Crew` raises.
     """
     if baseline not in answers:
         raise BadInput(f"baseline={baseline!r}: is none of {', '.join(answers)}")
-    who = teacher.describe()
+    crew = Crew(
+        teachers,
+        partial(_verdict, seed),
+        stage="judge",
+        listen=listen,
+        at_once=min(IN_FLIGHT, 2 * (os.cpu_count() or 1)),
+    )
+    who = crew.info
     beside = _beside(answers, baseline)
     judge_mark = [VERSION, who.digest, who.template_digest, seed]
     wanted: dict[str, str] = {}
@@ -122,7 +129,7 @@ def judge(
     with Journal(folder / f"{fingerprint(judge_mark)[:12]}.jsonl") as journal:
         known = {line["key"]: Verdict(line["choice"], line["reason"]) for line in journal.lines}
         unknown = {key: prompt for key, prompt in wanted.items() if force or key not in known}
-        _ask(teacher, unknown, known, journal, seed, listen)
+        _ask(crew, unknown, known, journal, listen)
     others = _others(answers, baseline)
     judged: dict[str, list[_Judged]] = {name: [] for name in others}
     for name, i, (one, other) in beside:
@@ -139,9 +146,8 @@ def judge(
 
 
 def context_for(answers: Mapping[str, Sequence[str | None]], questions: Sequence[Question], baseline: str) -> int:
-    """Tokens of the longest prompt and its verdict, at a token every three bytes: what an embedded judge needs."""
-    sizes = [len(shown(questions[i], one, other).encode()) for _, i, (one, other) in _beside(answers, baseline)]
-    return max(LEAST_CONTEXT, max(sizes, default=0) // 3 + MAX_TOKENS + FOR_TEMPLATE)
+    """Tokens of the longest prompt and its verdict: what an embedded judge needs."""
+    return room_for((shown(questions[i], *both) for _, i, both in _beside(answers, baseline)), MAX_TOKENS)
 
 
 def _others(answers: Mapping[str, Sequence[str | None]], baseline: str) -> list[str]:
@@ -167,28 +173,36 @@ def shown(question: Question, first: str, second: str) -> str:
 
 
 def _ask(
-    teacher: Teacher,
+    crew: Crew[tuple[str, str], Verdict],
     prompts: Mapping[str, str],
     known: dict[str, Verdict],
     journal: Journal,
-    seed: int,
     listen: Listener,
 ) -> None:
     """Several at once; each verdict is on disk before it counts."""
     if not prompts:
         return
     listen(Event("judge", "start", total=len(prompts), unit="verdicts"))
-    pool = ThreadPoolExecutor(min(teacher.slots or IN_FLIGHT, 2 * (os.cpu_count() or 1), len(prompts)))
+    done = silent_ones = 0
     try:
-        asked = {pool.submit(verdict_of, teacher, prompt, seed): key for key, prompt in prompts.items()}
-        for done, future in enumerate(as_completed(asked), 1):
-            verdict, key = future.result(), asked[future]
-            journal.append({"key": key, "choice": verdict.choice, "reason": verdict.reason})
-            known[key] = verdict
+        for outcome in crew.run(prompts.items()):
+            if outcome is None:
+                continue
+            done, key, verdict = done + 1, outcome.what[0], outcome.answer
+            if verdict is None:
+                silent_ones += 1
+                listen(Event("judge", "warning", f"no verdict: {outcome.problem}"))
+            else:
+                journal.append({"key": key, "choice": verdict.choice, "reason": verdict.reason})
+            known[key] = verdict or Verdict(None)
             listen(Event("judge", "progress", done=done, total=len(prompts), unit="verdicts"))
     finally:
-        pool.shutdown(cancel_futures=True)
-    listen(Event("judge", "done", f"{len(prompts)} verdicts"))
+        crew.stop()
+    listen(Event("judge", "done", f"{len(prompts) - silent_ones} verdicts"))
+
+
+def _verdict(seed: int, teacher: Teacher, question: tuple[str, str]) -> Verdict:
+    return verdict_of(teacher, question[1], seed)
 
 
 def verdict_of(teacher: Teacher, prompt: str, seed: int) -> Verdict:

@@ -1,7 +1,8 @@
 """Who is asked. `open_teacher` turns settings into teachers; nothing heavy is imported until then."""
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput
@@ -12,10 +13,22 @@ TEACHERS = {"ollama": "distill.teacher.ollama", "embedded": "distill.teacher.emb
 """KIND of a teacher's KIND:MODEL → the module whose `open_teachers` opens it."""
 
 
-def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: int = 1024) -> list[Teacher]:
+LEAST_CONTEXT = 1024
+FOR_TEMPLATE = 128
+"""Tokens of a chat template around a prompt, amply."""
+
+
+def room_for(texts: Iterable[str], answer_tokens: int) -> int:
+    """Tokens of the longest prompt and its answer, at a token every three bytes: what an embedded teacher needs."""
+    longest = max((len(text.encode()) for text in texts), default=0)
+    return max(LEAST_CONTEXT, longest // 3 + FOR_TEMPLATE + answer_tokens)
+
+
+def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: int = LEAST_CONTEXT) -> list[Teacher]:
     """One teacher per host for `ollama:NAME`, one for `embedded:smollm2` or `embedded:/path/model.gguf`.
 
-    context: tokens of prompt and answer that the embedded engine makes room for; Ollama decides for itself.
+    context: tokens of prompt and answer that the embedded engine makes room for, where `teacher.context` doesn't say;
+    Ollama decides for itself.
     Raises BadInput where the name can't be read, and what the teacher itself raises where it isn't there.
     """
     kind, _, model = settings.model.partition(":")
@@ -25,4 +38,17 @@ def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: 
         raise BadInput(f"{settings.model!r}: no such teacher; write ollama:NAME, embedded:smollm2 or embedded:/x.gguf")
     make: Callable[[str, TeacherSettings, Listener, int], list[Teacher]]
     make = importlib.import_module(TEACHERS[kind]).open_teachers
-    return make(model, settings, listen, context)
+    return make(model, settings, listen, settings.context or context)
+
+
+@contextlib.contextmanager
+def opened(
+    settings: TeacherSettings, listen: Listener = silent, context: int = LEAST_CONTEXT
+) -> Generator[list[Teacher]]:
+    """As `open_teacher`; all are closed in the end."""
+    teachers = open_teacher(settings, listen, context)
+    try:
+        yield teachers
+    finally:
+        for teacher in teachers:
+            teacher.close()

@@ -20,7 +20,7 @@ from torch import Tensor
 from distill.backbone.likeliest import Likeliest, draw, likeliest
 from distill.backbone.prepared import Prepared
 from distill.backbone.rows import Rows
-from distill.errors import TeacherError, TeacherUnavailable
+from distill.errors import PromptRefused, TeacherUnavailable
 from distill.teacher.protocol import UNKNOWN_ID, GenerateOptions
 
 GATHER = 0.01
@@ -113,11 +113,11 @@ class Batcher:
         self._thread.start()
 
     def submit(self, prompt: list[int], options: GenerateOptions) -> Future[Written]:
-        """Ask for a continuation of a prompt of at least one token. Raises TeacherError where it doesn't fit."""
+        """Ask for a continuation of a prompt of at least one token. Raises PromptRefused where it doesn't fit."""
         if len(prompt) >= self.context:
-            raise TeacherError(
+            raise PromptRefused(
                 f"the prompt's {len(prompt)} tokens are too many: it exceeds the available context size "
-                f"({self.context} tokens); shorten it"
+                f"({self.context} tokens); shorten it, or raise teacher.context"
             )
         row = _Row(prompt, min(options.max_tokens, self.context - len(prompt)), options)
         with self._wake:

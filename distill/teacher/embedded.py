@@ -40,7 +40,7 @@ class EmbeddedTeacher:
 
     Prompts are rendered with the GGUF's own chat template, thinking off, and without a default system message.
     engine: `torch`, `llama.cpp`, or `auto`: the faster one, as far as both can run it. slots and exact are
-    llama.cpp's (`LlamaCpp`), context and threads both engines'.
+    llama.cpp's (`LlamaCpp`), context and threads both engines'; context is at most what the file says.
     Raises BadInput and CorruptFile, as the engine does.
     """
 
@@ -61,7 +61,7 @@ class EmbeddedTeacher:
         self.name = model
         self.path = weights.smollm2(listen) if model == "smollm2" else Path(model).expanduser()
         self._metadata = read_metadata(self.path)
-        self._how: dict[str, Any] = {"threads": threads, "context": context, "timeout": timeout}
+        self._how: dict[str, Any] = {"threads": threads, "context": self._at_most(context), "timeout": timeout}
         self._slots, self._exact = slots, exact
         self._lock = Lock()
         self._opened: LlamaEngine | None = None
@@ -78,6 +78,11 @@ class EmbeddedTeacher:
         except DistillError:  # what only llama.cpp can run
             return llama
         return MeasuredEngine(llama, ours, listen)
+
+    def _at_most(self, context: int) -> int:
+        """Beyond what it was trained with a model writes nonsense."""
+        trained = self._metadata.get(f"{self._metadata.get('general.architecture')}.context_length")
+        return min(context, int(trained)) if trained else context
 
     def _llama(self) -> LlamaEngine:
         """llama.cpp with the model, opened when it is first needed."""

@@ -19,7 +19,7 @@ from typing import Any, Self, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.errors import CorruptFile, TeacherError, TeacherUnavailable
+from distill.errors import CorruptFile, PromptRefused, TeacherError, TeacherUnavailable
 from distill.stopping import Interrupt
 from distill.teacher.gguf_file import check_gguf
 from distill.teacher.gguf_tokenizer import Vocabulary, read_tokenizer
@@ -352,7 +352,10 @@ class LlamaCpp:
                 "(fewer teacher.threads, or a longer teacher.timeout)"
             ) from error
         if "error" in content:
-            raise TeacherError(f"{self.path.name}: {content['error']['message']}")
+            problem: dict[str, Any] = content["error"]
+            if problem.get("type") == "exceed_context_size_error":
+                raise PromptRefused(f"{self.path.name}: {problem['message']}; shorten it, or raise teacher.context")
+            raise TeacherError(f"{self.path.name}: {problem['message']}")
         return content
 
     def _connection(self) -> http.client.HTTPConnection:

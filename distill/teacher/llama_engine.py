@@ -8,7 +8,7 @@ from typing import Any
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.llama_cpp import Completion, Entry, LlamaCpp
 from distill.teacher.protocol import GenerateOptions, Response, TokenTargets
-from distill.teacher.targets import Position, assemble, hard, is_cut, whole_text
+from distill.teacher.targets import Position, assemble, hard, is_cut, respond
 
 TRIAL_TOKENS = 12
 
@@ -32,15 +32,13 @@ class LlamaEngine:
     def answer(self, prompt: str, options: GenerateOptions) -> Response:
         answer = self._complete(prompt, options, n_probs=options.top_logprobs)
         tokens = self._targets(answer, options.top_logprobs)
-        return Response(
-            text=whole_text(answer.text, tokens, self._vocabulary),
-            tokens=tokens,
-            done_reason="stop" if answer.stop_type == "eos" else "length",
-            timings={
-                "service": (answer.timings["prompt_ms"] + answer.timings["predicted_ms"]) / 1000,
-                "prompt": answer.timings["prompt_ms"] / 1000,
-                "answer": answer.timings["predicted_ms"] / 1000,
-            },
+        prompt_s, answer_s = answer.timings["prompt_ms"] / 1000, answer.timings["predicted_ms"] / 1000
+        return respond(
+            answer.text,
+            tokens,
+            self._vocabulary,
+            "stop" if answer.stop_type == "eos" else "length",
+            {"service": prompt_s + answer_s, "prompt": prompt_s, "answer": answer_s},
         )
 
     def answer_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:

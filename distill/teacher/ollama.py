@@ -1,6 +1,7 @@
 """A teacher in Ollama. What its API leaves out (ids, EOS, parts of characters) is put together again here."""
 
 import difflib
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any, cast
@@ -27,20 +28,26 @@ from distill.teacher.protocol import (
     TeacherTokenizer,
     TokenTargets,
 )
-from distill.teacher.targets import Position, assemble, hard, whole_text
+from distill.teacher.targets import Position, apart, assemble, first_of, hard, respond
 
+ROUNDING = 1e-3
+"""By so much a logprob may be above 0."""
 SECOND = 1e9
 """Ollama's durations are nanoseconds."""
 
 
 def open_teachers(model: str, settings: TeacherSettings, listen: Listener, context: int) -> list[Teacher]:
-    """One for each host. How long its context is, Ollama decides."""
-    how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "listen": listen}
+    """One for each host. How long its context is, Ollama decides, or `teacher.context`."""
+    how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "context": settings.context}
+    how |= {"alone": len(settings.hosts) < 2, "listen": listen}
     return [OllamaTeacher(model, host=host, **how) for host in settings.hosts or [default_host()]]
 
 
 class OllamaTeacher:
-    """`ollama:NAME` at one host. Thread-safe. Soft targets need Ollama 0.12.11 and a readable vocabulary."""
+    """`ollama:NAME` at one host. Thread-safe. Soft targets need Ollama 0.12.11 and a readable vocabulary.
+
+    context: tokens of prompt and answer, 0: the server's choice. alone: nobody else could be asked (`OllamaClient`).
+    """
 
     slots: int | None = None
     """Unknown: OLLAMA_NUM_PARALLEL is the server's secret. Whoever asks finds out."""
@@ -53,23 +60,27 @@ class OllamaTeacher:
         timeout: float = 300.0,
         retries: int = 5,
         backoff: float = 0.5,
+        context: int = 0,
+        alone: bool = True,
         listen: Listener = silent,
     ) -> None:
         self.model = model
         self.host = host
+        self._context = context
         self._listen = listen
-        self._client = OllamaClient(host, timeout=timeout, retries=retries, backoff=backoff)
+        self._client = OllamaClient(host, timeout=timeout, retries=retries, backoff=backoff, alone=alone)
         self._lock = threading.Lock()
         self._info: TeacherInfo | None = None
         self._show: dict[str, Any] | None = None
         self._words: _Words | None = None
-        self._warned = False
+        self._warned: set[str] = set()
 
     def describe(self) -> TeacherInfo:
         """Raises TeacherUnavailable, or ModelNotFound with the nearest installed names."""
         with self._lock:
             if self._info is None:
-                self._info = self._ask_who()
+                with self._client.reading("/api/show"):
+                    self._info = self._ask_who()
             info = self._info
         if not info.logprobs:
             self._warn(
@@ -114,10 +125,11 @@ class OllamaTeacher:
     def _vocabulary(self) -> "_Words":
         with self._lock:
             if self._words is None:
-                info = self._client.show(self.model, verbose=True).get("model_info", {})
+                show = self._client.show(self.model, verbose=True)
                 try:
-                    self._words = _Words(Vocabulary(tokenizer_from_metadata(info)))
-                except (KeyError, TypeError):  # a lack, or null where an older server cuts the lists
+                    with self._client.reading("/api/show"):
+                        self._words = _Words(Vocabulary(tokenizer_from_metadata(show["model_info"])))
+                except TeacherError:  # a lack, or null where an older server cuts the lists
                     self._words = _Words(None)
             words = self._words
         if words.vocabulary is None:
@@ -129,24 +141,36 @@ class OllamaTeacher:
         if options.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": min(options.top_logprobs, MAX_TOP_LOGPROBS)}
         answer = self._client.post("/api/generate", body)
-        if options.top_logprobs and answer.get("eval_count", 0) > 1 and not answer.get("logprobs"):
-            self._warn(f"{self.host}: answers without logprobs; traces get hard labels only (update Ollama)")
-        done_reason = "stop" if answer.get("done_reason") == "stop" else "length"
-        seconds = {
-            name: answer.get(f"{name}_duration", 0) / SECOND for name in ("load", "prompt_eval", "eval", "total")
-        }
         words = self._vocabulary()
-        tokens = words.targets(answer, options.top_logprobs)
-        return Response(
-            text=whole_text(str(answer.get("response", "")), tokens, words.vocabulary),
-            tokens=tokens,
-            done_reason=done_reason,
-            timings={"service": seconds["load"] + seconds["prompt_eval"] + seconds["eval"], **seconds},
+        with self._client.reading("/api/generate"):
+            found = self._heard(answer, words, options.top_logprobs)
+            found.text.encode()  # halves of surrogate pairs are no text
+        if options.top_logprobs and found.text and not answer.get("logprobs"):
+            self._warn(f"{self.host}: answers without logprobs; traces get hard labels only (update Ollama)")
+        elif found.text and found.tokens is None and words.vocabulary is not None:
+            self._warn(
+                f"{self.host}: the tokens that it tells don't spell its answers; those get hard labels only", "spelling"
+            )
+        return found
+
+    def _heard(self, answer: dict[str, Any], words: "_Words", width: int) -> Response:
+        """The answer without its thinking, which Ollama tells beside the text, but whose tokens stand in `logprobs`."""
+        thinking, said = apart(_text(answer["response"]))
+        tokens = words.targets({**answer, "response": said}, width)
+        seconds = {name: _seconds(answer, f"{name}_duration") for name in ("load", "prompt_eval", "eval", "total")}
+        return respond(
+            said,
+            tokens,
+            words.vocabulary,
+            "stop" if answer["done_reason"] == "stop" else "length",
+            {"service": seconds["load"] + seconds["prompt_eval"] + seconds["eval"], **seconds},
+            _text(answer.get("thinking") or "") or thinking,
         )
 
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
         answer = self._client.post("/api/generate", {**self._body(prompt, options), "format": schema})
-        return str(answer.get("response", ""))
+        with self._client.reading("/api/generate"):
+            return _text(answer["response"])
 
     def _body(self, prompt: str, options: GenerateOptions) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -162,9 +186,11 @@ class OllamaTeacher:
                 "stop": [],  # else tokens that could begin a stop string are merged
             },
         }
+        if self._context:
+            body["options"]["num_ctx"] = self._context
         if options.system:
             body["system"] = options.system
-        with self._lock:
+        with self._lock, self._client.reading("/api/show"):
             thinks = "thinking" in (self._details().get("capabilities") or [])
         if thinks:
             body["think"] = False
@@ -182,16 +208,21 @@ class OllamaTeacher:
                 f"{self.model}: can't embed; use an embedding model (`ollama pull all-minilm`, "
                 "then tokenize.encoder=ollama:all-minilm)"
             ) from error
-        return np.asarray(answer["embeddings"], np.float32)
+        with self._client.reading("/api/embed"):
+            vectors = np.asarray(answer["embeddings"], np.float32)
+            if vectors.ndim != 2 or len(vectors) != len(texts):
+                raise ValueError("a row for each text")
+            return vectors
 
     def close(self) -> None:
         self._client.close()
 
-    def _warn(self, message: str) -> None:
+    def _warn(self, message: str, about: str = "logprobs") -> None:
+        """Once of each."""
         with self._lock:
-            if self._warned:
+            if about in self._warned:
                 return
-            self._warned = True
+            self._warned.add(about)
         self._listen(Event("teacher", "warning", message))
 
 
@@ -205,6 +236,32 @@ def model_digest(model: str, host: str) -> str:
         return teacher.describe().digest
     finally:
         teacher.close()
+
+
+def last_entries(entries: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """Of entries of `logprobs`, the last that spell the answer, blanks before it aside: thinking stands before them.
+    None where they spell something else."""
+    tokens = [_text(entry["token"]) for entry in entries]
+    start = first_of(tokens, len(text))
+    told = "".join(tokens[start:])
+    return entries[start:] if told.endswith(text) and not told.removesuffix(text).strip() else []
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value
+
+
+def _seconds(answer: dict[str, Any], name: str) -> float:
+    """0 where it isn't told, as of an answer out of a cache."""
+    value = float(answer.get(name) or 0)
+    return value / SECOND if math.isfinite(value) else 0.0
+
+
+def _is_part(logprobs: Sequence[float]) -> bool:
+    """Whether they can be of one distribution: none a NaN, and no more than 1 together."""
+    return all(value <= ROUNDING for value in logprobs) and sum(map(math.exp, logprobs)) <= 1 + len(logprobs) * ROUNDING
 
 
 class _Words:
@@ -225,8 +282,8 @@ class _Words:
         vocabulary = self.vocabulary
         if vocabulary is None:
             return None
-        entries = cast("list[dict[str, Any]]", answer.get("logprobs") or [])
-        tail = self._tail(answer.get("context") or [], answer.get("response", "").encode())
+        entries = last_entries(cast("list[dict[str, Any]]", answer.get("logprobs") or []), answer["response"])
+        tail = self._tail(answer.get("context") or [], answer["response"].encode())
         if entries:
             positions = self._positions(entries, tail)
         elif tail:
@@ -265,7 +322,11 @@ class _Words:
         return positions
 
     def _soft(self, i: int, entry: dict[str, Any]) -> Position:
+        """Hard where the values are no logprobs of one distribution."""
         top = cast("list[dict[str, Any]]", entry.get("top_logprobs") or [])
+        logprobs = [float(alternative["logprob"]) for alternative in top]
+        if not (float(entry["logprob"]) <= ROUNDING and _is_part(logprobs)):
+            return hard(i)
         ids = [self._id(alternative["token"]) for alternative in top]
         # A control token prints nothing. The likeliest such is taken for EOS; a second one has no name.
         for place, alternative in enumerate(top):
@@ -273,7 +334,7 @@ class _Words:
                 assert self.vocabulary is not None
                 ids[place] = self.vocabulary.tokenizer.eos_id
                 break
-        return Position(i, entry["logprob"], ids, [alternative["logprob"] for alternative in top])
+        return Position(i, float(entry["logprob"]), ids, logprobs)
 
     def _id(self, text: str) -> int:
         """UNKNOWN_ID for "", half characters and what no single token spells."""
@@ -288,7 +349,7 @@ class _Words:
         """The end of `context` that prints the answer; empty where none does."""
         assert self.vocabulary is not None
         size, start = 0, len(context)
-        while start and size < len(text):
+        while start and size < len(text) and 0 <= context[start - 1] < len(self.vocabulary.bytes_of):
             start -= 1
             size += len(self.vocabulary.bytes_of[context[start]])
         tail = context[start:]

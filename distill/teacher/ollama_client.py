@@ -1,21 +1,28 @@
 """One Ollama server through its official client: time-outs, retries, and errors said in our words."""
 
+import contextlib
 import json
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, cast
 
 import httpx
 import ollama
 
-from distill.errors import ModelNotFound, TeacherError, TeacherUnavailable
+from distill.errors import AnswerBroken, ModelNotFound, PromptRefused, TeacherError, TeacherUnavailable
 
 DEFAULT_HOST = "http://127.0.0.1:11434"
 LOGPROBS_SINCE = (0, 12, 11)
 """The first Ollama that returns logprobs; older ones ignore the option."""
+
+ANSWERS = ("/api/generate", "/api/chat")
+"""Where a model is asked."""
+WHOLE = {"truncate": False, "shift": False}
+"""Unset, Ollama drops the beginning of what is longer than the context, before and while it answers, without a word:
+so a prompt that is too long is refused, and an answer ends (done_reason "length") where the context does."""
 
 LONGEST_WAIT = 30.0
 BYTES_FIELD = re.compile(rb',\s*"bytes":\s*\[[0-9,\s]*\]')
@@ -36,13 +43,21 @@ def version_tuple(version: str) -> tuple[int, ...]:
 class OllamaClient:
     """Calls to one host. What can pass (connection, time-out, 5xx, a model that is loading) is tried again
     `retries` times with exponential backoff and jitter; what can't (400, 404, 501) is raised at once:
-    ModelNotFound, TeacherError; and TeacherUnavailable where the host stays silent."""
+    ModelNotFound, PromptRefused, TeacherError; TeacherUnavailable where the host stays silent; AnswerBroken where an
+    answer has no end.
 
-    def __init__(self, host: str, *, timeout: float = 300.0, retries: int = 5, backoff: float = 0.5) -> None:
+    alone: whether nobody else could be asked instead; where somebody could, only a host that says that it is busy or
+    loading is waited for.
+    """
+
+    def __init__(
+        self, host: str, *, timeout: float = 300.0, retries: int = 5, backoff: float = 0.5, alone: bool = True
+    ) -> None:
         self.host = host
         self.timeout = timeout
         self.retries = retries
         self.backoff = backoff
+        self.alone = alone
         # Connecting takes no time where a server is; an answer may queue for long.
         self._client = ollama.Client(
             host=host,
@@ -51,11 +66,13 @@ class OllamaClient:
         )
 
     def version(self) -> str:
-        return str(self.get("/api/version")["version"])
+        with self.reading("/api/version"):
+            return str(self.get("/api/version")["version"])
 
     def models(self) -> list[dict[str, Any]]:
-        """Installed models, as /api/tags lists them."""
-        return cast("list[dict[str, Any]]", self.get("/api/tags").get("models") or [])
+        """Installed models, as /api/tags lists them: each has a "name"."""
+        with self.reading("/api/tags"):
+            return [{**entry, "name": str(entry["name"])} for entry in self.get("/api/tags").get("models") or []]
 
     def show(self, model: str, *, verbose: bool = False) -> dict[str, Any]:
         return self.post("/api/show", {"model": model, "verbose": verbose}, retries=1)
@@ -64,7 +81,23 @@ class OllamaClient:
         return self._call("GET", path, None, retries=1)
 
     def post(self, path: str, body: dict[str, Any], *, retries: int | None = None) -> dict[str, Any]:
-        return self._call("POST", path, body, retries=self.retries if retries is None else retries)
+        """Raises, beside what every call does, AnswerBroken for an answer that isn't whole."""
+        answer = self._call("POST", path, _asking(path, body), retries=self.retries if retries is None else retries)
+        self._check_end(path, answer)
+        return answer
+
+    @contextlib.contextmanager
+    def reading(self, path: str) -> Generator[None]:
+        """Around what takes a reply apart: where it isn't made as Ollama's are, TeacherError says so."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise TeacherError(f"{self.host}: answers {path} with something that Ollama wouldn't say") from error
+
+    def _check_end(self, path: str, last: dict[str, Any]) -> None:
+        """It breaks off where the model writes bytes that are no UTF-8, or its runner dies."""
+        if path in ANSWERS and not (last.get("done") is True and last.get("done_reason")):
+            raise AnswerBroken(f"{self.host}: breaks off {path} before its end; see the server's log")
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The values of a streamed answer, each as it comes. Tried once: whoever measures must not count a wait.
@@ -74,23 +107,20 @@ class OllamaClient:
         client = cast(httpx.Client, self._client._client)  # pyright: ignore[reportPrivateUsage]
         last: dict[str, Any] = {}
         try:
-            with client.stream("POST", path, json={**body, "stream": True}) as answer:
+            with client.stream("POST", path, json={**_asking(path, body), "stream": True}) as answer:
                 if answer.status_code >= 400:
                     answer.read()
                     raise self._refusal(ollama.ResponseError(answer.text, answer.status_code), path)
                 for line in filter(None, answer.iter_lines()):
-                    last = json.loads(line)
-                    if not isinstance(last, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
-                        raise TypeError(line)
+                    last = _object(line)
                     if "error" in last:
                         raise TeacherError(f"{self.host}: breaks off {path}: {last['error']}; see the server's log")
                     yield last
         except (ConnectionError, httpx.TransportError) as error:
             raise self._silent(error) from error
-        except (ValueError, TypeError) as error:
-            raise TeacherError(f"{self.host}: answers {path} with something that is no JSON; is it Ollama?") from error
-        if not last.get("done"):
-            raise TeacherError(f"{self.host}: breaks off {path} before its end; see the server's log")
+        except NO_JSON as error:
+            raise self._no_json(path) from error
+        self._check_end(path, last)
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None, *, retries: int) -> dict[str, Any]:
         # The client's typed calls build a pydantic object for each of 20 alternatives a token, which costs as
@@ -102,9 +132,11 @@ class OllamaClient:
                 time.sleep(min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
             try:
                 answer = request(method, path, json=body) if body is not None else request(method, path)
-                return json.loads(BYTES_FIELD.sub(b"", answer.content))
+                return _object(BYTES_FIELD.sub(b"", answer.content))
             except (ConnectionError, httpx.TransportError) as error:
                 problem = self._silent(error)
+                if not self.alone:
+                    raise problem from error
             except ollama.ResponseError as error:
                 if not _can_pass(error):
                     raise self._refusal(error, path) from error
@@ -112,12 +144,15 @@ class OllamaClient:
                     f"{self.host}: answers {error.status_code} to {path} ({error.error}) after {attempt + 1} tries; "
                     "see the server's log"
                 )
-            except ValueError as error:
-                raise TeacherError(
-                    f"{self.host}: answers {path} with something that is no JSON; is it Ollama?"
-                ) from error
+                if not self.alone and not _is_busy(error):
+                    raise problem from error
+            except NO_JSON as error:
+                raise self._no_json(path) from error
         assert problem is not None
         raise problem
+
+    def _no_json(self, path: str) -> TeacherError:
+        return TeacherError(f"{self.host}: answers {path} with something that is no JSON; is it Ollama?")
 
     def _silent(self, error: Exception) -> TeacherUnavailable:
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
@@ -131,7 +166,8 @@ class OllamaClient:
     def _refusal(self, error: ollama.ResponseError, path: str) -> TeacherError:
         if error.status_code == 404 and "not found" in error.error:
             return ModelNotFound(f"{self.host}: {error.error}; `ollama list` shows what is installed")
-        return TeacherError(f"{self.host}: refuses {path} ({error.status_code}): {error.error}")
+        kind = PromptRefused if path in ANSWERS and error.status_code in (400, 413) else TeacherError
+        return kind(f"{self.host}: refuses {path} ({error.status_code}): {error.error}{_remedy(error)}")
 
     def close(self) -> None:
         cast(httpx.Client, self._client._client).close()  # pyright: ignore[reportPrivateUsage]
@@ -147,7 +183,29 @@ def blob_of(modelfile: str) -> str:
     return lines[at].removeprefix("FROM ").strip().strip('"')
 
 
+NO_JSON = (ValueError, TypeError, RecursionError)
+"""What the reader raises; the last for very deep brackets."""
+
+
+def _object(line: str | bytes) -> dict[str, Any]:
+    """Raises NO_JSON for anything but a JSON object."""
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise TypeError(line)
+    return cast("dict[str, Any]", value)
+
+
+def _asking(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    return {**WHOLE, **body} if path in ANSWERS else body
+
+
+def _remedy(error: ollama.ResponseError) -> str:
+    return "; shorten it, or raise teacher.context" if "context" in error.error.lower() else ""
+
+
+def _is_busy(error: ollama.ResponseError) -> bool:
+    return error.status_code in (429, 503) or "loading" in error.error.lower()
+
+
 def _can_pass(error: ollama.ResponseError) -> bool:
-    if "loading" in error.error.lower():
-        return True
-    return error.status_code >= 500 and error.status_code != 501
+    return _is_busy(error) or (error.status_code >= 500 and error.status_code != 501)

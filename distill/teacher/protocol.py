@@ -77,19 +77,31 @@ class TokenTargets:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def since(self, start: int) -> "TokenTargets":
+        """Those from `start` on."""
+        return TokenTargets(
+            self.ids[start:],
+            self.logprobs[start:],
+            self.top_ids[start:],
+            self.top_logprobs[start:],
+            self.soft[start:],
+        )
+
 
 @dataclass(frozen=True)
 class Response:
     """One answer. `tokens` is None where the teacher gives neither ids nor logprobs (hard labels only).
 
     `done_reason` is "stop" (it ended by itself) or "length". `timings` are seconds: "service" is the time a
-    server slot was busy with it, without queueing; others are for information.
+    server slot was busy with it, without queueing; others are for information. `thinking` is what it thought before,
+    where it did though it is told not to: neither text nor tokens hold any of it.
     """
 
     text: str
     tokens: TokenTargets | None
     done_reason: str
     timings: dict[str, float] = field(default_factory=dict[str, float])
+    thinking: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distill.teacher.gguf_tokenizer import Vocabulary
-from distill.teacher.protocol import HALF, UNKNOWN_ID, TokenTargets
+from distill.teacher.protocol import HALF, UNKNOWN_ID, Response, TokenTargets
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,54 @@ def whole_text(text: str, tokens: TokenTargets | None, vocabulary: Vocabulary | 
     if not text.endswith(HALF) or tokens is None or vocabulary is None:
         return text.rstrip(HALF)
     return vocabulary.decode(tokens.ids.tolist()).decode("utf-8", "ignore")
+
+
+THINK, END_THINK = "<think>", "</think>"
+"""How models that no server reads the thinking of write it."""
+
+
+def apart(text: str) -> tuple[str, str]:
+    """What was thought, and the answer, of an answer that opens with its thinking in plain text, or with its end where
+    the prompt had opened it."""
+    before, closing, after = text.partition(END_THINK)
+    opened = before.lstrip().startswith(THINK)
+    if opened or (closing and THINK not in before):
+        return before.strip().removeprefix(THINK).strip(), after.lstrip()
+    return "", text
+
+
+def spelling(text: str, tokens: TokenTargets, vocabulary: Vocabulary) -> TokenTargets | None:
+    """The last of an answer's tokens: as many as print its text, blanks before it aside; None where none do."""
+    spelled = [vocabulary.bytes_of[i] for i in tokens.ids.tolist()]
+    for start in (0, first_of(spelled, len(text.encode()))):  # half characters make the text longer than its tokens
+        printed = b"".join(spelled[start:]).decode("utf-8", "replace")
+        if printed.endswith(text) and not printed.removesuffix(text).strip():
+            return tokens.since(start)
+    return None
+
+
+def first_of(pieces: Sequence[bytes] | Sequence[str], size: int) -> int:
+    """Where the fewest last of the pieces begin that are at least `size` long together."""
+    start, there = len(pieces), 0
+    while start and there < size:
+        start -= 1
+        there += len(pieces[start])
+    return start
+
+
+def respond(
+    text: str,
+    tokens: TokenTargets | None,
+    vocabulary: Vocabulary | None,
+    done_reason: str,
+    timings: dict[str, float],
+    thinking: str = "",
+) -> Response:
+    """An answer whose thinking is kept apart and whose tokens are its text's; without tokens where they aren't."""
+    thought, said = apart(whole_text(text, tokens, vocabulary))
+    if tokens is not None and vocabulary is not None:
+        tokens = spelling(said, tokens, vocabulary)
+    return Response(said, tokens, done_reason, timings, thinking or thought)
 
 
 def is_cut(text: bytes) -> bool:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from distill.config import TeacherSettings
-from distill.errors import BadInput, CorruptFile
+from distill.errors import BadInput, CorruptFile, TeacherUnavailable
 from distill.run import write_atomic
 
 CONCEPT_DIM = 512
@@ -271,10 +271,25 @@ def _embedded(phrases: Sequence[str], embed: Embed, model: str) -> Vectors:
 
 
 def open_embed(model: str, teacher: TeacherSettings | None = None) -> Embed:
-    """The embedding call of `ollama:MODEL`, at the first of the teacher's hosts, with its time-out and retries."""
+    """The embedding call of `ollama:MODEL`, with the teacher's time-out and retries, at the first of its hosts that
+    answers: there it stays, as another may have another model of that name."""
     from distill.teacher import open_teacher
 
-    return open_teacher(replace(teacher or TeacherSettings(), model=model))[0].embed
+    hosts = open_teacher(replace(teacher or TeacherSettings(), model=model))
+
+    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
+        while True:
+            try:
+                vectors = hosts[0].embed(texts)
+            except TeacherUnavailable:
+                if len(hosts) == 1:
+                    raise
+                hosts.pop(0)
+                continue
+            del hosts[1:]
+            return vectors
+
+    return embed
 
 
 def fit_encoder(

@@ -49,12 +49,9 @@ def _matches(known: dict[str, Any], request: Request) -> bool:
     if (known["method"], known["path"]) != (request.method, request.path):
         return False
     if known["json"] is not None:
-        # Clients may spell out a default that the recording left out.
-        return {"stream": True, "verbose": False, **known["json"]} == {
-            "stream": True,
-            "verbose": False,
-            **(request.json if isinstance(request.json, dict) else {}),
-        }
+        # Clients may spell out a default that the recording left out, and what would change no recorded answer.
+        spelled = {"stream": True, "verbose": False, "truncate": False, "shift": False}
+        return {**spelled, **known["json"]} == {**spelled, **(request.json if isinstance(request.json, dict) else {})}
     return (known["body"] or "").encode() == request.body
 
 

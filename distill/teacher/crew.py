@@ -1,0 +1,332 @@
+"""All hosts of one teacher at one queue of work: whoever is free takes the next, and some of them may fail.
+
+A host that fails many times in a row is given up for a while, then tried again with one question. A question that a
+host fails at goes to another, whose last word was an answer where there is one; after a few it is given up and told.
+"""
+
+import contextlib
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from distill.errors import DistillError, ModelNotFound, PromptRefused, RunMismatch, TeacherError
+from distill.events import Event, Listener, silent
+from distill.teacher.in_flight import InFlight
+from distill.teacher.protocol import Teacher, TeacherInfo
+
+TRIES = 3
+"""Hosts that are asked a question at most."""
+GIVE_UP_AFTER = 8
+"""Failures in a row after which a host is given up for a while."""
+FIRST_REST, LONGEST_REST = 1.0, 60.0
+"""Seconds of that while: the first, and, doubled each time that it fails again, the longest."""
+PATIENCE = 60.0
+"""Seconds for which nobody of several may answer. One that is alone waits for itself, by `teacher.retries`."""
+TICK = 0.2
+"""Seconds after which a silent crew says so."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(eq=False)
+class Host:
+    """One teacher, and how it fares. `info` is None where it hasn't said who it is; `rests` counts since its last
+    answer how often it was given up, `until` is when that ends."""
+
+    teacher: Teacher
+    name: str
+    bound: InFlight = field(default_factory=InFlight)
+    info: TeacherInfo | None = None
+    running: int = 0
+    failures: int = 0
+    rests: int = 0
+    until: float = 0.0
+    gone: bool = False
+
+    @property
+    def awake(self) -> bool:
+        return not self.gone and time.monotonic() >= self.until
+
+    def answered(self) -> None:
+        self.failures = self.rests = 0
+
+    def failed(self) -> str:
+        """What to say of it. What was in flight when it was given up doesn't count again."""
+        self.failures += 1
+        if self.awake and (self.rests or self.failures >= GIVE_UP_AFTER):
+            return f"given up for {self.rest():g} s"
+        return "asking another host" if self.failures == 1 else ""
+
+    def rest(self) -> float:
+        """For so many seconds."""
+        seconds = min(LONGEST_REST, FIRST_REST * 2.0**self.rests)
+        self.until = time.monotonic() + seconds
+        self.rests += 1
+        return seconds
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T, R]):
+    """Of one question: its answer, or, after all tries, why there is none."""
+
+    what: T
+    answer: R | None
+    problem: DistillError | None = None
+
+
+@dataclass(eq=False)
+class _Job(Generic[T]):
+    what: T
+    tried: set[Host] = field(default_factory=set[Host])
+    problem: DistillError | None = None
+
+
+@dataclass(frozen=True)
+class _Reply(Generic[T, R]):
+    """note: what to say of its host, where it failed."""
+
+    job: _Job[T]
+    answer: R | None
+    problem: BaseException | None
+    note: str
+
+
+class Crew(Generic[T, R]):
+    """Asks everybody who they are; `run` hands out the questions.
+
+    ask: one question to one teacher; called from many threads. at_once: requests in flight at a host that doesn't say
+    how many it serves, 0: found out, by `service`, the seconds that a slot was busy with an answer. fixed: whatever it
+    says. Raises, beside what the first host raises where none answers, RunMismatch where hosts have different models
+    under one name, ModelNotFound where one has none.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        ask: Callable[[Teacher, T], R],
+        *,
+        stage: str,
+        listen: Listener = silent,
+        fixed: int = 0,
+        at_once: int = 0,
+        service: Callable[[R], float] = lambda answer: 0.0,
+    ) -> None:
+        self.hosts = [
+            Host(teacher, str(getattr(teacher, "host", "")) or f"host {number}")
+            for number, teacher in enumerate(teachers, 1)
+        ]
+        self._ask, self._service = ask, service
+        self._stage, self._listen = stage, listen
+        self.received = 0
+        self._open = 0
+        self._new: deque[_Job[T]] = deque()
+        self._again: list[_Job[T]] = []
+        self._replies: queue.SimpleQueue[_Reply[T, R]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._answered = time.monotonic()
+        self._greet()
+        for host in self.hosts:
+            host.bound = InFlight(host.teacher.slots or at_once or None, fixed)
+
+    # Who they are.
+    @property
+    def first(self) -> Host:
+        """The first that said who it is."""
+        return next(host for host in self.hosts if host.info is not None)
+
+    @property
+    def info(self) -> TeacherInfo:
+        assert self.first.info is not None
+        return self.first.info
+
+    def _greet(self) -> None:
+        problems: dict[Host, BaseException] = {}
+
+        def greet(host: Host) -> None:
+            try:
+                host.info = host.teacher.describe()
+            except BaseException as error:  # carried to the thread that waits, bugs too
+                problems[host] = error
+
+        threads = [threading.Thread(target=greet, args=(host,), daemon=True) for host in self.hosts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for host in self.hosts:
+            problem = problems.get(host)
+            if problem is None:
+                self._check(host)
+            elif len(problems) == len(self.hosts) or isinstance(problem, ModelNotFound):
+                raise problem
+            elif isinstance(problem, TeacherError):
+                self._listen(Event(self._stage, "warning", f"going on without it for now: {problem}"))
+                host.rest()
+            else:
+                raise problem
+
+    def _check(self, host: Host) -> None:
+        assert host.info is not None
+        if (host.info.digest, host.info.template_digest) != (self.info.digest, self.info.template_digest):
+            raise RunMismatch(
+                f"{host.name}: has another {self.info.name} (digest {host.info.digest[:12]}) than {self.first.name} "
+                f"({self.info.digest[:12]}); pull the same model on all hosts"
+            )
+
+    # Who asks what.
+    @property
+    def in_flight(self) -> int:
+        return sum(host.running for host in self.hosts)
+
+    def run(self, questions: Iterable[T], seconds: float = 0.0) -> Iterator[Outcome[T, R] | None]:
+        """Outcomes as they come, each question's once; None now and then where none comes. After `seconds`, if any,
+        nothing new is asked.
+
+        Raises a bug as it is; ModelNotFound where no host has the model any more; TeacherError where all are given up.
+        """
+        self._new.extend(_Job(what) for what in questions)
+        self._open += len(self._new)
+        end = time.monotonic() + seconds if seconds else math.inf
+        self._answered = time.monotonic()
+        while True:
+            if time.monotonic() > end:
+                self.stop()
+            self._fill()
+            if not self._open:
+                return
+            try:
+                outcome = self._take_in(self._replies.get(timeout=TICK))
+            except queue.Empty:
+                yield from self._hopeless()
+                yield None
+                continue
+            if outcome is not None:
+                self._open -= 1
+                yield outcome
+
+    def rescue(self) -> Iterator[Outcome[T, R]]:
+        """The answers that have come but were not told yet."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                reply = self._replies.get_nowait()
+                if reply.answer is not None:
+                    yield Outcome(reply.job.what, reply.answer)
+
+    def stop(self) -> None:
+        """Ask nothing more."""
+        with self._lock:
+            self._open -= len(self._new) + len(self._again)
+            self._new.clear()
+            self._again.clear()
+
+    def _fill(self) -> None:
+        """Start threads up to each host's bound. Daemons: nobody waits for a server in order to quit."""
+        for host in self.hosts:
+            while (job := self._next(host)) is not None:
+                threading.Thread(target=self._work, args=(host, job), daemon=True).start()
+
+    def _next(self, host: Host) -> _Job[T] | None:
+        with self._lock:
+            if not host.awake or host.running >= self._limit(host):
+                return None
+            job = next((job for job in self._again if self._may(host, job)), None)
+            if job is not None:
+                self._again.remove(job)
+            elif self._new:
+                job = self._new.popleft()
+            else:
+                return None
+            host.running += 1
+            return job
+
+    def _limit(self, host: Host) -> int:
+        """As many as it serves, but no more than its share of what is left; one where it was given up before."""
+        awake = sum(other.awake for other in self.hosts)
+        left = len(self._new) + len(self._again) + self.in_flight
+        return 1 if host.rests else min(host.bound.limit, -(-left // awake))
+
+    def _may(self, host: Host, job: _Job[T]) -> bool:
+        """Whether a question that another host failed at is for this one."""
+        if host in job.tried:
+            return False
+        better = (other.awake and not other.failures and other not in job.tried for other in self.hosts)
+        return not host.failures or not any(better)
+
+    def _work(self, host: Host, job: _Job[T] | None) -> None:
+        while job is not None:
+            started = time.monotonic()
+            answer, problem = None, None
+            try:
+                if host.info is None:
+                    host.info = host.teacher.describe()
+                    self._check(host)
+                answer = self._ask(host.teacher, job.what)
+            except BaseException as error:  # carried to the thread that runs, bugs too
+                problem = error
+            note = self._note(host, job, problem, started, 0.0 if answer is None else self._service(answer))
+            self._replies.put(_Reply(job, answer, problem, note))
+            job = self._next(host)
+
+    def _note(self, host: Host, job: _Job[T], problem: BaseException | None, started: float, service: float) -> str:
+        """At once, before the host takes the next: one that fails fast would else fail at them all."""
+        now = time.monotonic()
+        with self._lock:
+            host.running -= 1
+            if problem is None or isinstance(problem, PromptRefused):
+                host.answered()
+                self._answered = now
+                host.bound.completed(now, now - started, service)
+            elif isinstance(problem, DistillError):
+                host.gone = host.gone or isinstance(problem, ModelNotFound | RunMismatch)
+                job.tried.add(host)
+                job.problem = problem
+                return host.failed()
+        return ""
+
+    # What comes of it.
+    def _take_in(self, reply: _Reply[T, R]) -> Outcome[T, R] | None:
+        """None where another host is to be asked."""
+        self.received += 1
+        problem = reply.problem
+        if problem is None or isinstance(problem, PromptRefused):
+            return Outcome(reply.job.what, reply.answer, problem)
+        if not isinstance(problem, DistillError):
+            raise problem
+        self._check_anybody(problem)
+        # What was tried at hosts that have fallen silent says nothing of the question.
+        tries = sum(not host.rests and not host.gone for host in reply.job.tried)
+        if tries >= TRIES or all(host.gone or host in reply.job.tried for host in self.hosts):
+            return Outcome(reply.job.what, None, problem)
+        if reply.note:
+            self._listen(Event(self._stage, "warning", f"{reply.note}: {problem}"))
+        with self._lock:
+            self._again.append(reply.job)
+        return None
+
+    def _check_anybody(self, problem: DistillError) -> None:
+        """Raises where nobody is left to be asked."""
+        if any(host.awake for host in self.hosts):
+            return
+        if all(host.gone for host in self.hosts):
+            raise problem
+        if len(self.hosts) == 1 or time.monotonic() - self._answered > PATIENCE:
+            kind = type(problem) if isinstance(problem, TeacherError) else TeacherError
+            kept = "what was answered is kept, the same command goes on from there"
+            raise kind(f"{problem} (given up after {GIVE_UP_AFTER} failures in a row; {kept})")
+
+    def _hopeless(self) -> Iterator[Outcome[T, R]]:
+        """Questions at which all have failed that may be asked now, once nothing else is going on."""
+        with self._lock:
+            idle = self._open == len(self._new) + len(self._again)
+            lost = self._again if idle and any(host.awake for host in self.hosts) else []
+            if lost:
+                self._again = []
+                self._open -= len(lost)
+        for job in lost:
+            yield Outcome(job.what, None, job.problem)
