@@ -510,6 +510,7 @@ class Broken:
     ("chunks", "told"),
     [
         ([{"response": "a", "done": False}], "breaks off /api/generate before its end"),
+        ([{"response": "a", "done": True}], "breaks off /api/generate before its end"),
         ([], "breaks off /api/generate before its end"),
         ([{"response": "a", "done": False}, {"error": "out of memory"}], "out of memory"),
         (["hello"], "something that is no JSON"),
@@ -525,7 +526,8 @@ def test_a_broken_stream_is_told(run: Run, chunks: list[Any], told: str) -> None
 
 def test_what_the_server_does_not_say_is_missing_not_guessed(run: Run) -> None:
     """One chunk, no durations: no rate of the server's, and none between first and last text."""
-    with serve(Broken({"response": "all", "done": False}, {"response": "", "done": True, "eval_count": 3})) as server:
+    last = {"response": "", "done": True, "done_reason": "stop", "eval_count": 3}
+    with serve(Broken({"response": "all", "done": False}, last)) as server:
         code, out, err = run("ollama", "any", "--host", server.url, "--json")
     assert code == 0, err
     names = [series["name"] for series in json.loads(out)["series"]]

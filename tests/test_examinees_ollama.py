@@ -9,11 +9,12 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_ollama import FakeOllama, engine, replay
+from support.fake_ollama import FakeOllama, engine, replay, serve
+from support.recorded import Told, exchange
 from support.small_student import ANSWER, DREAM, dreaming_model, small_tokenizer
 
 from bundle.gguf import write_gguf
-from distill.errors import ModelNotFound, TeacherUnavailable
+from distill.errors import AnswerBroken, ModelNotFound, TeacherUnavailable
 from distill.exam.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut
 from distill.exam.metrics.speech import Form
 from distill.exam.questions import Question
@@ -172,8 +173,6 @@ def test_cards_of_recorded_models() -> None:
 
 def test_the_recorded_dream_is_read(server: FakeOllama) -> None:
     """The request that was recorded had no options: here its answer alone is read."""
-    from support.recorded import exchange
-
     from distill.exam.examinees.ollama import _spoken
 
     spoken = _spoken(exchange("chat_think_true")["response"]["json"], True, 40, 0.5, 5)
@@ -196,7 +195,6 @@ def test_the_recorded_dream_is_read(server: FakeOllama) -> None:
         ({"content": "It \ufffd"}, Form(dream=True, clean=True, whole=False, ended=True)),
         ({"thinking": DREAM + "\ufffd"}, Form(dream=False, clean=True, whole=False, ended=True)),
         ({"done_reason": "length"}, Form(dream=True, clean=True, whole=True, ended=False)),
-        ({"done": False, "done_reason": None}, Form(dream=True, clean=True, whole=False, ended=False)),
     ],
 )
 def test_texts_alone_tell_how_a_reply_was_spelled(change: dict[str, Any], form: Form) -> None:
@@ -207,6 +205,29 @@ def test_texts_alone_tell_how_a_reply_was_spelled(change: dict[str, Any], form: 
     answer |= {key: value for key, value in change.items() if key not in message}
     message |= {key: value for key, value in change.items() if key in message}
     assert _spoken({**answer, "message": message}, True, 40, 0.5, 5).form == form
+
+
+@pytest.mark.parametrize("change", [{"done": False}, {"done_reason": ""}, {"done_reason": None}])
+def test_a_reply_that_breaks_off_is_no_answer(change: dict[str, Any]) -> None:
+    whole = exchange("chat_think_true")["response"]["json"]
+    with serve(Told({"/api/chat": {**whole, **change}}, ["tags", "version", "show_thinking_model"])) as server:
+        examinee = opened(server, "proto")
+        [spoken] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=40, draw=0)
+        with pytest.raises(AnswerBroken, match="breaks off /api/chat before its end"):
+            examinee.ask(QUESTIONS[0], 40)
+        examinee.close()
+    assert (spoken.dream, spoken.answer, spoken.tokens) == ("", "", 0)
+    assert not spoken.form.whole
+
+
+def test_a_prompt_longer_than_the_context_is_no_question(server: FakeOllama) -> None:
+    examinee = opened(server, "plain")
+    questions = [Question("long", "word " * 3000), QUESTIONS[0]]
+    long, short = examinee.answer(questions, think=False, temperature=0, max_tokens=4, draw=0)
+    assert all(body["truncate"] is False for body in server.asked("/api/chat")[-2:])
+    assert (long.answer, long.tokens) == ("", 0)
+    assert short.tokens > 0
+    examinee.close()
 
 
 def test_nobody_there() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import binom
-from support.fake_ollama import FakeOllama, Reply, Request, reply, serve
+from support.fake_ollama import FakeOllama, Reply, Request, error, reply, serve, timed
 from support.recorded import Replay, exchange
 
 from distill.config import TeacherSettings
@@ -69,12 +69,13 @@ def held(
     answers: dict[str, list[str | None]],
     listen: Callable[[Event], None] = silent,
     force: bool = False,
+    hosts: list[str] | None = None,
 ) -> dict[str, Any]:
-    settings = TeacherSettings(model=f"ollama:{MODEL}", hosts=[server.url], retries=0)
+    settings = TeacherSettings(model=f"ollama:{MODEL}", hosts=hosts or [server.url], retries=0)
     asked = questions(len(next(iter(answers.values()))))
-    with opened(settings) as hosts:
+    with opened(settings) as teachers:
         return judge(
-            answers, asked, hosts, baseline="base", folder=folder, resamples=400, seed=3, listen=listen, force=force
+            answers, asked, teachers, baseline="base", folder=folder, resamples=400, seed=3, listen=listen, force=force
         )
 
 
@@ -221,6 +222,30 @@ def test_a_broken_off_judging_goes_on(tmp_path: Path) -> None:
     progress = [event for event in events if event.kind == "progress"]
     assert [event.done for event in progress] == list(range(1, 13 - len(lines)))
     assert progress[-1].total == progress[-1].done
+
+
+def test_a_verdict_that_cannot_be_had_is_nobodys_and_asked_for_again(tmp_path: Path) -> None:
+    answers = {"base": stars([1] * 12, "x"), "new": stars([2] * 12, "y")}
+    patient = {"What is 3?": error(400, "the input length exceeds the context length")}
+
+    class Refusing(Court):
+        def answer(self, request: Request) -> Reply:
+            asked = SHOWN.search((request.json or {}).get("prompt", ""))
+            refusal = patient.get(asked.group(1)) if asked else None
+            return refusal or super().answer(request)
+
+    events: list[Event] = []
+    with serve(Refusing(fair)) as server, timed(1, 0) as gone:
+        gone.fail("drop", times=999, path="/api/version")
+        found = held(server, tmp_path, answers, events.append, hosts=[gone.url, server.url])
+        [pair] = found["pairs"]
+        assert (pair["wins"], pair["nonsense"]) == (11, 1)
+        assert sum("no verdict" in event.message for event in events) == 2
+        assert any("going on without it" in event.message for event in events)
+        patient.clear()
+        [pair] = held(server, tmp_path, answers)["pairs"]
+        assert (pair["wins"], pair["nonsense"]) == (12, 0)
+        assert len(server.asked("/api/generate")) == 26
 
 
 def test_another_answer_or_system_message_is_another_verdict(tmp_path: Path) -> None:

@@ -366,7 +366,7 @@ def test_an_interrupted_mining_asks_only_the_rest(monkeypatch: pytest.MonkeyPatc
     summary = mine(run)
     assert summary["responses"] == len(stored)
     assert len(teacher.asked) == len(stored) - 4
-    assert all(f"Question: {t.prompt}\n" not in asked[0] for t in stored[:4] for asked in teacher.asked)
+    assert sum(f"Question: {t.prompt}\n" in asked[0] for t in stored[:5] for asked in teacher.asked) == 1
     assert not partial.exists()
 
 

@@ -17,7 +17,7 @@ import pytest
 from support.recorded import exchange
 
 from distill.config import TeacherSettings
-from distill.errors import BadInput, CorruptFile, TeacherError, TeacherUnavailable
+from distill.errors import BadInput, CorruptFile, PromptRefused, TeacherError, TeacherUnavailable
 from distill.stopping import Terminated, terminable
 from distill.teacher import llama_cpp, open_teacher
 from distill.teacher.embedded import EmbeddedTeacher
@@ -174,7 +174,7 @@ def test_describe(teacher: EmbeddedTeacher, smollm2: Path) -> None:
 def test_what_it_cannot_do(teacher: EmbeddedTeacher, engine: LlamaCpp) -> None:
     with pytest.raises(TeacherError, match="can't embed"):
         teacher.embed(["a ball"])
-    with pytest.raises(TeacherError, match="exceeds the available context size"):
+    with pytest.raises(PromptRefused, match=r"exceeds the available context size .* raise teacher.context"):
         teacher.generate("word " * 600, GREEDY)
     with pytest.raises(TeacherError, match="invalid tokens"):
         engine.complete([10**6], max_tokens=1)

@@ -1,7 +1,11 @@
 """OllamaTeacher against the recorded exchanges, the fake server's failures, and a real engine behind it."""
 
+import contextlib
+import copy
+import functools
 import json
 import math
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,17 +15,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fake_ollama import FakeOllama, engine, replay, serve, timed
-from support.recorded import Replay, exchange
+from support.fake_ollama import FakeOllama, engine, error, replay, serve, timed
+from support.recorded import Replay, Told, exchange
 
 from distill.config import TeacherSettings
-from distill.errors import BadInput, ModelNotFound, TeacherError, TeacherUnavailable
-from distill.events import Event
+from distill.corpus.traces import Trace, TraceStore
+from distill.errors import AnswerBroken, BadInput, ModelNotFound, PromptRefused, TeacherError, TeacherUnavailable
+from distill.events import Event, silent
 from distill.teacher import open_teacher
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.ollama import OllamaTeacher, _Words  # pyright: ignore[reportPrivateUsage]
 from distill.teacher.ollama_client import BYTES_FIELD
-from distill.teacher.protocol import UNKNOWN_ID, GenerateOptions
+from distill.teacher.protocol import UNKNOWN_ID, GenerateOptions, Response
+from distill.teacher.targets import apart
 
 MODEL = "smollm2:135m"
 OPTIONS = GenerateOptions(max_tokens=8, temperature=0)
@@ -107,6 +113,165 @@ def test_without_logprobs_ids_come_from_context(words: Any) -> None:
     assert targets.ids.tolist() == [*answer["context"][answer["prompt_eval_count"] :], 2]
     assert not targets.soft.any()
     assert words.targets({**answer, "context": None}, 20) is None
+
+
+def spoken(text: str, logprob: float = -0.3) -> dict[str, Any]:
+    """An entry of `logprobs`."""
+    return {"token": text, "logprob": logprob, "top_logprobs": [{"token": text, "logprob": logprob}]}
+
+
+THINKER: dict[str, Any] = {
+    "model": "thinker", "response": "", "thinking": "Okay, so", "done": True, "done_reason": "length", "eval_count": 3,
+    "eval_duration": 10_000_000, "logprobs": [spoken("Okay"), spoken(","), spoken(" so")],
+}  # fmt: skip
+"""What Ollama answers of a model that thinks whatever it is told."""
+ANSWER = {"response": "It falls", "done_reason": "stop", "eval_count": 9}
+SAID = [spoken("It"), spoken(" falls")]
+
+
+def heard(answer: dict[str, Any], listen: Any = silent, **more: Any) -> Response:
+    """What becomes of an answer of /api/generate."""
+    with serve(Told({"/api/generate": answer})) as server:
+        return teacher(server, listen=listen, **more).generate("p", GenerateOptions())
+
+
+@pytest.mark.parametrize(
+    ("change", "thinking", "text", "tokens"),
+    [
+        ({}, "Okay, so", "", []),
+        ({**ANSWER, "logprobs": [*THINKER["logprobs"], *SAID]}, "Okay, so", "It falls", ["It", " falls", ""]),
+        (
+            {**ANSWER, "logprobs": [*THINKER["logprobs"], spoken("</"), spoken("think"), spoken(">\n\n"), *SAID]},
+            "Okay, so", "It falls", ["It", " falls", ""],
+        ),
+        (  # no server read its thinking
+            {**ANSWER, "thinking": "", "response": "<think>Okay</think>\n\nIt falls",
+             "logprobs": [*map(spoken, ("<", "think", ">", "Okay", "</", "think", ">", "\n\n")), *SAID]},
+            "Okay", "It falls", ["It", " falls", ""],
+        ),
+        ({**ANSWER, "thinking": "", "response": "Okay\n</think>It falls", "logprobs": SAID}, "Okay", "It falls",
+         ["It", " falls", ""]),
+        ({"response": "<think>Okay, so", "thinking": "", "logprobs": SAID}, "Okay, so", "", []),
+        ({**ANSWER, "logprobs": THINKER["logprobs"]}, "Okay, so", "It falls", None),
+        ({**ANSWER, "thinking": "", "logprobs": [spoken("It"), spoken(" rises")]}, "", "It falls", None),
+    ],
+)  # fmt: skip
+def test_thinking_is_no_answer_and_its_tokens_are_none_of_its(
+    words: Any, change: dict[str, Any], thinking: str, text: str, tokens: list[str] | None
+) -> None:
+    events: list[Event] = []
+    found = heard({**THINKER, **change}, events.append)
+    assert (found.thinking, found.text) == (thinking, text)
+    assert (found.tokens is None) == (not tokens)
+    if found.tokens is not None and tokens is not None:
+        assert [words.vocabulary.bytes_of[i].decode() for i in found.tokens.ids.tolist()] == tokens
+        assert found.tokens.soft.tolist() == [True] * (len(tokens) - 1) + [False]
+    assert ["don't spell its answer" in event.message for event in events] == [True] * (tokens is None)
+
+
+@pytest.mark.parametrize("change", [{"done": False, "done_reason": None}, {"done_reason": None}, {"done_reason": ""}])
+def test_what_breaks_off_is_no_answer(change: dict[str, Any]) -> None:
+    whole = {**recorded_answer("generate_logprobs"), **change}
+    with pytest.raises(AnswerBroken, match="breaks off /api/generate before its end"):
+        heard(whole)
+    with serve(Told({"/api/generate": whole})) as server, pytest.raises(AnswerBroken):
+        teacher(server).generate_json("p", {}, OPTIONS)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_at_once() -> None:
+    refusal = error(400, "the input length exceeds the context length")
+    with serve(Told({"/api/generate": refusal})) as server:
+        asker = teacher(server, context=512)
+        with pytest.raises(PromptRefused, match=r"exceeds the context length; .* raise teacher.context"):
+            asker.generate("p", OPTIONS)
+        [body] = server.asked("/api/generate")
+    assert (body["truncate"], body["shift"], body["options"]["num_ctx"]) == (False, False, 512)
+
+
+def test_where_others_can_be_asked_only_the_busy_are_waited_for(server: FakeOllama) -> None:
+    asker = teacher(server, alone=False)
+    for kind in ("503", "loading"):
+        server.fail(kind)
+        assert asker.generate("p", OPTIONS).text
+    server.fail("drop")
+    before = len(server.asked("/api/generate"))
+    with pytest.raises(TeacherUnavailable):
+        asker.generate("p", OPTIONS)
+    assert len(server.asked("/api/generate")) == before + 1
+
+
+GONE = object()
+WHOLE: dict[str, Any] = {
+    **THINKER, "response": "It falls", "context": [1, 2, 2015, 7817],
+    "logprobs": [spoken("It", -0.1), spoken(" falls"), spoken("", -2.0)],
+}  # fmt: skip
+JUNK = [
+    GONE, None, True, False, 0, -1, 1, 7, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf, -math.inf, "", " ", "It", "\0",
+    "\ud800", "\ufffd", "<think>", "</think>", "stop", [], [[]], [None], ["It"], {}, {"token": None}, [{}], [[1]],
+]  # fmt: skip
+
+
+def places(value: Any) -> Iterator[tuple[Any, ...]]:
+    """The ways to all that is in a JSON value."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (key,)
+        yield from ((key, *rest) for rest in places(value[key]))
+
+
+def changed(value: Any, place: tuple[Any, ...], junk: object) -> Any:
+    """With something else at a place, where it is still there."""
+    with contextlib.suppress(LookupError, TypeError):
+        parent = functools.reduce(lambda inner, key: inner[key], place[:-1], value)
+        if junk is GONE:
+            del parent[place[-1]]
+        else:
+            parent[place[-1]] = copy.deepcopy(junk)
+    return value
+
+
+@pytest.fixture(scope="module")
+def raw() -> Iterator[Any]:
+    """A teacher whose server answers each question with `raw.content`, and where its answers are stored."""
+
+    class Raw:
+        content = b""
+        stored = refused = 0
+
+    told = Raw()
+    with serve(Told({"/api/generate": lambda body: None})) as server, tempfile.TemporaryDirectory() as folder:
+        asker = teacher(server)
+        with TraceStore(Path(folder) / "traces.db") as store:
+            store.put_teacher(asker.describe(), asker.tokenizer())
+            told.asker, told.store, told.words = asker, store, asker._vocabulary()  # pyright: ignore
+            asker._body("p", OPTIONS)  # pyright: ignore[reportPrivateUsage]
+            asker._client._client._request_raw = lambda *_, **__: told  # pyright: ignore
+            yield told
+    assert min(told.stored, told.refused) > 200
+
+
+@given(
+    changes=st.lists(st.tuples(st.sampled_from(list(places(WHOLE))), st.sampled_from(JUNK)), max_size=3),
+    cut=st.sampled_from([None] * 6 + [b"[" * 100_000, b"[]", b"7", b"", b'{"done": tru', b"\xff\xfe"]),
+)
+@settings(max_examples=2000, deadline=None)
+def test_whatever_a_server_answers_is_stored_or_refused(raw: Any, changes: Any, cut: Any) -> None:
+    """An answer with something else in some places: no traceback, and no text but what was said."""
+    answer = json.loads(json.dumps(WHOLE))
+    for place, junk in changes:
+        answer = changed(answer, place, junk)
+    raw.content = json.dumps(answer).encode() if cut is None else cut
+    try:
+        found = raw.asker.generate("p", OPTIONS)
+    except TeacherError:
+        raw.refused += 1
+        return
+    assert found.text == apart(json.loads(raw.content)["response"])[1].rstrip("\ufffd")
+    if found.tokens is not None:
+        assert raw.words.vocabulary.decode(found.tokens.ids.tolist()).decode().strip() == found.text.strip()
+        assert (found.tokens.logprobs[found.tokens.soft] <= 0.001).all()
+    raw.store.put(Trace("k", "p", False, found, OPTIONS, "d"))
+    assert raw.store.get("k").response.text == found.text
+    raw.stored += 1
 
 
 @given(data=st.data())

@@ -18,7 +18,7 @@ from bench.stopwatch import Stopwatch
 from bundle.gguf import write_gguf
 from distill.config import TeacherSettings
 from distill.corpus.traces import TraceStore
-from distill.errors import BadInput, TeacherError, TeacherUnavailable
+from distill.errors import BadInput, PromptRefused, TeacherUnavailable
 from distill.events import Event
 from distill.teacher import open_teacher
 from distill.teacher.batching import Batcher
@@ -151,7 +151,7 @@ def test_an_answer_ends_where_it_ends_itself(ours: EmbeddedTeacher) -> None:
 
 def test_prompts_that_do_not_fit_and_answers_that_fill_the_context(tiny: Path) -> None:
     with asked(tiny, "torch", context=64) as teacher:
-        with pytest.raises(TeacherError, match=r"tiny\.gguf: .* exceeds the available context size \(64 tokens\)"):
+        with pytest.raises(PromptRefused, match=r"tiny\.gguf: .* context size \(64 tokens\); .* raise teacher.context"):
             teacher.generate("word " * 100, GREEDY)
         answer = teacher.generate("the ball " * 12, GenerateOptions(max_tokens=60, temperature=0))
         assert answer.done_reason == "length"

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from scipy.stats import binomtest
 
-from distill.errors import BadInput
+from distill.errors import BadInput, DistillError, TeacherError
 from distill.events import Event, Listener, silent
 from distill.exam.journal import Journal
 from distill.exam.metrics.significance import holm
@@ -29,6 +29,9 @@ from distill.teacher.protocol import GenerateOptions, Teacher
 VERSION = 1
 IN_FLIGHT = 4
 """Requests sent at once to a server that doesn't say how many it works on."""
+
+MANY_LOST = 0.1
+"""Share of verdicts that no host gives above which the others say too little."""
 
 EXAMPLES = 5
 MAX_TOKENS = 160
@@ -107,7 +110,7 @@ def judge(
     every verdict is kept there, in a file for each judge, under a fingerprint of all that it was shown, so a judging
     that was interrupted goes on. teachers: hosts of one model; a verdict that none of them gives is nobody's, and
     asked for again the next time. force: ask for all of them anew. Raises BadInput for an unknown baseline, and what
-    `Crew` raises.
+    `Crew` raises, or TeacherError where many verdicts can't be had.
     """
     if baseline not in answers:
         raise BadInput(f"baseline={baseline!r}: is none of {', '.join(answers)}")
@@ -129,7 +132,9 @@ def judge(
     with Journal(folder / f"{fingerprint(judge_mark)[:12]}.jsonl") as journal:
         known = {line["key"]: Verdict(line["choice"], line["reason"]) for line in journal.lines}
         unknown = {key: prompt for key, prompt in wanted.items() if force or key not in known}
-        _ask(crew, unknown, known, journal, listen)
+        lost = _ask(crew, unknown, known, journal, listen)
+    if len(lost) > MANY_LOST * len(wanted):
+        raise TeacherError(f"{lost[-1]} ({len(lost)} verdicts can't be had; the others are kept, ask again for these)")
     others = _others(answers, baseline)
     judged: dict[str, list[_Judged]] = {name: [] for name in others}
     for name, i, (one, other) in beside:
@@ -178,27 +183,29 @@ def _ask(
     known: dict[str, Verdict],
     journal: Journal,
     listen: Listener,
-) -> None:
-    """Several at once; each verdict is on disk before it counts."""
+) -> list[DistillError]:
+    """Several at once; each verdict is on disk before it counts. Returns why others can't be had."""
     if not prompts:
-        return
+        return []
     listen(Event("judge", "start", total=len(prompts), unit="verdicts"))
-    done = silent_ones = 0
+    done = 0
+    lost: list[DistillError] = []
     try:
         for outcome in crew.run(prompts.items()):
             if outcome is None:
                 continue
             done, key, verdict = done + 1, outcome.what[0], outcome.answer
-            if verdict is None:
-                silent_ones += 1
+            if outcome.problem is not None:
+                lost.append(outcome.problem)
                 listen(Event("judge", "warning", f"no verdict: {outcome.problem}"))
-            else:
+            elif verdict is not None:
                 journal.append({"key": key, "choice": verdict.choice, "reason": verdict.reason})
             known[key] = verdict or Verdict(None)
             listen(Event("judge", "progress", done=done, total=len(prompts), unit="verdicts"))
     finally:
         crew.stop()
-    listen(Event("judge", "done", f"{len(prompts) - silent_ones} verdicts"))
+    listen(Event("judge", "done", f"{len(prompts) - len(lost)} verdicts"))
+    return lost
 
 
 def _verdict(seed: int, teacher: Teacher, question: tuple[str, str]) -> Verdict:

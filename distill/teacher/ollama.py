@@ -28,7 +28,7 @@ from distill.teacher.protocol import (
     TeacherTokenizer,
     TokenTargets,
 )
-from distill.teacher.targets import Position, apart, assemble, first_of, hard, respond
+from distill.teacher.targets import Position, apart, assemble, ends_in, first_of, hard, respond
 
 ROUNDING = 1e-3
 """By so much a logprob may be above 0."""
@@ -238,13 +238,12 @@ def model_digest(model: str, host: str) -> str:
         teacher.close()
 
 
-def last_entries(entries: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+def _last_entries(entries: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
     """Of entries of `logprobs`, the last that spell the answer, blanks before it aside: thinking stands before them.
     None where they spell something else."""
     tokens = [_text(entry["token"]) for entry in entries]
     start = first_of(tokens, len(text))
-    told = "".join(tokens[start:])
-    return entries[start:] if told.endswith(text) and not told.removesuffix(text).strip() else []
+    return entries[start:] if ends_in("".join(tokens[start:]), text) else []
 
 
 def _text(value: object) -> str:
@@ -282,7 +281,7 @@ class _Words:
         vocabulary = self.vocabulary
         if vocabulary is None:
             return None
-        entries = last_entries(cast("list[dict[str, Any]]", answer.get("logprobs") or []), answer["response"])
+        entries = _last_entries(cast("list[dict[str, Any]]", answer.get("logprobs") or []), answer["response"])
         tail = self._tail(answer.get("context") or [], answer["response"].encode())
         if entries:
             positions = self._positions(entries, tail)

@@ -50,11 +50,17 @@ def apart(text: str) -> tuple[str, str]:
 def spelling(text: str, tokens: TokenTargets, vocabulary: Vocabulary) -> TokenTargets | None:
     """The last of an answer's tokens: as many as print its text, blanks before it aside; None where none do."""
     spelled = [vocabulary.bytes_of[i] for i in tokens.ids.tolist()]
-    for start in (0, first_of(spelled, len(text.encode()))):  # half characters make the text longer than its tokens
-        printed = b"".join(spelled[start:]).decode("utf-8", "replace")
-        if printed.endswith(text) and not printed.removesuffix(text).strip():
-            return tokens.since(start)
+    for start in (0, first_of(spelled, len(text.encode()))):
+        printed = b"".join(spelled[start:])
+        for halves in ("replace", "ignore"):  # as servers, and `whole_text`, write what is no character
+            if ends_in(printed.decode("utf-8", halves), text):
+                return tokens.since(start)
     return None
+
+
+def ends_in(told: str, text: str) -> bool:
+    """Whether a text is what was told, blanks before it aside: servers leave them out after a tag."""
+    return told.endswith(text) and not told.removesuffix(text).strip()
 
 
 def first_of(pieces: Sequence[bytes] | Sequence[str], size: int) -> int:

@@ -165,8 +165,12 @@ class Engine:
         prompt = messages[0]["Content"] if asked.get("raw") else self.render(asked, model, messages, think)
         engine = self.engine(model)
         loaded = time.perf_counter_ns()
+        context = int((asked.get("options") or {}).get("num_ctx") or engine.context)
+        ids = engine.tokenize(prompt, begin=True)
+        if len(ids) >= context and asked.get("truncate") is False:
+            return error(400, "the input length exceeds the context length")
         try:
-            done = self.complete(engine, asked, model, prompt)
+            done = self.complete(engine, asked, model, ids[1 - context :] if len(ids) >= context else prompt)
         except DistillError as problem:
             return error(500, str(problem))
         answer = Answer(asked, model, engine, prompt, done, think=bool(think), chat=chat)
@@ -189,7 +193,7 @@ class Engine:
                 self.engines[model.path] = LlamaCpp(model.path, slots=self.slots, threads=self.threads)
             return self.engines[model.path]
 
-    def complete(self, engine: LlamaCpp, asked: dict[str, Any], model: Model, prompt: str) -> Completion:
+    def complete(self, engine: LlamaCpp, asked: dict[str, Any], model: Model, prompt: str | list[int]) -> Completion:
         options = {**model.parameters, **(asked.get("options") or {})}
         schema = asked.get("format")
         limit = int(options.get("num_predict", -1))

@@ -7,7 +7,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,21 @@ class Replay:
 
     def close(self) -> None:
         pass
+
+
+class Told(Replay):
+    """What a test says to a path, a JSON value or what makes one of the request's; the rest as recorded."""
+
+    def __init__(self, replies: dict[str, Any], names: Iterable[str] = ("tags", "version", "show", "show_verbose")):
+        super().__init__([exchange(name) for name in names])
+        self.replies = replies
+
+    def answer(self, request: Request) -> Reply:
+        if request.path not in self.replies:
+            return super().answer(request)
+        said = self.replies[request.path]
+        found = said(request.json) if callable(said) else said
+        return found if isinstance(found, Reply) else reply(found)
 
 
 def _matches(known: dict[str, Any], request: Request) -> bool:

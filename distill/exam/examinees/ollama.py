@@ -1,10 +1,12 @@
 """A model in Ollama sits the exam: it answers as it answers its users, and can be asked for no more than that."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+from distill.errors import AnswerBroken, PromptRefused
 from distill.exam.examinees.common import STORED, engine_seed, without_thought
 from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.exam.metrics.speech import Form, is_clean, is_printed_dream, is_whole, letters_of
@@ -32,7 +34,8 @@ class OllamaExaminee:
     Ollama has one limit for dream and answer: it gets the sum of both. A dream that needs more than `dream_tokens`
     takes it from the answer; where it needs less, the answer is cut at its own limit, by the tokens that /api/chat
     lists with `logprobs` (since Ollama 0.12.11; an older one's answer may be longer by what the dream left). A model's
-    own stop strings stay in force, its other parameters (temperature, top-k …) do not.
+    own stop strings stay in force, its other parameters (temperature, top-k …) do not. A reply that breaks off, as it
+    does where the model writes bytes that are no UTF-8, and a prompt longer than the context, is no answer.
     """
 
     def __init__(self, target: Target, how: How) -> None:
@@ -77,13 +80,23 @@ class OllamaExaminee:
         started = time.perf_counter()
         bodies = [self._body(question, think, temperature, max_tokens, draw) for question in questions]
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            answers = list(pool.map(self._chat, bodies))
+            answers = list(pool.map(self._whole, bodies))
         share = (time.perf_counter() - started) / len(questions)
         steps = self._how.steps
-        return [_spoken(answer, think and self._thinks, max_tokens, share, steps) for answer in answers]
+        silent = Spoken("", "", False, 0, share, Form(dream=None, clean=True, whole=False, ended=False))
+        with self._client.reading("/api/chat"):
+            return [
+                silent if answer is None else _spoken(answer, think and self._thinks, max_tokens, share, steps)
+                for answer in answers
+            ]
 
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
         return self._client.post("/api/chat", body)
+
+    def _whole(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """None where the model gives no answer: it breaks off, or the prompt is longer than its context."""
+        with contextlib.suppress(AnswerBroken, PromptRefused):
+            return self._chat(body)
 
     def _body(self, question: Question, think: bool, temperature: float, max_tokens: int, draw: int) -> dict[str, Any]:
         messages = [{"role": "system", "content": question.system}] if question.system else []
@@ -122,8 +135,7 @@ class OllamaExaminee:
 
 
 def _spoken(answer: dict[str, Any], thinks: bool, max_tokens: int, seconds: float, steps: int) -> Spoken:
-    """`tokens` are what Ollama counted, EOS left out; it doesn't tell the tags from what is between them. A reply with
-    bytes that are no UTF-8 breaks off there: it is never done."""
+    """`tokens` are what Ollama counted, EOS left out; it doesn't tell the tags from what is between them."""
     message = cast("dict[str, Any]", answer.get("message") or {})
     dream, content = str(message.get("thinking") or "").strip(), str(message.get("content") or "")
     tokens = int(answer.get("eval_count") or 0) - (answer.get("done_reason") == "stop")
@@ -137,7 +149,7 @@ def _spoken(answer: dict[str, Any], thinks: bool, max_tokens: int, seconds: floa
     form = Form(
         dream=closed and is_printed_dream(dream, steps) if dream else None,
         clean=is_clean(letters_of(said)),
-        whole=answer.get("done") is True and is_whole(dream, closed) and is_whole(said, ended),
+        whole=is_whole(dream, closed) and is_whole(said, ended),
         ended=ended,
     )
     return Spoken(dream, without_thought(said), closed, max(0, tokens), seconds, form)
