@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,9 +21,18 @@ from bench.stopwatch import Stopwatch
 from distill.config import Settings
 from distill.corpus.capture import MISSING, capture
 from distill.corpus.traces import TraceStore
-from distill.errors import BadInput, DistillError, ModelNotFound, RunMismatch, TeacherError, TeacherUnavailable
+from distill.errors import (
+    BadInput,
+    DistillError,
+    ModelNotFound,
+    PromptRefused,
+    RunMismatch,
+    TeacherError,
+    TeacherUnavailable,
+)
 from distill.events import Event
 from distill.run import Run
+from distill.teacher.crew import TRIES
 from distill.teacher.in_flight import InFlight
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
 from tests.support.stub_teacher import StubTeacher
@@ -183,6 +194,150 @@ def test_two_hosts_with_other_models_are_refused(tmp_path: Path):
         capture(make_run(tmp_path, 5), teachers=[StubTeacher(), StubTeacher(digest="e" * 64)])
 
 
+class Down(StubTeacher):
+    """Isn't there before the moment `since`, on the clock."""
+
+    since = math.inf
+
+    def describe(self) -> TeacherInfo:
+        if time.monotonic() < self.since:
+            raise TeacherUnavailable("http://down: no Ollama answers there")
+        return super().describe()
+
+
+def test_twenty_hosts_some_of_which_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One is down at the start, two die and come back, and five prompts are answered by nobody."""
+    monkeypatch.setattr("distill.teacher.crew.FIRST_REST", 0.4)
+    slots, seconds, prompts = 2, 0.2, 300
+    poison = {f"What is number {i}?" for i in (3, 100, 150, 200, 290)}
+
+    def captured(name: str, hosts: list[StubTeacher]) -> tuple[Run, dict[str, Any], float]:
+        run = make_run(tmp_path, prompts, name)
+        run.settings.teacher.in_flight = slots + 1
+        began = time.monotonic()
+        return run, capture(run, teachers=list(hosts)), time.monotonic() - began
+
+    _, _, undisturbed = captured("healthy", [StubTeacher(slots, seconds) for _ in range(17)])
+    started = time.monotonic()
+
+    def fate(since: float, until: float) -> Callable[[str], Exception | None]:
+        def fail(prompt: str) -> Exception | None:
+            dead = since <= time.monotonic() - started < until
+            return TeacherUnavailable("no answer") if dead or prompt in poison else None
+
+        return fail
+
+    dying = [StubTeacher(slots, seconds, fail=fate(0.2, 0.5)), StubTeacher(slots, seconds, fail=fate(0.3, 0.8))]
+    hosts = [Down(), *dying, *(StubTeacher(slots, seconds, fail=fate(0, 0)) for _ in range(17))]
+    run, summary, took = captured("run", hosts)
+    assert (summary["responses"], summary["failed"]) == (prompts - len(poison), len(poison))
+    answered = Counter(prompt for host in hosts for prompt, _ in host.answered)
+    assert answered == dict.fromkeys({f"What is number {i}?" for i in range(prompts)} - poison, 1), "none twice"
+    asked = Counter(prompt for host in hosts for prompt in host.asked)
+    assert all(asked[prompt] <= 2 * TRIES for prompt in poison), "each by three hosts, and such as were dead"
+    assert {json.loads(line)["prompt"] for line in (run.path / MISSING).read_text().splitlines()} == poison
+    assert not hosts[0].asked
+    assert all(host.answered[-1][1] > started + 0.8 for host in dying), "they are asked again"
+    assert undisturbed >= 0.9 * took
+
+
+def test_prompts_that_time_out_everywhere_take_no_host_along(tmp_path: Path):
+    """The answers that come do so while the others are waited for, and at the end nothing but them is asked."""
+    poison = {f"What is number {i}?" for i in range(10)}
+    silent = TeacherUnavailable("no answer within 300 s")
+    hosts = [StubTeacher(2, 0.005, fail=lambda prompt: silent if prompt in poison else None) for _ in range(20)]
+    run, events = make_run(tmp_path, 100), list[Event]()
+    summary = capture(run, events.append, teachers=list(hosts))
+    assert (summary["responses"], summary["failed"]) == (90, 10)
+    assert Counter(prompt for host in hosts for prompt in host.asked if prompt in poison) == dict.fromkeys(
+        poison, TRIES
+    )
+    assert not any("given up" in event.message for event in events)
+    again = [StubTeacher() for _ in range(2)]
+    assert capture(run, teachers=list(again))["responses"] == 100
+    assert {prompt for host in again for prompt in host.asked} == poison
+
+
+def test_a_host_that_is_down_at_the_start_is_asked_once_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("distill.teacher.crew.FIRST_REST", 0.1)
+    down, other = Down(2, 0.01), StubTeacher(2, 0.01)
+    down.since = time.monotonic() + 0.1
+    events: list[Event] = []
+    summary = capture(make_run(tmp_path, 100), events.append, teachers=[down, other])
+    assert summary["responses"] == 100
+    assert len(down.asked) > 3
+    assert [e.message for e in events if e.kind == "warning"] == [
+        "going on without it for now: http://down: no Ollama answers there"
+    ]
+    wrong = Down(2, 0.01, digest="e" * 64)
+    wrong.since = time.monotonic() + 0.1
+    assert capture(make_run(tmp_path, 100, "two"), teachers=[other, wrong])["responses"] == 100
+    assert not wrong.asked, "it has another model of that name"
+    with pytest.raises(TeacherUnavailable, match="http://down"):
+        capture(make_run(tmp_path, 5, "three"), teachers=[Down(), Down()])
+
+
+def test_when_all_hosts_fall_silent_they_are_waited_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    since = time.monotonic()
+    away = lambda prompt: TeacherUnavailable("gone") if 0.1 < time.monotonic() - since < 0.4 else None  # noqa: E731
+    monkeypatch.setattr("distill.teacher.crew.FIRST_REST", 0.2)
+    assert capture(make_run(tmp_path, 150), teachers=[StubTeacher(2, 0.01, fail=away) for _ in "ab"])["failed"] == 0
+    monkeypatch.setattr("distill.teacher.crew.PATIENCE", 0.1)
+    with pytest.raises(TeacherUnavailable, match="given up after 8 failures in a row"):
+        capture(
+            make_run(tmp_path, 400, "two"),
+            teachers=[StubTeacher(2, 0.01, fail=lambda prompt: TeacherUnavailable("gone")) for _ in "ab"],
+        )
+
+
+class Mute(StubTeacher):
+    """Says nothing to some, whether it thinks or not."""
+
+    def __init__(self, mute: Callable[[str], bool], thinking: str = ""):
+        super().__init__()
+        self.mute, self.thinking = mute, thinking
+
+    def generate(self, prompt: str, options: GenerateOptions) -> Response:
+        found = super().generate(prompt, options)
+        return replace(found, text=" \n", tokens=None, thinking=self.thinking) if self.mute(prompt) else found
+
+
+def test_answers_without_text_are_listed_and_no_answers(tmp_path: Path):
+    run, events = make_run(tmp_path, 40), list[Event]()
+    mute = Mute(lambda prompt: prompt.endswith("1?"))
+    summary = capture(run, events.append, teachers=[mute])
+    assert (summary["responses"], summary["empty"], summary["failed"], summary["thought"]) == (36, 4, 0, 0)
+    assert any("4 prompts have no answer (4 without text)" in event.message for event in events)
+    assert capture(run, teachers=[mute]) == summary
+    with TraceStore(run.traces) as store:  # as an earlier version left it
+        trace = next(store.traces())
+        store.put(replace(trace, response=replace(trace.response, text="")))
+        assert not store.has(trace.key)
+        assert store.select({trace.key: False}) == 0
+    assert capture(run, force=True, teachers=[StubTeacher()])["responses"] == 40
+
+
+@pytest.mark.parametrize("thinking", ["", "Okay, so"])
+def test_a_capture_without_any_usable_answer_fails(tmp_path: Path, thinking: str):
+    run = make_run(tmp_path, 40)
+    told = "it thinks first: raise capture.max_tokens=96" if thinking else "the rest not$"
+    with pytest.raises(TeacherError, match=rf"stub:dddd: 40 of 40 prompts were answered without any text.*{told}"):
+        capture(run, teachers=[Mute(lambda prompt: True, thinking)])
+    assert "capture" not in run.records()
+
+
+def test_refused_prompts_are_no_hosts_fault(tmp_path: Path):
+    refusal = PromptRefused("the input length exceeds the context length")
+    hosts = [StubTeacher(2, 0.001, fail=lambda prompt: refusal if "1" in prompt else None) for _ in range(2)]
+    run = make_run(tmp_path, 100)
+    summary = capture(run, teachers=list(hosts))
+    assert (summary["responses"], summary["refused"], summary["failed"]) == (81, 19, 0)
+    assert sum(len(host.asked) for host in hosts) == 100
+    assert capture(run, teachers=list(hosts)) == summary
+    run.settings.teacher.context = 8192
+    assert capture(run, teachers=[StubTeacher()])["responses"] == 100
+
+
 def test_a_host_that_goes_leaves_its_prompts_to_the_other(tmp_path: Path):
     gone = StubTeacher(2, 0.001, fail=lambda prompt: TeacherUnavailable("http://gone: no answer"))
     summary = capture(make_run(tmp_path, 60), teachers=[gone, StubTeacher(2, 0.005)])
@@ -218,17 +373,6 @@ def test_more_prompts_ask_only_the_new_ones_and_fewer_ask_none(tmp_path: Path):
     assert len(teacher.asked) == 60
     capture(make_run(tmp_path, 60, limit=20, temperature=0.0), teachers=[teacher])
     assert len(teacher.asked) == 80
-
-
-class Down(StubTeacher):
-    """Isn't there before the moment `since`, on the clock."""
-
-    since = math.inf
-
-    def describe(self) -> TeacherInfo:
-        if time.monotonic() < self.since:
-            raise TeacherUnavailable("http://down: no Ollama answers there")
-        return super().describe()
 
 
 def test_failed_prompts_are_counted_warned_of_and_asked_again(tmp_path: Path):

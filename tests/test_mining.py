@@ -351,6 +351,24 @@ def test_single_failures_are_counted_and_many_in_a_row_raise() -> None:
     assert len(gone.asked) < len(responses)
 
 
+def test_a_dead_hosts_share_is_mined_by_the_others_and_what_fails_another_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = captured_run(tmp_path / "run", miner="teacher")
+    every = {trace.prompt for trace in traces()}
+    dead, alive = FailingTeacher(NOTHING, every), FailingTeacher(NOTHING, {traces()[2].prompt})
+    hosts: list[Any] = [dead, alive]
+    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings, listen, context: hosts)
+    summary = mine(run)
+    assert (summary["broken_answers"], summary["failed"]) == (1, 1)
+    again: Any = JsonTeacher(NOTHING)
+    hosts[:] = [again]
+    assert mine(run)["failed"] == 0
+    assert len(again.asked) == 1, "what was mined is kept, and only the rest asked again"
+    assert mine(run)["failed"] == 0
+    assert len(again.asked) == 1
+
+
 def test_an_interrupted_mining_asks_only_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = captured_run(tmp_path / "run", miner="teacher")
     with TraceStore(run.traces, readonly=True) as store:

@@ -139,7 +139,7 @@ def test_an_answer_ends_where_it_ends_itself(ours: EmbeddedTeacher) -> None:
     options = GenerateOptions(max_tokens=200, temperature=1.5, top_k=0, top_p=1.0)
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda seed: ours.generate("Why", replace(options, seed=seed)), range(48)))
-    ended = [answer for answer in answers if answer.done_reason == "stop"]
+    ended = [answer for answer in answers if answer.done_reason == "stop" and not answer.thinking]
     assert ended
     for answer in ended:
         assert answer.tokens is not None
@@ -345,7 +345,7 @@ def test_a_trial_of_the_real_engines(tiny: Path) -> None:
     events: list[Event] = []
     with asked(tiny, "auto", slots=2, listen=events.append) as teacher, ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda seed: teacher.generate("Why", replace(WARM, seed=seed)), range(16)))
-        assert all(answer.tokens is not None for answer in answers)
+        assert all(answer.tokens is not None or answer.thinking for answer in answers)
         version = teacher.describe().version
     assert " or " not in version
     assert [event.message.split(":")[0] for event in events] == [f"answers come from {version}"]

@@ -10,7 +10,7 @@ from typing import Any
 from distill.config import CaptureSettings
 from distill.corpus.prompts import Prompt, evenly, load_prompts
 from distill.corpus.traces import Trace, TraceStore
-from distill.errors import BadInput, DistillError, PromptRefused, TeacherError, TeacherUnavailable
+from distill.errors import BadInput, DistillError, PromptRefused, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, write_json_lines
 from distill.teacher.crew import TICK, Crew, Outcome
@@ -128,7 +128,7 @@ def capture(
     started = time.monotonic()
     try:
         summary, digest = _ask_all(run, prompts, teachers, listen)
-    except TeacherUnavailable as error:
+    except TeacherError as error:
         if record is None or force:
             raise
         listen(Event(STAGE, "warning", f"{record.summary['failed']} prompts still have no answer: {error}"))

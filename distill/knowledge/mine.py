@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.corpus.traces import Trace, TraceStore
-from distill.errors import BadInput, TeacherUnavailable
+from distill.errors import BadInput, TeacherError
 from distill.events import Event, Listener, silent
 from distill.knowledge.graph import build_graph, save_graph
 from distill.mining.triplets import LENSES, Mined, write_triplets
@@ -81,7 +81,7 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
             mined.append(found)
             if len(mined) % 16 == 0 or len(mined) == len(traces):
                 listen(Event("mine", "progress", done=len(mined), total=len(traces), unit="response"))
-    except TeacherUnavailable as error:
+    except TeacherError as error:
         if record is None:
             raise
         listen(Event("mine", "warning", f"{record.summary['failed']} responses still wait for a miner: {error}"))

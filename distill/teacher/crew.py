@@ -36,8 +36,8 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class Host:
-    """One teacher, and how it fares. `info` is None where it hasn't said who it is; `rests` counts since its last
-    answer how often it was given up, `until` is when that ends."""
+    """One teacher, and how it fares. `info` is None where it hasn't said who it is; `until` is when it is asked again;
+    `rests` counts how often it was given up since its last answer, `given_up` how often in all."""
 
     teacher: Teacher
     name: str
@@ -46,6 +46,7 @@ class Host:
     running: int = 0
     failures: int = 0
     rests: int = 0
+    given_up: int = 0
     until: float = 0.0
     gone: bool = False
 
@@ -68,6 +69,7 @@ class Host:
         seconds = min(LONGEST_REST, FIRST_REST * 2.0**self.rests)
         self.until = time.monotonic() + seconds
         self.rests += 1
+        self.given_up += 1
         return seconds
 
 
@@ -82,9 +84,16 @@ class Outcome(Generic[T, R]):
 
 @dataclass(eq=False)
 class _Job(Generic[T]):
+    """failed: hosts that failed at it, each with its `given_up` at that time."""
+
     what: T
-    tried: set[Host] = field(default_factory=set[Host])
+    failed: dict[Host, int] = field(default_factory=dict[Host, int])
     problem: DistillError | None = None
+
+    @property
+    def tried(self) -> set[Host]:
+        """Hosts that failed at it for no fault of their own: none that was given up then, or already had been."""
+        return {host for host, given_up in self.failed.items() if host.given_up == given_up}
 
 
 @dataclass(frozen=True)
@@ -235,7 +244,9 @@ class Crew(Generic[T, R]):
         with self._lock:
             if not host.awake or host.running >= self._limit(host):
                 return None
-            job = next((job for job in self._again if self._may(host, job)), None)
+            job = None
+            if not (host.rests and self._new):  # what others failed at is no trial
+                job = next((job for job in self._again if self._may(host, job)), None)
             if job is not None:
                 self._again.remove(job)
             elif self._new:
@@ -253,10 +264,10 @@ class Crew(Generic[T, R]):
 
     def _may(self, host: Host, job: _Job[T]) -> bool:
         """Whether a question that another host failed at is for this one."""
-        if host in job.tried:
+        tried = job.tried
+        if host in tried or len(tried) >= TRIES:
             return False
-        better = (other.awake and not other.failures and other not in job.tried for other in self.hosts)
-        return not host.failures or not any(better)
+        return not host.failures or not any(o.awake and not o.failures and o not in tried for o in self.hosts)
 
     def _work(self, host: Host, job: _Job[T] | None) -> None:
         while job is not None:
@@ -284,14 +295,14 @@ class Crew(Generic[T, R]):
                 host.bound.completed(now, now - started, service)
             elif isinstance(problem, DistillError):
                 host.gone = host.gone or isinstance(problem, ModelNotFound | RunMismatch)
-                job.tried.add(host)
+                job.failed[host] = host.given_up if host.awake else -1
                 job.problem = problem
                 return host.failed()
         return ""
 
     # What comes of it.
     def _take_in(self, reply: _Reply[T, R]) -> Outcome[T, R] | None:
-        """None where another host is to be asked."""
+        """None where it is to be asked again, or given up in the end."""
         self.received += 1
         problem = reply.problem
         if problem is None or isinstance(problem, PromptRefused):
@@ -299,11 +310,7 @@ class Crew(Generic[T, R]):
         if not isinstance(problem, DistillError):
             raise problem
         self._check_anybody(problem)
-        # What was tried at hosts that have fallen silent says nothing of the question.
-        tries = sum(not host.rests and not host.gone for host in reply.job.tried)
-        if tries >= TRIES or all(host.gone or host in reply.job.tried for host in self.hosts):
-            return Outcome(reply.job.what, None, problem)
-        if reply.note:
+        if reply.note and len(self.hosts) > 1:
             self._listen(Event(self._stage, "warning", f"{reply.note}: {problem}"))
         with self._lock:
             self._again.append(reply.job)
@@ -321,12 +328,12 @@ class Crew(Generic[T, R]):
             raise kind(f"{problem} (given up after {GIVE_UP_AFTER} failures in a row; {kept})")
 
     def _hopeless(self) -> Iterator[Outcome[T, R]]:
-        """Questions at which all have failed that may be asked now, once nothing else is going on."""
+        """Once nothing else is going on: the questions that nobody is left to be asked."""
         with self._lock:
             idle = self._open == len(self._new) + len(self._again)
-            lost = self._again if idle and any(host.awake for host in self.hosts) else []
-            if lost:
-                self._again = []
-                self._open -= len(lost)
+            awake = [host for host in self.hosts if host.awake] if idle else []
+            lost = [job for job in self._again if awake and not any(self._may(host, job) for host in awake)]
+            self._again = [job for job in self._again if job not in lost]
+            self._open -= len(lost)
         for job in lost:
             yield Outcome(job.what, None, job.problem)

@@ -53,6 +53,8 @@ class StubTeacher:
         self.fail = fail
         self.logprobs = logprobs
         self.asked: list[str] = []
+        self.answered: list[tuple[str, float]] = []
+        """Prompts, and when."""
         self.waiting = self.most_waiting = 0
 
     @property
@@ -80,6 +82,8 @@ class StubTeacher:
                 self.waiting -= 1
         if error := self.fail(prompt):
             raise error
+        with self._lock:
+            self.answered.append((prompt, time.monotonic()))
         seed = int.from_bytes(hashlib.sha256(f"{prompt} {options.seed}".encode()).digest()[:4], "big")
         tokens = make_targets(6 + seed % 8, 20, len(VOCABULARY), seed % 64) if self.logprobs else None
         return Response(f"Answer {seed} to {prompt}", tokens, "stop", {"service": service})
