@@ -39,7 +39,7 @@ SECOND = 1e9
 def open_teachers(model: str, settings: TeacherSettings, listen: Listener, context: int) -> list[Teacher]:
     """One for each host. How long its context is, Ollama decides, or `teacher.context`."""
     how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "context": settings.context}
-    how |= {"alone": len(settings.hosts) < 2, "listen": listen}
+    how |= {"alone": len(settings.hosts) < 2, "listen": listen, "shared": {}}
     return [OllamaTeacher(model, host=host, **how) for host in settings.hosts or [default_host()]]
 
 
@@ -47,6 +47,7 @@ class OllamaTeacher:
     """`ollama:NAME` at one host. Thread-safe. Soft targets need Ollama 0.12.11 and a readable vocabulary.
 
     context: tokens of prompt and answer, 0: the server's choice. alone: nobody else could be asked (`OllamaClient`).
+    shared: digest → vocabulary, of other hosts' too: reading one takes a second.
     """
 
     slots: int | None = None
@@ -62,6 +63,7 @@ class OllamaTeacher:
         backoff: float = 0.5,
         context: int = 0,
         alone: bool = True,
+        shared: "dict[str, _Words] | None" = None,
         listen: Listener = silent,
     ) -> None:
         self.model = model
@@ -72,6 +74,7 @@ class OllamaTeacher:
         self._lock = threading.Lock()
         self._info: TeacherInfo | None = None
         self._show: dict[str, Any] | None = None
+        self._shared = {} if shared is None else shared
         self._words: _Words | None = None
         self._warned: set[str] = set()
 
@@ -124,11 +127,16 @@ class OllamaTeacher:
 
     def _vocabulary(self) -> "_Words":
         with self._lock:
+            digest = self._info.digest if self._info else ""
+            if self._words is None and digest:
+                self._words = self._shared.get(digest)
             if self._words is None:
                 show = self._client.show(self.model, verbose=True)
                 try:
                     with self._client.reading("/api/show"):
                         self._words = _Words(Vocabulary(tokenizer_from_metadata(show["model_info"])))
+                    if digest:
+                        self._shared[digest] = self._words
                 except TeacherError:  # a lack, or null where an older server cuts the lists
                     self._words = _Words(None)
             words = self._words
