@@ -341,6 +341,20 @@ def test_refused_prompts_are_no_hosts_fault(tmp_path: Path):
     assert capture(run, teachers=[StubTeacher()])["responses"] == 100
 
 
+def test_an_embedded_teacher_makes_room_for_the_longest_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rooms: list[int] = []
+
+    def opened(settings: object, listen: object, context: int) -> list[StubTeacher]:
+        rooms.append(context)
+        return [StubTeacher()]
+
+    monkeypatch.setattr("distill.teacher.open_teacher", opened)
+    capture(make_run(tmp_path, 5, "short"))
+    capture(make_run(tmp_path, 5, "long", max_tokens=2000, system="x" * 3000))
+    assert rooms[0] == 1024
+    assert 3100 < rooms[1] < 3200
+
+
 def test_a_host_that_goes_leaves_its_prompts_to_the_other(tmp_path: Path):
     gone = StubTeacher(2, 0.001, fail=lambda prompt: TeacherUnavailable("http://gone: no answer"))
     summary = capture(make_run(tmp_path, 60), teachers=[gone, StubTeacher(2, 0.005)])
