@@ -22,6 +22,7 @@ from typing import Any
 
 from bench.result import BenchResult, Series
 from bench.stopwatch import Stopwatch, seconds_of
+from distill.address import Address
 from distill.config import Settings
 from distill.corpus.capture import capture
 from distill.errors import BadInput, DistillError
@@ -72,7 +73,7 @@ def _captured(slots: int, seconds: float, requests: int, listen: Listener) -> di
         prompts = Path(folder) / "prompts.txt"
         prompts.write_text("".join(f"Question number {i}?\n" for i in range(requests)), encoding="utf-8")
         settings = Settings()
-        settings.teacher.model, settings.teacher.hosts = f"ollama:{MODEL}", [url]
+        settings.teacher.model, settings.teacher.hosts = f"ollama:{MODEL}", [Address(url)]
         settings.capture.prompts = [str(prompts)]
         run = Run.create(Path(folder) / "run", settings)
         summary: dict[str, Any] = {}

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, product
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from bench.result import BenchResult, Series
 from bench.stopwatch import Stopwatch
+from distill.address import Address, default_host
 from distill.errors import BadInput
 from distill.run import fingerprint
-from distill.teacher.ollama_client import OllamaClient, default_host
+from distill.teacher.names import name_key
+from distill.teacher.ollama_client import OllamaClient
 
 _NANO = 1_000_000_000
 _WORDS = [
@@ -93,21 +94,20 @@ def bench_ollama(
     try:
         measured = _Measured(client, load, watch)
         about: dict[str, Any] = {"server": client.version(), "host": _known_again(client.host)}
-        known = {entry["name"]: entry for entry in client.models()}
-        running = {str(entry.get("name")) for entry in client.get("/api/ps").get("models") or []}
+        known = {name_key(entry["name"]): entry for entry in client.models()}
+        running = {name_key(str(entry.get("name"))) for entry in client.get("/api/ps").get("models") or []}
         for model in models:
-            full = model if ":" in model else f"{model}:latest"
-            about[model] = _described(known.get(full, {})) | {"was_loaded": full in running}
+            key = name_key(model)
+            about[model] = _described(known.get(key, {})) | {"was_loaded": key in running}
             about[model] |= measured.model(model)
         return watch.result("ollama", measured.series, {"tokens": load.tokens, "num_ctx": load.num_ctx}, about)
     finally:
         client.close()
 
 
-def _known_again(host: str) -> str:
+def _known_again(host: Address) -> str:
     """Tells whether two results are of one server without naming it."""
-    url = urlsplit(host if "://" in host else f"ollama://{host}")
-    return fingerprint([url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme, 11434)])[:12]
+    return fingerprint([host.hostname, host.port])[:12]
 
 
 def _described(entry: dict[str, Any]) -> dict[str, Any]:

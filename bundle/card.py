@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from bundle.manifest import Manifest
 from distill.backbone.model import BackboneConfig
 from distill.teacher.licenses import OTHER, License
+from distill.teacher.names import fitting_name
 
 CARD = """\
-{front}# {name}
+{front}# {title}
 
 A small student that dreams before it answers. Its dream is a row of image tokens such as `⟨a ball⟩⟨release⟩⟨falls⟩`,
 (what, action, result) triplets along four lenses; then it answers. Distilled from {teacher}.
@@ -103,7 +104,8 @@ def render_card(
     return CARD.format(
         front=front_matter(license) if source.get("began_as") else "",
         licence=_terms(manifest, license, "LICENSE" in files),
-        name=manifest.name,
+        title=manifest.name,
+        name=fitting_name(manifest.name),
         teacher=teacher,
         folder="" if source.get("importable", True) else FOLDER,
         question=question.replace("\\", "\\\\").replace('"', '\\"'),

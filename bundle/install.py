@@ -1,20 +1,18 @@
 """Put a bundle into Ollama through its HTTP API, and see that it dreams there."""
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
-
-import httpx
-import ollama
+from typing import Any
 
 from bundle.manifest import GGUF, LICENSE, Manifest, check_file, read_manifest
 from bundle.modelfile import license_text
-from distill.errors import BadInput, DistillError, ModelNotFound, TeacherError, TeacherUnavailable
+from distill.address import Address, default_host
+from distill.errors import BadInput, DistillError, ModelNotFound, TeacherError
 from distill.events import Event, Listener, silent
 from distill.teacher.licenses import License
-from distill.teacher.ollama_client import OllamaClient, default_host
+from distill.teacher.names import fitting_name, is_name
+from distill.teacher.ollama_client import OllamaClient
 
 THINKING = "thinking"
 """The capability that Ollama gives a model whose template writes `.Thinking` between two tags."""
@@ -42,22 +40,21 @@ def install(
     """
     manifest = read_manifest(bundle_dir)
     check_file(bundle_dir, manifest, GGUF)
-    name, host = name or manifest.name, host or default_host()
+    name, host = name or manifest.name, Address(host) if host else default_host()
+    if not is_name(name):
+        raise BadInput(f"{name}: Ollama takes no such name for a model; --name {fitting_name(name)} would do")
     if quantize and manifest.dtype not in ("f32", "f16", "bf16"):
         raise BadInput(f"quantize: Ollama can't quantize a {manifest.dtype} file again; export with --dtype f16 first")
     asker = OllamaClient(host, timeout=timeout, retries=2)
-    creator = ollama.Client(host=host, timeout=httpx.Timeout(timeout, connect=min(10.0, timeout)))
     listen(Event("install", "start", f"{name} at {host}"))
     if not manifest.provenance.get("importable", True):
         listen(Event("install", "note", f"from {GGUF}: from the folder's safetensors Ollama would read other tokens"))
     try:
         _check_free(asker, name, host, force)
-        with _in_words(host, timeout):
-            digest = _upload(creator, bundle_dir / GGUF, manifest, listen)
-            _create(creator, name, digest, manifest, quantize, _license(bundle_dir, manifest), listen)
+        digest = _upload(asker, bundle_dir / GGUF, manifest, listen)
+        _create(asker, name, digest, manifest, quantize, _license(bundle_dir, manifest), listen)
         result = {"model": name, "host": host, "quantize": quantize, **_try_out(asker, name, host, manifest)}
     finally:
-        creator.close()
         asker.close()
     listen(Event("install", "done", f"ollama run {name}", data=result))
     return result
@@ -72,34 +69,11 @@ def _check_free(asker: OllamaClient, name: str, host: str, force: bool) -> None:
         raise BadInput(f"{name}: is in Ollama at {host} already; give another --name, or --force to replace it")
 
 
-@contextmanager
-def _in_words(host: str, timeout: float) -> Generator[None]:
-    """What the official client raises, as errors that a user can act on."""
-    try:
-        yield
-    except ollama.ResponseError as error:
-        raise TeacherError(f"{host}: refuses the model ({error.status_code}): {error.error}") from error
-    except httpx.TimeoutException as error:
-        raise TeacherUnavailable(f"{host}: no answer within {timeout:g} s; see the server's log") from error
-    except (ConnectionError, httpx.TransportError) as error:
-        raise TeacherUnavailable(
-            f"{host}: the connection broke ({error or type(error).__name__}); is Ollama running, its disk not full?"
-        ) from error
-
-
-def _upload(creator: ollama.Client, path: Path, manifest: Manifest, listen: Listener) -> str:
-    """Send a file, unless it is there. Asked first: posting what is there makes Ollama drop the connection."""
+def _upload(asker: OllamaClient, path: Path, manifest: Manifest, listen: Listener) -> str:
     entry = manifest.files[GGUF]
     digest, size = f"sha256:{entry['sha256']}", entry["bytes"]
-    # The official client has no call that asks for a blob; this is the transport below all of its calls.
-    request = cast("Callable[..., httpx.Response]", creator._request_raw)  # pyright: ignore[reportPrivateUsage]
-    try:
-        request("HEAD", f"/api/blobs/{digest}")
-    except ollama.ResponseError as error:
-        if error.status_code != 404:
-            raise
-        listen(Event("install", "progress", "uploading", done=0, total=size, unit="B"))
-        creator.create_blob(path)
+    listen(Event("install", "progress", "uploading", done=0, total=size, unit="B"))
+    asker.send_blob(digest, path)
     listen(Event("install", "progress", "uploaded", done=size, total=size, unit="B"))
     return digest
 
@@ -114,7 +88,7 @@ def _license(folder: Path, manifest: Manifest) -> str:
 
 
 def _create(
-    creator: ollama.Client,
+    asker: OllamaClient,
     name: str,
     digest: str,
     manifest: Manifest,
@@ -123,18 +97,18 @@ def _create(
     listen: Listener,
 ) -> None:
     """Ask Ollama to make the model, and tell what it says meanwhile."""
+    told = {"system": manifest.ollama["system"], "license": license, "quantize": quantize}
+    body = {
+        "model": name,
+        "stream": True,
+        "files": {GGUF: digest},
+        "template": manifest.ollama["template"],
+        "parameters": manifest.ollama["parameters"],
+        **{key: value for key, value in told.items() if value},
+    }
     status = ""
-    for progress in creator.create(
-        model=name,
-        files={GGUF: digest},
-        template=manifest.ollama["template"],
-        system=manifest.ollama["system"] or None,
-        parameters=manifest.ollama["parameters"],
-        license=license or None,
-        quantize=quantize,
-        stream=True,
-    ):
-        status = progress.status or ""
+    for progress in asker.lines("/api/create", body):
+        status = str(progress.get("status") or "")
         listen(Event("install", "note", f"Ollama: {status}"))
     if status != "success":
         raise TeacherError(f"{name}: Ollama stopped at {status!r} without an error; see the server's log")

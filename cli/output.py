@@ -12,13 +12,23 @@ from typing import Any
 import click
 
 from cli.progress import shown
+from distill.address import masked
 
 
 def command_line(*args: object) -> str:
     """A `dream` command to paste, called as this one was where the shell wouldn't find it by its name."""
     called = sys.argv[0]
     name = called if Path(called).stem == "dream" and shutil.which("dream") is None else "dream"
-    return shlex.join([name, *map(str, args)])
+    return shlex.join([name, *(masked(str(arg)) for arg in args)])
+
+
+def install_lines(run: Path, name: str) -> tuple[str, str]:
+    """The command that puts the student of a run into Ollama, and the one that talks to it there."""
+    from distill.teacher.names import fitting_name
+
+    fitting = fitting_name(name)
+    named = () if fitting == name else ("--name", fitting)
+    return command_line("install", run, *named), f"ollama run {shlex.quote(fitting)}"
 
 
 def emit_json(value: Any) -> None:

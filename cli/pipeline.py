@@ -1,12 +1,11 @@
 """All stages in order, and what is shown at the end."""
 
 import json
-import shlex
 import time
 from collections.abc import Callable
 from typing import Any
 
-from cli.output import command_line, table
+from cli.output import command_line, install_lines, table
 from cli.progress import Progress, duration
 from cli.stages import STAGES, StageResult, headline, run_stage
 from distill.errors import BadInput, CorruptFile
@@ -86,7 +85,7 @@ def report(run: Run, evaluated: bool = True) -> str:
             f"Bundle: {run.bundle} (all stages took {duration(seconds)})",
             f"Next:   {command_line('chat', run.path)}",
             f"        {command_line('watch', run.path)} 'What happens when you drop a ball?'",
-            f"        {command_line('install', run.path)} && ollama run {shlex.quote(run.name)}",
+            f"        {' && '.join(install_lines(run.path, run.name))}",
         ]
     )
 

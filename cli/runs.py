@@ -73,11 +73,7 @@ def open_run(
     if exists and not (config or overrides or flags):
         return Run.open(path)
     base = Run.open(path).settings if exists else Settings()
-    settings = load_settings(config, overrides, base=base)
-    for key, value in flags.items():
-        section, _, name = key.partition(".")
-        assert hasattr(getattr(settings, section), name), key
-        setattr(getattr(settings, section), name, value)
+    settings = load_settings(config, overrides, base, flags)
     if "train.steps" in flags and "train.minutes" not in flags:
         settings.train.minutes = 0.0  # which would win over steps
     make_absolute(settings, base)

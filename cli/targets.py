@@ -82,9 +82,11 @@ def _parts(listed: str) -> list[str]:
 
 
 def _all_different(spec: str, targets: "Sequence[Target]") -> None:
+    from distill.teacher.names import name_key
+
     known: dict[object, str] = {}
     for target in targets:
-        key = (target.model, target.host) if target.path is None else target.path.resolve()
+        key = (name_key(target.model), target.host) if target.path is None else target.path.resolve()
         if key in known:
             twice = target.spec if known[key] == target.spec else f"{known[key]} and {target.spec} are one target: it"
             raise BadInput(f"{spec}: {twice} is named twice; name each training of a system once")
@@ -117,6 +119,7 @@ def exam_for(
     --prompts N asks the first N of them; without it their `evaluate.prompts` says how many. Raises BadInput, also for a
     setting that no evaluation reads.
     """
+    from cli.progress import Progress
     from distill.config import Settings, load_settings
     from distill.corpus.prompts import load_prompts
     from distill.exam.questions import exam_of_prompts, load_exam
@@ -131,7 +134,7 @@ def exam_for(
             raise BadInput(f"--prompts {prompts}: is no number of prompts; give 1 or more, or a file")
         if on is not None:
             raise BadInput(f"--on {on} and --prompts {prompts}: choose one (a number of prompts goes with --on)")
-        load_prompts([prompts], 0.0)  # whether there is such a file is to be known first
+        load_prompts([prompts], 0.0, listen=Progress())  # whether there is such a file is to be known first
         if out is None:
             raise BadInput(f"--prompts {prompts}: says no place for the results; give one with --out FOLDER")
         settings = load_settings(config, list(overrides), base=Settings())

@@ -1,14 +1,20 @@
 """Every setting, its default and its meaning, in one tree. Nothing else in the project holds a default.
 
-`load_settings` merges, later wins: these defaults, a YAML file, `key=value` overrides. OmegaConf checks types
-and refuses unknown keys.
+`load_settings` merges, later wins: these defaults, a YAML file, `key=value` overrides. Types are checked, and unknown
+keys refused.
 """
 
-from dataclasses import dataclass, field
+import copy
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
+from distill.address import Address, masked
 from distill.errors import BadInput
+from distill.written import read_yaml, typed
 
 
 @dataclass
@@ -20,8 +26,8 @@ class TeacherSettings:
     weights: str = ""
     """A GGUF, or a folder of safetensors, that the teacher is: a student begins with it; empty: the embedded teacher's
     own, or the file that Ollama names, where it runs on this machine."""
-    hosts: list[str] = field(default_factory=list[str])
-    """Ollama servers to share the work; empty: $OLLAMA_HOST or the default address."""
+    hosts: list[Address] = field(default_factory=list[Address])
+    """Ollama servers to share the work; empty: $OLLAMA_HOST or the default address. Passwords in them aren't kept."""
     timeout: float = 300.0
     """Seconds that one request may take, queueing included."""
     context: int = 0
@@ -275,44 +281,102 @@ def shipped(name: str) -> Path | None:
 
 
 def load_settings(
-    file: Path | None = None, overrides: list[str] | None = None, base: Settings | None = None
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    base: Settings | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """`base` (the defaults), then `file` (YAML), then `overrides` such as "train.lr=3e-4". Raises BadInput."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    """`base` (the defaults), then `file` (YAML), `overrides` such as "train.lr=3e-4", `values` by dotted name.
 
-    tree = OmegaConf.structured(Settings() if base is None else base)
-    source = str(file)
+    Text is taken as it is written: after the = of an override all of it, in a file the scalar, whatever YAML would
+    make of it. Raises BadInput.
+    """
+    settings = copy.deepcopy(base) if base is not None else Settings()
+    if file is not None:
+        change(settings, _content(file), str(file))
+    for override in overrides:
+        source = f"--set {masked(override).splitlines()[0] if override else override}"
+        key, given, text = override.partition("=")
+        if not given:
+            raise BadInput(f"{source}: write it as section.key=value, for example train.lr=3e-4")
+        key = key.strip()
+        as_text = isinstance(kind := kind_of(key), type) and issubclass(kind, str)
+        change(settings, {key: text if as_text else read_yaml(text, source)}, source)
+    change(settings, values or {}, "settings")
+    check_ranges(settings)
+    return settings
+
+
+def _content(file: Path) -> Any:
     try:
-        if file is not None:
-            tree = OmegaConf.merge(tree, OmegaConf.load(file))
-        for override in overrides or []:
-            source = f"--set {override}"
-            if "=" not in override:
-                raise BadInput(f"{source}: write it as section.key=value, for example train.lr=3e-4")
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist([override]))
-        settings = cast(Settings, OmegaConf.to_object(tree))
-        _check_ranges(tree)
-        return settings
+        content = read_yaml(file.read_text(encoding="utf-8-sig"), str(file))
     except FileNotFoundError as error:
         raise BadInput(f"{file}: no such settings file") from error
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"{source}: {reason} (configs/default.yaml lists every setting)") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise BadInput(f"{file}: can't be read: {reason}") from error
+    if not isinstance(content, dict | None):
+        raise BadInput(f"{file}: should hold settings, such as train: {{lr: 1e-3}}")
+    return content or {}
 
 
-def _check_ranges(tree: Any) -> None:
-    from omegaconf import OmegaConf
+def change(settings: Settings, values: Mapping[str, Any], source: str, within: str = "") -> None:
+    """Set settings by dotted name, or whole sections; a text is read as the setting's type. Raises BadInput."""
+    for key, value in values.items():
+        name = f"{within}{key}"
+        kind, (section, _, last) = kind_of(name), name.rpartition(".")
+        if is_dataclass(kind) and isinstance(value, Mapping | None):  # None: a section of which all is commented out
+            change(settings, cast("Mapping[str, Any]", value or {}), source, f"{name}.")
+            continue
+        try:
+            if kind is None:
+                near = difflib.get_close_matches(last, _fields(kind_of(section) if section else Settings), n=1)
+                raise BadInput(f"no such setting{f'. Did you mean: {near[0]!r}?' if near else ''}")
+            if is_dataclass(kind):
+                raise BadInput(f"{value!r}: it is a section; write {name}.SETTING: VALUE")
+            setattr(attrgetter(section)(settings) if section else settings, last, typed(kind, value))
+        except (ValueError, BadInput) as error:
+            raise BadInput(f"{source}: {name}: {error} (`dream settings` lists every setting)") from error
 
+
+def _fields(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind) if is_dataclass(kind) else {}
+
+
+def kind_of(name: str) -> Any:
+    """The type of the setting of that dotted name, None where there is none."""
+    kind: Any = Settings
+    for part in name.split("."):
+        kind = _fields(kind).get(part)
+    return kind
+
+
+def check_ranges(settings: Settings) -> None:
+    """Raises BadInput for what is below LEAST."""
     for name, least in LEAST.items():
-        value = OmegaConf.select(tree, name)
+        value = attrgetter(name)(settings)
         if value < least:
             raise BadInput(f"{name}={value}: must be at least {least}")
 
 
 def settings_yaml(settings: Settings) -> str:
-    """The tree as YAML, every key written out."""
-    from omegaconf import OmegaConf
+    """The tree as YAML, every key written out. What `load_settings` reads of it is the same."""
+    import yaml
 
-    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+    class Dumper(yaml.SafeDumper):
+        """Texts in the quotes that keep their line breaks (YAML takes U+0085 for another one)."""
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        style = None if value.isprintable() else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_multi_representer(str, text)
+    Dumper.add_representer(str, text)
+    return yaml.dump(
+        asdict(settings),
+        Dumper=Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
+        width=float("inf"),
+    )

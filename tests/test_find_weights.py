@@ -15,13 +15,14 @@ from support.small_student import small_model, small_tokenizer
 
 from bundle.gguf import write_gguf
 from cli.main import main
+from distill.address import Address
 from distill.config import CaptureSettings, Settings, TeacherSettings
 from distill.corpus.capture import capture
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event
 from distill.run import Run, sha256_file
 from distill.teacher.embedded import EmbeddedTeacher
-from distill.teacher.find_weights import find_weights, is_this_machine, license_of
+from distill.teacher.find_weights import find_weights, license_of
 from distill.teacher.gguf_tokenizer import read_tokenizer
 from distill.teacher.licenses import License
 from distill.teacher.ollama import OllamaTeacher
@@ -171,7 +172,7 @@ def test_the_recorded_modelfile_names_the_blob() -> None:
     ],
 )
 def test_loopback_is_this_machine(host: str, here: bool) -> None:
-    assert is_this_machine(host) == here
+    assert Address(host).is_loopback == here
 
 
 # Given weights.

@@ -38,12 +38,14 @@ LAYERS = (
 )
 BASE = (
     "distill",
+    "distill.address",
     "distill.config",
     "distill.documented",
     "distill.errors",
     "distill.events",
     "distill.run",
     "distill.stopping",
+    "distill.written",
 )
 MAX_LINES = 400
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import setting, stage_options
-from cli.output import command_line
+from cli.output import command_line, install_lines
 from cli.stages import stage_command
 
 if TYPE_CHECKING:
@@ -28,4 +28,4 @@ def export(run: "Run", force: bool, as_json: bool, quiet: bool) -> None:
     """
     stage_command(run, "export", force, as_json, quiet)
     if not as_json:
-        click.echo(f"\n{run.bundle}\nNext: {command_line('chat', run.path)}, or {command_line('install', run.path)}")
+        click.echo(f"\n{run.bundle}\nNext: {command_line('chat', run.path)}, or {install_lines(run.path, run.name)[0]}")

@@ -1,5 +1,6 @@
 """`dream install`."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -37,4 +38,4 @@ def install(
         emit_json(result)
     else:
         click.echo(table(facts(result)))
-        click.echo(f"Next: ollama run {result['model']}")
+        click.echo(f"Next: ollama run {shlex.quote(result['model'])}")

@@ -18,11 +18,12 @@ def prompts(names: tuple[str, ...], show: int, as_json: bool) -> None:
       dream prompts
       dream prompts my-prompts.yaml --show 10
     """
+    from cli.progress import Progress
     from distill.config import CaptureSettings
     from distill.corpus.prompts import load_prompts, prompt_sets
 
     share = CaptureSettings().held_out
-    found = {name: load_prompts([name], share) for name in names or prompt_sets()}
+    found = {name: load_prompts([name], share, listen=Progress()) for name in names or prompt_sets()}
     some = load_prompts(list(found), share, show) if show else []
     if as_json:
         sets = {

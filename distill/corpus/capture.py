@@ -112,7 +112,7 @@ def capture(
 
         return capture_dataset(run, listen, force)
     _check(settings)
-    prompts = load_prompts(settings.prompts, settings.held_out, settings.limit)
+    prompts = load_prompts(settings.prompts, settings.held_out, settings.limit, listen)
     teacher = run.settings.teacher
     depends = {
         **{name: value for name, value in asdict(settings).items() if not name.startswith("dataset")},

@@ -25,6 +25,8 @@ from typing import Any, cast
 import yaml
 
 from distill.errors import BadInput
+from distill.events import Event, Listener, silent
+from distill.written import compose, whole
 
 SUFFIXES = (".txt", ".jsonl", ".yaml", ".yml")
 _SLOT = re.compile(r"\{([^{}]*)\}")
@@ -56,12 +58,13 @@ def prompt_sets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_prompts(names: Iterable[str], held_out: float, limit: int = 0) -> list[Prompt]:
+def load_prompts(names: Iterable[str], held_out: float, limit: int = 0, listen: Listener = silent) -> list[Prompt]:
     """All prompts of some sets and files, each once, in the order in which they first occur.
 
     With a `limit`, prompts spread evenly over all of them, with the same share of held-out ones (at least one of
     each kind where there is one). A larger limit keeps what a smaller one chose.
-    Raises BadInput, naming file and line, for whatever can't be read, and where nothing is left to ask.
+    `listen` is told of comments. Raises BadInput, naming file and line, for whatever can't be read, and where
+    nothing is left to ask.
     """
     if not 0 <= held_out < 1:
         raise BadInput(f"capture.held_out={held_out}: must be a share, at least 0 and below 1")
@@ -71,7 +74,7 @@ def load_prompts(names: Iterable[str], held_out: float, limit: int = 0) -> list[
     for name in names:
         path = _resolve(name)
         empty = True
-        for text in read_prompts(path):
+        for text in read_prompts(path, listen):
             empty = False
             found.setdefault(text, Prompt(text, name, is_held_out(text, held_out)))
         if empty:
@@ -81,7 +84,7 @@ def load_prompts(names: Iterable[str], held_out: float, limit: int = 0) -> list[
     return _spread(list(found.values()), limit) if 0 < limit < len(found) else list(found.values())
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path, listen: Listener = silent) -> list[str]:
     """The prompts of one file, by its suffix. Raises BadInput naming file and line."""
     try:
         data = path.read_bytes()
@@ -91,13 +94,16 @@ def read_prompts(path: Path) -> list[str]:
         raise BadInput(f"{path}:{line}: is not UTF-8; save the file as UTF-8") from error
     except OSError as error:
         raise BadInput(f"{path}: can't read it: {error.strerror}") from error
-    if path.suffix == ".txt":
-        lines = (line.strip() for line in text.splitlines())
-        return [line for line in lines if line and not line.startswith("#")]
-    if path.suffix == ".jsonl":
-        return list(_jsonl(path, text))
-    if path.suffix in (".yaml", ".yml"):
-        return list(_YamlSet(path).prompts(text))
+    kind = path.suffix.lower()
+    try:
+        if kind == ".txt":
+            return _lines(path, text, listen)
+        if kind == ".jsonl":
+            return list(_jsonl(path, text))
+        if kind in (".yaml", ".yml"):
+            return list(_YamlSet(path).prompts(text))
+    except RecursionError as error:
+        raise BadInput(f"{path}: brackets are nested too deeply for prompts") from error
     raise BadInput(f"{path}: prompts come as {', '.join(SUFFIXES)}, by the file's name")
 
 
@@ -136,8 +142,21 @@ def _spread(prompts: list[Prompt], limit: int) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.text in chosen]
 
 
+def _lines(path: Path, text: str, listen: Listener) -> list[str]:
+    """One prompt a line. Not splitlines(): a prompt may hold U+2028, NEL or a form feed."""
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
+    comments = [number for number, line in enumerate(lines, start=1) if line.startswith("#")]
+    if comments:
+        first = lines[comments[0] - 1]
+        count = f"{len(comments)} lines that begin" if len(comments) > 1 else "a line that begins"
+        message = (
+            f"{path}:{comments[0]}: {count} with # left out ({first[:40]!r}); \\# at its beginning makes it a prompt"
+        )
+        listen(Event("prompts", "note", message))
+    return [line.removeprefix("\\") if line.startswith("\\#") else line for line in lines if line and line[0] != "#"]
+
+
 def _jsonl(path: Path, text: str) -> Iterator[str]:
-    # Not splitlines(): JSON strings may hold U+2028 and the like unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -149,7 +168,10 @@ def _jsonl(path: Path, text: str) -> Iterator[str]:
             value = cast(dict[str, Any], value).get("prompt")
         if not isinstance(value, str) or not value.strip():
             raise BadInput(f'{path}:{number}: write a string or {{"prompt": "a string"}}, not empty')
-        yield value.strip()
+        try:
+            yield whole(value.strip())
+        except ValueError as error:
+            raise BadInput(f"{path}:{number}: {error}") from error
 
 
 class _YamlSet:
@@ -159,13 +181,7 @@ class _YamlSet:
         self.path = path
 
     def prompts(self, text: str) -> Iterator[str]:
-        try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f":{mark.line + 1}" if isinstance(mark, yaml.Mark) else ""
-            reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-            raise BadInput(f"{self.path}{line}: is not YAML: {reason}") from error
+        root = compose(text, str(self.path))
         if root is None:
             return
         parts = self._mapping(root, ("description", "slots", "groups", "prompts"))
@@ -227,7 +243,10 @@ class _YamlSet:
         # The scalar as it is written: `on`, `1.50` and `no` are words here.
         if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
             raise self._error(node, "expected text")
-        return node.value.strip()
+        try:
+            return whole(node.value.strip())
+        except ValueError as error:
+            raise self._error(node, str(error)) from error
 
     def _error(self, node: yaml.Node, problem: str) -> BadInput:
         return BadInput(f"{self.path}:{node.start_mark.line + 1}: {problem}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.address import Address, default_host
 from distill.config import EvaluateSettings
 from distill.errors import DistillError
 from distill.exam.examinees.opening import open_examinee
@@ -25,7 +26,6 @@ from distill.exam.provenance import machine
 from distill.exam.questions import Exam, Question
 from distill.exam.targets import How, Target, device_of
 from distill.run import Run, fingerprint, write_atomic
-from distill.teacher.ollama_client import default_host
 
 VERSION = 1
 """Raised when what is measured, or how, changes."""
@@ -129,7 +129,7 @@ def _plain(target: Target) -> dict[str, Any]:
         "kind": target.kind,
         "path": None if target.path is None else str(target.path.absolute()),
         "model": target.model,
-        "host": target.host,
+        "host": Address(target.host).with_password if target.host else "",
         "run": None if target.run is None else str(target.run.path.absolute()),
     }
 

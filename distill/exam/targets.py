@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from distill.address import Address
 from distill.dream.pretrained import pick_device
 from distill.errors import BadInput
 from distill.run import Run, fingerprint, sha256_file
@@ -108,7 +109,7 @@ def find_target(spec: str, path: Path | None = None, host: str = "") -> Target:
         model = spec.removeprefix("ollama:")
         if not model:
             raise BadInput(f"{spec!r}: names no model; write ollama:NAME (`ollama list` shows the names)")
-        return Target(spec, "ollama", model=model, host=host)
+        return Target(spec, "ollama", model=model, host=Address(host) if host else "")
     if spec.startswith("embedded:"):
         name = spec.removeprefix("embedded:")
         return _gguf(spec, weights.smollm2() if name == "smollm2" else Path(name).expanduser())

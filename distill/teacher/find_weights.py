@@ -1,13 +1,12 @@
 """Where a teacher's own weights lie, for a student to begin with: a GGUF or a folder of safetensors."""
 
 import contextlib
-import ipaddress
 import re
-import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill.address import Address, default_host
 from distill.config import TeacherSettings
 from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener, silent
@@ -117,13 +116,11 @@ def _own(settings: TeacherSettings, answered: TeacherInfo | None, listen: Listen
 
 def _blob(settings: TeacherSettings, model: str, answered: TeacherInfo | None) -> Path:
     """The file that Ollama runs. Its name carries its SHA-256, so it isn't taken anew."""
-    from distill.teacher.ollama_client import default_host
-
-    host = next(filter(is_this_machine, settings.hosts or [default_host()]), None)
+    hosts = [Address(host) for host in settings.hosts] or [default_host()]
+    host = next((host for host in hosts if host.is_loopback), None)
     if host is None:
-        where = (settings.hosts or [default_host()])[0]
         raise BadInput(
-            f"{settings.model}: runs at {where}, where its file can't be read; run it where Ollama runs, "
+            f"{settings.model}: runs at {hosts[0]}, where its file can't be read; run it where Ollama runs, "
             f"or copy the file from there"
         )
     blob = answered.details.get("blob") if answered else None
@@ -161,17 +158,6 @@ def _asked(settings: TeacherSettings, model: str, host: str, answered: TeacherIn
             f"of {answered.digest[:12]}); capture again under another --name"
         )
     return str(now.details.get("blob", ""))
-
-
-def is_this_machine(host: str) -> bool:
-    """Whether an Ollama address, written as $OLLAMA_HOST may be, is this machine's own."""
-    host = host.strip().strip("\"'")
-    name = urllib.parse.urlsplit(host if "://" in host else f"//{host}").hostname or "127.0.0.1"
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return name == "localhost"
-    return address.is_loopback or address.is_unspecified
 
 
 # Whose they are.

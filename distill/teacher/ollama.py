@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.address import Address, default_host
 from distill.config import TeacherSettings
 from distill.errors import ModelNotFound, TeacherError
 from distill.events import Event, Listener, silent
@@ -16,7 +17,8 @@ from distill.run import fingerprint
 from distill.teacher.gguf_file import shape_of
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.licenses import License
-from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, blob_of, default_host, version_tuple
+from distill.teacher.names import name_key
+from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, blob_of, version_tuple
 from distill.teacher.protocol import (
     HALF,
     MAX_TOP_LOGPROBS,
@@ -67,10 +69,10 @@ class OllamaTeacher:
         listen: Listener = silent,
     ) -> None:
         self.model = model
-        self.host = host
+        self.host = Address(host)
         self._context = context
         self._listen = listen
-        self._client = OllamaClient(host, timeout=timeout, retries=retries, backoff=backoff, alone=alone)
+        self._client = OllamaClient(self.host, timeout=timeout, retries=retries, backoff=backoff, alone=alone)
         self._lock = threading.Lock()
         self._info: TeacherInfo | None = None
         self._show: dict[str, Any] | None = None
@@ -94,7 +96,7 @@ class OllamaTeacher:
     def _ask_who(self) -> TeacherInfo:
         version = self._client.version()
         installed = {str(entry["name"]): entry for entry in self._client.models()}
-        entry = installed.get(self.model) or installed.get(f"{self.model}:latest")
+        entry = next((installed[name] for name in installed if name_key(name) == name_key(self.model)), None)
         if entry is None:
             near = difflib.get_close_matches(self.model, installed, n=3, cutoff=0.4) or sorted(installed)[:5]
             having = f"installed there: {', '.join(near)}" if near else "nothing is installed there"

@@ -1,20 +1,20 @@
-"""One Ollama server through its official client: time-outs, retries, and errors said in our words."""
+"""One Ollama server over HTTP: time-outs, retries, and errors said in our words."""
 
 import contextlib
 import json
-import os
 import random
 import re
 import time
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, cast
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, Self, cast
 
 import httpx
-import ollama
 
+from distill.address import Address
 from distill.errors import AnswerBroken, ModelNotFound, PromptRefused, TeacherError, TeacherUnavailable
+from distill.teacher.connection import open_client, proxy_of
 
-DEFAULT_HOST = "http://127.0.0.1:11434"
 LOGPROBS_SINCE = (0, 12, 11)
 """The first Ollama that returns logprobs; older ones ignore the option."""
 
@@ -27,11 +27,6 @@ so a prompt that is too long is refused, and an answer ends (done_reason "length
 LONGEST_WAIT = 30.0
 BYTES_FIELD = re.compile(rb',\s*"bytes":\s*\[[0-9,\s]*\]')
 """Repeats `token` in numbers, half of an answer's size. Inside a JSON string its quotes would be escaped."""
-
-
-def default_host() -> str:
-    """$OLLAMA_HOST, else where Ollama listens by default."""
-    return os.environ.get("OLLAMA_HOST") or DEFAULT_HOST
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
@@ -53,17 +48,13 @@ class OllamaClient:
     def __init__(
         self, host: str, *, timeout: float = 300.0, retries: int = 5, backoff: float = 0.5, alone: bool = True
     ) -> None:
-        self.host = host
+        """Raises BadInput for what is no address, and for a proxy or a certificate in its way that can't be used."""
+        self.host = Address(host)
         self.timeout = timeout
         self.retries = retries
         self.backoff = backoff
         self.alone = alone
-        # Connecting takes no time where a server is; an answer may queue for long.
-        self._client = ollama.Client(
-            host=host,
-            timeout=httpx.Timeout(timeout, connect=min(10.0, timeout)),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
-        )
+        self._client = open_client(self.host, timeout)
 
     def version(self) -> str:
         with self.reading("/api/version"):
@@ -100,51 +91,70 @@ class OllamaClient:
             raise AnswerBroken(f"{self.host}: breaks off {path} before its end; see the server's log")
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The values of a streamed answer, each as it comes. Tried once: whoever measures must not count a wait.
-
-        The time-out holds between two of them. Raises as `post` does, and where the answer breaks off.
-        """
-        client = cast(httpx.Client, self._client._client)  # pyright: ignore[reportPrivateUsage]
+        """The values of a streamed answer, each as it comes. Raises as `lines` does, and where it breaks off."""
         last: dict[str, Any] = {}
+        for last in self.lines(path, {**_asking(path, body), "stream": True}):
+            yield last
+        self._check_end(path, last)
+
+    def lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """JSON objects, one a line, each as it comes. Tried once: whoever measures must not count a wait.
+
+        The time-out holds between two of them. Raises as `post` does.
+        """
         try:
-            with client.stream("POST", path, json={**_asking(path, body), "stream": True}) as answer:
-                if answer.status_code >= 400:
+            with self._client.stream("POST", path, json=body) as answer:
+                if answer.is_error:
                     answer.read()
-                    raise self._refusal(ollama.ResponseError(answer.text, answer.status_code), path)
+                    raise self._refusal(answer, path)
                 for line in filter(None, answer.iter_lines()):
-                    last = _object(line)
-                    if "error" in last:
-                        raise TeacherError(f"{self.host}: breaks off {path}: {last['error']}; see the server's log")
-                    yield last
-        except (ConnectionError, httpx.TransportError) as error:
+                    value = _object(line)
+                    if "error" in value:
+                        raise TeacherError(f"{self.host}: breaks off {path}: {value['error']}; see the server's log")
+                    yield value
+        except httpx.RequestError as error:
             raise self._silent(error) from error
         except NO_JSON as error:
             raise self._no_json(path) from error
-        self._check_end(path, last)
+
+    def send_blob(self, digest: str, file: Path) -> bool:
+        """Have the server hold a file, named by its SHA-256. False: it does already. Raises as `post` does.
+
+        Asked first: posting what is there makes Ollama drop the connection.
+        """
+        path = f"/api/blobs/{digest}"
+        try:
+            answer = self._client.head(path)
+            if there := answer.is_success:
+                return not there
+            with file.open("rb") as content:
+                answer = self._client.post(path, content=content)
+        except httpx.RequestError as error:
+            raise self._silent(error) from error
+        if answer.is_error:
+            raise self._refusal(answer, path)
+        return True
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None, *, retries: int) -> dict[str, Any]:
-        # The client's typed calls build a pydantic object for each of 20 alternatives a token, which costs as
-        # much again as reading the JSON; its transport is the same below them.
-        request: Callable[..., httpx.Response] = self._client._request_raw  # pyright: ignore[reportPrivateUsage]
         problem: TeacherError | None = None
         for attempt in range(retries + 1):
             if attempt:
                 time.sleep(min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
             try:
-                answer = request(method, path, json=body) if body is not None else request(method, path)
-                return _object(BYTES_FIELD.sub(b"", answer.content))
-            except (ConnectionError, httpx.TransportError) as error:
+                answer = self._client.request(method, path, json=body)
+                if not answer.is_error:
+                    return _object(BYTES_FIELD.sub(b"", answer.content))
+                if not _can_pass(answer):
+                    raise self._refusal(answer, path)
+                problem = TeacherError(
+                    f"{self.host}: answers {answer.status_code} to {path} ({_reason(answer)}) after {attempt + 1} "
+                    "tries; see the server's log"
+                )
+                if not self.alone and not _is_busy(answer):
+                    raise problem
+            except httpx.RequestError as error:
                 problem = self._silent(error)
                 if not self.alone:
-                    raise problem from error
-            except ollama.ResponseError as error:
-                if not _can_pass(error):
-                    raise self._refusal(error, path) from error
-                problem = TeacherError(
-                    f"{self.host}: answers {error.status_code} to {path} ({error.error}) after {attempt + 1} tries; "
-                    "see the server's log"
-                )
-                if not self.alone and not _is_busy(error):
                     raise problem from error
             except NO_JSON as error:
                 raise self._no_json(path) from error
@@ -155,22 +165,38 @@ class OllamaClient:
         return TeacherError(f"{self.host}: answers {path} with something that is no JSON; is it Ollama?")
 
     def _silent(self, error: Exception) -> TeacherUnavailable:
+        proxy = proxy_of(self.host)
+        through = f" through {proxy.told}" if proxy else ""
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
             return TeacherUnavailable(
-                f"{self.host}: no answer within {self.timeout:g} s; raise teacher.timeout, or ask for fewer tokens"
+                f"{self.host}: no answer{through} within {self.timeout:g} s; raise teacher.timeout, or ask for fewer "
+                "tokens"
+            )
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return TeacherUnavailable(
+                f"{self.host}: its certificate isn't believed{through}; name the file of its authority in SSL_CERT_FILE"
             )
         return TeacherUnavailable(
-            f"{self.host}: no Ollama answers there; start it with `ollama serve`, or give its address with --host"
+            f"{self.host}: no Ollama answers there{through}; start it with `ollama serve`, or give its address with "
+            "--host"
         )
 
-    def _refusal(self, error: ollama.ResponseError, path: str) -> TeacherError:
-        if error.status_code == 404 and "not found" in error.error:
-            return ModelNotFound(f"{self.host}: {error.error}; `ollama list` shows what is installed")
-        kind = PromptRefused if path in ANSWERS and error.status_code in (400, 413) else TeacherError
-        return kind(f"{self.host}: refuses {path} ({error.status_code}): {error.error}{_remedy(error)}")
+    def _refusal(self, answer: httpx.Response, path: str) -> TeacherError:
+        reason = _reason(answer)
+        if answer.status_code == 404 and "not found" in reason:
+            return ModelNotFound(f"{self.host}: {reason}; `ollama list` shows what is installed")
+        kind = PromptRefused if path in ANSWERS and answer.status_code in (400, 413) else TeacherError
+        remedy = "; shorten it, or raise teacher.context" if "context" in reason.lower() else ""
+        return kind(f"{self.host}: refuses {path} ({answer.status_code}): {reason}{remedy}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        cast(httpx.Client, self._client._client).close()  # pyright: ignore[reportPrivateUsage]
+        self._client.close()
 
 
 def blob_of(modelfile: str) -> str:
@@ -181,6 +207,23 @@ def blob_of(modelfile: str) -> str:
     if at is None or "".join(lines[at + 1 : at + 2]).startswith("ADAPTER "):
         return ""
     return lines[at].removeprefix("FROM ").strip().strip('"')
+
+
+def _reason(answer: httpx.Response) -> str:
+    """What a refusal says, on one line."""
+    try:
+        text = str(answer.json()["error"])
+    except (ValueError, RecursionError, KeyError, TypeError):
+        text = answer.text
+    return " ".join(text.split())[:400] or answer.reason_phrase
+
+
+def _is_busy(answer: httpx.Response) -> bool:
+    return answer.status_code in (429, 503) or "loading" in _reason(answer).lower()
+
+
+def _can_pass(answer: httpx.Response) -> bool:
+    return _is_busy(answer) or (answer.status_code >= 500 and answer.status_code != 501)
 
 
 NO_JSON = (ValueError, TypeError, RecursionError)
@@ -197,15 +240,3 @@ def _object(line: str | bytes) -> dict[str, Any]:
 
 def _asking(path: str, body: dict[str, Any]) -> dict[str, Any]:
     return {**WHOLE, **body} if path in ANSWERS else body
-
-
-def _remedy(error: ollama.ResponseError) -> str:
-    return "; shorten it, or raise teacher.context" if "context" in error.error.lower() else ""
-
-
-def _is_busy(error: ollama.ResponseError) -> bool:
-    return error.status_code in (429, 503) or "loading" in error.error.lower()
-
-
-def _can_pass(error: ollama.ResponseError) -> bool:
-    return _is_busy(error) or (error.status_code >= 500 and error.status_code != 501)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+from distill.address import default_host
 from distill.errors import AnswerBroken, PromptRefused
 from distill.exam.examinees.common import STORED, engine_seed, without_thought
 from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
@@ -13,8 +14,9 @@ from distill.exam.metrics.speech import Form, is_clean, is_printed_dream, is_who
 from distill.exam.questions import Question
 from distill.exam.targets import How, Target
 from distill.mining.triplets import Triplet
+from distill.teacher.names import name_key
 from distill.teacher.ollama import OllamaTeacher
-from distill.teacher.ollama_client import OllamaClient, default_host
+from distill.teacher.ollama_client import OllamaClient
 
 IN_FLIGHT = 4
 """Requests sent at once: a server works on as many as OLLAMA_NUM_PARALLEL allows, the others queue."""
@@ -123,9 +125,8 @@ class OllamaExaminee:
     def loaded_bytes(self) -> int | None:
         """Memory that the loaded model takes, as the server tells it."""
         running = cast("list[dict[str, Any]]", self._client.get("/api/ps").get("models") or [])
-        found = (entry for entry in running if self.model in (entry.get("name"), entry.get("model")))
-        mine = next(found, None) or next((e for e in running if str(e.get("name")) == f"{self.model}:latest"), {})
-        return _number(mine.get("size"))
+        found = (entry for entry in running if name_key(str(entry.get("name"))) == name_key(self.model))
+        return _number(next(found, {}).get("size"))
 
     def labels(self, triplets: Sequence[Triplet]) -> list[str] | None:
         return None
