@@ -137,7 +137,8 @@ def _forgive() -> None:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    click.echo(message, err=True)
+    """Say it, an error in one line whatever it quotes, and end."""
+    click.echo(" ".join(message.splitlines()) if message.startswith("Error") else message, err=True)
     sys.exit(code)
 
 
@@ -151,8 +152,23 @@ def _interrupted(args: list[str], code: int) -> NoReturn:
     _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here." if resumes else "\nStopped.", code)
 
 
+def _open_closed() -> None:
+    """Where a standard stream is closed (`dream … >&-`), let it lead nowhere: the next file opened would be taken for
+    it, and what libraries print would be written there."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: PTH123, SIM115
+            if name == "stdout":
+                click.echo("warning: stdout is closed; what would be printed there is lost", err=True)
+
+
 def main(args: list[str] | None = None) -> NoReturn:
     """Entry point. User errors are one line and exit 1, usage errors exit 2; a bug keeps its traceback."""
+    _open_closed()
     _forgive()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported
@@ -182,6 +198,12 @@ def _main(args: list[str]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _fail(
+                f"Error: {str(error.filename)[:60]}…: the name is too long for this file system; choose a shorter one"
+            )
+        if error.errno in (errno.EBADF, errno.EIO) and error.filename is None:
+            _fail("Error: stdout can't be written; say where it goes, as in `dream … > FILE`")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail(f"Error: {error.filename or 'disk'}: no space left; free some and run the same command again")

@@ -45,6 +45,8 @@ class RunName(click.ParamType[Path]):
             return value
         if not value.strip():
             self.fail("the name is empty", param, ctx)
+        if any(not character.isprintable() for character in value):
+            raise BadInput(f"{value!r}: the name of a run holds no line breaks or other control characters")
         return resolve(value, runs_dir(ctx or click.get_current_context()))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -7,6 +7,7 @@ question is *selected*, and only that is read by later stages.
 
 import hashlib
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Generator, Iterator, Mapping
@@ -87,6 +88,8 @@ class TraceStore:
         with self._errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             mode = "ro" if readonly else "rwc"
+            if readonly and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
+                mode += "&immutable=1"  # SQLite would make files beside it, and nobody can be writing
             self._db = sqlite3.connect(
                 f"{path.resolve().as_uri()}?mode={mode}",
                 uri=True,

@@ -109,7 +109,7 @@ def _certificates(needed: bool, file: str, folder: str, log: str) -> ssl.SSLCont
     except OSError as error:  # ssl.SSLError is one
         if not needed:
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        given = ", ".join(
-            f"{name}={value}" for name, value in zip(CERTIFICATES, (file, folder, log), strict=True) if value
-        )
-        raise BadInput(f"{given}: can't be used ({error.strerror or error}); mend it, or unset it") from error
+        variable, value = ("SSLKEYLOGFILE", log) if error.filename else ("SSL_CERT_FILE", file)
+        raise BadInput(
+            f"{variable}={value}: can't be used ({error.strerror or error}); mend it, or unset it"
+        ) from error
