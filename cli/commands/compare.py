@@ -107,6 +107,7 @@ def _measure(
     targets = [target for each in systems.values() for target in each]
     exam, settings = exam_for(targets, on, prompts, out, overrides)
     folder = out or _folder(exam, list(systems), prompts)
+    hosts = [Address(host)] if host else list(settings.teacher.hosts)
     who = TeacherSettings(model=judge, hosts=hosts) if judge else None
     with Progress(quiet) as listen:
         results = perform(

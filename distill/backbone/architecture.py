@@ -191,6 +191,8 @@ class BackboneConfig:
         A model that looks back through a window only is read with a context of at most that window, within which it
         sees everything.
         """
+        if not isinstance(config, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise BadInput(f"{where}: is no JSON object ({{…}}); give a model's own config.json")
         try:
             return cls._from_hf(config)
         except KeyError as error:

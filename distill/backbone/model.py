@@ -233,7 +233,7 @@ def read_config(folder: Path) -> BackboneConfig:
         return BackboneConfig.from_hf(json.loads(path.read_text(encoding="utf-8")), str(path))
     except FileNotFoundError as error:
         raise BadInput(f"{folder}: no config.json; give the folder of a checkpoint") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path}: is not JSON ({error})") from error
 
 

@@ -21,6 +21,7 @@ from distill.backbone.generate import Sampler, batches
 from distill.backbone.model import count_parameters, pad_left
 from distill.dream.pretrained import pick_device
 from distill.errors import BadInput, CorruptFile
+from distill.exam.examinees.common import check_finite
 from distill.exam.examinees.hf_words import HfWords, one_line
 from distill.exam.examinees.native import TOGETHER
 from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
@@ -50,6 +51,7 @@ class TransformersExaminee:
         self.how, folder = how, target.path
         files = _safetensors(folder)
         self.model: Any = _load(folder).to(pick_device(how.device))
+        check_finite(self.model, folder)
         config: Any = self.model.config.get_text_config()
         self.vocabulary, context = int(config.vocab_size), getattr(config, "max_position_embeddings", None)
         self.words = HfWords(folder, how.vocabulary, _ends(self.model))

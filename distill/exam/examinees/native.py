@@ -13,6 +13,7 @@ from distill.backbone.model import count_parameters
 from distill.corpus.traces import TraceStore
 from distill.dream.pretrained import load_parts, pick_device
 from distill.errors import TeacherError
+from distill.exam.examinees.common import check_finite
 from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
 from distill.exam.metrics.likelihood import SoftTargets, soft_targets
 from distill.exam.metrics.speech import Letters
@@ -72,6 +73,7 @@ class NativeExaminee:
         assert target.path is not None
         self.target, self.how, folder = target, how, target.path
         parts = load_parts(folder, pick_device(how.device))
+        check_finite(parts.model, folder)
         self.model, self.codebook = parts.model.eval(), parts.codebook
         self.cannot: dict[Ability, str] = {}
         self._asked_before: dict[str, tuple[Question, Asked]] = {}
