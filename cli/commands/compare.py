@@ -97,6 +97,7 @@ def _measure(
     force: bool,
     quiet: bool,
 ) -> tuple[dict[str, Any], Path]:
+    from distill.address import Address
     from distill.config import TeacherSettings
     from distill.exam.examine import dream_tokens_of
     from distill.report.compare import compare as perform
