@@ -8,13 +8,14 @@ import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from distill.address import Address, masked
 from distill.errors import BadInput
-from distill.written import read_yaml, typed
+from distill.written import dump_yaml, read_yaml, typed
 
 
 @dataclass
@@ -339,6 +340,7 @@ def change(settings: Settings, values: Mapping[str, Any], source: str, within: s
             raise BadInput(f"{source}: {name}: {error} (`dream settings` lists every setting)") from error
 
 
+@cache
 def _fields(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind) if is_dataclass(kind) else {}
 
@@ -361,22 +363,4 @@ def check_ranges(settings: Settings) -> None:
 
 def settings_yaml(settings: Settings) -> str:
     """The tree as YAML, every key written out. What `load_settings` reads of it is the same."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        """Texts in the quotes that keep their line breaks (YAML takes U+0085 for another one)."""
-
-    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        style = None if value.isprintable() else '"'
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-    Dumper.add_multi_representer(str, text)
-    Dumper.add_representer(str, text)
-    return yaml.dump(
-        asdict(settings),
-        Dumper=Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=False,
-        width=float("inf"),
-    )
+    return dump_yaml(asdict(settings))

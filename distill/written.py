@@ -64,6 +64,23 @@ def _plain(node: Any, where: str) -> Any:
     return None if node.tag == "tag:yaml.org,2002:null" else node.value
 
 
+def dump_yaml(value: Any) -> str:
+    """Mappings, lists and scalars as YAML that `read_yaml`, and any other reader, takes for the same."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Texts that are no plain line in the quotes that keep them: YAML takes U+0085 for a line break."""
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
+
+    Dumper.add_representer(str, text)
+    Dumper.add_multi_representer(str, text)
+    return yaml.dump(
+        value, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=float("inf")
+    )
+
+
 def typed(kind: Any, value: Any) -> Any:
     """A value, or the text that somebody wrote for it, as the type has it.
 
