@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.fake_ollama import replay
 
 from cli import main as entry
 from cli.main import COMMANDS, dream
 from cli.options import as_text
-from cli.output import command_line, emit_json, facts, table
+from cli.output import command_line, emit_json, facts, install_lines, table
 from cli.progress import Progress, duration, shown
 from cli.repl import Chat, Piece, converse, show
 from cli.runs import resolve
@@ -374,6 +375,84 @@ def test_status_says_what_is_stale_and_why(call, folder: Path) -> None:
     assert states()["mine"] == ("stale", ["an earlier stage has run again"])
     change("teacher.model=ollama:other")
     assert states()["capture"] == ("stale", ["teacher.model was 'embedded:smollm2', is 'ollama:other'"])
+
+
+# Environments.
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"NO_PROXY": "localhost,127.0.0.0/8,::1/128"},
+        {"ALL_PROXY": "socks://127.0.0.1:7890"},
+        {"ALL_PROXY": "socks5h://127.0.0.1:7890"},
+        {"HTTP_PROXY": "bad:proxy:url"},
+        {"HTTP_PROXY": "http://127.0.0.1:9", "SSL_CERT_FILE": "/nowhere"},
+        {"OLLAMA_HOST": "localhost:abc"},
+        {"OLLAMA_HOST": "::1"},
+    ],
+)
+def test_no_variable_matters_to_a_server_that_is_named(
+    call, folder: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with replay() as server:
+        code, out, err = call("teachers", "--host", server.url)
+    assert (code, err) == (0, "")
+    assert "ollama:smollm2:135m" in out
+    assert call("doctor", "--json")[0] == 0  # Ollama is looked for at the default address, and not needed
+
+
+def test_a_bad_address_in_the_environment_is_one_line(call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "me:secret@localhost:abc")
+    (folder / "plain.txt").write_text("Why?")
+    code, _, err = call("capture", "r", "--teacher", "ollama:m", "--prompts", "plain.txt")
+    assert code == 1
+    assert "OLLAMA_HOST='me:***@localhost:abc': is no server's address: 'abc' is no port" in one_line(err)
+    assert "'abc' is no port" in call("doctor")[1] + call("teachers")[1]
+    with replay() as server:
+        monkeypatch.setenv("OLLAMA_HOST", f' "{server.url.removeprefix("http://")}" ')
+        assert "ollama:smollm2:135m" in call("teachers")[1]
+
+
+def test_a_password_is_told_nowhere(call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = "http://me:secret@127.0.0.1:9"
+    monkeypatch.setattr(Run, "working", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+    (folder / "plain.txt").write_text("Why?")
+    code, out, err = call("capture", "r", "--teacher", "ollama:m", "--prompts", "plain.txt", "--host", host)
+    assert code == 130
+    assert "--host http://me:***@127.0.0.1:9" in err.replace("'", "")
+    kept = "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+    assert "secret" not in out + err + kept + call("teachers", "--host", host)[1] + call("doctor", "--host", host)[1]
+    code, _, err = call("capture", "r", "--set", f"teacher.hosts=[{host}:x]")
+    assert "secret" not in one_line(err)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1bb", "a" * 300, "a/" * 3000])
+def test_impossible_names_are_one_line(call, folder: Path, name: str) -> None:
+    for command in (["status"], ["chat"], ["capture"], ["run", "--name"]):
+        code, out, err = call(*command, name)
+        assert (code, out) == (1, "")
+        assert len(one_line(err)) < 300
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("end", "code"), [(">&-", 0), ("<&- >&-", 0), ("1</dev/null", 1), (">/dev/full", 1)])
+def test_a_closed_stdout_is_one_line(end: str, code: int) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m cli.main settings {end}"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == code
+    assert done.stderr.count("\n") == 1
+    assert "stdout" in done.stderr or "no space left" in done.stderr
+
+
+def test_advice_on_installing_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert install_lines(Path("runs/x"), "x")[1] == "ollama run x"
+    command, run = install_lines(Path("runs/Mein Schüler!"), "Mein Schüler!")
+    assert command.endswith("install 'runs/Mein Schüler!' --name Mein-Schuler")
+    assert run == "ollama run Mein-Schuler"
 
 
 # Endings.

@@ -370,3 +370,15 @@ def test_the_bench_counts_what_both_read() -> None:
     )
     with pytest.raises(BadInput, match="prompts: 0 answers"):
         bench_score(Stopwatch(), prompts=0)
+
+
+def test_weights_that_are_no_numbers_are_refused(folder: Path, how: How, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][3] = torch.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    write_checksums(broken)
+    with pytest.raises(CorruptFile, match=r"broken: model\.norm\.weight holds NaN or infinity"):
+        open_examinee(find_target(str(broken)), how)

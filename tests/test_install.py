@@ -123,6 +123,13 @@ def test_a_name_is_taken_only_by_force_and_a_blob_sent_once(published: Path, ser
     assert server.asked("/api/create")[-1]["quantize"] == "q8_0"
 
 
+def test_a_name_that_ollama_refuses_is_told_one_that_would_do(published: Path, server: FakeOllama) -> None:
+    with pytest.raises(BadInput, match=r"my run!: Ollama takes no such name for a model; --name my-run would do"):
+        install(published, "my run!", server.url)
+    assert server.requests == []
+    assert install(published, "my-run", server.url)["model"] == "my-run"
+
+
 def test_another_model_of_that_name_is_not_taken_for_the_student(
     published: Path, server: FakeOllama, tokenizer: StudentTokenizer, tmp_path: Path
 ) -> None:

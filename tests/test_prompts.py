@@ -1,13 +1,16 @@
+import contextlib
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.corpus.prompts import evenly, is_held_out, load_prompts, prompt_sets, read_prompts
 from distill.errors import BadInput
+from distill.events import Event
 
 
 def write(path: Path, text: str) -> Path:
@@ -128,6 +131,15 @@ def test_yaml_slots_are_combined_and_words_stay_words(tmp_path: Path):
         ("a.yaml", "prompts:\n  - fine\n  - {a: b}\n", "a.yaml:3: expected text"),
         ("a.yaml", "- a\n- b\n", "a.yaml:1: expected `name: value`"),
         ("a.csv", "x\n", "a.csv: prompts come as .txt"),
+        (
+            "a.jsonl",
+            '"ok?"\n{"prompt": "Why is \\ud83d here?"}\n',
+            "a.jsonl:2: holds \\ud83d, half of a surrogate pair",
+        ),
+        ("a.yaml", 'prompts: ["Why \\ud83d?"]\n', "a.yaml:1: holds \\ud83d, half of a surrogate pair"),
+        ("a.yaml", 'prompts: ["\\UFFFFFFFF"]\n', "a.yaml: is not YAML"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl: brackets are nested too deeply"),
+        ("a.yaml", "[" * 2000, "a.yaml: is not YAML: brackets are nested too deeply"),
     ],
 )
 def test_errors_name_file_and_line(tmp_path: Path, name: str, text: str, expected: str):
@@ -135,6 +147,49 @@ def test_errors_name_file_and_line(tmp_path: Path, name: str, text: str, expecte
         load_prompts([str(write(tmp_path / name, text))], 0.1)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_lines_end_where_they_end_and_nowhere_else(tmp_path: Path):
+    lines = ["First half\u2028second half of one prompt?", "one\x85two?", "B\x0cC?", "D\x1cE\u2029F\x0bG?"]
+    for end in ("\n", "\r\n", "\r"):
+        file = tmp_path / "a.TXT"
+        file.write_bytes(end.join(lines).encode())
+        assert read_prompts(file) == lines
+    pair = write(tmp_path / "b.YAML", 'prompts: ["Why \\uD83D\\uDE00?"]\n')
+    assert read_prompts(pair) == ["Why \U0001f600?"]
+    assert read_prompts(write(tmp_path / "c.jsonl", '"Why \\ud83d\\ude00?"\r\n')) == ["Why \U0001f600?"]
+
+
+def test_lines_left_out_are_told(tmp_path: Path):
+    file = write(tmp_path / "a.txt", "Why?\n#include <stdio.h> is what?\n\\#include is what?\n# b\n\\n is what?\n")
+    told: list[Event] = []
+    prompts = load_prompts([str(file)], 0.0, listen=told.append)
+    assert [prompt.text for prompt in prompts] == ["Why?", "#include is what?", "\\n is what?"]
+    (event,) = told
+    assert (event.kind, "\n" in event.message) == ("note", False)
+    assert f"{file}:2: 2 lines that begin with # left out ('#include <stdio.h>" in event.message
+    assert read_prompts(write(tmp_path / "b.jsonl", '"#include is what?"\n')) == ["#include is what?"]
+
+
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([".txt", ".jsonl", ".yaml"]),
+    st.binary(max_size=40)
+    | st.text(max_size=40).map(lambda text: text.encode())
+    | st.lists(st.text(max_size=12)).map(lambda texts: "\n".join(map(json.dumps, texts)).encode())
+    | st.text("{}[]:,-&*!\"'\\ud8p#\n ", max_size=40).map(lambda text: f"prompts: [{text}]".encode()),
+)
+def test_fuzz_prompt_files_are_read_or_refused(tmp_path: Path, suffix: str, data: bytes):
+    file = tmp_path / f"a{suffix}"
+    file.write_bytes(data)
+    told: list[Event] = []
+    with contextlib.suppress(BadInput):
+        prompts = read_prompts(file, told.append)
+        assert all(prompt.strip() and prompt.encode() for prompt in prompts)
+        if suffix == ".txt":
+            lines = [line for line in re.split("\r\n|\r|\n", data.decode("utf-8-sig")) if line.strip()]
+            left_out = [line for line in lines if line.strip().startswith("#")]
+            assert (len(prompts), len(told)) == (len(lines) - len(left_out), bool(left_out))
 
 
 def test_a_misspelled_slot_is_told_the_nearest(tmp_path: Path):

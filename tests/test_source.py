@@ -340,7 +340,11 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**json.loads(config), "model_type": "phi3"}), encoding="utf-8")
     with pytest.raises(BadInput, match="'phi3' can't be read; llama"):
         open_source(tmp_path)
-    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    for content, says in (("[]", "is no JSON object"), ("3", "is no JSON object"), ("[" * 100_000, "is not JSON")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises((BadInput, CorruptFile), match=rf"config\.json: {says}"):
+            open_source(tmp_path)
+    (tmp_path / "config.json").write_text(config)
     (tmp_path / "model.safetensors").write_bytes(whole[:-50])
     with pytest.raises(CorruptFile, match=r"model\.safetensors: can't be read"):
         open_source(tmp_path)

@@ -24,6 +24,7 @@ from distill.errors import AnswerBroken, BadInput, ModelNotFound, PromptRefused,
 from distill.events import Event, silent
 from distill.teacher import open_teacher
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
+from distill.teacher.names import fitting_name, is_name, name_key
 from distill.teacher.ollama import OllamaTeacher, _Words  # pyright: ignore[reportPrivateUsage]
 from distill.teacher.ollama_client import BYTES_FIELD
 from distill.teacher.protocol import UNKNOWN_ID, GenerateOptions, Response
@@ -480,3 +481,47 @@ def test_end_to_end_on_a_real_engine(smollm2: Path) -> None:
     mass = np.exp(tokens.top_logprobs[tokens.soft].astype(float)).sum(axis=1)
     assert (mass <= 1 + 1e-5).all()
     assert math.isclose(response.timings["service"], sum(response.timings[k] for k in ("load", "prompt_eval", "eval")))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        MODEL,
+        MODEL.upper(),
+        f"library/{MODEL}",
+        f"registry.ollama.ai/library/{MODEL}",
+        f"Registry.Ollama.ai/Library/{MODEL}",
+    ],
+)
+def test_models_are_known_by_every_name_that_ollama_takes(server: FakeOllama, name: str) -> None:
+    found = OllamaTeacher(name, host=server.url, retries=0)
+    found._details = lambda: {}  # what it shows is no matter of its name
+    assert found.describe().name == MODEL
+
+
+def test_names_are_told_apart_as_ollama_does() -> None:
+    same = ["llama3.2", "Llama3.2:latest", "library/llama3.2", "registry.ollama.ai/library/llama3.2:LATEST"]
+    assert len({name_key(name) for name in same}) == 1
+    assert name_key("hf.co/You/Model-GGUF:Q4_K_M") == name_key("hf.co/you/model-gguf:q4_k_m")
+    assert name_key("https://hf.co/you/m") == name_key("hf.co/you/m:latest") != name_key("you/m")
+    assert name_key("me/m") != name_key("m") != name_key("m:1b")
+
+
+@pytest.mark.parametrize(
+    ("name", "fitting"),
+    [
+        ("my-student", "my-student"),
+        ("me/student_1.5:v2", "me/student_1.5:v2"),
+        ("Mein Schüler!", "Mein-Schuler"),
+        (".hidden", "hidden"),
+        ("-x-", "x"),
+        ("学生", "student"),
+        ("a" * 100, "a" * 80),
+        ("a:", "a"),
+        ("a//b", "a-b"),
+    ],
+)
+def test_a_fitting_name_is_one_that_ollama_takes(name: str, fitting: str) -> None:
+    assert fitting_name(name) == fitting
+    assert is_name(fitting)
+    assert is_name(name) == (name == fitting)

@@ -1,5 +1,7 @@
 import json
+import os
 import sqlite3
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +305,25 @@ def test_export(tmp_path: Path, format: str):
         got = np.array(row["top_logprobs"][:-1], np.float32).astype(np.float16)
         np.testing.assert_array_equal(got, targets.top_logprobs[:-1].astype(np.float16))
     assert [file.name for file in out.parent.iterdir()] == [out.name]
+
+
+def test_what_lies_on_read_only_media_can_be_read() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "run" / "traces.db"
+        fill(path, [1, 2])
+        Path(name).chmod(0o755)
+        path.chmod(0o444)
+        path.parent.chmod(0o555)
+        user = os.geteuid()
+        if user == 0:  # who may write everywhere
+            os.seteuid(65534)
+        try:
+            with TraceStore(path, readonly=True) as store:
+                assert store.stats().responses == 2
+        finally:
+            os.seteuid(user)
+        assert [file.name for file in path.parent.iterdir()] == ["traces.db"]
+        path.parent.chmod(0o755)
 
 
 def test_export_refuses_other_formats(tmp_path: Path):

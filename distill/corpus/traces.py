@@ -88,7 +88,8 @@ class TraceStore:
         with self._errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             mode = "ro" if readonly else "rwc"
-            if readonly and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
+            may_write = os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+            if readonly and not may_write and not path.with_name(f"{path.name}-wal").exists():
                 mode += "&immutable=1"  # SQLite would make files beside it, and nobody can be writing
             self._db = sqlite3.connect(
                 f"{path.resolve().as_uri()}?mode={mode}",

@@ -176,6 +176,11 @@ class OllamaClient:
             return TeacherUnavailable(
                 f"{self.host}: its certificate isn't believed{through}; name the file of its authority in SSL_CERT_FILE"
             )
+        if not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return TeacherUnavailable(
+                f"{self.host}: the connection broke{through} ({' '.join(str(error).split()) or type(error).__name__}); "
+                "see the server's log, and whether its disk is full"
+            )
         return TeacherUnavailable(
             f"{self.host}: no Ollama answers there{through}; start it with `ollama serve`, or give its address with "
             "--host"
