@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bundle.manifest import GGUF, LICENSE, Manifest, check_file, read_manifest
 from bundle.modelfile import license_text

@@ -238,7 +238,9 @@ def test_twenty_hosts_some_of_which_fail(tmp_path: Path, monkeypatch: pytest.Mon
     assert answered == dict.fromkeys({f"What is number {i}?" for i in range(prompts)} - poison, 1), "none twice"
     asked = Counter(prompt for host in hosts for prompt in host.asked)
     assert all(asked[prompt] <= 2 * TRIES for prompt in poison), "each by three hosts, and such as were dead"
-    assert {json.loads(line)["prompt"] for line in (run.path / MISSING).read_text().splitlines()} == poison
+    assert {
+        json.loads(line)["prompt"] for line in (run.path / MISSING).read_text(encoding="utf-8").splitlines()
+    } == poison
     assert not hosts[0].asked
     assert all(host.answered[-1][1] > started + 0.8 for host in dying), "they are asked again"
     assert rate >= 0.9 * healthy
@@ -402,7 +404,7 @@ def test_failed_prompts_are_counted_warned_of_and_asked_again(tmp_path: Path):
     assert sorted(warnings[:2]) == sorted(f"skipped {prompt!r}: too long" for prompt in bad)
     [told] = warnings[2:]
     assert told.startswith(f"2 prompts have no answer (2 failed): {run.path / MISSING} lists them; the same command")
-    listed = [json.loads(line) for line in (run.path / MISSING).read_text().splitlines()]
+    listed = [json.loads(line) for line in (run.path / MISSING).read_text(encoding="utf-8").splitlines()]
     assert {line["prompt"] for line in listed} == bad
     assert capture(run, teachers=[Down()]) == summary, "where nobody is there, it goes on with what it has"
     again = StubTeacher()

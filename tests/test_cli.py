@@ -406,7 +406,7 @@ def test_no_variable_matters_to_a_server_that_is_named(
 
 def test_a_bad_address_in_the_environment_is_one_line(call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", "me:secret@localhost:abc")
-    (folder / "plain.txt").write_text("Why?")
+    (folder / "plain.txt").write_text("Why?", encoding="utf-8")
     code, _, err = call("capture", "r", "--teacher", "ollama:m", "--prompts", "plain.txt")
     assert code == 1
     assert "OLLAMA_HOST='me:***@localhost:abc': is no server's address: 'abc' is no port" in one_line(err)
@@ -419,11 +419,11 @@ def test_a_bad_address_in_the_environment_is_one_line(call, folder: Path, monkey
 def test_a_password_is_told_nowhere(call, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = "http://me:secret@127.0.0.1:9"
     monkeypatch.setattr(Run, "working", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
-    (folder / "plain.txt").write_text("Why?")
+    (folder / "plain.txt").write_text("Why?", encoding="utf-8")
     code, out, err = call("capture", "r", "--teacher", "ollama:m", "--prompts", "plain.txt", "--host", host)
     assert code == 130
     assert "--host http://me:***@127.0.0.1:9" in err.replace("'", "")
-    kept = "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+    kept = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file())
     assert "secret" not in out + err + kept + call("teachers", "--host", host)[1] + call("doctor", "--host", host)[1]
     code, _, err = call("capture", "r", "--set", f"teacher.hosts=[{host}:x]")
     assert "secret" not in one_line(err)
@@ -441,7 +441,10 @@ def test_impossible_names_are_one_line(call, folder: Path, name: str) -> None:
 @pytest.mark.parametrize(("end", "code"), [(">&-", 0), ("<&- >&-", 0), ("1</dev/null", 1), (">/dev/full", 1)])
 def test_a_closed_stdout_is_one_line(end: str, code: int) -> None:
     done = subprocess.run(
-        ["/bin/sh", "-c", f"{sys.executable} -m cli.main settings {end}"], capture_output=True, text=True, timeout=60
+        ["/bin/sh", "-c", f"{sys.executable} -m cli.main settings {end}"],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
     )
     assert done.returncode == code
     assert done.stderr.count("\n") == 1
@@ -553,7 +556,9 @@ def test_ctrl_c_after_all_is_said(tmp_path: Path) -> None:
     """As in the last second of `verify`, when libraries take leave: here a thread that isn't done."""
     code = "import sys, threading, time; sys.argv = ['dream', '--version']; from cli.main import main\n"
     code += "threading.Thread(target=time.sleep, args=(20,)).start(); main()"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
     assert process.stdout is not None
     assert process.stdout.readline().startswith("dream ")
     time.sleep(0.3)
@@ -566,7 +571,11 @@ def test_sigterm_ends_a_chat_that_ctrl_c_does_not(tmp_path: Path) -> None:
     code = "from cli.repl import Chat, converse; from distill.stopping import terminable\n"
     code += "with terminable(): print('ready', flush=True); converse(Chat(None))"
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

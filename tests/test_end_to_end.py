@@ -132,7 +132,7 @@ def test_killed_at_random_moments_it_leaves_the_same_files(
         if not wanted:
             begin_after_capture(run.path, folder / "runs" / "tiny")
         codes = disturb(folder, [*args, "--config", "tiny.yaml", "--name", "tiny"], moments, seed)
-        said = (folder / "output.txt").read_text()
+        said = (folder / "output.txt").read_text(encoding="utf-8")
         assert codes[-1] == 0, said
         assert set(codes) <= {0, 143, -signal.SIGKILL}, (codes, said)
         assert "Traceback" not in said

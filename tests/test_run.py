@@ -77,7 +77,7 @@ def test_a_living_process_keeps_its_folder(tmp_path: Path) -> None:
 def test_files_are_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
     write_atomic(path, "one")
-    path.with_name(".file.99999999.partial").write_text("of a process that was killed")
+    path.with_name(".file.99999999.partial").write_text("of a process that was killed", encoding="utf-8")
     write_atomic(path, b"two")
     assert path.read_bytes() == b"two"
     assert names(path.parent) == ["file"]

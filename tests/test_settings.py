@@ -44,10 +44,12 @@ def test_text_is_taken_as_it_is_written(text: str, tmp_path: Path) -> None:
 def test_text_in_files_is_text_too(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     for text in ("no", "007", "12:30", "1e3", "${oc.env:HOME}", "???", "2024-01-01", "0x1F"):
-        file.write_text(f"capture:\n  system: {text}\n  prompts:\n  - {text}\ntrain.lr: 1e-3\ntrain:\n")
+        file.write_text(
+            f"capture:\n  system: {text}\n  prompts:\n  - {text}\ntrain.lr: 1e-3\ntrain:\n", encoding="utf-8"
+        )
         found = load_settings(file)
         assert (found.capture.system, found.capture.prompts, found.train.lr) == (text, [text], 1e-3)
-    file.write_text("capture:\n  system:\n")
+    file.write_text("capture:\n  system:\n", encoding="utf-8")
     with pytest.raises(BadInput, match=r"mine\.yaml: capture\.system: is empty"):
         load_settings(file)
 
@@ -55,7 +57,8 @@ def test_text_in_files_is_text_too(tmp_path: Path) -> None:
 def test_text_in_a_sweep_is_text_too(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(
-        "settings: {export.system: off}\ngrid: {capture.system: [no, 007, 12:30, '${x}', 1e3]}\nname: 007\n"
+        "settings: {export.system: off}\ngrid: {capture.system: [no, 007, 12:30, '${x}', 1e3]}\nname: 007\n",
+        encoding="utf-8",
     )
     plan = read_plan(file)
     assert [cell.settings.capture.system for cell in plan.cells] == ["no", "007", "12:30", "${x}", "1e3"]

@@ -341,10 +341,10 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="'phi3' can't be read; llama"):
         open_source(tmp_path)
     for content, says in (("[]", "is no JSON object"), ("3", "is no JSON object"), ("[" * 100_000, "is not JSON")):
-        (tmp_path / "config.json").write_text(content)
+        (tmp_path / "config.json").write_text(content, encoding="utf-8")
         with pytest.raises((BadInput, CorruptFile), match=rf"config\.json: {says}"):
             open_source(tmp_path)
-    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(whole[:-50])
     with pytest.raises(CorruptFile, match=r"model\.safetensors: can't be read"):
         open_source(tmp_path)

@@ -221,7 +221,7 @@ def test_precision_asked_for_on_resume_is_obeyed(prepared: Run, tmp_path: Path) 
     run.settings.student.context = 96
     kept = run.checkpoints / "numerics.json"
     train(run)
-    assert json.loads(kept.read_text())["precision"] == "bfloat16"
+    assert json.loads(kept.read_text(encoding="utf-8"))["precision"] == "bfloat16"
     run.settings.train.precision = "float32"
     assert train(run)["numerics"] == "bfloat16", "nothing was left to train"
     run.settings.train.precision, run.settings.train.steps = "auto", 2
@@ -230,11 +230,11 @@ def test_precision_asked_for_on_resume_is_obeyed(prepared: Run, tmp_path: Path) 
     events: list[Event] = []
     assert train(run, events.append)["numerics"] == "float32"
     assert any(event.message == "going on in float32, as set; so far it was bfloat16" for event in events)
-    assert json.loads(kept.read_text())["precision"] == "float32"
-    kept.write_text(kept.read_text().replace('"cpu"', '"cuda"'))
+    assert json.loads(kept.read_text(encoding="utf-8"))["precision"] == "float32"
+    kept.write_text(kept.read_text(encoding="utf-8").replace('"cpu"', '"cuda"'), encoding="utf-8")
     run.settings.train.precision, run.settings.train.steps = "auto", 4
     train(run)
-    assert json.loads(kept.read_text())["products"], "another kind of device: found out anew"
+    assert json.loads(kept.read_text(encoding="utf-8"))["products"], "another kind of device: found out anew"
     assert {path.name for path in checkpoint.list_checkpoints(run)} >= {"step-000000", "step-000004"}
     run.settings.train.steps = 2
     train(run, events.append)

@@ -53,7 +53,7 @@ def _work(folder: Path, args: list[str]) -> None:
     from cli.main import main
 
     os.chdir(folder)
-    with (folder / "output.txt").open("a") as file:
+    with (folder / "output.txt").open("a", encoding="utf-8") as file:
         sys.stdout = sys.stderr = file
         main(args)
 
