@@ -149,6 +149,8 @@ class TrainSettings:
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
     strict: float = 4.0
     """What probability of tokens that a reply's grammar forbids costs besides, in nats: no mask runs in Ollama."""
+    noise: float = 0.03
+    """Share of the answers' tokens that are read as others, so that words follow a slip of the student's own, too."""
     match: float = 0.0
     """Weight of the distance between an inherited student's hidden states and its teacher's; the teacher is computed
     beside it for that. 0: not measured."""

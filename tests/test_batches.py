@@ -162,6 +162,25 @@ def test_shares_of_empty_and_drafted_dreams(documents: Documents) -> None:
     assert {piece.variant for row in without.epoch(1) for piece in row} == {EMPTY}
 
 
+def test_noise_is_in_what_is_read_of_answers_and_in_nothing_that_is_learned(documents: Documents) -> None:
+    plain = make(documents)
+    noisy = Batches(documents, FixedTokens(500), 256, replace(plain.mixture, noise=0.2), 7, 0.8)
+    rows = plain.epoch(3)
+    assert noisy.epoch(3) == rows
+    assert len({piece.noise for row in rows for piece in row}) > 0.8 * sum(map(len, rows))
+    one, other = plain.assemble(rows), noisy.assemble(rows)
+    assert torch.equal(other.targets.labels, one.targets.labels)
+    assert torch.equal(other.targets.logprobs, one.targets.logprobs)
+    changed = (one.ids != other.ids).flatten()
+    answers = torch.zeros_like(changed)
+    answers[one.where[: one.loss_positions][one.answers[: one.loss_positions]]] = True
+    assert not (changed & ~answers).any()
+    assert float(changed.sum() / answers.sum()) == pytest.approx(0.2, abs=0.03)
+    assert float((other.ids.flatten()[changed] == NEWLINE).float().mean()) == pytest.approx(0.1, abs=0.04)
+    assert int(other.ids.flatten()[changed].max()) < FixedTokens(500).base_size
+    assert torch.equal(noisy.assemble(rows).ids, other.ids)
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000))
 def test_batches_hold_what_the_documents_say(seed: int) -> None:

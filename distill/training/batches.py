@@ -32,12 +32,15 @@ from distill.training.losses import CHUNK, ChunkTargets, Targets
 EMPTY, MINED, DRAFT, PAUSE = 0, 1, 2, 3
 """What stands in a document's think block."""
 
+BREAKS = 0.1
+"""Of the tokens that are read as others, so many are line breaks: in a dream one stands before `</think>`."""
+
 
 @dataclass(frozen=True)
 class Piece:
     """`length` inputs of a document, with one of its dreams: its first; or, with `start`, a later window, which is its
     head and what goes on from there. again: it fills up a row, and is read elsewhere too. draft: the student's own
-    dream, if it holds one."""
+    dream, if it holds one. noise: the seed of which of its answer's tokens are read as others."""
 
     document: int
     variant: int
@@ -45,6 +48,7 @@ class Piece:
     start: int = 0
     again: bool = False
     draft: tuple[int, ...] = ()
+    noise: int = 0
 
 
 Row = list[Piece]
@@ -72,12 +76,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of documents by what is in their think block; see TrainSettings."""
+    """Shares of documents by what is in their think block, and of their answers' tokens that are read as others; see
+    TrainSettings."""
 
     dreams: bool
     empty: float
     drafts: float
     pause: bool = False
+    noise: float = 0.0
 
 
 class Batches:
@@ -153,7 +159,8 @@ class Batches:
     def _pack(self, pieces: Sequence[Piece], every: Sequence[Piece], random: np.random.Generator) -> list[Row]:
         """Rows of these pieces, each filled up with beginnings of documents among `every`, in any order."""
         beginnings = [piece for piece in every if not piece.start]
-        rows = best_fit([pieces[i] for i in random.permutation(len(pieces))], self.length)
+        seeds = random.integers(2**31, size=len(pieces)).tolist()
+        rows = best_fit([replace(pieces[i], noise=seeds[i]) for i in random.permutation(len(pieces))], self.length)
         for row in rows:
             while (room := self.length - sum(piece.length for piece in row)) > 0:
                 piece = beginnings[random.integers(len(beginnings))]
@@ -208,7 +215,7 @@ class Batches:
                 text, kinds, first = self._document(piece)
                 places, fresh = self._places(piece)
                 end = start + piece.length
-                ids[number, start:end] = text[places]
+                ids[number, start:end] = self._read(piece, text, kinds)[places]
                 positions[number, start:end] = np.arange(piece.length)
                 shared = len(self.documents.prompt(piece.document)) if piece.variant != EMPTY else len(text)
                 alike[number, start:end] = places < shared
@@ -222,6 +229,18 @@ class Batches:
                 start = end
         places = Spans(count, length, spans, torch.device("cpu"))
         return self._batch(ids, positions, alike, places, where, labels, answer_at, which)
+
+    def _read(self, piece: Piece, text: NDArray[np.int64], kinds: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The text, where some of an answer's tokens are other words or line breaks, as a student's own may be: what
+        follows a slip is to be an answer still, not a dream."""
+        if not self.mixture.noise:
+            return text
+        random = np.random.default_rng(piece.noise)
+        slip = np.zeros(len(text), np.bool_)
+        slip[1:-1] = (kinds[:-1] == 2) & (random.random(len(text) - 2) < self.mixture.noise)
+        other = random.integers(self.tokenizer.base_size, size=len(text))
+        other[random.random(len(text)) < BREAKS] = self.tokenizer.newline_id
+        return np.where(slip, other, text)
 
     def _masks(self, piece: Piece, text: NDArray[np.int64]) -> NDArray[np.int64]:
         """For each input of a document, the row of the grammar's masks that its target must keep to."""

@@ -79,6 +79,6 @@ def check_settings(settings: TrainSettings) -> None:
         raise BadInput(f"train.average: {settings.average:g} is an age in shares of the training, from 0 to 0.5")
     if len(settings.betas) != 2:
         raise BadInput(f"train.betas: {settings.betas} should be two numbers, such as [0.9, 0.95]")
-    for name in ("soft_weight", "empty_dreams", "drafts_from", "drafts_share", "warmup"):
+    for name in ("soft_weight", "empty_dreams", "drafts_from", "drafts_share", "warmup", "noise"):
         if not 0 <= getattr(settings, name) <= 1:
             raise BadInput(f"train.{name}: {getattr(settings, name):g} is a share, from 0 to 1")

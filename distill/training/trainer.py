@@ -77,13 +77,12 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.lr, betas, settings.weight_decay, muon)
         self.average = Average(self.model, settings.average)
         length = self.model.config.context
-        drafts_share = 0.0 if settings.pause else settings.drafts_share
-        mixture = Mixture(settings.dreams, settings.empty_dreams, drafts_share, settings.pause)
+        soft, drafts_share = settings.soft_weight, 0.0 if settings.pause else settings.drafts_share
+        mixture = Mixture(settings.dreams, settings.empty_dreams, drafts_share, settings.pause, settings.noise)
         grammar = None if settings.pause else DreamGrammar(self.tokenizer, longest_path(run.settings))
-        data = (Documents.load(run.data / name) for name in ("train", "validation"))
         self.batches, self.validation = (
-            Batches(documents, self.tokenizer, length, mixture, seed, settings.soft_weight, grammar, settings.strict)
-            for documents in data
+            Batches(Documents.load(run.data / name), self.tokenizer, length, mix, seed, soft, grammar, settings.strict)
+            for name, mix in (("train", mixture), ("validation", replace(mixture, noise=0.0)))
         )
         self.stop, self.drafts = Interrupt(), dict[int, list[int]]()
         if found:
