@@ -179,6 +179,9 @@ def test_noise_is_in_what_is_read_of_answers_and_in_nothing_that_is_learned(docu
     assert float((other.ids.flatten()[changed] == NEWLINE).float().mean()) == pytest.approx(0.1, abs=0.04)
     assert int(other.ids.flatten()[changed].max()) < FixedTokens(500).base_size
     assert torch.equal(noisy.assemble(rows).ids, other.ids)
+    learned, slips = other.targets.weight > 0, changed[other.where] & other.answers
+    assert torch.equal(learned, (one.targets.weight > 0) & ~slips)
+    assert torch.equal(other.targets.weight[learned], one.targets.weight[learned])
 
 
 @settings(max_examples=10, deadline=None)

@@ -28,6 +28,7 @@ from bench.result import BenchResult, Series, combined, load_result, machine, ro
 from bench.stopwatch import Stopwatch
 from cli import main as entry
 from cli.commands.bench import batch
+from distill.address import Address
 from distill.errors import BadInput, DistillError
 from distill.events import Event
 
@@ -465,14 +466,19 @@ def test_ollama_s_clock_and_ours(run: Run) -> None:
 
 
 def test_another_server_or_model_is_warned_of() -> None:
-    about = {"server": "0.33.0", "host": _known_again("http://there:11434"), MODEL: {"digest": "1234"}}
+    about = {"server": "0.33.0", "host": _known_again(Address("http://there:11434")), MODEL: {"digest": "1234"}}
     saved = replace(result_of(1.0), about=about)
     assert check(saved, saved, 0.1).warnings == check(result_of(1.0), result_of(1.0), 0.1).warnings
-    now = {"server": "0.34.0", "host": _known_again("here"), MODEL: {"digest": "5678"}, "other": {"digest": "9"}}
+    now = {
+        "server": "0.34.0",
+        "host": _known_again(Address("here")),
+        MODEL: {"digest": "5678"},
+        "other": {"digest": "9"},
+    }
     [told] = [text for text in check(replace(saved, about=now), saved, 0.1).warnings if "server" in text]
     assert "another server; version 0.33.0, now 0.34.0; smollm2:135m with digest 1234, now 5678" in told
     assert "there" not in json.dumps(about)
-    assert _known_again("there") == about["host"]
+    assert _known_again(Address("there")) == about["host"]
 
 
 def test_ollama_s_loading_is_measured_cold(run: Run) -> None:

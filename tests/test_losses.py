@@ -33,7 +33,8 @@ def make_targets(count: int, slots: int, seed: int, soft: float = 0.7, words: in
     free = torch.rand(3, V, generator=generator) < 0.5
     free[which, ids[:, 0]] = True
     forbidden = torch.where(free, 0.0, -math.inf)
-    return Targets(ids[:, 0].clone(), ids, logprobs, a, weight, words, forbidden, which, strict)
+    costs = strict * torch.rand(count, generator=generator) if strict else None
+    return Targets(ids[:, 0].clone(), ids, logprobs, a, weight, words, forbidden, which, costs)
 
 
 def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
@@ -54,7 +55,8 @@ def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
         assert targets.forbidden is not None
         assert targets.which is not None
         kept = torch.logsumexp(log_q[targets.forbidden[targets.which[i]] == 0], 0)
-        total = total + float(targets.weight[i]) * ((a * kl if a > 0 else 0.0) + (1 - a) * ce - targets.strict * kept)
+        strict = 0.0 if targets.strict is None else float(targets.strict[i])
+        total = total + float(targets.weight[i]) * ((a * kl if a > 0 else 0.0) + (1 - a) * ce) - strict * kept
     return total
 
 
@@ -159,7 +161,7 @@ def test_chunk_loss_equals_the_definition() -> None:
     forbidden = torch.where((torch.arange(V) % 2 == 1) & ~torch.isin(torch.arange(V), labels), -math.inf, 0.0)[None]
     hard = (torch.zeros(10, 1), torch.zeros(10))
     which = torch.zeros(10, dtype=torch.int64)
-    targets = Targets(labels, labels[:, None], *hard, weight, forbidden=forbidden, which=which, strict=2.0)
+    targets = Targets(labels, labels[:, None], *hard, weight, forbidden=forbidden, which=which, strict=2.0 * weight)
     hidden = torch.randn(10, D, generator=generator)
     projection = torch.randn(V, D, generator=generator)
     ours = (hidden.clone().requires_grad_(), projection.clone().requires_grad_())

@@ -209,13 +209,15 @@ class Batches:
         labels: list[NDArray[np.int64]] = []
         answer_at: list[NDArray[np.int64]] = []
         which: list[NDArray[np.int64]] = []
+        slips: list[NDArray[np.bool_]] = []
         for number, row in enumerate(rows):
             start = 0
             for piece in row:
                 text, kinds, first = self._document(piece)
                 places, fresh = self._places(piece)
                 end = start + piece.length
-                ids[number, start:end] = self._read(piece, text, kinds)[places]
+                read = self._read(piece, text, kinds)
+                ids[number, start:end] = read[places]
                 positions[number, start:end] = np.arange(piece.length)
                 shared = len(self.documents.prompt(piece.document)) if piece.variant != EMPTY else len(text)
                 alike[number, start:end] = places < shared
@@ -226,13 +228,14 @@ class Batches:
                 labels.append(text[at + 1])
                 answer_at.append(np.where(kinds[at] == 2, first + at, -1))
                 which.append(self._masks(piece, text)[at])
+                slips.append(read[at] != text[at])
                 start = end
         places = Spans(count, length, spans, torch.device("cpu"))
-        return self._batch(ids, positions, alike, places, where, labels, answer_at, which)
+        return self._batch(ids, positions, alike, places, where, labels, answer_at, which, slips)
 
     def _read(self, piece: Piece, text: NDArray[np.int64], kinds: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The text, where some of an answer's tokens are other words or line breaks, as a student's own may be: what
-        follows a slip is to be an answer still, not a dream."""
+        """The text, where some of an answer's tokens are other words or line breaks, as a student's own may be. What
+        comes right after them is not learned from, but that it is of an answer, and no dream."""
         if not self.mixture.noise:
             return text
         random = np.random.default_rng(piece.noise)
@@ -269,12 +272,12 @@ class Batches:
         positions: NDArray[Any],
         alike: NDArray[np.bool_],
         spans: Spans,
-        *parts: list[NDArray[np.int64]],
+        *parts: list[NDArray[Any]],
     ) -> Batch:
-        where, labels, places, which = (np.concatenate(part) for part in parts)
+        where, labels, places, which, slips = (np.concatenate(part) for part in parts)
         real = len(where)
         filler = -real % CHUNK
-        where, labels, which = (np.pad(part, (0, filler)) for part in (where, labels, which))
+        where, labels, which, slips = (np.pad(part, (0, filler)) for part in (where, labels, which, slips))
         places = np.pad(places, (0, filler), constant_values=-1)
         answers = places >= 0
         flat = np.where(answers, places, 0)
@@ -283,17 +286,17 @@ class Batches:
         soft = answers & ~np.isnan(logprobs[:, 0])
         hard = np.full_like(logprobs, -np.inf)
         hard[:, 0] = 0.0
-        weight = (np.arange(len(where)) < real) / max(real, 1)
+        weight = ((np.arange(len(where)) < real) / max(real, 1)).astype(np.float32)
         targets = Targets(
             labels=torch.from_numpy(labels),
             slots=torch.from_numpy(np.concatenate([labels[:, None], slots], axis=1)),
             logprobs=torch.from_numpy(np.where(soft[:, None], logprobs, hard)),
             soft_weight=torch.from_numpy(np.where(soft, self.soft, 0.0).astype(np.float32)),
-            weight=torch.from_numpy(weight.astype(np.float32)),
+            weight=torch.from_numpy(np.where(slips, 0.0, weight).astype(np.float32)),  # only the form follows a slip
             words=self.tokenizer.base_size,
             forbidden=self.grammar.forbidden if self.grammar else None,
             which=torch.from_numpy(which),
-            strict=self.strict,
+            strict=torch.from_numpy(self.strict * weight) if self.grammar else None,
         )
         chunks = self._chunks(answers, flat) if len(self.documents.chunk_logprobs) and self.soft > 0 else None
         tensors = (torch.from_numpy(ids), torch.from_numpy(positions))

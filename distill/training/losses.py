@@ -44,7 +44,7 @@ class Targets:
     the teacher, −inf in unused slots; soft_weight (M,) float32: a, 0 for hard-only positions; weight (M,)
     float32: what each position counts. words: so many ids, the first ones, are the teacher's words; 0: all.
     forbidden (K, V) float32: −∞ for what must not be written, 0 elsewhere; which (M,) int64: each position's row of it;
-    strict: g, what forbidden probability costs.
+    strict (M,) float32: weight · g, what forbidden probability costs there.
     """
 
     labels: Tensor
@@ -55,11 +55,17 @@ class Targets:
     words: int = 0
     forbidden: Tensor | None = None
     which: Tensor | None = None
-    strict: float = 0.0
+    strict: Tensor | None = None
 
     def to(self, device: torch.device) -> "Targets":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
+
+    def scale(self, by: float) -> None:
+        """Let all positions count so much more."""
+        self.weight *= by
+        if self.strict is not None:
+            self.strict *= by
 
 
 def chunk_terms(
@@ -85,13 +91,13 @@ def chunk_terms(
 
 
 def strictness(z: Tensor, targets: "Targets", part: slice) -> tuple[Tensor, Tensor] | None:
-    """Σ weight · g · (−log q(allowed)) and its gradient (C, V): q_j, less q_j / q(allowed) on what is allowed."""
-    if targets.forbidden is None or targets.which is None or not targets.strict:
+    """Σ strict · (−log q(allowed)) and its gradient (C, V): q_j, less q_j / q(allowed) on what is allowed."""
+    if targets.forbidden is None or targets.which is None or targets.strict is None:
         return None
     z = z.float()
     allowed = z + targets.forbidden[targets.which[part]]
     lse, lse_allowed = z.logsumexp(1, keepdim=True), allowed.logsumexp(1, keepdim=True)
-    scale = targets.strict * targets.weight[part, None]
+    scale = targets.strict[part, None]
     gradient = ((z - lse).exp_() - (allowed - lse_allowed).exp_()).mul_(scale)
     return (scale * (lse - lse_allowed)).sum(), gradient
 

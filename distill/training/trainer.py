@@ -228,7 +228,7 @@ class Trainer:
             raise BadInput(f"train.batch_rows: {len(rows)} rows can't feed {self.world.size} processes; raise it")
         batch = (data or self.batches).assemble(mine)
         total = self.world.sum(torch.tensor(float(batch.loss_positions), device=self.device))
-        batch.targets.weight *= batch.loss_positions / max(float(total), 1.0)
+        batch.targets.scale(batch.loss_positions / max(float(total), 1.0))
         return move(batch, self.device)
 
     def _begin_epoch(self, epoch: int, row: int) -> None:

@@ -34,6 +34,7 @@ def _train(source: Run, folder: Path) -> None:
             validate_every=12,
             drafts_from=1.0,
             strict=0.0,  # so few steps learn words or form, not both
+            noise=0.0,
             precision="float32",
             compile="never",
         ),
