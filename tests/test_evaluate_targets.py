@@ -146,17 +146,17 @@ def test_settings_are_for_this_call_only(runs: Path) -> None:
 
 def test_a_gguf_alone_says_how_its_replies_are_spelled(runs: Path, tmp_path: Path) -> None:
     gguf = str(runs / "soft" / "bundle" / "model.gguf")
-    how = ("--prompts", "2", "--temperature", "0.9", "--max-tokens", "7", "--set", "evaluate.dreams=0", "--no-cost")
+    how = ("--prompts", "3", "--temperature", "1.2", "--max-tokens", "7", "--set", "evaluate.dreams=0", "--no-cost")
     result = call(runs, gguf, *how, "--out", str(tmp_path), "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert (found["settings"]["temperature"], found["settings"]["max_tokens"]) == (0.9, 7)
+    assert (found["settings"]["temperature"], found["settings"]["max_tokens"]) == (1.2, 7)
     metrics = found["systems"]["soft/model.gguf"]["metrics"]
     for name in ("malformed_dreams", "unclean_answers", "broken_bytes", "ended"):
         assert 0 <= metrics[name]["value"] <= 1
-    exam = load_exam(Run.open(runs / "soft"), 2)
+    exam = load_exam(Run.open(runs / "soft"), 3)
     assert (
-        found["exam"]["teacher_ended"] == exam.teacher_ended == sum(q.done_reason == "stop" for q in exam.questions) / 2
+        found["exam"]["teacher_ended"] == exam.teacher_ended == sum(q.done_reason == "stop" for q in exam.questions) / 3
     )
     assert " % of the answers ended by themselves" in (tmp_path / "report.md").read_text(encoding="utf-8")
     table = call(runs, gguf, *how).output
