@@ -122,9 +122,9 @@ def test_killed_at_random_moments_it_leaves_the_same_files(
     wanted = int(os.environ.get("DREAM_MOMENTS", "0"))
     expected, args = contents(run.path), ["run", "--teacher", run.settings.teacher.model, "--prompts", "prompts.txt"]
     seed = done = 0
-    while done < (wanted or 3):
+    while done < (wanted or 2):
         draw = random.Random(seed)
-        moments = [draw.uniform(0.5, 9.0 if wanted else 5.0) for _ in range(min(wanted - done, 10) if wanted else 3)]
+        moments = [draw.uniform(0.5, 9.0 if wanted else 5.0) for _ in range(min(wanted - done, 10) if wanted else 2)]
         folder = tmp_path / str(seed)
         folder.mkdir()
         for name in ("prompts.txt", "tiny.yaml"):
