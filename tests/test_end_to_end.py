@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.disturbed import begin_after_capture, contents, disturb
+from support.disturbed import begin_after_capture, call, contents, disturb
 from support.locales import C, latin_1
 
 from distill.config import load_settings
@@ -36,22 +36,9 @@ export: {dtype: f32}
 STAGES = ("capture", "mine", "tokenize", "train", "engine", "evaluate", "export")
 
 
-def dream(
-    folder: Path, *args: str, stdin: str = "", code: int = 0, locale: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """The command as its own process."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(locale or {})}
-    environment.pop("DREAM_RUNS", None)
-    done = subprocess.run(
-        [sys.executable, "-c", "from cli.main import main; main()", *args],
-        cwd=folder,
-        env=environment,
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=500,
-    )
+def dream(folder: Path, *args: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    done = call(folder, args, stdin)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -64,7 +51,15 @@ def finished(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     (folder / "tiny.yaml").write_text(SETTINGS, encoding="utf-8")
     args = ["--teacher", f"embedded:{smollm2}", "--prompts", "prompts.txt", "--config", "tiny.yaml", "--name", "tiny"]
-    return folder, dream(folder, "run", *args, locale=latin_1(tmp_path_factory.mktemp("locale"))).stdout
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **latin_1(tmp_path_factory.mktemp("locale"))}
+    environment.pop("DREAM_RUNS", None)
+    command = [sys.executable, "-c", "from cli.main import main; main()", "run", *args]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return folder, done.stdout
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`dream` in processes that are forked from one which has imported everything, so that many of them may be killed."""
+"""`dream` in processes forked from one which has imported everything: many of them may be called, or killed."""
 
 import contextlib
 import json
@@ -8,7 +8,9 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -39,23 +41,43 @@ HANGS = 120
 """Seconds in which a process that was told to end has ended."""
 
 
-def start(folder: Path, args: Sequence[str]) -> BaseProcess:
-    """`dream ARGS` in a folder; what it says is added to output.txt there."""
+def start(folder: Path, args: Sequence[str], streams: Path | None = None) -> BaseProcess:
+    """`dream ARGS` in a folder; what it says is added to output.txt there, or its `streams` are files of that folder:
+    0, which is there, 1 and 2."""
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.disturbed", *PRELOADED])
-    process = context.Process(target=_work, args=(folder, list(args)))
+    process = context.Process(target=_work, args=(folder, list(args), streams))
     process.start()
     return process
 
 
-def _work(folder: Path, args: list[str]) -> None:
+def _work(folder: Path, args: list[str], streams: Path | None) -> None:
     from cli.main import main
 
+    os.environ.pop("DREAM_RUNS", None)
     os.chdir(folder)
-    with (folder / "output.txt").open("a", encoding="utf-8") as file:
-        sys.stdout = sys.stderr = file
-        main(args)
+    if streams is None:
+        with (folder / "output.txt").open("a", encoding="utf-8") as file:
+            sys.stdout = sys.stderr = file
+            main(args)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        with (streams / str(number)).open("r" if number == 0 else "w", encoding="utf-8") as file:
+            os.dup2(file.fileno(), number)
+        setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+    main(args)
+
+
+def call(folder: Path, args: Sequence[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """What `subprocess.run` would tell of `dream ARGS`."""
+    with tempfile.TemporaryDirectory() as name:
+        streams = Path(name)
+        (streams / "0").write_text(stdin, encoding="utf-8")
+        process = start(folder, args, streams)
+        process.join(500)
+        assert process.exitcode is not None, "it hangs"
+        out, err = ((streams / number).read_text(encoding="utf-8", errors="replace") for number in "12")
+        return subprocess.CompletedProcess(list(args), process.exitcode, out, err)
 
 
 def disturb(folder: Path, args: Sequence[str], moments: Iterable[float], seed: int) -> list[int | None]:
