@@ -150,7 +150,7 @@ def ids_of_prompts(
     options = {"temperature": 0, "seed": 0, "num_predict": 1, "num_ctx": context, "stop": []}
     try:
         for system, question, think in conversations:
-            asked = {"prompt": question, "system": system, "think": think, "stream": False, "truncate": False}
+            asked = {"prompt": question, "system": system, "think": think, "stream": False}
             answer = asker.post("/api/generate", {"model": name, **asked, "options": options})
             if not isinstance(ids := answer.get("context"), list):
                 raise TeacherError(f"{asker.host}: doesn't tell a prompt's ids (no `context` in its reply)")

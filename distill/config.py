@@ -263,9 +263,14 @@ class Settings:
 
 
 LEAST: dict[str, int] = {
+    "teacher.context": 0,
+    "teacher.threads": 0,
+    "teacher.timeout": 0,
     "teacher.retries": 0,
     "teacher.in_flight": 0,
     "mine.steps": 1,
+    "mine.graph_nodes": 0,
+    "train.minutes": 0,
     "train.retrieve_limit": 1,
     "evaluate.prompts": 0,
     "evaluate.dreams": 0,

@@ -147,6 +147,8 @@ def test_a_server_here_answers_behind_broken_variables(monkeypatch: pytest.Monke
     ("variables", "host", "says"),
     [
         ({"HTTP_PROXY": "bad:proxy:url"}, "gpu", "HTTP_PROXY=bad:proxy:url: is no proxy"),
+        ({"HTTP_PROXY": "http://"}, "gpu", "HTTP_PROXY=http://: is no proxy"),
+        ({"HTTP_PROXY": "no proxy here"}, "gpu", "HTTP_PROXY=no proxy here: is no proxy"),
         ({"ALL_PROXY": "socks://127.0.0.1:7890"}, "gpu", "ALL_PROXY=socks://127.0.0.1:7890: is no proxy"),
         ({"HTTPS_PROXY": "http://me:secret@x:y"}, "https://gpu", r"HTTPS_PROXY=http://me:\*\*\*@x:y: is no proxy"),
         ({"ALL_PROXY": "socks5h://127.0.0.1:7890"}, "gpu", "ALL_PROXY=socks5h.*pip install socksio"),

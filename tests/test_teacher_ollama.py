@@ -179,6 +179,13 @@ def test_what_breaks_off_is_no_answer(change: dict[str, Any]) -> None:
         teacher(server).generate_json("p", {}, OPTIONS)
 
 
+def test_a_refusal_that_is_not_the_prompts_fault_is_no_refused_prompt() -> None:
+    refusal = error(400, '"smollm2:135m" does not support chat')
+    with serve(Told({"/api/generate": refusal})) as server, pytest.raises(TeacherError, match="not support") as raised:
+        teacher(server).generate("p", OPTIONS)
+    assert not isinstance(raised.value, PromptRefused)
+
+
 def test_a_prompt_longer_than_the_context_is_refused_at_once() -> None:
     refusal = error(400, "the input length exceeds the context length")
     with serve(Told({"/api/generate": refusal})) as server:

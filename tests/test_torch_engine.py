@@ -20,7 +20,7 @@ from distill.config import TeacherSettings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, PromptRefused, TeacherUnavailable
 from distill.events import Event
-from distill.teacher import open_teacher
+from distill.teacher import open_teacher, room_for
 from distill.teacher.batching import Batcher
 from distill.teacher.choice import ENOUGH, MeasuredEngine
 from distill.teacher.embedded import EmbeddedTeacher
@@ -380,3 +380,12 @@ def test_the_real_teacher_says_what_llama_cpp_lets_it_say(smollm2: Path) -> None
     assert len(gaps) >= 12
     assert np.mean(gaps) < 0.1
     assert max(gaps) < 0.6
+
+
+@pytest.mark.parametrize(
+    "text", ["What happens? ", "なぜ空は青い？", "ทำไมฟ้าสีฟ้า", "Почему небо? ", "0123456789", "🙂🥚"]
+)
+def test_room_is_enough_for_any_script(text: str, smollm2: Path) -> None:
+    prompt = text * (4000 // len(text))
+    tokens = len(PromptIds(read_metadata(smollm2), read_tokenizer(smollm2), "x").encode(prompt))
+    assert tokens + 96 < room_for([prompt], 96) <= 3 * (tokens + 96) + 1024

@@ -119,7 +119,7 @@ def judge(
         partial(_verdict, seed),
         stage="judge",
         listen=listen,
-        at_once=min(IN_FLIGHT, 2 * (os.cpu_count() or 1)),
+        fixed=min(teachers[0].slots or IN_FLIGHT, 2 * (os.cpu_count() or 1)),
     )
     who = crew.info
     beside = _beside(answers, baseline)
@@ -200,7 +200,8 @@ def _ask(
                 listen(Event("judge", "warning", f"no verdict: {outcome.problem}"))
             elif verdict is not None:
                 journal.append({"key": key, "choice": verdict.choice, "reason": verdict.reason})
-            known[key] = verdict or Verdict(None)
+                known[key] = verdict
+            known.setdefault(key, Verdict(None))
             listen(Event("judge", "progress", done=done, total=len(prompts), unit="verdicts"))
     finally:
         crew.stop()

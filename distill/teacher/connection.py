@@ -69,6 +69,8 @@ def proxy_of(host: Address) -> Proxy | None:
     told = f"{name}={masked(value)}"
     try:
         server = httpx.Proxy(value if "://" in value else f"http://{value}")
+        if not server.url.host or value != "".join(value.split()):
+            raise ValueError(value)
     except (ValueError, httpx.InvalidURL) as error:
         raise BadInput(
             f"{told}: is no proxy that can be used (http://, https:// or socks5:// and its address); mend it, or name "

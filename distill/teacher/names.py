@@ -29,8 +29,10 @@ def is_name(name: str) -> bool:
         (model, r"[\w.-]", LONGEST),
         (tag, r"[\w.-]", LONGEST),
     ]
-    return not re.search(r"^/|//|[:/]$", name) and all(
-        re.fullmatch(rf"\w{allowed}{{0,{most - 1}}}", part, re.ASCII) for part, allowed, most in parts
+    return (
+        name == name.strip()
+        and not re.search(r"^/|//|[:/]$", name)
+        and all(re.fullmatch(rf"\w{allowed}{{0,{most - 1}}}", part, re.ASCII) for part, allowed, most in parts)
     )
 
 

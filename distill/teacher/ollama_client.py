@@ -29,6 +29,10 @@ BYTES_FIELD = re.compile(rb',\s*"bytes":\s*\[[0-9,\s]*\]')
 """Repeats `token` in numbers, half of an answer's size. Inside a JSON string its quotes would be escaped."""
 
 
+_TOO_LONG = re.compile("context|too long|too large", re.IGNORECASE)
+"""What a refusal says that is the prompt's fault."""
+
+
 def version_tuple(version: str) -> tuple[int, ...]:
     """(0, 33, 0) of "0.33.0-rc2"; empty where it is no version."""
     found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
@@ -117,23 +121,22 @@ class OllamaClient:
         except NO_JSON as error:
             raise self._no_json(path) from error
 
-    def send_blob(self, digest: str, file: Path) -> bool:
-        """Have the server hold a file, named by its SHA-256. False: it does already. Raises as `post` does.
+    def send_blob(self, digest: str, file: Path) -> None:
+        """Have the server hold a file, named by its SHA-256, if it doesn't already. Raises as `post` does.
 
         Asked first: posting what is there makes Ollama drop the connection.
         """
         path = f"/api/blobs/{digest}"
         try:
             answer = self._client.head(path)
-            if there := answer.is_success:
-                return not there
+            if answer.is_success:
+                return
             with file.open("rb") as content:
                 answer = self._client.post(path, content=content)
         except httpx.RequestError as error:
             raise self._silent(error) from error
         if answer.is_error:
             raise self._refusal(answer, path)
-        return True
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None, *, retries: int) -> dict[str, Any]:
         problem: TeacherError | None = None
@@ -190,9 +193,10 @@ class OllamaClient:
         reason = _reason(answer)
         if answer.status_code == 404 and "not found" in reason:
             return ModelNotFound(f"{self.host}: {reason}; `ollama list` shows what is installed")
-        kind = PromptRefused if path in ANSWERS and answer.status_code in (400, 413) else TeacherError
-        remedy = "; shorten it, or raise teacher.context" if "context" in reason.lower() else ""
-        return kind(f"{self.host}: refuses {path} ({answer.status_code}): {reason}{remedy}")
+        told = f"{self.host}: refuses {path} ({answer.status_code}): {reason}"
+        if path in ANSWERS and (answer.status_code == 413 or _TOO_LONG.search(reason)):
+            return PromptRefused(f"{told}; shorten it, or raise teacher.context")
+        return TeacherError(told)
 
     def __enter__(self) -> Self:
         return self

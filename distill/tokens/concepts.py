@@ -284,7 +284,7 @@ def open_embed(model: str, teacher: TeacherSettings | None = None) -> Embed:
             except TeacherUnavailable:
                 if len(hosts) == 1:
                     raise
-                hosts.pop(0)
+                hosts.pop(0).close()
                 continue
             del hosts[1:]
             return vectors

@@ -298,7 +298,7 @@ class Batches:
             which=torch.from_numpy(which),
             strict=torch.from_numpy(self.strict * weight) if self.grammar else None,
         )
-        chunks = self._chunks(answers, flat) if len(self.documents.chunk_logprobs) and self.soft > 0 else None
+        chunks = self._chunks(answers & ~slips, flat) if len(self.documents.chunk_logprobs) and self.soft > 0 else None
         tensors = (torch.from_numpy(ids), torch.from_numpy(positions))
         told = (torch.from_numpy(answers), real, torch.from_numpy(alike))
         return Batch(*tensors, spans, torch.from_numpy(where), targets, *told, chunks)

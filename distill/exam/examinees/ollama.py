@@ -85,7 +85,7 @@ class OllamaExaminee:
             answers = list(pool.map(self._whole, bodies))
         share = (time.perf_counter() - started) / len(questions)
         steps = self._how.steps
-        silent = Spoken("", "", False, 0, share, Form(dream=None, clean=True, whole=False, ended=False))
+        silent = Spoken("", "", False, 0, share, Form(dream=None, clean=False, whole=False, ended=False))
         with self._client.reading("/api/chat"):
             return [
                 silent if answer is None else _spoken(answer, think and self._thinks, max_tokens, share, steps)
