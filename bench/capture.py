@@ -159,7 +159,7 @@ def _answer(seconds: float) -> bytes:
     for position in range(TOKENS):
         words = [_WORDS[(7 * position + 13 * i) % len(_WORDS)].replace("Ġ", " ") for i in range(20)]
         top = [
-            {"token": word, "logprob": -0.31 - 0.37 * i - 0.01 * position, "bytes": list(word.encode())}
+            {"token": word, "logprob": -0.7 - 0.71 * i - 0.01 * position, "bytes": list(word.encode())}
             for i, word in enumerate(words)
         ]
         entries.append({**top[0], "top_logprobs": top})
