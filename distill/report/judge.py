@@ -191,7 +191,7 @@ def _ask(
     done = 0
     lost: list[DistillError] = []
     try:
-        for outcome in crew.run(prompts.items()):
+        for outcome in crew.run(prompts.items(), some=bool(known)):
             if outcome is None:
                 continue
             done, key, verdict = done + 1, outcome.what[0], outcome.answer
