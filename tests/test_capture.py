@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -278,8 +279,34 @@ def test_a_host_that_is_down_at_the_start_is_asked_once_it_is_there(tmp_path: Pa
     wrong.times = 1
     assert capture(make_run(tmp_path, 100, "two"), teachers=[other, wrong])["responses"] == 100
     assert not wrong.asked, "it has another model of that name"
+    wrong.times = 1
+    assert capture(make_run(tmp_path, 100, "first"), teachers=[wrong, other])["responses"] == 100
+    assert not wrong.asked, "nor where it is the first in the list"
     with pytest.raises(TeacherUnavailable, match="http://down"):
         capture(make_run(tmp_path, 5, "three"), teachers=[Down(), Down()])
+
+
+def test_a_host_that_hangs_delays_nobodys_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("distill.teacher.crew.GREETING", 0.1)
+    wakes = threading.Event()
+
+    class Hangs(StubTeacher):
+        def describe(self) -> TeacherInfo:
+            assert wakes.wait(60)
+            return super().describe()
+
+    def wake_at_the_30th(prompt: str) -> None:
+        if next(count) == 30:
+            wakes.set()
+
+    count, events = itertools.count(1), list[Event]()
+    hangs, other = Hangs(2, 0.01), StubTeacher(2, 0.01, fail=wake_at_the_30th)
+    summary = capture(make_run(tmp_path, 150), events.append, teachers=[hangs, other])
+    assert (summary["responses"], summary["failed"]) == (150, 0)
+    assert 3 < len(hangs.asked) <= 120, "asked once it says who it is"
+    assert [e.message for e in events if e.kind == "warning"] == [
+        "going on without it for now: host 1: doesn't say who it is within 0.1 s"
+    ]
 
 
 def test_when_all_hosts_fall_silent_they_are_waited_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -27,6 +27,8 @@ FIRST_REST, LONGEST_REST = 1.0, 60.0
 """Seconds of that while: the first, and, doubled each time that it fails again, the longest."""
 PATIENCE = 60.0
 """Seconds for which nobody of several may answer. One that is alone waits for itself, by `teacher.retries`."""
+GREETING = 5.0
+"""Seconds that the others have to say who they are, once one has. Later they are asked again."""
 TICK = 0.2
 """Seconds after which a silent crew says so."""
 
@@ -139,6 +141,7 @@ class Crew(Generic[T, R]):
         self._replies: queue.SimpleQueue[_Reply[T, R]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._answered = time.monotonic()
+        self._first = self.hosts[0]
         self._greet()
         for host in self.hosts:
             host.bound = InFlight(host.teacher.slots or at_once or None, fixed)
@@ -146,45 +149,62 @@ class Crew(Generic[T, R]):
     # Who they are.
     @property
     def first(self) -> Host:
-        """The first that said who it is."""
-        return next(host for host in self.hosts if host.info is not None)
+        """The first of those that said at the start who they are: what the others are compared with."""
+        return self._first
 
     @property
     def info(self) -> TeacherInfo:
-        assert self.first.info is not None
-        return self.first.info
+        assert self._first.info is not None
+        return self._first.info
 
     def _greet(self) -> None:
-        problems: dict[Host, BaseException] = {}
+        greeted: queue.SimpleQueue[tuple[Host, TeacherInfo | BaseException]] = queue.SimpleQueue()
 
         def greet(host: Host) -> None:
             try:
-                host.info = host.teacher.describe()
+                said = host.teacher.describe()
             except BaseException as error:  # carried to the thread that waits, bugs too
-                problems[host] = error
+                said = error
+            host.until = 0.0  # where nobody waits any more, it is asked again with its first question
+            greeted.put((host, said))
 
-        threads = [threading.Thread(target=greet, args=(host,), daemon=True) for host in self.hosts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
         for host in self.hosts:
-            problem = problems.get(host)
-            if problem is None:
-                self._check(host)
-            elif len(problems) == len(self.hosts) or isinstance(problem, ModelNotFound):
-                raise problem
-            elif isinstance(problem, TeacherError):
-                self._listen(Event(self._stage, "warning", f"going on without it for now: {problem}"))
-                host.rest()
-            else:
-                raise problem
+            host.until = math.inf
+            threading.Thread(target=greet, args=(host,), daemon=True).start()
+        self._hear(greeted)
 
-    def _check(self, host: Host) -> None:
-        assert host.info is not None
-        if (host.info.digest, host.info.template_digest) != (self.info.digest, self.info.template_digest):
+    def _hear(self, greeted: queue.SimpleQueue[tuple[Host, TeacherInfo | BaseException]]) -> None:
+        """Take in what they say, until one has said who it is and the others had their time."""
+        infos: dict[Host, TeacherInfo] = {}
+        problems: dict[Host, BaseException] = {}
+        end = math.inf
+        with contextlib.suppress(queue.Empty):
+            while len(infos) + len(problems) < len(self.hosts):
+                host, said = greeted.get(timeout=max(0.0, end - time.monotonic()) if infos else None)
+                if isinstance(said, BaseException):
+                    problems[host] = said
+                else:
+                    infos[host] = said
+                    end = min(end, time.monotonic() + GREETING)
+        for host in self.hosts:
+            if problem := problems.get(host):
+                if not infos or not isinstance(problem, TeacherError) or isinstance(problem, ModelNotFound):
+                    raise problem
+                host.rest()
+        self._first = next(host for host in self.hosts if host in infos)
+        self._first.info = infos[self._first]
+        for host in self.hosts:
+            if host in infos:
+                self._check(host, infos[host])
+                host.info = infos[host]
+            else:
+                problem = problems.get(host, f"{host.name}: doesn't say who it is within {GREETING:g} s")
+                self._listen(Event(self._stage, "warning", f"going on without it for now: {problem}"))
+
+    def _check(self, host: Host, info: TeacherInfo) -> None:
+        if (info.digest, info.template_digest) != (self.info.digest, self.info.template_digest):
             raise RunMismatch(
-                f"{host.name}: has another {self.info.name} (digest {host.info.digest[:12]}) than {self.first.name} "
+                f"{host.name}: has another {self.info.name} (digest {info.digest[:12]}) than {self.first.name} "
                 f"({self.info.digest[:12]}); pull the same model on all hosts"
             )
 
@@ -275,8 +295,9 @@ class Crew(Generic[T, R]):
             answer, problem = None, None
             try:
                 if host.info is None:
-                    host.info = host.teacher.describe()
-                    self._check(host)
+                    info = host.teacher.describe()
+                    self._check(host, info)
+                    host.info = info
                 answer = self._ask(host.teacher, job.what)
             except BaseException as error:  # carried to the thread that runs, bugs too
                 problem = error
