@@ -21,6 +21,7 @@ from bench.capture import bench_capture
 from bench.stopwatch import Stopwatch
 from distill.config import Settings
 from distill.corpus.capture import MISSING, capture
+from distill.corpus.prompts import evenly
 from distill.corpus.traces import TraceStore
 from distill.errors import (
     BadInput,
@@ -364,10 +365,43 @@ def test_refused_prompts_are_no_hosts_fault(tmp_path: Path):
     run = make_run(tmp_path, 100)
     summary = capture(run, teachers=list(hosts))
     assert (summary["responses"], summary["refused"], summary["failed"]) == (81, 19, 0)
-    assert sum(len(host.asked) for host in hosts) == 100
+    assert sum(len(host.asked) for host in hosts) == 119, "those that one refuses are asked the other, once"
     assert capture(run, teachers=list(hosts)) == summary
     run.settings.teacher.context = 8192
     assert capture(run, teachers=[StubTeacher()])["responses"] == 100
+
+
+def test_a_host_that_refuses_everything_leaves_it_to_the_others(tmp_path: Path):
+    refusal = PromptRefused("http://small: refuses /api/generate (400): no room")
+    small, other = StubTeacher(2, fail=lambda prompt: refusal), StubTeacher(2, 0.002)
+    summary = capture(make_run(tmp_path, 100), teachers=[small, other])
+    assert (summary["responses"], summary["refused"], summary["failed"]) == (100, 0, 0)
+    many = [StubTeacher(2, fail=lambda prompt: refusal) for _ in range(TRIES + 2)]
+    with pytest.raises(TeacherError, match="answered none of 60 prompts"):
+        capture(make_run(tmp_path, 60, "none"), teachers=list(many))
+    assert sum(len(host.asked) for host in many) == 60 * TRIES
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_a_dozen_prompts_that_nobody_answers_do_not_end_the_capture(tmp_path: Path, hosts: int):
+    """They come last, so failures in a row are theirs, not the host's."""
+    poison = {f"What is number {i}?" for i in list(evenly(60))[-12:]}
+
+    def fail(prompt: str) -> Exception | None:
+        if prompt not in poison:
+            return None
+        time.sleep(0.05)
+        return TeacherUnavailable("no answer within 300 s")
+
+    run = make_run(tmp_path, 60)
+    summary = capture(run, teachers=[StubTeacher(2, 0.002, fail=fail) for _ in range(hosts)])
+    assert (summary["responses"], summary["failed"]) == (48, 12)
+    listed = [json.loads(line) for line in (run.path / MISSING).read_text(encoding="utf-8").splitlines()]
+    assert {line["prompt"]: line["why"] for line in listed} == dict.fromkeys(poison, "no answer within 300 s")
+    assert capture(run, force=True, teachers=[StubTeacher(2, fail=fail)])["failed"] == 12, "nothing else is asked"
+    again = StubTeacher()
+    assert capture(run, teachers=[again])["responses"] == 60
+    assert set(again.asked) == poison
 
 
 def test_an_embedded_teacher_makes_room_for_the_longest_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

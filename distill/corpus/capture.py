@@ -47,7 +47,7 @@ class _Capture:
     def run(self, jobs: Sequence[_Job], seconds: float, before: int, listen: Listener) -> None:
         """Until all is answered, or `seconds` (if any) are over and what is in flight has come back."""
         total, told = before + len(jobs), 0.0
-        for outcome in self.crew.run(jobs, seconds):
+        for outcome in self.crew.run(jobs, seconds, some=before > 0):
             if outcome is not None:
                 self._collect(outcome, listen)
             if time.monotonic() - told > TICK:

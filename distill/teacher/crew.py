@@ -1,7 +1,8 @@
 """All hosts of one teacher at one queue of work: whoever is free takes the next, and some of them may fail.
 
 A host that fails many times in a row is given up for a while, then tried again with one question. A question that a
-host fails at goes to another, whose last word was an answer where there is one; after a few it is given up and told.
+host refuses or fails at goes to another, whose last word was an answer where there is one; after a few it is given up
+and told.
 """
 
 import contextlib
@@ -59,10 +60,11 @@ class Host:
     def answered(self) -> None:
         self.failures = self.rests = 0
 
-    def failed(self) -> str:
-        """What to say of it. What was in flight when it was given up doesn't count again."""
+    def failed(self, lasting: bool) -> str:
+        """What to say of it. What was in flight when it was given up doesn't count again. lasting: whether many in a
+        row are its fault."""
         self.failures += 1
-        if self.awake and (self.rests or self.failures >= GIVE_UP_AFTER):
+        if lasting and self.awake and (self.rests or self.failures >= GIVE_UP_AFTER):
             return f"given up for {self.rest():g} s"
         return "asking another host" if self.failures == 1 else ""
 
@@ -141,6 +143,7 @@ class Crew(Generic[T, R]):
         self._replies: queue.SimpleQueue[_Reply[T, R]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._answered = time.monotonic()
+        self._any = False
         self._first = self.hosts[0]
         self._greet()
         for host in self.hosts:
@@ -213,12 +216,13 @@ class Crew(Generic[T, R]):
     def in_flight(self) -> int:
         return sum(host.running for host in self.hosts)
 
-    def run(self, questions: Iterable[T], seconds: float = 0.0) -> Iterator[Outcome[T, R] | None]:
+    def run(self, questions: Iterable[T], seconds: float = 0.0, some: bool = False) -> Iterator[Outcome[T, R] | None]:
         """Outcomes as they come, each question's once; None now and then where none comes. After `seconds`, if any,
-        nothing new is asked.
+        nothing new is asked. some: whether others like these were answered before.
 
         Raises a bug as it is; ModelNotFound where no host has the model any more; TeacherError where all are given up.
         """
+        self._any = self._any or some
         self._new.extend(_Job(what) for what in questions)
         self._open += len(self._new)
         end = time.monotonic() + seconds if seconds else math.inf
@@ -314,23 +318,36 @@ class Crew(Generic[T, R]):
                 host.answered()
                 self._answered = now
                 host.bound.completed(now, now - started, service)
+                self._any = self._any or problem is None
+            if isinstance(problem, PromptRefused):  # it is the prompt's fault, or this host takes less than others
+                job.failed[host] = host.given_up
+                job.problem = problem
             elif isinstance(problem, DistillError):
                 host.gone = host.gone or isinstance(problem, ModelNotFound | RunMismatch)
                 job.failed[host] = host.given_up if host.awake else -1
                 job.problem = problem
-                return host.failed()
+                return host.failed(lasting=not self._ending)
         return ""
+
+    @property
+    def _ending(self) -> bool:
+        """Whether what is left are but the questions that can't be answered: then nobody is given up for them."""
+        return self._any and len(self._new) < GIVE_UP_AFTER
 
     # What comes of it.
     def _take_in(self, reply: _Reply[T, R]) -> Outcome[T, R] | None:
         """None where it is to be asked again, or given up in the end."""
         self.received += 1
         problem = reply.problem
-        if problem is None or isinstance(problem, PromptRefused):
-            return Outcome(reply.job.what, reply.answer, problem)
+        if problem is None:
+            return Outcome(reply.job.what, reply.answer)
         if not isinstance(problem, DistillError):
             raise problem
-        self._check_anybody(problem)
+        if isinstance(problem, PromptRefused):
+            if len(reply.job.tried) >= min(TRIES, sum(not host.gone for host in self.hosts)):
+                return Outcome(reply.job.what, None, problem)
+        else:
+            self._check_anybody(problem)
         if reply.note and len(self.hosts) > 1:
             self._listen(Event(self._stage, "warning", f"{reply.note}: {problem}"))
         with self._lock:
@@ -339,17 +356,17 @@ class Crew(Generic[T, R]):
 
     def _check_anybody(self, problem: DistillError) -> None:
         """Raises where nobody is left to be asked."""
-        if any(host.awake for host in self.hosts):
-            return
         if all(host.gone for host in self.hosts):
             raise problem
+        if self._ending or any(host.awake for host in self.hosts):
+            return
         if len(self.hosts) == 1 or time.monotonic() - self._answered > PATIENCE:
             kind = type(problem) if isinstance(problem, TeacherError) else TeacherError
             kept = "what was answered is kept, the same command goes on from there"
             raise kind(f"{problem} (given up after {GIVE_UP_AFTER} failures in a row; {kept})")
 
     def _hopeless(self) -> Iterator[Outcome[T, R]]:
-        """Once nothing else is going on: the questions that nobody is left to be asked."""
+        """Once nothing else is going on: the questions that nobody is left for."""
         with self._lock:
             idle = self._open == len(self._new) + len(self._again)
             awake = [host for host in self.hosts if host.awake] if idle else []
