@@ -474,6 +474,43 @@ def test_failed_prompts_are_counted_warned_of_and_asked_again(tmp_path: Path):
     assert not (run.path / MISSING).exists()
 
 
+def test_what_was_answered_before_the_teacher_went_again_is_counted(tmp_path: Path):
+    """At first it fails at half of the prompts, then it answers ten of those and is gone."""
+    run, count = make_run(tmp_path, 120), itertools.count(1)
+    refuses = {f"What is number {i}?" for i in range(0, 120, 2)}
+    first = [StubTeacher(2, 0.001, fail=lambda p: TeacherError("bad day") if p in refuses else None) for _ in range(3)]
+    assert capture(run, teachers=list(first))["failed"] == 60
+
+    def fail(prompt: str) -> Exception | None:
+        return ModelNotFound("http://x: has no model 'y'") if next(count) > 10 else None
+
+    events: list[Event] = []
+    summary = capture(run, events.append, teachers=[StubTeacher(1, fail=fail)])
+    assert (summary["responses"], summary["failed"]) == (70, 50)
+    assert run.records()["capture"].outputs == {"traces.db": digest(run)}
+    assert len((run.path / MISSING).read_text(encoding="utf-8").splitlines()) == 50
+    assert any(event.message.startswith("going on with what was answered: http://x") for event in events)
+    assert capture(run, teachers=[StubTeacher()])["responses"] == 120
+
+
+def test_what_a_context_cut_is_asked_again_in_a_larger_one(tmp_path: Path):
+    class Cut(StubTeacher):
+        def generate(self, prompt: str, options: GenerateOptions) -> Response:
+            return replace(super().generate(prompt, options), done_reason="length" if prompt in self.cut else "stop")
+
+        cut = ("What is number 3?", "What is number 4?")
+
+    run, teacher = make_run(tmp_path, 20), Cut()
+    assert capture(run, teachers=[teacher])["done_reasons"] == {"length": 2, "stop": 18}
+    run.settings.teacher.context = 8192
+    teacher.asked, teacher.cut = [], ("What is number 3?",)
+    summary = capture(run, teachers=[teacher])
+    assert (summary["done_reasons"], summary["responses"]) == ({"length": 1, "stop": 19}, 20)
+    assert sorted(teacher.asked) == ["What is number 3?", "What is number 4?"]
+    assert capture(run, teachers=[teacher]) == summary
+    assert len(teacher.asked) == 2
+
+
 def test_many_answers_cut_short_are_warned_of_once(tmp_path: Path):
     class Talker(StubTeacher):
         def generate(self, prompt: str, options: GenerateOptions) -> Response:

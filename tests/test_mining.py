@@ -13,8 +13,8 @@ from support.answers_run import answers, captured_run, texts, traces
 
 from distill.config import Settings
 from distill.corpus.traces import TraceStore
-from distill.errors import BadInput, CorruptFile, MissingDependency, MissingStage, TeacherError
-from distill.events import Event
+from distill.errors import BadInput, CorruptFile, MissingDependency, MissingStage, PromptRefused, TeacherError
+from distill.events import Event, silent
 from distill.knowledge.graph import load_graph
 from distill.knowledge.mine import mine
 from distill.mining import syntax_miner, teacher_miner
@@ -32,6 +32,7 @@ from distill.mining.triplets import (
     write_triplets,
 )
 from distill.run import Run
+from distill.teacher.crew import MANY_LISTED
 from distill.teacher.protocol import GenerateOptions, TeacherInfo
 
 BALL = "What happens when you drop a ball?"
@@ -367,6 +368,33 @@ def test_a_dead_hosts_share_is_mined_by_the_others_and_what_fails_another_time(
     assert len(again.asked) == 1, "what was mined is kept, and only the rest asked again"
     assert mine(run)["failed"] == 0
     assert len(again.asked) == 1
+
+
+def test_what_is_refused_is_not_asked_again_and_told_of_a_few_times(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Refusing(JsonTeacher):
+        def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
+            super().generate_json(prompt, schema, options)
+            raise PromptRefused("it is too long")
+
+    run, teacher, events = captured_run(tmp_path / "run", miner="teacher"), Refusing(NOTHING), list[Event]()
+    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings, listen, context: [teacher])
+    summary = mine(run, events.append)
+    assert (summary["broken_answers"], summary["failed"]) == (len(traces()), 0)
+    assert len(traces()) > MANY_LISTED
+    assert sum(event.message.startswith("nothing mined") for event in events) == MANY_LISTED + 1
+    assert not run.triplets.with_suffix(".partial.jsonl").exists()
+    assert mine(run) == summary
+    assert len(teacher.asked) == len(traces())
+    run.settings.teacher.context = 8192
+    mine(run)
+    assert len(teacher.asked) == 2 * len(traces()), "there may be room now"
+    partial = teacher_miner.PartialMine(tmp_path / "partial.jsonl", {})
+    every: Any = [teacher]
+    assert not any(m.failed for m in teacher_miner.mine_traces(traces(), run.settings, silent, every, partial))
+    again = teacher_miner.PartialMine(tmp_path / "partial.jsonl", {})
+    assert all(again.get(trace) for trace in traces()), "kept while others are still to be asked"
 
 
 def test_an_interrupted_mining_asks_only_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

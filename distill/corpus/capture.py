@@ -13,7 +13,7 @@ from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, DistillError, PromptRefused, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, write_json_lines
-from distill.teacher.crew import TICK, Crew, Outcome
+from distill.teacher.crew import MANY_LISTED, TICK, Crew, Outcome
 from distill.teacher.protocol import MAX_TOP_LOGPROBS, GenerateOptions, Response, Teacher, TeacherInfo
 
 STAGE = "capture"
@@ -21,8 +21,6 @@ MISSING = "unanswered.jsonl"
 """In the run's folder: prompts without an answer, and why."""
 MANY_CUT = 0.2
 """Share of answers cut by the token limit above which a student of them hardly learns to end its own."""
-MANY_LISTED = 10
-"""Prompts without an answer that are told one by one."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,13 @@ class _Capture:
         if len(self.missing) <= MANY_LISTED:
             listen(Event(STAGE, "warning", f"skipped {job.prompt.text!r}: {why}"))
 
+    def lose(self, jobs: Sequence[_Job], why: str) -> None:
+        """Those of the jobs that nothing has come of have failed."""
+        for job in jobs:
+            if job.prompt.text not in self.missing and not self.store.has(job.key):
+                self.failed += 1
+                self.missing[job.prompt.text] = why
+
     def _progress(self, before: int, total: int, listen: Listener) -> None:
         seconds = time.monotonic() - self.started
         left = total - before - self.stored - len(self.missing)
@@ -116,7 +121,7 @@ def capture(
     teacher = run.settings.teacher
     depends = {
         **{name: value for name, value in asdict(settings).items() if not name.startswith("dataset")},
-        # What doesn't fit the context is refused; everything else is answered as in any other.
+        # What doesn't fit the context is refused or cut; everything else is answered as in any other.
         "teacher": {"model": teacher.model, **({"context": teacher.context} if teacher.context else {})},
         "seed": run.settings.seed,
         "texts": fingerprint([[prompt.text, prompt.held_out] for prompt in prompts]),
@@ -127,7 +132,7 @@ def capture(
         return record.summary
     started = time.monotonic()
     try:
-        summary, digest = _ask_all(run, prompts, teachers, listen)
+        summary, digest = _ask_all(run, prompts, teachers, listen, record is not None and not force)
     except TeacherError as error:
         if record is None or force:
             raise
@@ -140,9 +145,10 @@ def capture(
 
 
 def _ask_all(
-    run: Run, prompts: Sequence[Prompt], teachers: Sequence[Teacher] | None, listen: Listener
+    run: Run, prompts: Sequence[Prompt], teachers: Sequence[Teacher] | None, listen: Listener, done: bool
 ) -> tuple[dict[str, Any], str]:
-    """The summary, and the digest of what is stored."""
+    """The summary, and the digest of what is stored. done: the stage was, but for prompts that failed; a teacher that
+    goes now leaves those that it was not asked as failed."""
     settings, started = run.settings.capture, time.monotonic()
     with contextlib.ExitStack() as stack:
         if teachers is None:
@@ -167,12 +173,21 @@ def _ask_all(
         store = stack.enter_context(TraceStore(run.traces))
         store.put_teacher(info, tokenizer)
         jobs = _jobs(prompts, info, settings, run.settings.seed)
-        before = store.select({job.key: job.prompt.held_out for job in jobs})
+        store.select({job.key: job.prompt.held_out for job in jobs})
+        # What the context cut is asked again where another may be set now.
+        limit = settings.max_tokens if run.settings.teacher.context and not done else 0
         # Evenly over the sets, so that a capture that is cut short has seen something of each.
-        left = [jobs[i] for i in evenly(len(jobs)) if not store.has(jobs[i].key)]
+        left = [jobs[i] for i in evenly(len(jobs)) if not store.has(jobs[i].key, limit)]
+        before = len(jobs) - len(left)
         listen(Event(STAGE, "start", f"asking {info.spec}", done=before, total=len(jobs), unit="prompts"))
         session = _Capture(store, crew)
-        _run_session(session, left, before, run, listen)
+        try:
+            _run_session(session, left, before, run, listen)
+        except TeacherError as error:
+            if not done:
+                raise
+            session.lose(left, str(error))
+            listen(Event(STAGE, "warning", f"going on with what was answered: {error}"))
         if session.stored:
             store.put_teacher(first.describe(), first.tokenizer())  # which engine answered is known by now
         _tell_missing(session, run, listen)

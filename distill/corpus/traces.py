@@ -207,10 +207,13 @@ class TraceStore:
         what = [info.digest, info.template_digest, prompt, asdict(options)]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
-    def has(self, key: str) -> bool:
-        """Whether there is a response with a text, selected or not."""
+    def has(self, key: str, limit: int = 0) -> bool:
+        """Whether there is a response with a text, selected or not. limit: tokens that it might have had: then one that
+        ended before them, though not by itself, is none; where its tokens aren't known it is one."""
+        cut = "done_reason = 'length' AND tokens BETWEEN 1 AND ? - 1"
         with self._errors():
-            return self._db.execute(f"SELECT 1 FROM responses WHERE key = ? AND {_SAYS}", (key,)).fetchone() is not None
+            found = self._db.execute(f"SELECT 1 FROM responses WHERE key = ? AND {_SAYS} AND NOT ({cut})", (key, limit))
+            return found.fetchone() is not None
 
     def put(self, trace: Trace) -> None:
         """Store and select a response; on return it survives a kill of this process."""

@@ -30,7 +30,8 @@ def stage_settings(run: Run) -> dict[str, Any]:
     if settings.capture.dataset:
         used["dataset"] = settings.capture.dataset
     elif settings.mine.miner == "teacher":
-        used["teacher"] = {"model": settings.teacher.model}
+        context = settings.teacher.context  # what doesn't fit is refused, and not asked again
+        used["teacher"] = {"model": settings.teacher.model, **({"context": context} if context else {})}
         used["seed"] = settings.seed
     return used
 

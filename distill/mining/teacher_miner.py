@@ -11,12 +11,12 @@ from typing import Any
 
 from distill.config import Settings
 from distill.corpus.traces import Trace
-from distill.errors import DistillError
+from distill.errors import DistillError, PromptRefused
 from distill.events import Event, Listener, silent
 from distill.mining.inflect import content_stems, grounded
 from distill.mining.triplets import LENSES, MAX_CHARACTERS, MAX_WORDS, Mined, Triplet, clean_phrase, fits
 from distill.run import fingerprint
-from distill.teacher.crew import Crew
+from distill.teacher.crew import AT_ONCE, MANY_LISTED, Crew, Outcome
 from distill.teacher.protocol import GenerateOptions, Teacher
 
 INSTRUCTION = """\
@@ -30,8 +30,6 @@ Answer: {answer}
 """
 ANSWER_TOKENS = 60
 """Room for one step in JSON: three short phrases, keys and quotes."""
-AT_ONCE = 4
-"""Requests in flight at a server that doesn't tell how many it serves at once."""
 
 
 def schema(steps: int) -> dict[str, Any]:
@@ -127,8 +125,8 @@ def mine_traces(
 ) -> Iterator[Mined]:
     """Mine all traces, in order, as many at once as the teachers serve; opens the settings' teacher if given none.
 
-    A response that no host mines counts as broken, and as failed: it may be mined another time. Raises what `Crew`
-    raises. What `partial` holds is not asked again, and what is found is put there.
+    A response that no host mines counts as broken, and, unless it was refused, as failed: it may be mined another time.
+    Raises what `Crew` raises. What `partial` holds is not asked again, and what is found, or refused, is put there.
     """
     from distill.teacher import opened, room_for
 
@@ -159,22 +157,33 @@ def _ask_all(
             partial.put(traces[i], found)
         return found
 
+    def lost(outcome: Outcome[int, Mined]) -> Mined:
+        nonlocal told
+        trace, told = traces[outcome.what], told + 1
+        if told <= MANY_LISTED:
+            listen(Event("mine", "warning", f"nothing mined from the answer to {trace.prompt!r}: {outcome.problem}"))
+        refused = isinstance(outcome.problem, PromptRefused)
+        mined = Mined([], 0, 0, broken=True, failed=not refused)
+        if partial and refused:
+            partial.put(trace, mined)
+        return mined
+
+    told = 0
     crew = Crew(teachers, work, stage="mine", listen=listen, fixed=settings.teacher.in_flight, at_once=AT_ONCE)
     found, ready = list(known), 0
     missing = [i for i, mined in enumerate(known) if mined is None]
     listen(Event("mine", "note", f"asking the teacher about {len(missing)} responses"))
     try:
-        for outcome in crew.run(missing):
+        for outcome in crew.run(missing, some=len(missing) < len(known)):
             if outcome is not None:
-                found[outcome.what] = outcome.answer or Mined([], 0, 0, broken=True, failed=True)
-                if outcome.answer is None:
-                    prompt = traces[outcome.what].prompt
-                    listen(Event("mine", "warning", f"nothing mined from the answer to {prompt!r}: {outcome.problem}"))
+                found[outcome.what] = outcome.answer or lost(outcome)
             while ready < len(found) and (mined := found[ready]) is not None:
                 ready += 1
                 yield mined
     finally:
         crew.stop()
+    if told > MANY_LISTED:
+        listen(Event("mine", "warning", f"nothing mined from {told} answers in all"))
     for mined in found[ready:]:
         assert mined is not None
         yield mined

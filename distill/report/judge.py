@@ -23,13 +23,10 @@ from distill.exam.metrics.statistics import PairedBootstrap, Ratio
 from distill.exam.questions import Question
 from distill.run import fingerprint
 from distill.teacher import room_for
-from distill.teacher.crew import Crew
+from distill.teacher.crew import AT_ONCE, Crew
 from distill.teacher.protocol import GenerateOptions, Teacher
 
 VERSION = 1
-IN_FLIGHT = 4
-"""Requests sent at once to a server that doesn't say how many it works on."""
-
 MANY_LOST = 0.1
 """Share of verdicts that no host gives above which the others say too little."""
 
@@ -119,7 +116,7 @@ def judge(
         partial(_verdict, seed),
         stage="judge",
         listen=listen,
-        fixed=min(teachers[0].slots or IN_FLIGHT, 2 * (os.cpu_count() or 1)),
+        fixed=min(teachers[0].slots or AT_ONCE, 2 * (os.cpu_count() or 1)),
     )
     who = crew.info
     beside = _beside(answers, baseline)

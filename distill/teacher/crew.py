@@ -33,6 +33,11 @@ GREETING = 5.0
 TICK = 0.2
 """Seconds after which a silent crew says so."""
 
+AT_ONCE = 4
+"""Requests in flight, where short answers are asked for, at a server that doesn't say how many it serves at once."""
+MANY_LISTED = 10
+"""Questions without an answer that are told one by one."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
