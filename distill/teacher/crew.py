@@ -293,8 +293,10 @@ class Crew(Generic[T, R]):
 
     def _may(self, host: Host, job: _Job[T]) -> bool:
         """Whether a question that another host failed at is for this one."""
+        if job.failed.get(host) == host.given_up:  # at once: one that refuses everything looks through all of it
+            return False
         tried = job.tried
-        if host in tried or len(tried) >= TRIES:
+        if len(tried) >= TRIES:
             return False
         return not host.failures or not any(o.awake and not o.failures and o not in tried for o in self.hosts)
 
