@@ -110,6 +110,7 @@ def test_a_second_time_skips_everything(finished: tuple[Path, str], run: Run) ->
     assert files() == before
 
 
+@pytest.mark.timeout(3600)  # with DREAM_MOMENTS; else it takes seconds
 def test_killed_at_random_moments_it_leaves_the_same_files(
     finished: tuple[Path, str], run: Run, tmp_path: Path
 ) -> None:
