@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.address import Address, default_host
+from distill.address import default_host
 from distill.config import TeacherSettings
 from distill.errors import ModelNotFound, TeacherError
 from distill.events import Event, Listener, silent
@@ -69,10 +69,10 @@ class OllamaTeacher:
         listen: Listener = silent,
     ) -> None:
         self.model = model
-        self.host = Address(host)
         self._context = context
         self._listen = listen
-        self._client = OllamaClient(self.host, timeout=timeout, retries=retries, backoff=backoff, alone=alone)
+        self._client = OllamaClient(host, timeout=timeout, retries=retries, backoff=backoff, alone=alone)
+        self.host = self._client.host
         self._lock = threading.Lock()
         self._info: TeacherInfo | None = None
         self._show: dict[str, Any] | None = None

@@ -286,7 +286,8 @@ def open_embed(model: str, teacher: TeacherSettings | None = None) -> Embed:
                     raise
                 hosts.pop(0).close()
                 continue
-            del hosts[1:]
+            while len(hosts) > 1:
+                hosts.pop().close()
             return vectors
 
     return embed
