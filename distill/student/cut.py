@@ -7,7 +7,8 @@ arXiv:2302.04089): with activations X (positions, F) and the projection W (F, D)
     ‖W_j‖² / [(XᵀX)⁻¹]_jj
 
 to leave out if all that stay make up for it as least squares can, which is then done to W. Each layer is given what the
-layers before it, cut already, make of the texts, so that it mends their errors too.
+layers before it, cut already, make of the texts, and W then moves to mend half of what these have left wrong, too: all
+of it fits the texts and nothing else (compare GPTAQ, arXiv:2504.02692, which does so for rounded weights).
 
 Shape legend: B rows, T positions, D hidden, F feed-forward, M positions that are predicted.
 """
@@ -28,6 +29,10 @@ from distill.errors import BadInput
 
 DAMPING = 1e-3
 """Added to the diagonal of XᵀX, as a share of its mean: neurons that are never used together have no inverse."""
+MENDED = 0.5
+"""Share of the errors of earlier layers that a feed-forward's last projection makes up for."""
+MENDING_DAMPING = 3e-2
+"""As DAMPING, where that is fitted: it generalizes less than what neurons say of each other."""
 SHARE = 0.1
 """Of the neurons that are left, so many go before all are judged anew."""
 
@@ -138,15 +143,22 @@ def narrow(
     if not 1 <= ffn <= config.ffn:
         raise BadInput(f"student.ffn={ffn}: the teacher's feed-forwards have {config.ffn} neurons; keep 1 to that many")
     states, least = [_embedded(model, sample) for sample in samples], -(-len(samples) // 5)
+    wanted = [state.clone() for state in states]  # the uncut model's
     for number, block in enumerate(_blocks(model)):
         feed, begun = block.mlp, time.monotonic()
-        gram = torch.zeros(config.ffn, config.ffn)
+        gram, missing = torch.zeros(config.ffn, config.ffn), torch.zeros(config.ffn, config.hidden)
         for i, sample in enumerate(samples[: len(states)]):
             states[i] = states[i] + _attention(model, block, sample, states[i])
-            for part in _parts(states[i]):
+            wanted[i] = wanted[i] + _attention(model, block, sample, wanted[i])
+            for part, right in zip(_parts(states[i]), _parts(wanted[i]), strict=True):
                 active = _activations(block, part)
+                right += feed.down_proj(_activations(block, right))
                 gram.addmm_(active.t(), active)
-        kept, down = surgeon(gram, feed.down_proj.weight.t(), ffn)
+                missing.addmm_(active.t(), right - part)
+        whole = feed.down_proj.weight.t()
+        kept, down = surgeon(gram, whole, ffn)
+        errors = missing - gram @ whole  # what the whole feed-forward would leave wrong here, as the kept ones see it
+        down = down + MENDED * _fitted(gram[kept][:, kept], errors[kept])
         feed.gate_proj.weight = torch.nn.Parameter(feed.gate_proj.weight[kept])
         feed.up_proj.weight = torch.nn.Parameter(feed.up_proj.weight[kept])
         feed.down_proj.weight = torch.nn.Parameter(down.t().contiguous())
@@ -157,7 +169,7 @@ def narrow(
         now, still = time.monotonic(), config.layers - number - 1
         if still and (now - begun) * still > ends - now:
             fitting = int(len(states) * max(ends - now, 0.0) / ((now - begun) * still))
-            del states[max(fitting, least) :]
+            del states[max(fitting, least) :], wanted[max(fitting, least) :]
     smaller = Backbone(replace(config, ffn=ffn))
     smaller.load_state_dict(model.state_dict())
     return smaller.eval()
@@ -185,6 +197,12 @@ def surgeon(gram: Tensor, weight: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         inverse = (inverse - change[:, rows.shape[1] :])[staying][:, staying]
         left = left[staying]
     return left, rows.to(weight.dtype)
+
+
+def _fitted(gram: Tensor, moments: Tensor) -> Tensor:
+    """(F, D) of least squares, XᵀX (F, F) and XᵀY (F, D) being given; damped."""
+    damping = MENDING_DAMPING * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram))
+    return torch.linalg.solve((gram + damping).double(), moments.double()).to(moments.dtype)
 
 
 # The forward pass in pieces.
