@@ -455,6 +455,55 @@ def test_more_prompts_ask_only_the_new_ones_and_fewer_ask_none(tmp_path: Path):
     assert len(teacher.asked) == 80
 
 
+def test_several_answers_a_prompt(tmp_path: Path):
+    """From 1 to 3 only what is missing is asked, broken off in the middle too; back at 2 the third are left out."""
+    run, teacher, events = make_run(tmp_path, 30), StubTeacher(), list[Event]()
+    assert capture(run, teachers=[teacher])["responses"] == 30
+    with TraceStore(run.traces, readonly=True) as store:
+        first = {trace.prompt: trace.response.text for trace in store.traces()}
+    more, count = make_run(tmp_path, 30, samples=3), itertools.count(1)
+    ill = {f"What is number {evenly(30)[-1]}?"}
+
+    def fail(prompt: str) -> Exception | None:
+        return ModelNotFound("gone") if next(count) > 25 else None
+
+    with pytest.raises(ModelNotFound):
+        capture(more, teachers=[StubTeacher(1, fail=fail)])
+    ailing = StubTeacher(fail=lambda prompt: TeacherError("ill") if prompt in ill else None)
+    summary = capture(more, events.append, teachers=[ailing])
+    assert [summary[name] for name in ("prompts", "samples", "responses", "failed")] == [30, 3, 88, 2]
+    listed = [json.loads(line) for line in (run.path / MISSING).read_text(encoding="utf-8").splitlines()]
+    assert sorted(line["sample"] for line in listed) == [1, 2]
+    assert {line["prompt"] for line in listed} == ill
+    assert any("2 answers are missing (2 failed)" in event.message for event in events)
+    again = StubTeacher()
+    assert capture(more, teachers=[again])["responses"] == 90
+    assert again.asked == [*ill] * 2
+    with TraceStore(run.traces, readonly=True) as store:
+        traces = list(store.traces())
+        assert (store.stats().prompts, store.stats().responses) == (30, 90)
+    assert {trace.prompt: trace.response.text for trace in traces if trace.sample == 0} == first
+    assert len({trace.response.text for trace in traces}) == 90
+    assert len({(trace.prompt, trace.held_out) for trace in traces}) == 30, "held out with all its answers"
+    assert sorted(trace.sample for trace in traces) == [0] * 30 + [1] * 30 + [2] * 30
+    assert capture(make_run(tmp_path, 30, samples=2), events.append, teachers=[again])["responses"] == 60
+    assert len(again.asked) == 2
+    assert any(event.message.startswith("30 answers are kept, but left out") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"samples": 0}, r"capture\.samples=0: must be at least 1"),
+        ({"samples": 4, "temperature": 0.0}, r"capture\.samples=4: at capture\.temperature=0 all answers .* alike"),
+        ({"samples": 4, "dataset": "causal-world"}, r"capture\.samples=4: a dataset has one answer"),
+    ],
+)
+def test_several_answers_that_cannot_be(tmp_path: Path, settings: dict[str, Any], told: str):
+    with pytest.raises(BadInput, match=told):
+        capture(make_run(tmp_path, 3, **settings), teachers=[StubTeacher()])
+
+
 def test_failed_prompts_are_counted_warned_of_and_asked_again(tmp_path: Path):
     bad = {"What is number 3?", "What is number 30?"}
     run, events = make_run(tmp_path, 40), list[Event]()

@@ -24,7 +24,7 @@ _BATCH = 256
 def export_traces(path: Path, out: Path, format: str, listen: Listener = silent) -> int:
     """Write the selected traces of a trace database to `out`, whole or not at all; says how many.
 
-    A row holds key, prompt, held_out, text, done_reason, teacher, options (JSON) and, one entry a token: ids,
+    A row holds key, prompt, sample, held_out, text, done_reason, teacher, options (JSON) and, one entry a token: ids,
     tokens (as the vocabulary spells them), logprobs, soft, top_ids, top_tokens, top_logprobs. Null stands for
     what isn't there: the logprob of a hard-only position, all of them where the teacher gives no tokens.
     Alternatives that are absent are left out. Raises BadInput for another format, DistillError for a full disk.
@@ -75,6 +75,7 @@ def _write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> int:
     schema: Any = pa.schema(
         [
             *((name, pa.string()) for name in ("key", "prompt")),
+            ("sample", pa.int32()),
             ("held_out", pa.bool_()),
             *((name, pa.string()) for name in ("text", "done_reason", "teacher", "options")),
             ("ids", ids),
@@ -99,6 +100,7 @@ def _row(trace: Trace, tokenizer: TeacherTokenizer | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "key": trace.key,
         "prompt": trace.prompt,
+        "sample": trace.sample,
         "held_out": trace.held_out,
         "text": trace.response.text,
         "done_reason": trace.response.done_reason,

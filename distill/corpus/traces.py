@@ -21,8 +21,8 @@ from distill.corpus.pack_targets import logical_bytes, pack_targets, unpack_targ
 from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer, TokenTargets
 
-FORMAT = 1
-"""PRAGMA user_version of the schema below."""
+FORMAT = 2
+"""PRAGMA user_version of the schema below. Format 1 has one answer a prompt and no column `sample`."""
 APPLICATION_ID = 0x44524D54  # "DRMT"
 
 _SCHEMA = """
@@ -42,16 +42,19 @@ CREATE TABLE responses (
     soft INTEGER NOT NULL,      -- tokens with soft targets
     targets BLOB,               -- pack_targets.py; NULL where there are none
     checksum INTEGER NOT NULL,  -- CRC-32 of prompt, text, done_reason, options and targets
-    timings TEXT NOT NULL       -- seconds, JSON; no part of the content
+    timings TEXT NOT NULL,      -- seconds, JSON; no part of the content
+    -- Which of the prompt's answers it is; the options' seed tells them apart.
+    sample INTEGER NOT NULL DEFAULT 0
 );
 """
 _SAYS = "TRIM(text, CHAR(9, 10, 13, 32)) <> ''"
-_CONTENT = "key, prompt, held_out, text, done_reason, options, targets, checksum"
+_CONTENT = "key, prompt, held_out, text, done_reason, options, targets, checksum, timings"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One prompt with its response. `key` is `TraceStore.key`, `teacher` the teacher's digest."""
+    """One prompt with its response. `key` is `TraceStore.key`, `teacher` the teacher's digest, `sample` which of the
+    prompt's answers it is."""
 
     key: str
     prompt: str
@@ -59,12 +62,14 @@ class Trace:
     response: Response
     options: GenerateOptions
     teacher: str
+    sample: int = 0
 
 
 @dataclass(frozen=True)
 class TraceStats:
     """Counts over the selected responses. `bytes_per_token` is text and packed targets together."""
 
+    prompts: int
     responses: int
     held_out: int
     tokens: int
@@ -116,7 +121,8 @@ class TraceStore:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:
             raise BadInput(f"{self.path}: is an SQLite database, but not one of traces; move it away")
-        if version != FORMAT:
+        self._sample = "sample" if version > 1 else "0"
+        if version not in (1, FORMAT):
             raise BadInput(
                 f"{self.path}: has trace format {version}, this version reads {FORMAT}; "
                 "capture into another --name, or use the dreaming-student that wrote it"
@@ -124,6 +130,10 @@ class TraceStore:
         if not readonly:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
+            if version == 1:
+                column = "ALTER TABLE responses ADD COLUMN sample INTEGER NOT NULL DEFAULT 0"
+                self._db.executescript(f"BEGIN IMMEDIATE; {column}; PRAGMA user_version = {FORMAT}; COMMIT;")
+                self._sample = "sample"
 
     def __enter__(self) -> Self:
         return self
@@ -232,6 +242,7 @@ class TraceStore:
             packed,
             _checksum(trace.prompt, response.text, response.done_reason, options, packed),
             json.dumps(response.timings),
+            trace.sample,
         )
         with self._errors():
             self._db.execute(f"INSERT OR REPLACE INTO responses VALUES ({', '.join('?' * len(row))})", row)
@@ -249,10 +260,15 @@ class TraceStore:
             self._db.execute("COMMIT")
             return int(self._db.execute("SELECT COUNT(held_out) FROM responses").fetchone()[0])
 
+    def left_out(self) -> int:
+        """How many responses are not selected."""
+        with self._errors():
+            return int(self._db.execute("SELECT COUNT(*) FROM responses WHERE held_out IS NULL").fetchone()[0])
+
     def get(self, key: str) -> Trace:
         """One trace, selected or not (then as not held out). Raises KeyError, or CorruptFile where altered."""
         with self._errors():
-            row = self._db.execute(f"SELECT {_CONTENT}, timings FROM responses WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute(f"SELECT {_CONTENT}, {self._sample} FROM responses WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise KeyError(key)
         return self._trace(row)
@@ -274,11 +290,11 @@ class TraceStore:
     def _rows(self, condition: str = "") -> Iterator[tuple[Any, ...]]:
         with self._errors():
             yield from self._db.execute(
-                f"SELECT {_CONTENT}, timings FROM responses WHERE held_out IS NOT NULL {condition} ORDER BY key"
+                f"SELECT {_CONTENT}, {self._sample} FROM responses WHERE held_out IS NOT NULL {condition} ORDER BY key"
             )
 
     def _trace(self, row: tuple[Any, ...]) -> Trace:
-        key, prompt, held_out, text, done_reason, options, packed, checksum, timings = row
+        key, prompt, held_out, text, done_reason, options, packed, checksum, timings, sample = row
         if checksum != _checksum(prompt, text, done_reason, options, packed):
             raise CorruptFile(f"{self.path}: response {key[:12]} was altered; delete the file and capture again")
         try:
@@ -288,9 +304,8 @@ class TraceStore:
                 f"{self.path}: response {key[:12]}: {error}; delete the file and capture again"
             ) from error
         response = Response(text, targets, done_reason, json.loads(timings))
-        return Trace(
-            key, prompt, bool(held_out), response, GenerateOptions(**json.loads(options)), self.teacher().digest
-        )
+        asked = GenerateOptions(**json.loads(options))
+        return Trace(key, prompt, bool(held_out), response, asked, self.teacher().digest, sample)
 
     # What there is.
     def content_digest(self) -> str:
@@ -305,8 +320,8 @@ class TraceStore:
     def stats(self) -> TraceStats:
         """Counted by SQLite, without reading the targets."""
         with self._errors():
-            responses, held_out, tokens, soft, size = self._db.execute(
-                "SELECT COUNT(*), TOTAL(held_out), TOTAL(tokens), TOTAL(soft), "
+            prompts, responses, held_out, tokens, soft, size = self._db.execute(
+                "SELECT COUNT(DISTINCT prompt), COUNT(*), TOTAL(held_out), TOTAL(tokens), TOTAL(soft), "
                 "TOTAL(LENGTH(CAST(text AS BLOB)) + COALESCE(LENGTH(targets), 0)) "
                 "FROM responses WHERE held_out IS NOT NULL"
             ).fetchone()
@@ -314,6 +329,7 @@ class TraceStore:
                 "SELECT done_reason, COUNT(*) FROM responses WHERE held_out IS NOT NULL GROUP BY 1 ORDER BY 1"
             ).fetchall()
         return TraceStats(
+            prompts=prompts,
             responses=responses,
             held_out=int(held_out),
             tokens=int(tokens),

@@ -133,7 +133,7 @@ class NativeExaminee:
         """Worked out once, as every phase asks anew."""
         kept = self._asked_before.get(question.key)
         if kept is None or kept[0] is not question:
-            prompt = question.prompt if self._recall is None else self._recall.prompt(question.prompt, question.key)
+            prompt = question.prompt if self._recall is None else self._recall.prompt(question.prompt)
             answer, targets = self._aligned(question)
             header = prompt_ids(self.tokenizer, prompt, system=question.system)
             kept = question, Asked(header, answer, targets, self._mined(question.triplets))
