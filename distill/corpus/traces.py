@@ -273,19 +273,28 @@ class TraceStore:
             raise KeyError(key)
         return self._trace(row)
 
-    def traces(self, held_out: bool | None = None) -> Iterator[Trace]:
-        """The selected traces by key, an order that doesn't depend on when they came. Raises CorruptFile."""
-        for row in self._rows("" if held_out is None else f"AND held_out = {int(held_out)}"):
+    def traces(self, held_out: bool | None = None, first: bool = False) -> Iterator[Trace]:
+        """The selected traces by key, an order that doesn't depend on when they came. first: of each prompt the first
+        answer alone. Raises CorruptFile."""
+        chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
+        if first:  # SQLite takes a bare column from the row that holds the least
+            least = f"SELECT key, MIN({self._sample}) FROM responses WHERE held_out IS NOT NULL GROUP BY prompt"
+            chosen += f" AND key IN (SELECT key FROM ({least}))"
+        for row in self._rows(chosen):
             yield self._trace(row)
 
-    def texts(self, held_out: bool | None = None) -> Iterator[tuple[str, str]]:
-        """(prompt, answer) of the selected traces by key; faster than `traces`, for it reads no targets and checks no
-        checksums."""
+    def answers(self, held_out: bool | None = None) -> Iterator[tuple[str, str, str]]:
+        """(key, prompt, answer) of the selected traces by key; faster than `traces`, for it reads no targets and checks
+        no checksums."""
         chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
         with self._errors():
             yield from self._db.execute(
-                f"SELECT prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
+                f"SELECT key, prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
             )
+
+    def texts(self, held_out: bool | None = None) -> Iterator[tuple[str, str]]:
+        """(prompt, answer), as `answers`."""
+        return ((prompt, text) for _, prompt, text in self.answers(held_out))
 
     def _rows(self, condition: str = "") -> Iterator[tuple[Any, ...]]:
         with self._errors():
