@@ -7,7 +7,7 @@ them, true answers. A file of prompts comes with nothing: then only what a targe
 import hashlib
 import math
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -155,8 +155,8 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
         for key, prompt, text in store.answers(held_out=True):
             answers.setdefault(prompt, []).append((key, text))
         # Without splits they are read one by one, as far as they are wanted.
-        traces = store.traces(held_out=True, first=True)
-        for trace in spread(list(traces), truths) if truths else traces:
+        first = partial(store.traces, held_out=True, first=True)
+        for trace in spread(list(first()), truths) if truths else first():
             if limit and len(questions) == limit:
                 break
             if text := trace.response.text:
