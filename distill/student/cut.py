@@ -15,7 +15,7 @@ Shape legend: B rows, T positions, D hidden, F feed-forward, M positions that ar
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -147,14 +147,15 @@ def narrow(
     for number, block in enumerate(_blocks(model)):
         feed, begun = block.mlp, time.monotonic()
         gram, missing = torch.zeros(config.ffn, config.ffn), torch.zeros(config.ffn, config.hidden)
+        active: list[Tensor] = []
         for i, sample in enumerate(samples[: len(states)]):
             states[i] = states[i] + _attention(model, block, sample, states[i])
             wanted[i] = wanted[i] + _attention(model, block, sample, wanted[i])
-            for part, right in zip(_parts(states[i]), _parts(wanted[i]), strict=True):
-                active = _activations(block, part)
-                right += feed.down_proj(_activations(block, right))
-                gram.addmm_(active.t(), active)
-                missing.addmm_(active.t(), right - part)
+            wanted[i] += feed.down_proj(_activations(block, wanted[i]))
+            active.append(_activations(block, states[i]).flatten(0, 1))
+            _add_products(gram, active[i])
+            missing.addmm_(active[i].t(), (wanted[i] - states[i]).flatten(0, 1))
+        gram = gram.triu() + gram.triu(1).t()
         whole = feed.down_proj.weight.t()
         kept, down = surgeon(gram, whole, ffn)
         errors = missing - gram @ whole  # what the whole feed-forward would leave wrong here, as the kept ones see it
@@ -162,9 +163,8 @@ def narrow(
         feed.gate_proj.weight = torch.nn.Parameter(feed.gate_proj.weight[kept])
         feed.up_proj.weight = torch.nn.Parameter(feed.up_proj.weight[kept])
         feed.down_proj.weight = torch.nn.Parameter(down.t().contiguous())
-        for state in states:
-            for part in _parts(state):
-                part += feed.down_proj(_activations(block, part))
+        for state, x in zip(states, active, strict=True):
+            state += feed.down_proj(x[:, kept]).view_as(state)
         told(number + 1, config.layers)
         now, still = time.monotonic(), config.layers - number - 1
         if still and (now - begun) * still > ends - now:
@@ -197,6 +197,12 @@ def surgeon(gram: Tensor, weight: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         inverse = (inverse - change[:, rows.shape[1] :])[staying][:, staying]
         left = left[staying]
     return left, rows.to(weight.dtype)
+
+
+def _add_products(gram: Tensor, x: Tensor, size: int = 512) -> None:
+    """Add XᵀX (F, F) of x (N, F), its upper triangle at least: the rest is the same."""
+    for begin in range(0, len(gram), size):
+        gram[begin : begin + size, begin:].addmm_(x[:, begin : begin + size].t(), x[:, begin:])
 
 
 def _fitted(gram: Tensor, moments: Tensor) -> Tensor:
@@ -232,14 +238,9 @@ def _attention(model: Backbone, block: Block, sample: Sample, x: Tensor) -> Tens
 
 
 def _activations(block: Block, x: Tensor) -> Tensor:
-    """(N, F) of states (N, D): what the last projection of the feed-forward reads."""
+    """(…, F) of states (…, D): what the last projection of the feed-forward reads."""
     normed = block.post_attention_layernorm(x)
     return F.silu(block.mlp.gate_proj(normed)) * block.mlp.up_proj(normed)
-
-
-def _parts(x: Tensor, size: int = 2048) -> Iterator[Tensor]:
-    """Views (≤ size, D) of states (B, T, D)."""
-    yield from x.view(-1, x.shape[-1]).split(size)
 
 
 def _judged(model: Backbone, blocks: Sequence[Block], samples: Sequence[Sample]) -> Quality:
