@@ -77,8 +77,11 @@ class MineSettings:
 
     miner: str = "syntax"
     """`syntax` (dependency parse) or `teacher` (the teacher itself, with a JSON schema)."""
+    choose: str = "rarity"
+    """Which of the triplets that the syntax miner finds are kept: `rarity`, those that tell most about their answer,
+    beside its question and other answers; or `all`, those that come first."""
     steps: int = 5
-    """Triplets a lens at most."""
+    """Triplets a lens at most, of those chosen."""
     graph_nodes: int = 10000
     """Nodes kept in knowledge.graphml, the most important first."""
 

@@ -18,8 +18,10 @@ from distill.events import Event, silent
 from distill.knowledge.graph import load_graph
 from distill.knowledge.mine import mine
 from distill.mining import syntax_miner, teacher_miner
+from distill.mining.choose import by_rarity
 from distill.mining.inflect import content_stems, grounded, past_participle, stem, third_person
-from distill.mining.syntax_miner import load_parser, mine_texts, prose
+from distill.mining.phrases import PERSON
+from distill.mining.syntax_miner import load_parser, mine_texts, prose, read_texts
 from distill.mining.triplets import (
     LENSES,
     MAX_CHARACTERS,
@@ -39,36 +41,39 @@ BALL = "What happens when you drop a ball?"
 
 # Written by hand: what a reader would note down. Each triplet must be found, under its lens.
 GOLD = [
-    ("When you drop a ball, it falls to the ground.", ["spatial: ball | falls | to the ground"]),
-    ("When you drop a ball, it falls to the ground.", ["temporal: ball | is dropped | falls to the ground"]),
-    ("The ball falls because of gravity.", ["causal: ball | falls | because of gravity"]),
-    ("The ball hits the floor and makes a loud noise.", ["spatial: ball | hits | floor"]),
-    ("The ball hits the floor and makes a loud noise.", ["causal: ball | makes | loud noise"]),
-    ("If you leave milk in the sun, it spoils.", ["causal: milk | is left | spoils"]),
-    ("If you leave milk in the sun, it spoils.", ["spatial: milk | is left | in the sun"]),
-    ("Water turns into ice when it freezes.", ["temporal: water | freezes | turns into ice"]),
-    ("The heat causes the butter to melt.", ["causal: heat | causes | butter melts"]),
-    ("Pour the water into a pot.", ["spatial: water | is poured | into a pot"]),
-    ("Heat the water until it boils.", ["temporal: water | is heated | boils"]),
-    ("Finally, add the tea leaves.", ["temporal: you | add | tea leaves"]),
-    ("The plant does not grow without light.", ["abstract: plant | does not grow | without light"]),
-    ("Bees make honey from nectar.", ["causal: bees | make | honey"]),
-    ("The rain drips down the wall.", ["spatial: rain | drips | down the wall"]),
-    ("After a few minutes, the water begins to boil.", ["temporal: water | begins to boil | after a few minutes"]),
-    ("The balloon pops because the air inside expands.", ["causal: air | expands | balloon pops"]),
-    ("The wind pushes the boat across the lake.", ["causal: wind | pushes | boat"]),
-    ("The wind pushes the boat across the lake.", ["spatial: boat | is pushed | across the lake"]),
-    ("The ball is dropped from a height.", ["spatial: ball | is dropped | from a height"]),
-    ("Ice is lighter than water, so it floats on the surface.", ["spatial: ice | floats | on the surface"]),
-    ("Ice is lighter than water, so it floats on the surface.", ["abstract: ice | is | lighter"]),
-    ("There is a cat on the mat.", ["spatial: cat | is | on the mat"]),
-    ("The dog that chased the cat ran into the garden.", ["abstract: dog | chases | cat"]),
-    ("The dog that chased the cat ran into the garden.", ["spatial: dog | runs | into the garden"]),
-    ("As the sun rises, the puddle dries up.", ["temporal: sun | rises | puddle dries up"]),
-    ("Oil and water do not mix.", ["abstract: oil and water | do not | mix"]),
-    ("A lot of water flows out of the bottle.", ["spatial: water | flows | out of the bottle"]),
-    ("The leaves are eaten by insects.", ["causal: leaves | are eaten | by insects"]),
-    ("The glass can break easily.", ["abstract: glass | breaks | easily"]),
+    ("When you drop a ball, it falls to the ground.", ["spatial: ball | fall to | ground"]),
+    ("When you drop a ball, it falls to the ground.", ["temporal: ball | drop | falls to ground"]),
+    ("The ball falls because of gravity.", ["causal: ball | fall because of | gravity"]),
+    ("The ball hits the floor and makes a loud noise.", ["spatial: ball | hit | floor"]),
+    ("The ball hits the floor and makes a loud noise.", ["causal: ball | make | loud noise"]),
+    ("The ball bounces. It shatters.", ["temporal: ball | drop | shatters"]),  # what the question says happens to it
+    ("If you leave milk in the sun, it spoils.", ["causal: milk | leave | spoils"]),
+    ("If you leave milk in the sun, it spoils.", ["spatial: milk | leave in | sun"]),
+    ("Water turns into ice when it freezes.", ["temporal: water | freeze | ice"]),
+    ("If you heat the ice cubes, they become water.", ["causal: ice cube | heat | water"]),
+    ("The heat causes the butter to melt.", ["causal: heat | cause | butter melts"]),
+    ("Pour the water into a pot.", ["spatial: water | pour into | pot"]),
+    ("Heat the water until it boils.", ["temporal: water | heat | boils"]),
+    ("Finally, add the tea leaves.", ["temporal: person | add | tea leaf"]),
+    ("The plant does not grow without light.", ["causal: plant | not grow without | light"]),
+    ("Bees make honey from nectar.", ["causal: bee | make | honey"]),
+    ("Use a knife to cut the bread.", ["causal: knife | use | cuts bread"]),
+    ("The rain drips down the wall.", ["spatial: rain | drip down | wall"]),
+    ("After a few minutes, the water begins to boil.", ["temporal: water | boil after | minute"]),
+    ("The balloon pops because the air inside expands.", ["causal: air | expand | balloon pops"]),
+    ("The wind pushes the boat across the lake.", ["causal: wind | push | boat"]),
+    ("The wind pushes the boat across the lake.", ["spatial: boat | push across | lake"]),
+    ("The ball is dropped from a height.", ["spatial: ball | drop from | height"]),
+    ("Ice is lighter than water, so it floats on the surface.", ["spatial: ice | float on | surface"]),
+    ("The stones are heavy.", ["abstract: stone | be | heavy"]),
+    ("There is a cat on the mat.", ["spatial: cat | be on | mat"]),
+    ("The dog that chased the cat ran into the garden.", ["causal: dog | chase | cat"]),
+    ("The dog that chased the cat ran into the garden.", ["spatial: dog | run into | garden"]),
+    ("As the sun rises, the puddle dries up.", ["temporal: sun | rise | puddle dries up"]),
+    ("A lot of water flows out of the bottle.", ["spatial: water | flow out of | bottle"]),
+    ("The leaves are eaten by insects.", ["causal: insect | eat | leaf"]),
+    ("The glass can break easily.", ["temporal: glass | break | easily"]),
+    ("He throws the ball into the river.", ["spatial: ball | throw into | river"]),
 ]
 
 
@@ -98,6 +103,7 @@ def test_gold_sentences_give_what_a_reader_would_note(text: str, expected: list[
         "What happens when the ball falls to the ground?",  # a question tells nothing
         "This can be seen here.",
         "def fall(ball): return ball",
+        "There is a way to do this. The crowd is a classic example.",  # nothing is named
     ],
 )
 def test_sentences_that_tell_nothing_give_nothing(text: str) -> None:
@@ -106,14 +112,14 @@ def test_sentences_that_tell_nothing_give_nothing(text: str) -> None:
 
 def test_pronouns_stand_for_the_last_subject_of_their_number() -> None:
     found = written(found_in("The stones are heavy. The boat floats on the lake. They sink to the bottom."))
-    assert "spatial: stones | sink | to the bottom" in found
+    assert "spatial: stone | sink to | bottom" in found
     found = written(found_in("It falls to the ground."))  # the prompt's ball
-    assert found == ["spatial: ball | falls | to the ground"]
+    assert found == ["spatial: ball | fall to | ground"]
 
 
 def test_a_truncated_answer_loses_its_unfinished_sentence() -> None:
     text = "The ball falls to the ground. The ball rolls into the"
-    assert written(found_in(text, done_reason="length")) == ["spatial: ball | falls | to the ground"]
+    assert written(found_in(text, done_reason="length")) == ["spatial: ball | fall to | ground"]
     assert prose("No end in sight", "length") == []
     assert prose("1. The cup falls.\n2. The cup", "length") == ["The cup falls."]
 
@@ -137,11 +143,12 @@ def test_real_answers_give_dreams_that_keep_every_promise() -> None:
     assert sum(bool(m.triplets) for m in mined) >= 0.9 * len(mined)
     assert sum(m.grounded for m in mined) >= 0.99 * sum(m.proposed for m in mined)
     triplets = [t for m in mined for t in m.triplets]
-    assert len(triplets) >= 4 * len(mined)
+    assert len(triplets) >= 3 * len(mined)
     for lens in LENSES:
-        assert sum(t.lens == lens for t in triplets) >= 0.08 * len(triplets)
+        assert 0.12 * len(triplets) <= sum(t.lens == lens for t in triplets) <= 0.5 * len(triplets)
+    assert sum(t.action in ("be", "have", "do") for t in triplets) <= 0.1 * len(triplets)
     for m, answer in zip(mined, answers(), strict=True):
-        known = content_stems([answer["prompt"], answer["text"]])
+        known = content_stems([answer["prompt"], answer["text"], PERSON])
         for lens, chain in lens_chains(m.triplets).items():
             assert len(chain) <= 5
             assert [t.step for t in chain] == list(range(len(chain)))
@@ -150,8 +157,24 @@ def test_real_answers_give_dreams_that_keep_every_promise() -> None:
         for phrase in (p for t in m.triplets for p in t.phrases):
             assert fits(phrase)
             assert phrase == clean_phrase(phrase)
-            assert phrase.split()[0] not in ("the", "a", "an", "it", "they")
+            assert not {"the", "it", "they", "you", "way", "thing"} & set(phrase.split())
             assert grounded(phrase, known)
+
+
+def test_triplets_are_chosen_for_what_they_tell_beside_the_question_and_other_answers() -> None:
+    pour, other = "What happens when you pour milk into a cup?", "What happens to a boat?"
+    said = "You pour the milk into the cup. The milk wets the table. A cat licks the milk. The cat licks the milk."
+    rows = [("a", pour, said), ("b", pour, "The milk wets the table."), *((str(i), other, "A cat.") for i in range(9))]
+    first, second, *rest = read_texts((key, prompt, text, "stop") for key, prompt, text in rows)
+    assert ("milk", "pour into", "cup") in {c.phrases for c in first.candidates}
+    ranked, sibling = by_rarity([first, second, *rest])[:2]
+    # By hand: of one other answer, smoothed by 11: wet (1 + 2/12) / 2; cat 10/12 / 2, lick 1/12 / 2, which is rarest.
+    assert [c.phrases for c in ranked] == [("cat", "lick", "milk"), ("milk", "wet", "table")]
+    assert [c.phrases for c in sibling] == [("milk", "wet", "table")]
+    assert [c.phrases for c in by_rarity([second])[0]] == [("milk", "wet", "table")], "without any other answer too"
+    kept = first.chains(ranked[::-1], 1)
+    assert written(kept) == ["causal: milk | wet | table"], "a lens holds what ranks first"
+    assert written(first.chains(ranked, 5)) == ["causal: milk | wet | table", "causal: cat | lick | milk"], "as told"
 
 
 def test_no_english_model_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,6 +484,10 @@ def test_mine_names_what_is_missing(tmp_path: Path) -> None:
         mine(Run.create(tmp_path / "empty", Settings()))
     with pytest.raises(BadInput, match=r"mine\.miner=magic"):
         mine(captured_run(tmp_path / "run", miner="magic"))
+    run = captured_run(tmp_path / "other")
+    run.settings.mine.choose = "luck"
+    with pytest.raises(BadInput, match=r"mine\.choose=luck"):
+        mine(run)
 
 
 def test_limits_of_phrases() -> None:

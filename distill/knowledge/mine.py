@@ -2,11 +2,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from distill.config import MineSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, TeacherError
 from distill.events import Event, Listener, silent
@@ -14,8 +15,12 @@ from distill.knowledge.graph import build_graph, save_graph
 from distill.mining.triplets import LENSES, Mined, write_triplets
 from distill.run import Run, sha256_file
 
-MINER_VERSION = 2
+MINER_VERSION = 3
 """Raised when a miner changes what it finds, so that finished runs notice."""
+
+
+T = TypeVar("T")
+CHOICES = ("rarity", "all")
 
 
 def partial_file(run: Run) -> Path:
@@ -78,10 +83,7 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
     listen(Event("mine", "start", f"{len(traces)} responses, {miner}"))
     mined: list[Mined] = []
     try:
-        for found in _miner(run, traces, listen):
-            mined.append(found)
-            if len(mined) % 16 == 0 or len(mined) == len(traces):
-                listen(Event("mine", "progress", done=len(mined), total=len(traces), unit="response"))
+        mined.extend(_miner(run, traces, listen))
     except TeacherError as error:
         if record is None:
             raise
@@ -109,16 +111,33 @@ def _miner(run: Run, traces: Sequence[Trace], listen: Listener) -> Iterator[Mine
     if run.settings.capture.dataset:
         from distill.mining.dataset_miner import mine_dataset
 
-        return mine_dataset(run, traces)
-    name, steps = run.settings.mine.miner, run.settings.mine.steps
-    if name == "syntax":
-        from distill.mining.syntax_miner import mine_texts
-
-        return mine_texts(
-            [(trace.key, trace.prompt, trace.response.text, trace.response.done_reason) for trace in traces], steps
-        )
-    if name == "teacher":
+        return _told(mine_dataset(run, traces), len(traces), listen)
+    if run.settings.mine.miner == "syntax":
+        return _by_syntax(run.settings.mine, traces, listen)
+    if run.settings.mine.miner == "teacher":
         from distill.mining.teacher_miner import PartialMine, mine_traces
 
-        return mine_traces(traces, run.settings, listen, partial=PartialMine(partial_file(run), stage_settings(run)))
-    raise BadInput(f"mine.miner={name}: no such miner; choose syntax or teacher")
+        partial = PartialMine(partial_file(run), stage_settings(run))
+        return _told(mine_traces(traces, run.settings, listen, partial=partial), len(traces), listen)
+    raise BadInput(f"mine.miner={run.settings.mine.miner}: no such miner; choose syntax or teacher")
+
+
+def _by_syntax(settings: MineSettings, traces: Sequence[Trace], listen: Listener) -> Iterator[Mined]:
+    """All are read before some of it is chosen: what is rare shows only then."""
+    from distill.mining.choose import by_rarity
+    from distill.mining.syntax_miner import read_texts
+
+    if settings.choose not in CHOICES:
+        raise BadInput(f"mine.choose={settings.choose}: choose one of {', '.join(CHOICES)}")
+    texts = ((trace.key, trace.prompt, trace.response.text, trace.response.done_reason) for trace in traces)
+    found = list(_told(read_texts(texts), len(traces), listen))
+    ranked = by_rarity(found) if settings.choose == "rarity" else [each.candidates for each in found]
+    for each, candidates in zip(found, ranked, strict=True):
+        yield each.mined(candidates, settings.steps)
+
+
+def _told(found: Iterable[T], total: int, listen: Listener) -> Iterator[T]:
+    for done, each in enumerate(found, 1):
+        yield each
+        if done % 16 == 0 or done == total:
+            listen(Event("mine", "progress", done=done, total=total, unit="response"))

