@@ -33,7 +33,10 @@ def by_rarity(found: Sequence[Found]) -> list[list[Candidate]]:
 
 
 def _telling(candidates: Sequence[Candidate], nats: dict[str, float]) -> list[Candidate]:
-    """Greedily, each for the nats of those of its words that were not told before. Of equals, the first."""
+    """Greedily, each for the nats of those of its words that were not told before. Of equals, the first.
+
+    Where none tells anything the first is left, which pictures what the question says.
+    """
     words = {candidate: content_stems(candidate.phrases) & nats.keys() for candidate in candidates}
     chosen: list[Candidate] = []
     told: set[str] = set()
@@ -44,4 +47,4 @@ def _telling(candidates: Sequence[Candidate], nats: dict[str, float]) -> list[Ca
             break
         told |= new
         chosen.append(best)
-    return chosen
+    return chosen or [*candidates[:1]]

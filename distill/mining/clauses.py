@@ -29,6 +29,7 @@ from distill.mining.phrases import (
     Entity,
     child,
     children,
+    is_abstract,
     is_empty,
     is_passive,
     noun_entity,
@@ -82,7 +83,7 @@ class ClauseReader:
                 return
 
     def read(self, sentence: Span) -> None:
-        """Take what a sentence says; that something is or has something only where it says nothing else."""
+        """Take what a sentence says; what tells of no event, or of nothing to be seen, only where it says nothing else."""
         if sentence.text.rstrip().endswith("?"):
             return
         before = len(self.found)
@@ -169,6 +170,9 @@ class ClauseReader:
     def _add(self, what: Entity, action: str, result: str, lenses: Sequence[str], *, weak: bool = False) -> None:
         action = shorten([(action, False)])
         if what.phrase and action and result and lenses and result not in (what.phrase, PERSON):
+            weak = (
+                weak or "abstract" in lenses or what.phrase == PERSON or is_abstract(what.phrase) or is_abstract(result)
+            )
             place = self._weak if weak else self.found
             place.append(Candidate(what.phrase, action, result, tuple(lenses), self.sentence))
 
@@ -198,7 +202,9 @@ class ClauseReader:
     def _complement(self, verb: Token, subject: Entity) -> None:
         """`becomes a gas`, `gets wet`; `is cold` and `is a gas`, which are weak."""
         for token in children(verb, "acomp", "attr", "oprd")[:1]:
-            self._add(subject, verb_phrase(verb), self._state(token), lenses_of(verb), weak=verb.lemma_ not in BECOMING)
+            weak = verb.lemma_ not in BECOMING
+            if not (weak and is_abstract(token.lemma_.lower())):
+                self._add(subject, verb_phrase(verb), self._state(token), lenses_of(verb), weak=weak)
 
     def _state(self, token: Token) -> str:
         """What a complement says of a thing: `cold`, `not wet`, `gas`; "" where it only judges."""
@@ -305,7 +311,7 @@ class ClauseReader:
 
     def _said(self, verb: Token, thing: Entity | None) -> str:
         """A clause's verb with what completes it, as far as that fits: `hit ground`, `freeze`."""
-        action, state = verb_phrase(verb), child(verb, "acomp", "attr")
+        action, state = verb_phrase(verb), child(verb, "acomp")
         more = thing.phrase if thing is not None else self._state(state) if state is not None else ""
         if more and (said := shorten([(action, False), (more, False)])):
             return said

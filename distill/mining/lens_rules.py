@@ -1,11 +1,9 @@
 """Which lens a clause belongs to: the words that tell of place, time and cause, and the rules that read them."""
 
-import re
-
 from spacy.tokens import Token
 
 from distill.mining.inflect import word_set
-from distill.mining.phrases import child
+from distill.mining.phrases import child, is_abstract
 
 PLACE = word_set(
     "on onto in into inside to toward towards through throughout across over under above below beneath beside behind"
@@ -115,7 +113,7 @@ def prep_lenses(verb: Token, prep: Token, noun: Token) -> tuple[str, ...]:
         return ("temporal",)
     if word in TIME or lemma in TIME_NOUNS:
         return ("temporal",)
-    figurative = of in FIGURATIVE or re.search(r"(tion|ness|ment|ity|ism|ence|ance|ship)$", lemma)
+    figurative = of in FIGURATIVE or is_abstract(lemma)
     if word in PLACE and not figurative and (word not in ("to", "from", "at") or of in MOTION):
         return ("spatial", *(lens for lens in lenses_of(verb) if lens not in ("spatial", "abstract")))
     if word in ("without", "by", "from", "for") and of not in RELATING:

@@ -5,6 +5,7 @@ the verb's lemma (`fall`, `drop`, `not break`) and, where a place or the like en
 to`). What becomes of a thing, if it is a clause, is told in the third person (`falls to ground`): an action never is.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,14 +20,14 @@ PERSON = "person"
 """What those are called."""
 
 EMPTY = word_set(
-    "ability action addition amount aspect bit blessing case challenge chance characteristic circumstance combination"
-    " concept consequence context couple degree device difference effect element entity event example experience"
-    " extent fact factor feature form idea impact importance inability instance issue joke kind lack lesson level lot"
-    " majority manifestation manner matter metaphor mode moment nature need number object one opportunity outcome part"
-    " phenomenon plenty point possibility potential presence problem process property purpose quality question range"
-    " reason reference reminder representation rest result risk role scenario scene sense series set sight"
-    " significance situation something sort state story symbol tendency term testament thing topic type use variety"
-    " way"
+    "ability action addition amount array aspect bit blessing case challenge chance characteristic choice"
+    " circumstance collection combination concept consequence context couple degree delight device difference effect"
+    " element entity event example experience extent fact factor feature form idea impact importance inability"
+    " instance issue joke kind lack lesson level lot majority manifestation manner matter member metaphor mode moment"
+    " nature need number object one opportunity outcome part phenomenon place plenty point possibility potential"
+    " practice presence problem process property purpose quality question range reason reference reminder"
+    " representation rest result risk role scenario scene sense series set sight sign significance situation something"
+    " sort source state story symbol tendency term testament thing time topic type use variety way"
 )
 """Nouns that name nothing; with `of` behind it, what it is of is meant."""
 JUDGING = word_set(
@@ -41,6 +42,21 @@ JUDGING = word_set(
     " various vital well whole wonderful wrong"
 )
 """Adjectives that judge or measure, and can't be pictured."""
+_ABSTRACT = re.compile(r"..(tion|sion|ness|ment|ity|ism|ence|ance|ship|logy|ing)$")
+_PICTURED = word_set(
+    "station plantation explosion electricity gravity cement apartment garment pavement basement document instrument"
+    " equipment monument harness wilderness ambulance fence audience spaceship organism appliance substance entrance"
+    " building ceiling evening morning painting railing clothing ring string spring wing opening lightning pudding"
+)
+_VAGUE = word_set(
+    "appearance atmosphere attitude balance behavior benefit chaos chemistry component condition control culture"
+    " damage design effort emotion energy environment failure fate fear flavor freedom goal growth harm health help"
+    " history hope identity individual influence information insight journey joy knowledge law life loss love luxury"
+    " magic material meaning memory mess mind mistake mood mystery norm ordeal origin past pattern performance"
+    " perspective power pressure product progress reality reflection relationship security service size skill society"
+    " space speed spirit strength stress structure struggle style success support system tapestry task tension theory"
+    " time tradition truth understanding unit usage value velocity view work"
+)
 _PLURAL_ONLY = word_set("clothes glasses goods jeans news pants scissors shorts trousers")
 _PASSIVE = ("nsubjpass", "auxpass")
 
@@ -84,6 +100,12 @@ def _of(noun: Token) -> Token | None:
 
 def is_empty(noun: Token) -> bool:
     return noun.lemma_.lower() in EMPTY and child(noun, "compound") is None
+
+
+def is_abstract(phrase: str) -> bool:
+    """Whether its noun can be neither a place nor a picture: by its ending, or as one of the commonest."""
+    noun = phrase.partition(" of ")[0].rpartition(" ")[2]
+    return noun in _VAGUE or (noun not in _PICTURED and _ABSTRACT.search(noun) is not None)
 
 
 def _singular(noun: Token) -> str:
