@@ -83,7 +83,7 @@ class ClauseReader:
                 return
 
     def read(self, sentence: Span) -> None:
-        """Take what a sentence says; what tells of no event, or of nothing to be seen, only where it says nothing else."""
+        """Take what a sentence says: what is no event, or can't be seen, only where it says nothing else."""
         if sentence.text.rstrip().endswith("?"):
             return
         before = len(self.found)
@@ -170,9 +170,8 @@ class ClauseReader:
     def _add(self, what: Entity, action: str, result: str, lenses: Sequence[str], *, weak: bool = False) -> None:
         action = shorten([(action, False)])
         if what.phrase and action and result and lenses and result not in (what.phrase, PERSON):
-            weak = (
-                weak or "abstract" in lenses or what.phrase == PERSON or is_abstract(what.phrase) or is_abstract(result)
-            )
+            empty = what.phrase == PERSON or is_abstract(what.phrase) or is_abstract(result)
+            weak = weak or empty or "abstract" in lenses
             place = self._weak if weak else self.found
             place.append(Candidate(what.phrase, action, result, tuple(lenses), self.sentence))
 
