@@ -144,6 +144,8 @@ def build_codebook(
 ) -> tuple[Codebook, dict[str, int]]:
     """Cluster the triplets' phrases into at most `size` image tokens; also each phrase's code.
 
+    Phrases that mostly are actions have codes of their own, the first, in proportion to their number: no image token
+    is at once what happens and what it happens to.
     `texts` (prompts and responses) teach the local encoder which words keep company; an `ollama:MODEL`
     encoder is asked through `embed`, else at the hosts of `teacher`. Deterministic by seed: clustering runs on
     one thread. Raises BadInput for a size that is no codebook's or an unknown encoder.
@@ -158,14 +160,30 @@ def build_codebook(
             return Codebook([], np.zeros((0, CONCEPT_DIM), np.float32), np.zeros(0, np.int64), concepts), {}
         vectors = concepts.encode(phrases)
         weights = np.array([counts[phrase] for phrase in phrases], np.float64)
-        centroids = _cluster(vectors, weights, size, seed)
+        roles = _roles(triplets, phrases, size)
+        parts = [_cluster(vectors[own], weights[own], share, seed) for own, share in roles]
+        centroids = np.concatenate(parts)
         similarity = vectors @ centroids.T
-    codes = np.argmax(similarity, axis=1)
+    codes, first = np.zeros(len(phrases), np.int64), 0
+    for (own, _), part in zip(roles, parts, strict=True):
+        codes[own] = first + np.argmax(similarity[own, first : first + len(part)], axis=1)
+        first += len(part)
     labels = _labels(phrases, similarity, codes)
     mentions = np.bincount(codes, weights, len(labels)).astype(np.int64)
     codebook = Codebook(labels, centroids, mentions, concepts)
     codebook.report = _quantization(phrases, weights, similarity, codes, labels)
     return codebook, dict(zip(phrases, codes.tolist(), strict=True))
+
+
+def _roles(triplets: Sequence[Triplet], phrases: Sequence[str], size: int) -> list[tuple[NDArray[np.int64], int]]:
+    """The places of actions and of things among the phrases, each with its share of the codes; one, if all are one."""
+    actions = Counter(triplet.action for triplet in triplets)
+    things = Counter(phrase for triplet in triplets for phrase in (triplet.what, triplet.result))
+    acts = np.array([actions[phrase] > things[phrase] for phrase in phrases])
+    if size < 2 or acts.all() or not acts.any():
+        return [(np.arange(len(phrases)), size)]
+    share = min(max(round(size * float(acts.mean())), 1), size - 1)
+    return [(np.flatnonzero(acts), share), (np.flatnonzero(~acts), size - share)]
 
 
 def _cluster(vectors: Vectors, weights: NDArray[np.float64], size: int, seed: int) -> Vectors:
