@@ -169,6 +169,12 @@ class TrainSettings:
     """Share of training after which some dreams are the student's own; 1: never."""
     drafts_share: float = 0.3
     """Share of dreams, from then on, that are the student's own."""
+    bottleneck: float = 0.0
+    """Share of mined dreams whose answers read the dream and not the question, at the beginning of the training."""
+    prompt_dropout: float = 0.0
+    """Share of a question's tokens that are blank before a mined dream, at the beginning of the training."""
+    unread_until: float = 0.5
+    """Share of training after which no question is hidden: both have fallen to 0 by then, linearly."""
     retrieve: str = ""
     """Put what other training answers say of a prompt after it, as image tokens: `neighbourhood`, `walk` or `sample`
     of their knowledge graph; empty: nothing."""

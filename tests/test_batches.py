@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.small_student import small_tokenizer
 
 from bench.training import FixedTokens, synthetic_documents
+from distill.backbone.model import Backbone, BackboneConfig
 from distill.tokens.packing import ARRAYS, Aligner, Documents, spelled_bytes, to_last_sentence
 from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Mixture, Piece, best_fit
 from distill.training.losses import CHUNK
@@ -95,6 +97,105 @@ def test_a_long_answer_is_read_in_windows_that_keep_its_targets(documents: Docum
     assert set(learnt.values()) == {1}
     for i in range(len(long)):
         assert sum(document == i for document, _ in learnt) in (answers, answers + len(long.dream(i)) + 5)
+
+
+def framed(documents: Documents) -> Documents:
+    """All prompts begin with tokens 6, 7, 8 and end with 9, 3."""
+    ids, ends = documents.prompt_ids.copy(), documents.prompt_ends
+    starts = ends - np.diff(ends, prepend=0)
+    for places, ids_there in ((starts, (6, 7, 8)), (ends - 2, (9, NEWLINE))):
+        for offset, id in enumerate(ids_there):
+            ids[places + offset] = id
+    return replace(documents, prompt_ids=ids)
+
+
+def dense_mask(batches: Batches, rows: list[list[Piece]], bottlenecked: bool) -> torch.Tensor:
+    """(B, 1, T, T) who may read whom, pair by pair: what follows a mined dream reads no question, tags included."""
+    seen = torch.zeros(len(rows), 1, batches.length, batches.length, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        start = 0
+        for piece in row:
+            places, _ = batches._places(piece)
+            dream = len(batches.documents.prompt(piece.document)) + 2
+            after = dream + len(batches.documents.dream(piece.document))
+            for query, place in enumerate(places.tolist()):
+                read = torch.from_numpy(places[: query + 1])
+                hidden = (read >= 3) & (read < dream) & (bottlenecked and piece.variant == MINED and place >= after)
+                seen[number, 0, start + query, start : start + query + 1] = ~hidden
+            start += piece.length
+    return seen
+
+
+@pytest.mark.parametrize("prompts", [20, 150, 500])
+def test_windows_hide_the_question_from_what_follows_the_dream(documents: Documents, prompts: int) -> None:
+    batches = make(framed(resized(documents, prompts, 700)), 512)
+    batches.mixture = replace(batches.mixture, bottleneck=1.0)
+    for row in batches.epoch(0)[:6]:
+        assert torch.equal(batches.assemble([row], 1.0).spans.mask, dense_mask(batches, [row], True))
+        assert torch.equal(batches.assemble([row]).spans.mask, dense_mask(batches, [row], False))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_answer_behind_the_bottleneck_reads_the_question_through_its_dream_alone(
+    documents: Documents, layers: int
+) -> None:
+    """In float64, against one masked product. With one layer nothing of a question is in its dream's keys and values,
+    so that nothing reaches the answer at all; with two it comes through the dream."""
+    batches = make(framed(documents), 256)
+    batches.mixture = replace(batches.mixture, bottleneck=0.5)
+    rows = batches.epoch(0)[:3]
+    plain, batch = batches.assemble(rows), batches.assemble(rows, 1.0)
+    assert torch.equal(plain.ids, batch.ids)
+    hidden = batch.spans.hidden
+    assert 0 < len(hidden) < sum(piece.variant == MINED for row in rows for piece in row)
+    config = BackboneConfig(500, hidden=16, layers=layers, heads=4, kv_heads=2, ffn=32, context=256, pad_id=0, eos_id=2)
+    model = Backbone(config).initialize(0).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # attention that tells tokens apart
+    embeds = model.model.embed_tokens(batch.ids).detach().requires_grad_()
+    logits, before = (model.lm_head(model.hidden(b.ids, b.positions, b.spans, embeds=embeds)) for b in (batch, plain))
+    for layer in model.model.layers:  # as on a GPU
+        vars(layer.self_attn)["attend"] = lambda q, k, v, spans: F.scaled_dot_product_attention(
+            q, k, v, attn_mask=spans.mask, enable_gqa=True
+        )
+    torch.testing.assert_close(
+        model.lm_head(model.hidden(batch.ids, batch.positions, batch.spans, embeds=embeds)), logits
+    )
+    for span in batch.spans.spans:
+        row, start, end = span
+        after, begin, until = hidden.get(span, (end - start, 0, 0))
+        assert torch.equal(logits[row, start : start + after], before[row, start : start + after])
+        if after == end - start:
+            continue
+        told = torch.autograd.grad(logits[row, start + after : end].square().sum(), embeds, retain_graph=True)[0]
+        reached = told[row].abs().sum(-1) > 0
+        assert reached[start : start + begin].all(), "what all prompts begin with"
+        assert reached[start + until : end].all()
+        assert bool(reached[start + begin : start + until].any()) == (layers > 1)
+        assert not reached[:start].any()
+        assert not reached[end:].any()
+        assert not torch.equal(logits[row, start + after : end], before[row, start + after : end])
+
+
+def test_blank_tokens_of_questions_are_only_read(documents: Documents) -> None:
+    plain, blank = make(framed(documents)), make(framed(documents))
+    blank.mixture = replace(plain.mixture, prompt_dropout=0.4)
+    rows = plain.epoch(3)
+    assert blank.epoch(3) == rows
+    one, other = plain.assemble(rows), blank.assemble(rows, 0.5)
+    assert torch.equal(blank.assemble(rows).ids, one.ids)
+    assert torch.equal(other.targets.labels, one.targets.labels)
+    assert torch.equal(other.targets.weight, one.targets.weight)
+    changed, questions = one.ids != other.ids, torch.zeros_like(one.ids, dtype=torch.bool)
+    assert (other.ids[changed] == 0).all()
+    pieces = [piece for row in rows for piece in row]
+    for piece, (row, start, _) in zip(pieces, one.spans.spans, strict=True):
+        if piece.variant == MINED:
+            asked = len(plain.documents.prompt(piece.document)) - 2
+            questions[row, start + 3 : start + min(piece.length, asked)] = True
+    assert not (changed & ~questions).any()
+    assert float(changed.sum() / questions.sum()) == pytest.approx(0.2, abs=0.02)
 
 
 @settings(max_examples=12, deadline=None)

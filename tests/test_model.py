@@ -33,12 +33,24 @@ def test_attention_by_document_equals_masked_attention(lengths: list[list[int]],
     torch.manual_seed(seed)
     longest = max(sum(sizes) for sizes in lengths)
     lengths = [[*sizes, longest - sum(sizes)] if sum(sizes) < longest else sizes for sizes in lengths]
-    documents = Documents(len(lengths), longest, spans(lengths), torch.device("cpu"))
+    hidden = {}  # of about two documents in three, what stands before a third of it
+    for row, start, end in spans(lengths):
+        begin, until, after = sorted(torch.randint(0, end - start + 1, (3,)).tolist())
+        if after % 3:
+            hidden[row, start, end] = (after, begin, until)
+    documents = Documents(len(lengths), longest, spans(lengths), torch.device("cpu"), hidden)
+    seen = torch.zeros(len(lengths), 1, longest, longest, dtype=torch.bool)
+    for row, start, end in spans(lengths):
+        after, begin, until = hidden.get((row, start, end), (0, 0, 0))
+        for query in range(end - start):
+            for key in range(query + 1):
+                seen[row, 0, start + query, start + key] = not (query >= after and begin <= key < until)
+    assert torch.equal(documents.mask, seen)
     shapes = ((4, longest, 6), (2, longest, 6), (2, longest, 6))
     ours = [torch.randn(len(lengths), *shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
     out = DocumentAttention.apply(*ours, documents)
-    expected = F.scaled_dot_product_attention(*theirs, attn_mask=documents.mask, enable_gqa=True)
+    expected = F.scaled_dot_product_attention(*theirs, attn_mask=seen, enable_gqa=True)
     torch.testing.assert_close(out, expected)
     direction = torch.randn_like(expected)
     out.backward(direction)

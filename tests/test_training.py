@@ -23,7 +23,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.training import checkpoint, numerics
 from distill.training.loop import train
-from distill.training.plan import schedule
+from distill.training.plan import schedule, unread
 
 FILES = ("run.json", "traces.db", "triplets.jsonl", "knowledge.graphml", "tokenizer")
 
@@ -138,7 +138,8 @@ def test_more_steps_go_on_from_the_last_checkpoint(trained: Run, prepared: Run, 
 
 def test_muon_and_a_mean_of_weights_go_on_to_the_same_bits(prepared: Run, tmp_path: Path) -> None:
     """What ships is the mean; what training goes on from lies beside it."""
-    options = {"optimizer": "muon", "average": 0.2, "steps": 8}
+    hidden = {"bottleneck": 0.7, "prompt_dropout": 0.2, "unread_until": 0.9}
+    options = {"optimizer": "muon", "average": 0.2, "steps": 8, **hidden}
     whole, stopped = (fork(prepared, tmp_path / name, **options) for name in ("whole", "stopped"))
     train(whole)
     stopped.settings.train.checkpoint_every = 8
@@ -369,6 +370,7 @@ def test_stages_must_come_in_order(small_run: Run, tmp_path: Path) -> None:
         ({"lr": -1.0}, "train.lr"),
         ({"betas": [0.9]}, "train.betas"),
         ({"soft_weight": 1.5}, "train.soft_weight"),
+        ({"bottleneck": -0.1}, "train.bottleneck"),
         ({"warmup": 50.0}, "train.warmup: 50 is a share"),
     ],
 )
@@ -409,5 +411,8 @@ def test_a_sentencepiece_student_learns_by_chunks(prepared: Run, tmp_path: Path)
 
 
 def test_schedules() -> None:
+    settings = TrainSettings(unread_until=0.4)
+    assert [unread(settings, done) for done in (0, 0.1, 0.4, 1)] == [1, 0.75, 0, 0]
+    assert unread(TrainSettings(unread_until=0.0), 0.0) == 0
     assert [round(schedule("wsd", p, 0.1), 4) for p in (0.0, 0.5, 0.8, 0.9, 1.0)] == [1.0, 1.0, 1.0, 0.55, 0.1]
     assert [round(schedule("cosine", p, 0.0), 4) for p in (0.0, 0.5, 1.0, 1.2)] == [1.0, 0.5, 0.0, 0.0]

@@ -7,6 +7,7 @@ plain products. On a GPU the masked kernel wins, and the same `Documents` object
 Shape legend: B rows, T positions, H heads, G key/value heads, E head size, L positions of one document.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,24 +19,46 @@ SIMILAR = 0.7
 """Documents at least this share of the longest in their group are padded to it: few large products beat many small."""
 
 
-class Documents:
-    """Where documents lie: `spans` holds (row, start, end), covering every position that is used.
+Span = tuple[int, int, int]
+"""Where a document lies: its row, start and end."""
 
-    length: T. rows: B.
+
+class Documents:
+    """Where documents lie: `spans` cover every position that is used.
+
+    length: T. rows: B. hidden: what documents don't read of their own, (after, begin, end) counted from their start:
+    positions `after` and later don't see those from `begin` up to `end`, which is at most `after`.
     """
 
-    def __init__(self, rows: int, length: int, spans: list[tuple[int, int, int]], device: torch.device) -> None:
+    def __init__(
+        self,
+        rows: int,
+        length: int,
+        spans: list[Span],
+        device: torch.device,
+        hidden: Mapping[Span, tuple[int, int, int]] | None = None,
+    ) -> None:
         self.rows, self.length, self.spans, self.device = rows, length, spans, device
+        self.hidden = hidden or {}
 
     @cached_property
     def mask(self) -> Tensor:
         """(B, 1, T, T) bool: who may be read."""
         owner = torch.full((self.rows, self.length), -1)
-        for i, (row, start, end) in enumerate(self.spans):
+        hidden = torch.zeros(self.rows, self.length, 2, dtype=torch.int64)
+        for i, span in enumerate(self.spans):
+            row, start, end = span
             owner[row, start:end] = i
-        owner = owner.to(self.device)
-        same = owner[:, None, :, None] == owner[:, None, None, :]
-        return same & torch.ones(self.length, self.length, dtype=torch.bool, device=self.device).tril()
+            if span in self.hidden:
+                after, *unseen = self.hidden[span]
+                hidden[row, start + after : end] = start + torch.tensor(unseen)
+        owner, hidden = owner.to(self.device), hidden.to(self.device)
+        places = torch.arange(self.length, device=self.device)
+        seen = (owner[:, :, None] == owner[:, None, :]) & (places <= places[:, None])
+        if self.hidden:
+            begin, end = hidden.unsqueeze(2).unbind(-1)
+            seen &= (places < begin) | (places >= end)
+        return seen.unsqueeze(1)
 
     @cached_property
     def groups(self) -> list["Group"]:
@@ -45,7 +68,8 @@ class Documents:
         while spans:
             longest = spans[0][2] - spans[0][1]
             size = next((i for i, (_, start, end) in enumerate(spans) if end - start < SIMILAR * longest), len(spans))
-            groups.append(Group(spans[:size], self.rows, self.length))
+            hidden = [(i, *self.hidden[span]) for i, span in enumerate(spans[:size]) if span in self.hidden]
+            groups.append(Group(spans[:size], self.rows, self.length, hidden))
             spans = spans[size:]
         return groups
 
@@ -53,10 +77,12 @@ class Documents:
 class Group:
     """n documents, padded on the right to the longest, L. Causality hides the padding from what is real.
 
-    real (n, L) bool; future (L, L) float32: −inf above the diagonal.
+    real (n, L) bool; future (L, L) float32: −inf above the diagonal. hidden: what some of them don't read, which of
+    the n before it.
     """
 
-    def __init__(self, spans: list[tuple[int, int, int]], rows: int, length: int) -> None:
+    def __init__(self, spans: list[Span], rows: int, length: int, hidden: list[tuple[int, int, int, int]]) -> None:
+        self.hidden = hidden
         longest = spans[0][2] - spans[0][1]
         starts = torch.tensor([row * length + start for row, start, _ in spans])[:, None]
         sizes = torch.tensor([end - start for _, start, end in spans])[:, None]
@@ -96,6 +122,8 @@ class DocumentAttention(torch.autograd.Function):
             queries, keys, values = (group.take(x, heads) for x in (q, k, v))
             scores = torch.bmm(queries, keys.transpose(1, 2)).view(-1, shared, length, length)
             scores = torch.add(group.future.to(q.dtype), scores, alpha=q.shape[-1] ** -0.5)
+            for document, after, begin, end in group.hidden:  # a slice each is far quicker than a mask of all pairs
+                scores.view(-1, q.shape[1], length, length)[document, :, after:, begin:end] = float("-inf")
             p = scores.softmax(-1).view(-1, shared * length, length)
             group.put(out, torch.bmm(p, values))
             kept += [queries, keys, values, p]

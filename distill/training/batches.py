@@ -15,6 +15,8 @@ Shape legend: B rows, T positions of a row, M positions with loss (a multiple of
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.backbone.attention import Documents as Spans
+from distill.backbone.attention import Span
+from distill.config import TrainSettings
 from distill.errors import BadInput
 from distill.student.grammar import DreamGrammar
 from distill.tokens.bpe import StudentTokenizer
@@ -32,6 +36,9 @@ from distill.training.losses import CHUNK, ChunkTargets, Targets
 EMPTY, MINED, DRAFT, PAUSE = 0, 1, 2, 3
 """What stands in a document's think block."""
 
+HIDE = 1
+"""Stream of the random numbers that say what of a question an answer doesn't read, beside those of its noise."""
+
 BREAKS = 0.1
 """Of the tokens that are read as others, so many are line breaks: in a dream one stands before `</think>`."""
 
@@ -40,7 +47,7 @@ BREAKS = 0.1
 class Piece:
     """`length` inputs of a document, with one of its dreams: its first; or, with `start`, a later window, which is its
     head and what goes on from there. again: it fills up a row, and is read elsewhere too. draft: the student's own
-    dream, if it holds one. noise: the seed of which of its answer's tokens are read as others."""
+    dream, if it holds one. noise: the seed of what is read as something else, or not at all."""
 
     document: int
     variant: int
@@ -76,14 +83,28 @@ class Batch:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Shares of documents by what is in their think block, and of their answers' tokens that are read as others; see
-    TrainSettings."""
+    """Shares of documents by what is in their think block, of their answers' tokens that are read as others, and of
+    what is not read of their questions; see TrainSettings."""
 
     dreams: bool
     empty: float
     drafts: float
     pause: bool = False
     noise: float = 0.0
+    bottleneck: float = 0.0
+    prompt_dropout: float = 0.0
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> "Mixture":
+        return cls(
+            settings.dreams,
+            settings.empty_dreams,
+            0.0 if settings.pause else settings.drafts_share,
+            settings.pause,
+            settings.noise,
+            settings.bottleneck,
+            settings.prompt_dropout,
+        )
 
 
 class Batches:
@@ -198,13 +219,14 @@ class Batches:
             dream = np.full(len(dream), self.tokenizer.pad_id)
         return np.concatenate([self._before, dream, self._after])
 
-    def assemble(self, rows: Sequence[Row]) -> Batch:
-        """Tensors of some rows."""
+    def assemble(self, rows: Sequence[Row], unread: float = 0.0) -> Batch:
+        """Tensors of some rows. unread: so much of `mixture.bottleneck` and `mixture.prompt_dropout` holds, 0 to 1."""
         count, length = len(rows), self.length
         ids = np.zeros((count, length), np.int64)
         positions = np.zeros((count, length), np.int64)
         alike = np.zeros((count, length), np.bool_)
-        spans: list[tuple[int, int, int]] = []
+        spans: list[Span] = []
+        hidden: dict[Span, tuple[int, int, int]] = {}
         where: list[NDArray[np.int64]] = []
         labels: list[NDArray[np.int64]] = []
         answer_at: list[NDArray[np.int64]] = []
@@ -216,12 +238,14 @@ class Batches:
                 text, kinds, first = self._document(piece)
                 places, fresh = self._places(piece)
                 end = start + piece.length
-                read = self._read(piece, text, kinds)
+                read = self._read(piece, text, kinds, unread)
                 ids[number, start:end] = read[places]
                 positions[number, start:end] = np.arange(piece.length)
                 shared = len(self.documents.prompt(piece.document)) if piece.variant != EMPTY else len(text)
                 alike[number, start:end] = places < shared
                 spans.append((number, start, end))
+                if self._is_bottlenecked(piece, unread):
+                    hidden[number, start, end] = self._hidden(piece, places)
                 kept = np.flatnonzero((kinds[places] > 0) & (places >= fresh))
                 where.append(number * length + start + kept)
                 at = places[kept]
@@ -230,12 +254,42 @@ class Batches:
                 which.append(self._masks(piece, text)[at])
                 slips.append(read[at] != text[at])
                 start = end
-        places = Spans(count, length, spans, torch.device("cpu"))
+        places = Spans(count, length, spans, torch.device("cpu"), hidden)
         return self._batch(ids, positions, alike, places, where, labels, answer_at, which, slips)
 
-    def _read(self, piece: Piece, text: NDArray[np.int64], kinds: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _is_bottlenecked(self, piece: Piece, unread: float) -> bool:
+        """Whether its answer reads its dream alone. A draft may be wrong: how far to trust it, the question tells."""
+        share = unread * self.mixture.bottleneck if piece.variant in (MINED, PAUSE) else 0.0
+        return share > 0 and np.random.default_rng([piece.noise, HIDE]).random() < share
+
+    def _hidden(self, piece: Piece, places: NDArray[np.int64]) -> tuple[int, int, int]:
+        """What inputs at these places of a document don't read, as in `Spans`: those after the dream, of all that
+        knows the question before it."""
+        dream = len(self.documents.prompt(piece.document)) + len(self._before)
+        ends = (dream + len(self.documents.dream(piece.document)), self._frame[0], dream)
+        after, begin, end = np.searchsorted(places, ends).tolist()
+        return after, begin, end
+
+    @cached_property
+    def _frame(self) -> tuple[int, int]:
+        """Tokens that all prompts begin with, and end with: they tell nothing of a question."""
+        prompts = [self.documents.prompt(i) for i in range(len(self.documents))]
+        columns = (zip(*(prompt[::way] for prompt in prompts), strict=False) for way in (1, -1))
+        starts, ends = (sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, ways)) for ways in columns)
+        return starts, ends
+
+    def _read(
+        self, piece: Piece, text: NDArray[np.int64], kinds: NDArray[np.int64], unread: float
+    ) -> NDArray[np.int64]:
         """The text, where some of an answer's tokens are other words or line breaks, as a student's own may be. What
-        comes right after them is not learned from, but that it is of an answer, and no dream."""
+        comes right after them is not learned from, but that it is of an answer, and no dream. Before a dream, some of
+        the question's tokens are blank."""
+        if (share := unread * self.mixture.prompt_dropout) and piece.variant in (MINED, PAUSE):
+            starts, ends = self._frame
+            question = np.arange(starts, len(self.documents.prompt(piece.document)) - ends)
+            blank = np.random.default_rng([piece.noise, HIDE]).random(len(question)) < share
+            text = text.copy()
+            text[question[blank]] = self.tokenizer.pad_id
         if not self.mixture.noise:
             return text
         random = np.random.default_rng(piece.noise)

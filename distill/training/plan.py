@@ -12,6 +12,11 @@ from distill.training import numerics
 
 VERSION = 2
 OPTIMIZERS = ("auto", "adamw", "muon")
+SHARES = (
+    *("soft_weight", "empty_dreams", "drafts_from", "drafts_share", "warmup", "noise"),
+    *("bottleneck", "prompt_dropout", "unread_until"),
+)
+"""Train settings from 0 to 1."""
 DECAY_SHARE = 0.2
 """Last share of training in which `wsd` lowers the learning rate (arXiv:2404.06395 uses a tenth to a fifth)."""
 
@@ -59,6 +64,11 @@ def learning_rate(settings: TrainSettings, peak: float, step: int, progress: flo
     return peak * risen * schedule(settings.schedule, progress, settings.min_lr / peak)
 
 
+def unread(settings: TrainSettings, progress: float) -> float:
+    """What is left of `bottleneck` and `prompt_dropout` at that progress: 1 at first, 0 from `unread_until` on."""
+    return max(0.0, 1 - progress / settings.unread_until) if settings.unread_until else 0.0
+
+
 def check_settings(settings: TrainSettings) -> None:
     """Raise BadInput for a value that no training can have."""
     numerics.check(settings)
@@ -79,6 +89,6 @@ def check_settings(settings: TrainSettings) -> None:
         raise BadInput(f"train.average: {settings.average:g} is an age in shares of the training, from 0 to 0.5")
     if len(settings.betas) != 2:
         raise BadInput(f"train.betas: {settings.betas} should be two numbers, such as [0.9, 0.95]")
-    for name in ("soft_weight", "empty_dreams", "drafts_from", "drafts_share", "warmup", "noise"):
+    for name in SHARES:
         if not 0 <= getattr(settings, name) <= 1:
             raise BadInput(f"train.{name}: {getattr(settings, name):g} is a share, from 0 to 1")

@@ -41,6 +41,7 @@ from distill.training.plan import (
     learning_rate,
     optimizer_for,
     train_settings,
+    unread,
 )
 from distill.training.start import is_inherited, started_at
 from distill.training.step import forward_backward, make_optimizer, move, pick_device
@@ -77,8 +78,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.lr, betas, settings.weight_decay, muon)
         self.average = Average(self.model, settings.average)
         length = self.model.config.context
-        soft, drafts_share = settings.soft_weight, 0.0 if settings.pause else settings.drafts_share
-        mixture = Mixture(settings.dreams, settings.empty_dreams, drafts_share, settings.pause, settings.noise)
+        soft, mixture = settings.soft_weight, Mixture.of(settings)
         grammar = None if settings.pause else DreamGrammar(self.tokenizer, longest_path(run.settings))
         self.batches, self.validation = (
             Batches(Documents.load(run.data / name), self.tokenizer, length, mix, seed, soft, grammar, settings.strict)
@@ -190,7 +190,7 @@ class Trainer:
         rate = learning_rate(settings, self.lr, state.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self._batch(rows)
+        batch = self._batch(rows, unread=unread(settings, progress))
         matched = (self.features, settings.match)
         result = forward_backward(self.model, batch, self.numerics.precision, self.kernel, True, *matched)
         parameters = list(self.model.parameters())
@@ -221,12 +221,12 @@ class Trainer:
             rows += taken
         return rows
 
-    def _batch(self, rows: list[Row], data: Batches | None = None) -> Batch:
+    def _batch(self, rows: list[Row], unread: float = 0.0) -> Batch:
         """This process's share of the rows, on the device; weights count over all processes."""
         mine = rows[self.world.rank :: self.world.size]
         if not mine:
             raise BadInput(f"train.batch_rows: {len(rows)} rows can't feed {self.world.size} processes; raise it")
-        batch = (data or self.batches).assemble(mine)
+        batch = self.batches.assemble(mine, unread)
         total = self.world.sum(torch.tensor(float(batch.loss_positions), device=self.device))
         batch.targets.scale(batch.loss_positions / max(float(total), 1.0))
         return move(batch, self.device)
