@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.small_student import small_tokenizer
 
 from bench.training import FixedTokens, synthetic_documents
+from distill.backbone.attention import Documents as Spans
 from distill.backbone.model import Backbone, BackboneConfig
 from distill.tokens.packing import ARRAYS, Aligner, Documents, spelled_bytes, to_last_sentence
 from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Mixture, Piece, best_fit
@@ -115,11 +116,13 @@ def dense_mask(batches: Batches, rows: list[list[Piece]], bottlenecked: bool) ->
     for number, row in enumerate(rows):
         start = 0
         for piece in row:
-            places, _ = batches._places(piece)
             dream = len(batches.documents.prompt(piece.document)) + 2
             after = dream + len(batches.documents.dream(piece.document))
+            head = after + 3 if piece.variant == MINED else dream + 2
+            kept = head if piece.start and head <= batches.length // 2 else 0
+            places = torch.cat([torch.arange(kept), torch.arange(piece.start, piece.start + piece.length - kept)])
             for query, place in enumerate(places.tolist()):
-                read = torch.from_numpy(places[: query + 1])
+                read = places[: query + 1]
                 hidden = (read >= 3) & (read < dream) & (bottlenecked and piece.variant == MINED and place >= after)
                 seen[number, 0, start + query, start : start + query + 1] = ~hidden
             start += piece.length
@@ -133,6 +136,10 @@ def test_windows_hide_the_question_from_what_follows_the_dream(documents: Docume
     for row in batches.epoch(0)[:6]:
         assert torch.equal(batches.assemble([row], 1.0).spans.mask, dense_mask(batches, [row], True))
         assert torch.equal(batches.assemble([row]).spans.mask, dense_mask(batches, [row], False))
+
+
+def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: Spans) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=spans.mask, enable_gqa=True)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -156,9 +163,7 @@ def test_an_answer_behind_the_bottleneck_reads_the_question_through_its_dream_al
     embeds = model.model.embed_tokens(batch.ids).detach().requires_grad_()
     logits, before = (model.lm_head(model.hidden(b.ids, b.positions, b.spans, embeds=embeds)) for b in (batch, plain))
     for layer in model.model.layers:  # as on a GPU
-        vars(layer.self_attn)["attend"] = lambda q, k, v, spans: F.scaled_dot_product_attention(
-            q, k, v, attn_mask=spans.mask, enable_gqa=True
-        )
+        vars(layer.self_attn)["attend"] = masked
     torch.testing.assert_close(
         model.lm_head(model.hidden(batch.ids, batch.positions, batch.spans, embeds=embeds)), logits
     )

@@ -33,7 +33,7 @@ def test_attention_by_document_equals_masked_attention(lengths: list[list[int]],
     torch.manual_seed(seed)
     longest = max(sum(sizes) for sizes in lengths)
     lengths = [[*sizes, longest - sum(sizes)] if sum(sizes) < longest else sizes for sizes in lengths]
-    hidden = {}  # of about two documents in three, what stands before a third of it
+    hidden: dict[tuple[int, int, int], tuple[int, int, int]] = {}  # of some, what stands before a third of it
     for row, start, end in spans(lengths):
         begin, until, after = sorted(torch.randint(0, end - start + 1, (3,)).tolist())
         if after % 3:
