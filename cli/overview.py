@@ -90,8 +90,9 @@ def render(found: dict[str, Any]) -> str:
     lines.append(table(rows, ("stage", "state", "finished", "took", "")))
     if traces := found["traces"]:
         lines.append(
-            f"\ntraces: {shown(traces['responses'])} responses ({shown(traces['held_out'])} held out), "
-            f"{shown(traces['tokens'])} tokens, {traces['bytes_per_token']:.1f} bytes a token"
+            f"\ntraces: {shown(traces['responses'])} responses ({shown(traces['held_out'])} held out) to "
+            f"{shown(traces['prompts'])} prompts, {shown(traces['tokens'])} tokens, "
+            f"{traces['bytes_per_token']:.1f} bytes a token"
         )
     if found["checkpoints"]:
         names = ", ".join(f"{entry['name']} ({entry['bytes'] / 2**20:.0f} MiB)" for entry in found["checkpoints"])

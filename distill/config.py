@@ -57,6 +57,8 @@ class CaptureSettings:
     """Prompt files, or names of the sets that ship with us."""
     limit: int = 0
     """Prompts taken at most, spread evenly over the set; 0: all."""
+    samples: int = 1
+    """Answers to each prompt, each with a seed of its own: only a dream can tell which of them comes."""
     held_out: float = 0.1
     """Share of prompts, by hash of the prompt, that is never trained on."""
     max_tokens: int = 96

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from distill.exam.provenance import changed_settings
 from distill.exam.questions import Question, load_exam
 from distill.exam.targets import How, Target
 from distill.exam.truth import read_truths
+from distill.mining.triplets import by_trace, read_triplets, write_triplets
 from distill.run import Run
 from distill.sweep.ablation.ablate import Ablation, ablate, cells_of
 from distill.sweep.ablation.arms import ARMS, Reader, dream_accuracy, others
@@ -278,6 +280,49 @@ def test_without_true_answers_likelihood_and_chrf_are_measured(copied: Run) -> N
     assert "exact_match/all" not in found
     assert "bits per byte" in headline(results)
     assert "There is one training seed" in render(results)
+
+
+def test_true_dreams_of_siblings(copied: Run) -> None:
+    """Each held-out prompt but one gets a second answer, with what was mined from another's."""
+    dataset_file(copied).unlink()
+    mined = by_trace(read_triplets(copied.triplets))
+    with TraceStore(copied.traces) as store:
+        held = list(store.traces(held_out=True))
+        for trace, donor in zip(held[1:], held[:-1], strict=True):
+            mined["2" + trace.key] = [replace(t, trace="2" + trace.key) for t in mined[donor.key]]
+            store.put(replace(trace, key="2" + trace.key, response=donor.response, sample=1))
+    write_triplets(copied.triplets, [triplet for group in mined.values() for triplet in group])
+    copied.settings.evaluate.prompts = len(held)
+    arms = ["nodream", "oracle", "empty", "sibling", "oracle_other", "oracle_shuffled"]
+    results = ablate(copied, seeds=1, arms=arms)
+    assert list(results["arms"]) == arms
+    assert results["prompts"] == len(held)
+    samples = [
+        json.loads(line) for line in (copied.path / "ablation" / "samples.jsonl").read_text("utf-8").splitlines()
+    ]
+    said = {arm: [sample["seeds"]["0"][arm] for sample in samples] for arm in arms}
+    alone = [sample["key"] == held[0].key for sample in samples]
+    assert [told["metrics"]["bits_per_byte"][1] == 0 for told in said["sibling"]] == alone
+    true = {told["key"]: told["dream"] for told in samples}
+    places = {trace.key: i for i, trace in enumerate(held)}
+    for sample, sibling, other in zip(samples, said["sibling"], said["oracle_other"], strict=True):
+        place = places[sample["key"]]
+        assert sibling["dream"] == (true[held[place - 1].key] if place else "")
+        assert other["dream"] in {*true.values()} - {sample["dream"]}
+    with_sibling = [i for i, each in enumerate(alone) if not each]
+
+    def bits(arm: str) -> float:
+        pairs = [said[arm][i]["metrics"]["bits_per_byte"] for i in with_sibling]
+        return sum(top for top, _ in pairs) / sum(bottom for _, bottom in pairs)
+
+    told = results["differences"]["oracle-sibling"]["bits_per_byte/all"]
+    assert told["value"] == pytest.approx(bits("oracle") - bits("sibling")), "over the prompts that have one"
+    moved = results["metrics"]["sibling"]["steering_chrf/all"]
+    assert moved["low"] <= moved["value"] <= moved["high"]
+    assert {"steering_concepts/all"} <= results["metrics"]["sibling"].keys()
+    text = render(results)
+    assert "Would the answer read a true dream?" in text
+    assert "answer follows its dream, chrF2" in text
 
 
 def test_retrieval_is_measured_with_and_without(copied: Run) -> None:

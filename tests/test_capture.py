@@ -22,7 +22,7 @@ from bench.stopwatch import Stopwatch
 from distill.config import Settings
 from distill.corpus.capture import MISSING, capture
 from distill.corpus.prompts import evenly
-from distill.corpus.traces import TraceStore
+from distill.corpus.traces import Trace, TraceStore
 from distill.errors import (
     BadInput,
     DistillError,
@@ -33,10 +33,14 @@ from distill.errors import (
     TeacherUnavailable,
 )
 from distill.events import Event
+from distill.exam.questions import load_exam
+from distill.mining.triplets import Triplet, write_triplets
 from distill.run import Run
 from distill.teacher.crew import TRIES
 from distill.teacher.in_flight import InFlight
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
+from distill.tokens import packing
+from distill.tokens.packing import split_traces
 from tests.support.stub_teacher import StubTeacher
 
 ROOT = Path(__file__).parents[1]
@@ -453,6 +457,80 @@ def test_more_prompts_ask_only_the_new_ones_and_fewer_ask_none(tmp_path: Path):
     assert len(teacher.asked) == 60
     capture(make_run(tmp_path, 60, limit=20, temperature=0.0), teachers=[teacher])
     assert len(teacher.asked) == 80
+
+
+def check_sides(run: Run, traces: list[Trace], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt is trained on, kept for validation or examined with all its answers; an exam asks it once."""
+    monkeypatch.setattr(packing, "VALIDATION_SHARE", 0.9)
+    monkeypatch.setattr(packing, "VALIDATION_MOST", 4)
+    with TraceStore(run.traces, readonly=True) as store:
+        sides = [*split_traces(store), list(store.traces(held_out=True))]
+    prompts = [Counter(trace.prompt for trace in side) for side in sides]
+    assert sum(prompts, Counter()) == Counter(trace.prompt for trace in traces), "no prompt on two sides"
+    assert set(sum(prompts, Counter()).values()) == {3}
+    assert len(prompts[1]) == 4
+    last = {trace.prompt: trace for trace in traces if trace.sample == 2}
+    mined = [Triplet("a ball", "falls", "down", "causal", 0, trace.key, 0, "syntax") for trace in last.values()]
+    write_triplets(run.triplets, mined)
+    questions = load_exam(run).questions
+    assert sorted(question.prompt for question in questions) == sorted(prompts[2])
+    first = {trace.prompt: trace for trace in traces if trace.sample == 0}
+    for question in questions:
+        assert (question.key, question.text) == (first[question.prompt].key, first[question.prompt].response.text)
+        assert question.sibling is not None
+        assert question.sibling.text == last[question.prompt].response.text, "one that something was mined from"
+        assert question.after_sibling.triplets[0].trace == last[question.prompt].key
+    assert len(load_exam(run, 2).questions) == 2
+
+
+def test_several_answers_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From 1 to 3 only what is missing is asked, broken off in the middle too; back at 2 the third are left out."""
+    run, teacher, events = make_run(tmp_path, 30, held_out=0.3), StubTeacher(), list[Event]()
+    assert capture(run, teachers=[teacher])["responses"] == 30
+    with TraceStore(run.traces, readonly=True) as store:
+        first = {trace.prompt: trace.response.text for trace in store.traces()}
+    more, count = make_run(tmp_path, 30, samples=3, held_out=0.3), itertools.count(1)
+    ill = {f"What is number {evenly(30)[-1]}?"}
+
+    def fail(prompt: str) -> Exception | None:
+        return ModelNotFound("gone") if next(count) > 25 else None
+
+    with pytest.raises(ModelNotFound):
+        capture(more, teachers=[StubTeacher(1, fail=fail)])
+    ailing = StubTeacher(fail=lambda prompt: TeacherError("ill") if prompt in ill else None)
+    summary = capture(more, events.append, teachers=[ailing])
+    assert [summary[name] for name in ("prompts", "samples", "responses", "failed")] == [30, 3, 88, 2]
+    listed = [json.loads(line) for line in (run.path / MISSING).read_text(encoding="utf-8").splitlines()]
+    assert sorted(line["sample"] for line in listed) == [1, 2]
+    assert {line["prompt"] for line in listed} == ill
+    assert any("2 answers are missing (2 failed)" in event.message for event in events)
+    again = StubTeacher()
+    assert capture(more, teachers=[again])["responses"] == 90
+    assert again.asked == [*ill] * 2
+    with TraceStore(run.traces, readonly=True) as store:
+        traces = list(store.traces())
+        assert (store.stats().prompts, store.stats().responses) == (30, 90)
+    assert {trace.prompt: trace.response.text for trace in traces if trace.sample == 0} == first
+    assert len({trace.response.text for trace in traces}) == 90
+    assert len({(trace.prompt, trace.held_out) for trace in traces}) == 30, "held out with all its answers"
+    assert sorted(trace.sample for trace in traces) == [0] * 30 + [1] * 30 + [2] * 30
+    check_sides(more, traces, monkeypatch)
+    assert capture(make_run(tmp_path, 30, samples=2, held_out=0.3), events.append, teachers=[again])["responses"] == 60
+    assert len(again.asked) == 2
+    assert any(event.message.startswith("30 answers are kept, but left out") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"samples": 0}, r"capture\.samples=0: must be at least 1"),
+        ({"samples": 4, "temperature": 0.0}, r"capture\.samples=4: at capture\.temperature=0 all answers .* alike"),
+        ({"samples": 4, "dataset": "causal-world"}, r"capture\.samples=4: a dataset has one answer"),
+    ],
+)
+def test_several_answers_that_cannot_be(tmp_path: Path, settings: dict[str, Any], told: str):
+    with pytest.raises(BadInput, match=told):
+        capture(make_run(tmp_path, 3, **settings), teachers=[StubTeacher()])
 
 
 def test_failed_prompts_are_counted_warned_of_and_asked_again(tmp_path: Path):

@@ -10,7 +10,8 @@ import torch
 from distill.backbone.attention import Documents
 from distill.backbone.model import Backbone, BackboneConfig
 from distill.errors import BadInput
-from distill.student.cut import Sample, drop_layers, keep_layers, narrow, quality, surgeon
+from distill.student import cut
+from distill.student.cut import Sample, drop_layers, final_states, keep_layers, narrow, quality, surgeon
 
 CONFIG = BackboneConfig(vocab_size=31, hidden=16, layers=5, heads=4, kv_heads=2, ffn=24, context=32)
 
@@ -105,6 +106,18 @@ def test_without_time_fewer_samples_are_looked_at() -> None:
     assert torch.equal(first[0], first[1]), "the first layer tells how long one takes"
     assert not torch.equal(last[0], last[1])
     assert not torch.equal(first[0], first[2])
+
+
+def test_later_layers_make_up_for_what_earlier_ones_got_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = model()
+    seen, new = sample_of(teacher, rows=40), sample_of(teacher, rows=40, seed=2)
+    wanted = final_states(teacher, [new])[0]
+
+    def error(mended: float) -> float:
+        monkeypatch.setattr(cut, "MENDED", mended)
+        return float((final_states(narrow(copy.deepcopy(teacher), [seen], 12), [new])[0] - wanted).square().mean())
+
+    assert error(0.5) < 0.97 * error(0.0)
 
 
 def test_layers_go_whose_loss_costs_least() -> None:

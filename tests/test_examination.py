@@ -32,6 +32,7 @@ from distill.exam.measured import IN_WORDS, KNOWN, Measured, spread_over
 from distill.exam.metrics.calibration import BINS
 from distill.exam.metrics.catalogue import METRICS
 from distill.exam.metrics.statistics import Ratio
+from distill.exam.metrics.text import chrf
 from distill.exam.questions import Exam
 from distill.exam.targets import Target
 from distill.run import Run
@@ -229,7 +230,9 @@ def test_every_metric_is_there_or_says_why_it_is_missing(tmp_path: Path, target:
     seat()
     able = examine(target, fake_exam(tmp_path / "able"), SETTINGS)
     assert everything(able) == set(METRICS) - {"exact_match"}
-    assert set(able.missing) == {name for name in METRICS if name.startswith(("concept_", "triplet_"))}
+    starts = ("concept_", "triplet_", "steering_", "bits_per_byte_sibling")
+    assert set(able.missing) == {name for name in METRICS if name.startswith(starts)}
+    assert "capture.samples" in able.missing["steering_chrf"]
     assert "dream tokenize" in able.missing["concept_similarity"]
 
     seat(cannot={"likelihood": "it only speaks", "targets": "it only speaks"}, dreams=False)
@@ -256,6 +259,36 @@ def test_every_metric_is_there_or_says_why_it_is_missing(tmp_path: Path, target:
     seat()
     none = examine(target, fake_exam(tmp_path / "none"), replace(SETTINGS, dreams=0))
     assert none.missing["bits_per_byte_dreams"] == "evaluate.dreams is 0"
+
+
+def test_steering_asks_whether_an_answer_follows_its_dream(tmp_path: Path, target: Target, seat: Seat) -> None:
+    """By chrF: one that says what it read, against what sacrebleu makes of it; one that reads nothing has 0."""
+    exam = fake_exam(tmp_path / "exam", truths=False, siblings=True)
+    examinee = seat()
+    found = examine(target, exam, SETTINGS)
+    phases = [method for method, _ in examinee.calls[::3]]
+    scored = ["score-none-0", "score-own-0", "score-own-1", "score-mined-0", "score-mined-0"]
+    assert phases == [*scored, *["answer-0.7"] * 3]
+    moved = found.metrics["steering_chrf"]
+    told = [q.sibling is not None and bool(q.triplets) for q in exam.questions]
+    assert moved.denominator.tolist() == [float(each) for each in told]
+    for i, question in enumerate(exam.questions):
+        if question.sibling is None or not question.triplets:
+            continue
+        one = " ".join(phrase for triplet in question.triplets for phrase in triplet.phrases)
+        two, text, other = question.sibling.text, question.text, question.sibling.text
+        near = chrf(one, text) - chrf(one, other) + chrf(two, other) - chrf(two, text)
+        assert moved.numerator[i] == pytest.approx(near / 2)
+    assert moved.value > 20
+    after = found.metrics["bits_per_byte_sibling"]
+    assert [bool(size) for size in after.denominator] == [q.sibling is not None for q in exam.questions]
+    assert "dream tokenize" in found.missing["steering_concepts"]
+    again = seat()
+    assert plain(examine(target, exam, SETTINGS)) == plain(found)
+    assert not again.calls, "kept in the journal"
+    seat(reads=False)
+    deaf = examine(target, replace(exam, folder=tmp_path / "deaf"), SETTINGS)
+    assert deaf.metrics["steering_chrf"].value == pytest.approx(0)
 
 
 def test_a_target_without_a_codebook_is_not_guessed_at(tmp_path: Path, target: Target, seat: Seat) -> None:

@@ -229,16 +229,24 @@ def test_context_is_written_as_image_tokens() -> None:
 def test_nothing_of_a_trace_leaks_into_its_own_prompt(how: str) -> None:
     labels = sorted({phrase for t in KITCHEN for phrase in t.phrases})
     codes = {label: code for code, label in enumerate(labels)}
-    recall = Recall(TrainSettings(retrieve=how, retrieve_limit=2), 0, by_trace(KITCHEN), codes, labels)
-    assert recall.prompt("Why does butter melt?", "3") == "Why does butter melt?"
-    assert recall.prompt("Why does butter melt?", "0") == "Why does butter melt?\n⟨butter⟩⟨melts⟩⟨in the pan⟩"
-    assert recall.prompt("Cups!", "1").startswith("Cups!\n⟨a cup⟩⟨falls⟩⟨into pieces⟩"), "trace 2 says so too"
-    assert "butter" not in recall.prompt("Butter, cups!", "3")
+
+    def told(prompt: str, *own: str) -> str:
+        """The traces that are answers to the prompt."""
+        known: dict[str, list[Triplet]] = {}
+        for trace, triplets in by_trace(KITCHEN).items():
+            known.setdefault(prompt if trace in own else trace, []).extend(triplets)
+        return Recall(TrainSettings(retrieve=how, retrieve_limit=2), 0, known, codes, labels).prompt(prompt)
+
+    assert told("Why does butter melt?", "3") == "Why does butter melt?"
+    assert told("Why does butter melt?", "0") == "Why does butter melt?\n⟨butter⟩⟨melts⟩⟨in the pan⟩"
+    assert told("Cups!", "1").startswith("Cups!\n⟨a cup⟩⟨falls⟩⟨into pieces⟩"), "trace 2 says so too"
+    assert "falls" not in told("Cups!", "0", "1", "2"), "nor what its other answers say"
+    assert "butter" not in told("Butter, cups!", "3")
     coarse = Recall(TrainSettings(retrieve=how), 0, by_trace(KITCHEN), dict.fromkeys(labels, 0), ["stuff"])
-    assert coarse.prompt("butter", "") == "butter\n⟨stuff⟩⟨stuff⟩⟨stuff⟩"
+    assert coarse.prompt("butter") == "butter\n⟨stuff⟩⟨stuff⟩⟨stuff⟩"
     unknown = Recall(TrainSettings(retrieve=how), 0, by_trace(KITCHEN), {}, [])
-    assert unknown.prompt("butter", "") == "butter"
-    assert Recall(TrainSettings(), 0, by_trace(KITCHEN), codes, labels).prompt("butter", "") == "butter"
+    assert unknown.prompt("butter") == "butter"
+    assert Recall(TrainSettings(), 0, by_trace(KITCHEN), codes, labels).prompt("butter") == "butter"
 
 
 @pytest.fixture(scope="module")

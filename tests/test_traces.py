@@ -292,6 +292,30 @@ def test_another_format_version_is_named(tmp_path: Path):
         TraceStore(path)
 
 
+def test_traces_of_before_there_were_several_answers_a_prompt(tmp_path: Path):
+    path = tmp_path / "traces.db"
+    fill(path, [1, 2])
+    db = sqlite3.connect(path)
+    columns = "key, prompt, held_out, text, done_reason, options, tokens, soft, targets, checksum, timings"
+    db.executescript(
+        f"CREATE TABLE old AS SELECT {columns} FROM responses; DROP TABLE responses;"
+        "ALTER TABLE old RENAME TO responses; PRAGMA user_version = 1"
+    )
+    db.close()
+    with TraceStore(path, readonly=True) as store:
+        before, digest = list(store.traces()), store.content_digest()
+        assert [trace.sample for trace in before] == [0, 0]
+        assert store.get(before[0].key).prompt == before[0].prompt
+    with TraceStore(path) as store:
+        store.put(replace(make_trace(3), sample=2))
+    with TraceStore(path, readonly=True) as store:
+        assert {trace.key: trace.sample for trace in store.traces()} == {
+            **{trace.key: 0 for trace in before},
+            make_trace(3).key: 2,
+        }
+        assert store.content_digest() != digest
+
+
 def test_a_database_cut_short(tmp_path: Path):
     path = tmp_path / "traces.db"
     fill(path, list(range(40)))

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,17 +30,18 @@ class _Job:
     prompt: Prompt
     options: GenerateOptions
     key: str
+    sample: int
 
 
 class _Capture:
     """One session of asking: hands out jobs, collects answers. Only its own thread touches the store.
 
-    missing: prompt → why it has no answer. failed: those that may be answered another time.
+    unit: what is counted. missing: job → why it has no answer. failed: those that may be answered another time.
     """
 
-    def __init__(self, store: TraceStore, crew: Crew[_Job, Response]) -> None:
-        self.store, self.crew = store, crew
-        self.missing: dict[str, str] = {}
+    def __init__(self, store: TraceStore, crew: Crew[_Job, Response], unit: str) -> None:
+        self.store, self.crew, self.unit = store, crew, unit
+        self.missing: dict[_Job, str] = {}
         self.failed = self.refused = self.empty = self.thought = self.stored = self.tokens = 0
         self.started = time.monotonic()
 
@@ -63,9 +65,8 @@ class _Capture:
         job, response = outcome.what, outcome.answer
         if response is not None and response.text.strip():
             self.thought += bool(response.thinking)
-            self.store.put(
-                Trace(job.key, job.prompt.text, job.prompt.held_out, response, job.options, self.crew.info.digest)
-            )
+            text, held_out, teacher = job.prompt.text, job.prompt.held_out, self.crew.info.digest
+            self.store.put(Trace(job.key, text, held_out, response, job.options, teacher, job.sample))
             self.stored += 1
             self.tokens += 0 if response.tokens is None else len(response.tokens)
             return
@@ -79,16 +80,16 @@ class _Capture:
         else:
             self.failed += 1
             why = str(outcome.problem)
-        self.missing[job.prompt.text] = why
+        self.missing[job] = why
         if len(self.missing) <= MANY_LISTED:
             listen(Event(STAGE, "warning", f"skipped {job.prompt.text!r}: {why}"))
 
     def lose(self, jobs: Sequence[_Job], why: str) -> None:
         """Those of the jobs that nothing has come of have failed."""
         for job in jobs:
-            if job.prompt.text not in self.missing and not self.store.has(job.key):
+            if job not in self.missing and not self.store.has(job.key):
                 self.failed += 1
-                self.missing[job.prompt.text] = why
+                self.missing[job] = why
 
     def _progress(self, before: int, total: int, listen: Listener) -> None:
         seconds = time.monotonic() - self.started
@@ -100,7 +101,7 @@ class _Capture:
             # Where many are answered together, the first few tell nothing.
             "eta": round(left * seconds / self.stored, 1) if 2 * self.stored > self.crew.in_flight else None,
         }
-        listen(Event(STAGE, "progress", done=before + self.stored, total=total, unit="prompts", data=data))
+        listen(Event(STAGE, "progress", done=before + self.stored, total=total, unit=self.unit, data=data))
 
 
 def capture(
@@ -114,11 +115,11 @@ def capture(
     Raises BadInput, TeacherError, RunMismatch (traces.db is another teacher's), DistillError (disk full).
     """
     settings = run.settings.capture
+    _check(settings)
     if settings.dataset:
         from distill.corpus.datasets.stage import capture_dataset
 
         return capture_dataset(run, listen, force)
-    _check(settings)
     prompts = load_prompts(settings.prompts, settings.held_out, settings.limit, listen)
     teacher = run.settings.teacher
     depends = {
@@ -133,6 +134,8 @@ def capture(
         "texts": fingerprint([[prompt.text, prompt.held_out] for prompt in prompts]),
     }
     record = run.fresh(STAGE, depends)
+    if record is None and settings.samples == 1:  # of before there could be several
+        record = run.fresh(STAGE, {name: value for name, value in depends.items() if name != "samples"})
     if record is not None and not force and not record.summary.get("failed"):
         listen(Event(STAGE, "done", "unchanged, skipped", data=record.summary))
         return record.summary
@@ -142,7 +145,7 @@ def capture(
     except TeacherError as error:
         if record is None or force:
             raise
-        listen(Event(STAGE, "warning", f"{record.summary['failed']} prompts still have no answer: {error}"))
+        listen(Event(STAGE, "warning", f"{record.summary['failed']} answers are still missing: {error}"))
         return record.summary
     run.record(STAGE, depends, {"traces.db": digest}, summary, time.monotonic() - started)
     _warn_of_cut(summary["cut_share"], settings.max_tokens, listen)
@@ -180,13 +183,14 @@ def _ask_all(
         store.put_teacher(info, tokenizer)
         jobs = _jobs_to_ask(run, prompts, info, store, listen)
         store.select({job.key: job.prompt.held_out for job in jobs})
+        if others := store.left_out():
+            listen(Event(STAGE, "note", f"{others} answers are kept, but left out: these settings don't ask for them"))
         # What the context cut is asked again where another may be set now.
         limit = settings.max_tokens if run.settings.teacher.context and not done else 0
-        # Evenly over the sets, so that a capture that is cut short has seen something of each.
-        left = [jobs[i] for i in evenly(len(jobs)) if not store.has(jobs[i].key, limit)]
+        left = [job for job in jobs if not store.has(job.key, limit)]
         before = len(jobs) - len(left)
-        listen(Event(STAGE, "start", f"asking {info.spec}", done=before, total=len(jobs), unit="prompts"))
-        session = _Capture(store, crew)
+        session = _Capture(store, crew, "prompts" if settings.samples == 1 else "answers")
+        listen(Event(STAGE, "start", f"asking {info.spec}", done=before, total=len(jobs), unit=session.unit))
         try:
             _run_session(session, left, before, run, listen)
         except TeacherError as error:
@@ -197,9 +201,9 @@ def _ask_all(
         if session.stored:
             store.put_teacher(first.describe(), first.tokenizer())  # which engine answered is known by now
         _tell_missing(session, run, listen)
-        summary = _summary(session, len(jobs), time.monotonic() - started)
+        summary = _summary(session, len(prompts), settings.samples, time.monotonic() - started)
         if not summary["responses"]:
-            raise TeacherError(_nothing(session, jobs[0].options, info, len(jobs)))
+            raise TeacherError(_nothing(session, jobs[0].options, info, len(prompts)))
         return summary, store.content_digest()
 
 
@@ -233,11 +237,19 @@ def _tell_missing(session: _Capture, run: Run, listen: Listener) -> None:
     if not session.missing:
         path.unlink(missing_ok=True)
         return
-    write_json_lines(path, ({"prompt": prompt, "why": why} for prompt, why in session.missing.items()))
+    several = run.settings.capture.samples > 1
+    write_json_lines(
+        path,
+        (
+            {"prompt": job.prompt.text, **({"sample": job.sample} if several else {}), "why": why}
+            for job, why in session.missing.items()
+        ),
+    )
     counts = {"failed": session.failed, "refused": session.refused, "without text": session.empty}
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     again = "; the same command asks those that failed again" if session.failed else ""
-    listen(Event(STAGE, "warning", f"{len(session.missing)} prompts have no answer ({told}): {path} lists them{again}"))
+    what = "answers are missing" if several else "prompts have no answer"
+    listen(Event(STAGE, "warning", f"{len(session.missing)} {what} ({told}): {path} lists them{again}"))
 
 
 def _warn_of_cut(share: float, max_tokens: int, listen: Listener) -> None:
@@ -273,6 +285,15 @@ def _check(settings: CaptureSettings) -> None:
         raise BadInput(f"capture.top_logprobs={settings.top_logprobs}: must be 0 to {MAX_TOP_LOGPROBS}")
     if settings.max_tokens < 1:
         raise BadInput(f"capture.max_tokens={settings.max_tokens}: must be at least 1")
+    if settings.samples < 1:
+        raise BadInput(f"capture.samples={settings.samples}: must be at least 1")
+    if settings.samples > 1 and settings.dataset:
+        raise BadInput(f"capture.samples={settings.samples}: a dataset has one answer to each question; set it to 1")
+    if settings.samples > 1 and settings.temperature == 0:
+        raise BadInput(
+            f"capture.samples={settings.samples}: at capture.temperature=0 all answers to a prompt are alike; "
+            "raise it, or set capture.samples=1"
+        )
     if settings.minutes < 0:
         raise BadInput(f"capture.minutes={settings.minutes}: must be 0 (no limit) or more")
 
@@ -319,19 +340,22 @@ def _jobs(
         thinking_tokens=thinking_tokens,
     )
     jobs: list[_Job] = []
-    for prompt in prompts:
-        # A seed of the prompt's own: its answer doesn't depend on which prompts are asked beside or before it.
-        digest = hashlib.sha256(f"{seed}\0{prompt.text}".encode()).digest()
-        mine = replace(options, seed=int.from_bytes(digest[:4], "big") & 0x7FFFFFFF)
-        jobs.append(_Job(prompt, mine, TraceStore.key(info, prompt.text, mine)))
+    # Evenly over the sets, so that a capture that is cut short has seen something of each; all answers to a prompt one
+    # after the other, so that a server which keeps what it has read needn't read it again.
+    for prompt, sample in itertools.product((prompts[i] for i in evenly(len(prompts))), range(settings.samples)):
+        # A seed of its own: an answer doesn't depend on what is asked beside or before it.
+        what = f"{seed}\0{prompt.text}" + (f"\0{sample}" if sample else "")
+        mine = replace(options, seed=int.from_bytes(hashlib.sha256(what.encode()).digest()[:4], "big") & 0x7FFFFFFF)
+        jobs.append(_Job(prompt, mine, TraceStore.key(info, prompt.text, mine), sample))
     return jobs
 
 
-def _summary(session: _Capture, prompts: int, seconds: float) -> dict[str, Any]:
+def _summary(session: _Capture, prompts: int, samples: int, seconds: float) -> dict[str, Any]:
     stats = session.store.stats()
     asking = time.monotonic() - session.started
     return {
         "prompts": prompts,
+        **({"samples": samples} if samples > 1 else {}),
         "responses": stats.responses,
         "held_out": stats.held_out,
         "failed": session.failed,

@@ -21,8 +21,8 @@ from distill.corpus.pack_targets import logical_bytes, pack_targets, unpack_targ
 from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer
 
-FORMAT = 1
-"""PRAGMA user_version of the schema below."""
+FORMAT = 2
+"""PRAGMA user_version of the schema below. Format 1 has one answer a prompt and no column `sample`."""
 APPLICATION_ID = 0x44524D54  # "DRMT"
 
 _SCHEMA = """
@@ -42,7 +42,9 @@ CREATE TABLE responses (
     soft INTEGER NOT NULL,      -- tokens with soft targets
     targets BLOB,               -- pack_targets.py; NULL where there are none
     checksum INTEGER NOT NULL,  -- CRC-32 of prompt, text, done_reason, options and targets
-    timings TEXT NOT NULL       -- seconds, JSON; no part of the content
+    timings TEXT NOT NULL,      -- seconds, JSON; no part of the content
+    -- Which of the prompt's answers it is; the options' seed tells them apart.
+    sample INTEGER NOT NULL DEFAULT 0
 );
 """
 _THINKING = """
@@ -55,13 +57,15 @@ thinking (                      -- apart, so that a store without it is one of t
 )
 """
 _SAYS = "TRIM(text, CHAR(9, 10, 13, 32)) <> ''"
-_CONTENT = "key, prompt, held_out, text, done_reason, options, targets, checksum, thinking, thought, thought_checksum"
+_OF_THINKING = "thinking, thought, thought_checksum"
+_CONTENT = f"key, prompt, held_out, text, done_reason, options, targets, checksum, timings, {_OF_THINKING}"
 _THERE = "responses LEFT JOIN thinking USING (key)"
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One prompt with its response. `key` is `TraceStore.key`, `teacher` the teacher's digest."""
+    """One prompt with its response. `key` is `TraceStore.key`, `teacher` the teacher's digest, `sample` which of the
+    prompt's answers it is."""
 
     key: str
     prompt: str
@@ -69,12 +73,14 @@ class Trace:
     response: Response
     options: GenerateOptions
     teacher: str
+    sample: int = 0
 
 
 @dataclass(frozen=True)
 class TraceStats:
     """Counts over the selected responses. `bytes_per_token` is text and packed targets together."""
 
+    prompts: int
     responses: int
     held_out: int
     tokens: int
@@ -129,7 +135,8 @@ class TraceStore:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:
             raise BadInput(f"{self.path}: is an SQLite database, but not one of traces; move it away")
-        if version != FORMAT:
+        self._sample = "sample" if version > 1 else "0"
+        if version not in (1, FORMAT):
             raise BadInput(
                 f"{self.path}: has trace format {version}, this version reads {FORMAT}; "
                 "capture into another --name, or use the dreaming-student that wrote it"
@@ -138,6 +145,10 @@ class TraceStore:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute(f"CREATE TABLE IF NOT EXISTS {_THINKING}")
+            if version == 1:
+                column = "ALTER TABLE responses ADD COLUMN sample INTEGER NOT NULL DEFAULT 0"
+                self._db.executescript(f"BEGIN IMMEDIATE; {column}; PRAGMA user_version = {FORMAT}; COMMIT;")
+                self._sample = "sample"
         elif not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'thinking'").fetchone():
             self._db.execute("PRAGMA temp_store = MEMORY")
             self._db.execute(f"CREATE TEMP TABLE {_THINKING}")
@@ -249,6 +260,7 @@ class TraceStore:
             packed,
             _checksum(trace.prompt, response.text, response.done_reason, options, packed=packed),
             json.dumps(response.timings),
+            trace.sample,
         )
         count = 0 if response.thought is None else len(response.thought)
         before = (trace.key, response.thinking, thought, count, _checksum(response.thinking, packed=thought))
@@ -272,37 +284,51 @@ class TraceStore:
             self._db.execute("COMMIT")
             return int(self._db.execute("SELECT COUNT(held_out) FROM responses").fetchone()[0])
 
+    def left_out(self) -> int:
+        """How many responses are not selected."""
+        with self._errors():
+            return int(self._db.execute("SELECT COUNT(*) FROM responses WHERE held_out IS NULL").fetchone()[0])
+
     def get(self, key: str) -> Trace:
         """One trace, selected or not (then as not held out). Raises KeyError, or CorruptFile where altered."""
         with self._errors():
-            row = self._db.execute(f"SELECT {_CONTENT}, timings FROM {_THERE} WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute(f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise KeyError(key)
         return self._trace(row)
 
-    def traces(self, held_out: bool | None = None) -> Iterator[Trace]:
-        """The selected traces by key, an order that doesn't depend on when they came. Raises CorruptFile."""
-        for row in self._rows("" if held_out is None else f"AND held_out = {int(held_out)}"):
+    def traces(self, held_out: bool | None = None, first: bool = False) -> Iterator[Trace]:
+        """The selected traces by key, an order that doesn't depend on when they came. first: of each prompt the first
+        answer alone. Raises CorruptFile."""
+        chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
+        if first:  # SQLite takes a bare column from the row that holds the least
+            least = f"SELECT key, MIN({self._sample}) FROM responses WHERE held_out IS NOT NULL GROUP BY prompt"
+            chosen += f" AND key IN (SELECT key FROM ({least}))"
+        for row in self._rows(chosen):
             yield self._trace(row)
 
-    def texts(self, held_out: bool | None = None) -> Iterator[tuple[str, str]]:
-        """(prompt, answer) of the selected traces by key; faster than `traces`, for it reads no targets and checks no
-        checksums."""
+    def answers(self, held_out: bool | None = None) -> Iterator[tuple[str, str, str]]:
+        """(key, prompt, answer) of the selected traces by key; faster than `traces`, for it reads no targets and checks
+        no checksums."""
         chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
         with self._errors():
             yield from self._db.execute(
-                f"SELECT prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
+                f"SELECT key, prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
             )
+
+    def texts(self, held_out: bool | None = None) -> Iterator[tuple[str, str]]:
+        """(prompt, answer), as `answers`."""
+        return ((prompt, text) for _, prompt, text in self.answers(held_out))
 
     def _rows(self, condition: str = "") -> Iterator[tuple[Any, ...]]:
         with self._errors():
             yield from self._db.execute(
-                f"SELECT {_CONTENT}, timings FROM {_THERE} WHERE held_out IS NOT NULL {condition} ORDER BY key"
+                f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} WHERE held_out IS NOT NULL {condition} ORDER BY key"
             )
 
     def _trace(self, row: tuple[Any, ...]) -> Trace:
-        key, prompt, held_out, text, done_reason, options, *packed, timings = row
-        targets, checksum, thinking, thought, also = packed
+        key, prompt, held_out, text, done_reason, options, targets, checksum, timings, *before, sample = row
+        thinking, thought, also = before
         sound = checksum == _checksum(prompt, text, done_reason, options, packed=targets)
         if not sound or (thinking is not None and also != _checksum(thinking, packed=thought)):
             raise CorruptFile(f"{self.path}: response {key[:12]} was altered; delete the file and capture again")
@@ -313,15 +339,14 @@ class TraceStore:
                 f"{self.path}: response {key[:12]}: {error}; delete the file and capture again"
             ) from error
         response = Response(text, tokens, done_reason, json.loads(timings), thinking or "", thought)
-        return Trace(
-            key, prompt, bool(held_out), response, GenerateOptions(**json.loads(options)), self.teacher().digest
-        )
+        asked = GenerateOptions(**json.loads(options))
+        return Trace(key, prompt, bool(held_out), response, asked, self.teacher().digest, sample)
 
     # What there is.
     def content_digest(self) -> str:
         """Hex SHA-256 of the selected content: of neither timings nor the order in which it came."""
         digest = hashlib.sha256()
-        for *content, packed, _, thinking, thought, _, _ in self._rows():
+        for *content, packed, _, _, thinking, thought, _, _ in self._rows():
             for what, targets in ((content, packed), (thinking, thought)):
                 if what is not None:
                     digest.update(json.dumps(what).encode())
@@ -331,8 +356,8 @@ class TraceStore:
     def stats(self) -> TraceStats:
         """Counted by SQLite, without reading the targets."""
         with self._errors():
-            responses, held_out, tokens, soft, size, thinking, thought = self._db.execute(
-                "SELECT COUNT(*), TOTAL(held_out), TOTAL(tokens), TOTAL(soft), "
+            prompts, responses, held_out, tokens, soft, size, thinking, thought = self._db.execute(
+                "SELECT COUNT(DISTINCT prompt), COUNT(*), TOTAL(held_out), TOTAL(tokens), TOTAL(soft), "
                 "TOTAL(LENGTH(CAST(text AS BLOB)) + COALESCE(LENGTH(targets), 0)), "
                 f"COUNT(thinking), TOTAL(thought_tokens) FROM {_THERE} WHERE held_out IS NOT NULL"
             ).fetchone()
@@ -340,6 +365,7 @@ class TraceStore:
                 "SELECT done_reason, COUNT(*) FROM responses WHERE held_out IS NOT NULL GROUP BY 1 ORDER BY 1"
             ).fetchall()
         return TraceStats(
+            prompts=prompts,
             responses=responses,
             held_out=int(held_out),
             tokens=int(tokens),

@@ -32,6 +32,7 @@ CHUNK = 32
 """Questions asked at once, and at most lost when an examination is killed."""
 
 ANSWERS, GREEDY = "answers", "greedy"
+STEERED = ("steer-own", "steer-sibling")
 
 
 def dream_tokens_of(run: Run | None, targets: Sequence[Target] = ()) -> int:
@@ -117,15 +118,19 @@ class _Opener:
 
 
 def phases(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> list[str]:
-    """What a target is asked, in order: score-none · score-own-1 … K · score-mined · answers · greedy."""
+    """What a target is asked, in order: score-none · score-own-1 … K · score-mined · score-sibling · answers · greedy ·
+    steer-own · steer-sibling."""
     found: list[str] = []
+    steered = "mined" not in sheet.cannot and exam.has_siblings
     if exam.has_answers and "likelihood" not in sheet.cannot:
         found.append("score-none")
         if "dreams" not in sheet.cannot:
             found += [f"score-own-{draw + 1}" for draw in range(settings.dreams)]
         if "mined" not in sheet.cannot and any(question.triplets for question in exam.questions):
             found.append("score-mined")
-    return [*found, ANSWERS, *([GREEDY] if exam.has_truths else [])]
+        if steered:
+            found.append("score-sibling")
+    return [*found, ANSWERS, *([GREEDY] if exam.has_truths else []), *(STEERED if steered else [])]
 
 
 class _Examination:
@@ -214,6 +219,12 @@ class _Examination:
     def _ask(self, phase: str, chunk: Sequence[Question]) -> list[Any]:
         """The records of one chunk of one phase."""
         examinee, settings = self.opener(), self.settings
+        if phase.endswith("-sibling"):
+            chunk = [question.after_sibling for question in chunk]
+        if phase in STEERED:
+            temperature, length = settings.temperature, settings.max_tokens
+            steered = examinee.answer(chunk, think="mined", temperature=temperature, max_tokens=length, draw=0)
+            return [each.answer for each in steered]
         if phase == ANSWERS:
             spoken = examinee.answer(
                 chunk,
@@ -239,6 +250,8 @@ class _Examination:
                 sheet.answers = [replace(Said(**record), form=Form(**record["form"])) for record in records]
             elif phase == GREEDY:
                 sheet.greedy = records
+            elif phase in STEERED:
+                sheet.steered.append(records)
             else:
                 sheet.scores[phase.removeprefix("score-")] = [Scored(**record) for record in records]
         except (TypeError, KeyError) as error:
@@ -248,6 +261,7 @@ class _Examination:
 def _dream_of(phase: str) -> tuple[Any, int]:
     """ "score-own-2" → ("own", 1)."""
     _, dream, *draw = phase.split("-")
+    dream = "mined" if dream == "sibling" else dream
     return dream, int(draw[0]) - 1 if draw else 0
 
 

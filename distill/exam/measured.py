@@ -20,6 +20,7 @@ from distill.exam.metrics.dreams import dream_metrics, labels_of
 from distill.exam.metrics.likelihood import bits, log_mean_exp
 from distill.exam.metrics.speech import Form, speech_metrics
 from distill.exam.metrics.statistics import Ratio
+from distill.exam.metrics.steering import steering
 from distill.exam.metrics.text import exact_match, text_metrics
 from distill.exam.questions import Exam, Question
 from distill.mining.triplets import Triplet
@@ -77,8 +78,9 @@ class Sheet:
     """All that is kept of one target's examination.
 
     cannot: abilities that it lacks, and why. left_out: key → why it wasn't asked. All lists are over the questions
-    that were asked, in the exam's order; scores by what stood before the answers: "none", "own-1" …, "mined". Empty
-    are those that weren't to be made.
+    that were asked, in the exam's order; scores by what stood before the answers: "none", "own-1" …, "mined",
+    "sibling"; steered: answers after the question's dream, and after its sibling's. Empty are those that weren't to be
+    made.
     """
 
     card: Card
@@ -87,6 +89,7 @@ class Sheet:
     scores: dict[str, list[Scored]] = field(default_factory=dict[str, list[Scored]])
     answers: list[Said] = field(default_factory=list[Said])
     greedy: list[str] = field(default_factory=list[str])
+    steered: list[list[str]] = field(default_factory=list[list[str]])
 
 
 @dataclass
@@ -139,6 +142,9 @@ def assemble(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> Measured:
         metrics |= _of_answers(exam, sheet, asked, missing)
     if sheet.greedy:
         metrics |= exact_match(sheet.greedy, asked)
+    if sheet.steered:
+        own, others = sheet.steered
+        metrics |= steering(own, others, asked, exam.codebook)
     _explain(metrics, missing)
     said = dict(zip(places, sheet.answers, strict=bool(sheet.answers)))
     seconds, tokens = sum(s.seconds for s in sheet.answers), sum(s.tokens for s in sheet.answers)
@@ -173,6 +179,10 @@ def _likelihoods(scores: Mapping[str, list[Scored]], asked: Sequence[Question]) 
     metrics: dict[str, Ratio] = {}
     own = [each for name, each in scores.items() if name.startswith("own-")]
     lengths = [question.bytes for question in asked]
+    if "sibling" in scores:
+        after = [bits(np.array([score.nats])) for score in scores["sibling"]]
+        known = [question.sibling is not None for question in asked]
+        metrics["bits_per_byte_sibling"] = Ratio.of(after, lengths).within(np.array(known))
     groups = {"": [scores["none"]] if "none" in scores else [], "_dreams": own}
     groups["_oracle"] = [scores["mined"]] if "mined" in scores else []
     for suffix, draws in groups.items():
@@ -257,6 +267,8 @@ def _names(*starts: str) -> list[str]:
 LIKELIHOOD = ("bits_per_byte", "kl", "agreement", "calibration_error")
 TARGETS = ("kl", "agreement")
 OF_DREAMS = ("dream_", "malformed_dreams")
+NO_SIBLINGS = "the teacher gave these prompts one answer each, or nothing was mined from others (capture.samples)"
+OF_SIBLINGS = ("bits_per_byte_sibling", "steering_")
 OF_A_REFERENCE = ("chrf", "rouge_l", "length_ratio", "concept_", "triplet_", "dream_recall", "dream_precision")
 
 
@@ -273,7 +285,9 @@ def reasons(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> dict[str, s
     dreamed = [name for name in likelihoods if name.endswith("_dreams")]
     oracle = [name for name in likelihoods if name.endswith("_oracle")]
     if not exam.has_answers:
-        lacks([*likelihoods, *_names(*OF_A_REFERENCE)], "nobody has answered these prompts")
+        lacks([*likelihoods, *_names(*OF_A_REFERENCE, *OF_SIBLINGS)], "nobody has answered these prompts")
+    lacks(_names(*OF_SIBLINGS), cannot.get("mined"))
+    lacks(_names(*OF_SIBLINGS), None if exam.has_siblings else NO_SIBLINGS)
     lacks(likelihoods, cannot.get("likelihood"))
     lacks(dreamed, cannot.get("dreams"))
     lacks(dreamed, None if settings.dreams else "evaluate.dreams is 0")
@@ -284,7 +298,10 @@ def reasons(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> dict[str, s
     lacks(_names(*TARGETS), cannot.get("targets"))
     lacks(_names("kl"), cannot.get("kl"))
     if exam.codebook is None:
-        lacks(_names("concept_", "triplet_"), "the prompts' run has no codebook (`dream tokenize` builds it)")
+        lacks(
+            _names("concept_", "triplet_", "steering_concepts"),
+            "the prompts' run has no codebook (`dream tokenize` builds it)",
+        )
     if not sheet.card.dreams:
         lacks(_names(*OF_DREAMS), "it was not made to dream")
     elif not mined:

@@ -6,10 +6,10 @@ them, true answers. A file of prompts comes with nothing: then only what a targe
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from distill.corpus.prompts import load_prompts
 from distill.corpus.traces import Trace, TraceStore
@@ -23,12 +23,21 @@ from distill.tokens.image_tokens import Codebook
 
 
 @dataclass(frozen=True)
+class Sibling:
+    """Another answer of the teacher's to the same prompt, and the triplets mined from it."""
+
+    text: str
+    triplets: tuple[Triplet, ...]
+
+
+@dataclass(frozen=True)
 class Question:
-    """One prompt and what is known of its answer.
+    """One prompt and what is known of its answer, the first where it has several.
 
     key: of the trace, or of the prompt where there is none. text: the teacher's answer, "" where nobody answered;
     done_reason: "stop" or "length", whether it ended by itself. tokens: its soft targets in the teacher's ids.
     triplets: mined from the teacher's answer. truth: its split, true answer and depth, where the dataset knows them.
+    sibling: another answer, one that something was mined from.
     """
 
     key: str
@@ -39,6 +48,12 @@ class Question:
     tokens: TokenTargets | None = None
     triplets: tuple[Triplet, ...] = ()
     truth: Truth | None = None
+    sibling: Sibling | None = None
+
+    @property
+    def after_sibling(self) -> Self:
+        """The same with its sibling's dream in the place of its own."""
+        return replace(self, triplets=self.sibling.triplets if self.sibling else ())
 
     @property
     def bytes(self) -> int:
@@ -85,6 +100,7 @@ class Exam:
         return fingerprint(
             [
                 [q.key, q.prompt, q.system, q.text, [asdict(t) for t in q.triplets], q.truth and asdict(q.truth)]
+                + ([asdict(q.sibling)] if q.sibling else [])
                 for q in self.questions
             ]
         )
@@ -106,6 +122,10 @@ class Exam:
         return sum(ends) / len(ends) if ends else None
 
     @property
+    def has_siblings(self) -> bool:
+        return any(question.sibling for question in self.questions)
+
+    @property
     def has_truths(self) -> bool:
         return any(question.truth for question in self.questions)
 
@@ -120,6 +140,7 @@ class Exam:
 def load_exam(run: Run, limit: int | None = None) -> Exam:
     """The first `limit` held-out prompts in the order of their keys (None: evaluate.prompts; 0: all).
 
+    Of several answers to a prompt the first is asked for, so that each prompt counts once; another is its sibling.
     Where the dataset has splits, as many of each as there are. Empty answers are no questions. Raises MissingStage
     before capture, BadInput where no held-out prompt has an answer.
     """
@@ -130,12 +151,21 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
     questions: list[Question] = []
     with TraceStore(run.traces, readonly=True) as store:
         teacher, vocabulary = store.teacher(), store.tokenizer()
+        answers: dict[str, list[tuple[str, str]]] = {}
+        for key, prompt, text in store.answers(held_out=True):
+            answers.setdefault(prompt, []).append((key, text))
         # Without splits they are read one by one, as far as they are wanted.
-        for trace in spread(list(store.traces(held_out=True)), truths) if truths else store.traces(held_out=True):
+        first = partial(store.traces, held_out=True, first=True)
+        for trace in spread(list(first()), truths) if truths else first():
             if limit and len(questions) == limit:
                 break
-            if trace.response.text:
-                questions.append(_question(trace, run, mined.get(trace.key, []), truths.get(trace.key)))
+            if text := trace.response.text:
+                others = (
+                    Sibling(said, tuple(mined.get(key, ()))) for key, said in answers[trace.prompt] if said != text
+                )
+                sibling = next((other for other in others if other.triplets), None)
+                question = _question(trace, run, mined.get(trace.key, []), truths.get(trace.key))
+                questions.append(replace(question, sibling=sibling))
     if not questions:
         raise BadInput(
             f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "

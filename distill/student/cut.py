@@ -7,14 +7,15 @@ arXiv:2302.04089): with activations X (positions, F) and the projection W (F, D)
     ‖W_j‖² / [(XᵀX)⁻¹]_jj
 
 to leave out if all that stay make up for it as least squares can, which is then done to W. Each layer is given what the
-layers before it, cut already, make of the texts, so that it mends their errors too.
+layers before it, cut already, make of the texts, and W then moves to mend half of what these have left wrong, too: all
+of it fits the texts and nothing else (compare GPTAQ, arXiv:2504.02692, which does so for rounded weights).
 
 Shape legend: B rows, T positions, D hidden, F feed-forward, M positions that are predicted.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -28,6 +29,10 @@ from distill.errors import BadInput
 
 DAMPING = 1e-3
 """Added to the diagonal of XᵀX, as a share of its mean: neurons that are never used together have no inverse."""
+MENDED = 0.5
+"""Share of the errors of earlier layers that a feed-forward's last projection makes up for."""
+MENDING_DAMPING = 3e-2
+"""As DAMPING, where that is fitted: it generalizes less than what neurons say of each other."""
 SHARE = 0.1
 """Of the neurons that are left, so many go before all are judged anew."""
 
@@ -138,26 +143,33 @@ def narrow(
     if not 1 <= ffn <= config.ffn:
         raise BadInput(f"student.ffn={ffn}: the teacher's feed-forwards have {config.ffn} neurons; keep 1 to that many")
     states, least = [_embedded(model, sample) for sample in samples], -(-len(samples) // 5)
+    wanted = [state.clone() for state in states]  # the uncut model's
     for number, block in enumerate(_blocks(model)):
         feed, begun = block.mlp, time.monotonic()
-        gram = torch.zeros(config.ffn, config.ffn)
+        gram, missing = torch.zeros(config.ffn, config.ffn), torch.zeros(config.ffn, config.hidden)
+        active: list[Tensor] = []
         for i, sample in enumerate(samples[: len(states)]):
             states[i] = states[i] + _attention(model, block, sample, states[i])
-            for part in _parts(states[i]):
-                active = _activations(block, part)
-                gram.addmm_(active.t(), active)
-        kept, down = surgeon(gram, feed.down_proj.weight.t(), ffn)
+            wanted[i] = wanted[i] + _attention(model, block, sample, wanted[i])
+            wanted[i] += feed.down_proj(_activations(block, wanted[i]))
+            active.append(_activations(block, states[i]).flatten(0, 1))
+            _add_products(gram, active[i])
+            missing.addmm_(active[i].t(), (wanted[i] - states[i]).flatten(0, 1))
+        gram = gram.triu() + gram.triu(1).t()
+        whole = feed.down_proj.weight.t()
+        kept, down = surgeon(gram, whole, ffn)
+        errors = missing - gram @ whole  # what the whole feed-forward would leave wrong here, as the kept ones see it
+        down = down + MENDED * _fitted(gram[kept][:, kept], errors[kept])
         feed.gate_proj.weight = torch.nn.Parameter(feed.gate_proj.weight[kept])
         feed.up_proj.weight = torch.nn.Parameter(feed.up_proj.weight[kept])
         feed.down_proj.weight = torch.nn.Parameter(down.t().contiguous())
-        for state in states:
-            for part in _parts(state):
-                part += feed.down_proj(_activations(block, part))
+        for state, x in zip(states, active, strict=True):
+            state += feed.down_proj(x[:, kept]).view_as(state)
         told(number + 1, config.layers)
         now, still = time.monotonic(), config.layers - number - 1
         if still and (now - begun) * still > ends - now:
             fitting = int(len(states) * max(ends - now, 0.0) / ((now - begun) * still))
-            del states[max(fitting, least) :]
+            del states[max(fitting, least) :], wanted[max(fitting, least) :]
     smaller = Backbone(replace(config, ffn=ffn))
     smaller.load_state_dict(model.state_dict())
     return smaller.eval()
@@ -187,6 +199,18 @@ def surgeon(gram: Tensor, weight: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     return left, rows.to(weight.dtype)
 
 
+def _add_products(gram: Tensor, x: Tensor, size: int = 512) -> None:
+    """Add XᵀX (F, F) of x (N, F), its upper triangle at least: the rest is the same."""
+    for begin in range(0, len(gram), size):
+        gram[begin : begin + size, begin:].addmm_(x[:, begin : begin + size].t(), x[:, begin:])
+
+
+def _fitted(gram: Tensor, moments: Tensor) -> Tensor:
+    """(F, D) of least squares, XᵀX (F, F) and XᵀY (F, D) being given; damped."""
+    damping = MENDING_DAMPING * gram.diagonal().mean().clamp_min(1e-30) * torch.eye(len(gram))
+    return torch.linalg.solve((gram + damping).double(), moments.double()).to(moments.dtype)
+
+
 # The forward pass in pieces.
 
 
@@ -214,14 +238,9 @@ def _attention(model: Backbone, block: Block, sample: Sample, x: Tensor) -> Tens
 
 
 def _activations(block: Block, x: Tensor) -> Tensor:
-    """(N, F) of states (N, D): what the last projection of the feed-forward reads."""
+    """(…, F) of states (…, D): what the last projection of the feed-forward reads."""
     normed = block.post_attention_layernorm(x)
     return F.silu(block.mlp.gate_proj(normed)) * block.mlp.up_proj(normed)
-
-
-def _parts(x: Tensor, size: int = 2048) -> Iterator[Tensor]:
-    """Views (≤ size, D) of states (B, T, D)."""
-    yield from x.view(-1, x.shape[-1]).split(size)
 
 
 def _judged(model: Backbone, blocks: Sequence[Block], samples: Sequence[Sample]) -> Quality:

@@ -39,7 +39,7 @@ class Corpus:
 
     @property
     def prompts(self) -> list[str]:
-        return [trace.prompt for trace in self.traces]
+        return list(dict.fromkeys(trace.prompt for trace in self.traces))
 
 
 def stage_settings(run: Run) -> dict[str, Any]:

@@ -31,7 +31,8 @@ from distill.tokens.recall import Recall
 VERSION = 2
 VALIDATION_SHARE = 0.05
 VALIDATION_MOST = 64
-"""Training prompts kept back, by hash, to choose the best checkpoint. Held-out prompts stay out of that too."""
+"""Training prompts kept back, by hash and with all their answers, to choose the best checkpoint. Held-out prompts stay
+out of that too."""
 
 ARRAYS = (
     "prompt_ids",
@@ -113,9 +114,11 @@ def split_traces(store: TraceStore) -> tuple[list[Trace], list[Trace]]:
     """Training and validation traces, in the order of their documents. Raises BadInput where all are held out."""
     train: list[Trace] = []
     validation: list[Trace] = []
+    chosen: set[str] = set()
     for trace in store.traces(held_out=False):
-        chosen = is_validation(trace.prompt) and len(validation) < VALIDATION_MOST
-        (validation if chosen else train).append(trace)
+        if is_validation(trace.prompt) and len(chosen) < VALIDATION_MOST:
+            chosen.add(trace.prompt)
+        (validation if trace.prompt in chosen else train).append(trace)
     if not train:
         raise BadInput(
             f"{store.path}: no prompt to train on (all are held out); capture more, or lower capture.held_out"
@@ -180,7 +183,9 @@ def training_recall(
     tokenizer: StudentTokenizer,
 ) -> Recall:
     """What is known from training traces alone: neither held-out ones nor those of validation are in its graph."""
-    known = {trace.key: triplets.get(trace.key, []) for trace in train}
+    known: dict[str, list[Triplet]] = {}
+    for trace in train:
+        known.setdefault(trace.prompt, []).extend(triplets.get(trace.key, []))
     return Recall(run.settings.train, run.settings.seed, known, codes, tokenizer.labels)
 
 
@@ -199,7 +204,7 @@ def build_documents(
     dreams: list[list[int]] = []
     answers: list[Aligned] = []
     for trace in traces:
-        prompts.append(prompt_ids(tokenizer, recall.prompt(trace.prompt, trace.key), system=system))
+        prompts.append(prompt_ids(tokenizer, recall.prompt(trace.prompt), system=system))
         found = triplets.get(trace.key, [])
         dreams.append(dream_ids(tokenizer, dream_of(found, codes)) if found else [])
         answer = aligner.align(trace.response.text, trace.response.tokens, trace.response.done_reason)

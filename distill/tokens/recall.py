@@ -21,7 +21,7 @@ class Recall:
         codes: Mapping[str, int],
         labels: Sequence[str],
     ) -> None:
-        """triplets: of training traces alone, by trace. codes: phrase → image token; labels: of these, by code.
+        """triplets: of training traces alone, by prompt. codes: phrase → image token; labels: of these, by code.
 
         Raises BadInput for a way that there isn't.
         """
@@ -32,12 +32,12 @@ class Recall:
         if self.how:
             self.retriever = Retriever(build_graph(t for group in triplets.values() for t in group))
 
-    def prompt(self, text: str, trace: str) -> str:
-        """The prompt of a trace and what is known of it. The trace's own triplets, which hold its answer, are left out
-        as if they had never been said."""
+    def prompt(self, text: str) -> str:
+        """A prompt and what is known of it. The triplets of its own answers are left out as if they had never been
+        said."""
         if not self.how:
             return text
-        with self.retriever.without(build_graph(self.triplets.get(trace, ()))):
+        with self.retriever.without(build_graph(self.triplets.get(text, ()))):
             found = self.retriever.retrieve(text, self.how, self.limit, self.seed)
         return with_context(text, [labels for chain in found if (labels := self._labels(chain))])
 

@@ -30,7 +30,7 @@ from distill.tokens.chat import parse_dream
 from distill.tokens.packing import Documents, pack
 from distill.training.batches import Batches, Mixture
 
-VERSION = 2
+VERSION = 3
 ABOUT = "start.json"
 NARROW_TOKENS = 24_576
 """Positions whose activations decide which neurons stay."""

@@ -56,7 +56,7 @@ def load_examples(
                 break
             found = mined.get(trace.key)
             dream = dream_ids(tokenizer, dream_of(found, codes)) if found else []
-            prompt = recall.prompt(trace.prompt, trace.key)
+            prompt = recall.prompt(trace.prompt)
             header = prompt_ids(tokenizer, prompt, system=run.settings.capture.system)
             example = _example(trace, tokenizer, header, dream, truths.get(trace.key))
             # A mined dream can be longer than `dream_tokens`, where `mine.steps` was lowered since.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
+from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken, Thinks
 from distill.exam.metrics.speech import Form
-from distill.exam.questions import Exam, Question
+from distill.exam.questions import Exam, Question, Sibling
 from distill.exam.truth import Truth
 from distill.mining.triplets import LENSES, Triplet
 
@@ -21,11 +21,13 @@ class Killed(BaseException):
 
 @dataclass
 class FakeExaminee:
-    """calls: (method, question keys) of each call. dies_at: the number of the call that doesn't come back."""
+    """reads: after a mined dream it says that dream's words. calls: (method, question keys) of each call. dies_at: the
+    number of the call that doesn't come back."""
 
     cannot: Mapping[Ability, str] = field(default_factory=dict[Ability, str])
     dreams: bool = True
     codebook: bool = True
+    reads: bool = True
     too_long: frozenset[str] = frozenset()
     confident: bool = True
     dies_at: int = -1
@@ -49,13 +51,15 @@ class FakeExaminee:
         return [score_of(question, dream, draw, self.confident) for question in questions]
 
     def answer(
-        self, questions: Sequence[Question], *, think: bool, temperature: float, max_tokens: int, draw: int
+        self, questions: Sequence[Question], *, think: Thinks, temperature: float, max_tokens: int, draw: int
     ) -> list[Spoken]:
         self._called(f"answer-{temperature}", questions)
         spoken: list[Spoken] = []
         for question in questions:
             draws = np.random.default_rng([question.seed(0, draw), int(10 * temperature)])
             words = [str(word) for word in draws.choice(WORDS, 12)]
+            if think == "mined" and self.reads and question.triplets:
+                words = [phrase for triplet in question.triplets for phrase in triplet.phrases]
             steps = "".join(f"⟨{word}⟩" for word in words[:3])
             dream = "".join(f"⟨{lens}⟩{steps}" for lens in LENSES) if self.dreams else ""
             closed = bool(draws.random() < 0.8)
@@ -86,14 +90,16 @@ def score_of(question: Question, dream: Dreamt, draw: int, confident: bool = Tru
     return score
 
 
-def fake_exam(folder: Path, size: int = 7, truths: bool = True, answered: bool = True) -> Exam:
-    """Questions with answers of many lengths, some with triplets, some with true answers."""
+def fake_exam(folder: Path, size: int = 7, truths: bool = True, answered: bool = True, siblings: bool = False) -> Exam:
+    """Questions with answers of many lengths, some with triplets, some with true answers. siblings: all but the last
+    have another answer."""
     questions: list[Question] = []
     for i in range(size):
         text = " ".join(WORDS[(i * k) % len(WORDS)] for k in range(3 + i)) if answered else ""
         triplets = (Triplet("the ball", "falls", f"floor {i}", "causal", 0, f"k{i}", 0, "syntax"),) if i % 3 else ()
+        rain = Triplet("rain", f"wets {i}", "the street", "causal", 0, f"s{i}", 0, "syntax")
+        sibling = Sibling(f"rain wets {i} the street", (rain,)) if siblings and i < size - 1 else None
         truth = Truth("depth" if i % 2 else "familiar", "rain wet", 1) if truths and i else None
-        questions.append(
-            Question(f"k{i}", f"What falls {i}?", text=text, triplets=triplets if answered else (), truth=truth)
-        )
+        mined = triplets if answered else ()
+        questions.append(Question(f"k{i}", f"What falls {i}?", text=text, triplets=mined, truth=truth, sibling=sibling))
     return Exam("fake prompts", folder, questions, "fake:teacher" if answered else "")

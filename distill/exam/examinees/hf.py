@@ -24,7 +24,7 @@ from distill.errors import BadInput, CorruptFile
 from distill.exam.examinees.common import check_finite
 from distill.exam.examinees.hf_words import HfWords, one_line
 from distill.exam.examinees.native import TOGETHER
-from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
+from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken, Thinks
 from distill.exam.metrics.likelihood import SoftTargets, soft_targets
 from distill.exam.questions import Question
 from distill.exam.scoring import BATCH_TOKENS, OwnDream, batched, score_logits, spoken_of
@@ -148,7 +148,7 @@ class TransformersExaminee:
         return out.logits, longest - out.logits.shape[1]
 
     def answer(
-        self, questions: Sequence[Question], *, think: bool, temperature: float, max_tokens: int, draw: int
+        self, questions: Sequence[Question], *, think: Thinks, temperature: float, max_tokens: int, draw: int
     ) -> list[Spoken]:
         """The dream is drawn as `draw`, the answer as `draw` + 1: it must not read on in its dream's numbers."""
         spoken: list[Spoken] = []

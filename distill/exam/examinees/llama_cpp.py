@@ -15,7 +15,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 from distill.exam.examinees.common import STORED, engine_seed, without_thought
-from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
+from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken, Thinks
 from distill.exam.metrics.likelihood import SoftTargets, bucket_kl
 from distill.exam.metrics.speech import Letters, form_of
 from distill.exam.questions import Question
@@ -98,9 +98,9 @@ class GgufExaminee:
         return [self._score(q, self._dreamt(q, 1.0, draw)[0] if dream == "own" else self._asked(q)) for q in questions]
 
     def answer(
-        self, questions: Sequence[Question], *, think: bool, temperature: float, max_tokens: int, draw: int
+        self, questions: Sequence[Question], *, think: Thinks, temperature: float, max_tokens: int, draw: int
     ) -> list[Spoken]:
-        return [self._speak(question, think, temperature, max_tokens, draw) for question in questions]
+        return [self._speak(question, bool(think), temperature, max_tokens, draw) for question in questions]
 
     def labels(self, triplets: Sequence[Triplet]) -> list[str] | None:
         return None

@@ -14,7 +14,7 @@ from distill.corpus.traces import TraceStore
 from distill.dream.pretrained import load_parts, pick_device
 from distill.errors import TeacherError
 from distill.exam.examinees.common import check_finite
-from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
+from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken, Thinks
 from distill.exam.metrics.likelihood import SoftTargets, soft_targets
 from distill.exam.metrics.speech import Letters
 from distill.exam.questions import Question
@@ -133,7 +133,7 @@ class NativeExaminee:
         """Worked out once, as every phase asks anew."""
         kept = self._asked_before.get(question.key)
         if kept is None or kept[0] is not question:
-            prompt = question.prompt if self._recall is None else self._recall.prompt(question.prompt, question.key)
+            prompt = question.prompt if self._recall is None else self._recall.prompt(question.prompt)
             answer, targets = self._aligned(question)
             header = prompt_ids(self.tokenizer, prompt, system=question.system)
             kept = question, Asked(header, answer, targets, self._mined(question.triplets))
@@ -176,14 +176,18 @@ class NativeExaminee:
         return [found[i] for i in range(len(asked))]
 
     def answer(
-        self, questions: Sequence[Question], *, think: bool, temperature: float, max_tokens: int, draw: int
+        self, questions: Sequence[Question], *, think: Thinks, temperature: float, max_tokens: int, draw: int
     ) -> list[Spoken]:
         """The dream is drawn as `draw`, the answer as `draw` + 1: it must not read on in its dream's numbers."""
         spoken: list[Spoken] = []
         for group in batched(questions, TOGETHER):
             started = time.perf_counter()
-            thinks = think and self.card.dreams
-            dreams = self._dreamed(group, temperature, draw) if thinks else [OwnDream([], True)] * len(group)
+            if think == "mined":
+                dreams = [OwnDream(self._asked(question).mined, True) for question in group]
+            elif think and self.card.dreams:
+                dreams = self._dreamed(group, temperature, draw)
+            else:
+                dreams = [OwnDream([], True)] * len(group)
             headers = [self._asked(question).header for question in group]
             answers = write_answers(
                 self.model,

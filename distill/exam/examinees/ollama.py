@@ -9,7 +9,7 @@ from typing import Any, cast
 from distill.address import default_host
 from distill.errors import AnswerBroken, PromptRefused
 from distill.exam.examinees.common import STORED, engine_seed, without_thought
-from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken
+from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken, Thinks
 from distill.exam.metrics.speech import Form, is_clean, is_printed_dream, is_whole, letters_of
 from distill.exam.questions import Question
 from distill.exam.targets import How, Target
@@ -74,13 +74,13 @@ class OllamaExaminee:
         raise AssertionError(NO_LIKELIHOOD)
 
     def answer(
-        self, questions: Sequence[Question], *, think: bool, temperature: float, max_tokens: int, draw: int
+        self, questions: Sequence[Question], *, think: Thinks, temperature: float, max_tokens: int, draw: int
     ) -> list[Spoken]:
         """Dream and answer are drawn in one go, as `draw`."""
         if not questions:
             return []
         started = time.perf_counter()
-        bodies = [self._body(question, think, temperature, max_tokens, draw) for question in questions]
+        bodies = [self._body(question, bool(think), temperature, max_tokens, draw) for question in questions]
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             answers = list(pool.map(self._whole, bodies))
         share = (time.perf_counter() - started) / len(questions)
@@ -88,7 +88,7 @@ class OllamaExaminee:
         silent = Spoken("", "", False, 0, share, Form(dream=None, clean=False, whole=False, ended=False))
         with self._client.reading("/api/chat"):
             return [
-                silent if answer is None else _spoken(answer, think and self._thinks, max_tokens, share, steps)
+                silent if answer is None else _spoken(answer, bool(think) and self._thinks, max_tokens, share, steps)
                 for answer in answers
             ]
 

@@ -16,6 +16,8 @@ from distill.mining.triplets import Triplet
 
 Dreamt = Literal["none", "own", "mined"]
 """What stands before an answer that is scored: an empty think block, a dream of its own, the mined dream."""
+Thinks = bool | Literal["mined"]
+"""What it answers after: an empty think block, a dream of its own, the mined dream."""
 
 Ability = Literal["likelihood", "targets", "kl", "dreams", "mined"]
 """What a target may lack: likelihoods of given answers · the soft targets' tokens in its vocabulary (KL, agreement) ·
@@ -105,10 +107,11 @@ class Examinee(Protocol):
         ...
 
     def answer(
-        self, questions: Sequence[Question], *, think: bool, temperature: float, max_tokens: int, draw: int
+        self, questions: Sequence[Question], *, think: Thinks, temperature: float, max_tokens: int, draw: int
     ) -> list[Spoken]:
-        """Its own dreams (with `think`, where it dreams) and answers. temperature 0 is greedy, else sampled without
-        top-k or top-p, seeded by `question.seed(seed, draw)`. The dream has a limit of its own, `dream_tokens`."""
+        """Its dreams (its own with `think`, where it dreams, or the mined ones) and answers. temperature 0 is greedy,
+        else sampled without top-k or top-p, seeded by `question.seed(seed, draw)`. Of "mined" the same holds as where
+        answers are scored. The dream has a limit of its own, `dream_tokens`."""
         ...
 
     def labels(self, triplets: Sequence[Triplet]) -> list[str] | None:

@@ -40,6 +40,7 @@ METRICS: dict[str, Metric] = {
     "bits_per_byte": Metric("bits per byte, no dream", -1, group="likelihood"),
     "bits_per_byte_dreams": Metric("bits per byte, own dreams", -1, group="likelihood"),
     "bits_per_byte_oracle": Metric("bits per byte, mined dream (oracle)", -1, group="likelihood"),
+    "bits_per_byte_sibling": Metric("bits per byte, another answer's mined dream", -1, group="likelihood"),
     "kl": Metric("KL to the teacher (nats), no dream", -1, group="targets"),
     "kl_dreams": Metric("KL, own dreams", -1, group="targets"),
     "kl_oracle": Metric("KL, mined dream (oracle)", -1, group="targets"),
@@ -68,6 +69,8 @@ METRICS: dict[str, Metric] = {
     "dream_recall": Metric("dream recall", 1, 1, True, "dreams"),
     "dream_recall_chance": Metric("dream recall by chance", 0, 1, True, "dreams"),
     "dream_precision": Metric("dream precision", 1, 1, True, "dreams"),
+    "steering_chrf": Metric("answer follows its dream, chrF2", 1, 1, group="dreams", least=-100.0, most=100.0),
+    "steering_concepts": Metric("answer follows its dream, concepts", 1, group="dreams", least=-2.0, most=2.0),
 }
 """In the order in which they are shown. Of a dataset with splits there is `exact_match_SPLIT`, too: `metric_of`."""
 

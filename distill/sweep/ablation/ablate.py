@@ -17,13 +17,14 @@ from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.exam.baselines import renamed
 from distill.exam.examine import examine
-from distill.exam.measured import Measured
+from distill.exam.measured import NO_SIBLINGS, Measured
+from distill.exam.metrics.steering import steering
 from distill.exam.provenance import changed_settings, versions
 from distill.exam.questions import Exam, Question, load_exam
 from distill.exam.targets import How, Target
 from distill.run import Run, write_atomic, write_json_lines
 from distill.student.grammar import dream_size, longest_path
-from distill.sweep.ablation.arms import ARMS, Reader, arm_metrics
+from distill.sweep.ablation.arms import ARMS, Reader, arm_metrics, default_arms
 from distill.sweep.ablation.numbers import numbers_of, samples_of
 from distill.sweep.ablation.report import render
 from distill.sweep.cells import Job, train_cell
@@ -52,7 +53,8 @@ def ablate(
 ) -> dict[str, Any]:
     """Train and measure arms with `seeds` training seeds; returns the results.
 
-    arms: by default all that are not optional; "all" stands for the optional ones too.
+    arms: by default all that are not optional, those of several answers where prompts have them; "all" stands for the
+    optional ones too.
     steps: of each training; by default as many as the run's student had, or train.steps. force: measure again.
     Writes results.json, samples.jsonl and report.md into ablation/. Raises MissingStage, and BadInput for an unknown
     arm, no seed, a run without dreams, or fewer than two held-out prompts.
@@ -65,7 +67,8 @@ def ablate(
         raise BadInput(f"seeds: {seeds} is too few; 1 is the least, 3 or more say how much chance matters")
     trained = list_checkpoints(run)
     steps = steps or (read_loop(latest(run)).step if trained else 0) or run.settings.train.steps
-    wanted = [name for name, arm in ARMS.items() if name in arms or "all" in arms or not (arms or arm.optional)]
+    default = default_arms(run.settings.capture.samples > 1)
+    wanted = [name for name in ARMS if name in arms or "all" in arms or (not arms and name in default)]
     return Ablation(run, listen, wanted, steps, force).perform(seeds)
 
 
@@ -87,7 +90,8 @@ class Ablation:
         self.run, self.listen, self.arms, self.steps, self.force = run, listen, arms, steps, force
         self.folder = run.path / "ablation"
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
-        self.codes = load_codes(run.tokenizer, Codebook.load(run.tokenizer))
+        self.codebook = Codebook.load(run.tokenizer)
+        self.codes = load_codes(run.tokenizer, self.codebook)
         self.dream_tokens = dream_size(longest_path(run.settings))
         self.exam, self.left_out = self._exam()
         self.mined = [self._mined(question) for question in self.exam.questions]
@@ -98,6 +102,9 @@ class Ablation:
         if "engine" in arms and run.settings.dreaming.dream_steps < 1:
             listen(Event("ablate", "warning", "no engine dreams: dreaming.dream_steps=0 trains no engine"))
             arms.remove("engine")
+        if "sibling" in arms and not self.exam.has_siblings:
+            listen(Event("ablate", "warning", f"no sibling's dreams: {NO_SIBLINGS}"))
+            arms.remove("sibling")
         self.trainings: list[dict[str, Any]] = []
 
     def _mined(self, question: Question) -> list[int]:
@@ -181,6 +188,9 @@ class Ablation:
             measured[arm] = replace(
                 found, metrics=arm_metrics(arm, self.exam.questions, found, self.tokenizer, self.mined)
             )
+        if {"oracle", "sibling"} <= measured.keys():
+            said = [measured[arm].answers for arm in ("oracle", "sibling")]
+            measured["sibling"].metrics.update(steering(said[0], said[1], self.exam.questions, self.codebook))
         return measured
 
     def _results(self, measured: dict[int, dict[str, Measured]]) -> dict[str, Any]:
@@ -195,7 +205,7 @@ class Ablation:
             "dreams_tokens": float(np.mean([len(dream) for dream in self.mined])),
             "steps": self.steps,
             "arms": {arm: {"label": ARMS[arm].label, "training": ARMS[arm].training} for arm in self.arms},
-            "chosen": self.arms != [name for name, arm in ARMS.items() if not arm.optional],
+            "chosen": self.arms != default_arms(settings.capture.samples > 1),
             **numbers_of(self.exam.questions, measured, settings.evaluate.bootstrap, settings.seed),
             "trainings": self.trainings,
             "settings": changed_settings(settings),

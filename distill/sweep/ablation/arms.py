@@ -6,7 +6,7 @@ here is the ids between `<think>⏎` and `⏎</think>`; an empty one is what `th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Arm:
     """training: the student that it is measured on, a variant of configs/sweeps/ablation.yaml. own: its dreams are a
-    guess at the true one. optional: measured only where it is asked for.
+    guess at the true one. optional: measured only where it is asked for, or ("several") where prompts have several
+    answers.
     """
 
     label: str
     training: str
     own: bool = False
-    optional: bool = False
+    optional: bool | Literal["several"] = False
 
 
 ARMS = {
@@ -48,12 +49,22 @@ ARMS = {
     "empty": Arm("dream left out", "dreams"),
     "shuffled": Arm("dream shuffled", "dreams"),
     "other": Arm("another prompt's dream", "dreams"),
+    "sibling": Arm("true dream of another answer", "dreams", optional="several"),
+    "oracle_other": Arm("true dream of another prompt", "dreams", optional="several"),
+    "oracle_shuffled": Arm("true dream shuffled", "dreams", optional="several"),
     "retrieval": Arm("retrieval, backbone dreams", "retrieval", own=True, optional=True),
 }
 CONTROLS = ("nodream", "pause")
 """What a dream is held against: trained without any, and with as many tokens that say nothing."""
 READINGS = ("empty", "shuffled", "other")
 """What becomes of the backbone's own dreams: does the answer read them?"""
+TRUE_READINGS = ("sibling", "oracle_other", "oracle_shuffled")
+"""What stands in the place of true dreams."""
+
+
+def default_arms(several: bool) -> list[str]:
+    """Those that are measured where none are named. several: prompts have several answers."""
+    return [name for name, arm in ARMS.items() if not arm.optional or (several and arm.optional == "several")]
 
 
 class Reader(NativeExaminee):
@@ -94,6 +105,12 @@ class Reader(NativeExaminee):
                 return [[self.tokenizer.pad_id] * len(dream) for dream in mined]
             case "oracle":
                 return mined
+            case "sibling":
+                return [self._mined(question.after_sibling.triplets) for question in questions]
+            case "oracle_other":
+                return [self._asked(self._partners[question.key]).mined for question in questions]
+            case "oracle_shuffled":
+                return [self._shuffled(question, dream) for question, dream in zip(questions, mined, strict=True)]
             case "engine":
                 return self._drafts(questions)
             case "shuffled":
@@ -159,6 +176,9 @@ def arm_metrics(
         metrics = {"chrf": found.metrics["chrf"]}
     metrics["bits_per_byte"] = found.metrics["bits_per_byte_dreams"]
     metrics["dream_tokens"] = Ratio.of([len(dream) for dream in dreams])
+    if arm == "sibling":  # of the others nothing was put in
+        there = np.array([question.sibling is not None for question in questions])
+        metrics = {name: ratio.within(there) for name, ratio in metrics.items()}
     return metrics | (dream_accuracy(tokenizer, dreams, mined) if ARMS[arm].own else {})
 
 

@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.exam.measured import Measured
-from distill.exam.metrics.statistics import HierarchicalBootstrap
+from distill.exam.metrics.statistics import HierarchicalBootstrap, Ratio, SeedInterval, paired
 from distill.exam.questions import Question
-from distill.sweep.ablation.arms import CONTROLS, READINGS
+from distill.sweep.ablation.arms import CONTROLS, READINGS, TRUE_READINGS
 
 PAIRS = [
     *((arm, control) for arm in ("backbone", "engine", "oracle", "retrieval") for control in CONTROLS),
     *(("backbone", reading) for reading in READINGS),
+    *(("oracle", reading) for reading in ("empty", *TRUE_READINGS)),
+    *((reading, none) for reading in TRUE_READINGS for none in ("empty", "nodream")),
     ("engine", "backbone"),
     ("retrieval", "backbone"),
 ]
@@ -49,10 +51,16 @@ def numbers_of(questions: Sequence[Question], measured: Seeds, resamples: int, s
             for arm, each in values.items()
         },
         "differences": {
-            pair: {name: _json(bootstrap.difference(one[name], two[name])) for name in one if name in two}
+            pair: {name: _json(_difference(bootstrap, one[name], two[name])) for name in one if name in two}
             for pair, (one, two) in pairs.items()
         },
     }
+
+
+def _difference(bootstrap: HierarchicalBootstrap, one: Sequence[Ratio], two: Sequence[Ratio]) -> SeedInterval | None:
+    """Over the prompts for which both are defined."""
+    pairs = [paired(first, second) for first, second in zip(one, two, strict=True)]
+    return bootstrap.difference([first for first, _ in pairs], [second for _, second in pairs])
 
 
 def samples_of(questions: Sequence[Question], dreams: Sequence[str], measured: Seeds) -> list[dict[str, Any]]:

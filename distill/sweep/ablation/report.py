@@ -6,7 +6,7 @@ from typing import Any
 
 from distill.exam.metrics.catalogue import METRICS, Metric, shown
 from distill.report.tables import markdown_table
-from distill.sweep.ablation.arms import ARMS, CONTROLS, READINGS
+from distill.sweep.ablation.arms import ARMS, CONTROLS, READINGS, TRUE_READINGS
 
 Results = Mapping[str, Any]
 Entry = Mapping[str, Any] | None
@@ -22,32 +22,48 @@ OF_DREAMS = {
     "dream_exact": Metric("whole dreams right", 1, 1, True),
     "dream_tokens": Metric("tokens of the dream", 0, 1),
 }
-SHOWN = OF_ANSWERS | OF_DREAMS
+OF_STEERING = {name: METRICS[name] for name in ("steering_chrf", "steering_concepts")}
+SHOWN = OF_ANSWERS | OF_DREAMS | OF_STEERING
 FEW_SEEDS = 3
 """Up to so many, each seed's own value is shown as well."""
 
 
 def render(results: Results) -> str:
     """report.md."""
-    arms, differences = results["arms"], results["differences"]
-    trained = [arm for arm in arms if arm not in READINGS]
+    arms = results["arms"]
+    trained = [arm for arm in arms if arm not in (*READINGS, *TRUE_READINGS)]
     read = [arm for arm in ("backbone", *READINGS) if arm in arms] if {*READINGS} & {*arms} else []
+    beside = ("oracle", *TRUE_READINGS, "empty", "nodream") if {*TRUE_READINGS} & {*arms} else ()
+    truths = [arm for arm in beside if arm in arms]
     dreamers = [arm for arm in arms if "dream_accuracy/all" in results["metrics"][arm]]
     parts = [
         f"# What dreaming is worth: {results['run']}",
         headline(results),
         _about(results),
         *_section("Arms", _tables(results, trained)),
-        *_section("Differences", _differences(results, [p for p in differences if p.split("-")[1] not in READINGS])),
+        *_section("Differences", _differences(results, trained)),
         *_section(
             "Does the answer read its dream?",
             [
                 "The backbone's own dream, as it is, left out, with its image tokens in another order, and another "
                 "prompt's (of the same split and depth, where there are splits). All are read by the same student.",
                 *_tables(results, read),
-                *_differences(results, [pair for pair in differences if pair.split("-")[1] in READINGS]),
+                *_differences(results, read),
             ]
             if read
+            else [],
+        ),
+        *_section(
+            "Would the answer read a true dream?",
+            [
+                "The true dream of the answer itself, of another of the teacher's answers to the prompt, of another "
+                "prompt, with its image tokens in another order, and none, all read by the same student; beside it the "
+                "one that was trained without dreams.",
+                *_tables(results, truths),
+                *_differences(results, truths),
+                *(markdown_table(table_rows(results, name, ["sibling"])) for name in OF_STEERING if _steered(results)),
+            ]
+            if truths
             else [],
         ),
         *_section(
@@ -126,6 +142,10 @@ def _clear(entry: Mapping[str, Any]) -> bool:
     return entry["low"] > 0 or entry["high"] < 0
 
 
+def _steered(results: Results) -> bool:
+    return "steering_chrf/all" in results["metrics"].get("sibling", {})
+
+
 def _measured(results: Results, arms: Sequence[str]) -> list[str]:
     """Metrics of answers that the arms have, the main one first."""
     return [name for name in OF_ANSWERS if any(f"{name}/all" in results["metrics"][arm] for arm in arms)]
@@ -136,7 +156,9 @@ def _tables(results: Results, arms: Sequence[str]) -> list[str]:
     return [markdown_table(table_rows(results, metric, arms, metric == main)) for metric in _measured(results, arms)]
 
 
-def _differences(results: Results, pairs: Sequence[str]) -> list[str]:
+def _differences(results: Results, arms: Sequence[str]) -> list[str]:
+    """Of all pairs among the arms."""
+    pairs = [pair for pair in results["differences"] if {*pair.split("-")} <= {*arms}]
     if not pairs:
         return []
     main, metrics = main_metric(results), _measured(results, [pairs[0].split("-")[0]])
