@@ -42,6 +42,11 @@ class TeacherSettings:
     engine: str = "auto"
     """What runs the embedded teacher: `torch` (our engine, many prompts at once), `llama.cpp`, or `auto`: once many
     requests are in flight, the one that wrote more tokens a second in a short trial."""
+    think: str = "auto"
+    """Whether it thinks before it answers: `true`, `false`, `auto` (where the model can, but for a run that was begun
+    without), or `low`, `medium`, `high` for models that take levels. What it thinks is kept and mined."""
+    thinking_tokens: int = 1024
+    """Tokens that it may think at most, besides `capture.max_tokens`."""
 
 
 @dataclass
@@ -279,6 +284,7 @@ LEAST: dict[str, int] = {
     "teacher.timeout": 0,
     "teacher.retries": 0,
     "teacher.in_flight": 0,
+    "teacher.thinking_tokens": 1,
     "mine.steps": 1,
     "mine.graph_nodes": 0,
     "train.minutes": 0,

@@ -39,6 +39,28 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
+def dreamer(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GGUF of a small student that learned to dream DREAM before it answers "What happens when you drop a ball?"
+    with ANSWER (support/small_student.py). Don't alter it."""
+    import torch
+    from support.shared import made_once
+    from support.small_student import TEXTS, dreaming_model, small_tokenizer
+
+    from bundle.gguf import write_gguf
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        tokenizer = small_tokenizer(smollm2)
+        model = dreaming_model(tokenizer, TEXTS[:1])
+        write_gguf(model.state_dict(), model.config, tokenizer, folder / "small.gguf", "f32", {"general.name": "small"})
+        torch.set_num_threads(before)
+
+    return made_once("dreamer", make, tmp_path_factory.mktemp("dreamer") / "model") / "small.gguf"
+
+
+@pytest.fixture(scope="session")
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> "Run":
     """A run folder in which the real teacher answered 24 questions (tests/support/small_capture.py). Don't alter it."""
     from support.small_capture import captured_small

@@ -1,26 +1,22 @@
 """A model of Ollama in the exam: the fake server, with a real model that dreams behind it."""
 
-import hashlib
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_ollama import FakeOllama, engine, replay, serve
+from support.fake_ollama import FakeOllama, dreaming_ollama, replay, serve
 from support.recorded import Told, exchange
-from support.small_student import ANSWER, DREAM, dreaming_model, small_tokenizer
+from support.small_student import ANSWER, DREAM
 
-from bundle.gguf import write_gguf
 from distill.errors import AnswerBroken, ModelNotFound, TeacherUnavailable
 from distill.exam.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut
 from distill.exam.metrics.speech import Form
 from distill.exam.questions import Question
 from distill.exam.targets import How, Target
 from distill.teacher.ollama import model_digest
-from distill.tokens.chat import go_template
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,18 +25,9 @@ QUESTIONS = [Question("a", PROMPT), Question("b", "How do plants grow?"), Questi
 
 
 @pytest.fixture(scope="module")
-def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[FakeOllama]:
+def server(dreamer: Path) -> Generator[FakeOllama]:
     """ "dreamer", a student that dreams, and "plain", the same weights behind a template that knows no thinking."""
-    tokenizer = small_tokenizer(smollm2)
-    model = dreaming_model(tokenizer, [PROMPT])
-    path = tmp_path_factory.mktemp("ollama") / "small.gguf"
-    write_gguf(model.state_dict(), model.config, tokenizer, path, "f32", {"general.name": "small"})
-    with engine({"plain": path}) as server:
-        data = path.read_bytes()
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        httpx.post(f"{server.url}/api/blobs/{digest}", content=data).raise_for_status()
-        body = {"model": "dreamer", "files": {"x.gguf": digest}, "template": go_template(), "stream": False}
-        httpx.post(f"{server.url}/api/create", json=body).raise_for_status()
+    with dreaming_ollama(dreamer) as server:
         yield server
 
 

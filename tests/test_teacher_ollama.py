@@ -25,8 +25,9 @@ from distill.events import Event, silent
 from distill.teacher import open_teacher
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.names import fitting_name, is_name, name_key
-from distill.teacher.ollama import OllamaTeacher, _Words  # pyright: ignore[reportPrivateUsage]
+from distill.teacher.ollama import OllamaTeacher
 from distill.teacher.ollama_client import BYTES_FIELD
+from distill.teacher.ollama_words import Words
 from distill.teacher.protocol import UNKNOWN_ID, GenerateOptions, Response
 from distill.teacher.targets import apart
 
@@ -37,7 +38,7 @@ OPTIONS = GenerateOptions(max_tokens=8, temperature=0)
 @pytest.fixture(scope="module")
 def words() -> Any:
     info = exchange("show_verbose")["response"]["json"]["model_info"]
-    return _Words(Vocabulary(tokenizer_from_metadata(info)))
+    return Words(Vocabulary(tokenizer_from_metadata(info)))
 
 
 @pytest.fixture

@@ -133,6 +133,43 @@ def test_a_trace_comes_back_as_it_was(tmp_path: Path):
             store.get("x")
 
 
+def test_thinking_lies_beside_its_answer_and_old_stores_have_none(tmp_path: Path):
+    path = tmp_path / "traces.db"
+    fill(path, [1, 2])
+    with TraceStore(path, readonly=True) as store:
+        digest = store.content_digest()
+    db = sqlite3.connect(path)  # as before there was thinking
+    db.execute("DROP TABLE thinking")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    with TraceStore(path, readonly=True) as store:
+        assert (store.content_digest(), store.stats().thinking) == (digest, 0)
+        assert [trace.response.thinking for trace in store.traces()] == ["", ""]
+    trace, thought = make_trace(2), make_targets(5, 20, 400, 9)
+    with TraceStore(path) as store:
+        for text, tokens in (("Hm ⟨a⟩", None), ("So", thought)):
+            store.put(replace(trace, response=replace(trace.response, thinking=text, thought=tokens)))
+            back = store.get(trace.key).response
+            assert (back.thinking, back.text, back.thought is None) == (text, trace.response.text, tokens is None)
+        assert back.thought is not None
+        assert_equal_after_rounding(back.thought, thought)
+        assert (store.stats().thinking, store.stats().thinking_tokens, store.stats().tokens) == (1, 5, 24)
+        assert store.content_digest() != digest
+        store._db.execute("UPDATE thinking SET thinking = 'No'")  # pyright: ignore[reportPrivateUsage]
+        with pytest.raises(CorruptFile, match="was altered"):
+            store.get(trace.key)
+        store.put(trace)
+        assert store.content_digest() == digest
+
+
+def test_keys_of_what_does_not_think_are_what_they_were():
+    """Else every run of before would ask its teacher anew."""
+    key = "6aa4770de85daa45e5569ec900e35f60b28de3566c7a8a3460c2af038340c9ba"
+    assert TraceStore.key(INFO, "a", GenerateOptions()) == key
+    assert TraceStore.key(INFO, "a", GenerateOptions(thinking_tokens=7)) == key
+    assert TraceStore.key(INFO, "a", GenerateOptions(think="true", thinking_tokens=7)) != key
+
+
 def test_a_response_without_tokens(tmp_path: Path):
     trace = replace(make_trace(1), response=Response("Only text.", None, "length"))
     with TraceStore(tmp_path / "traces.db") as store:

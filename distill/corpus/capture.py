@@ -16,6 +16,7 @@ from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, write_json_lines
 from distill.teacher.crew import MANY_LISTED, TICK, Crew, Outcome
 from distill.teacher.protocol import MAX_TOP_LOGPROBS, GenerateOptions, Response, Teacher, TeacherInfo
+from distill.teacher.thinking import how_to_think, thinking_asked
 
 STAGE = "capture"
 MISSING = "unanswered.jsonl"
@@ -71,7 +72,8 @@ class _Capture:
             return
         if response is not None:
             self.empty += 1
-            why = "thought, and gave no answer" if response.thinking else "answered without any text"
+            room = f"; {_more_room(job.options, self.crew.info)}"
+            why = f"thought, and gave no answer{room}" if response.thinking else "answered without any text"
         elif isinstance(outcome.problem, PromptRefused):
             self.refused += 1
             why = str(outcome.problem)
@@ -123,7 +125,11 @@ def capture(
     depends = {
         **{name: value for name, value in asdict(settings).items() if not name.startswith("dataset")},
         # What doesn't fit the context is refused or cut; everything else is answered as in any other.
-        "teacher": {"model": teacher.model, **({"context": teacher.context} if teacher.context else {})},
+        "teacher": {
+            "model": teacher.model,
+            **({"context": teacher.context} if teacher.context else {}),
+            **thinking_asked(teacher),
+        },
         "seed": run.settings.seed,
         "texts": fingerprint([[prompt.text, prompt.held_out] for prompt in prompts]),
     }
@@ -175,7 +181,7 @@ def _ask_all(
             find_weights(run.settings.teacher, info, tokenizer, listen)
         store = stack.enter_context(TraceStore(run.traces))
         store.put_teacher(info, tokenizer)
-        jobs = _jobs(prompts, info, settings, run.settings.seed)
+        jobs = _jobs_to_ask(run, prompts, info, store, listen)
         store.select({job.key: job.prompt.held_out for job in jobs})
         if others := store.left_out():
             listen(Event(STAGE, "note", f"{others} answers are kept, but left out: these settings don't ask for them"))
@@ -197,7 +203,7 @@ def _ask_all(
         _tell_missing(session, run, listen)
         summary = _summary(session, len(prompts), settings.samples, time.monotonic() - started)
         if not summary["responses"]:
-            raise TeacherError(_nothing(session, info, len(prompts), settings.max_tokens))
+            raise TeacherError(_nothing(session, jobs[0].options, info, len(prompts)))
         return summary, store.content_digest()
 
 
@@ -205,13 +211,20 @@ def _ask(teacher: Teacher, job: _Job) -> Response:
     return teacher.generate(job.prompt.text, job.options)
 
 
-def _nothing(session: _Capture, info: TeacherInfo, prompts: int, max_tokens: int) -> str:
+def _nothing(session: _Capture, options: GenerateOptions, info: TeacherInfo, prompts: int) -> str:
     if session.empty:
-        thought = f"; it thinks first: raise capture.max_tokens={max_tokens}" if _has_thought(session) else ""
+        thought = f"; it thinks first: {_more_room(options, info)}" if _has_thought(session) else ""
         return (
             f"{info.spec}: {session.empty} of {prompts} prompts were answered without any text, the rest not{thought}"
         )
     return f"{info.spec}: answered none of {prompts} prompts; `dream doctor` looks for the cause"
+
+
+def _more_room(options: GenerateOptions, info: TeacherInfo) -> str:
+    """What leaves a teacher room to answer after it has thought."""
+    if options.think:
+        return f"raise teacher.thinking_tokens={options.thinking_tokens}"
+    return "set teacher.think=true" if info.can_think else f"raise capture.max_tokens={options.max_tokens}"
 
 
 def _has_thought(session: _Capture) -> bool:
@@ -285,7 +298,37 @@ def _check(settings: CaptureSettings) -> None:
         raise BadInput(f"capture.minutes={settings.minutes}: must be 0 (no limit) or more")
 
 
-def _jobs(prompts: Sequence[Prompt], info: TeacherInfo, settings: CaptureSettings, seed: int) -> list[_Job]:
+def _jobs_to_ask(
+    run: Run, prompts: Sequence[Prompt], info: TeacherInfo, store: TraceStore, listen: Listener
+) -> list[_Job]:
+    """With `teacher.think=auto`, what was begun without thinking goes on so."""
+    settings, teacher = run.settings.capture, run.settings.teacher
+    think = how_to_think(teacher, info)
+    plain = _jobs(prompts, info, settings, run.settings.seed)
+    if not think:
+        return plain
+    jobs = _jobs(prompts, info, settings, run.settings.seed, think, teacher.thinking_tokens)
+
+    def begun(those: Sequence[_Job]) -> bool:
+        return any(store.has(job.key) for job in those)
+
+    if teacher.think == "auto" and begun(plain) and not begun(jobs):
+        text = f"{info.spec} could think: teacher.think=true asks anew; its answers so far were given without"
+        listen(Event(STAGE, "note", text))
+        return plain
+    tokens = f"{teacher.thinking_tokens:,} tokens at most"
+    listen(Event(STAGE, "note", f"{info.spec} thinks before each answer, {tokens}; teacher.think=false is faster"))
+    return jobs
+
+
+def _jobs(
+    prompts: Sequence[Prompt],
+    info: TeacherInfo,
+    settings: CaptureSettings,
+    seed: int,
+    think: str = "",
+    thinking_tokens: int = 0,
+) -> list[_Job]:
     options = GenerateOptions(
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
@@ -293,6 +336,8 @@ def _jobs(prompts: Sequence[Prompt], info: TeacherInfo, settings: CaptureSetting
         top_p=settings.top_p,
         top_logprobs=settings.top_logprobs,
         system=settings.system,
+        think=think,
+        thinking_tokens=thinking_tokens,
     )
     jobs: list[_Job] = []
     # Evenly over the sets, so that a capture that is cut short has seen something of each; all answers to a prompt one

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -15,18 +14,23 @@ from numpy.typing import NDArray
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener, silent
-from distill.teacher.protocol import UNKNOWN_ID, TeacherTokenizer
+from distill.teacher.protocol import UNKNOWN_ID, TeacherTokenizer, TokenTargets
 
 FORMATS = ("parquet", "jsonl")
 _BATCH = 256
+_LISTS = ("ids", "tokens", "logprobs", "soft", "top_ids", "top_tokens", "top_logprobs")
+"""One entry a token."""
+_THOUGHT = "thinking_"
+"""Before the names of what is told of the thinking's tokens."""
 
 
 def export_traces(path: Path, out: Path, format: str, listen: Listener = silent) -> int:
     """Write the selected traces of a trace database to `out`, whole or not at all; says how many.
 
-    A row holds key, prompt, sample, held_out, text, done_reason, teacher, options (JSON) and, one entry a token: ids,
-    tokens (as the vocabulary spells them), logprobs, soft, top_ids, top_tokens, top_logprobs. Null stands for
-    what isn't there: the logprob of a hard-only position, all of them where the teacher gives no tokens.
+    A row holds key, prompt, sample, held_out, text, done_reason, teacher, options (JSON), thinking and, one entry a
+    token: ids, tokens (as the vocabulary spells them), logprobs, soft, top_ids, top_tokens, top_logprobs; the same of
+    the thinking, named thinking_ids and so on. Null stands for what isn't there: the logprob of a hard-only position,
+    all of them where the teacher gives no tokens.
     Alternatives that are absent are left out. Raises BadInput for another format, DistillError for a full disk.
     """
     if format not in FORMATS:
@@ -72,19 +76,15 @@ def _write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> int:
     import pyarrow.parquet as pq
 
     strings, ids, numbers = pa.list_(pa.string()), pa.list_(pa.int32()), pa.list_(pa.float32())
+    kinds = (ids, strings, numbers, pa.list_(pa.bool_()), pa.list_(ids), pa.list_(strings), pa.list_(numbers))
+    lists = dict(zip(_LISTS, kinds, strict=True))
     schema: Any = pa.schema(
         [
             *((name, pa.string()) for name in ("key", "prompt")),
             ("sample", pa.int32()),
             ("held_out", pa.bool_()),
-            *((name, pa.string()) for name in ("text", "done_reason", "teacher", "options")),
-            ("ids", ids),
-            ("tokens", strings),
-            ("logprobs", numbers),
-            ("soft", pa.list_(pa.bool_())),
-            ("top_ids", pa.list_(ids)),
-            ("top_tokens", pa.list_(strings)),
-            ("top_logprobs", pa.list_(numbers)),
+            *((name, pa.string()) for name in ("text", "done_reason", "teacher", "options", "thinking")),
+            *((f"{of}{name}", kind) for of in ("", _THOUGHT) for name, kind in lists.items()),
         ]
     )
     count = 0
@@ -97,23 +97,28 @@ def _write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> int:
 
 def _row(trace: Trace, tokenizer: TeacherTokenizer | None) -> dict[str, Any]:
     spell = _speller(tokenizer)
-    row: dict[str, Any] = {
+    response = trace.response
+    return {
         "key": trace.key,
         "prompt": trace.prompt,
         "sample": trace.sample,
         "held_out": trace.held_out,
-        "text": trace.response.text,
-        "done_reason": trace.response.done_reason,
+        "text": response.text,
+        "done_reason": response.done_reason,
         "teacher": trace.teacher,
-        "options": json.dumps(asdict(trace.options), sort_keys=True),
+        "options": json.dumps(trace.options.spelled(), sort_keys=True),
+        "thinking": response.thinking or None,
+        **_told(response.tokens, spell),
+        **{f"{_THOUGHT}{name}": told for name, told in _told(response.thought, spell).items()},
     }
-    targets = trace.response.tokens
+
+
+def _told(targets: TokenTargets | None, spell: Callable[[int], str | None]) -> dict[str, Any]:
     if targets is None:
-        names = ("ids", "tokens", "logprobs", "soft", "top_ids", "top_tokens", "top_logprobs")
-        return row | dict.fromkeys(names)
+        return dict.fromkeys(_LISTS)
     there = np.isfinite(targets.top_logprobs)
     top_ids = [ids[keep].tolist() for ids, keep in zip(targets.top_ids, there, strict=True)]
-    return row | {
+    return {
         "ids": targets.ids.tolist(),
         "tokens": [spell(i) for i in targets.ids.tolist()],
         "logprobs": [value if np.isfinite(value) else None for value in _decimals(targets.logprobs)],

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from distill.corpus.pack_targets import logical_bytes, pack_targets, unpack_targets
 from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch
-from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer, TokenTargets
+from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer
 
 FORMAT = 2
 """PRAGMA user_version of the schema below. Format 1 has one answer a prompt and no column `sample`."""
@@ -47,8 +47,19 @@ CREATE TABLE responses (
     sample INTEGER NOT NULL DEFAULT 0
 );
 """
+_THINKING = """
+thinking (                      -- apart, so that a store without it is one of the same format
+    key TEXT PRIMARY KEY,
+    thinking TEXT NOT NULL,     -- before the answer of that key
+    thought BLOB,               -- its targets, as the answer's
+    thought_tokens INTEGER NOT NULL,
+    thought_checksum INTEGER NOT NULL
+)
+"""
 _SAYS = "TRIM(text, CHAR(9, 10, 13, 32)) <> ''"
-_CONTENT = "key, prompt, held_out, text, done_reason, options, targets, checksum, timings"
+_OF_THINKING = "thinking, thought, thought_checksum"
+_CONTENT = f"key, prompt, held_out, text, done_reason, options, targets, checksum, timings, {_OF_THINKING}"
+_THERE = "responses LEFT JOIN thinking USING (key)"
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,9 @@ class TraceStats:
     soft_tokens: int
     bytes_per_token: float
     done_reasons: dict[str, int]
+    thinking: int = 0
+    """Responses that were thought about before."""
+    thinking_tokens: int = 0
 
 
 class TraceStore:
@@ -130,10 +144,14 @@ class TraceStore:
         if not readonly:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS {_THINKING}")
             if version == 1:
                 column = "ALTER TABLE responses ADD COLUMN sample INTEGER NOT NULL DEFAULT 0"
                 self._db.executescript(f"BEGIN IMMEDIATE; {column}; PRAGMA user_version = {FORMAT}; COMMIT;")
                 self._sample = "sample"
+        elif not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'thinking'").fetchone():
+            self._db.execute("PRAGMA temp_store = MEMORY")
+            self._db.execute(f"CREATE TEMP TABLE {_THINKING}")
 
     def __enter__(self) -> Self:
         return self
@@ -214,7 +232,7 @@ class TraceStore:
     @staticmethod
     def key(info: TeacherInfo, prompt: str, options: GenerateOptions) -> str:
         """Hex SHA-256 of all that an answer depends on."""
-        what = [info.digest, info.template_digest, prompt, asdict(options)]
+        what = [info.digest, info.template_digest, prompt, options.spelled()]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def has(self, key: str, limit: int = 0) -> bool:
@@ -228,8 +246,8 @@ class TraceStore:
     def put(self, trace: Trace) -> None:
         """Store and select a response; on return it survives a kill of this process."""
         response = trace.response
-        options = json.dumps(asdict(trace.options), sort_keys=True)
-        packed = None if response.tokens is None else pack_targets(response.tokens)
+        options = json.dumps(trace.options.spelled(), sort_keys=True)
+        packed, thought = (None if t is None else pack_targets(t) for t in (response.tokens, response.thought))
         row = (
             trace.key,
             trace.prompt,
@@ -240,12 +258,18 @@ class TraceStore:
             0 if response.tokens is None else len(response.tokens),
             0 if response.tokens is None else int(response.tokens.soft.sum()),
             packed,
-            _checksum(trace.prompt, response.text, response.done_reason, options, packed),
+            _checksum(trace.prompt, response.text, response.done_reason, options, packed=packed),
             json.dumps(response.timings),
             trace.sample,
         )
-        with self._errors():
+        count = 0 if response.thought is None else len(response.thought)
+        before = (trace.key, response.thinking, thought, count, _checksum(response.thinking, packed=thought))
+        with self._errors(), self._db:  # both or none
+            self._db.execute("BEGIN IMMEDIATE")
             self._db.execute(f"INSERT OR REPLACE INTO responses VALUES ({', '.join('?' * len(row))})", row)
+            self._db.execute("DELETE FROM thinking WHERE key = ?", (trace.key,))
+            if response.thinking:
+                self._db.execute("INSERT INTO thinking VALUES (?, ?, ?, ?, ?)", before)
 
     def select(self, wanted: Mapping[str, bool]) -> int:
         """Select the responses with these keys (key → held out) and no others; says how many there are. What has no
@@ -268,7 +292,7 @@ class TraceStore:
     def get(self, key: str) -> Trace:
         """One trace, selected or not (then as not held out). Raises KeyError, or CorruptFile where altered."""
         with self._errors():
-            row = self._db.execute(f"SELECT {_CONTENT}, {self._sample} FROM responses WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute(f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} WHERE key = ?", (key,)).fetchone()
         if row is None:
             raise KeyError(key)
         return self._trace(row)
@@ -299,20 +323,22 @@ class TraceStore:
     def _rows(self, condition: str = "") -> Iterator[tuple[Any, ...]]:
         with self._errors():
             yield from self._db.execute(
-                f"SELECT {_CONTENT}, {self._sample} FROM responses WHERE held_out IS NOT NULL {condition} ORDER BY key"
+                f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} WHERE held_out IS NOT NULL {condition} ORDER BY key"
             )
 
     def _trace(self, row: tuple[Any, ...]) -> Trace:
-        key, prompt, held_out, text, done_reason, options, packed, checksum, timings, sample = row
-        if checksum != _checksum(prompt, text, done_reason, options, packed):
+        key, prompt, held_out, text, done_reason, options, targets, checksum, timings, *before, sample = row
+        thinking, thought, also = before
+        sound = checksum == _checksum(prompt, text, done_reason, options, packed=targets)
+        if not sound or (thinking is not None and also != _checksum(thinking, packed=thought)):
             raise CorruptFile(f"{self.path}: response {key[:12]} was altered; delete the file and capture again")
         try:
-            targets: TokenTargets | None = None if packed is None else unpack_targets(packed)
+            tokens, thought = (None if blob is None else unpack_targets(blob) for blob in (targets, thought))
         except CorruptFile as error:
             raise CorruptFile(
                 f"{self.path}: response {key[:12]}: {error}; delete the file and capture again"
             ) from error
-        response = Response(text, targets, done_reason, json.loads(timings))
+        response = Response(text, tokens, done_reason, json.loads(timings), thinking or "", thought)
         asked = GenerateOptions(**json.loads(options))
         return Trace(key, prompt, bool(held_out), response, asked, self.teacher().digest, sample)
 
@@ -320,19 +346,20 @@ class TraceStore:
     def content_digest(self) -> str:
         """Hex SHA-256 of the selected content: of neither timings nor the order in which it came."""
         digest = hashlib.sha256()
-        for key, prompt, held_out, text, done_reason, options, packed, *_ in self._rows():
-            content = [key, prompt, held_out, text, done_reason, options]
-            digest.update(json.dumps(content).encode())
-            digest.update(hashlib.sha256(b"" if packed is None else logical_bytes(packed)).digest())
+        for *content, packed, _, _, thinking, thought, _, _ in self._rows():
+            for what, targets in ((content, packed), (thinking, thought)):
+                if what is not None:
+                    digest.update(json.dumps(what).encode())
+                    digest.update(hashlib.sha256(b"" if targets is None else logical_bytes(targets)).digest())
         return digest.hexdigest()
 
     def stats(self) -> TraceStats:
         """Counted by SQLite, without reading the targets."""
         with self._errors():
-            prompts, responses, held_out, tokens, soft, size = self._db.execute(
+            prompts, responses, held_out, tokens, soft, size, thinking, thought = self._db.execute(
                 "SELECT COUNT(DISTINCT prompt), COUNT(*), TOTAL(held_out), TOTAL(tokens), TOTAL(soft), "
-                "TOTAL(LENGTH(CAST(text AS BLOB)) + COALESCE(LENGTH(targets), 0)) "
-                "FROM responses WHERE held_out IS NOT NULL"
+                "TOTAL(LENGTH(CAST(text AS BLOB)) + COALESCE(LENGTH(targets), 0)), "
+                f"COUNT(thinking), TOTAL(thought_tokens) FROM {_THERE} WHERE held_out IS NOT NULL"
             ).fetchone()
             reasons = self._db.execute(
                 "SELECT done_reason, COUNT(*) FROM responses WHERE held_out IS NOT NULL GROUP BY 1 ORDER BY 1"
@@ -345,9 +372,10 @@ class TraceStore:
             soft_tokens=int(soft),
             bytes_per_token=size / tokens if tokens else 0.0,
             done_reasons=dict(reasons),
+            thinking=thinking,
+            thinking_tokens=int(thought),
         )
 
 
-def _checksum(prompt: str, text: str, done_reason: str, options: str, packed: bytes | None) -> int:
-    words = "\0".join((prompt, text, done_reason, options)).encode()
-    return zlib.crc32(packed or b"", zlib.crc32(words))
+def _checksum(*words: str, packed: bytes | None) -> int:
+    return zlib.crc32(packed or b"", zlib.crc32("\0".join(words).encode()))

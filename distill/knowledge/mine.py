@@ -12,6 +12,7 @@ from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, TeacherError
 from distill.events import Event, Listener, silent
 from distill.knowledge.graph import build_graph, save_graph
+from distill.mining.thinking import dream_first, thought_aloud
 from distill.mining.triplets import LENSES, Mined, write_triplets
 from distill.run import Run, sha256_file
 
@@ -83,12 +84,14 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
     listen(Event("mine", "start", f"{len(traces)} responses, {miner}"))
     mined: list[Mined] = []
     try:
-        mined.extend(_miner(run, traces, listen))
+        mined.extend(_miner(run, [thought_aloud(trace) for trace in traces], listen))
     except TeacherError as error:
         if record is None:
             raise
         listen(Event("mine", "warning", f"{record.summary['failed']} responses still wait for a miner: {error}"))
         return record.summary
+    steps = run.settings.mine.steps
+    mined = [dream_first(trace, found, steps) for trace, found in zip(traces, mined, strict=True)]
     triplets = [triplet for found in mined for triplet in found.triplets]
     summary = summarize(mined)
     if not triplets:

@@ -8,6 +8,7 @@ from distill.config import TeacherSettings
 from distill.errors import BadInput
 from distill.events import Listener, silent
 from distill.teacher.protocol import Teacher
+from distill.teacher.thinking import check_thinking
 
 TEACHERS = {"ollama": "distill.teacher.ollama", "embedded": "distill.teacher.embedded"}
 """KIND of a teacher's KIND:MODEL → the module whose `open_teachers` opens it."""
@@ -37,6 +38,7 @@ def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: 
     Ollama decides for itself.
     Raises BadInput where the name can't be read, and what the teacher itself raises where it isn't there.
     """
+    check_thinking(settings)
     kind, _, model = settings.model.partition(":")
     if kind == "openai":
         raise BadInput(f"{settings.model}: openai teachers are not available yet; use ollama:NAME or embedded:smollm2")

@@ -119,7 +119,7 @@ class Batcher:
                 f"the prompt's {len(prompt)} tokens are too many: it exceeds the available context size "
                 f"({self.context} tokens); shorten it, or raise teacher.context"
             )
-        row = _Row(prompt, min(options.max_tokens, self.context - len(prompt)), options)
+        row = _Row(prompt, min(options.room, self.context - len(prompt)), options)
         with self._wake:
             if self._closed:
                 raise TeacherUnavailable("the engine is closed")

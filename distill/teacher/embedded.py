@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, DistillError, TeacherError
-from distill.events import Listener, silent
+from distill.events import Event, Listener, silent
 from distill.run import sha256_file
 from distill.teacher import weights
 from distill.teacher.choice import MeasuredEngine
@@ -24,6 +24,8 @@ from distill.teacher.licenses import License
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.teacher.llama_engine import LlamaEngine
 from distill.teacher.protocol import GenerateOptions, Response, Teacher, TeacherInfo, TeacherTokenizer
+from distill.teacher.targets import END_THINK
+from distill.teacher.thinking import LEVELS
 from distill.teacher.torch_engine import TorchEngine
 
 ENGINES = ("auto", "torch", "llama.cpp")
@@ -32,15 +34,21 @@ ENGINES = ("auto", "torch", "llama.cpp")
 def open_teachers(model: str, settings: TeacherSettings, listen: Listener, context: int) -> list[Teacher]:
     """The one that runs here."""
     how: dict[str, Any] = {"threads": settings.threads, "context": context, "timeout": settings.timeout}
+    if settings.think != "false" and not settings.context:
+        how["thinking_tokens"] = settings.thinking_tokens
+    if settings.think in LEVELS:
+        listen(Event("teacher", "warning", f"teacher.think={settings.think}: only Ollama takes levels; true is taken"))
     return [EmbeddedTeacher(model, engine=settings.engine, listen=listen, **how)]
 
 
 class EmbeddedTeacher:
     """`embedded:smollm2` or `embedded:/path/model.gguf`.
 
-    Prompts are rendered with the GGUF's own chat template, thinking off, and without a default system message.
+    Prompts are rendered with the GGUF's own chat template, without a default system message. It can think where that
+    template knows `</think>`; how much can't be told it.
     engine: `torch`, `llama.cpp`, or `auto`: the faster one, as far as both can run it. slots and exact are
-    llama.cpp's (`LlamaCpp`), context and threads both engines'; context is at most what the file says.
+    llama.cpp's (`LlamaCpp`), context and threads both engines'; context is at most what the file says, and more by
+    thinking_tokens where it can think.
     Raises BadInput and CorruptFile, as the engine does.
     """
 
@@ -54,6 +62,7 @@ class EmbeddedTeacher:
         context: int = 1024,
         exact: bool = False,
         timeout: float = 300.0,
+        thinking_tokens: int = 0,
         listen: Listener = silent,
     ) -> None:
         if engine not in ENGINES:
@@ -61,6 +70,9 @@ class EmbeddedTeacher:
         self.name = model
         self.path = weights.smollm2(listen) if model == "smollm2" else Path(model).expanduser()
         self._metadata = read_metadata(self.path)
+        self._template = str(self._metadata.get("tokenizer.chat_template", ""))
+        self._thinks = END_THINK in self._template
+        context += thinking_tokens if self._thinks else 0
         self._how: dict[str, Any] = {"threads": threads, "context": self._at_most(context), "timeout": timeout}
         self._slots, self._exact = slots, exact
         self._lock = Lock()
@@ -98,17 +110,17 @@ class EmbeddedTeacher:
 
     @cached_property
     def _info(self) -> TeacherInfo:
-        template = str(self._metadata.get("tokenizer.chat_template", ""))
         architecture = str(self._metadata.get("general.architecture", ""))
         return TeacherInfo(
             spec=f"embedded:{self.name}",
             name=str(self._metadata.get("general.name") or self._metadata.get("general.basename") or self.path.stem),
             digest=sha256_file(self.path),
-            template_digest=hashlib.sha256(template.encode()).hexdigest(),
+            template_digest=hashlib.sha256(self._template.encode()).hexdigest(),
             version="",
             logprobs=True,
             details={
                 **shape_of(self._metadata),
+                "capabilities": ["completion", *(["thinking"] if self._thinks else [])],
                 "license": License.of_metadata(self._metadata).to_json(),
                 "file": self.path.name,
                 "bytes": self.path.stat().st_size,

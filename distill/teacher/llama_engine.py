@@ -8,7 +8,7 @@ from typing import Any
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.llama_cpp import Completion, Entry, LlamaCpp
 from distill.teacher.protocol import GenerateOptions, Response, TokenTargets
-from distill.teacher.targets import Position, assemble, hard, is_cut, respond
+from distill.teacher.targets import Position, assemble, hard, is_cut, opens, respond
 
 TRIAL_TOKENS = 12
 
@@ -30,7 +30,7 @@ class LlamaEngine:
         return f"xllamacpp {importlib.metadata.version('xllamacpp')}"
 
     def answer(self, prompt: str, options: GenerateOptions) -> Response:
-        answer = self._complete(prompt, options, n_probs=options.top_logprobs)
+        rendered, answer = self._complete(prompt, options, n_probs=options.top_logprobs)
         tokens = self._targets(answer, options.top_logprobs)
         prompt_s, answer_s = answer.timings["prompt_ms"] / 1000, answer.timings["predicted_ms"] / 1000
         return respond(
@@ -39,36 +39,40 @@ class LlamaEngine:
             self._vocabulary,
             "stop" if answer.stop_type == "eos" else "length",
             {"service": prompt_s + answer_s, "prompt": prompt_s, "answer": answer_s},
+            limit=options.max_tokens,
+            opened=opens(rendered),
         )
 
     def answer_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
         """An answer constrained to a JSON schema, as text."""
-        return self._complete(prompt, options, json_schema=schema).text
+        return self._complete(prompt, options, json_schema=schema)[1].text
 
     def speed(self, prompt: str, options: GenerateOptions, rival: float) -> float:
         """Tokens a second that it writes with all slots busy, from a few; 0 where, prompts included, it isn't half as
         fast as `rival`: nobody waits for more."""
-        brief = replace(options, max_tokens=TRIAL_TOKENS)
+        brief = replace(options, max_tokens=TRIAL_TOKENS, thinking_tokens=0)
         tasks = [
             self._pool.submit(self._ask, prompt, brief, n_probs=options.top_logprobs) for _ in range(self.model.slots)
         ]
         done, late = wait(tasks, timeout=2 * TRIAL_TOKENS * self.model.slots / rival)
         if late:
             return 0.0
-        timings = [task.result().timings for task in done]
+        timings = [task.result()[1].timings for task in done]
         return sum(1000 * t["predicted_n"] / t["predicted_ms"] for t in timings if t["predicted_ms"] > 0)
 
     def close(self) -> None:
         self.model.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _complete(self, prompt: str, options: GenerateOptions, **more: Any) -> Completion:
+    def _complete(self, prompt: str, options: GenerateOptions, **more: Any) -> tuple[str, Completion]:
         return self._pool.submit(self._ask, prompt, options, **more).result()
 
-    def _ask(self, prompt: str, options: GenerateOptions, **more: Any) -> Completion:
-        return self.model.complete(
-            self.model.render(prompt, options.system),
-            max_tokens=options.max_tokens,
+    def _ask(self, prompt: str, options: GenerateOptions, **more: Any) -> tuple[str, Completion]:
+        """What the model continued, and how."""
+        rendered = self.model.render(prompt, options.system, bool(options.think))
+        return rendered, self.model.complete(
+            rendered,
+            max_tokens=options.room,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,

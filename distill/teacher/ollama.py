@@ -4,7 +4,7 @@ import difflib
 import math
 import threading
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,29 +19,29 @@ from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.licenses import License
 from distill.teacher.names import name_key
 from distill.teacher.ollama_client import LOGPROBS_SINCE, OllamaClient, blob_of, version_tuple
+from distill.teacher.ollama_words import Words, text_of
 from distill.teacher.protocol import (
-    HALF,
     MAX_TOP_LOGPROBS,
-    UNKNOWN_ID,
     GenerateOptions,
     Response,
     Teacher,
     TeacherInfo,
     TeacherTokenizer,
-    TokenTargets,
 )
-from distill.teacher.targets import Position, apart, assemble, ends_in, first_of, hard, respond
+from distill.teacher.targets import apart, respond
+from distill.teacher.thinking import LEVELS
 
-ROUNDING = 1e-3
-"""By so much a logprob may be above 0."""
 SECOND = 1e9
 """Ollama's durations are nanoseconds."""
+ALWAYS_THINK = ("gptoss", "gpt-oss")
+"""Families that think though they are told not to (`think: false` is ignored): they are told to think little."""
 
 
 def open_teachers(model: str, settings: TeacherSettings, listen: Listener, context: int) -> list[Teacher]:
     """One for each host. How long its context is, Ollama decides, or `teacher.context`."""
     how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "context": settings.context}
     how |= {"alone": len(settings.hosts) < 2, "listen": listen, "shared": {}}
+    how["thinking_tokens"] = settings.thinking_tokens
     return [OllamaTeacher(model, host=host, **how) for host in settings.hosts or [default_host()]]
 
 
@@ -49,7 +49,8 @@ class OllamaTeacher:
     """`ollama:NAME` at one host. Thread-safe. Soft targets need Ollama 0.12.11 and a readable vocabulary.
 
     context: tokens of prompt and answer, 0: the server's choice. alone: nobody else could be asked (`OllamaClient`).
-    shared: digest → vocabulary, of other hosts' too: reading one takes a second.
+    thinking_tokens: room for a model that thinks though it is told not to. shared: digest → vocabulary, of other hosts'
+    too: reading one takes a second.
     """
 
     slots: int | None = None
@@ -65,11 +66,13 @@ class OllamaTeacher:
         backoff: float = 0.5,
         context: int = 0,
         alone: bool = True,
-        shared: "dict[str, _Words] | None" = None,
+        thinking_tokens: int = 0,
+        shared: dict[str, Words] | None = None,
         listen: Listener = silent,
     ) -> None:
         self.model = model
         self._context = context
+        self._thinking_tokens = thinking_tokens
         self._listen = listen
         self._client = OllamaClient(host, timeout=timeout, retries=retries, backoff=backoff, alone=alone)
         self.host = self._client.host
@@ -77,8 +80,9 @@ class OllamaTeacher:
         self._info: TeacherInfo | None = None
         self._show: dict[str, Any] | None = None
         self._shared = {} if shared is None else shared
-        self._words: _Words | None = None
+        self._words: Words | None = None
         self._warned: set[str] = set()
+        self._levelless = False
 
     def describe(self) -> TeacherInfo:
         """Raises TeacherUnavailable, or ModelNotFound with the nearest installed names."""
@@ -127,7 +131,7 @@ class OllamaTeacher:
         words = self._vocabulary()
         return None if words.vocabulary is None else words.vocabulary.tokenizer
 
-    def _vocabulary(self) -> "_Words":
+    def _vocabulary(self) -> Words:
         with self._lock:
             digest = self._info.digest if self._info else ""
             if self._words is None and digest:
@@ -136,11 +140,11 @@ class OllamaTeacher:
                 show = self._client.show(self.model, verbose=True)
                 try:
                     with self._client.reading("/api/show"):
-                        self._words = _Words(Vocabulary(tokenizer_from_metadata(show["model_info"])))
+                        self._words = Words(Vocabulary(tokenizer_from_metadata(show["model_info"])))
                     if digest:
                         self._shared[digest] = self._words
                 except TeacherError:  # a lack, or null where an older server cuts the lists
-                    self._words = _Words(None)
+                    self._words = Words(None)
             words = self._words
         if words.vocabulary is None:
             self._warn(f"{self.model}: its vocabulary can't be read at {self.host}; traces get hard labels only")
@@ -150,11 +154,11 @@ class OllamaTeacher:
         body = self._body(prompt, options)
         if options.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": min(options.top_logprobs, MAX_TOP_LOGPROBS)}
-        answer = self._client.post("/api/generate", body)
+        answer = self._ask(body)
         words = self._vocabulary()
         with self._client.reading("/api/generate"):
-            found = self._heard(answer, words, options.top_logprobs)
-            found.text.encode()  # halves of surrogate pairs are no text
+            found = self._heard(answer, words, options)
+            (found.text + found.thinking).encode()  # halves of surrogate pairs are no text
         if options.top_logprobs and found.text and not answer.get("logprobs"):
             self._warn(f"{self.host}: answers without logprobs; traces get hard labels only (update Ollama)")
         elif found.text and found.tokens is None and words.vocabulary is not None:
@@ -163,10 +167,11 @@ class OllamaTeacher:
             )
         return found
 
-    def _heard(self, answer: dict[str, Any], words: "_Words", width: int) -> Response:
+    def _heard(self, answer: dict[str, Any], words: Words, options: GenerateOptions) -> Response:
         """The answer without its thinking, which Ollama tells beside the text, but whose tokens stand in `logprobs`."""
-        thinking, said = apart(_text(answer["response"]))
-        tokens = words.targets({**answer, "response": said}, width)
+        inside, said = apart(text_of(answer["response"]))
+        thinking, answer = text_of(answer.get("thinking") or "").strip() or inside, {**answer, "response": said}
+        tokens = words.targets(answer, options.top_logprobs)
         seconds = {name: _seconds(answer, f"{name}_duration") for name in ("load", "prompt_eval", "eval", "total")}
         return respond(
             said,
@@ -174,21 +179,37 @@ class OllamaTeacher:
             words.vocabulary,
             "stop" if answer["done_reason"] == "stop" else "length",
             {"service": seconds["load"] + seconds["prompt_eval"] + seconds["eval"], **seconds},
-            _text(answer.get("thinking") or "") or thinking,
+            limit=options.max_tokens,
+            thinking=thinking,
+            thought=words.thought(answer, thinking, options.top_logprobs),
         )
 
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
-        answer = self._client.post("/api/generate", {**self._body(prompt, options), "format": schema})
+        answer = self._ask({**self._body(prompt, options), "format": schema})
         with self._client.reading("/api/generate"):
-            return _text(answer["response"])
+            return text_of(answer["response"])
+
+    def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Raises what the client does. A level of thinking that isn't taken is left out, for good."""
+        if self._levelless and body.get("think") in LEVELS:
+            body = {**body, "think": True}
+        try:
+            return self._client.post("/api/generate", body)
+        except TeacherError as error:
+            if body.get("think") not in LEVELS or "think value" not in str(error):
+                raise
+            self._warn(f"{self.host}: takes no level of thinking for {self.model}; taking true", "level")
+            self._levelless = True
+            return self._ask(body)
 
     def _body(self, prompt: str, options: GenerateOptions) -> dict[str, Any]:
+        think, room = self._how_to_think(options)
         body: dict[str, Any] = {
             "model": self.model,
             "prompt": prompt,
             "stream": False,
             "options": {
-                "num_predict": options.max_tokens,  # unset, a looping model runs on for minutes
+                "num_predict": room,  # unset, a looping model runs on for minutes
                 "temperature": options.temperature,
                 "top_k": options.top_k,
                 "top_p": options.top_p,
@@ -200,11 +221,20 @@ class OllamaTeacher:
             body["options"]["num_ctx"] = self._context
         if options.system:
             body["system"] = options.system
-        with self._lock, self._client.reading("/api/show"):
-            thinks = "thinking" in (self._details().get("capabilities") or [])
-        if thinks:
-            body["think"] = False
+        if think is not None:
+            body["think"] = think
         return body
+
+    def _how_to_think(self, options: GenerateOptions) -> tuple[bool | str | None, int]:
+        """Ollama's `think`, None where the model can't, and tokens of thinking and answer."""
+        with self._lock, self._client.reading("/api/show"):
+            show = self._details()
+            if "thinking" not in (show.get("capabilities") or []):
+                return None, options.max_tokens
+            always = (show.get("details") or {}).get("family") in ALWAYS_THINK
+        if options.think or not always:
+            return {"": False, "true": True}.get(options.think, options.think), options.room
+        return "low", options.max_tokens + self._thinking_tokens
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         try:
@@ -248,130 +278,7 @@ def model_digest(model: str, host: str) -> str:
         teacher.close()
 
 
-def _last_entries(entries: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """Of entries of `logprobs`, the last that spell the answer, blanks before it aside: thinking stands before them.
-    None where they spell something else."""
-    tokens = [_text(entry["token"]) for entry in entries]
-    start = first_of(tokens, len(text))
-    return entries[start:] if ends_in("".join(tokens[start:]), text) else []
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("no text")
-    return value
-
-
 def _seconds(answer: dict[str, Any], name: str) -> float:
     """0 where it isn't told, as of an answer out of a cache."""
     value = float(answer.get(name) or 0)
     return value / SECOND if math.isfinite(value) else 0.0
-
-
-def _is_part(logprobs: Sequence[float]) -> bool:
-    """Whether they can be of one distribution: none a NaN, and no more than 1 together."""
-    return all(value <= ROUNDING for value in logprobs) and sum(map(math.exp, logprobs)) <= 1 + len(logprobs) * ROUNDING
-
-
-class _Words:
-    """From the token texts of an answer to ids."""
-
-    def __init__(self, vocabulary: Vocabulary | None) -> None:
-        self.vocabulary = vocabulary
-        self._ids: dict[str, int] = {}
-
-    def targets(self, answer: dict[str, Any], width: int) -> TokenTargets | None:
-        """Of one answer of /api/generate, or None where ids can't be had.
-
-        An entry's text names its token: byte-level and SentencePiece vocabularies spell no two tokens alike.
-        Only a character of several tokens has no name; its ids come from `context` and are hard-only, as the
-        entry carries the last one's values with half characters for alternatives. (`context` is the answer
-        tokenized again, so it is not used where an entry knows better.) EOS has no entry: it is put back.
-        """
-        vocabulary = self.vocabulary
-        if vocabulary is None:
-            return None
-        entries = _last_entries(cast("list[dict[str, Any]]", answer.get("logprobs") or []), answer["response"])
-        tail = self._tail(answer.get("context") or [], answer["response"].encode())
-        if entries:
-            positions = self._positions(entries, tail)
-        elif tail:
-            while tail and HALF.encode() in vocabulary.bytes_of[tail[-1]]:
-                tail.pop()
-            positions = [hard(i) for i in tail]
-        else:
-            return None
-        if answer.get("done_reason") == "stop":
-            positions.append(hard(vocabulary.tokenizer.eos_id))
-        return assemble(positions, width)
-
-    def _positions(self, entries: list[dict[str, Any]], tail: list[int]) -> list[Position]:
-        assert self.vocabulary is not None
-        starts: dict[int, int] = {}  # byte offset in the answer → index in tail
-        offset = 0
-        for index, i in enumerate(tail):
-            starts.setdefault(offset, index)
-            offset += len(self.vocabulary.bytes_of[i])
-        starts.setdefault(offset, len(tail))
-        positions: list[Position] = []
-        offset = 0
-        for entry in entries:
-            text = str(entry["token"])
-            i = self._id(text)
-            size = len(text.encode())
-            if i != UNKNOWN_ID:
-                positions.append(self._soft(i, entry))
-            elif HALF in text:
-                pass  # a character that the token limit cut
-            elif offset in starts and offset + size in starts:
-                positions += [hard(i) for i in tail[starts[offset] : starts[offset + size]]]
-            else:
-                positions += [hard(i) for i in self._spell(text.encode())]
-            offset += size
-        return positions
-
-    def _soft(self, i: int, entry: dict[str, Any]) -> Position:
-        """Hard where the values are no logprobs of one distribution."""
-        top = cast("list[dict[str, Any]]", entry.get("top_logprobs") or [])
-        logprobs = [float(alternative["logprob"]) for alternative in top]
-        if not (float(entry["logprob"]) <= ROUNDING and _is_part(logprobs)):
-            return hard(i)
-        ids = [self._id(alternative["token"]) for alternative in top]
-        # A control token prints nothing. The likeliest such is taken for EOS; a second one has no name.
-        for place, alternative in enumerate(top):
-            if alternative["token"] == "":
-                assert self.vocabulary is not None
-                ids[place] = self.vocabulary.tokenizer.eos_id
-                break
-        return Position(i, float(entry["logprob"]), ids, logprobs)
-
-    def _id(self, text: str) -> int:
-        """UNKNOWN_ID for "", half characters and what no single token spells."""
-        known = self._ids.get(text)
-        if known is None:
-            assert self.vocabulary is not None
-            found = None if HALF in text else self.vocabulary.id_of(text.encode())
-            known = self._ids[text] = UNKNOWN_ID if found is None else found
-        return known
-
-    def _tail(self, context: list[int], text: bytes) -> list[int]:
-        """The end of `context` that prints the answer; empty where none does."""
-        assert self.vocabulary is not None
-        size, start = 0, len(context)
-        while start and size < len(text) and 0 <= context[start - 1] < len(self.vocabulary.bytes_of):
-            start -= 1
-            size += len(self.vocabulary.bytes_of[context[start]])
-        tail = context[start:]
-        return tail if self.vocabulary.decode(tail) == text else []
-
-    def _spell(self, text: bytes) -> list[int]:
-        """Ids that print these bytes, the longest first: for a character of several tokens without `context`."""
-        assert self.vocabulary is not None
-        ids: list[int] = []
-        while text:
-            size = next((n for n in range(len(text), 0, -1) if self.vocabulary.id_of(text[:n]) is not None), 0)
-            if not size:
-                return ids
-            ids.append(cast(int, self.vocabulary.id_of(text[:size])))
-            text = text[size:]
-        return ids

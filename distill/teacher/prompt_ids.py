@@ -43,8 +43,8 @@ class PromptIds:
         self._begin = tokenizer.bos_id if begins else None
         self._template = _compile(str(metadata.get("tokenizer.chat_template") or CHATML), where)
 
-    def render(self, prompt: str, system: str = "") -> str:
-        """The text that the model continues when it is asked one question, thinking off.
+    def render(self, prompt: str, system: str = "", think: bool = False) -> str:
+        """The text that the model continues when it is asked one question.
 
         A default system message that the template sneaks in is cut off again, as `LlamaCpp.render` does.
         """
@@ -55,7 +55,7 @@ class PromptIds:
             text = self._template(
                 messages=messages,
                 add_generation_prompt=True,
-                enable_thinking=False,
+                enable_thinking=think,
                 bos_token=begin,
                 eos_token=self._spelled(self._teacher.eos_id),
             )

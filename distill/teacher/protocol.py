@@ -4,7 +4,7 @@ Shape legend: N answer tokens, K = 20 alternatives a position.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -32,6 +32,20 @@ class GenerateOptions:
     seed: int = 0
     top_logprobs: int = MAX_TOP_LOGPROBS
     system: str = ""
+    think: str = ""
+    """Whether it thinks before it answers: "" (no), "true", or how much: "low", "medium", "high"."""
+    thinking_tokens: int = 0
+    """Tokens that it may think, besides `max_tokens`."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that it may write in all."""
+        return self.max_tokens + (self.thinking_tokens if self.think else 0)
+
+    def spelled(self) -> dict[str, Any]:
+        """By name, and nothing of thinking where there is none: what was asked before it could be is asked alike."""
+        off = () if self.think else ("think", "thinking_tokens")
+        return {name: value for name, value in asdict(self).items() if name not in off}
 
 
 @dataclass(frozen=True)
@@ -77,14 +91,15 @@ class TokenTargets:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def since(self, start: int) -> "TokenTargets":
-        """Those from `start` on."""
+    def part(self, start: int, end: int | None = None) -> "TokenTargets":
+        """Those from `start` to before `end`."""
+        those = slice(start, end)
         return TokenTargets(
-            self.ids[start:],
-            self.logprobs[start:],
-            self.top_ids[start:],
-            self.top_logprobs[start:],
-            self.soft[start:],
+            self.ids[those],
+            self.logprobs[those],
+            self.top_ids[those],
+            self.top_logprobs[those],
+            self.soft[those],
         )
 
 
@@ -93,8 +108,9 @@ class Response:
     """One answer. `tokens` is None where the teacher gives neither ids nor logprobs (hard labels only).
 
     `done_reason` is "stop" (it ended by itself) or "length". `timings` are seconds: "service" is the time a
-    server slot was busy with it, without queueing; others are for information. `thinking` is what it thought before,
-    where it did though it is told not to: neither text nor tokens hold any of it.
+    server slot was busy with it, without queueing; others are for information. `thinking` is what it thought before, as
+    it was told to or though it was told not to: neither text nor tokens hold any of it. `thought` are its tokens, None
+    where they aren't known to be.
     """
 
     text: str
@@ -102,6 +118,7 @@ class Response:
     done_reason: str
     timings: dict[str, float] = field(default_factory=dict[str, float])
     thinking: str = ""
+    thought: TokenTargets | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +137,10 @@ class TeacherInfo:
     def is_dataset(self) -> bool:
         """Whether a simulation gave the answers, and no model."""
         return self.spec.startswith("dataset:")
+
+    @property
+    def can_think(self) -> bool:
+        return "thinking" in (self.details.get("capabilities") or [])
 
 
 class Teacher(Protocol):

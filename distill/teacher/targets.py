@@ -47,15 +47,36 @@ def apart(text: str) -> tuple[str, str]:
     return "", text
 
 
-def spelling(text: str, tokens: TokenTargets, vocabulary: Vocabulary) -> TokenTargets | None:
-    """The last of an answer's tokens: as many as print its text, blanks before it aside; None where none do."""
+def begin_of(text: str, tokens: TokenTargets, vocabulary: Vocabulary) -> int | None:
+    """The first of an answer's last tokens that print its text, blanks before it aside; None where none do."""
     spelled = [vocabulary.bytes_of[i] for i in tokens.ids.tolist()]
     for start in (0, first_of(spelled, len(text.encode()))):
         printed = b"".join(spelled[start:])
         for halves in ("replace", "ignore"):  # as servers, and `whole_text`, write what is no character
             if ends_in(printed.decode("utf-8", halves), text):
-                return tokens.since(start)
+                return start
     return None
+
+
+def within(text: str, tokens: TokenTargets, vocabulary: Vocabulary) -> TokenTargets | None:
+    """Those of the tokens that print a text, blanks around it aside: without the tags. None where none do."""
+    spelled = [vocabulary.bytes_of[i] for i in tokens.ids.tolist()]
+    sought, printed = text.strip().encode(), b"".join(spelled)
+    at = printed.find(sought)
+    if not sought or at < 0:
+        return None
+    ends = np.cumsum([len(piece) for piece in spelled])
+    start, end = int(np.searchsorted(ends, at, "right")), int(np.searchsorted(ends, at + len(sought))) + 1
+    return tokens.part(start, end) if b"".join(spelled[start:end]).strip() == sought else None
+
+
+def shortened(text: str, tokens: TokenTargets, vocabulary: Vocabulary, limit: int) -> tuple[str, TokenTargets]:
+    """An answer's first tokens, `limit` of them at most, and the text that they print."""
+    ids, count = tokens.ids.tolist(), limit
+    while count and is_cut(vocabulary.decode(ids[:count])):
+        count -= 1
+    kept = vocabulary.decode(ids[:count]).decode("utf-8", "replace")
+    return kept if text.startswith(kept) else kept.lstrip(), tokens.part(0, count)
 
 
 def ends_in(told: str, text: str) -> bool:
@@ -78,13 +99,31 @@ def respond(
     vocabulary: Vocabulary | None,
     done_reason: str,
     timings: dict[str, float],
+    *,
+    limit: int,
+    opened: bool = False,
     thinking: str = "",
+    thought: TokenTargets | None = None,
 ) -> Response:
-    """An answer whose thinking is kept apart and whose tokens are its text's; without tokens where they aren't."""
-    thought, said = apart(whole_text(text, tokens, vocabulary))
+    """An answer whose thinking is kept apart and whose tokens are its text's; without tokens where they aren't.
+
+    limit: tokens of an answer, which ends there: room for thinking that wasn't used isn't the answer's. opened: whether
+    the prompt ends in the tag that begins thinking. thinking, thought: what was told beside the text, if any was.
+    """
+    inside, said = apart((THINK if opened else "") + whole_text(text, tokens, vocabulary))
     if tokens is not None and vocabulary is not None:
-        tokens = spelling(said, tokens, vocabulary)
-    return Response(said, tokens, done_reason, timings, thinking or thought)
+        start = begin_of(said, tokens, vocabulary)
+        if inside and not thinking:
+            thought = within(inside, tokens.part(0, start), vocabulary)
+        tokens = None if start is None else tokens.part(start)
+        if tokens is not None and len(tokens) > limit:
+            (said, tokens), done_reason = shortened(said, tokens, vocabulary, limit), "length"
+    return Response(said, tokens, done_reason, timings, thinking or inside, thought)
+
+
+def opens(prompt: str) -> bool:
+    """Whether what continues a prompt is thinking."""
+    return prompt.rstrip().endswith(THINK)
 
 
 def is_cut(text: bytes) -> bool:

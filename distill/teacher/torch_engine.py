@@ -21,7 +21,7 @@ from distill.teacher.open_source import open_source
 from distill.teacher.prompt_ids import PromptIds
 from distill.teacher.protocol import GenerateOptions, Response, TokenTargets
 from distill.teacher.source import Source
-from distill.teacher.targets import is_cut, respond
+from distill.teacher.targets import is_cut, opens, respond
 
 SLOTS = 256
 """Rows at once: measured for SmolLM2 on two busy cores, 64, 128, 192, 256 and 384 of them wrote 63, 77, 94, 101 and
@@ -120,12 +120,9 @@ class TorchEngine:
             best = min(best, time.perf_counter() - started)
         return rows / best
 
-    def render(self, prompt: str, system: str = "") -> str:
-        """The text that the model continues."""
-        return self._prompts.render(prompt, system)
-
     def answer(self, prompt: str, options: GenerateOptions) -> Response:
-        ids = self._prompts.encode(self.render(prompt, options.system))
+        rendered = self._prompts.render(prompt, options.system, bool(options.think))
+        ids = self._prompts.encode(rendered)
         try:
             written = self._wait(self.load(), ids, options)
         except TeacherError as error:
@@ -138,6 +135,8 @@ class TorchEngine:
             self._vocabulary,
             "stop" if written.ended else "length",
             {"service": written.reading + written.writing, "prompt": written.reading, "answer": written.writing},
+            limit=options.max_tokens,
+            opened=opens(rendered),
         )
 
     def _wait(self, batcher: Batcher, ids: list[int], options: GenerateOptions) -> Written:

@@ -238,3 +238,16 @@ def engine(models: Mapping[str, Path], *, slots: int = 1, threads: int = 1) -> G
 
     with serve(Engine(collections.OrderedDict(models), slots=slots, threads=threads)) as server:
         yield server
+
+
+@contextlib.contextmanager
+def dreaming_ollama(gguf: Path) -> Generator[FakeOllama]:
+    """A student as "dreamer", behind its own template, and as "plain", behind one that knows no thinking."""
+    import ollama
+
+    from distill.tokens.chat import go_template
+
+    with engine({"plain": gguf}) as server:
+        client = ollama.Client(server.url)
+        client.create("dreamer", files={"x.gguf": client.create_blob(gguf)}, template=go_template())
+        yield server

@@ -51,7 +51,7 @@ class OllamaExaminee:
         finally:
             teacher.close()
         self._client = OllamaClient(host, timeout=how.timeout)
-        self._thinks = "thinking" in (info.details.get("capabilities") or [])
+        self._thinks = info.can_think
         entry = next((entry for entry in self._client.models() if entry["name"] == info.name), {})
         self._card = _card(target.name, entry, self._client.show(self.model), self._thinks)
         self._cannot: dict[Ability, str] = {"likelihood": NO_LIKELIHOOD, "targets": NO_LIKELIHOOD}
