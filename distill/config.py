@@ -84,7 +84,10 @@ class MineSettings:
     """`syntax` (dependency parse) or `teacher` (the teacher itself, with a JSON schema)."""
     choose: str = "rarity"
     """Which of the triplets that the syntax miner finds are kept: `rarity`, those that tell most about their answer,
-    beside its question and other answers; or `all`, those that come first."""
+    beside its question and other answers; `likelihood`, of those the ones that make it likeliest under the teacher's
+    own weights (about a second an answer of a small teacher); or `all`, those that come first."""
+    minutes: float = 10.0
+    """What choosing by likelihood may take; what is left then is chosen by rarity. 0: no limit."""
     steps: int = 5
     """Triplets a lens at most, of those chosen."""
     graph_nodes: int = 10000
@@ -286,6 +289,7 @@ LEAST: dict[str, int] = {
     "teacher.in_flight": 0,
     "teacher.thinking_tokens": 1,
     "mine.steps": 1,
+    "mine.minutes": 0,
     "mine.graph_nodes": 0,
     "train.minutes": 0,
     "train.retrieve_limit": 1,

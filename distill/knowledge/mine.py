@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from distill.config import MineSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, TeacherError
 from distill.events import Event, Listener, silent
@@ -20,8 +19,11 @@ MINER_VERSION = 3
 """Raised when a miner changes what it finds, so that finished runs notice."""
 
 
+if TYPE_CHECKING:
+    from distill.mining.likelihood import Judge
+
 T = TypeVar("T")
-CHOICES = ("rarity", "all")
+CHOICES = ("rarity", "likelihood", "all")
 
 
 def partial_file(run: Run) -> Path:
@@ -39,6 +41,8 @@ def stage_settings(run: Run) -> dict[str, Any]:
         context = settings.teacher.context  # what doesn't fit is refused, and not asked again
         used["teacher"] = {"model": settings.teacher.model, **({"context": context} if context else {})}
         used["seed"] = settings.seed
+    elif settings.mine.choose == "likelihood":
+        used["teacher"] = {"model": settings.teacher.model, "weights": settings.teacher.weights}
     return used
 
 
@@ -116,7 +120,7 @@ def _miner(run: Run, traces: Sequence[Trace], listen: Listener) -> Iterator[Mine
 
         return _told(mine_dataset(run, traces), len(traces), listen)
     if run.settings.mine.miner == "syntax":
-        return _by_syntax(run.settings.mine, traces, listen)
+        return _by_syntax(run, traces, listen)
     if run.settings.mine.miner == "teacher":
         from distill.mining.teacher_miner import PartialMine, mine_traces
 
@@ -125,18 +129,35 @@ def _miner(run: Run, traces: Sequence[Trace], listen: Listener) -> Iterator[Mine
     raise BadInput(f"mine.miner={run.settings.mine.miner}: no such miner; choose syntax or teacher")
 
 
-def _by_syntax(settings: MineSettings, traces: Sequence[Trace], listen: Listener) -> Iterator[Mined]:
+def _by_syntax(run: Run, traces: Sequence[Trace], listen: Listener) -> Iterator[Mined]:
     """All are read before some of it is chosen: what is rare shows only then."""
     from distill.mining.choose import by_rarity
     from distill.mining.syntax_miner import read_texts
 
+    settings = run.settings.mine
     if settings.choose not in CHOICES:
         raise BadInput(f"mine.choose={settings.choose}: choose one of {', '.join(CHOICES)}")
+    judge = _judge(run, listen) if settings.choose == "likelihood" else None
     texts = ((trace.key, trace.prompt, trace.response.text, trace.response.done_reason) for trace in traces)
     found = list(_told(read_texts(texts), len(traces), listen))
-    ranked = by_rarity(found) if settings.choose == "rarity" else [each.candidates for each in found]
+    ranked = [each.candidates for each in found] if settings.choose == "all" else by_rarity(found)
+    if judge is not None:
+        from distill.mining.likelihood import by_likelihood
+
+        ranked = by_likelihood(found, ranked, judge, settings.minutes, listen)
     for each, candidates in zip(found, ranked, strict=True):
         yield each.mined(candidates, settings.steps)
+
+
+def _judge(run: Run, listen: Listener) -> "Judge":
+    """The teacher's weights; before anything is parsed, as they may not be there. Raises BadInput."""
+    from distill.corpus.teachers_source import teachers_source
+    from distill.mining.likelihood import Judge
+
+    source = teachers_source(run, listen)
+    if isinstance(source, str):
+        raise BadInput(f"mine.choose=likelihood: needs the teacher's weights ({source}); or take mine.choose=rarity")
+    return Judge(source, run.settings.capture.system)
 
 
 def _told(found: Iterable[T], total: int, listen: Listener) -> Iterator[T]:

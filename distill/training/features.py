@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from distill.backbone.model import Backbone
+from distill.corpus.teachers_source import teachers_source
 from distill.errors import BadInput
 from distill.events import Listener
 from distill.run import Run
 from distill.student.initialize import transplant
 from distill.tokens.bpe import StudentTokenizer
 from distill.training.batches import Batch
-from distill.training.start import ABOUT, started_at, teachers_source
+from distill.training.start import ABOUT, started_at
 
 
 class Features:

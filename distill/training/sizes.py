@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.backbone.model import Backbone, BackboneConfig, count_parameters
+from distill.corpus.teachers_source import teachers_source
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, write_atomic
@@ -19,7 +20,7 @@ from distill.student.cut import quality
 from distill.student.initialize import transplant
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents, pack
-from distill.training.start import JUDGED_TOKENS, cut_to, samples, start_settings, teachers_source
+from distill.training.start import JUDGED_TOKENS, cut_to, samples, start_settings
 
 LAYERS = (0.8, 0.6, 0.4)
 """Shares of the teacher's layers that are tried with all of their neurons."""

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from distill.backbone.model import Backbone, count_parameters, save_backbone
-from distill.corpus.traces import TraceStore
+from distill.corpus.teachers_source import teachers_source
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.cut import Sample, drop_layers, keep_layers, narrow, quality
 from distill.student.image_rows import KINDS, begin_image_rows
 from distill.student.initialize import CHANCE, TEACHER, transplant, wants_teacher
-from distill.teacher.find_weights import find_weights
-from distill.teacher.open_source import open_source
 from distill.teacher.source import Source
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import parse_dream
@@ -78,14 +76,6 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     outputs = {f"{run.start.name}/{path.name}": sha256_file(path) for path in sorted(run.start.iterdir())}
     run.record("start", start_settings(run), outputs, start.about, time.monotonic() - started)
     return run.start
-
-
-def teachers_source(run: Run, listen: Listener) -> Source | str:
-    """The weights of the teacher that gave the run's answers, or why they can't be read, with what would change it."""
-    with TraceStore(run.traces, readonly=True) as store:
-        teacher, words = store.teacher(), store.tokenizer()
-    found = find_weights(run.settings.teacher, teacher, words, listen)
-    return found.reason if found.path is None else open_source(found.path)
 
 
 def started_at(run: Run) -> Path | None:
