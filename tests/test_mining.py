@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -17,8 +17,9 @@ from distill.errors import BadInput, CorruptFile, MissingDependency, MissingStag
 from distill.events import Event, silent
 from distill.knowledge.graph import load_graph
 from distill.knowledge.mine import mine
-from distill.mining import syntax_miner, teacher_miner
+from distill.mining import likelihood, syntax_miner, teacher_miner
 from distill.mining.choose import by_rarity
+from distill.mining.clauses import Candidate
 from distill.mining.inflect import content_stems, grounded, past_participle, stem, third_person
 from distill.mining.phrases import PERSON
 from distill.mining.syntax_miner import load_parser, mine_texts, prose, read_texts
@@ -35,6 +36,7 @@ from distill.mining.triplets import (
 )
 from distill.run import Run
 from distill.teacher.crew import MANY_LISTED
+from distill.teacher.open_source import open_source
 from distill.teacher.protocol import GenerateOptions, TeacherInfo
 
 BALL = "What happens when you drop a ball?"
@@ -175,6 +177,30 @@ def test_triplets_are_chosen_for_what_they_tell_beside_the_question_and_other_an
     kept = first.chains(ranked[::-1], 1)
     assert written(kept) == ["causal: milk | wet | table"], "a lens holds what ranks first"
     assert written(first.chains(ranked, 5)) == ["causal: milk | wet | table", "causal: cat | lick | milk"], "as told"
+
+
+class HandJudge:
+    """Knows the gains of candidates by their action."""
+
+    def gains(self, prompt: str, answer: str, candidates: Sequence[Candidate]) -> list[float]:
+        return [{"lick": 2.0, "chase": 3.0, "wet": -1.0}[candidate.action] for candidate in candidates]
+
+
+def test_likelihood_keeps_what_makes_an_answer_likelier_until_its_time_is_over(smollm2: Path) -> None:
+    text = "The cat licks the milk. The cat chases the dog. The milk wets the table."
+    rows = [("a", BALL, text, "stop"), ("b", BALL, "The milk wets the table.", "stop")]
+    found = list(read_texts(rows))
+    ranked, judge = [each.candidates for each in found], cast("likelihood.Judge", HandJudge())
+    chosen = likelihood.by_likelihood(found, ranked, judge, 0)
+    assert [[c.action for c in each] for each in chosen] == [["chase", "lick"], ["wet"]], "one alone is kept as it is"
+    events = list[Event]()
+    assert likelihood.by_likelihood(found, ranked, judge, 1e-12, events.append) == ranked
+    assert "the other 2 by rarity" in events[-1].message
+    real = likelihood.Judge(open_source(smollm2), "")
+    said, other = (Candidate(*phrases, ("causal",), 0) for phrases in (("cat", "lick", "milk"), ("sun", "warm", "sea")))
+    gains = real.gains(BALL, text, [said, other])
+    assert gains[0] > 5 + gains[1]
+    assert real.gains(f"{BALL} " * 200, text, [said]) == [0.0], "no room"
 
 
 def test_no_english_model_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def by_likelihood(
         if minutes and time.monotonic() - started > 60 * minutes:
             break
         tried = candidates[:MOST]
-        gains = dict(zip(tried, judge.gains(each.prompt, each.text, tried) if len(tried) > 1 else [0.0], strict=False))
+        gains = dict(zip(tried, judge.gains(each.prompt, each.text, tried), strict=True))
         likelier = [candidate for candidate in tried if gains[candidate] > 0]
         chosen.append(sorted(likelier, key=lambda candidate: -gains[candidate]) or tried[:1])
         listen(Event("mine", "progress", done=len(chosen), total=len(found), unit="answer"))
