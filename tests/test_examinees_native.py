@@ -25,7 +25,7 @@ from distill.exam.examinees.opening import open_examinee
 from distill.exam.examinees.protocol import AnswerScore, Examinee, Spoken
 from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.metrics.speech import Form
-from distill.exam.questions import Question
+from distill.exam.questions import Question, Sibling
 from distill.exam.scoring import dream_context, score_answers
 from distill.exam.targets import How, Target, find_target
 from distill.mining.triplets import Triplet, write_triplets
@@ -153,6 +153,18 @@ def test_targets_that_name_the_whole_vocabulary_have_no_tail(exam: SmallExam) ->
     with torch.no_grad():
         log_q = model.double()(torch.tensor([[5, 6]]))[0, -1].log_softmax(-1).numpy()
     assert score.kl[0] == pytest.approx(float((np.exp(q) * (q - log_q)).sum()), abs=1e-4)
+
+
+def test_it_answers_after_a_sibling_s_dream_as_after_its_own(examinee: NativeExaminee, exam: SmallExam) -> None:
+    """What reads the sibling's dream is the very question, with its seed."""
+    plants = replace(exam.questions[2], sibling=Sibling("Rain.", TRIPLETS[3:]))
+    how = {"temperature": 1.0, "max_tokens": 8, "draw": 0}
+    own, other = (examinee.answer([q], think="mined", **how)[0] for q in (plants, plants.after_sibling))
+    assert [said.dream for said in (own, other)] == [
+        exam.tokenizer.decode(examinee._mined(triplets)) for triplets in (plants.triplets, TRIPLETS[3:])
+    ]
+    assert other.dream != own.dream
+    assert examinee.answer([replace(plants, triplets=TRIPLETS[3:])], think="mined", **how)[0].answer == other.answer
 
 
 def test_nothing_to_score(examinee: NativeExaminee) -> None:

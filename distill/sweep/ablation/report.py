@@ -58,7 +58,8 @@ def render(results: Results) -> str:
             [
                 "The true dream of the answer itself, of another of the teacher's answers to the prompt, of another "
                 "prompt, with its image tokens in another order, and none, all read by the same student; beside it the "
-                "one that was trained without dreams.",
+                "one that was trained without dreams. Last, how much nearer answers come to the one whose dream they "
+                "were given than to the other.",
                 *_tables(results, truths),
                 *_differences(results, truths),
                 *(markdown_table(table_rows(results, name, ["sibling"])) for name in OF_STEERING if _steered(results)),
