@@ -16,8 +16,8 @@ def whole(text: str) -> str:
     try:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError as error:
-        half = next(c for c in text[error.start // 2 :] if "\ud800" <= c <= "\udfff")
-        raise ValueError(f"holds \\u{ord(half):x}, half of a surrogate pair; write the whole character") from error
+        half = int.from_bytes(error.object[error.start : error.start + 2], "little")
+        raise ValueError(f"holds \\u{half:x}, half of a surrogate pair; write the whole character") from error
 
 
 def compose(text: str, where: str) -> Any:

@@ -88,6 +88,7 @@ def test_passwords_of_hosts_are_not_kept(tmp_path: Path) -> None:
         ("train=3", "it is a section"),
         ("train.lr.x=1", "no such setting"),
         ("capture.system=\udc80", "half of a surrogate pair"),
+        ("capture.system=😀\ud800", r"holds \\ud800, half of a surrogate pair"),
         ('capture.prompts=["\\ud83d"]', "half of a surrogate pair"),
         ('capture.prompts=["\\UFFFFFFFF"]', "is not YAML"),
         (f"capture.prompts={'[' * 2000}", "nested too deeply"),
