@@ -28,6 +28,19 @@ if TYPE_CHECKING:
     "--guide", metavar="TOKENS", type=Text(), help='Up to three image tokens that each path begins with: "⟨a ball⟩".'
 )
 @click.option(
+    "--dream",
+    metavar="TOKENS",
+    type=Text(),
+    help='A dream to answer from, in the place of the student\'s own: "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩", or "none".',
+)
+@click.option(
+    "--replace",
+    multiple=True,
+    metavar="N=TOKEN",
+    type=Text(),
+    help='Replace token N of the dream before the answer: "3=⟨water⟩". Repeatable.',
+)
+@click.option(
     "--retrieve",
     type=click.Choice(["neighbourhood", "walk", "sample"]),
     help="Put what the knowledge graph knows of the prompt after it, found in this way.",
@@ -51,6 +64,8 @@ def watch(
     prompt: str,
     dreamer: str | None,
     guide: str | None,
+    dream: str | None,
+    replace: tuple[str, ...],
     retrieve: str | None,
     exports: tuple[Path, ...],
     temperature: float,
@@ -63,19 +78,23 @@ def watch(
 
     \b
     Under a lane's name stand the weights of the four experts and, at the end, what the arbiter made of the path:
-    ★ won, ✓ read by the backbone, ✗ set aside, each with its score.
+    ★ won, ✓ read by the backbone, ✗ set aside, each with its score. Below the answer stands which step of the dream
+    each of its words attended to most; the numbers of tokens there are those that --replace takes.
 
     \b
     Examples:
       dream watch my-student "What happens when you drop a ball?"
       dream watch my-student "What happens when you drop a ball?" --guide "⟨a ball⟩" --export dream.html
+      dream watch my-student "What happens when you drop a ball?" --replace "3=⟨water⟩"
     """
     from bundle.load import load_dreaming
+    from distill.dream.editor import parse_replacements
     from distill.dream.view.lanes import LiveLanes
     from distill.dream.view.viewer import check_format
 
     for path in exports:
         check_format(path)
+    replaced = {number: label for text in replace for number, label in parse_replacements(text).items()}
     model = load_dreaming(target, enable_dream_viewer=True)
     lanes = None if quiet or as_json else LiveLanes.on(sys.stdout)
     shown = Shown(lanes)
@@ -85,6 +104,9 @@ def watch(
         stream=True,
         dreamer=dreamer,
         guide=guide,
+        dream=dream,
+        replace=replaced,
+        attention=bool(lanes or as_json or exports),
         retrieve=retrieve or "",
         temperature=temperature,
         max_length=max_tokens,
@@ -94,6 +116,8 @@ def watch(
         shown.answer("" if as_json else piece)
     shown.end(as_json)
     viewer = model.get_dream_viewer()
+    if lanes is not None:
+        lanes.words(viewer.records[-1])
     for path in exports:
         viewer.export(path)
         click.echo(f"wrote {path}", err=True)

@@ -9,10 +9,10 @@ Shape legend: B rows, T positions, D hidden, H heads, G key/value heads, E head 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,14 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = cos.to(q.dtype), sin.to(q.dtype)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def weights(self, x: Tensor, cos: Tensor, sin: Tensor, start: int) -> Tensor:
+        """(B, H, T − start, T) float32: what the positions of x (B, T, D) from `start` on attend to, rows of sum 1."""
+        q, k, _ = self.project(x, cos, sin)
+        q, k = q[:, :, start:].float(), k.repeat_interleave(self.heads // self.kv_heads, dim=1).float()
+        future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=x.device).triu(start + 1)
+        scores = (q @ k.transpose(2, 3) * self.head_dim**-0.5).masked_fill(future, float("-inf"))
+        return scores.softmax(-1)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None) -> Tensor:
         q, k, v = self.project(x, cos, sin)
@@ -204,6 +212,17 @@ class Backbone(nn.Module):
             if states is not None:
                 states.append(x)
         return self.model.norm(x)
+
+    def attention(self, ids: Tensor, start: int = 0) -> Iterator[Tensor]:
+        """Layer by layer, what the tokens of ids (B, T) from `start` on attend to: (B, H, T − start, T), rows of sum 1.
+
+        A pass of its own: the fused kernels of all others never hold these weights.
+        """
+        states = [self.model.embed_tokens(ids)]
+        self.hidden(ids, states=states)
+        cos, sin = self.cos[: ids.shape[1]][None, None], self.sin[: ids.shape[1]][None, None]
+        for block, x in zip(cast("Sequence[Block]", self.model.layers), states, strict=False):
+            yield block.self_attn.weights(block.input_layernorm(x), cos, sin, start)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None, documents: Documents | None = None) -> Tensor:
         """Logits (B, T, V) of ids (B, T)."""

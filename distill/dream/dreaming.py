@@ -6,13 +6,13 @@ Shape legend: P prompt positions, H hidden of the backbone, N images, D = 512.
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from distill.backbone.session import Session
-from distill.dream.dreamers import Dreamt, Watch, decode, decode_guided, draft, read_dream
+from distill.dream.dreamers import Dreamt, Watch, Written, decode, decode_guided, draft, read_dream
 from distill.dream.output_decoder import Speaker
 from distill.dream.pretrained import Parts
 from distill.dream.prompting import Asked, image_words
@@ -20,7 +20,7 @@ from distill.dream.record import Branch, DreamRecord
 from distill.dream.view.lanes import LiveLanes
 from distill.errors import BadInput
 from distill.knowledge.retrieval import Labels
-from distill.tokens.chat import prompt_ids, think_ids, with_context, with_steps
+from distill.tokens.chat import Dream, dream_ids, prompt_ids, think_ids, with_context, with_steps
 
 DREAM_ROOM = 96
 """Columns of the cache made for a dream at first; it grows for longer ones."""
@@ -28,12 +28,14 @@ DREAM_ROOM = 96
 
 @dataclass
 class Dreaming:
-    """One prompt dreamed, and the backbone ready to answer."""
+    """One prompt dreamed, and the backbone ready to answer. question: tokens of the prompt; read: with the dream's."""
 
     record: DreamRecord
     dreamt: Dreamt
     speaker: Speaker
     started: float
+    question: int
+    read: int
 
 
 def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: Sequence[Labels] = ()) -> Dreaming:
@@ -50,8 +52,8 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
     lanes = LiveLanes.on(sys.stdout) if asked.watch else None
 
     def record(dreamt: Dreamt) -> DreamRecord:
-        seconds = time.monotonic() - started
-        return DreamRecord(prompt, asked.dreamer, dreamt.branches, dreamt.edges, seconds=seconds)
+        who, seconds = asked.dreamer if asked.dream is None else "given", time.monotonic() - started
+        return DreamRecord(prompt, who, dreamt.branches, dreamt.edges, seconds=seconds)
 
     def watch(branches: list[Branch]) -> None:
         for show in (asked.on_dream, lanes.draw if lanes else None):
@@ -59,6 +61,9 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
                 show(record(Dreamt(branches=branches)))
 
     dreamt = _dreamt(parts, speaker, states, images, asked, watch if asked.on_dream or lanes else None)
+    if asked.replace:
+        given = parts.editor.replaced(dreamt.dream or {}, asked.replace)
+        return dream(parts, prompt, images, replace(asked, dream=given, replace={}), known)
     if speaker.room < 1:
         raise BadInput(
             f"prompt: with its dream it fills a context of {context}, and leaves no room for an answer; shorten it"
@@ -68,7 +73,7 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
         asked.on_dream(whole)
     if lanes is not None:
         lanes.finish(whole)
-    return Dreaming(whole, dreamt, speaker, started)
+    return Dreaming(whole, dreamt, speaker, started, len(ids), len(speaker.ids))
 
 
 def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: Sequence[Labels]) -> list[int]:
@@ -85,6 +90,8 @@ def _dreamt(
     parts: Parts, speaker: Speaker, states: Tensor, images: Tensor | None, asked: Asked, watch: Watch | None
 ) -> Dreamt:
     """Dream after a prompt of these states (1, P, H); then the speaker has read the dream, and words may follow."""
+    if asked.dream is not None:
+        return _given(parts, speaker, states, asked.dream, asked.dreamer == "backbone")
     if asked.dreamer == "none":  # the prompt ends in an empty dream
         speaker.obey(parts.grammar.answering)
         return Dreamt()
@@ -98,3 +105,13 @@ def _dreamt(
     if asked.guide:
         return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
     return read_dream(parts, decode(parts, speaker, watch), states)
+
+
+def _given(parts: Parts, speaker: Speaker, states: Tensor, given: Dream, as_drawn: bool) -> Dreamt:
+    """A user's dream, read as it is. as_drawn: the answer is drawn as after a dream of the backbone's own, so that it
+    differs by the dream alone."""
+    within = with_steps(given)
+    speaker.read(think_ids(parts.tokenizer, within), last=True, as_drawn=as_drawn and within is not None)
+    speaker.obey(parts.grammar.answering)
+    ids = dream_ids(parts.tokenizer, given)
+    return read_dream(parts, Written(ids, [1.0] * len(ids)), states, "given")

@@ -3,10 +3,10 @@
 Shape legend: B prompts, N images, 3 roles (what, action, result), D = 512.
 """
 
+import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from distill.dream.memory import recall
 from distill.dream.output_decoder import OutputDecoder, Sampling, image_labels
 from distill.dream.pretrained import KNOWLEDGE, Parts, load_parts, pick_device, save_parts
 from distill.dream.prompting import OUTPUT_MODES, Asked, OutputMode, check, choice, images_of, prompts_of
+from distill.dream.reading import read_words
 from distill.dream.record import DreamRecord
 from distill.dream.view.viewer import DreamViewer, Format
 from distill.errors import BadInput
@@ -117,6 +118,9 @@ class DreamingReasoningLLM:
         watch_dreams: bool = False,
         dreamer: str | None = None,
         guide: str | None = None,
+        dream: str | None = None,
+        replace: Mapping[int, str] | None = None,
+        attention: bool = False,
         retrieve: str = "",
         on_dream: Callable[[DreamRecord], None] | None = None,
     ) -> Any:
@@ -131,24 +135,27 @@ class DreamingReasoningLLM:
         "record" (DreamRecord), "seconds", "dream_seconds"}. watch_dreams: draw the dream on the console while it forms.
         dreamer: "engine" drafts all paths in one pass, "backbone" decodes them token by token as in Ollama, "none"
         answers at once; by default the engine where there is one. guide: one to three image tokens, "⟨a ball⟩",
-        that each path begins with. retrieve: put image tokens from the knowledge graph after the prompt; how they
-        are found: "neighbourhood", "walk" or "sample". on_dream: gets the dream as far as it is after each step
-        that forms, and last the whole of it, before the answer begins.
+        that each path begins with. dream: read this one instead, "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩" or a record's `dream`;
+        "none" is an empty one. replace: {3: "⟨water⟩"} puts image tokens in the place of those of the dream, own or
+        given, with these numbers, before it is read. attention: note in the record's `words` what each word of the
+        answer read, for one more forward pass. retrieve: put image tokens from the knowledge graph after the prompt;
+        how they are found: "neighbourhood", "walk" or "sample". on_dream: gets the dream as far as it is after each
+        step that forms, and last the whole of it, before the answer begins.
         Raises BadInput, one line, for whatever can't be done.
         """
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
-        asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows)
-        asked = replace(asked, watch=watch_dreams, on_dream=on_dream)
+        asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows, dream, replace)
+        asked = dataclasses.replace(asked, attention=attention, watch=watch_dreams, on_dream=on_dream)
         seen = images_of(images)
         prompts = prompts_of(prompt, seen)
         several = not (prompt is None or isinstance(prompt, str)) or len(prompts) > 1
         if stream:
             if several or return_dreams or asked.mode != "text":
                 raise BadInput("stream: gives the text of one prompt, piece by piece; leave it out for anything else")
-            return self._stream(self._dream(prompts[0], seen, asked), max_length)
+            return self._stream(self._dream(prompts[0], seen, asked), asked)
         found: list[dict[str, Any]] = []
         for i, one in enumerate(prompts):
-            own = replace(asked, sampling=replace(sampling, seed=seed + i))
+            own = dataclasses.replace(asked, sampling=dataclasses.replace(sampling, seed=seed + i))
             found.append(self._answer(one, None if seen is None else seen[i : i + 1], own))
         self._save_knowledge()
         if return_dreams:
@@ -162,12 +169,12 @@ class DreamingReasoningLLM:
             known = recall(self.parts, retriever, prompt, asked.retrieve, asked.sampling.seed)
         return dream(self.parts, prompt, images, asked, known)
 
-    def _stream(self, dreaming: Dreaming, max_tokens: int) -> Iterator[str]:
+    def _stream(self, dreaming: Dreaming, asked: Asked) -> Iterator[str]:
         pieces: list[str] = []
-        for piece in OutputDecoder.text(dreaming.speaker, self.parts.tokenizer, max_tokens):
+        for piece in OutputDecoder.text(dreaming.speaker, self.parts.tokenizer, asked.sampling.max_tokens):
             pieces.append(piece)
             yield piece
-        self._finish(dreaming, "".join(pieces))
+        self._finish(dreaming, "".join(pieces), asked.attention)
         self._save_knowledge()
 
     def _answer(self, prompt: str, images: Tensor | None, asked: Asked) -> dict[str, Any]:
@@ -179,7 +186,7 @@ class DreamingReasoningLLM:
             labels = image_labels(torch.stack(image, 1), self.parts.codebook) if self.parts.codebook else None
         if asked.mode != "image":
             text = "".join(OutputDecoder.text(dreaming.speaker, self.parts.tokenizer, asked.sampling.max_tokens))
-        record = self._finish(dreaming, text)
+        record = self._finish(dreaming, text, asked.attention)
         both = {"text": text, "image": image}
         return {
             "output": both if asked.mode == "both" else both[asked.mode],
@@ -200,9 +207,12 @@ class DreamingReasoningLLM:
         what, action, result = dreamt.image.unbind(1)
         return what, action, result
 
-    def _finish(self, dreaming: Dreaming, answer: str) -> DreamRecord:
+    def _finish(self, dreaming: Dreaming, answer: str, attention: bool) -> DreamRecord:
         """The whole record, given to those who collect dreams."""
-        record = replace(dreaming.record, answer=answer)
+        record = dataclasses.replace(dreaming.record, answer=answer)
+        if attention and answer and record.read:
+            words = read_words(self.parts, dreaming.speaker, dreaming.question, dreaming.read)
+            record = dataclasses.replace(record, words=words)
         if self._viewer is not None and record.dreamer != "none":
             self._viewer.record(record, dreaming.dreamt.vectors)
         if self.knowledge is not None:

@@ -51,16 +51,18 @@ class Speaker:
         self._logits: Tensor | None = None
         self._next: int | None = None
         self._drawn = 0
+        self.ids: list[int] = []
+        """All that was read."""
 
     def obey(self, grammar: Grammar) -> None:
         """From here on, what is drawn is held to a grammar; what is read counts as if it had been drawn."""
         self._grammar, self._next = grammar, None
         self._states.fill_(grammar.start)
 
-    def read(self, ids: Sequence[int], last: bool = False) -> Tensor:
+    def read(self, ids: Sequence[int], last: bool = False, as_drawn: bool = False) -> Tensor:
         """Read tokens that are given, not drawn. Their last hidden states (1, T, H), or the `last` of them alone.
 
-        Raises BadInput past the context.
+        as_drawn: what comes next is drawn as if they had been. Raises BadInput past the context.
         """
         tokens = torch.tensor([ids], device=self.session.model.cos.device)
         if self._grammar is not None:
@@ -68,6 +70,8 @@ class Speaker:
                 self._states = self._grammar.advance(self._states, tokens[:, column])
         states, self._logits = self.session.append(tokens, last=last)
         self._next = None
+        self._drawn += len(ids) if as_drawn else 0
+        self.ids += ids
         return states
 
     @property

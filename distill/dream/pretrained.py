@@ -17,6 +17,7 @@ import torch
 
 from distill.backbone.model import Backbone, load_backbone, save_backbone
 from distill.config import DreamingConfig
+from distill.dream.editor import DreamEditor
 from distill.dream.engine import ABOUT, WEIGHTS, DreamEngine, codebook_digest
 from distill.dream.record import Slot, Step
 from distill.errors import BadInput, CorruptFile, RunMismatch
@@ -100,6 +101,11 @@ class Parts:
     def grammar(self) -> DreamGrammar:
         """Of its replies."""
         return DreamGrammar(self.tokenizer, self.config.dream_length)
+
+    @cached_property
+    def editor(self) -> DreamEditor:
+        """Of dreams that a user writes."""
+        return DreamEditor(self.tokenizer, self.config.dream_length, self.codebook)
 
     @property
     def device(self) -> torch.device:

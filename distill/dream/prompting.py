@@ -3,41 +3,44 @@
 Shape legend: B prompts, N images, D = 512.
 """
 
-import difflib
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distill.dream.editor import image_phrases
 from distill.dream.memory import RETRIEVALS
 from distill.dream.output_decoder import Sampling
 from distill.dream.pretrained import Parts
 from distill.dream.record import DREAMERS, Dreamer, DreamRecord
-from distill.errors import BadInput, DistillError
-from distill.mining.triplets import clean_phrase
+from distill.errors import BadInput
 from distill.tokens.bpe import image_text
+from distill.tokens.chat import Dream
 from distill.tokens.concepts import CONCEPT_DIM
 
 OutputMode = Literal["text", "image", "both"]
 OUTPUT_MODES: tuple[OutputMode, ...] = get_args(OutputMode)
 
-OFFERED = 3
-"""Image tokens offered where a guide is none."""
-
 
 @dataclass(frozen=True)
 class Asked:
-    """One call of `generate`, checked. guide: codes. watch: draw the dream on the console. on_dream: gets it too."""
+    """One call of `generate`, checked.
+
+    guide: codes. dream: read in the place of one of the student's own. replace: number of a token → the code that takes
+    its place. attention: note what each word read. watch: draw the dream on the console. on_dream: gets it too.
+    """
 
     mode: OutputMode
     sampling: Sampling
     dreamer: Dreamer
     guide: list[int]
     retrieve: str
+    dream: Dream | None = None
+    replace: Mapping[int, int] = field(default_factory=dict[int, int])
+    attention: bool = False
     watch: bool = False
     on_dream: Callable[[DreamRecord], None] | None = None
 
@@ -50,13 +53,19 @@ def check(
     guide: str | None,
     retrieve: str,
     knows: bool,
+    dream: str | None = None,
+    replace: Mapping[int, str] | None = None,
 ) -> Asked:
     """The arguments of `generate` with their defaults filled in. knows: there is a graph to retrieve from.
 
     Raises BadInput, naming the choices, for what there isn't or what doesn't go together.
     """
-    if guide is not None:
-        _check_text("guide", guide)
+    replace = replace or {}
+    for name, text in (("guide", guide), ("dream", dream), *((f"token {n}", label) for n, label in replace.items())):
+        if text is not None:
+            _check_text(name, text)
+    if any(type(number) is not int for number in replace):
+        raise BadInput(f"replace: {list(replace)} are no numbers of tokens; count them from 1")
     chosen = choice("output_mode", mode or parts.config.output_mode, OUTPUT_MODES)
     who = choice("dreamer", dreamer or ("backbone" if parts.engine is None else "engine"), DREAMERS)
     how = choice("retrieve", retrieve, RETRIEVALS)
@@ -64,14 +73,19 @@ def check(
         raise BadInput(
             "dreamer='engine': this student has no engine; train one (`dream train --phase all`), or use 'backbone'"
         )
-    if who == "none" and (chosen != "text" or guide):
-        what = f"output_mode={chosen!r}" if chosen != "text" else "a guide"
+    if who == "none" and (chosen != "text" or guide or replace):
+        what = f"output_mode={chosen!r}" if chosen != "text" else "a guide" if guide else "a replacement"
         raise BadInput(f"dreamer='none': {what} needs a dream; choose another dreamer")
+    if guide and dream is not None:
+        raise BadInput("guide: it begins a dream of the student's own, and one is given; leave out either")
     if sampling.max_tokens < 1:
         raise BadInput(f"max_length={sampling.max_tokens}: must be at least 1")
     if how and not knows:
         raise BadInput(f"retrieve={how!r}: there is no knowledge graph; open one with `remember(path)`")
-    return Asked(chosen, sampling, who, parse_guide(parts, guide) if guide else [], how)
+    given, codes = None if dream is None else parts.editor.written(dream), parts.editor.replacements(replace)
+    if given is not None and codes:
+        given, codes = parts.editor.replaced(given, codes), {}
+    return Asked(chosen, sampling, who, parse_guide(parts, guide) if guide else [], how, given, codes)
 
 
 def choice(name: str, value: str, choices: Sequence[Any]) -> Any:
@@ -98,44 +112,10 @@ def parse_guide(parts: Parts, guide: str) -> list[int]:
 
     Raises BadInput for more of them, and for what is no image token, offering the nearest.
     """
-    bracketed = re.findall(r"⟨([^⟨⟩]*)⟩", guide)
-    rest = re.sub(r"⟨[^⟨⟩]*⟩", "", guide).strip()
-    if rest and (bracketed or set(rest) & set("⟨⟩")):
-        raise BadInput(f"guide: {guide!r} is not written as image tokens alone; write it as ⟨a ball⟩⟨release⟩")
-    phrases = [phrase.strip() for phrase in bracketed or [rest]]
-    if not all(phrases):
-        raise BadInput(f"guide: {guide!r} has an image token without words; give one to three, as in ⟨a ball⟩⟨release⟩")
+    phrases = image_phrases("guide", guide)
     if len(phrases) > 3:
         raise BadInput(f"guide: {len(phrases)} image tokens; give one to three: what, action, result")
-    code_of = {label: code for code, label in enumerate(parts.labels)}
-    codes: list[int] = []
-    for phrase in phrases:
-        if (code := code_of.get(phrase, code_of.get(clean_phrase(phrase)))) is None:
-            raise BadInput(f"guide: {image_text(phrase)} is no image token; {_offer(parts, phrase)}")
-        codes.append(code)
-    return codes
-
-
-def nearest_labels(parts: Parts, phrase: str, count: int = OFFERED) -> list[str]:
-    """Labels like a phrase: first those that are spelled like it, then those that mean the like."""
-    labels, phrase = parts.labels, clean_phrase(phrase)
-    found = difflib.get_close_matches(phrase, labels, count)
-    if parts.codebook is not None and labels:
-        try:
-            (vector,) = parts.codebook.encoder.encode([phrase])
-        except DistillError:  # an encoder that asks a server, and none answers: spelling must do
-            return found
-        if vector.any():
-            order = np.argsort(-(parts.codebook.centroids @ vector), kind="stable")[:count]
-            found += [labels[int(code)] for code in order]
-    return list(dict.fromkeys(found))[:count]
-
-
-def _offer(parts: Parts, phrase: str) -> str:
-    if not parts.labels:
-        return "this student has none at all"
-    near = nearest_labels(parts, phrase) or parts.labels[:OFFERED]
-    return f"the nearest are {', '.join(map(image_text, near))}"
+    return [parts.editor.code("guide", phrase) for phrase in phrases]
 
 
 def images_of(given: Any) -> Tensor | None:

@@ -3,10 +3,15 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
+from distill.mining.triplets import LENSES
+from distill.tokens.bpe import image_text
+
 Dreamer = Literal["engine", "backbone", "none"]
 DREAMERS: tuple[Dreamer, ...] = ("engine", "backbone", "none")
+NONE = "none"
+"""How an empty dream is written."""
 EdgeKind = Literal["temporal", "causal"]
-Part = TypeVar("Part", bound="Slot | Step | Branch | Edge | DreamRecord")
+Part = TypeVar("Part", bound="Slot | Step | Branch | Edge | Word | DreamRecord")
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Step:
 class Branch:
     """One path. score: the arbiter's, 0 to 1; kept: the backbone read it; gates: weight of each expert.
 
-    provenance says where the path comes from: "engine path 3", "backbone", "guided engine path 1".
+    provenance says where the path comes from: "engine path 3", "backbone", "guided engine path 1", "given".
     """
 
     lens: str
@@ -58,8 +63,31 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word of an answer, with the white space before it, and what was attended to where it was chosen.
+
+    question, dream, answer: shares of all attention, 1 together; tags and lenses are the dream's. tokens: shares of
+    what the dream's image tokens got, 1 together, in the order that the backbone read them in. See dream/reading.py.
+    """
+
+    text: str
+    question: float
+    dream: float
+    answer: float
+    tokens: list[float]
+
+    @property
+    def steps(self) -> list[float]:
+        """The same by step."""
+        return [sum(self.tokens[i : i + 3]) for i in range(0, len(self.tokens), 3)]
+
+
+@dataclass(frozen=True)
 class DreamRecord:
-    """One prompt's dreaming. A record may be partial: the viewer gets one after each step that forms."""
+    """One prompt's dreaming. A record may be partial: the viewer gets one after each step that forms.
+
+    dreamer: who dreamed; "given" where a user wrote the dream. words: of the answer, where its attention was noted.
+    """
 
     prompt: str
     dreamer: str
@@ -67,6 +95,28 @@ class DreamRecord:
     edges: list[Edge] = field(default_factory=list[Edge])
     answer: str = ""
     seconds: float = 0.0
+    words: list[Word] = field(default_factory=list[Word])
+
+    @property
+    def lanes(self) -> list[tuple[int, Branch]]:
+        """Branches with their numbers, those of one lens together, lenses in their order."""
+        order = {lens: i for i, lens in enumerate(LENSES)}
+        return sorted(enumerate(self.branches), key=lambda lane: (order.get(lane[1].lens, len(order)), lane[0]))
+
+    @property
+    def read(self) -> list[tuple[int, int]]:
+        """(branch, step) of all that the backbone read, in its order: token n of the dream stands in step ⌈n / 3⌉."""
+        return [(i, t) for i, branch in self.lanes if branch.kept for t in range(len(branch.steps))]
+
+    @property
+    def dream(self) -> str:
+        """What the backbone read, as `generate(dream=…)` takes it."""
+        written = "".join(
+            image_text(branch.lens) + "".join(image_text(slot.label) for step in branch.steps for slot in step.slots)
+            for _, branch in self.lanes
+            if branch.kept
+        )
+        return written or NONE
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,8 +127,12 @@ class DreamRecord:
         parts: dict[str, Any] = {
             "branches": [_branch(branch) for branch in value["branches"]],
             "edges": [_edge(edge) for edge in value["edges"]],
+            "words": [_word(word) for word in value.get("words", [])],  # files from before there were any
         }
-        return _checked(cls(**{**value, **parts}))
+        made = _checked(cls(**{**value, **parts}))
+        if any(len(word.tokens) != 3 * len(made.read) for word in made.words):
+            raise TypeError("words: not a share for each token of the dream")
+        return made
 
 
 def _step(value: dict[str, Any]) -> Step:
@@ -101,6 +155,13 @@ def _edge(value: dict[str, Any]) -> Edge:
     if not all(len(place) == 2 and all(_is(i, int) for i in place) for place in (edge.source, edge.target)):
         raise TypeError("source, target: not two numbers each")
     return edge
+
+
+def _word(value: dict[str, Any]) -> Word:
+    parts: dict[str, Any] = {"tokens": [*value["tokens"]]}
+    if not all(_is(share, float) for share in parts["tokens"]):
+        raise TypeError("tokens: not a number for each")
+    return _checked(Word(**{**value, **parts}))
 
 
 def _checked(made: Part) -> Part:

@@ -9,18 +9,19 @@ import os
 import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import TextIO
 
 from distill.dream.record import Branch, DreamRecord, Step
 from distill.dream.view.records import arbitrated, winner
-from distill.mining.triplets import LENSES
 
 BARS = "▁▂▃▄▅▆▇█"
 COLOURS = {"spatial": "36", "temporal": "33", "causal": "35", "abstract": "34"}
 """SGR codes by lens: the terminal's own colours, so that its theme is kept."""
 GUTTER = 14
 """Columns left of the tokens: lens, gates, verdict."""
-SMALLEST = 24
+SMALLEST, PIPED = 24, 120
+"""Columns at least, and where there is no terminal to have any."""
 
 
 class LiveLanes:
@@ -39,7 +40,7 @@ class LiveLanes:
     ) -> None:
         self.write, self.ansi, self.colour, self.size = write, ansi, colour, size
         self._drawn = 0  # lines on the terminal that are ours to draw over
-        self._said: dict[int, int] = {}  # into a pipe: steps told of each branch
+        self._said: dict[tuple[int, int], list[str]] = {}  # into a pipe: what was told of each step of each branch
         self._asked = False
 
     @classmethod
@@ -68,22 +69,59 @@ class LiveLanes:
             return
         self._tell(record)
         best = winner(record)
-        lines = [f"{_name(record, i)}: {_verdict(branch, i == best, told=True)}" for i, branch in _lanes(record)]
+        lines = [f"{_name(record, i)}: {_verdict(branch, i == best, told=True)}" for i, branch in record.lanes]
         self.write("".join(f"{line}\n" for line in lines))
+
+    def words(self, record: DreamRecord) -> None:
+        """What the answer read: its words, before them the step that they attended to most, and a line for each step.
+
+        Numbers before a step's tokens are those that they are replaced by.
+        """
+        if not record.words:
+            return
+        columns = max(SMALLEST, self.size()[0] - 1) if self.ansi else PIPED
+        steps = [(record.branches[i], t) for i, t in record.read]
+        shares = {part: fmean(getattr(word, part) for word in record.words) for part in ("question", "dream", "answer")}
+        told = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares.items())
+        self.write("".join(f"{line}\n" for line in (clip(f"read: {told}", columns), *self._said_by(record, columns))))
+        for s, (branch, t) in enumerate(steps):
+            share = fmean(word.steps[s] for word in record.words)
+            head = f"[{s + 1}] {visible(branch.lens)} {100 * share:.0f} %"
+            tokens = "  ".join(f"{3 * s + r + 1} {token}" for r, token in enumerate(_tokens(branch.steps[t])))
+            line = clip(f"{head:19} {tokens}", columns)
+            self.write(self._style(line[: len(head)], COLOURS.get(branch.lens, "37")) + line[len(head) :] + "\n")
+
+    def _said_by(self, record: DreamRecord, columns: int) -> list[str]:
+        """The words of an answer, the number of a step before those that attended to it most."""
+        words: list[str] = []
+        styles: list[str] = []
+        before = -1
+        for word in record.words:
+            best = max(range(len(word.steps)), key=word.steps.__getitem__)
+            ink = COLOURS.get(record.branches[record.read[best][0]].lens, "37")
+            if best != before:
+                words.append(f"[{best + 1}]")
+                styles.append(f"1;{ink}")
+            words.append(visible(word.text))
+            styles.append(ink)
+            before = best
+        inks = iter(styles)
+        return [" ".join(self._style(word, next(inks)) for word in line) for line in _filled(words, columns)]
 
     def _tell(self, record: DreamRecord) -> None:
         lines = [] if self._asked else [visible(record.prompt)]
         self._asked = True
-        for i, branch in _lanes(record):
-            for t in range(self._said.get(i, 0), len(branch.steps)):
-                lines.append(f"{_name(record, i)} {t + 1}: {' '.join(_tokens(branch.steps[t]))}")
-            self._said[i] = max(self._said.get(i, 0), len(branch.steps))
+        for i, branch in record.lanes:
+            for t, step in enumerate(branch.steps):
+                if self._said.get((i, t)) != (tokens := _tokens(step)):  # it is new, or a user replaced some of it
+                    lines.append(f"{_name(record, i)} {t + 1}: {' '.join(tokens)}")
+                    self._said[i, t] = tokens
         self.write("".join(f"{line}\n" for line in lines))
 
     def _redraw(self, record: DreamRecord, final: bool) -> None:
         columns, rows = self.size()
         columns = max(SMALLEST, columns - 1)  # a full last column would wrap on some terminals
-        lanes = _lanes(record)
+        lanes = record.lanes
         # What has scrolled away can't be drawn over, so the frame never outgrows the terminal.
         most = max(1, (rows - 3) // max(1, len(lanes)))
         best = winner(record) if final else None
@@ -118,14 +156,7 @@ class LiveLanes:
         words: list[str] = []
         for t, step in enumerate(steps):
             words += (["→"] if t else []) + _tokens(step)
-        lines: list[list[str]] = [[]]
-        used = 0
-        for word in (clip(word, columns) for word in words):
-            if lines[-1] and used + 1 + width(word) > columns:
-                lines.append([])
-                used = 0
-            used += width(word) + (1 if lines[-1] else 0)
-            lines[-1].append(word)
+        lines = _filled(words, columns)
         if len(lines) > most:
             lines = [["…"], *lines[len(lines) - most + 1 :]]
         return [self._style(" ".join(line), "2") if aside and line else " ".join(line) for line in lines]
@@ -139,12 +170,6 @@ class LiveLanes:
 
     def _style(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour and code and text else text
-
-
-def _lanes(record: DreamRecord) -> list[tuple[int, Branch]]:
-    """Branches with their numbers, those of one lens together."""
-    order = {lens: i for i, lens in enumerate(LENSES)}
-    return sorted(enumerate(record.branches), key=lambda lane: (order.get(lane[1].lens, len(order)), lane[0]))
 
 
 def _name(record: DreamRecord, number: int) -> str:
@@ -190,6 +215,19 @@ def _columns(c: str) -> int:
     if unicodedata.category(c) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(c) in "WF" else 1
+
+
+def _filled(words: Sequence[str], columns: int) -> list[list[str]]:
+    """Words, clipped if need be, in lines that fit; one empty line for none."""
+    lines: list[list[str]] = [[]]
+    used = 0
+    for word in (clip(word, columns) for word in words):
+        if lines[-1] and used + 1 + width(word) > columns:
+            lines.append([])
+            used = 0
+        used += width(word) + (1 if lines[-1] else 0)
+        lines[-1].append(word)
+    return lines
 
 
 def clip(text: str, columns: int) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step
 from distill.dream.view.records import ROLES, arbitrated, to_json, winner
-from distill.mining.triplets import LENSES
 
 HINT = (
     "Choose a step to follow it: blue edges lead to it, orange ones lead on. ← → walk along a path, ↑ ↓ across paths, "
@@ -88,10 +87,7 @@ def _dream(number: int, record: DreamRecord, hidden: bool) -> str:
     name = f"dream-{number + 1}"
     best = winner(record)
     steps = max((len(branch.steps) for branch in record.branches), default=0)
-    lanes = "\n".join(
-        _lane(i, record.branches[i], record.branches, i == best)
-        for i in sorted(range(len(record.branches)), key=lambda i: (_lens_rank(record.branches[i].lens), i))
-    )
+    lanes = "\n".join(_lane(i, branch, record, i == best) for i, branch in record.lanes)
     answer = f'<section class="answer"><h2>Answer</h2><p>{_text(record.answer)}</p></section>' if record.answer else ""
     return (
         f'<article class="dream" id="{name}" aria-labelledby="{name}-prompt"{" hidden" if hidden else ""}>\n'
@@ -102,10 +98,6 @@ def _dream(number: int, record: DreamRecord, hidden: bool) -> str:
         f'<aside class="detail" aria-live="polite" aria-label="The chosen step"><p>{HINT}</p></aside>\n'
         f"{answer}\n</article>"
     )
-
-
-def _lens_rank(lens: str) -> int:
-    return LENSES.index(lens) if lens in LENSES else len(LENSES)
 
 
 def _facts(record: DreamRecord) -> str:
@@ -121,8 +113,8 @@ def _facts(record: DreamRecord) -> str:
     return " · ".join(facts)
 
 
-def _lane(number: int, branch: Branch, branches: Sequence[Branch], won: bool) -> str:
-    same = [i for i, other in enumerate(branches) if other.lens == branch.lens]
+def _lane(number: int, branch: Branch, record: DreamRecord, won: bool) -> str:
+    same = [i for i, other in enumerate(record.branches) if other.lens == branch.lens]
     lens = f"{branch.lens} {same.index(number) + 1}" if len(same) > 1 else branch.lens
     verdict = ("★ won" if won else "✓ read") if branch.kept else "set aside"
     score = f'<p class="score">score {branch.score:.2f}</p>' if arbitrated(branch) and branch.steps else ""
