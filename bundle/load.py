@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Literal
 from bundle.manifest import NAME, NATIVE, check_file, read_manifest
 from distill.backbone.generate import stream
 from distill.backbone.model import Backbone, load_backbone
+from distill.backbone.session import Session
 from distill.config import DreamingConfig, Settings
-from distill.dream.output_decoder import Part, Splitter
+from distill.dream.editor import DreamEditor
+from distill.dream.output_decoder import OutputDecoder, Part, Sampling, Speaker, Splitter
 from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.run import Run
 from distill.student.grammar import DreamGrammar, dream_size, longest_path
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import Dream, Message, parse_dream, render
+from distill.tokens.chat import Dream, Message, parse_dream, render, think_ids, with_steps
 
 if TYPE_CHECKING:
     from distill.dream.model import DreamingReasoningLLM
@@ -56,6 +58,11 @@ class Student:
     def _grammar(self) -> DreamGrammar:
         return DreamGrammar(self.tokenizer, self.steps)
 
+    @property
+    def editor(self) -> DreamEditor:
+        """Of dreams that a user writes."""
+        return DreamEditor(self.tokenizer, self.steps)
+
     def chat(
         self,
         messages: Sequence[Message],
@@ -66,12 +73,18 @@ class Student:
         top_p: float = 0.95,
         max_tokens: int = 256,
         seed: int = 0,
+        dream: Dream | None = None,
     ) -> Iterator[tuple[Part, str]]:
         """The next turn as it comes: pieces of the dream ("thinking"), then of the answer ("content"), which has
         `max_tokens` at most.
 
-        Raises BadInput where even the last message alone doesn't fit the context.
+        dream: read in the place of one of its own; the answer is drawn as after its own, so that it differs by the
+        dream alone. Raises BadInput where even the last message alone doesn't fit the context.
         """
+        if dream is not None:
+            sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
+            yield from self._answer_to(self.prompt_ids(messages, None), with_steps(dream), sampling)
+            return
         splitter = Splitter(self.tokenizer)
         prompt = self.prompt_ids(messages, think)
         # A turn of its own that is gone on with has had its dream.
@@ -112,6 +125,17 @@ class Student:
             if len(turns) < 2 or len(ids) + ROOM <= self.model.config.context:
                 return ids
             del turns[: 2 if len(turns) > 2 else 1]  # a question goes with its answer
+
+    def _answer_to(self, prompt: list[int], dream: Dream | None, sampling: Sampling) -> Iterator[tuple[Part, str]]:
+        """A given dream, and the answer to a prompt's ids from it."""
+        speaker = Speaker(Session(self.model, 1), sampling)
+        speaker.read(prompt)
+        speaker.read(think_ids(self.tokenizer, dream), as_drawn=dream is not None)
+        speaker.obey(self._grammar.answering)
+        if dream is not None:
+            yield "thinking", self.editor.text(dream)
+        for piece in OutputDecoder.text(speaker, self.tokenizer, sampling.max_tokens):
+            yield "content", piece
 
     def _tokens(
         self, ids: list[int], dreams: bool, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int

@@ -2,18 +2,19 @@
 
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import click
 
 from cli.options import as_text
-from distill.errors import DistillError
+from distill.errors import BadInput, DistillError
 from distill.stopping import Terminated
 
 if TYPE_CHECKING:
-    from distill.tokens.chat import Message
+    from distill.dream.editor import DreamEditor
+    from distill.tokens.chat import Dream, Message
 
 Piece = tuple[Literal["thinking", "content"], str]
 
@@ -23,6 +24,9 @@ HELP = """\
 /stream on|off   print while it is being written
 /dreams on|off   show the dream
 /think on|off    let it dream before it answers
+/dream        the last dream, its tokens numbered
+/dream 3 ⟨water⟩   replace token 3 of it, and answer again
+/dream ⟨causal⟩⟨a⟩⟨b⟩⟨c⟩   answer again from this dream (none: from no dream)
 /reset        forget the conversation
 /help         this
 /quit         leave (or Ctrl-D)"""
@@ -30,6 +34,9 @@ HELP = """\
 
 class Student(Protocol):
     """Who answers (bundle.load.Student)."""
+
+    @property
+    def editor(self) -> "DreamEditor": ...
 
     def chat(
         self,
@@ -39,12 +46,16 @@ class Student(Protocol):
         temperature: float = 0.7,
         max_tokens: int = 256,
         seed: int = 0,
+        dream: "Dream | None" = None,
     ) -> Iterable[Piece]: ...
 
 
 @dataclass
 class Chat:
-    """A conversation and how it is held. `seed` grows by one a turn, so that a session can be repeated."""
+    """A conversation and how it is held. `seed` grows by one a turn, so that a session can be repeated.
+
+    dream: the last turn's, as text; what is answered again keeps the turn's seed.
+    """
 
     student: Student
     temperature: float = 0.7
@@ -54,34 +65,39 @@ class Chat:
     think: bool = True
     seed: int = 0
     messages: "list[Message]" = field(default_factory=list[Any])
+    dream: str = ""
 
-    def pieces(self, prompt: str) -> Iterable[Piece]:
+    def pieces(self, prompt: str) -> Iterator[Piece]:
         """Ask; yields what comes as it comes. The turn joins the history once it is complete."""
-        turn: Message = {"role": "user", "content": prompt}
+        yield from self._turn(self.messages, {"role": "user", "content": prompt}, self.seed)
+        self.seed += 1
+
+    def again(self, change: str) -> Iterator[Piece]:
+        """The last turn anew, its dream changed as `DreamEditor.changed` says. Raises BadInput as it does."""
+        if not self.messages:
+            raise BadInput("/dream: nothing was asked yet")
+        editor = self.student.editor
+        dream = editor.changed(editor.said(self.dream), change)
+        return self._turn(self.messages[:-2], self.messages[-2], self.seed - 1, dream=dream)
+
+    def _turn(self, before: "list[Message]", turn: "Message", seed: int, **given: "Dream") -> Iterator[Piece]:
         said: dict[str, str] = {"thinking": "", "content": ""}
         for kind, text in self.student.chat(
-            [*self.messages, turn],
+            [*before, turn],
             think=self.think,
             temperature=self.temperature,
             max_tokens=self.max_tokens,
-            seed=self.seed,
+            seed=seed,
+            **given,
         ):
             said[kind] += text
             yield kind, text
-        self.seed += 1
         # The dream of a turn is not part of what the next turn sees, as in Ollama.
         answer: Message = {"role": "assistant", "content": said["content"].strip()}
-        self.messages += [turn, answer]
+        self.messages, self.dream = [*before, turn, answer], said["thinking"]
 
-    def ask(self, prompt: str) -> dict[str, str]:
-        """One whole answer: {"thinking", "content"}."""
-        said = {"thinking": "", "content": ""}
-        for kind, text in self.pieces(prompt):
-            said[kind] += text
-        return {kind: text.strip() for kind, text in said.items()}
-
-    def command(self, line: str) -> str | None:
-        """Carry out a /command; what to say of it, or None to leave."""
+    def command(self, line: str) -> str | Iterator[Piece] | None:
+        """Carry out a /command; what to say of it, an answer, or None to leave. Raises BadInput."""
         name, _, value = line[1:].strip().partition(" ")
         value = value.strip()
         if name in ("quit", "exit", "bye"):
@@ -89,8 +105,10 @@ class Chat:
         if name == "help":
             return HELP
         if name == "reset":
-            self.messages.clear()
+            self.messages, self.dream = [], ""
             return "The conversation starts anew."
+        if name == "dream":
+            return self.again(value) if value else self._numbered()
         if name == "temp":
             return self._number("temperature", value, float, 0.0, 5.0)
         if name == "tokens":
@@ -103,6 +121,10 @@ class Chat:
             return f"{name} {'on' if now else 'off'}"
         return f"no command /{name}; /help lists them"
 
+    def _numbered(self) -> str:
+        editor = self.student.editor
+        return editor.numbered(editor.said(self.dream)) or "no dream yet, or an empty one"
+
     def _number(self, what: str, value: str, kind: type[int] | type[float], low: float, high: float) -> str:
         if not value:
             return f"{what} {getattr(self, what)}"
@@ -114,6 +136,14 @@ class Chat:
             return f"{what} goes from {low:g} to {high:g}"
         setattr(self, what, number)
         return f"{what} {number}"
+
+
+def together(pieces: Iterable[Piece]) -> dict[Literal["thinking", "content"], str]:
+    """One whole answer: {"thinking", "content"}."""
+    said: dict[Literal["thinking", "content"], str] = {"thinking": "", "content": ""}
+    for kind, text in pieces:
+        said[kind] += text
+    return {kind: text.strip() for kind, text in said.items()}
 
 
 def converse(chat: Chat) -> None:
@@ -132,25 +162,26 @@ def converse(chat: Chat) -> None:
         except KeyboardInterrupt:
             click.echo("\n/quit or Ctrl-D leaves.", err=True)
             continue
-        if line.startswith("/"):
-            said = chat.command(line)
+        try:
+            said = chat.command(line) if line.startswith("/") else chat.pieces(line) if line else ""
             if said is None:
                 return
-            click.echo(said)
-        elif line:
-            try:
-                show(chat, line)
-            except Terminated:
-                raise
-            except KeyboardInterrupt:
-                click.echo("\n(stopped; this turn is forgotten)", err=True)
-            except DistillError as error:  # such as a message that is longer than the context
-                click.echo(f"Error: {error}", err=True)
+            if not isinstance(said, str):
+                show(chat, said)
+            elif said:
+                click.echo(said)
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            click.echo("\n(stopped; this turn is forgotten)", err=True)
+        except DistillError as error:  # such as a message that is longer than the context
+            click.echo(f"Error: {error}", err=True)
 
 
-def show(chat: Chat, prompt: str) -> None:
+def show(chat: Chat, pieces: Iterable[Piece]) -> None:
     """Print one answer, with its dream in grey above it if dreams are on."""
-    pieces = chat.pieces(prompt) if chat.stream else list(chat.ask(prompt).items())
+    if not chat.stream:
+        pieces = list(together(pieces).items())
     last, started = "", False
     for kind, text in pieces:
         if kind == "thinking" and not chat.dreams:

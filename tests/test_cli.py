@@ -768,7 +768,8 @@ def test_chat_remembers_until_reset(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_chat_hides_dreams(capsys: pytest.CaptureFixture[str]) -> None:
-    show(Chat(Parrot(), dreams=False), "hello")
+    chat = Chat(Parrot(), dreams=False)
+    show(chat, chat.pieces("hello"))
     assert capsys.readouterr().out == "you said hello\n"
 
 

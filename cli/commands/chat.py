@@ -32,7 +32,8 @@ def chat(
     """Talk to a student: a run's best checkpoint, or any bundle folder. Runs natively, without Ollama.
 
     \b
-    In the chat, /help lists the commands: /temp /tokens /stream /dreams /think /reset /quit.
+    In the chat, /help lists the commands: /temp /tokens /stream /dreams /think /dream /reset /quit.
+    /dream shows the last dream with its tokens numbered; /dream 3 ⟨water⟩ replaces one, and answers again.
     Examples:
       dream chat my-student
       dream chat runs/my-student/bundle --prompt "What happens when you drop a ball?" --json
@@ -40,13 +41,13 @@ def chat(
     if as_json and prompt is None:
         raise click.UsageError("--json needs --prompt")
     from bundle.load import load_student
-    from cli.repl import Chat, converse, show
+    from cli.repl import Chat, converse, show, together
 
     talk = Chat(load_student(target), temperature, tokens, dreams=dreams, think=think, seed=seed)
     if prompt is None:
         click.echo("Ask something; /help lists the commands.", err=True)
         converse(talk)
     elif as_json:
-        emit_json({"prompt": prompt, **talk.ask(prompt)})
+        emit_json({"prompt": prompt, **together(talk.pieces(prompt))})
     else:
-        show(talk, prompt)
+        show(talk, talk.pieces(prompt))
