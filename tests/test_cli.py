@@ -773,6 +773,48 @@ def test_chat_hides_dreams(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "you said hello\n"
 
 
+def test_chat_answers_again_from_a_changed_dream(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student that learned one dream; each line says what comes of it. Words are drawn: the dream alone differs."""
+    from support.dreaming_student import PROMPTS, parts
+
+    from bundle.load import Student
+
+    backbone, tokenizer, _ = parts()
+    dream = "⟨spatial⟩⟨a ball⟩⟨release⟩⟨falls to the floor⟩⟨temporal⟩⟨causal⟩⟨abstract⟩"
+    lines = ["/dream", "/dream 1 a cup", PROMPTS[0], "/dream", f"/dream {dream}", "/dream 2=⟨push⟩ 3 ⟨the rain⟩"]
+    lines += ["/dream", "/dream 2 ⟨pusch⟩", "/dream 13 ⟨a cup⟩", f"/dream {dream}", "/dream none", "/dream"]
+    said: list[tuple[str, str]] = []
+
+    def told(_prompt: str) -> str:
+        said.append(capsys.readouterr())
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    monkeypatch.setattr("builtins.input", told)
+    chat = Chat(Student("small", backbone, tokenizer), max_tokens=20, seed=6, temperature=0.6)
+    converse(chat)
+    nothing, unasked, own, shown, same, other, changed, near, far, back, none, empty = said[1:]
+    assert own[0].startswith(f"{dream}\n")
+    assert same == own == back
+    assert shown[0] == "spatial   1 ⟨a ball⟩  2 ⟨release⟩  3 ⟨falls to the floor⟩\n"
+    assert other[0].startswith("⟨spatial⟩⟨a ball⟩⟨push⟩⟨the rain⟩⟨temporal⟩")
+    assert other[0].splitlines()[-1] != own[0].splitlines()[-1]
+    assert changed[0] == "spatial   1 ⟨a ball⟩  2 ⟨push⟩  3 ⟨the rain⟩\n"
+    assert near[1] == "Error: token 2: ⟨pusch⟩ is no image token; the nearest are ⟨push⟩\n"
+    assert far[1] == "Error: token 13: there is none to replace; the dream has the tokens 1 to 3\n"
+    assert unasked[1] == "Error: /dream: nothing was asked yet\n"
+    assert nothing[0] == empty[0] == "no dream yet, or an empty one\n"
+    assert "⟨" not in none[0]
+    stock = Student("small", backbone, tokenizer).answer(
+        PROMPTS[0], think=False, seed=6, max_tokens=20, temperature=0.6
+    )
+    assert none[0].strip() == stock.text
+    assert [message["content"] for message in chat.messages] == [PROMPTS[0], stock.text]
+
+
 def test_chat_survives_ctrl_c_in_an_answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopped(Parrot):
         def chat(self, messages, **options):  # type: ignore[no-untyped-def]

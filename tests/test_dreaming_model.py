@@ -13,6 +13,8 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.dreaming_student import PROMPTS, engine, parts
 from support.small_student import ANSWER, DREAM, small_model, write_checkpoint
 
@@ -22,11 +24,13 @@ from distill.backbone.model import Backbone
 from distill.backbone.session import Session
 from distill.config import CaptureSettings, DreamingConfig, Settings
 from distill.dream.dreamers import WAKING, Written, decode, decode_guided, read_dream
+from distill.dream.editor import DreamEditor, parse_replacements
 from distill.dream.engine import DreamEngine, drafted_dreams, prompt_states
 from distill.dream.graph_reasoner import DreamGraphReasoner
 from distill.dream.model import DreamingReasoningLLM
 from distill.dream.output_decoder import OutputDecoder, Sampling, Speaker, Splitter, image_labels
 from distill.dream.pretrained import Parts
+from distill.dream.reading import split_words
 from distill.dream.record import DreamRecord
 from distill.dream.starter import starter_tokenizer
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
@@ -34,8 +38,9 @@ from distill.knowledge.graph import load_graph
 from distill.knowledge.retrieval import retrieve
 from distill.mining.triplets import LENSES
 from distill.run import Run, sha256_file
+from distill.student.grammar import DreamGrammar
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import prompt_ids, think_ids
+from distill.tokens.chat import Dream, prompt_ids, think_ids
 from distill.tokens.image_tokens import Codebook
 
 KEEP_ALL = DreamingConfig(keep_above=0.0)
@@ -225,6 +230,110 @@ def test_a_guided_dream_is_read_whatever_the_graph_thinks_of_it() -> None:
     assert guided["output"] == text_of(tokenizer, greedy(model.parts.model, tokenizer, ids, 20))
 
 
+# Dreams that a user writes.
+
+
+def test_a_given_dream_is_read_as_it_is(model: DreamingReasoningLLM) -> None:
+    """Against whole forward passes; and a dream given back says what it said, whoever dreamed it, if words are drawn."""
+    backbone, tokenizer, _ = parts()
+    written = "⟨temporal⟩ ⟨a cup⟩⟨push⟩⟨breaks⟩\n⟨abstract⟩"
+    codes = [tokenizer.labels.index(label) for label in ("a cup", "push", "breaks")]
+    read = think_ids(tokenizer, {"temporal": [(codes[0], codes[1], codes[2])]})
+    expected = text_of(tokenizer, greedy(backbone, tokenizer, prompt_ids(tokenizer, PROMPTS[0]) + read, 30))
+    result = model.generate(PROMPTS[0], dream=written, temperature=0, max_length=30, return_dreams=True)
+    assert (result["output"], result["record"].dreamer) == (expected, "given")
+    assert [branch.provenance for branch in result["dreams"]] == ["given"] * 4
+    assert result["dreams"][1].score > 0, "the engine's graph judges it as any other"
+    how = {"temperature": 1.3, "seed": 3, "max_length": 20}
+    for dreamer in ("engine", "backbone"):
+        own = model.generate(PROMPTS[0], dreamer=dreamer, return_dreams=True, **how)
+        again = model.generate(PROMPTS[0], dreamer=dreamer, dream=own["record"].dream, return_dreams=True, **how)
+        assert again["output"] == own["output"]
+        assert again["record"].dream == own["record"].dream
+        swapped = model.generate(PROMPTS[0], dreamer=dreamer, replace={2: "push"}, return_dreams=True, **how)
+        slots = [slot.label for i, t in own["record"].read for slot in own["dreams"][i].steps[t].slots]
+        replaced = [slot.label for i, t in swapped["record"].read for slot in swapped["dreams"][i].steps[t].slots]
+        assert replaced == [slots[0], "push", *slots[2:]]
+        both = model.generate(PROMPTS[0], dreamer=dreamer, dream=own["record"].dream, replace={2: "⟨push⟩"}, **how)
+        assert both == swapped["output"] != own["output"]
+    empty = model.generate(PROMPTS[0], dream="none", return_dreams=True, **how)
+    assert empty["output"] == model.generate(PROMPTS[0], dreamer="none", **how)
+    assert (empty["record"].read, empty["record"].dream) == ([], "⟨spatial⟩⟨temporal⟩⟨causal⟩⟨abstract⟩")
+    assert model.generate(PROMPTS[0], dreamer="none", return_dreams=True, **how)["record"].dream == "none"
+
+
+EDITOR = DreamEditor(starter_tokenizer(["a ball", "falls", "⁂ 7"]), 2)
+PIECES = st.sampled_from([f"⟨{label}⟩" for label in (*LENSES, "a ball", "falls", "⁂ 7", "a bal")])
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(PIECES, max_size=12).map("".join) | st.text(max_size=8))
+def test_what_a_user_may_write_is_what_the_grammar_allows(text: str) -> None:
+    """Anything is either refused in one line or spelled so that no token of it is masked."""
+    grammar = DreamGrammar(EDITOR.tokenizer, EDITOR.steps)
+    try:
+        dream = EDITOR.changed({}, text)
+    except BadInput as error:
+        assert "\n" not in str(error)
+        return
+    ids = think_ids(EDITOR.tokenizer, dream)
+    allowed = grammar.forbidden[torch.tensor(grammar.rows(ids)), torch.tensor(ids)]
+    assert bool((allowed == 0).all())
+    assert EDITOR.written(EDITOR.text(dream)) == EDITOR.said(EDITOR.text(dream))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(LENSES), max_size=4), st.dictionaries(st.integers(1, 24), st.integers(0, 2)))
+def test_tokens_are_replaced_by_their_numbers(lenses: list[str], codes: dict[int, int]) -> None:
+    dream: Dream = {lens: [(0, 1, 2), (2, 1, 0)][: i % 3] for i, lens in enumerate(lenses)}
+    numbered = dict(enumerate((code for lens in LENSES for step in dream.get(lens, ()) for code in step), 1))
+    written = "".join(f" {number}=⟨{EDITOR.tokenizer.labels[code]}⟩" for number, code in codes.items())
+    assert EDITOR.replacements(parse_replacements(written) if codes else {}) == codes
+    if not codes.keys() <= numbered.keys():
+        with pytest.raises(BadInput, match="there is none to replace"):
+            EDITOR.replaced(dream, codes)
+        return
+    after = EDITOR.replaced(dream, codes)
+    assert [code for lens in LENSES for step in after[lens] for code in step] == [*{**numbered, **codes}.values()]
+    assert {lens: len(steps) for lens, steps in after.items() if steps} == {k: len(v) for k, v in dream.items() if v}
+
+
+def test_each_word_s_attention_is_that_of_the_pass_that_chose_it(model: DreamingReasoningLLM) -> None:
+    """Against transformers' own weights, by definition; the words are the answer's."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    backbone, tokenizer, _ = parts()
+    theirs = LlamaForCausalLM._from_config(LlamaConfig(**backbone.config.to_hf()), attn_implementation="eager")
+    theirs.load_state_dict(backbone.state_dict())
+    how = {"dream": "⟨causal⟩⟨a cup⟩⟨push⟩⟨breaks⟩⟨abstract⟩" + "⟨a ball⟩" * 6, "temperature": 0, "max_length": 24}
+    result = model.generate(PROMPTS[0], return_dreams=True, attention=True, **how)
+    record, prompt = result["record"], prompt_ids(tokenizer, PROMPTS[0])
+    assert record.answer == result["output"] == "".join(word.text for word in record.words)
+    assert model.generate(PROMPTS[0], return_dreams=True, **how)["record"].words == []
+    dream = think_ids(tokenizer, DreamEditor(tokenizer, 5).written(how["dream"]))
+    said = tokenizer.encode(record.answer, special=True)
+    with torch.no_grad():
+        layers = theirs(torch.tensor([[*prompt, *dream, *said]]), output_attentions=True).attentions
+    table = torch.stack(layers).double().mean((0, 1, 2))
+    start = len(prompt) + len(dream)
+    images = [
+        place for place in range(len(prompt), start) if tokenizer.image_code([*prompt, *dream][place]) is not None
+    ]
+    begin = start
+    for word in record.words:
+        end = begin + len(word.text.encode())  # a byte is a token
+        row = table[begin - 1 : end - 1].mean(0)
+        expected = (row[: len(prompt)].sum(), row[len(prompt) : start].sum(), row[start:].sum())
+        assert (word.question, word.dream, word.answer) == pytest.approx([float(part) for part in expected], abs=2e-5)
+        assert word.tokens == pytest.approx((row[images] / row[images].sum()).tolist(), abs=2e-5)
+        begin = end
+    assert split_words(tokenizer, tokenizer.encode("日本 a", special=True)) == [
+        ("日", [0, 1, 2]),
+        ("本", [3, 4, 5]),
+        (" a", [6, 7]),
+    ]
+
+
 @pytest.mark.parametrize("dreamer", ["engine", "backbone"])
 def test_a_dream_is_told_step_by_step(model: DreamingReasoningLLM, dreamer: str) -> None:
     told: list[DreamRecord] = []
@@ -376,6 +485,21 @@ def test_images_are_seen_by_the_engine_and_read_by_the_backbone(model: DreamingR
         ({"prompt": "A \ud83d cup"}, "prompt: character 3 is half of one"),
         ({"prompt": ["A cup", 7]}, "prompt: int instead of text"),
         ({"guide": "⟨a cup⟩ please"}, "is not written as image tokens alone"),
+        ({"dream": "⟨causal⟩⟨a cup⟩⟨push⟩"}, "⟨causal⟩ has 2 image tokens; give whole triplets"),
+        ({"dream": "⟨a cup⟩⟨causal⟩"}, "dream: begins with ⟨a cup⟩; a lens stands first, one of ⟨spatial⟩"),
+        ({"dream": "⟨causal⟩⟨temporal⟩"}, "its lenses are ⟨causal⟩⟨temporal⟩; each stands once at most, in the order"),
+        ({"dream": "⟨causal⟩⟨causal⟩"}, "each stands once at most"),
+        ({"dream": "⟨causal⟩" + "⟨a cup⟩" * 18}, "⟨causal⟩ has 6 triplets; this student dreams at most 5"),
+        ({"dream": "⟨causal⟩⟨a\ncop⟩⟨push⟩⟨push⟩"}, "dream: ⟨a cop⟩ is no image token; the nearest are ⟨a cup⟩"),
+        ({"dream": ""}, "dream: '' has an image token without words"),
+        ({"dream": 7}, "dream: int instead of text"),
+        ({"dream": "none", "guide": "a cup"}, "guide: it begins a dream of the student's own, and one is given"),
+        ({"dream": "none", "replace": {1: "a cup"}}, "token 1: there is none to replace; the dream is empty"),
+        ({"replace": {0: "a cup"}}, "token 0: there is none to replace; the dream has the tokens 1 to 60"),
+        ({"replace": {"1": "a cup"}}, "no numbers of tokens; count them from 1"),
+        ({"replace": {1: "⟨a cup⟩⟨push⟩"}}, "token 1: 2 image tokens in its place; give one"),
+        ({"replace": {1: None}}, "token 1: NoneType instead of text"),
+        ({"replace": {1: "a cup"}, "dreamer": "none"}, "a replacement needs a dream"),
         ({"max_length": 0}, "max_length=0: must be at least 1"),
         ({"temperature": -1.0}, "sampling: temperature -1.0"),
         ({"temperature": float("nan")}, "sampling: temperature nan"),

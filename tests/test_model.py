@@ -73,6 +73,12 @@ def test_logits_equal_transformers(tied: bool, tmp_path: Path) -> None:
         torch.testing.assert_close(model(ids), theirs(ids).logits, rtol=1e-5, atol=1e-6)
         loaded = load_backbone(tmp_path)
         assert torch.equal(loaded(ids), model(ids))
+    eager = LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    with torch.no_grad():
+        expected = eager(ids, output_attentions=True).attentions
+        for start in (0, 17, 39):
+            for ours, wanted in zip(model.attention(ids, start), expected, strict=True):
+                torch.testing.assert_close(ours, wanted[:, :, start:], rtol=1e-5, atol=1e-6)
     theirs.save_pretrained(tmp_path / "again")
     with torch.no_grad():
         assert torch.equal(load_backbone(tmp_path / "again")(ids), model(ids))

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from support.browser import Browser, Page, find_browser
 from support.dream_samples import HOSTILE, as_it_forms, backbone_record, engine_record, hostile_record
 
-from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step
+from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step, Word
 from distill.dream.view.heatmap import MATTERS, SURE, heatmap
 from distill.dream.view.lanes import LiveLanes, clip, visible, width
 from distill.dream.view.page import page
@@ -125,6 +126,10 @@ def test_the_json_is_versioned_and_readable(tmp_path: Path) -> None:
     assert (value["format"], value["version"]) == ("dreams", 1)
     assert [DreamRecord.from_json(record) for record in value["dreams"]] == [hostile_record(), engine_record()]
     assert "日本語" in path.read_text(encoding="utf-8")
+    for record in value["dreams"]:  # as it was written before attention was noted
+        del record["words"]
+    path.write_text(json.dumps(value), encoding="utf-8")
+    assert DreamViewer.load(path).records == [replace(r, words=[]) for r in (hostile_record(), engine_record())]
 
 
 def test_bad_files_are_one_line(tmp_path: Path) -> None:
@@ -152,6 +157,9 @@ def test_bad_files_are_one_line(tmp_path: Path) -> None:
         ('"label": "', '"label": null, "_": "'),
         ('"prompt": "', '"prompt": 7, "_": "'),
         ('"seconds": ', '"seconds": true, "_": '),
+        ('"question": ', '"question": null, "_": '),
+        ('"tokens": [', '"tokens": [0.5, '),
+        ('"tokens": [', '"tokens": ["x"], "_": ['),
         ('"kind": "temporal"', '"kind": "odd\\" onload=\\"x"'),
     ]:
         assert part in whole
@@ -193,6 +201,9 @@ def test_every_value_has_its_colour_in_the_heatmap() -> None:
             assert any(np.abs(np.subtract(shade(MATTERS, step.importance), c)).max() <= 1 for c in seen)
             for slot in step.slots:
                 assert any(np.abs(np.subtract(shade(SURE, slot.probability), c)).max() <= 1 for c in seen)
+    for word in engine_record().words:
+        for share in word.steps:
+            assert any(np.abs(np.subtract(shade(SURE, share), c)).max() <= 1 for c in seen)
 
 
 def test_the_heatmap_shows_likeness_where_there_are_vectors(tmp_path: Path) -> None:
@@ -278,6 +289,9 @@ def test_the_page_holds_every_step_and_edge() -> None:
     assert [lane["data-lens"] for lane in lanes] == list(LENSES)
     assert [lane["class"] for lane in lanes] == ["lane", "lane kept won", "lane kept", "lane"]
     assert [lane["aria-label"] for lane in lanes][1] == "temporal, ★ won"
+    reads = [(int(n["data-branch"]), int(n["data-step"])) for n in outline.having("node") if "data-read" in n]
+    assert reads == record.read
+    assert len(outline.having("word")) == len(record.words) == 24
     text = "".join(outline.text)
     assert all(part in text for part in (record.prompt, record.answer, "score 0.94", "engine path 1", "43 ms"))
     assert next(gate["aria-label"] for gate in outline.having("gates")).startswith("Experts: spatial 0.7")
@@ -325,7 +339,8 @@ def test_nothing_said_becomes_markup(said: str) -> None:
     def elements(text: str) -> list[str]:
         slot = Slot(text, 0, 0.5)
         branch = Branch(text, [Step(slot, slot, slot, 0.5)], 0.5, True, text, {text: 1.0})
-        return [tag for tag, _ in Outline(page([DreamRecord(text, text, [branch], [], text)] * 2).decode()).elements]
+        record = DreamRecord(text, text, [branch], [], text or "x", words=[Word(text, 0.5, 0.3, 0.2, [0.5, 0.3, 0.2])])
+        return [tag for tag, _ in Outline(page([record] * 2).decode()).elements]
 
     assert elements(said) == elements("harmless")
 
@@ -410,6 +425,28 @@ def test_following_a_step_in_a_browser(browser: Browser, tmp_path: Path) -> None
     assert marked(page, ".node.here") == {"2.2"}  # one stop for Tab: where the walk was left
     assert marked(page, ".edge.in") == into((2, 2))
     page.press("Escape")
+    page.click('.word[data-word="7"]')
+    shares = dict(zip(record.read, record.words[7].steps, strict=True))
+    lit = "parseFloat(getComputedStyle(n).getPropertyValue('--r') || 0)"
+    shone = page.eval(
+        f"[...document.querySelectorAll('{shown} .node[data-read]')].map((n) => [+n.dataset.branch, "
+        f"+n.dataset.step, {lit}])"
+    )
+    assert {(i, t): part for i, t, part in shone} == pytest.approx(
+        {place: part / max(shares.values()) for place, part in shares.items()}
+    )
+    assert page.eval("document.querySelector('.detail').textContent").startswith(
+        "“breaks”Read question 50 %, dream 30 %"
+    )
+    page.press("ArrowRight")
+    assert page.eval("document.querySelector('.word.here').textContent") == "into"
+    page.click('.node[data-branch="2"][data-step="2"]')
+    read = [word.steps[record.read.index((2, 2))] for word in record.words]
+    shone = page.eval(f"[...document.querySelectorAll('{shown} .word')].map((n) => {lit})")
+    assert shone == pytest.approx([part / max(read) for part in read])
+    assert marked(page, ".node.here") == {"2.2"}
+    page.press("Escape")
+    assert page.eval(f"[...document.querySelectorAll('.word, .node')].every((n) => !{lit})")
     page.eval("document.querySelector('#causal').click()")
     assert marked(page, ".edge.weak") == marked(page, f"{shown} .edge.causal")
     page.eval("location.hash = '#dream-2'")
@@ -530,6 +567,34 @@ def test_a_low_terminal_keeps_the_latest_tokens_and_the_verdict() -> None:
     assert "⟨into pieces⟩" in text
     assert "…" in text
     assert "★ won 0.94" in text
+
+
+@pytest.mark.parametrize("columns", [20, 80, 200])
+def test_what_each_word_read_is_told_below_the_answer(columns: int) -> None:
+    for record in (engine_record(), hostile_record()):
+        out: list[str] = []
+        LiveLanes(out.append, ansi=True, colour=False, size=lambda: (columns, 40)).words(record)
+        lines = "".join(out).splitlines()
+        assert all(width(line) < max(columns, 25) and visible(line) == " ".join(line.split()) for line in lines)
+        assert lines[0].startswith("read: question 50 %")
+        coloured: list[str] = []
+        LiveLanes(coloured.append, ansi=True, colour=True, size=lambda: (columns, 40)).words(record)
+        assert re.sub(r"\x1b\[[0-9;]*m", "", "".join(coloured)).splitlines() == lines
+    out = []
+    LiveLanes(out.append, ansi=False).words(record := engine_record())
+    _, *lines = "".join(out).splitlines()
+    marks = [max(range(9), key=word.steps.__getitem__) + 1 for word in record.words]
+    words = [word.text.strip() for word in record.words]
+    told = [f"[{m}] {w}" if m != before else w for before, m, w in zip([0, *marks], marks, words, strict=False)]
+    assert " ".join(lines[:-9]) == " ".join(told)
+    mean = sum(word.steps[1] for word in record.words) / len(words)
+    assert lines[-8].split("  ", 1) == [
+        f"[2] temporal {100 * mean:.0f} %",
+        " 4 ⟨a glass ball⟩  5 ⟨rolls⟩  6 ⟨to the edge⟩",
+    ]
+    out.clear()
+    LiveLanes(out.append, ansi=False).words(backbone_record())
+    assert out == [], "no attention was noted"
 
 
 def test_colours_are_asked_for() -> None:

@@ -100,6 +100,36 @@ def test_a_guide_begins_each_path(call: Call, student: Path) -> None:
     assert err.count("\n") == 1
 
 
+def test_a_dream_is_replaced_or_given_and_the_answer_follows(call: Call, student: Path) -> None:
+    how = (student, PROMPT, "--max-tokens", 12, "--temperature", 1)
+    own = DreamRecord.from_json(json.loads(call(*how, "--json")[1]))
+    assert len(own.words) > 0
+    again = DreamRecord.from_json(json.loads(call(*how, "--json", "--dream", own.dream)[1]))
+    assert (again.answer, again.dreamer, again.dream) == (own.answer, "given", own.dream)
+    code, out, _ = call(*how, "--replace", "1=⟨a ball⟩", "--replace", "3 drop")
+    tokens = re.findall(r"⟨[^⟨⟩]*⟩", own.dream)
+    first = tokens.index("⟨spatial⟩") + 1
+    tokens[first], tokens[first + 2] = "⟨a ball⟩", "⟨drop⟩"
+    given = call(*how, "--dream", "".join(tokens))
+    assert code == 0
+    dream, answer = out.split("\n\n", 1)
+    assert given[1].split("\n\n", 1)[1] == answer, "replacing a token is giving the dream with it"
+    assert f"spatial 1: ⟨a ball⟩ {tokens[first + 1]} ⟨drop⟩" in dream.splitlines()
+    assert "[1] spatial" in answer
+    assert f"1 ⟨a ball⟩  2 {tokens[first + 1]}  3 ⟨drop⟩" in answer
+    none = call(*how, "--dream", "none", "--quiet")
+    assert none[1] != call(*how, "--quiet")[1]
+    for flags, says in [
+        (("--replace", "3"), "as in 3=⟨water⟩"),
+        (("--replace", "1=⟨a bal⟩"), "token 1: ⟨a bal⟩ is no image token; the nearest are ⟨a ball⟩"),
+        (("--replace", "999=⟨a ball⟩"), "token 999: there is none to replace; the dream has the tokens 1 to"),
+        (("--dream", "⟨causal⟩⟨spatial⟩"), "in the order ⟨spatial⟩⟨temporal⟩⟨causal⟩⟨abstract⟩"),
+    ]:
+        code, out, err = call(*how, *flags, "--quiet")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert says in err
+
+
 def test_a_student_that_gives_images_is_watched_too(call: Call, student: Path, tmp_path: Path) -> None:
     from distill.dream.model import DreamingReasoningLLM
 

@@ -1,6 +1,8 @@
 """Dream records to look at: one as an engine leaves it, one of the backbone's, and one that tries to break out."""
 
-from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step
+import re
+
+from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step, Word
 from distill.mining.triplets import LENSES
 
 CHAINS = {
@@ -69,15 +71,24 @@ def engine_record() -> DreamRecord:
         for b in range(4)
         if a != b and t < lengths[a] and t < lengths[b]
     ]
+    answer = (
+        "It falls to the stone floor and breaks into pieces: the floor stops it at once, "
+        "and glass is too brittle to take the impact."
+    )
     return DreamRecord(
         "A glass ball lies on a shelf above a stone floor. Someone pushes it over the edge. What happens to it?",
         "engine",
         branches,
         edges,
-        "It falls to the stone floor and breaks into pieces: the floor stops it at once, "
-        "and glass is too brittle to take the impact.",
+        answer,
         0.0431,
+        [_word(i, text, 3 * (lengths[1] + lengths[2])) for i, text in enumerate(re.findall(r"\s*\S+", answer))],
     )
+
+
+def _word(number: int, text: str, tokens: int) -> Word:
+    drawn = [_varied(number, n) ** 4 for n in range(tokens)]
+    return Word(text, 0.5, 0.3, 0.2, [round(part / sum(drawn), 5) for part in drawn])
 
 
 def backbone_record() -> DreamRecord:
@@ -110,7 +121,8 @@ def hostile_record() -> DreamRecord:
     """Every text that a user or a model may have written, and all of it markup."""
     slot = Slot(HOSTILE, 0, 0.5)
     branch = Branch(HOSTILE, [Step(slot, slot, slot, 0.5)] * 2, 0.5, True, HOSTILE, {HOSTILE: 1.0})
-    return DreamRecord(HOSTILE, HOSTILE, [branch], [Edge((0, 0), (0, 1), "temporal", 0.5)], HOSTILE, 0.1)
+    words = [Word(HOSTILE, 0.5, 0.3, 0.2, [1 / 6] * 6)]
+    return DreamRecord(HOSTILE, HOSTILE, [branch], [Edge((0, 0), (0, 1), "temporal", 0.5)], HOSTILE, 0.1, words)
 
 
 def as_it_forms(record: DreamRecord) -> list[DreamRecord]:

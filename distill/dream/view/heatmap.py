@@ -1,7 +1,8 @@
 """Dreams as a heatmap: a row a role of a path, a column a step, the colour how sure the dreamer was.
 
 Below each path's three roles stands the importance of its steps. Where the embeddings are at hand, the likeness of
-all steps to each other is drawn beside it: bright squares off the diagonal are paths that dream the same.
+all steps to each other is drawn beside it: bright squares off the diagonal are paths that dream the same. Where
+attention was noted, what each word of the answer read stands below.
 
 Shape legend: S paths, T steps, N = S·T steps that were dreamed, D 512.
 """
@@ -24,6 +25,8 @@ SHOWN = 6
 CELL, ROW, THIN = 204, 32, 22
 """Pixels: width of a step, height of a role, height of the importance."""
 LEFT, EDGE, GAP = 236, 28, 14
+WORDS = 60
+"""Of an answer in the picture, the first ones."""
 LIKENESS = 24
 """Pixels of a step in the square of likenesses."""
 
@@ -65,7 +68,9 @@ class _Picture:
         self.likeness, self.owners = _likeness(record, vectors)
         self.lane_height = 3 * ROW + THIN + GAP
         below = max(len(self.lanes) * self.lane_height, len(self.likeness) * LIKENESS + 24)
-        self.height = 92 + below + EDGE
+        self.words = record.words[:WORDS] if record.read else []
+        self.reading = 92 + below
+        self.height = self.reading + (len(self.words) * THIN + 56 if self.words else 0) + EDGE
         self.right = LEFT + max(2, self.steps) * CELL + EDGE
         self.width = self.right + (len(self.likeness) * LIKENESS + 24 + EDGE if len(self.likeness) else 0)
 
@@ -80,6 +85,8 @@ class _Picture:
             self._lane(draw, top + 88 + row * self.lane_height, branch, i == best)
         if len(self.likeness):
             self._square(draw, top + 88)
+        if self.words:
+            self._reading(draw, top + self.reading)
 
     def _lane(self, draw: ImageDraw.ImageDraw, top: int, branch: Branch, won: bool) -> None:
         ink = LENS_INK.get(branch.lens, SOFT)
@@ -102,6 +109,23 @@ class _Picture:
                 _cell(draw, box, slot and slot.probability, slot.label if slot else "", SURE, 16)
             y = top + 3 * ROW
             _cell(draw, (x, y, x + CELL - 4, y + THIN - 2), step and step.importance, "", MATTERS, 13)
+
+    def _reading(self, draw: ImageDraw.ImageDraw, top: int) -> None:
+        """A row a word of the answer, a column a step: its share of what the word read of the dream."""
+        more = len(self.record.words) - len(self.words)
+        told = "what each word read of the dream, %" + (f" ({more} more words are not shown)" if more else "")
+        draw.text((EDGE, top + 8), told, fill=SOFT, font=_font(14))
+        wide = (self.right - EDGE - LEFT) // len(self.record.read)
+        for s, (i, t) in enumerate(self.record.read):
+            lens = self.record.branches[i].lens
+            x, ink = LEFT + s * wide, LENS_INK.get(lens, SOFT)
+            draw.text((x, top + 30), _fit(f"{lens[:1]}{t + 1}", 13, wide), fill=ink, font=_font(13))
+            for row, word in enumerate(self.words):
+                y = top + 50 + row * THIN
+                _cell(draw, (x, y, x + wide - 2, y + THIN - 2), word.steps[s], "", SURE, 12)
+        for row, word in enumerate(self.words):
+            y = top + 50 + row * THIN + THIN // 2
+            draw.text((LEFT - 8, y), _fit(word.text, 14, LEFT - EDGE - 8), fill=INK, font=_font(14), anchor="rm")
 
     def _square(self, draw: ImageDraw.ImageDraw, top: int) -> None:
         """Cosine of each step to each, −1 to 1 drawn as 0 to 1; a bar of its lens's colour before each row."""

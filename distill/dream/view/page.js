@@ -4,7 +4,8 @@ const all = (selector, within = document) => [...within.querySelectorAll(selecto
 const one = (selector, within = document) => within.querySelector(selector);
 const dreams = all(".dream");
 let shown = dreams[0];
-let pinned = null; // the step that was chosen; hovering looks elsewhere for a moment only
+let pinned = null; // the step or word that was chosen; hovering looks elsewhere for a moment only
+const records = JSON.parse(one("#records").textContent).dreams;
 
 const at = (node) => `${node.dataset.branch}.${node.dataset.step}`;
 const nodeAt = (place) => one(`.node[data-branch="${place.split(".")[0]}"][data-step="${place.split(".")[1]}"]`, shown);
@@ -48,10 +49,13 @@ function draw() {
 
 function follow(node) {
   const board = one(".board", shown);
-  board.classList.toggle("following", Boolean(node));
-  all(".here, .source, .target, .way, .in, .out", board).forEach((marked) =>
+  light(node);
+  const word = node?.matches(".word");
+  board.classList.toggle("following", Boolean(node) && !word);
+  all(".here, .source, .target, .way, .in, .out", shown).forEach((marked) =>
     marked.classList.remove("here", "source", "target", "way", "in", "out"));
-  if (!node) return;
+  if (word) node.classList.add("here");
+  if (!node || word) return;
   const place = at(node);
   node.classList.add("here");
   for (const step of all(`.node[data-branch="${node.dataset.branch}"]`, board)) step.classList.add("way");
@@ -63,14 +67,59 @@ function follow(node) {
   }
 }
 
+// Reading: what a word of the answer attended to, and which words attended to a step.
+
+function share(word, node) {
+  const said = records[dreams.indexOf(shown)].words[Number(word.dataset.word)];
+  const first = 3 * Number(node.dataset.read ?? NaN);
+  return said.tokens.slice(first, first + 3).reduce((sum, part) => sum + part, 0);
+}
+
+function shares(chosen) {
+  if (chosen.matches(".word")) return all(".node[data-read]", shown).map((node) => [node, share(chosen, node)]);
+  return chosen.dataset.read ? all(".word", shown).map((word) => [word, share(word, chosen)]) : [];
+}
+
+function light(chosen) {
+  one(".board", shown).classList.toggle("reading", Boolean(chosen?.matches(".word")));
+  all(".word, .node", shown).forEach((lit) => lit.style.removeProperty("--r"));
+  if (!chosen) return;
+  const found = shares(chosen);
+  const most = Math.max(...found.map(([, part]) => part), 1e-9);
+  for (const [lit, part] of found) lit.style.setProperty("--r", part / most);
+}
+
+function read(word) {
+  const said = records[dreams.indexOf(shown)].words[Number(word.dataset.word)];
+  const [ways, column, heading] = ["div", "div", "span"].map((tag) => document.createElement(tag));
+  const told = ["question", "dream", "answer"].map((part) => `${part} ${(100 * said[part]).toFixed(0)} %`).join(", ");
+  ways.className = "ways";
+  heading.textContent = `Read ${told}; of the dream:`;
+  column.append(heading);
+  for (const [node, part] of shares(word).sort((a, b) => b[1] - a[1]).slice(0, 6)) column.append(way(node, part));
+  ways.append(column);
+  return ways;
+}
+
+function way(node, weight) {
+  const button = document.createElement("button");
+  const number = document.createElement("b");
+  number.textContent = weight.toFixed(2);
+  button.type = "button";
+  button.append(number, `${node.closest(".lane").dataset.lens} ${Number(node.dataset.step) + 1}: ${named(node)}`);
+  button.addEventListener("click", () => { choose(node); node.focus(); });
+  return button;
+}
+
 function tell(node) {
   const detail = one(".detail", shown);
   if (!detail.dataset.hint) detail.dataset.hint = one("p", detail).textContent;
   const heading = document.createElement(node ? "h3" : "p");
-  heading.textContent = node ? `${node.closest(".lane").dataset.lens}, step ${Number(node.dataset.step) + 1}: ${named(node)}` : detail.dataset.hint;
+  heading.textContent = node?.matches(".word") ? `“${node.textContent}”` : node ? `${node.closest(".lane").dataset.lens}, step ${Number(node.dataset.step) + 1}: ${named(node)}` : detail.dataset.hint;
   detail.replaceChildren(heading);
   detail.classList.toggle("chosen", Boolean(node));
   if (!node) return;
+  if (node.matches(".word")) return detail.append(read(node));
   const ways = document.createElement("div");
   ways.className = "ways";
   ways.append(led(node, "from", "to", "Comes from"), led(node, "to", "from", "Leads to"));
@@ -86,37 +135,30 @@ function led(node, far, near, title) {
   column.append(heading);
   const edges = all(".edge", shown).filter((edge) => edge.dataset[near] === place);
   edges.sort((a, b) => (a.dataset.kind < b.dataset.kind) - (a.dataset.kind > b.dataset.kind) || b.dataset.importance - a.dataset.importance);
-  for (const edge of edges) {
-    const other = nodeAt(edge.dataset[far]);
-    const button = document.createElement("button");
-    const number = document.createElement("b");
-    number.textContent = Number(edge.dataset.importance).toFixed(2);
-    button.type = "button";
-    button.append(number, `${other.closest(".lane").dataset.lens} ${Number(other.dataset.step) + 1}: ${named(other)}`);
-    button.addEventListener("click", () => { choose(other); other.focus(); });
-    column.append(button);
-  }
+  for (const edge of edges) column.append(way(nodeAt(edge.dataset[far]), Number(edge.dataset.importance)));
   if (!edges.length) column.append(document.createElement("br"), "nothing");
   return column;
 }
 
 function choose(node) {
   pinned = node;
-  for (const other of all(".node", shown)) {
+  for (const other of all(".node, .word", shown)) {
     other.setAttribute("aria-pressed", String(other === node));
-    if (node) other.tabIndex = other === node ? 0 : -1; // one stop for Tab; the arrows do the rest
+    // One stop for Tab among the steps, one among the words; the arrows do the rest.
+    if (node && node.matches(".word") === other.matches(".word")) other.tabIndex = other === node ? 0 : -1;
   }
   follow(node);
   tell(node);
 }
 
 function neighbour(node, key) {
-  const lane = all(".node", node.closest(".lane"));
+  const lane = node.matches(".word") ? all(".word", shown) : all(".node", node.closest(".lane"));
   const i = lane.indexOf(node);
   if (key === "ArrowRight") return lane[i + 1];
   if (key === "ArrowLeft") return lane[i - 1];
   if (key === "Home") return lane[0];
   if (key === "End") return lane[lane.length - 1];
+  if (node.matches(".word")) return null;
   const lanes = all(".lane", shown).map((other) => all(".node", other)).filter((nodes) => nodes.length);
   const other = lanes[lanes.findIndex((nodes) => nodes[0] === lane[0]) + (key === "ArrowDown" ? 1 : -1)];
   return other && other[Math.min(i, other.length - 1)];
@@ -125,22 +167,22 @@ function neighbour(node, key) {
 document.addEventListener("keydown", (event) => {
   if (!shown) return;
   if (event.key === "Escape") return choose(null);
-  const node = event.target.closest(".node");
+  const node = event.target.closest(".node, .word");
   if (!node || !["ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) return;
   event.preventDefault();
   const next = neighbour(node, event.key);
   if (next) { choose(next); next.focus(); }
 });
 document.addEventListener("click", (event) => {
-  const node = event.target.closest(".node");
+  const node = event.target.closest(".node, .word");
   if (node) choose(node === pinned ? null : node);
 });
 document.addEventListener("mouseover", (event) => {
-  const node = event.target.closest(".node");
+  const node = event.target.closest(".node, .word");
   if (shown) follow(node || pinned);
 });
 document.addEventListener("focusin", (event) => {
-  if (event.target.matches(".node:focus-visible") && event.target !== pinned) choose(event.target);
+  if (event.target.matches(":is(.node, .word):focus-visible") && event.target !== pinned) choose(event.target);
 });
 
 // Which dream, which edges, and the records themselves.

@@ -22,9 +22,18 @@ HINT = (
     "Esc lets go. Bars under the tokens say how sure the dreamer was; the bar at a step's left, and the number above, "
     "how much the step matters in the graph."
 )
+READ = (
+    "Choose a word to see what it read: the stronger a step shines, the more of the dream's attention it got. Choose a "
+    "step, and the words that read it shine."
+)
 SHOWN = 200
 """Dreams on a page, the last ones: each is some 30 kB."""
-DREAMED_BY = {"engine": "dreamed by the engine", "backbone": "decoded by the backbone", "none": "not dreamed"}
+DREAMED_BY = {
+    "engine": "dreamed by the engine",
+    "backbone": "decoded by the backbone",
+    "given": "written by the user",
+    "none": "not dreamed",
+}
 
 
 def page(records: Sequence[DreamRecord]) -> bytes:
@@ -88,15 +97,31 @@ def _dream(number: int, record: DreamRecord, hidden: bool) -> str:
     best = winner(record)
     steps = max((len(branch.steps) for branch in record.branches), default=0)
     lanes = "\n".join(_lane(i, branch, record, i == best) for i, branch in record.lanes)
-    answer = f'<section class="answer"><h2>Answer</h2><p>{_text(record.answer)}</p></section>' if record.answer else ""
     return (
         f'<article class="dream" id="{name}" aria-labelledby="{name}-prompt"{" hidden" if hidden else ""}>\n'
         f'<h1 id="{name}-prompt">{_text(record.prompt)}</h1>\n<p class="facts">{_facts(record)}</p>\n'
         '<div class="scroll"><div class="board" role="group" aria-label="Paths of the dream" '
         f'style="--steps:{max(1, steps)}">\n'
         f"{_edges(record)}\n{lanes}\n</div></div>\n"
-        f'<aside class="detail" aria-live="polite" aria-label="The chosen step"><p>{HINT}</p></aside>\n'
-        f"{answer}\n</article>"
+        f"{_answer(record)}\n"
+        f'<aside class="detail" aria-live="polite" aria-label="What is chosen"><p>{HINT}</p></aside>\n</article>'
+    )
+
+
+def _answer(record: DreamRecord) -> str:
+    """Its words can be chosen where their attention was noted."""
+    if not record.answer:
+        return ""
+    words = "".join(_word(i, word.text) for i, word in enumerate(record.words))
+    hint = f'<p class="facts">{READ}</p>' if words else ""
+    return f'<section class="answer"><h2>Answer</h2><p class="said">{words or _text(record.answer)}</p>{hint}</section>'
+
+
+def _word(number: int, text: str) -> str:
+    said = text.lstrip()
+    return (
+        f'{_text(text[: len(text) - len(said)])}<span class="word" role="button" data-word="{number}" '
+        f'aria-pressed="false" tabindex="{0 if number == 0 else -1}">{_text(said)}</span>'
     )
 
 
@@ -119,7 +144,11 @@ def _lane(number: int, branch: Branch, record: DreamRecord, won: bool) -> str:
     verdict = ("★ won" if won else "✓ read") if branch.kept else "set aside"
     score = f'<p class="score">score {branch.score:.2f}</p>' if arbitrated(branch) and branch.steps else ""
     pill = f'<span class="verdict">{verdict}</span>' if branch.steps else ""
-    nodes = "".join(_node(number, t, step, lens, len(branch.steps)) for t, step in enumerate(branch.steps))
+    read = record.read.index((number, 0)) if branch.kept and branch.steps else None
+    nodes = "".join(
+        _node(number, t, step, lens, len(branch.steps), None if read is None else read + t)
+        for t, step in enumerate(branch.steps)
+    )
     steps = f'<ol class="steps">{nodes}</ol>' if nodes else '<p class="none">nothing dreamed</p>'
     kind = f"lane{' kept' * branch.kept}{' won' * won}"
     return (
@@ -141,13 +170,15 @@ def _gates(gates: dict[str, float]) -> str:
     return f'<p class="gates" role="img" aria-label="{told}" title="{told}">{bars}</p>'
 
 
-def _node(branch: int, number: int, step: Step, lens: str, steps: int) -> str:
+def _node(branch: int, number: int, step: Step, lens: str, steps: int, read: int | None) -> str:
+    """read: where the step stands among those that the backbone read."""
     slots = "".join(_slot(role, slot) for role, slot in zip(ROLES, step.slots, strict=True))
     told = ", ".join(f"{slot.label} ({100 * _part(slot.probability):.0f} %)" for slot in step.slots)
     label = f"{lens}, step {number + 1} of {steps}: {told}; importance {_part(step.importance):.2f}"
+    place = f'data-branch="{branch}" data-step="{number}"' + ("" if read is None else f' data-read="{read}"')
     importance = f'<span title="importance">{_part(step.importance):.2f}</span>' if step.importance else ""
     return (
-        f'<li><button type="button" class="node" data-branch="{branch}" data-step="{number}" aria-pressed="false" '
+        f'<li><button type="button" class="node" {place} aria-pressed="false" '
         f'tabindex="{0 if number == 0 else -1}" style="--p:{_part(step.importance)}" aria-label="{_text(label)}">'
         f'<span class="top"><span>step {number + 1}</span>{importance}</span>{slots}</button></li>'
     )
