@@ -23,7 +23,7 @@ from bundle.manifest import Manifest, write_manifest
 from distill.backbone.model import Backbone
 from distill.backbone.session import Session
 from distill.config import CaptureSettings, DreamingConfig, Settings
-from distill.dream.dreamers import WAKING, Written, decode, decode_guided, read_dream
+from distill.dream.dreamers import WAKING, Written, decode, decode_guided, instead, read_dream
 from distill.dream.editor import DreamEditor, parse_replacements
 from distill.dream.engine import DreamEngine, drafted_dreams, prompt_states
 from distill.dream.graph_reasoner import DreamGraphReasoner
@@ -31,7 +31,7 @@ from distill.dream.model import DreamingReasoningLLM
 from distill.dream.output_decoder import OutputDecoder, Sampling, Speaker, Splitter, image_labels
 from distill.dream.pretrained import Parts
 from distill.dream.reading import split_words
-from distill.dream.record import DreamRecord
+from distill.dream.record import Branch, DreamRecord
 from distill.dream.starter import starter_tokenizer
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.knowledge.graph import load_graph
@@ -426,6 +426,58 @@ def test_text_and_both_go_on_from_what_was_read(model: DreamingReasoningLLM) -> 
         == text_of(tokenizer, greedy(backbone, tokenizer, ids, 60))
     )
     assert torch.equal(image, decoder.image(torch.ones(1, 512)))
+
+
+def codes_of(branches: Sequence[Branch]) -> list[list[int]]:
+    return [[slot.code for step in branch.steps for slot in step.slots] for branch in branches]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_checked_draft_is_the_dream_that_is_decoded(model: DreamingReasoningLLM, temperature: float) -> None:
+    """Each draw of the backbone is compared with the draft, so that all that is said stays its own, seed by seed."""
+    for seed in range(4):
+        how: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_length": 12, "return_dreams": True}
+        decoded, checked = (model.generate(PROMPTS[0], dreamer=who, **how) for who in ("backbone", "checked"))
+        assert checked["output"] == decoded["output"]
+        assert codes_of(checked["dreams"]) == codes_of(decoded["dreams"])
+        assert {branch.provenance for branch in checked["dreams"]} == {"checked engine"}
+
+
+def test_what_was_expected_costs_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, tokenizer, _ = parts()
+    whole = Parts(backbone, tokenizer, None)
+    passes: list[int] = []
+    append = Session.append
+
+    def counted(self: Session, ids: torch.Tensor, *how: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        passes.append(ids.shape[1])
+        return append(self, ids, *how, **more)
+
+    monkeypatch.setattr(Session, "append", counted)
+
+    def dreamt(expected: list[int] | None) -> tuple[list[int], list[float], int]:
+        speaker = Speaker(Session(backbone, 1), Sampling(temperature=0))
+        speaker.read(prompt_ids(tokenizer, PROMPTS[1]))
+        speaker.obey(whole.grammar)
+        passes.clear()
+        if expected is not None:
+            speaker.expect(expected, instead(tokenizer))
+        written = decode(whole, speaker)
+        return written.ids, written.sure, len(passes)
+
+    ids, sure, count = dreamt(None)
+    true = [tokenizer.think_id, tokenizer.newline_id, *ids, tokenizer.end_think_id, tokenizer.newline_id]
+    assert count == len(true)
+    places = [i for i, id in enumerate(true) if tokenizer.image_code(id) is not None]
+    slip = list(true)
+    for place in places[:2]:
+        slip[place] = int(tokenizer.image_ids[int(slip[place] == tokenizer.image_ids[0])])
+    short = true[: places[0]] + true[places[0] + 3 :]
+    for draft, most in ((true, 1), (slip, 3), (short, 5), (true[:7], count - 5), ([5] * 9, count + 1), ([], count)):
+        found = dreamt(draft)
+        assert found[0] == ids
+        assert found[1] == pytest.approx(sure, abs=1e-5)
+        assert found[2] <= most
 
 
 def test_graph_data_names_what_the_edges_join(model: DreamingReasoningLLM) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("prompt", type=Text())
 @click.option(
     "--dreamer",
-    type=click.Choice(["engine", "backbone"]),
+    type=click.Choice(["engine", "checked", "backbone"]),
     help="Who dreams: the engine, all paths at once, or the backbone, token by token as in Ollama. "
     "[default: the engine where there is one]",
 )

@@ -51,6 +51,11 @@ class Session:
         self.cache = self.cache[:, :, rows]
         self.real = None if self.real is None else self.real[rows]
 
+    def forget(self, columns: int) -> None:
+        """Unread so many of the last columns."""
+        self.end -= columns
+        self.real = None if self.real is None else self.real[:, : self.end]
+
     @torch.inference_mode()
     def append(self, ids: Tensor, real: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
         """Read ids (B, T) after all before: their last hidden states (B, T, D), and logits (B, V) after the last.

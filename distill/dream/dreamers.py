@@ -17,10 +17,11 @@ from distill.dream.engine import Drafted, DreamEngine, drafted_dreams
 from distill.dream.generator import Dreams
 from distill.dream.graph_reasoner import DreamGraphReasoner, Reasoned, graph_edges
 from distill.dream.input_tokenizer import ROLES
-from distill.dream.output_decoder import Speaker
+from distill.dream.output_decoder import Instead, Speaker
 from distill.dream.pretrained import Parts
 from distill.dream.record import Branch, DreamRecord, Edge
 from distill.mining.triplets import LENSES
+from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Triple, dream_places
 
 WAKING = 4
@@ -44,6 +45,28 @@ class Dreamt:
     edges: list[Edge] = field(default_factory=list[Edge])
     image: Tensor | None = None
     vectors: NDArray[Any] | None = None
+
+
+def instead(tokenizer: StudentTokenizer) -> Instead:
+    """Of a dream's draft, what is still expected after a token that came where `ids` were: after another image token,
+    the rest; after one too many, all; after another lens or tag, what stood behind it."""
+
+    def left(token: int, ids: list[int]) -> list[int]:
+        if tokenizer.image_code(token) is not None:
+            return ids[tokenizer.image_code(ids[0]) is not None :]
+        return ids[ids.index(token) + 1 :] if token in ids else []
+
+    return left
+
+
+@torch.inference_mode()
+def guess(parts: Parts, states: Tensor, images: Tensor | None = None) -> Dream:
+    """The first path of each lens that the engine dreams of a prompt's states (1, P, H); its graph isn't asked."""
+    engine = parts.engine
+    assert engine is not None
+    dreams: Dreams = engine.generator(engine.input_tokenizer(states.float(), None, images))
+    found = zip(LENSES, dreams.codes()[0].tolist(), dreams.live()[0].sum(-1).tolist(), strict=False)
+    return {lens: [(what, action, result) for what, action, result in path[:size]] for lens, path, size in found}
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.backbone.session import Session
-from distill.dream.dreamers import Dreamt, Watch, Written, decode, decode_guided, draft, read_dream
+from distill.dream.dreamers import Dreamt, Watch, Written, decode, decode_guided, draft, guess, instead, read_dream
 from distill.dream.output_decoder import Speaker
 from distill.dream.pretrained import Parts
 from distill.dream.prompting import Asked, image_words
@@ -95,8 +95,8 @@ def _dreamt(
     if asked.dreamer == "none":  # the prompt ends in an empty dream
         speaker.obey(parts.grammar.answering)
         return Dreamt()
+    seen = None if images is None else images.to(parts.device, torch.float32)
     if asked.dreamer == "engine":
-        seen = None if images is None else images.to(parts.device, torch.float32)
         dreamt = draft(parts, states, asked.guide, seen, watch)
         speaker.read(think_ids(parts.tokenizer, with_steps(dreamt.dream)), last=True)
         speaker.obey(parts.grammar.answering)
@@ -104,6 +104,10 @@ def _dreamt(
     speaker.obey(parts.grammar)
     if asked.guide:
         return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
+    if asked.dreamer == "checked":
+        dream = with_steps(guess(parts, states, seen))
+        speaker.expect(think_ids(parts.tokenizer, dream), instead(parts.tokenizer))
+        return read_dream(parts, decode(parts, speaker, watch), states, "checked engine")
     return read_dream(parts, decode(parts, speaker, watch), states)
 
 

@@ -133,14 +133,15 @@ class DreamingReasoningLLM:
         temperature 0 is greedy; then top_k (0: all) and top_p. stream: an iterator over pieces of text.
         return_dreams: {"output", "labels" (of the image's three), "dreams" (a Branch a path), "graph_data",
         "record" (DreamRecord), "seconds", "dream_seconds"}. watch_dreams: draw the dream on the console while it forms.
-        dreamer: "engine" drafts all paths in one pass, "backbone" decodes them token by token as in Ollama, "none"
-        answers at once; by default the engine where there is one. guide: one to three image tokens, "⟨a ball⟩",
-        that each path begins with. dream: read this one instead, "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩" or a record's `dream`;
-        "none" is an empty one. replace: {3: "⟨water⟩"} puts image tokens in the place of those of the dream, own or
-        given, with these numbers, before it is read. attention: note in the record's `words` what each word of the
-        answer read, for one more forward pass. retrieve: put image tokens from the knowledge graph after the prompt;
-        how they are found: "neighbourhood", "walk" or "sample". on_dream: gets the dream as far as it is after each
-        step that forms, and last the whole of it, before the answer begins.
+        dreamer: "engine" drafts all paths in one pass, "backbone" decodes them token by token as in Ollama, "checked"
+        dreams what "backbone" does, but the backbone checks the engine's draft in one pass and keeps what it agrees
+        with; "none" answers at once; by default the engine where there is one. guide: one to three image tokens,
+        "⟨a ball⟩", that each path begins with. dream: read this one instead, "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩" or a
+        record's `dream`; "none" is an empty one. replace: {3: "⟨water⟩"} puts image tokens in the place of those of the
+        dream, own or given, with these numbers, before it is read. attention: note in the record's `words` what each
+        word of the answer read, for one more forward pass. retrieve: put image tokens from the knowledge graph after
+        the prompt; how they are found: "neighbourhood", "walk" or "sample". on_dream: gets the dream as far as
+        it is after each step that forms, and last the whole of it, before the answer begins.
         Raises BadInput, one line, for whatever can't be done.
         """
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)

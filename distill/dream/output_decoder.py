@@ -4,7 +4,7 @@ Shape legend: B prompts, 3 roles (what, action, result), D = 512, V vocabulary, 
 """
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from distill.tokens.image_tokens import Codebook
 
 Part = Literal["thinking", "content"]
+
+Instead = Callable[[int, list[int]], list[int]]
+"""What may come after a token that came where other ids were expected."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Speaker:
         self._drawn = 0
         self.ids: list[int] = []
         """All that was read."""
+        self._ahead: list[tuple[int, Tensor]] = []
+        self._instead: Instead | None = None
 
     def obey(self, grammar: Grammar) -> None:
         """From here on, what is drawn is held to a grammar; what is read counts as if it had been drawn."""
@@ -64,20 +69,49 @@ class Speaker:
 
         as_drawn: what comes next is drawn as if they had been. Raises BadInput past the context.
         """
+        self._forget()
+        states, self._logits = self.session.append(self._come(ids), last=last)
+        self._drawn += len(ids) if as_drawn else 0
+        return states
+
+    def expect(self, ids: Sequence[int], instead: Instead) -> None:
+        """Read ahead what may come, in one pass. What is drawn stays the same, but a token that comes as expected costs
+        no pass of its own: speculative decoding (arXiv:2302.01318) with a draft that is a single guess, where to draw
+        a token and compare is to accept the guess with the probability that it has."""
+        self._instead = instead
+        if ids := ids[: self.room]:
+            self._read_ahead(torch.tensor([ids], device=self.session.model.cos.device), ids)
+
+    def _read_ahead(self, tokens: Tensor, ids: Sequence[int]) -> None:
+        """Read tokens (1, T) of which the last, `ids`, may not come."""
+        states, _ = self.session.append(tokens)
+        first = tokens.shape[1] - len(ids)
+        logits = list(torch.mm(states[0, max(first - 1, 0) :], self.session.weights.head).split(1))
+        if first:
+            self._logits = logits.pop(0)
+        self._ahead = list(zip(ids, logits, strict=True))
+
+    def _forget(self) -> list[int]:
+        """What was read ahead, now unread."""
+        ids = [id for id, _ in self._ahead]
+        self.session.forget(len(ids))
+        self._ahead = []
+        return ids
+
+    def _come(self, ids: Sequence[int]) -> Tensor:
+        """(1, T) of tokens that come now: the grammar knows of them, and another is to be drawn."""
         tokens = torch.tensor([ids], device=self.session.model.cos.device)
         if self._grammar is not None:
             for column in range(len(ids)):
                 self._states = self._grammar.advance(self._states, tokens[:, column])
-        states, self._logits = self.session.append(tokens, last=last)
         self._next = None
-        self._drawn += len(ids) if as_drawn else 0
         self.ids += ids
-        return states
+        return tokens
 
     @property
     def room(self) -> int:
         """Tokens that still go into the context."""
-        return self.session.model.config.context - self.session.lengths[0]
+        return self.session.model.config.context - self.session.lengths[0] + len(self._ahead)
 
     def peek(self) -> int:
         """The token that comes next."""
@@ -98,7 +132,15 @@ class Speaker:
     def take(self) -> int:
         """The token that comes next; now it is read."""
         token = self.peek()
-        self.read([token])
+        if self._ahead and self._ahead[0][0] == token:
+            self._come([token])
+            _, self._logits = self._ahead.pop(0)
+        elif self._ahead and self._instead:
+            later = self._instead(token, self._forget())[: self.room - 1]
+            now = self._come([token])
+            self._read_ahead(torch.cat((now, now.new_tensor([later])), dim=1), later)
+        else:
+            self.read([token])
         return token
 
     def tokens(self, max_tokens: int, stop_ids: Sequence[int]) -> Iterator[int]:

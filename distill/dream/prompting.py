@@ -70,9 +70,9 @@ def check(
     chosen = choice("output_mode", mode or parts.config.output_mode, OUTPUT_MODES)
     who = choice("dreamer", dreamer or ("backbone" if parts.engine is None else "engine"), DREAMERS)
     how = choice("retrieve", retrieve, RETRIEVALS)
-    if who == "engine" and parts.engine is None:
+    if who in ("engine", "checked") and parts.engine is None:
         raise BadInput(
-            "dreamer='engine': this student has no engine; train one (`dream train --phase all`), or use 'backbone'"
+            f"dreamer={who!r}: this student has no engine; train one (`dream train --phase all`), or use 'backbone'"
         )
     if who == "none" and (chosen != "text" or guide or replace):
         what = f"output_mode={chosen!r}" if chosen != "text" else "a guide" if guide else "a replacement"

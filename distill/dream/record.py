@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeVar, get_args
 from distill.mining.triplets import LENSES
 from distill.tokens.bpe import image_text
 
-Dreamer = Literal["engine", "backbone", "none"]
-DREAMERS: tuple[Dreamer, ...] = ("engine", "backbone", "none")
+Dreamer = Literal["engine", "checked", "backbone", "none"]
+DREAMERS: tuple[Dreamer, ...] = ("engine", "checked", "backbone", "none")
 NONE = "none"
 """How an empty dream is written."""
 EdgeKind = Literal["temporal", "causal"]

@@ -30,6 +30,7 @@ SHOWN = 200
 """Dreams on a page, the last ones: each is some 30 kB."""
 DREAMED_BY = {
     "engine": "dreamed by the engine",
+    "checked": "drafted by the engine, checked by the backbone",
     "backbone": "decoded by the backbone",
     "given": "written by the user",
     "none": "not dreamed",
