@@ -525,7 +525,7 @@ def test_images_are_seen_by_the_engine_and_read_by_the_backbone(model: DreamingR
         ({"prompt": []}, "is empty"),
         ({"prompt": "x" * 300}, "leave no room for an answer in a context of 256"),
         ({"output_mode": "sound"}, "output_mode='sound': choose one of text, image, both"),
-        ({"dreamer": "me"}, "dreamer='me': choose one of engine, backbone, none"),
+        ({"dreamer": "me"}, "dreamer='me': choose one of engine, checked, backbone, none"),
         ({"dreamer": "none", "output_mode": "image"}, "output_mode='image' needs a dream"),
         ({"dreamer": "none", "guide": "a cup"}, "a guide needs a dream"),
         ({"retrieve": "all"}, "retrieve='all': choose one of neighbourhood, walk, sample"),
