@@ -29,7 +29,7 @@ class Triplet:
     """One step of a dream.
 
     `step` counts from 0 within (trace, lens); `trace` is the key of the response it was found in, `sentence` the
-    sentence's number there (-1 where the miner can't tell), `miner` is "syntax", "teacher" or "dream" (of a teacher that dreams).
+    sentence's number there (-1 where the miner can't tell), `miner` is "syntax", "teacher" or "dream" (the teacher's).
     """
 
     what: str
