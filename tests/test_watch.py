@@ -101,7 +101,7 @@ def test_a_guide_begins_each_path(call: Call, student: Path) -> None:
 
 
 def test_a_dream_is_replaced_or_given_and_the_answer_follows(call: Call, student: Path) -> None:
-    how = (student, PROMPT, "--max-tokens", 12, "--temperature", 1)
+    how = (student, PROMPT, "--max-tokens", 12, "--temperature", 1, "--dreamer", "backbone")
     own = DreamRecord.from_json(json.loads(call(*how, "--json")[1]))
     assert len(own.words) > 0
     again = DreamRecord.from_json(json.loads(call(*how, "--json", "--dream", own.dream)[1]))
