@@ -27,7 +27,8 @@ Vectors = NDArray[Any]
 class DreamViewer:
     """Remembers the last `limit` dreamings, and the embeddings of the last `vectors_limit` of them.
 
-    A dreaming is some 10 kB, its embeddings 120 kB: what a long session holds is bounded by the two.
+    A dreaming is some 10 kB, each word whose attention was noted 2 kB more, its embeddings 120 kB: what a long session
+    holds is bounded by the two.
     """
 
     def __init__(self, limit: int = 1000, vectors_limit: int = 16) -> None:
