@@ -184,7 +184,7 @@ def test_what_cannot_be_done_is_one_line(call: Call, student: Path, tmp_path: Pa
         assert err.count("\n") == 1
     code, _, err = call(student, PROMPT, "--dreamer", "cat")
     assert code == 2
-    assert "'cat' is not one of 'engine', 'backbone'" in err
+    assert "'cat' is not one of 'engine', 'checked', 'backbone'" in err
 
 
 def test_ctrl_c_is_clean(call: Call, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
