@@ -28,6 +28,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "tokenize": "Build the tokenizer and the image tokens.",
         "sizes": "Show what a student of each size would begin as.",
         "train": "Train the student.",
+        "redream": "Choose its own best dreams to train it on.",
         "evaluate": "Measure it, or any model, on held-out prompts.",
         "export": "Write the bundle: transformers, GGUF, Modelfile.",
     },

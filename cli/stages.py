@@ -28,6 +28,10 @@ STAGES: dict[str, tuple[str, str]] = {
 """Stage → (module, function), in order."""
 
 
+ASKED_FOR: dict[str, tuple[str, str]] = {"redream": ("distill.training.redream", "redream")}
+"""Stages that only their own command runs."""
+
+
 @dataclass(frozen=True)
 class StageResult:
     """What a stage left; `skipped` where it was up to date already."""
@@ -41,7 +45,7 @@ class StageResult:
 
 def run_stage(run: "Run", stage: str, force: bool, listen: "Listener", **options: Any) -> StageResult:
     """Run one stage, or find that it is up to date. options: what the stage takes besides."""
-    module, function = STAGES[stage]
+    module, function = (STAGES | ASKED_FOR)[stage]
     perform = getattr(importlib.import_module(module), function)
     # The processes of one torchrun work on a run together.
     with run.working() if "WORLD_SIZE" not in os.environ else contextlib.nullcontext():

@@ -202,6 +202,18 @@ class TrainSettings:
 
 
 @dataclass
+class RedreamSettings:
+    """How a trained student's own dreams take the place of mined ones (`dream redream`)."""
+
+    samples: int = 8
+    """Dreams sampled for each training answer, beside the one that it has."""
+    prior: float = 1.0
+    """What a dream's own likelihood counts beside its answer's; 1: the likeliest dream, given the answer, is chosen."""
+    minutes: float = 0.0
+    """Stop after so many minutes: answers that weren't come to keep their dreams; 0: no limit."""
+
+
+@dataclass
 class DreamingConfig:
     """The dream engine: drafts the whole dream in one pass, beside the backbone that could decode it."""
 
@@ -271,6 +283,7 @@ class Settings:
     tokenize: TokenizeSettings = field(default_factory=TokenizeSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    redream: RedreamSettings = field(default_factory=RedreamSettings)
     dreaming: DreamingConfig = field(default_factory=DreamingConfig)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
@@ -293,6 +306,9 @@ LEAST: dict[str, int] = {
     "mine.graph_nodes": 0,
     "train.minutes": 0,
     "train.retrieve_limit": 1,
+    "redream.samples": 1,
+    "redream.prior": 0,
+    "redream.minutes": 0,
     "evaluate.prompts": 0,
     "evaluate.dreams": 0,
     "evaluate.max_tokens": 1,

@@ -24,12 +24,13 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "mine": ("capture",),
     "tokenize": ("capture", "mine"),
     "start": ("capture", "mine", "tokenize"),
-    "train": ("capture", "mine", "tokenize", "start"),
+    "redream": ("capture", "mine", "tokenize"),
+    "train": ("capture", "mine", "tokenize", "start", "redream"),
     "engine": ("train",),
     "evaluate": ("train",),
     "export": ("train", "engine", "evaluate"),
 }
-"""Which stages each stage reads from. Engine and evaluation are optional for an export."""
+"""Which stages each stage reads from. Redream is optional for a training, engine and evaluation for an export."""
 
 COMMANDS = {"engine": "train", "start": "train"}
 """Stages that another stage's command runs too."""
@@ -212,6 +213,10 @@ class Run:
     @property
     def triplets(self) -> Path:
         return self.path / "triplets.jsonl"
+
+    @property
+    def dreams(self) -> Path:
+        return self.path / "dreams.jsonl"
 
     @property
     def knowledge(self) -> Path:

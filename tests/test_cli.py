@@ -187,7 +187,7 @@ def test_a_broken_run_json_is_named(call, folder: Path) -> None:
     assert "run.json" in one_line(err)
 
 
-@pytest.mark.parametrize("stage", ["mine", "tokenize", "train", "evaluate", "export"])
+@pytest.mark.parametrize("stage", ["mine", "tokenize", "train", "redream", "evaluate", "export"])
 def test_a_stage_before_its_upstream_names_what_to_run(call, folder: Path, stage: str) -> None:
     new_run(folder / "runs" / "one")
     code, out, err = call(stage, "one")

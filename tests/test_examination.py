@@ -27,7 +27,6 @@ from distill.exam.examine import (
     safe_name,
     teacher_measured,
 )
-from distill.exam.journal import Journal
 from distill.exam.measured import IN_WORDS, KNOWN, Measured, spread_over
 from distill.exam.metrics.calibration import BINS
 from distill.exam.metrics.catalogue import METRICS
@@ -35,6 +34,7 @@ from distill.exam.metrics.statistics import Ratio
 from distill.exam.metrics.text import chrf
 from distill.exam.questions import Exam
 from distill.exam.targets import Target
+from distill.journal import Journal
 from distill.run import Run
 
 SETTINGS = EvaluateSettings(dreams=2, max_tokens=8, temperature=0.7)
@@ -423,7 +423,7 @@ def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
     path = tmp_path / "a" / "journal.jsonl"
     with Journal(path) as journal:
         journal.append({"a": "ü"})
-        with pytest.raises(DistillError, match="another dream command is examining this target"):
+        with pytest.raises(DistillError, match="another dream command is at the same work"):
             Journal(path)
     with Journal(path) as journal:
         assert journal.lines == [{"a": "ü"}]

@@ -43,6 +43,7 @@ BASE = (
     "distill.documented",
     "distill.errors",
     "distill.events",
+    "distill.journal",
     "distill.run",
     "distill.stopping",
     "distill.written",

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from distill.backbone.model import load_backbone, save_backbone
-from distill.config import Settings, StudentSettings, TokenizeSettings, TrainSettings
+from distill.config import RedreamSettings, Settings, StudentSettings, TokenizeSettings, TrainSettings
+from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
 from distill.events import Event
 from distill.exam.baselines import copy_file
@@ -21,9 +22,11 @@ from distill.knowledge.mine import mine
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
+from distill.tokens.packing import Documents, chosen_dreams, pack, split_traces
 from distill.training import checkpoint, numerics
+from distill.training import redream as redreaming
 from distill.training.loop import train
-from distill.training.plan import schedule, unread
+from distill.training.plan import data_fingerprint, schedule, unread
 
 FILES = ("run.json", "traces.db", "triplets.jsonl", "knowledge.graphml", "tokenizer")
 
@@ -158,6 +161,68 @@ def test_muon_and_a_mean_of_weights_go_on_to_the_same_bits(prepared: Run, tmp_pa
     for name, tensor in raw.items():
         assert not torch.equal(mean[name], tensor), name
         assert float((mean[name] - tensor).norm()) < float((before[name] - tensor).norm()), name
+
+
+def test_dreams_under_which_answers_are_likelier_are_packed(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an interrupted choice goes on to the same file."""
+    monkeypatch.setattr(redreaming, "TOGETHER", 4)
+    runs: list[Run] = []
+    for name in ("whole", "stopped"):
+        shutil.copytree(trained.path, tmp_path / name)
+        runs.append(Run.open(tmp_path / name))
+        runs[-1].settings.redream = RedreamSettings(samples=3, prior=0.0)
+    run, stopped = runs
+    summary = redreaming.redream(run)
+
+    def stop(event: Event) -> None:
+        if event.kind == "progress":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        redreaming.redream(stopped, stop)
+    assert chosen_dreams(stopped) == {}
+    redreaming.redream(stopped)
+    assert stopped.dreams.read_bytes() == run.dreams.read_bytes()
+    assert not list(stopped.path.glob("dreams-*"))
+    assert redreaming.redream(run) == summary
+
+    lines = {line["trace"]: line for line in map(json.loads, run.dreams.read_text(encoding="utf-8").splitlines())}
+    assert summary["answers"] == summary["dreams"] == len(lines)
+    assert 0 < summary["replaced"] == sum(line["replaced"] for line in lines.values())
+    for line in lines.values():
+        answer, answer_now = line["answer"]
+        assert line["replaced"] == (answer_now > answer)
+
+    with TraceStore(run.traces, readonly=True) as store:
+        keys = [trace.key for trace in split_traces(store)[0]]
+    mined = Documents.load(run.data / "train")
+    before = data_fingerprint(run)
+    pack(run)
+    assert data_fingerprint(run) != before
+    assert "an earlier stage has run again" in run.stale("train")
+    documents, tokenizer = Documents.load(run.data / "train"), StudentTokenizer.load(run.tokenizer)
+    model, newline = load_backbone(checkpoint.best(run)).double(), tokenizer.newline_id
+    for i, key in enumerate(keys):
+        ids = documents.dream(i).tolist()
+        if key not in lines:
+            assert not ids
+            continue
+        assert tokenizer.decode(ids) == lines[key]["dream"]
+        assert (ids != mined.dream(i).tolist()) == lines[key]["replaced"]
+        if i % 9:
+            continue
+        for place, dream in enumerate((mined.dream(i).tolist(), ids)):
+            think = [tokenizer.think_id, newline, *dream, newline, tokenizer.end_think_id, newline]
+            text = torch.tensor([*documents.prompt(i).tolist(), *think, *documents.answer(i).tolist()])
+            with torch.no_grad():
+                said = model(text[None, :-1]).log_softmax(-1)[0].gather(1, text[1:, None]).squeeze(1)
+            begin = len(documents.prompt(i)) - 1
+            assert float(said[begin : begin + len(think)].sum()) == pytest.approx(lines[key]["dream_nats"][place], 1e-4)
+            assert float(said[begin + len(think) :].sum()) == pytest.approx(lines[key]["answer"][place], 1e-4)
+    run.record("tokenize", {}, {"tokenizer": "another"}, {}, 0.0)
+    assert chosen_dreams(run) == {}, "made of other tokens"
 
 
 def test_sigkill_and_start_again_end_with_the_same_files(trained: Run, prepared: Run, tmp_path: Path) -> None:

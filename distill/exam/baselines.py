@@ -69,7 +69,7 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
     """The child's run: the one that is there if it is trained in the same way on the same data, or a new one."""
     child, records = Run(folder, settings), run.records()
     wanted = train_settings(child)
-    shared = {name: record for name, record in records.items() if name in SHARED_STAGES}
+    shared = {name: record for name, record in records.items() if name in (*SHARED_STAGES, "redream")}
     if (start := run.fresh("start", start_settings(child))) is not None:
         shared["start"] = start
     if (folder / "config.yaml").exists():

@@ -15,13 +15,13 @@ from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.exam.examinees.opening import open_examinee
 from distill.exam.examinees.protocol import Card, Examinee
-from distill.exam.journal import Journal
 from distill.exam.measured import Measured, Said, Scored, Sheet, assemble, spread_over
 from distill.exam.metrics.speech import Form
 from distill.exam.metrics.statistics import Ratio
 from distill.exam.metrics.text import text_metrics
 from distill.exam.questions import Exam, Question
 from distill.exam.targets import How, Target, device_of
+from distill.journal import Journal
 from distill.run import Run, fingerprint
 from distill.student.grammar import dream_size
 

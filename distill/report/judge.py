@@ -17,10 +17,10 @@ from scipy.stats import binomtest
 
 from distill.errors import BadInput, DistillError, TeacherError
 from distill.events import Event, Listener, silent
-from distill.exam.journal import Journal
 from distill.exam.metrics.significance import holm
 from distill.exam.metrics.statistics import PairedBootstrap, Ratio
 from distill.exam.questions import Question
+from distill.journal import Journal
 from distill.run import fingerprint
 from distill.teacher import room_for
 from distill.teacher.crew import AT_ONCE, Crew

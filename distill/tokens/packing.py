@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, CorruptFile
 from distill.mining.triplets import Triplet, by_trace, read_triplets
-from distill.run import Run, fingerprint, publish_folder
+from distill.run import Run, fingerprint, publish_folder, sha256_file
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.protocol import TokenTargets
 from distill.tokens.bpe import StudentTokenizer
@@ -136,6 +136,9 @@ def pack(run: Run) -> dict[str, Any]:
         "inputs": [run.require(stage).outputs for stage in ("capture", "mine", "tokenize")],
         "system": run.settings.capture.system,
     }
+    chosen = chosen_dreams(run)
+    if chosen:
+        inputs["dreams"] = sha256_file(run.dreams)
     how = run.settings.train
     if how.retrieve:
         inputs["retrieve"] = [how.retrieve, how.retrieve_limit, run.settings.seed]
@@ -156,9 +159,8 @@ def pack(run: Run) -> dict[str, Any]:
     with publish_folder(run.data) as folder:
         counts: dict[str, Any] = {}
         for name, traces in (("train", train), ("validation", validation)):
-            documents = build_documents(
-                traces, triplets, codes, tokenizer, aligner, run.settings.capture.system, recall
-            )
+            system = run.settings.capture.system
+            documents = build_documents(traces, triplets, codes, tokenizer, aligner, system, recall, chosen)
             documents.save(folder / name)
             soft = ~np.isnan(documents.slot_logprobs[:, 0]) if tokenizer.kind == "aligned" else documents.chunk_ids >= 0
             counts[name] = {
@@ -173,6 +175,15 @@ def pack(run: Run) -> dict[str, Any]:
             json.dumps({"fingerprint": key, "counts": counts}, indent=2) + "\n", encoding="utf-8"
         )
     return counts
+
+
+def chosen_dreams(run: Run) -> dict[str, str]:
+    """Trace → the dream that `dream redream` chose for it, as text; nothing where triplets or tokens changed since."""
+    record = run.records().get("redream")
+    if record is None or run.fresh("redream", record.settings) is None:
+        return {}
+    lines = [json.loads(line) for line in run.dreams.read_text(encoding="utf-8").splitlines()]
+    return {line["trace"]: line["dream"] for line in lines}
 
 
 def training_recall(
@@ -197,16 +208,20 @@ def build_documents(
     aligner: "Aligner",
     system: str,
     recall: Recall,
+    chosen: Mapping[str, str],
 ) -> Documents:
-    """Documents of traces, in their order."""
+    """Documents of traces, in their order. chosen: trace → the dream that it has in the place of the mined one."""
     small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     prompts: list[list[int]] = []
     dreams: list[list[int]] = []
     answers: list[Aligned] = []
     for trace in traces:
         prompts.append(prompt_ids(tokenizer, recall.prompt(trace.prompt), system=system))
-        found = triplets.get(trace.key, [])
-        dreams.append(dream_ids(tokenizer, dream_of(found, codes)) if found else [])
+        if trace.key in chosen:
+            dreams.append(tokenizer.encode(chosen[trace.key], special=True))
+        else:
+            found = triplets.get(trace.key, [])
+            dreams.append(dream_ids(tokenizer, dream_of(found, codes)) if found else [])
         answer = aligner.align(trace.response.text, trace.response.tokens, trace.response.done_reason)
         answers.append(answer if trace.response.done_reason == "stop" else to_last_sentence(answer, tokenizer))
     width = max((answer.slot_ids.shape[1] for answer in answers), default=0)

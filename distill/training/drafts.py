@@ -31,6 +31,7 @@ def dream_on(
     steps: int,
     seed: int,
     chosen: Sequence[int],
+    temperature: float = TEMPERATURE,
 ) -> dict[int, list[int]]:
     """Dreams of at most `steps` triplets a lens, for some documents. One that is empty, or cut off, is left out."""
     head = [tokenizer.think_id, tokenizer.newline_id]
@@ -39,7 +40,7 @@ def dream_on(
         model,
         [[*map(int, documents.prompt(i)), *head] for i in chosen],
         max_tokens=dream_size(steps),
-        temperature=TEMPERATURE,
+        temperature=temperature,
         seed=[seed + i for i in chosen],
         stop_ids=[tokenizer.newline_id, tokenizer.end_think_id],
         batch_rows=64,

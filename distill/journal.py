@@ -1,4 +1,4 @@
-"""What is kept of an examination while it goes on: a file of JSON lines that only ever grows."""
+"""What is kept of long work while it goes on: a file of JSON lines that only ever grows."""
 
 import json
 import os
@@ -58,7 +58,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            text = "another dream command is examining this target; wait for it, the same command then goes on"
+            text = "another dream command is at the same work; wait for it, the same command then goes on"
             raise DistillError(f"{self.path.parent}: {text}") from error
 
     def _whole_lines(self) -> list[dict[str, Any]]:
