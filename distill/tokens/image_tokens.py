@@ -144,8 +144,8 @@ def build_codebook(
 ) -> tuple[Codebook, dict[str, int]]:
     """Cluster the triplets' phrases into at most `size` image tokens; also each phrase's code.
 
-    Phrases that mostly are actions have codes of their own, the first, in proportion to their number: no image token
-    is at once what happens and what it happens to.
+    Phrases that mostly are actions have codes of their own, the first, in proportion to their number: an image
+    token is at once what happens and what it happens to only where the very phrase is.
     `texts` (prompts and responses) teach the local encoder which words keep company; an `ollama:MODEL`
     encoder is asked through `embed`, else at the hosts of `teacher`. Deterministic by seed: clustering runs on
     one thread. Raises BadInput for a size that is no codebook's or an unknown encoder.
