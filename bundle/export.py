@@ -29,7 +29,7 @@ from distill.teacher.find_weights import license_of
 from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
 
-VERIFICATION_PROMPTS = 20
+VERIFICATION_PROMPTS = 10
 FEWER = 6
 """Of these, so many are asked while a large student is exported; `dream verify` asks them all."""
 

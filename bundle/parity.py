@@ -4,7 +4,6 @@ Shape legend: V vocabulary.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -116,9 +115,9 @@ def native_nats(model: Backbone, contexts: Sequence[Sequence[int]], answers: Seq
 
 
 def engine_nats(engine: LlamaCpp, contexts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> float:
-    """The same by llama.cpp, as many at once as it has slots."""
-    with ThreadPoolExecutor(engine.slots) as pool:
-        return -sum(float(forced.logprobs.sum()) for forced in pool.map(engine.force, contexts, answers))
+    """The same by llama.cpp."""
+    pairs = zip(contexts, answers, strict=True)
+    return -sum(float(engine.force(context, answer).logprobs.sum()) for context, answer in pairs)
 
 
 TOLERANCE = {

@@ -265,7 +265,9 @@ class _Verification:
         size = sum(len(tokenizer.token_bytes(token)) for answer in answers for token in answer)
         native = parity.native_nats(model, contexts, answers) / math.log(2) / size
         try:
-            with LlamaCpp(self.folder / GGUF, context=model.config.context) as engine:
+            with self._engine(
+                self.manifest.dtype
+            ) as engine:  # one answer after the other: a bundle is the same each time
                 shipped = parity.engine_nats(engine, contexts, answers) / math.log(2) / size
         except DistillError as error:
             self.report.add(f"bits per byte, shipped {self.manifest.dtype}", False, str(error))

@@ -76,7 +76,7 @@ class SettingsFile(click.Path):
     """A path, or the name of a settings file that ships with us."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from distill.config import shipped
+        from distill.written import shipped
 
         found = None if Path(value).exists() else shipped(str(value))
         return super().convert(found or value, param, ctx)

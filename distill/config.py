@@ -1,7 +1,6 @@
 """Every setting, its default and its meaning, in one tree. Nothing else in the project holds a default.
 
-`load_settings` merges, later wins: these defaults, a YAML file, `key=value` overrides. Types are checked, and unknown
-keys refused.
+`load_settings` merges these defaults, a YAML file and `key=value` overrides; later wins, unknown keys are refused.
 """
 
 import copy
@@ -83,9 +82,8 @@ class MineSettings:
     miner: str = "syntax"
     """`syntax` (dependency parse) or `teacher` (the teacher itself, with a JSON schema)."""
     choose: str = "rarity"
-    """Which of the triplets that the syntax miner finds are kept: `rarity`, those that tell most about their answer,
-    beside its question and other answers; `likelihood`, of those the ones that make it likeliest under the teacher's
-    own weights (about a second an answer of a small teacher); or `all`, those that come first."""
+    """Which triplets the syntax miner keeps: `rarity`, those that tell most about their answer; `likelihood`, of those
+    what makes it likeliest under the teacher's weights (a second an answer); `all`, those that come first."""
     minutes: float = 10.0
     """What choosing by likelihood may take; what is left then is chosen by rarity. 0: no limit."""
     steps: int = 5
@@ -123,8 +121,8 @@ class StudentSettings:
     """What choosing the teacher's layers, and their neurons, may take each, about."""
     image_rows: str = "apart"
     """How the rows of an inherited student's image tokens begin: `apart` (as their labels, moved in a direction of
-    their own that tells them from words), `label` (as their labels alone), or `untied` (`apart`, with output rows of
-    their own)."""
+    their own that tells them from words), `label` (as their labels alone), or `untied` (read as their labels, written
+    as `apart`, by an output matrix of its own: more parameters, and answers that read their dreams sooner)."""
     preset: str = ""
     """Sizes of a student from chance: `nano` (if nothing is named), `micro` or `small`. What begins as its teacher has
     the teacher's: naming a preset, or one of the next three, means chance."""
@@ -315,14 +313,6 @@ LEAST: dict[str, int] = {
     "evaluate.bootstrap": 1,
 }
 """The smallest value of settings whose stage comes late, or has no place to check them."""
-
-
-def shipped(name: str) -> Path | None:
-    """The settings file of that name ("causal-world", "configs/demo.yaml") that ships with us, if there is one."""
-    root = Path(__file__).parents[1] / "configs"
-    folder = root if root.is_dir() else Path(__file__).parent / "_configs"
-    path = folder / Path(name).with_suffix(".yaml").name
-    return path if path.is_file() else None
 
 
 def load_settings(

@@ -172,7 +172,7 @@ def test_dreams_under_which_answers_are_likelier_are_packed(
     for name in ("whole", "stopped"):
         shutil.copytree(trained.path, tmp_path / name)
         runs.append(Run.open(tmp_path / name))
-        runs[-1].settings.redream = RedreamSettings(samples=3, prior=0.0)
+        runs[-1].settings.redream = RedreamSettings(samples=12, prior=0.0)
     run, stopped = runs
     summary = redreaming.redream(run)
 
