@@ -18,6 +18,7 @@ from distill.backbone.model import Backbone
 from distill.exam.examinees.protocol import AnswerScore, Spoken
 from distill.exam.metrics.likelihood import SoftTargets, bucket_divergence, named_places
 from distill.exam.metrics.speech import Letters, form_of
+from distill.tokens.chat import think_block
 
 if TYPE_CHECKING:
     from distill.student.grammar import DreamGrammar
@@ -148,9 +149,7 @@ def _log_sum_exp(logits: Tensor) -> Tensor:
 
 def dream_context(tokenizer: "StudentTokenizer", header: Sequence[int], dream: Sequence[int]) -> list[int]:
     """A prompt's header and a dream, closed: the answer comes next. No dream: as `think: false` renders it."""
-    newline = tokenizer.newline_id
-    inside = [*dream, newline] if dream else []
-    return [*header, tokenizer.think_id, newline, *inside, tokenizer.end_think_id, newline]
+    return [*header, *think_block(tokenizer, dream)]
 
 
 @dataclass(frozen=True)

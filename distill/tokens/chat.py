@@ -93,9 +93,13 @@ def dream_ids(tokenizer: StudentTokenizer, dream: Mapping[str, Sequence[Triple]]
 
 def think_ids(tokenizer: StudentTokenizer, dream: Mapping[str, Sequence[Triple]] | None) -> list[int]:
     """All that stands between the assistant's header and the answer; None is the empty dream of `think=False`."""
-    inside = [] if dream is None else [*dream_ids(tokenizer, dream), tokenizer.newline_id]
+    return think_block(tokenizer, [] if dream is None else dream_ids(tokenizer, dream))
+
+
+def think_block(tokenizer: StudentTokenizer, dream: Sequence[int]) -> list[int]:
+    """The same around a dream's ids; none are the empty dream."""
     newline = tokenizer.newline_id
-    return [tokenizer.think_id, newline, *inside, tokenizer.end_think_id, newline]
+    return [tokenizer.think_id, newline, *dream, *([newline] if dream else []), tokenizer.end_think_id, newline]
 
 
 def with_steps(dream: Dream | None) -> Dream | None:

@@ -26,7 +26,7 @@ from distill.journal import Journal
 from distill.run import Run, fingerprint, sha256_file
 from distill.student.grammar import dream_size
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import parse_dream
+from distill.tokens.chat import parse_dream, think_block
 from distill.tokens.packing import Documents, pack, split_traces
 from distill.training import checkpoint
 from distill.training.drafts import dream_on
@@ -76,7 +76,10 @@ def redream(run: Run, listen: Listener = silent, force: bool = False) -> dict[st
         stale.unlink()
     summary = {"answers": total, **_gains(found)}
     run.record("redream", how, {run.dreams.name: sha256_file(run.dreams)}, summary, time.monotonic() - started)
-    listen(Event("redream", "done", f"{summary['replaced']} dreams replaced", data=summary))
+    text = f"{summary['replaced']} dreams replaced"
+    if left := total - len(found):
+        text += f"; {left} of {total} answers weren't come to in redream.minutes={settings.minutes:g}"
+    listen(Event("redream", "done", text, data=summary))
     return summary
 
 
@@ -112,9 +115,7 @@ class Part:
         seed: int,
     ) -> None:
         self.model, self.tokenizer, self.documents, self.steps, self.seed = model, tokenizer, documents, steps, seed
-        newline = tokenizer.newline_id
-        self._before, self._after = [tokenizer.think_id, newline], [newline, tokenizer.end_think_id, newline]
-        self.room = model.config.context - dream_size(steps) - len(self._before) - len(self._after)
+        self.room = model.config.context - len(think_block(tokenizer, [0] * dream_size(steps)))
         prompts = np.diff(documents.prompt_ends, prepend=0)
         fit = (np.diff(documents.dream_ends, prepend=0) > 0) & (prompts < self.room)
         self.keys = {key: i for i, key in enumerate(traces) if fit[i]}
@@ -145,7 +146,7 @@ class Part:
         """log p(answer | dream, prompt) and log p(dream | prompt) of a document with a dream; of a long answer, as much
         as fits beside any dream."""
         prompts = [self.documents.prompt(i).tolist() for i, _ in dreams]
-        thoughts = [[*self._before, *ids, *self._after] for _, ids in dreams]
+        thoughts = [think_block(self.tokenizer, ids) for _, ids in dreams]
         rooms = [self.room + 1 - len(prompt) for prompt in prompts]
         answers = [self.documents.answer(i)[:room].tolist() for (i, _), room in zip(dreams, rooms, strict=True)]
         whole = [thought + answer for thought, answer in zip(thoughts, answers, strict=True)]
