@@ -76,10 +76,11 @@ class SettingsFile(click.Path):
     """A path, or the name of a settings file that ships with us."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from distill.written import shipped
+        from distill.shipped import shipped
 
-        found = None if Path(value).exists() else shipped(str(value))
-        return super().convert(found or value, param, ctx)
+        if not Path(value).exists() and (file := shipped("configs") / Path(value).with_suffix(".yaml").name).is_file():
+            value = file
+        return super().convert(value, param, ctx)
 
 
 def config_options(function: Function) -> Function:

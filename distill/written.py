@@ -1,7 +1,6 @@
 """What people write by hand, YAML and text: read as it is written, and refused in one line where it can't be."""
 
 import math
-from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
 from distill.errors import BadInput
@@ -112,11 +111,3 @@ def typed(kind: Any, value: Any) -> Any:
         what = "a whole number" if kind is int else "a number"
         raise ValueError(f"{str(value)[:60]!r} should be {what}") from error
     return number
-
-
-def shipped(name: str) -> Path | None:
-    """The settings file of that name ("causal-world", "configs/demo.yaml") that ships with us, if there is one."""
-    root = Path(__file__).parents[1] / "configs"
-    folder = root if root.is_dir() else Path(__file__).parent / "_configs"
-    path = folder / Path(name).with_suffix(".yaml").name
-    return path if path.is_file() else None

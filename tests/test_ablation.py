@@ -28,10 +28,11 @@ from distill.exam.targets import How, Target
 from distill.exam.truth import read_truths
 from distill.mining.triplets import by_trace, read_triplets, write_triplets
 from distill.run import Run
+from distill.shipped import shipped
 from distill.sweep.ablation.ablate import Ablation, ablate, cells_of
 from distill.sweep.ablation.arms import ARMS, Reader, dream_accuracy, others
 from distill.sweep.ablation.report import headline, render
-from distill.sweep.plan import read_plan, shipped
+from distill.sweep.plan import read_plan
 from distill.tokens.chat import dream_ids, parse_dream, think_ids
 from distill.training.checkpoint import best, folder_of, latest
 from distill.training.engine.phases import train_engine
@@ -158,7 +159,7 @@ def test_a_report_names_no_servers(world: Run) -> None:
 
 
 def test_the_shipped_sweep_has_every_training(world: Run, tmp_path: Path) -> None:
-    plan = read_plan(shipped("ablation"))
+    plan = read_plan(shipped("configs") / "sweeps" / "ablation.yaml")
     assert list(plan.systems) == list(dict.fromkeys(arm.training for arm in ARMS.values()))
     run = Run(tmp_path, deepcopy(world.settings))
     run.settings.train.retrieve, run.settings.seed = "walk", 7

@@ -45,6 +45,7 @@ BASE = (
     "distill.events",
     "distill.journal",
     "distill.run",
+    "distill.shipped",
     "distill.stopping",
     "distill.written",
 )

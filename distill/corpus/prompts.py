@@ -26,6 +26,7 @@ import yaml
 
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
+from distill.shipped import shipped
 from distill.written import compose, whole
 
 SUFFIXES = (".txt", ".jsonl", ".yaml", ".yml")
@@ -52,10 +53,8 @@ def is_held_out(text: str, share: float) -> bool:
 
 
 def prompt_sets() -> dict[str, Path]:
-    """The sets that ship with us, by name: from the wheel, or from the checkout where there is no wheel."""
-    packaged = Path(__file__).parents[1] / "_prompts"
-    folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "prompts"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    """The sets that ship with us, by name."""
+    return {path.stem: path for path in sorted(shipped("prompts").glob("*.yaml"))}
 
 
 def load_prompts(names: Iterable[str], held_out: float, limit: int = 0, listen: Listener = silent) -> list[Prompt]:

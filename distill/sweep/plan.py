@@ -92,12 +92,6 @@ def by_system(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     return found
 
 
-def shipped(name: str) -> Path:
-    """A sweep file that ships with us: from the wheel, or from the checkout where there is no wheel."""
-    packaged = Path(__file__).parents[1] / "_configs"
-    return (packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs") / "sweeps" / f"{name}.yaml"
-
-
 def read_plan(file: Path, find_run: Callable[[str], Path] = Path, absolute: Absolute | None = None) -> Plan:
     """Read and check a sweep file. find_run: where a run of that name lies. Raises BadInput that names the key."""
     content = read_content(file)

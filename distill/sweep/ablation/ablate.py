@@ -23,12 +23,13 @@ from distill.exam.provenance import changed_settings, versions
 from distill.exam.questions import Exam, Question, load_exam
 from distill.exam.targets import How, Target
 from distill.run import Run, write_atomic, write_json_lines
+from distill.shipped import shipped
 from distill.student.grammar import dream_size, longest_path
 from distill.sweep.ablation.arms import ARMS, Reader, arm_metrics, default_arms
 from distill.sweep.ablation.numbers import numbers_of, samples_of
 from distill.sweep.ablation.report import render
 from distill.sweep.cells import Job, train_cell
-from distill.sweep.plan import Cell, plan_of, read_content, shipped
+from distill.sweep.plan import Cell, plan_of, read_content
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
@@ -74,7 +75,7 @@ def ablate(
 
 def cells_of(run: Run, trainings: Sequence[str], seeds: int, steps: int) -> list[Cell]:
     """The trainings of an ablation, all of a seed before those of the next."""
-    file = shipped("ablation")
+    file = shipped("configs") / "sweeps" / "ablation.yaml"
     content = read_content(file)
     variants = {name: changes for name, changes in content["variants"].items() if name in trainings}
     if run.settings.train.retrieve and "retrieval" in variants:
