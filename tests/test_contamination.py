@@ -14,7 +14,6 @@ from bundle.export import describe_run, write_bundle
 from bundle.load import load_checkpoint
 from distill.config import ExportSettings, Settings, StudentSettings
 from distill.corpus.traces import Trace, TraceStore
-from distill.errors import CorruptFile
 from distill.exam import contamination
 from distill.exam.contamination import HASHES, Contamination, check, hashes_json, of_target, prompt_hash
 from distill.exam.questions import Exam, Question, exam_of_prompts
@@ -63,8 +62,7 @@ def assert_as_slow(found: Contamination, prompts: list[str], training: list[tupl
     kinds = Counter(kind[0] for kind in want if kind)
     assert found.checked
     assert (found.exact, found.near, found.contained) == (kinds["exact"], kinds["near"], kinds["contained"])
-    assert found.keys == [f"{i:04}" for i, kind in enumerate(want) if kind]
-    assert len(found.examples) == min(len(found.keys), contamination.EXAMPLES)
+    assert len(found.examples) == min(kinds.total(), contamination.EXAMPLES)
     for example in found.examples:
         kind = slow_kind(example["prompt"], training)
         assert kind is not None
@@ -103,7 +101,7 @@ TRAINING = [
 ]
 
 
-def test_known_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_cases() -> None:
     prompts = [
         "what happens, when you  DROP a ball",  # exact: other case, marks and spaces
         "Please tell me in a few words why the sky is blue and what makes it turn red in the morning",  # near
@@ -123,17 +121,14 @@ def test_known_cases(monkeypatch: pytest.MonkeyPatch) -> None:
         assert check(exam_of([one]), [(other, "")]).exact == 0
         assert check(exam_of([one]), [(one.upper(), "")]).exact == 1
     assert check(exam_of(["A well-known and/or 3−1"]), [("a well known, and or 3 - 1!", "")]).exact == 1
-    for together in (1, 2048):
-        monkeypatch.setattr(contamination, "TOGETHER", together)
-        found = check(exam_of(prompts), TRAINING)
-        assert_as_slow(found, prompts, TRAINING)
-        assert (found.exact, found.near, found.contained, found.prompts) == (3, 1, 2, 9)
-        assert found.keys == ["0000", "0001", "0002", "0003", "0006", "0007"]
-        kinds = [example["kind"] for example in found.examples]
-        assert kinds == ["exact"] * 3 + ["near"] + ["contained"] * 2
-        assert found.examples[0]["found"] == TRAINING[0][0]
-        assert found.examples[3]["found"] == TRAINING[1][0]
-        assert found.examples[4]["found"] == "you asked how long does it take for iron to rust in the rain about a week"
+    found = check(exam_of(prompts), TRAINING)
+    assert_as_slow(found, prompts, TRAINING)
+    assert (found.exact, found.near, found.contained, found.prompts) == (3, 1, 2, 9)
+    kinds = [example["kind"] for example in found.examples]
+    assert kinds == ["exact"] * 3 + ["near"] + ["contained"] * 2
+    assert found.examples[0]["found"] == TRAINING[0][0]
+    assert found.examples[3]["found"] == TRAINING[1][0]
+    assert found.examples[4]["found"] == "you asked how long does it take for iron to rust in the rain about a week"
 
 
 def test_the_most_similar_training_prompt_is_shown() -> None:
@@ -176,18 +171,18 @@ def test_each_target_is_checked_against_its_own_run(tmp_path: Path) -> None:
         of_target(Target(run.name, "run", run.checkpoints / "step-000001", run=run), exam)
         for run in (own, other, started)
     )
-    assert (of_own.checked, of_own.keys, of_own.reason) == (True, [], "")
-    assert (of_other.checked, of_other.exact, of_other.keys) == (True, 1, ["k"])
+    assert (of_own.checked, of_own.examples, of_own.reason) == (True, [], "")
+    assert (of_other.checked, of_other.exact) == (True, 1)
     assert of_other.examples == [{"prompt": asked, "found": asked.upper(), "similarity": 1.0, "kind": "exact"}]
-    assert (of_started.checked, of_started.keys) == (True, [])
+    assert (of_started.checked, of_started.examples) == (True, [])
     assert "big-model" in of_started.reason
     checkpoint = Target("c", "checkpoint", other.checkpoints / "step-000001", run=other)
-    assert of_target(checkpoint, exam).keys == ["k"]
+    assert of_target(checkpoint, exam).exact == 1
     other.bundle.mkdir()
     (other.bundle / "model.gguf").write_bytes(b"GGUF")
     inside = find_target(str(other.bundle / "model.gguf"))
     assert inside.name == "other/model.gguf"
-    assert of_target(inside, exam).keys == ["k"]
+    assert of_target(inside, exam).exact == 1
     other.traces.unlink()
     gone = of_target(checkpoint, exam)
     assert (gone.checked, gone.prompts) == (False, 1)
@@ -235,13 +230,11 @@ def test_a_bundle_elsewhere_knows_its_training_prompts(smollm2: Path, tmp_path: 
         assert (found.checked, found.exact, found.near, found.contained, found.prompts) == (True, 1, 0, 0, 3)
         assert [example["prompt"] for example in found.examples] == ["what happens when you drop a ball"]
         assert "exact copies only" in found.reason
-    (elsewhere / HASHES).write_text('{"version":1,"prompts":[]}', encoding="utf-8")
-    older = of_target(find_target(str(elsewhere)), exam)
-    assert (older.checked, older.prompts) == (False, 3)
-    assert "export the bundle again" in older.reason
-    (elsewhere / HASHES).write_text("[]", encoding="utf-8")
-    with pytest.raises(CorruptFile, match="export the bundle again"):
-        of_target(find_target(str(elsewhere)), exam)
+    for broken in ('{"version":1,"prompts":[]}', "[]"):
+        (elsewhere / HASHES).write_text(broken, encoding="utf-8")
+        unread = of_target(find_target(str(elsewhere)), exam)
+        assert (unread.checked, unread.prompts) == (False, 3)
+        assert "export the bundle again" in unread.reason
 
 
 def test_hashes_are_of_words() -> None:

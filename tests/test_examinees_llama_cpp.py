@@ -166,7 +166,8 @@ def test_an_answer_after_its_own_dream(
     assert spoken.seconds > 0
     # What it dreams at temperature 1 is its own affair; the answer after it is scored in that context.
     [score] = examinee.score([question], "own", draw=3)
-    context, _ = examinee._dreamt(question, 1.0, 3)
+    (dream,) = examinee._dreamed([question], 1.0, 3)
+    context = examinee.context(question, dream.ids)
     text = tokenizer.decode(context)
     assert text.startswith(f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n<think>\n")
     assert text.endswith("</think>\n")
@@ -207,13 +208,13 @@ def test_noise_is_told_by_its_tokens(
     monkeypatch.setattr(LlamaCpp, "complete", told)
     asked = [Question(f"k{i}", PROMPT) for i in range(12)]
     spoken = examinee.answer(asked, think=True, temperature=1.5, max_tokens=8, draw=0)
-    for said, answer in zip(spoken, wrote[1::2], strict=True):
+    for said, answer in zip(spoken, wrote[len(asked) :], strict=True):
         words = [id for id in answer if id != tokenizer.eos_id]
         assert said.form.ended == (len(words) < len(answer))
         assert said.form.clean == all(id < tokenizer.base_size for id in words)
         assert said.form.dream is False, "chance hardly dreams by the grammar"
         text = tokenizer.decode(words).rstrip("\ufffd")
-        assert said.form.whole or "\ufffd" in tokenizer.decode(wrote[2 * spoken.index(said)]) + text
+        assert said.form.whole or "\ufffd" in tokenizer.decode(wrote[spoken.index(said)]) + text
     assert 0 < sum(said.form.clean for said in spoken) < len(spoken)
     examinee.close()
 
@@ -271,8 +272,8 @@ def test_foreign_tokens_have_no_soft_targets_and_no_space_too_many(teacher: Teac
     examinee = GgufExaminee(Target(str(path), "gguf", path), How(vocabulary=teacher))
     assert "its tokens are not the teacher's" in examinee.cannot["targets"]
     question = Question("k", PROMPT, text="The ball falls 中.")
-    ids = examinee._answer_ids(question)
-    assert examinee._vocabulary.decode([*ids]) == question.text.encode()
+    ids, _ = examinee.aligned(question)
+    assert examinee.vocabulary.decode(ids) == question.text.encode()
     [score] = examinee.score([question], "none")
     # A network of zeros finds every token equally likely.
     size = len(tokenizer.gguf().tokens)

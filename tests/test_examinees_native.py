@@ -20,20 +20,21 @@ from distill.config import Settings, TrainSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.dream.pretrained import Parts, save_parts
 from distill.errors import BadInput, CorruptFile, RunMismatch
-from distill.exam.examinees.native import MASKED, RETRIEVED, NativeExaminee, teacher_map_of, with_teacher_map
+from distill.exam.examinees.common import map_teacher
+from distill.exam.examinees.native import MASKED, RETRIEVED, NativeExaminee, vocabulary_of
 from distill.exam.examinees.opening import open_examinee
 from distill.exam.examinees.protocol import AnswerScore, Examinee, Spoken
 from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.metrics.speech import Form
 from distill.exam.questions import Question, Sibling
-from distill.exam.scoring import dream_context, score_answers
+from distill.exam.scoring import score_answers
 from distill.exam.targets import How, Target, find_target
 from distill.mining.triplets import Triplet, write_triplets
 from distill.run import Run
 from distill.student.grammar import dream_size
 from distill.teacher.protocol import GenerateOptions, Response, TeacherTokenizer
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import dream_ids, prompt_ids, with_context
+from distill.tokens.chat import dream_ids, prompt_ids, think_block, with_context
 from distill.tokens.image_tokens import dream_of, save_codes
 from distill.tokens.packing import Aligner
 from distill.tokens.sentence_piece import from_model, train_model
@@ -83,7 +84,7 @@ def test_every_score_equals_brute_force(examinee: NativeExaminee, exam: SmallExa
         header = prompt_ids(tokenizer, question.prompt, system=question.system)
         codes = dict(zip(phrases(question), exam.codebook.encode(phrases(question)).tolist(), strict=True))
         mined = dream_ids(tokenizer, dream_of(question.triplets, codes)) if question.triplets else []
-        context = dream_context(tokenizer, header, {"none": [], "mined": mined, "own": dreamt.ids}[dream])
+        context = [*header, *think_block(tokenizer, {"none": [], "mined": mined, "own": dreamt.ids}[dream])]
         answer = tokenizer.encode(question.text)
         assert_equal_scores(score, brute_score(examinee.model, tokenizer, question, context, answer))
         soft += int(np.isfinite(score.kl).sum())
@@ -116,8 +117,8 @@ def test_scores_after_its_own_dreams_follow_its_seeds(examinee: NativeExaminee, 
 def test_batches_and_order_change_nothing(
     examinee: NativeExaminee, exam: SmallExam, order: list[int], batch_tokens: int
 ) -> None:
-    asked = [examinee._asked(question) for question in exam.questions]
-    contexts = [dream_context(exam.tokenizer, each.header, each.mined) for each in asked]
+    contexts = [examinee.context(question, examinee.mined(question.triplets)) for question in exam.questions]
+    answers = [examinee.aligned(question) for question in exam.questions]
     wanted = examinee.score(exam.questions, "mined")
 
     def mixed(values: list) -> list:
@@ -127,8 +128,8 @@ def test_batches_and_order_change_nothing(
         score_answers(
             examinee.model,
             mixed(contexts),
-            mixed([each.answer for each in asked]),
-            mixed([each.targets for each in asked]),
+            mixed([ids for ids, _ in answers]),
+            mixed([targets for _, targets in answers]),
             batch_tokens,
         )
     )
@@ -161,7 +162,7 @@ def test_it_answers_after_a_sibling_s_dream_as_after_its_own(examinee: NativeExa
     how = {"temperature": 1.0, "max_tokens": 8, "draw": 0}
     own, other = (examinee.answer([q], think="mined", **how)[0] for q in (plants, plants.after_sibling))
     assert [said.dream for said in (own, other)] == [
-        exam.tokenizer.decode(examinee._mined(triplets)) for triplets in (plants.triplets, TRIPLETS[3:])
+        exam.tokenizer.decode(examinee.mined(triplets)) for triplets in (plants.triplets, TRIPLETS[3:])
     ]
     assert other.dream != own.dream
     assert examinee.answer([replace(plants, triplets=TRIPLETS[3:])], think="mined", **how)[0].answer == other.answer
@@ -241,9 +242,8 @@ def test_phrases_keep_the_codes_that_they_were_trained_with(exam: SmallExam, fol
 
 def test_what_fits_its_context(examinee: NativeExaminee, exam: SmallExam) -> None:
     question = exam.questions[1]
-    asked = examinee._asked(question)
-    room = 256 - len(asked.header) - len(asked.answer) - 4
-    assert len(asked.mined) < room
+    room = 256 - len(examinee.context(question, [0])) + 1 - len(examinee.aligned(question)[0])
+    assert len(examinee.mined(question.triplets)) < room
     assert examinee.fits(question, room)
     assert not examinee.fits(question, room + 1)
     assert not examinee.fits(replace(question, key="long", prompt="ball " * 300), 12)
@@ -266,25 +266,24 @@ def test_a_bundle_scores_as_the_checkpoint_it_was_made_from(
 
 
 def test_the_map_is_found_again(exam: SmallExam) -> None:
-    found = teacher_map_of(exam.tokenizer, exam.vocabulary)
-    assert found is not None
+    found, reason = map_teacher(vocabulary_of(exam.tokenizer), exam.vocabulary)
+    assert not reason
     assert np.array_equal(found, exam.tokenizer.teacher_map)
 
 
-def test_another_teachers_ids_are_not_taken_for_its_own(exam: SmallExam) -> None:
-    teacher = exam.vocabulary
+def test_another_teachers_ids_are_taken_by_what_they_spell(exam: SmallExam) -> None:
+    teacher, own = exam.vocabulary, vocabulary_of(exam.tokenizer)
     swapped = list(teacher.tokens)
     a, b = (teacher.token_to_id[token] for token in ("Ġball", "Ġfalls"))
     swapped[a], swapped[b] = swapped[b], swapped[a]
-    foreign = [replace(teacher, tokens=swapped), replace(teacher, pre="llama-bpe"), replace(teacher, model="llama")]
-    for other in foreign:
-        tokenizer, reason = with_teacher_map(exam.tokenizer, other)
-        assert "another teacher's" in reason
-        assert tokenizer.teacher_map is None
-    kept, reason = with_teacher_map(exam.tokenizer, None)
-    assert kept.teacher_map is not None
-    assert not reason
-    assert with_teacher_map(StudentTokenizer(kept.hf, kept.origin), None)[1]
+    found, _ = map_teacher(own, replace(teacher, tokens=swapped))
+    assert found is not None
+    assert exam.tokenizer.teacher_map is not None
+    assert (found[a], found[b]) == (exam.tokenizer.teacher_map[b], exam.tokenizer.teacher_map[a])
+    found, reason = map_teacher(own, replace(teacher, model="llama"))
+    assert found is None
+    assert "its tokens are not the teacher's" in reason
+    assert map_teacher(own, None) == (None, "the exam has no soft targets")
 
 
 def test_a_tokenizer_of_its_own_has_likelihoods_alone(exam: SmallExam, tmp_path: Path, how: How) -> None:
@@ -292,7 +291,7 @@ def test_a_tokenizer_of_its_own_has_likelihoods_alone(exam: SmallExam, tmp_path:
     tokenizer = from_model(train_model(texts * 20, 340), exam.codebook.labels)
     folder = write_checkpoint(tmp_path / "pieces", small_model(tokenizer), tokenizer)
     pieces = NativeExaminee(find_target(str(folder)), how)
-    assert "tokenize.kind" in pieces.cannot["targets"]
+    assert "its tokens are not the teacher's" in pieces.cannot["targets"]
     for question, score in zip(exam.questions, pieces.score(exam.questions, "none"), strict=True):
         assert len(score.logprobs) == len(tokenizer.encode(question.text))
         assert np.isnan(score.kl).all()
@@ -343,7 +342,7 @@ def test_what_was_retrieved_in_training_is_retrieved_here(exam: SmallExam, tmp_p
     assert reader.card.note == f"{MASKED}; {RETRIEVED}"
     labels = [exam.codebook.labels[codes[phrase]] for phrase in TRIPLETS[2].phrases]
     known = with_context("What do plants take?", [(labels[0], labels[1], labels[2])])
-    assert reader._asked(Question("a", "What do plants take?")).header == prompt_ids(exam.tokenizer, known)
+    assert reader.header(Question("a", "What do plants take?")) == prompt_ids(exam.tokenizer, known)
     about = "Where does the ball fall?"
     assert reader._asked(Question("b", about)).header == prompt_ids(exam.tokenizer, about)
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from support.small_student import LABELS
 
 from distill.dream.starter import starter_tokenizer
+from distill.exam.examinees.native import vocabulary_of
 from distill.exam.metrics.speech import (
     Form,
     Letters,
@@ -21,6 +22,8 @@ from distill.exam.metrics.speech import (
 )
 from distill.mining.triplets import LENSES
 from distill.report.doubts import masked
+from distill.teacher.gguf_tokenizer import CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from distill.teacher.protocol import TeacherTokenizer
 
 TOKENIZER = starter_tokenizer(list(LABELS))
 LENS = "".join(f"⟨{lens}⟩" for lens in LENSES)
@@ -28,8 +31,7 @@ STEP = "⟨a ball⟩⟨release⟩⟨wets⟩"
 
 
 def letters() -> Letters:
-    added = {id: TOKENIZER.tokens[id] for id in range(TOKENIZER.base_size, TOKENIZER.vocab_size)}
-    return Letters(added, range(TOKENIZER.pad_id, TOKENIZER.eos_id + 1), [TOKENIZER.newline_id])
+    return Letters(vocabulary_of(TOKENIZER))
 
 
 def spelled(text: str) -> str:
@@ -42,8 +44,9 @@ def test_letters_of_tokens() -> None:
     assert letters_of("<think>\n⟨spatial⟩⟨a ball⟩⟨abstract⟩\n</think>\nIt<|im_start|>") == "tw0i3wewc"
     assert letters_of("") == ""
     assert letters_of("a ⟨b") == "w"
-    special = Letters({7: "<think>", 8: "</think>", 9: "<|x|>", 10: "   "}, [7, 8, 9], [])
-    assert special([7, 8, 9, 10, 11]) == "tecww", "tags are tags though they aren't printed"
+    tokens, kinds = ["<think>", "</think>", "<|x|>", "   ", "y"], [CONTROL, CONTROL, CONTROL, USER_DEFINED, NORMAL]
+    special = Letters(Vocabulary(TeacherTokenizer("gpt2", "", tokens, [], kinds, 2)))
+    assert special([0, 1, 2, 3, 4]) == "tecww", "tags are tags though they aren't printed"
 
 
 @pytest.mark.parametrize("dream", ["</think>", f"{LENS}\n</think>", f"{LENS}{STEP}{STEP}\n</think>"])

@@ -25,14 +25,13 @@ def test_ratio_with_parts_sums_what_each_part_comes_to() -> None:
     assert ratio.within(np.array([True, False, True])).value == 3 / 4
 
 
-def test_bootstrap_of_parts_equals_resampling_by_hand() -> None:
-    ratio = bins_of(np.random.default_rng(0), 12)
+def test_bootstrap_equals_resampling_by_hand() -> None:
+    ratio, other = (bits_per_byte(np.random.default_rng(seed), 12, 0.8, 0.15)[0] for seed in (0, 1))
     bootstrap = PairedBootstrap(12, 50, 1)
     for weights, draw in zip(bootstrap.weights, bootstrap.draws(ratio), strict=True):
         chosen = np.repeat(np.arange(12), weights.astype(int))
-        brute = sum(abs(ratio.numerator[chosen, part].sum()) for part in range(4)) / ratio.denominator[chosen].sum()
-        assert draw == pytest.approx(brute)
-    seeds = HierarchicalBootstrap(2, 12, 50, 1).interval([ratio, bins_of(np.random.default_rng(1), 12)])
+        assert draw == pytest.approx(ratio.numerator[chosen].sum() / ratio.denominator[chosen].sum())
+    seeds = HierarchicalBootstrap(2, 12, 50, 1).interval([ratio, other])
     assert seeds is not None
     assert seeds.seeds[0] == ratio.value
 
@@ -164,45 +163,6 @@ def test_where_they_do_not_is_what_the_docs_say(name: str) -> None:
     found = [coverage(name, prompts, 300) for prompts in SIZES]
     print(f"\n| {name} |", " | ".join(f"{100 * share:.1f}" for share in found), "|", end="")
     assert found[0] < 0.93
-
-
-def calibration(
-    draw: np.random.Generator, prompts: int, gap: float, hard: np.ndarray | None = None
-) -> tuple[Ratio, float]:
-    """Ten bins of tokens, overconfident by `gap`, each prompt by its own more or less; and the true error.
-
-    hard: of each prompt, how much more than that."""
-    share = np.array([0.3, 0.15, 0.1, 0.08, 0.07, 0.06, 0.06, 0.06, 0.06, 0.06])
-    confidence = (np.arange(10) + 0.6) / 11
-    tokens = np.maximum(1, np.exp(draw.normal(np.log(40), 0.6, prompts))).astype(int)
-    counts = draw.multinomial(tokens, share)
-    own = np.zeros(prompts) if hard is None else hard
-    right = np.clip(confidence - gap * confidence + own[:, None], 0.001, 0.999)
-    return Ratio.of(counts * confidence - draw.binomial(counts, right), tokens), float(gap * (share @ confidence))
-
-
-@pytest.mark.parametrize("prompts", [20, 64, 200])
-def test_intervals_of_calibration_errors_hold_the_truth(prompts: int) -> None:
-    """Noise makes a calibration error larger, so these intervals are wide on one side: never below 93 %."""
-    draw, runs, found = np.random.default_rng(prompts), 120, dict[str, float]()
-    bootstrap = PairedBootstrap(prompts, 500, 0)
-    for gap, other in ((0.0, 0.1), (0.1, 0.1), (0.3, 0.4)):
-        hits = np.zeros(2)
-        for _ in range(runs):
-            hard = draw.normal(0, 0.03, prompts)
-            (one, of_one), (two, of_two) = (
-                calibration(draw, prompts, gap, hard),
-                calibration(draw, prompts, other, hard),
-            )
-            value, difference = bootstrap.interval(one), bootstrap.difference(two, one)
-            assert value is not None
-            assert difference is not None
-            assert 0 <= value.low <= value.value
-            hits += [value.low <= of_one <= value.high, difference.low <= of_two - of_one <= difference.high]
-        found |= dict(zip((f"{gap}", f"{other}−{gap}"), (hits / runs).tolist(), strict=True))
-    print(f"\n{prompts}", {name: f"{100 * share:.1f}" for name, share in found.items()}, end="")
-    assert min(found.values()) >= 0.90  # 120 cases are ± 2 % by chance
-    assert np.mean(list(found.values())) >= 0.94
 
 
 @pytest.mark.parametrize(

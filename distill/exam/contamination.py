@@ -12,24 +12,18 @@ contained   all its words, 5 or more, stand in this order in a training prompt o
 """
 
 import hashlib
-import itertools
 import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import scipy.sparse as sp
-
 from distill.corpus.traces import TraceStore
-from distill.errors import CorruptFile
 from distill.exam.questions import Exam
 from distill.exam.targets import Target
-from distill.run import Run
 from distill.training.start import is_inherited, started_at
 
 NEAR = 0.7
@@ -37,8 +31,8 @@ ORDER = 3
 """Words of a shingle."""
 LEAST_WORDS = 5
 """A prompt of fewer words stands in some answer by chance."""
-TOGETHER = 2048
-"""Training prompts that are compared at once."""
+AROUND = 10
+"""Words that are shown on either side of a contained prompt."""
 EXAMPLES = 10
 HASHES = "training_prompts.json"
 """In a bundle: hashes of the prompts that it was trained on. Exact copies can be found with them, near ones cannot."""
@@ -55,7 +49,7 @@ class Contamination:
     """What was found. checked: False where it can't be known; `reason` says why, or what the check had to leave out.
 
     exact, near, contained: questions of each kind, none counted twice, out of `prompts`. examples: the worst of them,
-    each with prompt, found (the training text), similarity and kind. keys: of all contaminated questions, in order.
+    each with prompt, found (the training text), similarity and kind.
     """
 
     checked: bool
@@ -65,11 +59,6 @@ class Contamination:
     contained: int = 0
     prompts: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    keys: list[str] = field(default_factory=list[str])
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the keys, as results.json has it."""
-        return {name: value for name, value in asdict(self).items() if name != "keys"}
 
 
 class Finding(NamedTuple):
@@ -110,99 +99,65 @@ def check(exam: Exam, training: Iterable[tuple[str, str]]) -> Contamination:
     search = _Search([question.prompt for question in exam.questions])
     for prompt, answer in training:
         search.read(prompt, answer)
-    search.compare()
     return _summary(exam, search.found)
 
 
 def _summary(exam: Exam, findings: Sequence[Finding | None], reason: str = "") -> Contamination:
-    pairs = [(q, found) for q, found in zip(exam.questions, findings, strict=True) if found]
+    pairs = [(q.prompt, found) for q, found in zip(exam.questions, findings, strict=True) if found]
     kinds = Counter(found.kind for _, found in pairs)
-    worst = sorted(pairs, key=lambda pair: (-pair[1].rank, -pair[1].similarity))[:EXAMPLES]
+    worst = sorted(pairs, key=lambda pair: pair[1][:2], reverse=True)[:EXAMPLES]
     return Contamination(
         True,
         reason,
         **{kind: kinds[kind] for kind in ("exact", "near", "contained")},
         prompts=len(exam.questions),
         examples=[
-            {"prompt": q.prompt, "found": found.text, "similarity": round(found.similarity, 4), "kind": found.kind}
-            for q, found in worst
+            {"prompt": prompt, "found": found.text, "similarity": round(found.similarity, 4), "kind": found.kind}
+            for prompt, found in worst
         ],
-        keys=[q.key for q, _ in pairs],
     )
 
 
 class _Search:
-    """Looks for all prompts at once, so that each training text is read once. found: a finding a prompt, or None.
-
-    Shape legend: B training prompts that are compared together, P prompts, S shingles of all P.
-    """
+    """Looks for all prompts at once, so that each training text is read once. found: a finding a prompt, or None."""
 
     def __init__(self, prompts: Sequence[str]) -> None:
-        split = [words(prompt) for prompt in prompts]
+        self._words = [words(prompt) for prompt in prompts]
+        self._shingles = [shingles(own) for own in self._words]
         self.found: list[Finding | None] = [None] * len(prompts)
-        self._same: dict[str, list[int]] = defaultdict(list)
-        self._anchored: dict[tuple[str, str], list[int]] = defaultdict(list)
-        self._needles = [f" {' '.join(own)} " for own in split]
-        often = Counter(pair for own in split for pair in set(itertools.pairwise(own)))
-        for i, own in enumerate(split):
-            self._same[" ".join(own)].append(i)
+        # Which prompts are these words, hold this shingle, begin with these words?
+        self._same, self._holding, self._beginning = (defaultdict[Sequence[str], list[int]](list) for _ in range(3))
+        for i, own in enumerate(self._words):
+            self._same[tuple(own)].append(i)
+            for shingle in self._shingles[i]:
+                self._holding[shingle].append(i)
             if len(own) >= LEAST_WORDS:
-                # Only texts with its rarest pair of words are looked through for the whole.
-                self._anchored[min(itertools.pairwise(own), key=lambda pair: (often[pair], pair))].append(i)
-        sets = [shingles(own) for own in split]
-        self._ids = {shingle: i for i, shingle in enumerate(sorted(frozenset[Shingle]().union(*sets)))}
-        self._sizes = np.array([len(own) for own in sets], np.int64)
-        self._table = self._rows([[self._ids[shingle] for shingle in own] for own in sets]).T.tocsr()
-        self._waiting: list[tuple[str, frozenset[Shingle]]] = []
-
-    def _rows(self, ids: Sequence[Sequence[int]]) -> Any:
-        """(len(ids), S) 0 and 1, sparse."""
-        ends = np.cumsum([0, *(len(row) for row in ids)])
-        columns = np.fromiter(itertools.chain.from_iterable(ids), np.int64, int(ends[-1]))
-        return sp.csr_matrix((np.ones(len(columns), np.int32), columns, ends), shape=(len(ids), len(self._ids)))
+                self._beginning[tuple(own[:LEAST_WORDS])].append(i)
 
     def read(self, prompt: str, answer: str) -> None:
         own = words(prompt)
-        for i in self._same.get(" ".join(own), ()):
+        for i in self._same.get(tuple(own), ()):
             self._note(i, Finding(2, 1.0, "exact", prompt))
+        there = shingles(own)
+        for i, shared in Counter(i for shingle in there for i in self._holding.get(shingle, ())).items():
+            similarity = shared / (len(there) + len(self._shingles[i]) - shared)
+            if similarity >= NEAR:
+                self._note(i, Finding(1, similarity, "near", prompt))
         self._contained(own)
         self._contained(words(answer))
-        self._waiting.append((prompt, shingles(own)))
-        if len(self._waiting) == TOGETHER:
-            self.compare()
 
-    def compare(self) -> None:
-        """Compare the prompts read since the last call; to be called at the end, too."""
-        waiting, self._waiting = self._waiting, []
-        ids = [[self._ids[shingle] for shingle in own & self._ids.keys()] for _, own in waiting]
-        sizes = np.array([len(own) for _, own in waiting], np.int64)
-        shared = (self._rows(ids) @ self._table).tocoo()  # (B, P)
-        similarity = shared.data / (sizes[shared.row] + self._sizes[shared.col] - shared.data)
-        near = np.flatnonzero(similarity >= NEAR)
-        for place in near[np.lexsort((shared.col[near], shared.row[near]))]:
-            finding = Finding(1, float(similarity[place]), "near", waiting[shared.row[place]][0])
-            self._note(int(shared.col[place]), finding)
-
-    def _contained(self, found: list[str]) -> None:
-        anchors = self._anchored.keys() & itertools.pairwise(found)
-        if anchors:
-            line = f" {' '.join(found)} "
-            for i in (i for anchor in sorted(anchors) for i in self._anchored[anchor]):
-                needle = self._needles[i]
-                if self.found[i] is None and len(needle) <= len(line) and (place := line.find(needle)) >= 0:
-                    self._note(i, Finding(0, 1.0, "contained", _excerpt(line, place, len(needle))))
+    def _contained(self, text: list[str]) -> None:
+        for place, begin in enumerate(zip(*(text[i:] for i in range(LEAST_WORDS)), strict=False)):
+            for i in self._beginning.get(begin, ()):
+                end = place + len(self._words[i])
+                if self.found[i] is None and text[place:end] == self._words[i]:
+                    excerpt = text[max(0, place - AROUND) : end + AROUND]
+                    self._note(i, Finding(0, 1.0, "contained", " ".join(excerpt)))
 
     def _note(self, i: int, finding: Finding) -> None:
         known = self.found[i]
         if known is None or finding[:2] > known[:2]:
             self.found[i] = finding
-
-
-def _excerpt(line: str, place: int, length: int, around: int = 60) -> str:
-    """The words of a text from `place` on, and some on either side."""
-    start, end = max(0, place - around), place + length + around
-    before, after = "… " if start else "", " …" if end < len(line) else ""
-    return before + line[start:end].strip() + after
 
 
 # What a target was trained on.
@@ -214,8 +169,7 @@ def of_target(target: Target, exam: Exam) -> Contamination:
     A bundle without its run knows the hashes of its training prompts. Raises what the trace store raises where it is
     broken.
     """
-    folder = target.path if target.kind != "gguf" or target.path is None else target.path.parent
-    run = target.run
+    run, folder = target.run, target.path
     if run is not None and run.traces.exists():
         with TraceStore(run.traces, readonly=True) as store:
             found = check(exam, store.texts(held_out=False))
@@ -223,19 +177,25 @@ def of_target(target: Target, exam: Exam) -> Contamination:
             start = "its teacher" if started_at(run) else Path(run.settings.student.init).name
             found = replace(found, reason=f"what {start}, its start, was trained on is not known")
         return found
-    if folder is not None and (folder / HASHES).is_file():
-        return _by_hashes(exam, folder / HASHES)
-    return Contamination(False, _unknown(target, run), prompts=len(exam.questions))
+    if folder is not None:
+        hashes = (folder.parent if target.kind == "gguf" else folder) / HASHES
+        if hashes.is_file():
+            return _by_hashes(exam, hashes)
+    why = (
+        f"{run.traces} is gone: what it was trained on is not known"
+        if run is not None
+        else UNKNOWN.get(target.kind, NOT_TOLD)
+    )
+    return Contamination(False, why, prompts=len(exam.questions))
 
 
-def _unknown(target: Target, run: Run | None) -> str:
-    if run is not None:
-        return f"{run.traces} is gone: what it was trained on is not known"
-    return {
-        "ollama": "Ollama does not tell what a model was trained on",
-        "gguf": "a GGUF does not tell what it was trained on",
-        "bundle": f"the bundle has no {HASHES}; export it again",
-    }.get(target.kind, "its folder does not tell what it was trained on")
+NOT_TOLD = "its folder does not tell what it was trained on"
+UNKNOWN = {
+    "ollama": "Ollama does not tell what a model was trained on",
+    "gguf": "a GGUF does not tell what it was trained on",
+    "bundle": f"the bundle has no {HASHES}; export it again",
+}
+"""Kind of target → why nothing can be said of one without its run."""
 
 
 # Hashes of prompts.
@@ -257,10 +217,10 @@ def _by_hashes(exam: Exam, path: Path) -> Contamination:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, known = content["version"], set(content["prompts"])
+        if version != HASHES_VERSION:
+            raise ValueError(f"version {version}, not {HASHES_VERSION}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(f"{path}: can't be read ({error}); export the bundle again") from error
-    if version != HASHES_VERSION:
-        why = f"{HASHES} is of version {version}, not {HASHES_VERSION}; export the bundle again"
+        why = f"{path} can't be read ({error}); export the bundle again"
         return Contamination(False, why, prompts=len(exam.questions))
     # The hash is all that is known of the training prompt; it has the same words.
     findings = [

@@ -165,7 +165,7 @@ class Measurement:
     def _contamination(self, target: Target) -> dict[str, Any]:
         """Of the first target: trainings of one recipe share their data."""
         try:
-            return of_target(target, self.exam).to_json()
+            return asdict(of_target(target, self.exam))
         except DistillError as error:  # a broken training set doesn't make the numbers wrong
             self.listen(Event("evaluate", "warning", f"{target.spec}: {error}"))
             return {"checked": False, "reason": str(error)}

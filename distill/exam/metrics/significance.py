@@ -28,30 +28,19 @@ def permutation_test(a: Ratio, b: Ratio, permutations: int = 10_000, seed: int =
     a, b = paired(a, b)
     if not a.defined:
         return 1.0
-    one, two = _columns(a), _columns(b)
+    one, two = (np.stack([each.numerator, each.denominator], axis=1) for each in (a, b))
     differs = (one != two).any(axis=1)
     prompts, change = int(differs.sum()), (two - one)[differs]
-    top, bottom = one.sum(axis=0), two.sum(axis=0)
-    observed = abs(_value(top) - _value(bottom))
+    observed = abs(a.value - b.value)
     # Sums in another order differ in their last digits: what is equal but for those counts as equal.
-    least = observed - 1e-9 * max(observed, 1e-3 * (abs(_value(top)) + abs(_value(bottom))))
+    least = observed - 1e-9 * max(observed, 1e-3 * (abs(a.value) + abs(b.value)))
     extreme, exact = 0, 2.0**prompts <= permutations
     for swaps in _all(prompts) if exact else _drawn(prompts, permutations, seed):
         # Not by matrix product: BLAS may sum in another order next time.
         moved = np.einsum("rp,pk->rk", swaps, change, optimize=False)
-        extreme += int(np.count_nonzero(np.abs(_value(top + moved) - _value(bottom - moved)) >= least))
+        top, bottom = one.sum(axis=0) + moved, two.sum(axis=0) - moved
+        extreme += int(np.count_nonzero(np.abs(top[:, 0] / top[:, 1] - bottom[:, 0] / bottom[:, 1]) >= least))
     return extreme / 2**prompts if exact else (1 + extreme) / (1 + permutations)
-
-
-def _columns(metric: Ratio) -> NDArray[np.float64]:
-    """(prompts, parts + 1): numerators, then the denominator."""
-    return np.column_stack([metric.numerator, metric.denominator])
-
-
-def _value(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(…, parts + 1) → (…)."""
-    tops = sums[..., :-1]
-    return (tops[..., 0] if tops.shape[-1] == 1 else np.abs(tops).sum(axis=-1)) / sums[..., -1]
 
 
 def _all(prompts: int) -> Iterator[NDArray[np.float64]]:
@@ -65,9 +54,7 @@ def _drawn(prompts: int, permutations: int, seed: int) -> Iterator[NDArray[np.fl
     """Some of these, at random."""
     draw = np.random.default_rng([seed, prompts, permutations])
     for start in range(0, permutations, BLOCK):
-        rows = min(BLOCK, permutations - start)
-        bits = np.frombuffer(draw.bytes(rows * -(-prompts // 8)), np.uint8).reshape(rows, -1)
-        yield np.unpackbits(bits, axis=1, count=prompts).astype(np.float64)
+        yield draw.integers(0, 2, (min(BLOCK, permutations - start), prompts), np.int8).astype(np.float64)
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:

@@ -5,12 +5,13 @@ think tags, c a control token, w anything else. Where only text comes, it is rea
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from distill.exam.metrics.statistics import Ratio
 from distill.mining.triplets import LENSES
+from distill.teacher.gguf_tokenizer import CONTROL, USER_DEFINED, Vocabulary
 from distill.teacher.protocol import HALF
 from distill.tokens.bpe import CONTROL_TOKENS, END_THINK, THINK, image_text
 
@@ -34,14 +35,15 @@ class Form:
 
 
 class Letters:
-    """Ids as letters. added: id → text of all tokens that are no pieces of words; control: those of them that are
-    never printed; breaks: ids of a line break by itself."""
+    """A vocabulary's ids as letters."""
 
-    def __init__(self, added: Mapping[int, str], control: Collection[int], breaks: Collection[int]) -> None:
-        self._letter = dict.fromkeys(breaks, "n")
-        for id, text in added.items():
-            letter = _letter(text)
-            self._letter[id] = "c" if letter == "w" and id in control else letter
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        words = vocabulary.tokenizer
+        self._letter = {id: "n" for id, spelled in enumerate(vocabulary.bytes_of) if spelled == b"\n"}
+        for id, (text, kind) in enumerate(zip(words.tokens, words.types, strict=True)):
+            if kind in (CONTROL, USER_DEFINED):
+                letter = _letter(text)
+                self._letter[id] = "c" if letter == "w" and kind == CONTROL else letter
 
     def __call__(self, ids: Sequence[int]) -> str:
         return "".join(self._letter.get(id, "w") for id in ids)

@@ -23,8 +23,9 @@ class Ratio:
     """A metric before division. Denominators are (prompts,) float64; numerators are (prompts,) or (prompts, parts).
 
     Its value is Σ numerator / Σ denominator; with parts Σ_parts |Σ_prompts numerator| / Σ denominator, which is what an
-    expected calibration error is (parts are bins, numerators Σ confidence − Σ correct). A prompt for which the metric
-    is not defined has numerators and a denominator of 0.
+    expected calibration error is (parts are bins, numerators Σ confidence − Σ correct). Noise makes such a value
+    larger, never smaller: it has no interval here and no test. A prompt for which the metric is not defined has
+    numerators and a denominator of 0.
     """
 
     numerator: NDArray[np.float64]
@@ -43,13 +44,17 @@ class Ratio:
         return bool(self.denominator.sum() > 0)
 
     @property
+    def has_parts(self) -> bool:
+        return self.numerator.ndim > 1
+
+    @property
     def value(self) -> float:
         top = self.numerator.sum(axis=0)
-        return float((top if self.numerator.ndim == 1 else np.abs(top).sum()) / self.denominator.sum())
+        return float((np.abs(top).sum() if self.has_parts else top) / self.denominator.sum())
 
     def within(self, inside: NDArray[np.bool_]) -> "Ratio":
         """The metric over some of the prompts alone, (prompts,) bool; it is not defined for the others."""
-        wide = inside if self.numerator.ndim == 1 else inside[:, None]
+        wide = inside[:, None] if self.has_parts else inside
         return Ratio(np.where(wide, self.numerator, 0.0), np.where(inside, self.denominator, 0.0))
 
 
@@ -105,79 +110,37 @@ class PairedBootstrap:
 
     def interval(self, metric: Ratio) -> Interval | None:
         """Of one metric; None where it is defined for no prompt."""
-        if not metric.defined:
-            return None
-        draws = self.draws(metric)
-        value, down = metric.value, self.bias([metric], draws)
-        return Interval(value, *_bounds(value, draws, [metric], down, floor=0.0 if down else None))
+        return Interval(metric.value, *_ends(self.draws(metric), [metric])) if metric.defined else None
 
     def difference(self, metric: Ratio, other: Ratio) -> Interval | None:
         """Of metric − other."""
         if not (metric.defined and other.defined):
             return None
-        one, two = self.draws(metric), self.draws(other)
-        value, down, up = metric.value - other.value, self.bias([metric], one), self.bias([other], two)
-        return Interval(value, *_bounds(value, one - two, [metric, other], down, up))
+        draws = self.draws(metric) - self.draws(other)
+        return Interval(metric.value - other.value, *_ends(draws, [metric, other]))
 
     def fall(self, start: Ratio, end: Ratio) -> Interval | None:
         """Of 1 − end / start: by what share a metric fell."""
         if not (start.defined and end.defined and start.value > 0):
             return None
-        value = 1 - end.value / start.value
-        return Interval(value, *_bounds(value, 1 - self.draws(end) / self.draws(start), [start, end]))
+        draws = 1 - self.draws(end) / self.draws(start)
+        return Interval(1 - end.value / start.value, *_ends(draws, [start, end]))
 
     def draws(self, metric: Ratio) -> NDArray[np.float64]:
         """The metric on every resample, (resamples,)."""
-        top, bottom = self._sums(metric)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (top if top.ndim == 1 else np.abs(top).sum(axis=1)) / bottom
-
-    def bias(self, metrics: Sequence[Ratio], draws: NDArray[np.float64]) -> float:
-        """How much too high the draws (resamples,) of a metric with parts, or of its mean over seeds, may be; else 0.
-
-        Noise makes each part's sum larger, never smaller: the value exceeds the truth, and its draws exceed the value
-        by about as much again. So it is twice what the draws exceed the value by; all of it where parts that come to
-        nothing would often (the interval's level) look like these.
-        """
-        if all(metric.numerator.ndim == 1 for metric in metrics):
-            return 0.0
-        value = float(np.mean([metric.value for metric in metrics]))
-        beyond = max(0.0, float(np.nanmean(draws)) - value)
-        noise = np.nanquantile(
-            np.mean([self._noise(metric) for metric in metrics], axis=0), 1 - tail(effective(metrics))
-        )
-        return value + beyond if value <= noise else 2 * beyond
-
-    def _noise(self, metric: Ratio) -> NDArray[np.float64]:
-        """What a metric with parts would be on the resamples, (resamples,), did its parts come to nothing."""
-        top, bottom = self._sums(metric)
-        parts = metric.numerator.sum(axis=0) / metric.denominator.sum()
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.abs(top - bottom[:, None] * parts).sum(axis=1) / bottom
-
-    def _sums(self, metric: Ratio) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Numerators (resamples,) or (resamples, parts), and denominators (resamples,)."""
         # Summed by prompt, not by matrix product: BLAS may sum in another order next time.
-        top = np.einsum("rp,p...->r...", self.weights, metric.numerator, optimize=False)
-        return top, np.einsum("rp,p->r", self.weights, metric.denominator, optimize=False)
+        top, bottom = (
+            np.einsum("rp,p->r", self.weights, each, optimize=False) for each in (metric.numerator, metric.denominator)
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return top / bottom
 
 
-def _bounds(
-    value: float,
-    draws: NDArray[np.float64],
-    metrics: Sequence[Ratio],
-    down: float = 0.0,
-    up: float = 0.0,
-    floor: float | None = None,
-) -> tuple[float, float]:
-    """Ends of the interval of what is drawn of these metrics, moved out by the biases that the draws may have."""
-    draws = draws[np.isfinite(draws)]
-    if not len(draws):
-        return value, value
+def _ends(draws: NDArray[np.float64], metrics: Sequence[Ratio]) -> tuple[float, float]:
+    """Of the interval of what is drawn of these metrics. Resamples without a prompt that defines them don't count."""
     level = tail(effective(metrics))
-    low, high = np.quantile(draws, [level, 1 - level])
-    low, high = float(low) - down, float(high) + up
-    return (low if floor is None else max(floor, low)), high
+    low, high = np.quantile(draws[np.isfinite(draws)], [level, 1 - level])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -210,20 +173,17 @@ class HierarchicalBootstrap:
         if not all(ratio.defined for ratio in metric):
             return None
         values, draws = [ratio.value for ratio in metric], self._draws(metric)
-        mean, down = float(np.mean(values)), self._prompts.bias(metric, draws.mean(axis=1))
         of_mean = draws.mean(axis=1) + self._of_seeds([values], [draws])
-        ends = _bounds(mean, of_mean, metric, down, floor=0.0 if down else None)
-        return SeedInterval(mean, *ends, tuple(values))
+        return SeedInterval(float(np.mean(values)), *_ends(of_mean, metric), tuple(values))
 
     def difference(self, metric: Sequence[Ratio], other: Sequence[Ratio]) -> SeedInterval | None:
         """Of metric − other, paired by seed and by prompt."""
         if not all(ratio.defined for ratio in [*metric, *other]):
             return None
         values = [one.value - two.value for one, two in zip(metric, other, strict=True)]
-        one, two = self._draws(metric), self._draws(other)
-        down, up = self._biases(metric, other, one, two)
-        mean, of_mean = float(np.mean(values)), (one - two).mean(axis=1) + self._of_seeds([values], [one - two])
-        return SeedInterval(mean, *_bounds(mean, of_mean, [*metric, *other], down, up), tuple(values))
+        draws = self._draws(metric) - self._draws(other)
+        of_mean = draws.mean(axis=1) + self._of_seeds([values], [draws])
+        return SeedInterval(float(np.mean(values)), *_ends(of_mean, [*metric, *other]), tuple(values))
 
     def contrast(self, metric: Sequence[Ratio], other: Sequence[Ratio]) -> tuple[SeedInterval, float] | None:
         """Of metric − other, paired by prompt only, and its two-sided p-value: 1 − the level of the widest interval
@@ -232,20 +192,14 @@ class HierarchicalBootstrap:
             return None
         groups = [[ratio.value for ratio in group] for group in (metric, other)]
         one, two = self._draws(metric), self._draws(other)
-        down, up = self._biases(metric, other, one, two)
         value = float(np.mean(groups[0]) - np.mean(groups[1]))
         of_value = one.mean(axis=1) - two.mean(axis=1) + self._of_seeds(groups, [one, two])
-        interval = SeedInterval(value, *_bounds(value, of_value, [*metric, *other], down, up), ())
-        return interval, _two_sided(of_value, effective([*metric, *other]), down, up)
+        ratios = [*metric, *other]
+        return SeedInterval(value, *_ends(of_value, ratios), ()), _two_sided(of_value, effective(ratios))
 
     def _draws(self, metric: Sequence[Ratio]) -> NDArray[np.float64]:
         """(resamples, S)."""
         return np.stack([self._prompts.draws(ratio) for ratio in metric], axis=1)
-
-    def _biases(
-        self, metric: Sequence[Ratio], other: Sequence[Ratio], one: NDArray[np.float64], two: NDArray[np.float64]
-    ) -> tuple[float, float]:
-        return self._prompts.bias(metric, one.mean(axis=1)), self._prompts.bias(other, two.mean(axis=1))
 
     def _of_seeds(self, values: Sequence[list[float]], draws: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
         """Draws of what the choice of seeds adds to the mean, or to the difference of two groups' means, (resamples,).
@@ -272,11 +226,11 @@ class HierarchicalBootstrap:
         return ndtri(normal), chdtri(free, chi)
 
 
-def _two_sided(draws: NDArray[np.float64], prompts: float, down: float, up: float) -> float:
+def _two_sided(draws: NDArray[np.float64], prompts: float) -> float:
     """The level at which an interval of these draws begins to hold 0, through `tail` backwards."""
     draws = draws[np.isfinite(draws)]
-    if prompts <= 1 or not len(draws):
+    if prompts <= 1:
         return 1.0
-    least = min(np.count_nonzero(draws - down <= 0), np.count_nonzero(draws + up >= 0))
+    least = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
     share = min(0.5, (1 + least) / (1 + len(draws)))
     return float(min(1.0, 2 * stdtr(prompts - 1, ndtri(share) * np.sqrt((prompts - 1) / prompts))))

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from distill.exam.examinees.common import OwnDream
 from distill.exam.examinees.native import NativeExaminee
 from distill.exam.measured import Measured
 from distill.exam.metrics.statistics import Ratio
 from distill.exam.metrics.text import exact_match
 from distill.exam.questions import Question
-from distill.exam.scoring import OwnDream
 from distill.exam.targets import How, Target
 from distill.mining.triplets import Triplet
 from distill.run import Run
@@ -88,7 +88,7 @@ class Reader(NativeExaminee):
         self._own: dict[str, list[int]] = {}
         self._engine: DreamEngine | None = None
 
-    def _mined(self, triplets: Sequence[Triplet]) -> list[int]:
+    def mined(self, triplets: Sequence[Triplet]) -> list[int]:
         """A step with a phrase that no image token stands for is left out, as in training."""
         return dream_ids(self.tokenizer, dream_of(triplets, self._codes)) if triplets else []
 
@@ -97,7 +97,7 @@ class Reader(NativeExaminee):
 
     def dreams(self, questions: Sequence[Question]) -> list[list[int]]:
         """What the arm reads, one dream a question."""
-        mined = [self._asked(question).mined for question in questions]
+        mined = [self.mined(question.triplets) for question in questions]
         match self.arm:
             case "nodream" | "empty":
                 return [[] for _ in mined]
@@ -106,9 +106,9 @@ class Reader(NativeExaminee):
             case "oracle":
                 return mined
             case "sibling":
-                return [self._mined(question.after_sibling.triplets) for question in questions]
+                return [self.mined(question.after_sibling.triplets) for question in questions]
             case "oracle_other":
-                return [self._asked(self._partners[question.key]).mined for question in questions]
+                return [self.mined(self._partners[question.key].triplets) for question in questions]
             case "oracle_shuffled":
                 return [self._shuffled(question, dream) for question, dream in zip(questions, mined, strict=True)]
             case "engine":
@@ -145,7 +145,7 @@ class Reader(NativeExaminee):
 
         from distill.dream.engine import drafted_dreams, prompt_states
 
-        headers = [self._asked(question).header for question in questions]
+        headers = [self.header(question) for question in questions]
         with torch.inference_mode():
             drafted = self.engine(*prompt_states(self.model, headers))
         dreams = drafted_dreams(drafted, keep_above=self._child.settings.dreaming.keep_above)
