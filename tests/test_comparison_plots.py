@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 from support.comparison_sample import big, small
 
-from distill.report.plots import Looks, curves, dots, forest, frontier
+from distill.report.plots import Looks, curves, forest, frontier
 
 
 def places(plot: str) -> dict[str, list[tuple[float, float]]]:
@@ -46,20 +46,6 @@ def test_a_forest_stands_right_of_zero_where_the_difference_is_positive() -> Non
     assert "fill: var(--card); stroke: var(--s1)" in unclear
     assert "better →" in unclear
     assert forest(results, "kl", Looks(results)) == ""
-
-
-def test_dots_are_above_the_line_where_the_system_is_better() -> None:
-    results = big()
-    for system in ("hard", "a-student-with-a-rather-long-name"):
-        plot = dots(results, system, Looks(results))
-        found = re.findall(r'data-at="(\d+)"><title>([+−]?)[^<]*</title>.*?<use [^>]*y="([\d.]+)"', plot, flags=re.S)
-        assert len(found) == len(results["disagreements"])
-        better = [float(y) for _, sign, y in found if sign == "−"]  # fewer bits are better
-        worse = [float(y) for _, sign, y in found if sign == "+"]
-        assert max(better) < min(worse)
-        for place, sign, _ in found:
-            values = results["disagreements"][int(place)]["values"]
-            assert (values[system] < values["soft"]) == (sign == "−")
 
 
 def test_a_line_a_training_ends_where_its_loss_ends() -> None:

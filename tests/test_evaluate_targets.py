@@ -23,8 +23,8 @@ from distill.exam import cost
 from distill.exam import examine as examination
 from distill.exam.cost import Timed, kept_cost, measure_cost, summarize
 from distill.exam.examinees.native import MASKED
-from distill.exam.questions import load_exam
-from distill.exam.targets import Target, find_target
+from distill.exam.questions import Exam, load_exam
+from distill.exam.targets import How, Target, find_target
 from distill.report.doubts import cautions
 from distill.report.evaluate import evaluate_targets
 from distill.report.findings import missing_reasons
@@ -242,7 +242,7 @@ def test_cost_is_measured_in_a_process_of_its_own(runs: Path) -> None:
     ballast = bytearray(400 << 20)  # of ours, and not of the process that is measured
     ballast[::4096] = b"x" * len(ballast[::4096])
     target = find_target(str(run.path))
-    found = measure_cost(target, load_exam(run), run.settings.evaluate, dream_tokens=20)
+    found = measure_cost(target, load_exam(run), run.settings.evaluate, How(dream_tokens=20))
     assert found["prompts"] == 2  # one of the three to warm up
     for name in ("tokens_per_second", "first_token_seconds"):
         assert 0 < found[name]["low"] <= found[name]["median"] <= found[name]["high"]
@@ -259,7 +259,7 @@ def resident() -> int:
 
 def test_cost_of_a_model_in_ollama_is_what_its_server_tells(runs: Path, server: str) -> None:
     run = Run.open(runs / "soft")
-    found = measure_cost(find_target("ollama:tiny", host=server), load_exam(run), run.settings.evaluate)
+    found = measure_cost(find_target("ollama:tiny", host=server), load_exam(run), run.settings.evaluate, How())
     assert found["prompts"] == 2
     assert found["tokens_per_second"]["median"] > 0
     assert "as its server reports them" in found["note"]
@@ -274,7 +274,7 @@ def test_the_prompt_that_warms_up_is_not_timed(monkeypatch: pytest.MonkeyPatch, 
             return super().answer(questions, **how)
 
     monkeypatch.setattr(cost, "open_examinee", lambda target, how: Listening())
-    target = {"spec": "x", "kind": "gguf", "path": str(tmp_path), "model": "", "host": "", "run": None}
+    target = {"spec": "ollama:x", "path": None, "host": ""}
     for size, warm, timed in ((20, 8, 8), (3, 2, 2), (1, 0, 1)):
         questions = [{"key": str(i), "prompt": "?"} for i in range(size)]
         asked.clear()
@@ -287,9 +287,9 @@ def test_the_prompt_that_warms_up_is_not_timed(monkeypatch: pytest.MonkeyPatch, 
 def test_kept_costs_are_of_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     measured: list[str] = []
 
-    def measure(target: Target, *_args: Any, **how: Any) -> dict[str, Any]:
-        measured.append(how["device"])
-        return summarize([Timed(1.0, 10, 2.0)], 7, 1, "so")
+    def measure(target: Target, exam: Exam, settings: EvaluateSettings, how: How) -> dict[str, Any]:
+        measured.append(how.device)
+        return summarize([Timed(1.0, 10, 2.0)], 7, "so")
 
     monkeypatch.setattr(cost, "measure_cost", measure)
     monkeypatch.setattr(Target, "digest", lambda self: "d")
@@ -315,7 +315,7 @@ def test_one_that_answered_nothing_was_not_timed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(examination, "open_examinee", lambda target, how: FakeExaminee())
     targets, exam = [Target("a.gguf", "gguf", tmp_path / "a.gguf")], fake_exam(tmp_path / "exam")
     results = evaluate_targets(targets, exam, EvaluateSettings(dreams=1), cost=False)
-    results["systems"]["a.gguf"]["cost"] = summarize([Timed(0.5, 0, 0.5)], 7, 1, "one prompt at a time")
+    results["systems"]["a.gguf"]["cost"] = summarize([Timed(0.5, 0, 0.5)], 7, "one prompt at a time")
     assert "a.gguf: speed not measured: it answered nothing." in cautions(results)
     assert "one prompt at a time" not in render_markdown(results)
 
@@ -324,23 +324,23 @@ def test_what_cannot_be_timed_says_why(runs: Path, tmp_path: Path) -> None:
     run = Run.open(runs / "soft")
     exam, broken = load_exam(run), tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF")
-    found = measure_cost(find_target(str(broken)), exam, run.settings.evaluate)
+    found = measure_cost(find_target(str(broken)), exam, run.settings.evaluate, How())
     assert found["tokens_per_second"] is None
     assert "broken.gguf" in found["note"]
-    slow = measure_cost(find_target(str(run.path)), exam, run.settings.evaluate, timeout=0.01)
+    slow = measure_cost(find_target(str(run.path)), exam, run.settings.evaluate, How(), timeout=0.01)
     assert slow["note"] == "not measured: took longer than 0 s"
 
 
 def test_durations_of_a_server_are_added_up() -> None:
     told = {"prompt_eval_duration": 2e9, "eval_duration": 4e9, "eval_count": 40}
-    assert cost._told({**told, "message": {"content": "abcd"}}) == Timed(2.0, 40, 6.0)
-    assert cost._told({**told, "message": {"thinking": "abcd", "content": "abcd"}}) == Timed(4.0, 40, 6.0)
-    assert cost._told({}) == Timed(0.0, 0, 0.0)
+    assert cost.told({**told, "message": {"content": "abcd"}}) == Timed(2.0, 40, 6.0)
+    assert cost.told({**told, "message": {"thinking": "abcd", "content": "abcd"}}) == Timed(4.0, 40, 6.0)
+    assert cost.told({}) == Timed(0.0, 0, 0.0)
 
 
 def test_median_and_range_over_prompts() -> None:
-    found = summarize([Timed(1.0, 10, 2.0), Timed(3.0, 30, 3.0), Timed(2.0, 40, 20.0)], 7, 2, "so")
+    found = summarize([Timed(1.0, 10, 2.0), Timed(3.0, 30, 3.0), Timed(2.0, 40, 20.0)], 7, "so")
     assert found["tokens_per_second"] == {"median": 5.0, "low": 2.0, "high": 10.0}
     assert found["first_token_seconds"] == {"median": 2.0, "low": 1.0, "high": 3.0}
-    assert (found["peak_bytes"], found["threads"], found["prompts"], found["note"]) == (7, 2, 3, "so")
-    assert summarize([Timed(0.0, 0, 0.0)], None, 1, "")["tokens_per_second"] is None
+    assert (found["peak_bytes"], found["prompts"], found["note"]) == (7, 3, "so")
+    assert summarize([Timed(0.0, 0, 0.0)], None, "")["tokens_per_second"] is None

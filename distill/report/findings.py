@@ -105,33 +105,23 @@ def fell(results: Results) -> str:
 
 def judged(pair: dict[str, Any], model: str) -> str:
     """What a judge says of one pair, and whether it is of one mind."""
-    p, low, high = pair["p_corrected"], pair["low"], pair["high"]
+    p, low, high = (pair[name] for name in ("p_corrected", "low", "high"))
     clear = p is not None and p < CLEAR and low is not None and (low > 0.5 or high < 0.5)
-    one, other = pair["system"], pair["against"]
-    if clear:
-        liked = (one, other) if pair["win_rate"] > 0.5 else (other, one)
-        text = f"{model} prefers {liked[0]}'s answers to {liked[1]}'s"
-    else:
-        text = f"{model} shows no clear preference between {one} and {other}"
+    word = ("preferred" if pair["win_rate"] > 0.5 else "not preferred") if clear else WORDS["open"]
     return (
-        f"{text}: win rate of {one} {share(pair, 'win_rate', 'low', 'high')}, corrected p {p_equals(p)}; the same in "
-        f"both orders on {share(pair, 'agreement', 'agreement_low', 'agreement_high')}."
+        f"{pair['system']} against {pair['against']}, judged by {model}: {word}, win rate "
+        f"{share(pair, 'win_rate', 'low', 'high')}, corrected p {p_equals(p)}; the same in both orders on "
+        f"{share(pair, 'agreement', 'agreement_low', 'agreement_high')}."
     )
 
 
 def missing_reasons(results: Results) -> list[str]:
-    """Which metrics are missing of which systems, and why: a line for each reason.
-
-    With own dreams, or the mined one, a metric is missing for the same reason as without: then it isn't named again.
-    """
+    """Which metrics are missing of which systems, and why: a line for each reason."""
     lacking: dict[tuple[str, str], list[str]] = {}
     for name, system in results["systems"].items():
-        missing: dict[str, str] = system.get("missing", {})  # an older evaluation has none
         reasons: dict[str, list[str]] = {}
-        for metric, reason in missing.items():
-            base = metric.removesuffix("_dreams").removesuffix("_oracle")
-            if base == metric or missing.get(base) != reason:
-                reasons.setdefault(reason, []).append(metric_of(metric).label.removesuffix(", no dream"))
+        for metric, reason in system.get("missing", {}).items():  # an older evaluation has none
+            reasons.setdefault(reason, []).append(metric_of(metric).label)
         for reason, labels in reasons.items():
             lacking.setdefault(("; ".join(labels), reason), []).append(name)
     return [f"{', '.join(who)}: no {what}: {reason}." for (what, reason), who in lacking.items()]
@@ -149,7 +139,7 @@ def difference_text(difference: dict[str, Any], interval: bool = True) -> str:
     if difference["value"] is None:
         return "–"
     unit = " points" if metric.percent else ""
-    return f"{value}{unit} [{low}, {high}]" if interval else f"{value}{unit}"
+    return f"{value}{unit} [{low}, {high}]" if interval and difference["low"] is not None else f"{value}{unit}"
 
 
 def interval_text(entry: dict[str, Any] | None, name: str) -> tuple[str, str]:
@@ -185,30 +175,9 @@ def share(entry: dict[str, Any], value: str, low: str, high: str) -> str:
     return f"{100 * entry[value]:.1f} %{interval}"
 
 
-# Dreams.
+def dream_lines(dream: str) -> list[str]:
+    """A dream as printed, ⟨spatial⟩⟨a ball⟩⟨is on⟩⟨the shelf⟩…, a line for each lens."""
+    return [line for part in _LENS.split(dream) if (line := " ".join(part.split()))]
 
 
-@dataclass(frozen=True)
-class Lane:
-    """A part of a dream. lens: "" before the first. steps: up to three labels each; loose: text outside of tokens."""
-
-    lens: str
-    steps: list[list[str]]
-    loose: str
-
-
-def lanes(dream: str) -> list[Lane]:
-    """A dream as printed, ⟨spatial⟩⟨a ball⟩⟨is on⟩⟨the shelf⟩…, by lens, whatever else stands in it."""
-    found: list[tuple[str, list[str], list[str]]] = [("", [], [])]
-    for token, text in re.findall(r"⟨([^⟨⟩]*)⟩|([^⟨⟩]+|[⟨⟩])", dream):
-        if token in LENSES:
-            found.append((token, [], []))
-        elif text.strip():
-            found[-1][2].append(" ".join(text.split()))
-        elif not text:
-            found[-1][1].append(token)
-    return [
-        Lane(lens, [labels[i : i + 3] for i in range(0, len(labels), 3)], " ".join(loose))
-        for lens, labels, loose in found
-        if lens or labels or loose
-    ]
+_LENS = re.compile(f"(?=⟨(?:{'|'.join(LENSES)})⟩)")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from scipy.stats import binomtest
 
@@ -30,7 +30,6 @@ VERSION = 1
 MANY_LOST = 0.1
 """Share of verdicts that no host gives above which the others say too little."""
 
-EXAMPLES = 5
 MAX_TOKENS = 160
 SECOND_TEMPERATURE = 0.7
 """Of the second try: at 0 another seed would change nothing."""
@@ -69,6 +68,14 @@ Reply with a JSON object: "verdict" is "A", "B" or "tie"; "reason" is one short 
 
 Outcome = Literal["win", "loss", "tie", "disagreed", "identical", "nonsense"]
 """Of one prompt, for the system: what both orders said, or why they say nothing (nonsense: one brought no verdict)."""
+
+
+MEANT: dict[tuple[str | None, str | None], Outcome] = {
+    ("A", "B"): "win",
+    ("B", "A"): "loss",
+    ("tie", "tie"): "tie",
+}
+"""Of the system, whose answer is A in the first order and B in the second."""
 
 
 @dataclass(frozen=True)
@@ -121,30 +128,30 @@ def judge(
     who = crew.info
     beside = _beside(answers, baseline)
     judge_mark = [VERSION, who.digest, who.template_digest, seed]
-    wanted: dict[str, str] = {}
-    for _, i, (one, other) in beside:
-        if one != other:
-            for prompt in (shown(questions[i], one, other), shown(questions[i], other, one)):
-                wanted[fingerprint([*judge_mark, prompt])] = prompt
+
+    def asked(i: int, one: str, other: str) -> dict[str, str]:
+        """Fingerprint → prompt, of both orders; of the same text there is nothing to ask."""
+        prompts = (shown(questions[i], one, other), shown(questions[i], other, one)) if one != other else ()
+        return {fingerprint([*judge_mark, prompt]): prompt for prompt in prompts}
+
+    wanted = {key: prompt for _, i, both in beside for key, prompt in asked(i, *both).items()}
     with Journal(folder / f"{fingerprint(judge_mark)[:12]}.jsonl") as journal:
         known = {line["key"]: Verdict(line["choice"], line["reason"]) for line in journal.lines}
         unknown = {key: prompt for key, prompt in wanted.items() if force or key not in known}
         lost = _ask(crew, unknown, known, journal, listen)
     if len(lost) > MANY_LOST * len(wanted):
         raise TeacherError(f"{lost[-1]} ({len(lost)} verdicts can't be had; the others are kept, ask again for these)")
-    others = _others(answers, baseline)
-    judged: dict[str, list[_Judged]] = {name: [] for name in others}
-    for name, i, (one, other) in beside:
-        orders = (shown(questions[i], one, other), shown(questions[i], other, one))
-        verdicts = () if one == other else tuple(known[fingerprint([*judge_mark, prompt])] for prompt in orders)
-        judged[name].append(_Judged(questions[i], (one, other), outcome_of(verdicts), verdicts))
+    judged: dict[str, list[_Judged]] = {name: [] for name in _others(answers, baseline)}
+    for name, i, both in beside:
+        verdicts = tuple(known[key] for key in asked(i, *both))
+        judged[name].append(_Judged(questions[i], both, outcome_of(verdicts), verdicts))
     pairs: list[dict[str, Any]] = [
-        {"system": name, "against": baseline, **count(judged[name], resamples, seed)} for name in others
+        {"system": name, "against": baseline, **count(each, resamples, seed)} for name, each in judged.items()
     ]
     for pair, corrected in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
         pair["p_corrected"] = corrected
-    examples = _examples(judged, baseline)
-    return {"model": who.spec, "pairs": pairs, "examples": examples, "warnings": _warnings(who.spec, pairs)}
+    warnings = _warnings(who.spec, pairs)
+    return {"model": who.spec, "pairs": pairs, "examples": _examples(judged, baseline), "warnings": warnings}
 
 
 def context_for(answers: Mapping[str, Sequence[str | None]], questions: Sequence[Question], baseline: str) -> int:
@@ -207,14 +214,10 @@ def _ask(
 
 
 def _verdict(seed: int, teacher: Teacher, question: tuple[str, str]) -> Verdict:
-    return verdict_of(teacher, question[1], seed)
-
-
-def verdict_of(teacher: Teacher, prompt: str, seed: int) -> Verdict:
     """Asked at temperature 0; where that can't be read, once more, sampled with another seed."""
     for temperature, draw in ((0.0, seed), (SECOND_TEMPERATURE, seed + 1)):
         options = GenerateOptions(max_tokens=MAX_TOKENS, temperature=temperature, seed=draw, top_logprobs=0)
-        verdict = read(teacher.generate_json(prompt, SCHEMA, options))
+        verdict = read(teacher.generate_json(question[1], SCHEMA, options))
         if verdict is not None:
             return verdict
     return Verdict(None)
@@ -224,31 +227,22 @@ def read(text: str) -> Verdict | None:
     """None for anything but a JSON object with one of the three verdicts."""
     try:
         said = json.loads(text)
-    except ValueError:
+        choice, reason = said["verdict"], said.get("reason")
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not isinstance(said, dict):
-        return None
-    fields = cast("dict[str, object]", said)
-    choice, reason = fields.get("verdict"), fields.get("reason", "")
-    if not isinstance(choice, str) or choice not in VERDICTS:
+    if choice not in VERDICTS:
         return None
     return Verdict(choice, reason if isinstance(reason, str) else "")
 
 
 def outcome_of(verdicts: Sequence[Verdict]) -> Outcome:
-    """Of the two orders: the system's answer is A in the first and B in the second. () where both are the same."""
+    """Of the two orders. () where both answers are the same."""
     if not verdicts:
         return "identical"
     choices = [verdict.choice for verdict in verdicts]
     if None in choices:
         return "nonsense"
-    first, second = choices
-    meant: dict[tuple[str | None, str | None], Outcome] = {
-        ("A", "B"): "win",
-        ("B", "A"): "loss",
-        ("tie", "tie"): "tie",
-    }
-    return meant.get((first, second), "disagreed")
+    return MEANT.get((choices[0], choices[1]), "disagreed")
 
 
 def count(judged: Sequence[_Judged], resamples: int, seed: int) -> dict[str, Any]:
@@ -256,8 +250,7 @@ def count(judged: Sequence[_Judged], resamples: int, seed: int) -> dict[str, Any
 
     win_rate is (wins + ties / 2) / (wins + ties + losses) with a bootstrap interval over prompts; p the exact two-sided
     sign test of wins against losses; agreement the share of readable prompts on which both orders said the same, with
-    a Wilson interval (Wilson 1927). position_A and longer_won are shares of the single verdicts for A or B: of those
-    for A, and of those for the answer of more bytes. None where there is nothing to divide by.
+    a Wilson interval (Wilson 1927). None where there is nothing to divide by.
     """
     found = Counter(one.outcome for one in judged)
     wins, losses = found["win"], found["loss"]
@@ -267,16 +260,6 @@ def count(judged: Sequence[_Judged], resamples: int, seed: int) -> dict[str, Any
     agreed = wins + losses + found["tie"]
     asked = agreed + found["disagreed"]
     wilson = binomtest(agreed, asked).proportion_ci(method="wilson") if asked else None
-    for_a, decided, for_longer, unequal = 0, 0, 0, 0
-    for one in judged:
-        for order, verdict in enumerate(one.verdicts):
-            if verdict.choice in ("A", "B"):
-                first, second = one.answers if order == 0 else one.answers[::-1]
-                longer = len(first.encode()) - len(second.encode())
-                decided += 1
-                for_a += verdict.choice == "A"
-                unequal += longer != 0
-                for_longer += longer != 0 and (longer > 0) == (verdict.choice == "A")
     return {
         "wins": wins,
         "ties": ties,
@@ -293,21 +276,16 @@ def count(judged: Sequence[_Judged], resamples: int, seed: int) -> dict[str, Any
         "p": float(binomtest(wins, wins + losses).pvalue) if wins + losses else (1.0 if ties else None),
         "p_corrected": None,
         "prompts": len(judged),
-        "position_A": for_a / decided if decided else None,
-        "longer_won": for_longer / unequal if unequal else None,
     }
 
 
 def _examples(judged: Mapping[str, Sequence[_Judged]], baseline: str) -> list[dict[str, Any]]:
-    """One of each outcome first, then whatever comes, in the order of systems and questions."""
-    told = [(name, one) for name, each in judged.items() for one in each if one.verdicts]
-    seen: set[Outcome] = set()
-    chosen: list[tuple[str, _Judged]] = []
-    for name, one in told:
-        if one.outcome not in seen:
-            seen.add(one.outcome)
-            chosen.append((name, one))
-    chosen += [entry for entry in told if entry not in chosen][: max(0, EXAMPLES - len(chosen))]
+    """One of each outcome, the first in the order of systems and questions."""
+    told: dict[Outcome, tuple[str, _Judged]] = {}
+    for name, each in judged.items():
+        for one in each:
+            if one.verdicts:
+                told.setdefault(one.outcome, (name, one))
     return [
         {
             "system": name,
@@ -321,7 +299,7 @@ def _examples(judged: Mapping[str, Sequence[_Judged]], baseline: str) -> list[di
                 for first, verdict in zip((name, baseline), one.verdicts, strict=True)
             ],
         }
-        for name, one in chosen[:EXAMPLES]
+        for name, one in told.values()
     ]
 
 

@@ -83,7 +83,6 @@ def render_html(results: Results) -> str:
             colour=looks.place,
             glyph=looks.glyph,
             forests={name: plots.forest(results, name, looks) for name in results["metrics"]},
-            dots={name: plots.dots(results, name, looks) for name in results["systems"] if name != results["baseline"]},
             curves=[(title, plots.curves(results, field, looks)) for field, title in CURVES],
             frontiers=[(title, plots.frontier(results, across, looks)) for across, title in FRONTIERS if points],
             groups=[(GROUPS[group], list(names)) for group, names in metrics],

@@ -104,14 +104,13 @@ class Drawing:
         self.axes.tick_params(length=0)
         self.axes.set_axisbelow(True)
 
-    def tag(self, system: str, told: str = "", at: int | None = None) -> str:
-        """An id for what is drawn next: whose it is, what is shown on hovering, and which point, for keys."""
-        place = "" if at is None else f' data-at="{at}"'
+    def tag(self, system: str, told: str = "") -> str:
+        """An id for what is drawn next: whose it is, and what is shown on hovering."""
         title = f"<title>{visible(told)}</title>" if told else ""
-        self.tags.append(f'<g class="{"mark" if told else ""}" data-system="{visible(system)}"{place}>{title}')
+        self.tags.append(f'<g class="{"mark" if told else ""}" data-system="{visible(system)}">{title}')
         return f"tag-{len(self.tags) - 1}"
 
-    def marker(self, system: str, x: float, y: float, told: str, hollow: bool = False, at: int | None = None) -> None:
+    def marker(self, system: str, x: float, y: float, told: str, hollow: bool = False) -> None:
         """hollow: not clear."""
         colour = self.looks.colour(system)
         self.axes.plot(
@@ -124,7 +123,7 @@ class Drawing:
             markeredgewidth=2.2 if hollow else 1.2,
             clip_on=False,
             zorder=4,
-            gid=self.tag(system, told, at),
+            gid=self.tag(system, told),
         )
 
     def line(self, system: str, x: Sequence[float], y: Sequence[float], width: float, dash: Any = "-") -> None:
@@ -220,31 +219,7 @@ def forest(results: Results, metric: str, looks: Looks) -> Markup:
     return plot.svg(label, "forest")
 
 
-# Prompt by prompt.
-
-
-@matplotlib_style
-def dots(results: Results, system: str, looks: Looks) -> Markup:
-    """The differences of one system to the baseline on the prompts where systems differ most, sorted; "" for none."""
-    baseline = results["baseline"]
-    pairs = [(each["values"].get(system), each["values"].get(baseline)) for each in results["disagreements"]]
-    found = [(a - b, i) for i, (a, b) in enumerate(pairs) if a is not None and b is not None]
-    if len(found) < 2:
-        return Markup()
-    metric = metric_of(results["disagreements"][0]["metric"])
-    found.sort(key=lambda each: metric.better * each[0])
-    plot = Drawing(looks, 170, left=70, bottom=12)
-    values = [value for value, _ in found]
-    plot.axes.vlines(range(len(found)), 0, values, color=looks.colour(system), alpha=0.35)
-    for place, (value, i) in enumerate(found):
-        prompt = clip(results["disagreements"][i]["prompt"], 90) or "(empty prompt)"
-        plot.marker(system, place, value, f"{minus(shown(value, metric, '+'))} · {prompt}", at=i)
-    plot.axes.axhline(0, color=SOFT)
-    plot.axes.set_xticks([])
-    _quality(plot.axes, [0.0, *values], metric.better, _ticks(metric.percent, signed=True))
-    won = sum(metric.better * value > 0 for value in values)
-    label = f"{system} against {baseline} on {len(found)} prompts, {metric.label}: better on {won}"
-    return plot.svg(label, "dots")
+# Learning curves.
 
 
 def _quality(axes: Axes, values: Sequence[float], better: int, told: FuncFormatter) -> None:
@@ -254,9 +229,6 @@ def _quality(axes: Axes, values: Sequence[float], better: int, told: FuncFormatt
         axes.invert_yaxis()
     axes.yaxis.set_major_formatter(told)
     axes.grid(axis="y")
-
-
-# Learning curves.
 
 
 @matplotlib_style

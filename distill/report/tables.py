@@ -84,43 +84,38 @@ def metric_cells(results: Results, metric: str) -> dict[str, tuple[str, str, str
     return cells
 
 
-def metric_rows(results: Results) -> Rows:
+def metric_rows(results: Results, intervals: bool = True) -> Rows:
     """A row a metric, a column a system."""
     rows = [["metric", *names_of(results).values()]]
     for metric in metrics_of(results):
         cells = metric_cells(results, metric).values()
-        rows.append([label(metric), *(" ".join(filter(None, cell)) for cell in cells)])
+        told = (cell if intervals else (cell[0], cell[2]) for cell in cells)
+        rows.append([label(metric), *(" ".join(filter(None, cell)) for cell in told)])
     return rows
 
 
 def evaluation_rows(results: Results, intervals: bool = False) -> Rows:
-    """A run's evaluation for its card and for the terminal: a row a metric, and tokens a second of its many answers at
-    once. results: may be that of an older evaluation."""
-    rows = [["metric", *names_of(results).values()]]
-    for metric in metrics_of(results):
-        cells = metric_cells(results, metric).values()
-        rows.append([label(metric), *(" ".join(filter(None, cell[: 1 + intervals])) for cell in cells)])
+    """A run's evaluation for its card and for the terminal, with tokens a second of its many answers at once. results:
+    may be that of an older evaluation."""
     speeds = [results["systems"][name].get("tokens_per_second") for name in names_of(results)]
-    return [*rows, ["tokens a second", *(_three(speed) for speed in speeds)]] if any(speeds) else rows
+    return [*metric_rows(results, intervals), *([["tokens a second", *map(_three, speeds)]] if any(speeds) else [])]
 
 
 def difference_rows(results: Results) -> Rows:
     """A row for each metric of each pair that was compared."""
     rows = [["metric", "system − against", "difference", "p", "corrected p", "win / tie / loss", "verdict"]]
     for d in results["differences"]:
-        found = verdict(d)
+        found, same = verdict(d), d.get("same_as")
         counted = metric_of(d["metric"]).better and d["prompts"] and d["wins"] is not None
         rows.append(
             [
                 label(d["metric"]),
-                f"{d['system']} − {d['against']}",
+                _pair(d),
                 difference_text(d),
                 p_text(d["p"]),
                 p_text(d["p_corrected"]),
-                f"{d['wins']} / {d['ties']} / {d['losses']}" if counted else "–",
-                f"the same as {metric_of(same).label}"
-                if (same := d.get("same_as"))
-                else f"{SIGNS.get(found, '')} {WORDS[found]}".strip(),
+                _counts(d) if counted else "–",
+                f"the same as {metric_of(same).label}" if same else f"{SIGNS.get(found, '')} {WORDS[found]}".strip(),
             ]
         )
     return rows
@@ -129,62 +124,71 @@ def difference_rows(results: Results) -> Rows:
 def judge_rows(results: Results) -> Rows:
     """A row for each pair that was judged."""
     heading = ["system − against", "win / tie / loss", "win rate", "p", "corrected p", "same in both orders"]
-    rows = [[*heading, "no verdict", "chose the first", "chose the longer"]]
+    rows = [[*heading, "no verdict"]]
     for pair in (results["judge"] or {"pairs": []})["pairs"]:
         rows.append(
             [
-                f"{pair['system']} − {pair['against']}",
-                f"{pair['wins']} / {pair['ties']} / {pair['losses']}",
+                _pair(pair),
+                _counts(pair),
                 share(pair, "win_rate", "low", "high"),
                 p_text(pair["p"]),
                 p_text(pair["p_corrected"]),
                 share(pair, "agreement", "agreement_low", "agreement_high"),
                 str(pair["nonsense"]),
-                *(_percent(pair.get(name)) for name in ("position_A", "longer_won")),
             ]
         )
     return rows
 
 
+def _pair(entry: dict[str, Any]) -> str:
+    return f"{entry['system']} − {entry['against']}"
+
+
+def _counts(entry: dict[str, Any]) -> str:
+    return f"{entry['wins']} / {entry['ties']} / {entry['losses']}"
+
+
 def cost_rows(results: Results) -> Rows:
     """A row for each measure of size and speed, a column a system."""
-    systems = results["systems"].values()
-    frontier = results["frontier"] or {}
-    best = {point["system"] for point in frontier.get("points", []) if point["on_frontier"]}
+    systems: dict[str, Any] = results["systems"]
+    frontier = results["frontier"] or {"points": []}
+    best = {point["system"] for point in frontier["points"] if point["on_frontier"]}
+    cards = [system["card"] for system in systems.values()]
+    costs = [system["cost"] or {} for system in systems.values()]
     rows = [
-        ["cost", *results["systems"]],
-        ["parameters", *(count(system["card"]["parameters"]) for system in systems)],
-        ["size on disk", *(size(system["card"]["bytes"]) for system in systems)],
-        ["weights", *(system["card"]["quantization"] or "–" for system in systems)],
-        ["context, tokens", *(count(system["card"]["context"]) for system in systems)],
-        [
-            "tokens a second, one prompt at a time",
-            *(_spread(system["cost"], "tokens_per_second", 1.0, "") for system in systems),
-        ],
-        ["tokens a second, in batches", *(_three(system.get("tokens_per_second")) for system in systems)],
-        ["time to first token", *(_spread(system["cost"], "first_token_seconds", 1000.0, " ms") for system in systems)],
-        ["peak memory", *(size((system["cost"] or {}).get("peak_bytes")) for system in systems)],
-        ["on the frontier of size, speed and quality", *("yes" if n in best else "–" for n in results["systems"])],
+        ["parameters", *(count(card["parameters"]) for card in cards)],
+        ["size on disk", *(size(card["bytes"]) for card in cards)],
+        ["weights", *(card["quantization"] or "–" for card in cards)],
+        ["context, tokens", *(count(card["context"]) for card in cards)],
+        ["tokens a second, one prompt at a time", *(_spread(cost.get("tokens_per_second")) for cost in costs)],
+        ["tokens a second, in batches", *(_three(system.get("tokens_per_second")) for system in systems.values())],
+        ["seconds to first token", *(_spread(cost.get("first_token_seconds")) for cost in costs)],
+        ["peak memory", *(size(cost.get("peak_bytes")) for cost in costs)],
+        ["on the frontier of size, speed and quality", *("yes" if name in best else "–" for name in systems)],
     ]
-    return [row for row in rows if any(cell != "–" for cell in row[1:])]
+    return [["cost", *systems], *(row for row in rows if any(cell != "–" for cell in row[1:]))]
 
 
 def training_rows(results: Results) -> Rows:
     """What is known of the systems' trainings: first what differs, a row each, then what is equal."""
     known = {name: system["trained_on"] for name, system in results["systems"].items() if system["trained_on"]}
-    fields = {name: {key: _value(key, each.get(key)) for key in FIELDS} for name, each in known.items()}
     # What one of them changed has its default in the others, of whose settings any are known.
-    changed = {name: each["settings"] for name, each in known.items() if each.get("settings")}
-    named = dict.fromkeys(key for each in changed.values() for key in each)
-    defaults = default_settings()
-    for name, each in changed.items():
-        fields[name] |= {key: _setting(each.get(key, defaults.get(key))) for key in named}
-    differing, equal = Rows(), Rows()
-    for key in dict.fromkeys(key for each in fields.values() for key in each):
-        values = {each.get(key, "–") for each in fields.values()}
+    named = dict.fromkeys(key for each in known.values() for key in each.get("settings", {}))
+    defaults, differing, equal = default_settings(), Rows(), Rows()
+
+    def cell(name: str, key: str) -> str:
+        if name not in known:
+            return "not known"
+        if key in FIELDS:
+            return _value(key, known[name].get(key))
+        settings = known[name].get("settings")
+        return str(settings.get(key, defaults.get(key))) if settings else "–"
+
+    for key in [*FIELDS, *named]:
+        values = {cell(name, key) for name in known}
         if values != {"–"}:
-            cells = (fields[name].get(key, "–") if name in fields else "not known" for name in results["systems"])
-            (differing if len(values) > 1 else equal).append([FIELDS.get(key, key), *cells])
+            row = [FIELDS.get(key, key), *(cell(name, key) for name in results["systems"])]
+            (differing if len(values) > 1 else equal).append(row)
     return [["trained on", *results["systems"]], *differing, *equal]
 
 
@@ -194,12 +198,12 @@ def contamination_rows(results: Results) -> Rows:
     rows = [["system", "held-out prompts in its training", "prompts checked"]]
     for name, system in results["systems"].items():
         found = system["contamination"] or {"checked": False, "reason": "nothing is known of its data"}
-        if found["checked"]:
-            told = ", ".join(f"{found[kind]} {word}" for kind, word in kinds if found[kind]) or "none"
-            told += f"; {found['reason']}" if found["reason"] else ""
-            rows.append([name, told, str(found["prompts"])])
-        else:
+        if not found["checked"]:
             rows.append([name, f"not checked: {found['reason']}", "–"])
+            continue
+        told = ", ".join(f"{found[kind]} {word}" for kind, word in kinds if found[kind]) or "none"
+        told += f"; {found['reason']}" if found["reason"] else ""
+        rows.append([name, told, str(found["prompts"])])
     return rows
 
 
@@ -214,22 +218,18 @@ def asked_rows(results: Results) -> Rows:
     if leading := tests.get("leading"):
         corrected += f", and by itself for {tests['count_leading']} of what leads: {metric_of(leading).label}"
     where = [machine.get("processor"), f"{machine.get('threads')} threads", machine.get("device")]
-    rows = [
+    return [
         ["asked", exam["name"]],
-        [
-            "answered by",
-            f"{exam['teacher']} ({answers})" if exam["has_answers"] else "nobody",
-        ],
+        ["answered by", f"{exam['teacher']} ({answers})" if exam["has_answers"] else "nobody"],
         ["answers", f"{drawn}, at most {decoding['max_tokens']} tokens; seed {decoding['seed']}"],
         ["dreams", f"at most {decoding.get('dream_tokens', 'as many as trained')} tokens"],
         ["own dreams before likelihoods", f"{decoding['dreams']} sampled a prompt"],
         ["95 % intervals", f"bootstrap, {tests['bootstrap']:,} resamples"],
         ["p-values", f"{tests['permutations']:,} draws; corrected ({corrected})"],
-        ["measured on", ", ".join(filter(None, where))],
+        ["measured on", ", ".join(str(each) for each in where if each)],
         ["with", ", ".join(f"{name} {version}" for name, version in results["versions"].items())],
         ["finished", f"{results['finished']}; exam {exam['digest'][:DIGEST]}"],
     ]
-    return rows if decoding["dreams"] else [row for row in rows if not row[0].startswith("own dreams")]
 
 
 def markdown_table(rows: Rows) -> str:
@@ -243,20 +243,12 @@ def markdown_table(rows: Rows) -> str:
 # Cells.
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
 def size(count: int | None) -> str:
     """Bytes in decimal units."""
     if count is None:
         return "–"
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB"
+    power = min(3, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 def count(value: int | None) -> str:
@@ -265,13 +257,8 @@ def count(value: int | None) -> str:
     return f"{value / 1e9:.2f} B" if value >= 1e9 else f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value:,}"
 
 
-def _spread(cost: dict[str, Any] | None, name: str, times: float, unit: str) -> str:
-    entry = (cost or {}).get(name)
-    if not entry or entry["median"] is None:
-        return "–"
-    median, low, high = (None if entry[key] is None else times * entry[key] for key in ("median", "low", "high"))
-    interval = "" if low is None or high is None else f" [{_three(low)}, {_three(high)}]"
-    return f"{_three(median)}{unit}{interval}"
+def _spread(entry: dict[str, float] | None) -> str:
+    return f"{_three(entry['median'])} [{_three(entry['low'])}, {_three(entry['high'])}]" if entry else "–"
 
 
 def _three(value: float | None) -> str:
@@ -289,8 +276,3 @@ def _value(key: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if key == "seconds" else f"{value:.2f}"
     return count(value) if key == "parameters" else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _setting(value: Any) -> str:
-    """As it is written in a settings file."""
-    return str(value).lower() if isinstance(value, bool) else "none" if value is None else str(value)

@@ -47,7 +47,7 @@ for (const plot of all(".plot")) {
       at = (at + step + marks.length) % marks.length;
       show(marks[at]);
       event.preventDefault();
-    } else if (event.key === "Enter" && marks[at]?.dataset.at) visit(marks[at].dataset.at);
+    }
   });
   plot.addEventListener("blur", () => show(null));
 }
@@ -119,19 +119,6 @@ function arrange() {
     : `${fits.length} of ${cards.length} match, ${Math.min(most, fits.length)} shown`;
 }
 
-function visit(place) {
-  const card = one(`#prompt-${place}`);
-  one("#search").value = "";
-  one("#best").value = "";
-  most = cards.length;
-  arrange();
-  cards.forEach((other) => other.classList.toggle("chosen", other === card));
-  show(null);
-  card.tabIndex = -1;
-  card.scrollIntoView({ block: "start" });
-  card.focus({ preventScroll: true });
-}
-
 if (cards.length) {
   one("#search").addEventListener("input", arrange);
   one("#order").addEventListener("change", arrange);
@@ -142,10 +129,6 @@ if (cards.length) {
     target.setAttribute("aria-pressed", String(open));
     target.textContent = open ? "Close all dreams" : "Open all dreams";
     for (const dream of all(".dream")) dream.open = open;
-  });
-  addEventListener("click", (event) => {
-    const mark = event.target.closest(".dots [data-at]");
-    if (mark) visit(mark.dataset.at);
   });
   arrange();
 }
