@@ -16,8 +16,8 @@ from distill.config import TeacherSettings
 from distill.errors import BadInput, TeacherError
 from distill.events import Event, silent
 from distill.exam.questions import Question
-from distill.report.judge import EXAMPLES, context_for, judge, outcome_of, read
 from distill.report.judge import Verdict as Said
+from distill.report.judge import context_for, judge, outcome_of, read
 from distill.teacher import opened
 
 MODEL = "smollm2:135m"
@@ -107,8 +107,6 @@ def test_a_fair_judge_against_counting_by_hand(tmp_path: Path) -> None:
         assert pair["agreement"] == 1.0
         assert pair["agreement_low"] == pytest.approx(30 / (30 + z * z))
         assert pair["agreement_high"] == pytest.approx(1.0)
-        assert pair["position_A"] == 0.5
-        assert pair["longer_won"] == 1.0  # stars are length here
     ordered = sorted(pair["p"] for pair in found["pairs"])
     corrected = {ordered[0]: min(1.0, 2 * ordered[0]), ordered[1]: min(1.0, max(2 * ordered[0], ordered[1]))}
     assert [pair["p_corrected"] for pair in found["pairs"]] == [corrected[pair["p"]] for pair in found["pairs"]]
@@ -123,8 +121,7 @@ def test_one_that_likes_what_stands_first_is_found_out(tmp_path: Path) -> None:
         found = held(server, tmp_path, {"base": stars([1] * 8, "x"), "new": stars([2] * 8, "y")})
     [pair] = found["pairs"]
     assert (pair["wins"], pair["ties"], pair["losses"], pair["disagreed"]) == (0, 8, 0, 8)
-    assert (pair["win_rate"], pair["p"], pair["agreement"], pair["position_A"]) == (0.5, 1.0, 0.0, 1.0)
-    assert pair["longer_won"] == 0.5
+    assert (pair["win_rate"], pair["p"], pair["agreement"]) == (0.5, 1.0, 0.0)
     [warning] = found["warnings"]
     assert "on 8 of 8 prompts it changed its mind with the order" in warning
 
@@ -142,7 +139,6 @@ def test_nonsense_counts_for_nobody(tmp_path: Path) -> None:
     [pair] = found["pairs"]
     assert (pair["wins"], pair["ties"], pair["losses"], pair["nonsense"]) == (3, 0, 0, 7)
     assert (pair["win_rate"], pair["agreement"], pair["prompts"]) == (1.0, 1.0, 10)
-    assert pair["longer_won"] is None  # all are of one length
     assert pair["p"] == pytest.approx(0.25)
     [warning] = found["warnings"]
     assert "can't be used as a judge: on 7 of 10 prompts" in warning
@@ -276,8 +272,7 @@ def test_an_embedded_judge_has_room_for_the_longest_prompt() -> None:
 def test_examples_show_one_of_each_outcome(tmp_path: Path) -> None:
     with serve(Court(fair)) as server:
         found = held(server, tmp_path, {"base": stars([1] * 8, "x"), "new": stars([2, 2, 2, 2, 2, 2, 0, 1], "y")})
-    assert len(found["examples"]) == EXAMPLES
-    assert [example["outcome"] for example in found["examples"]] == ["win", "loss", "tie", "win", "win"]
+    assert [example["outcome"] for example in found["examples"]] == ["win", "loss", "tie"]
     first = found["examples"][0]
     assert first["answers"] == {"new": "y **", "base": "x *"}
     assert [(v["A"], v["verdict"], v["reason"]) for v in first["verdicts"]] == [

@@ -7,16 +7,17 @@ finished is never asked again, and a target that is known by heart isn't even lo
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any, cast
 
 from distill.config import EvaluateSettings
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.exam.examinees.opening import open_examinee
-from distill.exam.examinees.protocol import Card, Examinee
-from distill.exam.measured import Measured, Said, Scored, Sheet, assemble, spread_over
-from distill.exam.metrics.speech import Form
+from distill.exam.examinees.protocol import Card, Dreamt, Examinee
+from distill.exam.measured import ANSWERS, GREEDY, STEERED, Measured, Scored, Sheet, assemble, spread_over
 from distill.exam.metrics.statistics import Ratio
 from distill.exam.metrics.text import text_metrics
 from distill.exam.questions import Exam, Question
@@ -25,14 +26,11 @@ from distill.journal import Journal
 from distill.run import Run, fingerprint
 from distill.student.grammar import dream_size
 
-VERSION = 2
+VERSION = 3
 """Raised when what is kept of an examination, or how a question is asked, changes."""
 
 CHUNK = 32
 """Questions asked at once, and at most lost when an examination is killed."""
-
-ANSWERS, GREEDY = "answers", "greedy"
-STEERED = ("steer-own", "steer-sibling")
 
 
 def dream_tokens_of(run: Run | None, targets: Sequence[Target] = ()) -> int:
@@ -70,8 +68,16 @@ def examine(
     how = How(seed, dream_tokens, device, vocabulary=exam.vocabulary)
     mark = _mark(target, exam, settings, how, also)
     folder = exam.folder / f"{safe_name(target.name)}-{mark[:12]}"
-    with Journal(folder / "journal.jsonl", force) as journal, _Opener(target, how, opened or open_examinee) as opener:
-        return _Examination(exam, settings, listen, journal, opener, only).measure()
+    with Journal(folder / "journal.jsonl", force) as journal, ExitStack() as stack:
+
+        @cache
+        def examinee() -> Examinee:
+            """Opened when it is first needed."""
+            found = (opened or open_examinee)(target, how)
+            stack.callback(found.close)
+            return found
+
+        return _Examination(target, exam, settings, how, journal, examinee, listen, only).measure()
 
 
 def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How, also: Any) -> str:
@@ -97,26 +103,6 @@ def safe_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "target"
 
 
-class _Opener:
-    """Opens the examinee when it is first needed, and closes it at the end."""
-
-    def __init__(self, target: Target, how: How, opened: Callable[[Target, How], Examinee]) -> None:
-        self.target, self.how, self._open = target, how, opened
-        self._examinee: Examinee | None = None
-
-    def __enter__(self) -> "_Opener":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._examinee is not None:
-            self._examinee.close()
-
-    def __call__(self) -> Examinee:
-        if self._examinee is None:
-            self._examinee = self._open(self.target, self.how)
-        return self._examinee
-
-
 def phases(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> list[str]:
     """What a target is asked, in order: score-none · score-own-1 … K · score-mined · score-sibling · answers · greedy ·
     steer-own · steer-sibling."""
@@ -133,30 +119,32 @@ def phases(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> list[str]:
     return [*found, ANSWERS, *([GREEDY] if exam.has_truths else []), *(STEERED if steered else [])]
 
 
+@dataclass(frozen=True)
 class _Examination:
     """One target on one exam. The journal's first line says who was asked, each other one what came of a chunk."""
 
-    def __init__(
-        self,
-        exam: Exam,
-        settings: EvaluateSettings,
-        listen: Listener,
-        journal: Journal,
-        opener: _Opener,
-        only: Sequence[str],
-    ) -> None:
-        self.exam, self.settings, self.listen = exam, settings, listen
-        self.journal, self.opener, self.only = journal, opener, only
+    target: Target
+    exam: Exam
+    settings: EvaluateSettings
+    how: How
+    journal: Journal
+    examinee: Callable[[], Examinee]
+    listen: Listener
+    only: Sequence[str]
 
     def measure(self) -> Measured:
         sheet = self._sheet()
         asked = [question for question in self.exam.questions if question.key not in sheet.left_out]
         if not asked:
-            raise BadInput(self._too_long(sheet))
+            raise BadInput(
+                f"{self.target.spec}: none of the {len(self.exam.questions)} held-out answers fits its context of "
+                f"{sheet.card.context} tokens with its prompt and a dream; raise student.context and train again, or "
+                "ask for less (capture.max_tokens)"
+            )
         todo = [phase for phase in phases(self.exam, sheet, self.settings) if not self.only or phase in self.only]
         chunks = [asked[start : start + CHUNK] for start in range(0, len(asked), CHUNK)]
         kept = self._kept()
-        self.listen(Event("evaluate", "start", f"{self.opener.target.name} on {self.exam.name}"))
+        self.listen(Event("evaluate", "start", f"{self.target.name} on {self.exam.name}"))
         done, total = 0, len(todo) * len(asked)
         for phase in todo:
             records: list[Any] = []
@@ -169,21 +157,20 @@ class _Examination:
                     raise self._unreadable(f"{len(found)} records of {len(chunk)} questions in {phase}")
                 records += found
                 done += len(chunk)
-                data = {"target": self.opener.target.name, "phase": phase}
+                data = {"target": self.target.name, "phase": phase}
                 self.listen(Event("evaluate", "progress", done=done, total=total, unit="answers", data=data))
-            self._enter(sheet, phase, records)
+            try:
+                sheet.enter(phase, records)
+            except (TypeError, KeyError) as error:
+                raise self._unreadable(error) from error
         return assemble(self.exam, sheet, self.settings)
 
     def _kept(self) -> dict[tuple[str, int], list[Any]]:
         """(phase, number of a chunk) → its records."""
-        kept: dict[tuple[str, int], list[Any]] = {}
-        for line in self.journal.lines[1:]:
-            match line:
-                case {"phase": str(phase), "chunk": int(number), "records": list()}:
-                    kept[phase, number] = line["records"]
-                case _:
-                    raise self._unreadable("a line is no chunk's")
-        return kept
+        try:
+            return {(line["phase"], line["chunk"]): line["records"] for line in self.journal.lines[1:]}
+        except KeyError as error:
+            raise self._unreadable(f"a line is no chunk's: no {error}") from error
 
     def _unreadable(self, why: object) -> CorruptFile:
         return CorruptFile(f"{self.journal.path}: can't be read ({why}); delete it to examine anew")
@@ -191,16 +178,15 @@ class _Examination:
     def _sheet(self) -> Sheet:
         """Who is asked what: from the journal's first line, which is written where there is none."""
         if not self.journal.lines:
-            examinee, dream_tokens = self.opener(), self.opener.how.dream_tokens
-            unfit = [question for question in self.exam.questions if not examinee.fits(question, dream_tokens)]
-            context = examinee.card.context
-            why = f"does not fit its context of {context} tokens with its answer and a dream"
+            examinee = self.examinee()
+            unfit = [q.key for q in self.exam.questions if not examinee.fits(q, self.how.dream_tokens)]
+            why = f"does not fit its context of {examinee.card.context} tokens with its answer and a dream"
             self.journal.append(
                 {
-                    "target": self.opener.target.spec,
+                    "target": self.target.spec,
                     "card": asdict(examinee.card),
                     "cannot": dict(examinee.cannot),
-                    "left_out": {question.key: why for question in unfit},
+                    "left_out": dict.fromkeys(unfit, why),
                 }
             )
         head = self.journal.lines[0]
@@ -209,73 +195,39 @@ class _Examination:
         except (KeyError, TypeError) as error:
             raise self._unreadable(error) from error
 
-    def _too_long(self, sheet: Sheet) -> str:
-        return (
-            f"{self.opener.target.spec}: none of the {len(self.exam.questions)} held-out answers fits its context of "
-            f"{sheet.card.context} tokens with its prompt and a dream; raise student.context and train again, or ask "
-            "for less (capture.max_tokens)"
-        )
-
     def _ask(self, phase: str, chunk: Sequence[Question]) -> list[Any]:
         """The records of one chunk of one phase."""
-        examinee, settings = self.opener(), self.settings
+        examinee, settings = self.examinee(), self.settings
         if phase.endswith("-sibling"):
             chunk = [question.after_sibling for question in chunk]
-        if phase in STEERED:
-            temperature, length = settings.temperature, settings.max_tokens
-            steered = examinee.answer(chunk, think="mined", temperature=temperature, max_tokens=length, draw=0)
-            return [each.answer for each in steered]
-        if phase == ANSWERS:
-            spoken = examinee.answer(
-                chunk,
-                think=True,
-                temperature=settings.temperature,
-                max_tokens=settings.max_tokens,
-                # Other draws than those that were scored.
-                draw=settings.dreams,
-            )
-            labels = [examinee.labels(question.triplets) for question in chunk]
-            return [asdict(Said(**vars(each), mined=own)) for each, own in zip(spoken, labels, strict=True)]
-        if phase == GREEDY:
-            greedy = examinee.answer(chunk, think=True, temperature=0.0, max_tokens=settings.max_tokens, draw=0)
-            return [each.answer for each in greedy]
-        dream, draw = _dream_of(phase)
-        # Calibration is measured after no dream, and after the first of its own.
-        bins = phase in ("score-none", "score-own-1")
-        return [asdict(Scored.of(score, bins)) for score in examinee.score(chunk, dream, draw)]
-
-    def _enter(self, sheet: Sheet, phase: str, records: list[Any]) -> None:
-        try:
-            if phase == ANSWERS:
-                sheet.answers = [replace(Said(**record), form=Form(**record["form"])) for record in records]
-            elif phase == GREEDY:
-                sheet.greedy = records
-            elif phase in STEERED:
-                sheet.steered.append(records)
-            else:
-                sheet.scores[phase.removeprefix("score-")] = [Scored(**record) for record in records]
-        except (TypeError, KeyError) as error:
-            raise self._unreadable(error) from error
-
-
-def _dream_of(phase: str) -> tuple[Any, int]:
-    """ "score-own-2" → ("own", 1)."""
-    _, dream, *draw = phase.split("-")
-    dream = "mined" if dream == "sibling" else dream
-    return dream, int(draw[0]) - 1 if draw else 0
+        if phase.startswith("score-"):
+            _, dream, *draw = phase.split("-")
+            dream = "mined" if dream == "sibling" else dream
+            scores = examinee.score(chunk, cast(Dreamt, dream), int(draw[0]) - 1 if draw else 0)
+            # Calibration is measured after no dream, and after the first of its own.
+            return [asdict(Scored.of(score, phase in ("score-none", "score-own-1"))) for score in scores]
+        spoken = examinee.answer(
+            chunk,
+            think="mined" if phase in STEERED else True,
+            temperature=0.0 if phase == GREEDY else settings.temperature,
+            max_tokens=settings.max_tokens,
+            # Other draws than those that were scored.
+            draw=settings.dreams if phase == ANSWERS else 0,
+        )
+        if phase != ANSWERS:
+            return [each.answer for each in spoken]
+        pairs = zip(spoken, chunk, strict=True)
+        return [asdict(replace(each, mined=examinee.labels(question.triplets))) for each, question in pairs]
 
 
 def names_of(targets: Sequence[Target]) -> list[str]:
     """A name for each target, all different: its own, or as it was written where two are called alike."""
     names = [target.name for target in targets]
-    wanted = [target.spec if names.count(name) > 1 else name for name, target in zip(names, targets, strict=True)]
     found: list[str] = []
-    for name in wanted:
-        number, free = 1, name
-        while free in found:
-            number += 1
-            free = f"{name}-{number}"
-        found.append(free)
+    for name, target in zip(names, targets, strict=True):
+        wanted = target.spec if names.count(name) > 1 else name
+        numbered = (f"{wanted}-{number}" for number in range(2, len(names) + 2))
+        found.append(next(free for free in (wanted, *numbered) if free not in found))
     return found
 
 
@@ -288,10 +240,9 @@ def teacher_measured(exam: Exam, left_out: Mapping[str, str] | None = None) -> M
     left_out = left_out or {}
     places = [i for i, question in enumerate(exam.questions) if question.key not in left_out]
     asked = [exam.questions[i] for i in places]
-    texts = [question.text for question in asked]
     spent = [question.teacher_bits for question in asked]
     metrics = {"bits_per_byte": Ratio.of(spent, [question.bytes for question in asked])}
-    metrics |= text_metrics(texts)
+    metrics |= text_metrics([question.text for question in asked])
     metrics["ended"] = Ratio.of([question.done_reason == "stop" for question in asked])
     missing = {} if metrics["bits_per_byte"].defined else {"bits_per_byte": "it told no probabilities of its tokens"}
     return Measured(

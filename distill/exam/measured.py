@@ -4,20 +4,19 @@ Shape legend: Q the exam's questions, B bins of confidence.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distill.config import EvaluateSettings
 from distill.errors import MissingDependency, TeacherError
-from distill.exam.examinees.protocol import Ability, AnswerScore, Card
+from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Spoken
 from distill.exam.metrics.calibration import calibration_bins, calibration_error
 from distill.exam.metrics.catalogue import METRICS, in_order
 from distill.exam.metrics.concepts import concept_metrics
 from distill.exam.metrics.dreams import dream_metrics, labels_of
-from distill.exam.metrics.likelihood import bits, log_mean_exp
+from distill.exam.metrics.likelihood import LOG_2, log_mean_exp
 from distill.exam.metrics.speech import Form, speech_metrics
 from distill.exam.metrics.statistics import Ratio
 from distill.exam.metrics.steering import steering
@@ -25,6 +24,10 @@ from distill.exam.metrics.text import exact_match, text_metrics
 from distill.exam.questions import Exam, Question
 from distill.mining.triplets import Triplet
 from distill.tokens.image_tokens import dream_of, load_codes
+
+ANSWERS, GREEDY = "answers", "greedy"
+STEERED = ("steer-own", "steer-sibling")
+"""Phases of an examination, besides those that score."""
 
 KNOWN = 0.9
 """Of the image tokens dreamed by a target that ships no codebook, the share that the exam's must know to be used."""
@@ -59,20 +62,6 @@ class Scored:
         )
 
 
-@dataclass(frozen=True)
-class Said:
-    """A `Spoken`, and the labels that the question's triplets have in the target's codebook; None where it ships
-    none."""
-
-    dream: str
-    answer: str
-    closed: bool
-    tokens: int
-    seconds: float
-    form: Form
-    mined: list[str] | None
-
-
 @dataclass
 class Sheet:
     """All that is kept of one target's examination.
@@ -87,9 +76,20 @@ class Sheet:
     cannot: Mapping[Ability, str]
     left_out: dict[str, str]
     scores: dict[str, list[Scored]] = field(default_factory=dict[str, list[Scored]])
-    answers: list[Said] = field(default_factory=list[Said])
+    answers: list[Spoken] = field(default_factory=list[Spoken])
     greedy: list[str] = field(default_factory=list[str])
     steered: list[list[str]] = field(default_factory=list[list[str]])
+
+    def enter(self, phase: str, records: list[Any]) -> None:
+        """What a journal holds of a phase. Raises TypeError or KeyError where it is something else."""
+        if phase == ANSWERS:
+            self.answers = [replace(Spoken(**record), form=Form(**record["form"])) for record in records]
+        elif phase == GREEDY:
+            self.greedy = records
+        elif phase in STEERED:
+            self.steered.append(records)
+        else:
+            self.scores[phase.removeprefix("score-")] = [Scored(**record) for record in records]
 
 
 @dataclass
@@ -147,22 +147,25 @@ def assemble(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> Measured:
         metrics |= steering(own, others, asked, exam.codebook)
     _explain(metrics, missing)
     said = dict(zip(places, sheet.answers, strict=bool(sheet.answers)))
+    spoken = [said.get(i, SILENT) for i in range(size)] if said else []
     seconds, tokens = sum(s.seconds for s in sheet.answers), sum(s.tokens for s in sheet.answers)
     scored = sheet.scores.get("none")
     return Measured(
         keys=[question.key for question in exam.questions],
-        metrics={
-            name: spread_over(metrics[name], places, size) for name in in_order(set(metrics)) if name not in missing
-        },
+        metrics={n: spread_over(metrics[n], places, size) for n in in_order(set(metrics)) if n not in missing},
         missing={name: missing[name] for name in in_order(set(missing))},
-        dreams=[said[i].dream if i in said else "" for i in range(size)] if said else [],
-        answers=[said[i].answer if i in said else "" for i in range(size)] if said else [],
-        closed=[said[i].closed if i in said else False for i in range(size)] if said else [],
+        dreams=[each.dream for each in spoken],
+        answers=[each.answer for each in spoken],
+        closed=[each.closed for each in spoken],
         left_out=dict(sheet.left_out),
         tokens_per_second=tokens / seconds if seconds else None,
         card=sheet.card,
         answer_tokens=None if scored is None else sum(score.tokens for score in scored),
     )
+
+
+SILENT = Spoken("", "", False, 0, 0.0, Form(None, clean=True, whole=True, ended=False))
+"""Of a question that wasn't asked."""
 
 
 def spread_over(ratio: Ratio, places: Sequence[int], size: int) -> Ratio:
@@ -180,9 +183,8 @@ def _likelihoods(scores: Mapping[str, list[Scored]], asked: Sequence[Question]) 
     own = [each for name, each in scores.items() if name.startswith("own-")]
     lengths = [question.bytes for question in asked]
     if "sibling" in scores:
-        after = [bits(np.array([score.nats])) for score in scores["sibling"]]
-        known = [question.sibling is not None for question in asked]
-        metrics["bits_per_byte_sibling"] = Ratio.of(after, lengths).within(np.array(known))
+        after = Ratio.of([-score.nats / LOG_2 for score in scores["sibling"]], lengths)
+        metrics["bits_per_byte_sibling"] = after.within(np.array([q.sibling is not None for q in asked]))
     groups = {"": [scores["none"]] if "none" in scores else [], "_dreams": own}
     groups["_oracle"] = [scores["mined"]] if "mined" in scores else []
     for suffix, draws in groups.items():
@@ -190,18 +192,15 @@ def _likelihoods(scores: Mapping[str, list[Scored]], asked: Sequence[Question]) 
             continue
         by_question = [[draw[i] for draw in draws] for i in range(len(asked))]
         marginal = [log_mean_exp([score.nats for score in each]) for each in by_question]
-        metrics[f"bits_per_byte{suffix}"] = Ratio.of([bits(np.array([total])) for total in marginal], lengths)
+        metrics[f"bits_per_byte{suffix}"] = Ratio.of([-total / LOG_2 for total in marginal], lengths)
         for name, metric in AVERAGED.items():
             sums = [float(np.mean([score.sums[name] for score in each])) for each in by_question]
             metrics[metric + suffix] = Ratio.of(sums, [each[0].counts[name] for each in by_question])
         if suffix != "_oracle":
-            metrics[f"calibration_error{suffix}"] = calibration_error(_bins(draws[0]))
+            metrics[f"calibration_error{suffix}"] = calibration_error(
+                np.array([score.bins for score in draws[0]], np.float64)
+            )
     return metrics
-
-
-def _bins(scores: Sequence[Scored]) -> NDArray[np.float64]:
-    """(Q, B, 3)."""
-    return np.array([score.bins for score in scores], np.float64)
 
 
 def _of_answers(exam: Exam, sheet: Sheet, asked: Sequence[Question], missing: dict[str, str]) -> dict[str, Ratio]:
@@ -228,7 +227,7 @@ def _of_answers(exam: Exam, sheet: Sheet, asked: Sequence[Question], missing: di
 IN_WORDS = "it thinks in words, not in image tokens"
 
 
-def _in_words(answers: Sequence[Said]) -> bool:
+def _in_words(answers: Sequence[Spoken]) -> bool:
     """Whether one that ships no codebook dreams, and in none of its dreams of an image token."""
     dreams = [said.dream for said in answers if said.mined is None]
     return any(dream.strip() for dream in dreams) and not any(labels_of(dream) for dream in dreams)
@@ -265,59 +264,53 @@ def _names(*starts: str) -> list[str]:
 
 
 LIKELIHOOD = ("bits_per_byte", "kl", "agreement", "calibration_error")
-TARGETS = ("kl", "agreement")
 OF_DREAMS = ("dream_", "malformed_dreams")
 NO_SIBLINGS = "the teacher gave these prompts one answer each, or nothing was mined from others (capture.samples)"
+NOT_MINED = "nothing was mined from these answers"
+NO_CODEBOOK = "the prompts' run has no codebook (`dream tokenize` builds it)"
 OF_SIBLINGS = ("bits_per_byte_sibling", "steering_")
 OF_A_REFERENCE = ("chrf", "rouge_l", "length_ratio", "concept_", "triplet_", "dream_recall", "dream_precision")
 
 
 def reasons(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> dict[str, str]:
     """Metric → why it can't be had, as far as that is known before anything was asked."""
-    why: dict[str, str] = {}
-
-    def lacks(names: Sequence[str], reason: str | None) -> None:
-        for name in names if reason else ():
-            why.setdefault(name, str(reason))
-
+    cannot, likelihoods = sheet.cannot, _names(*LIKELIHOOD)
     mined = any(question.triplets for question in exam.questions)
-    likelihoods, cannot = _names(*LIKELIHOOD), sheet.cannot
-    dreamed = [name for name in likelihoods if name.endswith("_dreams")]
-    oracle = [name for name in likelihoods if name.endswith("_oracle")]
-    if not exam.has_answers:
-        lacks([*likelihoods, *_names(*OF_A_REFERENCE, *OF_SIBLINGS)], "nobody has answered these prompts")
-    lacks(_names(*OF_SIBLINGS), cannot.get("mined"))
-    lacks(_names(*OF_SIBLINGS), None if exam.has_siblings else NO_SIBLINGS)
-    lacks(likelihoods, cannot.get("likelihood"))
-    lacks(dreamed, cannot.get("dreams"))
-    lacks(dreamed, None if settings.dreams else "evaluate.dreams is 0")
-    if not settings.dreams and "dreams" not in cannot:
-        lacks(["bits_per_byte_used"], "it dreams before it answers, and evaluate.dreams is 0")
-    lacks(oracle, cannot.get("mined"))
-    lacks(oracle, None if mined else "nothing was mined from these answers")
-    lacks(_names(*TARGETS), cannot.get("targets"))
-    lacks(_names("kl"), cannot.get("kl"))
-    if exam.codebook is None:
-        lacks(
-            _names("concept_", "triplet_", "steering_concepts"),
-            "the prompts' run has no codebook (`dream tokenize` builds it)",
-        )
-    if not sheet.card.dreams:
-        lacks(_names(*OF_DREAMS), "it was not made to dream")
-    elif not mined:
-        lacks(_names("dream_recall", "dream_precision"), "nothing was mined from these answers")
+    dreamed, oracle = ([n for n in likelihoods if n.endswith(end)] for end in ("_dreams", "_oracle"))
+    unasked = "" if settings.dreams else "evaluate.dreams is 0"
+    # The first reason counts.
+    lacking: list[tuple[Sequence[str], str | None]] = [
+        (
+            _names(*LIKELIHOOD, *OF_A_REFERENCE, *OF_SIBLINGS),
+            None if exam.has_answers else "nobody has answered these prompts",
+        ),
+        (_names(*OF_SIBLINGS), cannot.get("mined") or (None if exam.has_siblings else NO_SIBLINGS)),
+        (likelihoods, cannot.get("likelihood")),
+        (dreamed, cannot.get("dreams") or unasked),
+        (["bits_per_byte_used"], unasked if "dreams" not in cannot else None),
+        (oracle, cannot.get("mined") or (None if mined else NOT_MINED)),
+        (_names("kl", "agreement"), cannot.get("targets")),
+        (_names("kl"), cannot.get("kl")),
+        (_names("concept_", "triplet_", "steering_concepts"), None if exam.codebook else NO_CODEBOOK),
+        (_names(*OF_DREAMS), None if sheet.card.dreams else "it was not made to dream"),
+        (_names("dream_recall", "dream_precision"), None if mined else NOT_MINED),
+    ]
+    why: dict[str, str] = {}
+    for names, reason in lacking:
+        why = {**dict.fromkeys(names if reason else (), str(reason)), **why}
     return why
 
 
 def _explain(metrics: Mapping[str, Ratio], missing: dict[str, str]) -> None:
     """Add why a metric that was measured is defined for no question."""
     for name, ratio in metrics.items():
-        if name in missing or ratio.defined or name not in METRICS:
-            continue
-        group = METRICS[name].group
-        if group == "targets":
-            missing[name] = "the answers have no soft targets in its vocabulary"
-        elif group == "calibration":
-            missing[name] = "it doesn't tell how sure it is"
-        elif name == "malformed_dreams":
-            missing[name] = "it dreamed nothing"
+        if not ratio.defined and name in METRICS and (why := UNDEFINED.get(METRICS[name].group)):
+            missing.setdefault(name, why)
+
+
+UNDEFINED = {
+    "targets": "the answers have no soft targets in its vocabulary",
+    "calibration": "it doesn't tell how sure it is",
+    "speech": "it dreamed nothing",
+}
+"""Group of metrics → why they are defined for no question."""

@@ -64,24 +64,14 @@ class Target:
 
 
 WORDS = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "dream_tokenizer.json",
-    "codebook.json",
+    *("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja"),
+    *("dream_tokenizer.json", "codebook.json"),
 )
 OF_A_MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Endings of weights, settings, vocabularies and templates in a transformers folder."""
 NOT_READ = (
-    "optimizer.safetensors",
-    "raw.safetensors",
-    "drafts.safetensors",
-    "engine.safetensors",
-    "trainer_state.json",
-    # Of an evaluation that was written there.
-    "results.json",
+    *("optimizer.safetensors", "raw.safetensors", "drafts.safetensors", "engine.safetensors", "trainer_state.json"),
+    "results.json",  # of an evaluation that was written there
 )
 
 
@@ -117,22 +107,24 @@ def find_target(spec: str, path: Path | None = None, host: str = "") -> Target:
     if path.is_file():
         return _gguf(spec, path)
     if (path / "bundle.json").is_file():
-        run = Run.open(path.parent) if path.name == "bundle" and (path.parent / "config.yaml").is_file() else None
-        return Target(spec, "bundle", path, run=run)
-    if (path / "config.yaml").is_file():
-        run = Run.open(path)
+        return Target(spec, "bundle", path, run=_run_at(path.parent) if path.name == "bundle" else None)
+    if run := _run_at(path):
         return Target(spec, "run", best(run), run=run)
     if (path / "config.json").is_file():
-        own = (path / "tokenizer" / "dream_tokenizer.json").is_file() or (path / "dream_tokenizer.json").is_file()
-        grand = path.resolve().parent.parent
-        inside = path.resolve().parent.name == "checkpoints" and (grand / "config.yaml").is_file()
-        return Target(spec, "checkpoint" if own else "transformers", path, run=Run.open(grand) if inside else None)
+        own = any((path / name / "dream_tokenizer.json").is_file() for name in ("tokenizer", ""))
+        parent = path.resolve().parent
+        run = _run_at(parent.parent) if parent.name == "checkpoints" else None
+        return Target(spec, "checkpoint" if own else "transformers", path, run=run)
     if path.exists():
         raise BadInput(
             f"{path}: nothing that can be examined (no config.yaml, bundle.json or config.json); give a run, a "
             "checkpoint, a bundle, a .gguf file, a transformers folder or ollama:NAME"
         )
     raise BadInput(f"{path}: no such run, checkpoint, bundle, GGUF or folder; a model of Ollama is named ollama:{spec}")
+
+
+def _run_at(folder: Path) -> Run | None:
+    return Run.open(folder) if (folder / "config.yaml").is_file() else None
 
 
 def _gguf(spec: str, path: Path) -> Target:
@@ -142,8 +134,7 @@ def _gguf(spec: str, path: Path) -> Target:
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     bundle = path.absolute().parent
-    inside = bundle.name == "bundle" and (bundle.parent / "config.yaml").is_file()
-    return Target(spec, "gguf", path, run=Run.open(bundle.parent) if inside else None)
+    return Target(spec, "gguf", path, run=_run_at(bundle.parent) if bundle.name == "bundle" else None)
 
 
 def device_of(target: Target, device: str) -> str:
@@ -158,21 +149,20 @@ def common_run(targets: Sequence[Target]) -> Run:
     """
     from distill.exam.questions import load_exam
 
-    runs = {target.run.path.resolve(): target for target in targets if target.run is not None}
-    if not runs:
+    found = {target.run.path.resolve(): (target.spec, target.run) for target in targets if target.run is not None}
+    if not found:
         raise BadInput(
             f"{targets[0].spec}: did not come out of a run here, so there are no held-out prompts to ask; name a run "
             "with --on RUN, or a prompt file with --prompts FILE"
         )
-    found = {path: target.run for path, target in runs.items() if target.run is not None}
-    first, *others = found
-    exam = load_exam(found[first], 0)
-    for path in others:
-        other = load_exam(found[path], 0)
+    (spec, first), *others = found.values()
+    exam = load_exam(first, 0)
+    for other_spec, run in others:
+        other = load_exam(run, 0)
         if other.answers_digest != exam.answers_digest:
             shared = {q.prompt for q in exam.questions} & {q.prompt for q in other.questions}
             raise BadInput(
-                f"{runs[first].spec} and {runs[path].spec}: their held-out sets differ ({len(exam.questions)} and "
+                f"{spec} and {other_spec}: their held-out sets differ ({len(exam.questions)} and "
                 f"{len(other.questions)} prompts, {len(shared)} in both); choose one for all with --on RUN"
             )
-    return found[first]
+    return first

@@ -6,12 +6,11 @@ the learning curve are those of the checkpoint itself.
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from distill.errors import CorruptFile
 from distill.exam.provenance import changed_settings
 from distill.exam.targets import Target
-from distill.run import Run
 from distill.training.checkpoint import STEP, LoopState, read_loop
 
 SHOWN = ("step", "tokens", "loss", "validation_loss", "validation_bits_per_byte")
@@ -26,11 +25,13 @@ def trained_on(target: Target) -> dict[str, Any] | None:
     """
     run = target.run
     if run is None:
-        return _of_bundle(target) if target.kind == "bundle" else None
-    records = run.records()
+        told = _provenance(target)
+        teacher = told.get("teacher")
+        name = teacher.get("name") if isinstance(teacher, dict) else teacher
+        return {"teacher": name, "settings": {}, **dict.fromkeys(("data", "tokens", "answers"))} if told else None
+    records, loop = run.records(), _loop(target)
     capture, train = (records[stage].summary if stage in records else {} for stage in ("capture", "train"))
-    documents, fingerprint = _data(run)
-    loop = _loop(target)
+    documents = _read(run.data / "data.json", "counts", "train")
     ended = loop is not None and "train" in records and loop.step == train.get("steps")
     return {
         "teacher": run.settings.source,
@@ -43,17 +44,25 @@ def trained_on(target: Target) -> dict[str, Any] | None:
         "numerics": train.get("numerics"),
         "parameters": train.get("parameters"),
         "settings": changed_settings(run.settings),
-        "data": fingerprint[:16] or None,
+        "data": str(_read(run.data / "data.json").get("fingerprint", ""))[:16] or None,
     }
 
 
-def _data(run: Run) -> tuple[dict[str, Any], str]:
-    """Counts of the documents trained on, and the data's fingerprint; empty where they can't be read."""
+def _read(path: Path, *keys: str) -> dict[str, Any]:
+    """An object in a JSON file; {} where it can't be read."""
     try:
-        content = json.loads((run.data / "data.json").read_text(encoding="utf-8"))
-        return dict(content["counts"]["train"]), str(content.get("fingerprint", ""))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for key in keys:
+            found = found[key]
+        return dict(found)
     except (OSError, ValueError, KeyError, TypeError):
-        return {}, ""
+        return {}
+
+
+def _provenance(target: Target) -> dict[str, Any]:
+    if target.kind != "bundle" or target.path is None:
+        return {}
+    return _read(target.path / "bundle.json", "provenance")
 
 
 def _loop(target: Target) -> LoopState | None:
@@ -70,24 +79,6 @@ def _loop(target: Target) -> LoopState | None:
         return None
 
 
-def _provenance(target: Target) -> dict[str, Any]:
-    """A bundle's; empty where it tells none."""
-    try:
-        found = json.loads((cast(Path, target.path) / "bundle.json").read_text(encoding="utf-8"))["provenance"]
-        return dict(found or {})
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _of_bundle(target: Target) -> dict[str, Any] | None:
-    provenance = _provenance(target)
-    if not provenance:
-        return None
-    teacher: Any = provenance.get("teacher")
-    name = cast(dict[str, Any], teacher).get("name") if isinstance(teacher, dict) else teacher
-    return {"teacher": name, "settings": {}, "data": None, "tokens": None, "answers": None}
-
-
 def curve(target: Target) -> dict[str, Any]:
     """The training's metrics.jsonl up to what is examined, thinned to about MOST points; validated ones are kept.
 
@@ -100,11 +91,10 @@ def curve(target: Target) -> dict[str, Any]:
             try:
                 value = json.loads(line)
                 point = {name: value.get(name) for name in SHOWN}
-                if point["step"] > loop.step:
-                    continue  # trained further than what is examined
+                if point["step"] <= loop.step:
+                    points.append(point)
             except (ValueError, AttributeError, TypeError):
                 continue  # cut short by a kill; training writes it again
-            points.append(point)
     every = max(1, -(-len(points) // MOST))
     kept = [p for i, p in enumerate(points) if i % every == 0 or p["validation_bits_per_byte"] is not None]
     return {"target": target.name, "points": kept}

@@ -35,14 +35,11 @@ def compare(
     numbers are believed. Raises BadInput for fewer than two systems or an unknown baseline; what a target or a judge
     raises, having kept what was measured (where there is no such judge: before measuring).
     """
-    names = list(systems)
-    if len(names) < 2:
-        raise BadInput(
-            f"{', '.join(names) or 'nothing'}: there is nothing to compare it with; name two targets or more"
-        )
-    baseline = baseline or names[0]
+    baseline = baseline or next(iter(systems), "")
+    if len(systems) < 2:
+        raise BadInput(f"{baseline or 'nothing'}: there is nothing to compare it with; name two targets or more")
     if baseline not in systems:
-        raise BadInput(f"--baseline {baseline}: is none of the systems {', '.join(names)}")
+        raise BadInput(f"--baseline {baseline}: is none of the systems {', '.join(systems)}")
     if judge is not None:
         _check_judge(judge, listen)
     measurement = Measurement(exam, settings, listen, seed, dream_tokens, device, force)
@@ -54,7 +51,8 @@ def compare(
     samples = samples_of(exam, measured, several=True)
     keep(folder, results, samples)
     if judge is not None:  # a judge that fails takes nothing of the rest along
-        results["judge"] = _judged(measurement, measured, baseline, judge, results["warnings"])
+        results["judge"] = _judged(measurement, measured, baseline, judge)
+        results["warnings"] += results["judge"].pop("warnings", [])
         keep(folder, results, samples)
     listen(Event("compare", "done", f"{folder / 'report.html'}"))
     return results
@@ -71,21 +69,22 @@ def _check_judge(settings: TeacherSettings, listen: Listener) -> None:
 
 
 def _judged(
-    measurement: Measurement,
-    measured: Mapping[str, Sequence[Measured]],
-    baseline: str,
-    settings: TeacherSettings,
-    warnings: list[str],
+    measurement: Measurement, measured: Mapping[str, Sequence[Measured]], baseline: str, settings: TeacherSettings
 ) -> dict[str, Any]:
-    """What the judge says of each system's answers (of its first training) beside the baseline's."""
+    """What the judge says of each system's answers (of its first training) beside the baseline's; a question that it
+    wasn't asked is no empty answer."""
     from distill.report.judge import context_for, judge
     from distill.teacher import opened
 
     exam, listen = measurement.exam, measurement.listen
-    answers = {name: _asked_answers(found[0]) for name, found in measured.items()}
-    context = context_for(answers, exam.questions, baseline)
-    with opened(settings, listen, context) as teachers:
-        verdicts = judge(
+    answers = {
+        name: [
+            None if key in first.left_out else answer for key, answer in zip(first.keys, first.answers, strict=False)
+        ]
+        for name, (first, *_) in measured.items()
+    }
+    with opened(settings, listen, context_for(answers, exam.questions, baseline)) as teachers:
+        return judge(
             answers,
             exam.questions,
             teachers,
@@ -96,11 +95,3 @@ def _judged(
             listen=listen,
             force=measurement.force,
         )
-    warnings += verdicts.pop("warnings", [])
-    return verdicts
-
-
-def _asked_answers(found: Measured) -> list[str | None]:
-    """None for a question that it wasn't asked: that is no empty answer to be judged."""
-    pairs = zip(found.keys, found.answers, strict=bool(found.answers))
-    return [None if key in found.left_out else answer for key, answer in pairs]

@@ -36,12 +36,11 @@ def evaluate(
     is not measured again. Raises MissingStage, BadInput (no held-out answers, unknown baseline), CorruptFile
     (checkpoint) and RunMismatch (tokenizer and checkpoint don't fit).
     """
-    started = time.monotonic()
+    started, own = time.monotonic(), run.settings.evaluate
     run.require("train")
-    check_baselines(run.settings.evaluate.baselines)
+    check_baselines(own.baselines)
     chosen = checkpoint or best(run)
-    settings = asdict(run.settings.evaluate)
-    settings |= {"seed": run.settings.seed, "version": VERSION, "examination": EXAMINATION}
+    settings = asdict(own) | {"seed": run.settings.seed, "version": VERSION, "examination": EXAMINATION}
     settings["checkpoint"] = chosen.name
     record = run.fresh("evaluate", settings)
     if record is not None and checkpoint is None and not force:
@@ -126,11 +125,9 @@ def _falls(measured: Mapping[str, Sequence[Measured]], settings: EvaluateSetting
     """By what share the student's bits per byte fell since its start."""
     if "start" not in measured:
         return {}
-    start, student = (measured[name][0].metrics for name in ("start", "student"))
-    bootstrap = PairedBootstrap(len(measured["student"][0].keys), settings.bootstrap, seed)
-    names = [name for name in start if name.startswith("bits_per_byte") and name in student]
-    falls = {name: bootstrap.fall(start[name], student[name]) for name in names}
-    return {name: None if fall is None else asdict(fall) for name, fall in falls.items()}
+    start, student = (measured[name][0].metrics["bits_per_byte"] for name in ("start", "student"))
+    fall = PairedBootstrap(len(start.denominator), settings.bootstrap, seed).fall(start, student)
+    return {"bits_per_byte": fall and asdict(fall)}
 
 
 def without_times(value: Any) -> Any:
@@ -142,16 +139,14 @@ def without_times(value: Any) -> Any:
 
 def summarize(results: dict[str, Any]) -> dict[str, Any]:
     """The numbers to show in one glance, flat."""
-    summary: dict[str, Any] = {"prompts": results["prompts"], "checkpoint": results["checkpoint"]}
     student = results["systems"]["student"]
     known = {name: entry["value"] for name, entry in student["metrics"].items() if entry["value"] is not None}
+    summary = {"prompts": results["prompts"], "checkpoint": results["checkpoint"]}
     summary |= {name: round(value, 4) for name, value in known.items()}
-    fall = results["fall"].get("bits_per_byte")
-    if fall:
+    if fall := results["fall"].get("bits_per_byte"):
         summary["bits_per_byte_at_start"] = round(results["systems"]["start"]["metrics"]["bits_per_byte"]["value"], 4)
         summary["bits_per_byte_fall"] = round(fall["value"], 4)
-    summary["tokens_per_second"] = round(student["tokens_per_second"] or 0.0, 1)
-    return summary
+    return summary | {"tokens_per_second": round(student["tokens_per_second"] or 0.0, 1)}
 
 
 # Other targets.

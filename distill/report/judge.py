@@ -306,14 +306,11 @@ def _examples(judged: Mapping[str, Sequence[_Judged]], baseline: str) -> list[di
 def _warnings(model: str, pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     asked = sum(pair["prompts"] - pair["identical"] for pair in pairs)
     nonsense, disagreed = (sum(pair[name] for pair in pairs) for name in ("nonsense", "disagreed"))
+    larger = "Choose a larger model."
     if 2 * nonsense > asked:
-        return [
-            f"{model} can't be used as a judge: on {nonsense} of {asked} prompts it gave no verdict that can be read. "
-            "Choose a larger model."
-        ]
+        unread = f"on {nonsense} of {asked} prompts it gave no verdict that can be read"
+        return [f"{model} can't be used as a judge: {unread}. {larger}"]
     if 2 * disagreed > asked - nonsense:
-        return [
-            f"{model} says little as a judge: on {disagreed} of {asked - nonsense} prompts it changed its mind with "
-            "the order of the answers. Choose a larger model."
-        ]
+        turned = f"on {disagreed} of {asked - nonsense} prompts it changed its mind with the order of the answers"
+        return [f"{model} says little as a judge: {turned}. {larger}"]
     return []

@@ -7,7 +7,7 @@ reported is a pure function of the results.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,36 +85,25 @@ class Measurement:
         self, systems: Systems, measured: Mapping[str, Sequence[Measured]], baseline: str, cost: bool
     ) -> dict[str, Any]:
         """The content of results.json. measured: may hold more than `systems`, as the teacher, who is no target."""
-        exam, warnings = self.exam, list[str]()
-        costs = {name: self._cost(targets[0]) if cost else None for name, targets in systems.items()}
-        numbers = compare_numbers(
-            measured,
-            baseline,
-            resamples=self.settings.bootstrap,
-            permutations=PERMUTATIONS,
-            seed=self.seed,
-            questions=exam.questions,
-            costs=costs,
-        )
+        exam, settings, warnings = self.exam, self.settings, list[str]()
         entries: dict[str, Any] = {}
         for name, found in measured.items():
             targets = systems.get(name, ())
-            abouts = [self._trained_on(target) for target in targets]
+            entries[name] = self._entry(targets, found, cost)
+            abouts = [self._tried(trained_on, target)[0] for target in targets]
+            entries[name]["trained_on"] = abouts[0] if abouts else None
             warnings += mixed(name, [target.run for target in targets], abouts)
-            entries[name] = {
-                "targets": [target.spec for target in targets],
-                "kind": found[0].card.kind if not targets else targets[0].kind,
-                "seeds": len(found),
-                "card": asdict(found[0].card),
-                "left_out": len({key for each in found for key in each.left_out}),
-                "metrics": numbers["metrics"][name],
-                "missing": {metric: why for each in found for metric, why in each.missing.items()},
-                "tokens_per_second": found[0].tokens_per_second,
-                "cost": costs.get(name),
-                "trained_on": abouts[0] if abouts else None,
-                "contamination": self._contamination(targets[0]) if targets else None,
-                "curves": [curve(target) for target in targets if target.run is not None],
-            }
+        numbers = compare_numbers(
+            measured,
+            baseline,
+            resamples=settings.bootstrap,
+            permutations=PERMUTATIONS,
+            seed=self.seed,
+            questions=exam.questions,
+            costs={name: entry["cost"] for name, entry in entries.items()},
+        )
+        for name, metrics in numbers.pop("metrics").items():
+            entries[name]["metrics"] = metrics
         return {
             "version": VERSION,
             "title": ", ".join(measured),
@@ -129,25 +118,40 @@ class Measurement:
                 "digest": exam.digest,
             },
             "decoding": {
-                "temperature": self.settings.temperature,
-                "max_tokens": self.settings.max_tokens,
-                "dreams": self.settings.dreams,
+                "temperature": settings.temperature,
+                "max_tokens": settings.max_tokens,
+                "dreams": settings.dreams,
                 "dream_tokens": self.dream_tokens,
                 "seed": self.seed,
             },
             "baseline": baseline,
             "metrics": in_order({name for entry in entries.values() for name in entry["metrics"]}),
             "systems": entries,
-            "differences": numbers["differences"],
-            "tests": numbers["tests"],
-            "disagreements": numbers["disagreements"],
+            **numbers,
             "judge": None,
-            "frontier": numbers["frontier"],
             "failed": {},
             "warnings": warnings + doubts(entries, len(exam.questions)),
             "versions": versions(),
             "machine": machine(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+    def _entry(self, targets: Sequence[Target], found: Sequence[Measured], cost: bool) -> dict[str, Any]:
+        """Of one system, its numbers apart. Trainings of one recipe share their data: the first stands for all."""
+        first = targets[0] if targets else None
+        seen, reason = self._tried(lambda target: asdict(of_target(target, self.exam)), first) if first else (None, "")
+        return {
+            "targets": [target.spec for target in targets],
+            "kind": first.kind if first else found[0].card.kind,
+            "seeds": len(found),
+            "card": asdict(found[0].card),
+            "left_out": len({key for each in found for key in each.left_out}),
+            "metrics": {},
+            "missing": {metric: why for each in found for metric, why in each.missing.items()},
+            "tokens_per_second": found[0].tokens_per_second,
+            "cost": self._cost(first) if first and cost else None,
+            "contamination": seen or {"checked": False, "reason": reason} if first else None,
+            "curves": [curve(target) for target in targets if target.run is not None],
         }
 
     def _cost(self, target: Target) -> dict[str, Any]:
@@ -162,21 +166,15 @@ class Measurement:
             force=self.force,
         )
 
-    def _contamination(self, target: Target) -> dict[str, Any]:
-        """Of the first target: trainings of one recipe share their data."""
+    def _tried(
+        self, read: Callable[[Target], dict[str, Any] | None], target: Target
+    ) -> tuple[dict[str, Any] | None, str]:
+        """What can be read of a target, or None and why not: a broken training set doesn't make the numbers wrong."""
         try:
-            return asdict(of_target(target, self.exam))
-        except DistillError as error:  # a broken training set doesn't make the numbers wrong
-            self.listen(Event("evaluate", "warning", f"{target.spec}: {error}"))
-            return {"checked": False, "reason": str(error)}
-
-    def _trained_on(self, target: Target) -> dict[str, Any] | None:
-        """None where it isn't known, or can't be read."""
-        try:
-            return trained_on(target)
+            return read(target), ""
         except DistillError as error:
             self.listen(Event("evaluate", "warning", f"{target.spec}: {error}"))
-            return None
+            return None, str(error)
 
 
 def samples_of(exam: Exam, measured: Mapping[str, Sequence[Measured]], several: bool = False) -> list[dict[str, Any]]:
@@ -223,15 +221,11 @@ def keep(folder: Path, results: dict[str, Any], samples: Sequence[Mapping[str, A
 def read_results(path: Path) -> dict[str, Any]:
     """A comparison's results.json. Raises BadInput where it is missing, empty, or something else."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"{path}: can't read it: {error.strerror}; `dream compare` writes it") from error
-    if not text.strip():
-        raise BadInput(f"{path}: is empty; run the comparison again, it goes on with what was measured")
-    try:
-        results = json.loads(text)
+        results = json.loads(path.read_text(encoding="utf-8"))
         if results["version"] not in READABLE or not results["systems"] or "differences" not in results:
             raise ValueError("not of this version")
+    except OSError as error:
+        raise BadInput(f"{path}: can't read it: {error.strerror}; `dream compare` writes it") from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: is no comparison's results.json ({error}); run `dream compare` again") from error
     return results

@@ -353,8 +353,6 @@ def _judge(systems: list[str]) -> dict[str, Any]:
                 "nonsense": 10,
                 "disagreed": 20,
                 "identical": 0,
-                "position_A": 0.61,
-                "longer_won": None,
                 "agreement": 0.71,
                 "agreement_low": 0.64,
                 "agreement_high": 0.77,

@@ -53,7 +53,7 @@ class Spoken:
 
     dream: what stood between its think tags, as printed; "" for none. closed: whether it ended the dream by itself.
     tokens: dream and answer, tags left out. seconds: its share of the time that its batch took. form: how it was
-    spelled.
+    spelled. mined: the labels that the question's triplets have in the target's codebook, None where it ships none.
     """
 
     dream: str
@@ -62,6 +62,7 @@ class Spoken:
     tokens: int
     seconds: float
     form: Form
+    mined: list[str] | None = None
 
 
 @dataclass(frozen=True)
