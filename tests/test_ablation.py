@@ -84,7 +84,7 @@ def reads(reader: Reader, arm: str, questions: list[Question]) -> list[list[int]
 
 
 def mined(reader: Reader, questions: list[Question]) -> list[list[int]]:
-    return [reader._mined(question.triplets) for question in questions]
+    return [reader.mined(question.triplets) for question in questions]
 
 
 def with_own(reader: Reader, questions: list[Question], dreams: list[list[int]], patch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ def test_engine_dreams_are_what_its_graph_keeps(
         monkeypatch.setattr(reader._child.settings.dreaming, "keep_above", keep_above)
         for question, found in zip(questions[:4], reads(reader, "engine", questions), strict=False):
             with torch.inference_mode():
-                drafted = reader.engine(*prompt_states(reader.model, [reader._asked(question).header]))
+                drafted = reader.engine(*prompt_states(reader.model, [reader.header(question)]))
             (dream,) = drafted_dreams(drafted, keep_above=keep_above)
             assert found == (dream_ids(reader.tokenizer, dream) if any(dream.values()) else [])
 
@@ -396,15 +396,16 @@ def test_answers_follow_the_dream_they_are_given(reader: Reader, ablated: tuple[
     ]
     tokenizer, model, questions = reader.tokenizer, reader.model, load_exam(ablated[0]).questions
     for question, sample in zip(questions, samples, strict=True):
-        asked, told = reader._asked(question), sample["seeds"]["0"]["oracle"]
-        context = [*asked.header, *think_ids(tokenizer, parse_dream(tokenizer, asked.mined))]
+        told, mined = sample["seeds"]["0"]["oracle"], reader.mined(question.triplets)
+        answer, _ = reader.aligned(question)
+        context = [*reader.header(question), *think_ids(tokenizer, parse_dream(tokenizer, mined))]
         with torch.inference_mode():
-            logits = model(torch.tensor([[*context, *asked.answer]]))[0].double().log_softmax(-1)
-        places = range(len(context) - 1, len(context) - 1 + len(asked.answer))
-        bits = -sum(float(logits[p, id]) for p, id in zip(places, asked.answer, strict=True)) / np.log(2)
+            logits = model(torch.tensor([[*context, *answer]]))[0].double().log_softmax(-1)
+        places = range(len(context) - 1, len(context) - 1 + len(answer))
+        bits = -sum(float(logits[p, id]) for p, id in zip(places, answer, strict=True)) / np.log(2)
         assert told["metrics"]["bits_per_byte"] == [pytest.approx(bits, rel=1e-4), question.bytes]
-        assert told["metrics"]["dream_tokens"] == [len(asked.mined), 1]
-        assert told["dream"] == sample["dream"] == tokenizer.decode(asked.mined)
+        assert told["metrics"]["dream_tokens"] == [len(mined), 1]
+        assert told["dream"] == sample["dream"] == tokenizer.decode(mined)
 
 
 def test_dream_accuracy_by_hand(reader: Reader) -> None:

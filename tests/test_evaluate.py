@@ -22,12 +22,11 @@ from distill.events import Event, silent
 from distill.exam.baselines import train_baseline
 from distill.exam.examine import dream_tokens_of
 from distill.exam.metrics.catalogue import METRICS
-from distill.exam.scoring import dream_context
 from distill.report.evaluate import evaluate, evaluate_run, without_times
 from distill.report.page import render_markdown
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import prompt_ids
+from distill.tokens.chat import prompt_ids, think_block
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best, folder_of, latest, write_checksums
 
@@ -86,7 +85,7 @@ def test_the_held_out_answers_are_what_is_asked(evaluated: Run) -> None:
     examples, tokenizer = examples_of(evaluated)
     assert results["answer_tokens"] == sum(len(example.answer) for example in examples)
     for example in examples:
-        assert dream_context(tokenizer, example.header, []) == prompt_ids(tokenizer, example.prompt, think=False)
+        assert [*example.header, *think_block(tokenizer, [])] == prompt_ids(tokenizer, example.prompt, think=False)
 
 
 @pytest.mark.parametrize("mined", [False, True])
@@ -96,7 +95,7 @@ def test_bits_per_byte_are_those_of_each_answer_alone(evaluated: Run, mined: boo
     model = load_backbone(best(evaluated)).eval()
     name = "bits_per_byte_oracle" if mined else "bits_per_byte"
     for example, sample in zip(examples, samples_of(evaluated), strict=True):
-        context = dream_context(tokenizer, example.header, example.mined if mined else [])
+        context = [*example.header, *think_block(tokenizer, example.mined if mined else [])]
         (logprobs,) = log_likelihood(model, [context], [example.answer])
         want = -logprobs.sum() / math.log(2) / example.bytes
         assert sample["systems"]["student"]["metrics"][name] == pytest.approx(want, rel=1e-5)
@@ -117,7 +116,7 @@ def test_kl_and_agreement_equal_brute_force(evaluated: Run) -> None:
         for example in examples:
             tokens = store.get(example.key).response.tokens
             assert tokens is not None
-            context = dream_context(tokenizer, example.header, example.mined)
+            context = [*example.header, *think_block(tokenizer, example.mined)]
             with torch.no_grad():
                 logits = wide(torch.tensor([[*context, *example.answer]]))[0].numpy()
             for i, label in enumerate(example.answer):

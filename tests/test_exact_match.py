@@ -20,12 +20,12 @@ from distill.corpus.traces import TraceStore
 from distill.errors import CorruptFile
 from distill.exam.examine import dream_tokens_of
 from distill.exam.questions import load_exam
-from distill.exam.scoring import dream_context
 from distill.exam.truth import Truth, read_truths, same_answer, spread
 from distill.report.evaluate import evaluate
 from distill.report.page import render_markdown
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import think_block
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best
 from distill.training.loop import train
@@ -73,7 +73,7 @@ def said_greedily(run: Run) -> dict[str, str]:
         (dream,) = generate(model, [start], max_tokens=dream_tokens, stop_ids=stops)
         dream = [id for id in dream if id not in stops]
         dream = dream[:-1] if dream[-1:] == [tokenizer.newline_id] else dream
-        context = dream_context(tokenizer, example.header, dream)
+        context = [*example.header, *think_block(tokenizer, dream)]
         (answer,) = generate(model, [context], max_tokens=8, stop_ids=[tokenizer.eos_id])
         said[example.key] = tokenizer.decode([id for id in answer if id != tokenizer.eos_id])
     return said

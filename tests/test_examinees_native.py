@@ -242,7 +242,7 @@ def test_phrases_keep_the_codes_that_they_were_trained_with(exam: SmallExam, fol
 
 def test_what_fits_its_context(examinee: NativeExaminee, exam: SmallExam) -> None:
     question = exam.questions[1]
-    room = 256 - len(examinee.context(question, [0])) + 1 - len(examinee.aligned(question)[0])
+    room = 256 + 1 - (len(examinee.context(question, [0])) - 1) - len(examinee.aligned(question)[0])
     assert len(examinee.mined(question.triplets)) < room
     assert examinee.fits(question, room)
     assert not examinee.fits(question, room + 1)

@@ -251,7 +251,6 @@ def teacher_measured(exam: Exam, left_out: Mapping[str, str] | None = None) -> M
         missing=missing,
         dreams=[""] * len(exam.questions),
         answers=[question.text for question in exam.questions],
-        closed=[True] * len(exam.questions),
         left_out=dict(left_out),
         tokens_per_second=None,
         card=Card("teacher", exam.teacher, None, None, None, "", dreams=False),

@@ -97,7 +97,7 @@ class Measured:
     """What a target did on an exam.
 
     keys: of its questions. metrics: name → ratio over them; for those in `left_out` (key → why: they don't fit its
-    context) all are undefined. missing: metric → why this target can't give it. dreams, answers, closed: as spoken at
+    context) all are undefined. missing: metric → why this target can't give it. dreams, answers: as spoken at
     the exam's temperature, one a question, "" where left out; no answers where it wasn't to speak.
     """
 
@@ -106,7 +106,6 @@ class Measured:
     missing: dict[str, str]
     dreams: list[str]
     answers: list[str]
-    closed: list[bool]
     left_out: dict[str, str]
     tokens_per_second: float | None
     card: Card
@@ -118,11 +117,6 @@ class Measured:
         ratio = self.metrics[metric]
         top = ratio.numerator[i] if ratio.numerator.ndim == 1 else np.abs(ratio.numerator[i]).sum()
         return float(top / ratio.denominator[i]) if ratio.denominator[i] else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists."""
-        metrics = {name: [m.numerator.tolist(), m.denominator.tolist()] for name, m in self.metrics.items()}
-        return {**vars(self), "metrics": metrics, "card": asdict(self.card)}
 
 
 def assemble(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> Measured:
@@ -156,7 +150,6 @@ def assemble(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> Measured:
         missing={name: missing[name] for name in in_order(set(missing))},
         dreams=[each.dream for each in spoken],
         answers=[each.answer for each in spoken],
-        closed=[each.closed for each in spoken],
         left_out=dict(sheet.left_out),
         tokens_per_second=tokens / seconds if seconds else None,
         card=sheet.card,
@@ -207,7 +200,7 @@ def _of_answers(exam: Exam, sheet: Sheet, asked: Sequence[Question], missing: di
     """What its own answers and dreams are like; adds to `missing` what can't be said of them here."""
     answers = [said.answer for said in sheet.answers]
     references = [question.text for question in asked] if exam.has_answers else None
-    metrics = text_metrics(answers, references) | speech_metrics(sheet.answers)
+    metrics = text_metrics(answers, references) | speech_metrics([said.form for said in sheet.answers])
     if exam.codebook is not None and exam.has_answers:
         try:
             metrics |= concept_metrics(answers, asked, exam.codebook)

@@ -8,7 +8,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -16,9 +16,9 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator
 
-from distill.exam.metrics.catalogue import metric_of, shown
+from distill.exam.metrics.catalogue import metric_of
 from distill.report.findings import (
     SIGNS,
     WORDS,
@@ -160,27 +160,19 @@ def clip(value: str, length: int) -> str:
     return value if len(value) <= length else f"{value[: length - 1].rstrip()}…"
 
 
-def _ticks(percent: bool = False, signed: bool = False) -> FuncFormatter:
-    """Numbers with as many digits as they need, as percent where they are shares."""
-
-    def told(value: float, _place: int | None = None) -> str:
-        number = float(f"{(100 if percent else 1) * value:.6g}")
-        return minus(f"{number:+,.10g}" if signed and number else f"{number:,.10g}")
-
-    return FuncFormatter(told)
-
-
-def _scale(axis: Any, values: Sequence[float], set_limits: Callable[[float, float], Any], most: int = 4) -> None:
-    """Room around the values, and a few round ticks."""
+def _scale(axes: Axes, name: str, values: Sequence[float], percent: bool = False) -> None:
+    """Room around the values of the axis "x" or "y", a few round ticks, a grid; shares in percent."""
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    set_limits(low - room, high + room)
-    axis.set_major_locator(MaxNLocator(most))
+    axes.set(**{f"{name}lim": (low - room, high + room)})
+    axis: Any = axes.xaxis if name == "x" else axes.yaxis
+    axis.set_major_locator(MaxNLocator(4))
 
+    def told(value: float, _place: int | None = None) -> str:
+        return minus(f"{(100 if percent else 1) * value:,.6g}")
 
-# Differences to the baseline.
-
-ROW = 46
+    axis.set_major_formatter(FuncFormatter(told))
+    axes.grid(axis="x" if name == "x" else "y")
 
 
 @matplotlib_style
@@ -190,45 +182,28 @@ def forest(results: Results, metric: str, looks: Looks) -> Markup:
     found = [d for d in results["differences"] if d["metric"] == metric and d["value"] is not None]
     if not found:
         return Markup()
-    plot = Drawing(looks, ROW * len(found) + 54)
+    plot = Drawing(looks, 46 * len(found) + 54)
     axes, beside = plot.axes, plot.axes.get_yaxis_transform()
+    labels: list[str] = []
     for i, d in enumerate(found):
         judged = verdict(d)
-        name = d["system"] if d["against"] == results["baseline"] else f"{d['system']} − {d['against']}"
         corrected = "" if d["p_corrected"] is None else f", corrected p {p_equals(d['p_corrected'])}"
-        told = f"{name}: {difference_text(d)}{corrected} · {WORDS[judged]}"
+        labels.append(f"{d['system']}: {difference_text(d)}{corrected} · {WORDS[judged]}")
         result = f"{SIGNS.get(judged, '')} {difference_text(d, interval=False)}".strip()
         colour = {"better": BETTER, "worse": WORSE}.get(judged, SOFT)
-        axes.text(0, i + 0.2, clip(name, 30), transform=beside, va="center")
+        axes.text(0, i + 0.2, clip(d["system"], 30), transform=beside, va="center")
         axes.text(1, i + 0.2, result, transform=beside, va="center", ha="right", color=colour)
         if d["low"] is not None:
             plot.line(d["system"], [d["low"], d["high"]], [i + 0.7] * 2, 3)
-        plot.marker(d["system"], d["value"], i + 0.7, told, hollow=judged not in ("better", "worse"))
-    ends = [value for d in found for value in (d["low"], d["value"], d["high"]) if value is not None]
-    _scale(axes.xaxis, [0.0, *ends], axes.set_xlim)
+        plot.marker(d["system"], d["value"], i + 0.7, labels[-1], hollow=judged not in ("better", "worse"))
+    ends = (d[name] for d in found for name in ("low", "value", "high") if d[name] is not None)
+    _scale(axes, "x", [0.0, *ends], kind.percent)
     axes.set_ylim(len(found), 0)
     axes.set_yticks([])
-    axes.grid(axis="x")
     axes.axvline(0, color=SOFT)
-    axes.xaxis.set_major_formatter(_ticks(kind.percent, signed=True))
     way = {1: "better →", -1: "← better", 0: ""}[kind.better]
-    axes.set_xlabel(f"{way}{' · ' if way and kind.percent else ''}{'percentage points' if kind.percent else ''}")
-    label = f"{kind.label}, difference to {results['baseline']}: " + "; ".join(
-        f"{d['system']} {difference_text(d)}, {WORDS[verdict(d)]}" for d in found
-    )
-    return plot.svg(label, "forest")
-
-
-# Learning curves.
-
-
-def _quality(axes: Axes, values: Sequence[float], better: int, told: FuncFormatter) -> None:
-    """The vertical axis: better is up, whichever way the numbers go."""
-    _scale(axes.yaxis, values, axes.set_ylim)
-    if better < 0:
-        axes.invert_yaxis()
-    axes.yaxis.set_major_formatter(told)
-    axes.grid(axis="y")
+    axes.set_xlabel(" · ".join(filter(None, [way, "percentage points" if kind.percent else ""])))
+    return plot.svg(f"{kind.label}, difference to {results['baseline']}: {'; '.join(labels)}", "forest")
 
 
 @matplotlib_style
@@ -244,81 +219,54 @@ def curves(results: Results, field: str, looks: Looks) -> Markup:
     if not lines:
         return Markup()
     plot = Drawing(looks, 290, left=60)
+    labels: list[str] = []
     for name, target, points in lines:
         plot.line(name, [x for x, _ in points], [y for _, y in points], 1.8, DASHES[looks.shape(name)])
         x, y = points[-1]
-        plot.marker(name, x, y, f"{target}: {y:.3f} after {x:,.0f} tokens")
+        labels.append(f"{target}: {y:.3f} after {x:,.0f} tokens")
+        plot.marker(name, x, y, labels[-1])
     # The first steps' losses would press all that matters to the floor.
-    tail = [y for *_, points in lines for _, y in points[len(points) // 20 :]]
-    _quality(plot.axes, tail, 1, _ticks())
+    _scale(plot.axes, "y", [y for *_, points in lines for _, y in points[len(points) // 20 :]])
     plot.axes.xaxis.set_major_locator(MaxNLocator(4))
-    plot.axes.xaxis.set_major_formatter(FuncFormatter(tokens))
+    plot.axes.xaxis.set_major_formatter(EngFormatter())
     plot.axes.set_xlabel("tokens trained on →")
-    ends = "; ".join(f"{target} ends at {points[-1][1]:.3f}" for _, target, points in lines)
-    return plot.svg(f"{field.replace('_', ' ')} over tokens: {ends}", "curves")
-
-
-def tokens(count: float, _place: int | None = None) -> str:
-    """A tick's label: "300 k"."""
-    for unit, word in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= unit:
-            return f"{count / unit:.4g} {word}"
-    return f"{count:g}"
-
-
-# Size, speed and quality.
-
-
-def _bytes(count: float, _place: int | None = None) -> str:
-    return size(round(count))
+    return plot.svg(f"{field.replace('_', ' ')} over tokens: {'; '.join(labels)}", "curves")
 
 
 @matplotlib_style
 def frontier(results: Results, across: str, looks: Looks) -> Markup:
-    """Quality over `across` ("bytes", "tokens_per_second"), logarithmic, better is up; "" for none.
-
-    The line joins what nothing in this plot beats in both; rings are the frontier of all three measures.
-    """
+    """Quality over `across` ("bytes", "tokens_per_second"), logarithmic, better is up; "" for none. Rings are the
+    frontier of size, speed and quality."""
     found = [p for p in results["frontier"]["points"] if p["quality"] is not None and (p[across] or 0) > 0]
     if not found:
         return Markup()
     name, small_first = results["frontier"]["quality"], across == "bytes"
-    metric, better = metric_of(name), metric_of(name).better or 1
-    paces = {"alone": ", one prompt at a time", "in batches": ", in batches"}
-    pace = paces.get(results["frontier"].get("speed_of"), "")
+    metric = metric_of(name)
+    pace = {"alone": ", one prompt at a time", "in batches": ", in batches"}.get(
+        results["frontier"].get("speed_of"), ""
+    )
     plot = Drawing(looks, 300, left=70, top=26)
-    axes = plot.axes
-    # The stairs of what nothing beats.
-    ordered = sorted(found, key=lambda p: (p[across] if small_first else -p[across], -better * p["quality"]))
-    best: list[dict[str, Any]] = []
-    for p in ordered:
-        if not best or better * (p["quality"] - best[-1]["quality"]) > 0:
-            best.append(p)
-    stairs = [p[across] for p in best], [p["quality"] for p in best]
-    axes.plot(*stairs, drawstyle="steps-post", color=SOFT, linestyle=(0, (4, 4)))
-    ends: list[float] = []
+    axes, labels, ends = plot.axes, list[str](), list[float]()
     for p in found:
         # A point's own interval is that on the prompts that all systems have; older results have none.
         entry = {"value": p["quality"], "low": p.get("low"), "high": p.get("high")}
         value, interval = interval_text(entry, name)
         much = size(p["bytes"]) if small_first else f"{p['tokens_per_second']:.3g} tokens a second{pace}"
+        labels.append(f"{p['system']}: {f'{value} {interval}'.strip()}, {much}")
         ends += [end for end in entry.values() if end is not None]
         if interval:
             plot.line(p["system"], [p[across]] * 2, [p["low"], p["high"]], 2)
         if p["on_frontier"]:
             axes.plot([p[across]], [p["quality"]], "o", markersize=20, markerfacecolor="none", markeredgecolor=INK)
-        told = f"{p['system']}: {f'{value} {interval}'.strip()}, {much}"
-        plot.marker(p["system"], p[across], p["quality"], told)
+        plot.marker(p["system"], p[across], p["quality"], labels[-1])
     axes.set_xscale("log")
     axes.set_xlim(min(p[across] for p in found) / 1.3, max(p[across] for p in found) * 1.3)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
-    axes.xaxis.set_major_formatter(FuncFormatter(_bytes) if small_first else "{x:g}")
+    axes.xaxis.set_major_formatter(EngFormatter("B" if small_first else ""))
     axes.minorticks_off()
-    _quality(axes, ends, better, _ticks(metric.percent))
+    _scale(axes, "y", ends, metric.percent)
+    if metric.better < 0:
+        axes.invert_yaxis()
     axes.set_xlabel("← smaller" if small_first else f"faster{pace} →")
     axes.set_title(f"↑ better: {metric.label}", loc="left", fontsize=14, color=SOFT)
-    label = f"{metric.label} over {'size on disk' if small_first else f'tokens a second{pace}'}: " + "; ".join(
-        f"{p['system']} {minus(shown(p['quality'], metric))}{' (on the frontier)' * bool(p['on_frontier'])}"
-        for p in found
-    )
-    return plot.svg(label, "frontier")
+    return plot.svg(f"{metric.label} over {across.replace('_', ' ')}: {'; '.join(labels)}", "frontier")

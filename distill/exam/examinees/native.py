@@ -43,7 +43,8 @@ class NativeExaminee(TokenExaminee):
         check_finite(parts.model, folder)
         self.model, self.codebook, self.tokenizer = parts.model.eval(), parts.codebook, parts.tokenizer
         super().__init__(how, vocabulary_of(self.tokenizer))
-        self.end_think, self.context_size = self.tokenizer.end_think_id, self.model.config.context
+        self.end_think = self.tokenizer.end_think_id
+        self.context_size = self.model.config.context + 1  # the last token is only predicted, never read
         self._grammar = DreamGrammar(self.tokenizer, how.steps)
         self._codes = _codes_in(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder, self.codebook)
         dreams = self._find_dreams(target.run)
@@ -54,7 +55,7 @@ class NativeExaminee(TokenExaminee):
             name=target.name,
             parameters=count_parameters(self.model),
             bytes=sum(file.stat().st_size for file in folder.glob("model*.safetensors")),
-            context=self.context_size,
+            context=self.model.config.context,
             quantization="float32",
             dreams=dreams,
             note=MASKED if self._recall is None else f"{MASKED}; {RETRIEVED}",

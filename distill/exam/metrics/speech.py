@@ -7,7 +7,6 @@ think tags, c a control token, w anything else. Where only text comes, it is rea
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from distill.exam.metrics.statistics import Ratio
 from distill.mining.triplets import LENSES
@@ -100,16 +99,8 @@ def form_of(
     )
 
 
-class Spelled(Protocol):
-    """Something said; as in `Spoken`."""
-
-    @property
-    def form(self) -> Form: ...
-
-
-def speech_metrics(said: Sequence[Spelled]) -> dict[str, Ratio]:
+def speech_metrics(forms: Sequence[Form]) -> dict[str, Ratio]:
     """malformed_dreams (over replies with a dream), unclean_answers, broken_bytes and ended."""
-    forms = [each.form for each in said]
     return {
         "malformed_dreams": Ratio.of([f.dream is False for f in forms], [f.dream is not None for f in forms]),
         "unclean_answers": Ratio.of([not f.clean for f in forms]),

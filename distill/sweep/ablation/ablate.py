@@ -128,7 +128,7 @@ class Ablation:
         """Tokens of prompt, the longest dream with its tags, and answer."""
         header = prompt_ids(self.tokenizer, question.prompt, system=question.system)
         answer = Aligner(self.tokenizer, None).align(question.text, question.tokens, question.done_reason).ids
-        return len(header) + max(self.dream_tokens, len(self._mined(question)) + 1) + 5 + len(answer)
+        return len(header) + max(self.dream_tokens, len(self._mined(question)) + 1) + 4 + len(answer)
 
     def perform(self, seeds: int) -> dict[str, Any]:
         """Train, examine and write down."""
