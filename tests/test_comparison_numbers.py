@@ -39,7 +39,6 @@ def target(
         missing={},
         dreams=[f"⟨dream {seed}.{i}⟩" for i in range(PROMPTS)],
         answers=[f"answer {seed}.{i}" for i in range(PROMPTS)],
-        closed=[True] * PROMPTS,
         left_out={},
         tokens_per_second=speed,
         card=Card("run", f"run-{seed}", 10, size, 256, "float32", True),

@@ -1,7 +1,5 @@
 """How replies are spelled, from hand-written tokens and texts."""
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,11 +152,6 @@ def test_forms_of_replies() -> None:
     assert not form("</think>", "a\ufffd").whole
 
 
-@dataclass(frozen=True)
-class Reply:
-    form: Form
-
-
 def test_metrics_of_some_replies() -> None:
     forms = [
         Form(dream=True, clean=True, whole=True, ended=True),
@@ -166,11 +159,11 @@ def test_metrics_of_some_replies() -> None:
         Form(dream=None, clean=False, whole=True, ended=False),
         Form(dream=False, clean=True, whole=True, ended=True),
     ]
-    found = speech_metrics([Reply(each) for each in forms])
+    found = speech_metrics(forms)
     values = {name: ratio.value for name, ratio in found.items()}
     assert values == {"malformed_dreams": 2 / 3, "unclean_answers": 0.25, "broken_bytes": 0.25, "ended": 0.75}
     assert found["malformed_dreams"].denominator.tolist() == [1, 1, 0, 1]
-    silent = speech_metrics([Reply(forms[2])])
+    silent = speech_metrics([forms[2]])
     assert not silent["malformed_dreams"].defined
 
 

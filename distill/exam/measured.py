@@ -4,13 +4,13 @@ Shape legend: Q the exam's questions, B bins of confidence.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 
 from distill.config import EvaluateSettings
-from distill.errors import MissingDependency, TeacherError
+from distill.errors import TeacherError
 from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Spoken
 from distill.exam.metrics.calibration import calibration_bins, calibration_error
 from distill.exam.metrics.catalogue import METRICS, in_order
@@ -201,11 +201,11 @@ def _of_answers(exam: Exam, sheet: Sheet, asked: Sequence[Question], missing: di
     answers = [said.answer for said in sheet.answers]
     references = [question.text for question in asked] if exam.has_answers else None
     metrics = text_metrics(answers, references) | speech_metrics([said.form for said in sheet.answers])
-    if exam.codebook is not None and exam.has_answers:
+    if exam.codebook is not None and references is not None:
         try:
-            metrics |= concept_metrics(answers, asked, exam.codebook)
-        except (MissingDependency, TeacherError) as error:
-            missing |= {name: str(error) for name in _names("concept_", "triplet_")}
+            metrics |= concept_metrics(answers, references, exam.codebook)
+        except TeacherError as error:
+            missing |= {name: str(error) for name in _names("concept_")}
     if sheet.card.dreams and _in_words(sheet.answers):
         missing |= {name: missing.get(name, IN_WORDS) for name in _names(*OF_DREAMS)}
     elif sheet.card.dreams:
@@ -262,7 +262,7 @@ NO_SIBLINGS = "the teacher gave these prompts one answer each, or nothing was mi
 NOT_MINED = "nothing was mined from these answers"
 NO_CODEBOOK = "the prompts' run has no codebook (`dream tokenize` builds it)"
 OF_SIBLINGS = ("bits_per_byte_sibling", "steering_")
-OF_A_REFERENCE = ("chrf", "rouge_l", "length_ratio", "concept_", "triplet_", "dream_recall", "dream_precision")
+OF_A_REFERENCE = ("chrf", "rouge_l", "length_ratio", "concept_", "dream_recall", "dream_precision")
 
 
 def reasons(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> dict[str, str]:
@@ -284,7 +284,7 @@ def reasons(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> dict[str, s
         (oracle, cannot.get("mined") or (None if mined else NOT_MINED)),
         (_names("kl", "agreement"), cannot.get("targets")),
         (_names("kl"), cannot.get("kl")),
-        (_names("concept_", "triplet_", "steering_concepts"), None if exam.codebook else NO_CODEBOOK),
+        (_names("concept_", "steering_concepts"), None if exam.codebook else NO_CODEBOOK),
         (_names(*OF_DREAMS), None if sheet.card.dreams else "it was not made to dream"),
         (_names("dream_recall", "dream_precision"), None if mined else NOT_MINED),
     ]

@@ -64,8 +64,6 @@ METRICS: dict[str, Metric] = {
     "ended": Metric("answers that end by themselves", 1, 1, True, "speech"),
     "concept_similarity": Metric("concept similarity of own answers", 1, group="concepts", least=-1.0, most=1.0),
     "concept_similarity_chance": Metric("concept similarity by chance", 0, group="concepts", least=-1.0, most=1.0),
-    "triplet_agreement": Metric("triplet agreement of own answers", 1, 1, True, "concepts"),
-    "triplet_agreement_chance": Metric("triplet agreement by chance", 0, 1, True, "concepts"),
     "dream_recall": Metric("dream recall", 1, 1, True, "dreams"),
     "dream_recall_chance": Metric("dream recall by chance", 0, 1, True, "dreams"),
     "dream_precision": Metric("dream precision", 1, 1, True, "dreams"),
@@ -74,8 +72,12 @@ METRICS: dict[str, Metric] = {
 }
 """In the order in which they are shown. Of a dataset with splits there is `exact_match_SPLIT`, too: `metric_of`."""
 
-RETIRED = {"dream_form": Metric("well-formed dreams", 1, 1, True, "dreams")}
-"""Of results that were kept before `malformed_dreams`: still shown, last, and measured no more."""
+RETIRED = {
+    "dream_form": Metric("well-formed dreams", 1, 1, True, "dreams"),
+    "triplet_agreement": Metric("triplet agreement of own answers", 1, 1, True, "concepts"),
+    "triplet_agreement_chance": Metric("triplet agreement by chance", 0, 1, True, "concepts"),
+}
+"""Of results of old: still shown, last, and measured no more."""
 
 
 def metric_of(name: str) -> Metric:
