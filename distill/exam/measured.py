@@ -113,10 +113,9 @@ class Measured:
     """Of the teacher's answers in the target's own tokens, where it scored them."""
 
     def at(self, metric: str, i: int) -> float | None:
-        """One question's value; None where it is not defined. Of a metric with parts, the sum of their sizes."""
+        """One question's value; None where it is not defined."""
         ratio = self.metrics[metric]
-        top = ratio.numerator[i] if ratio.numerator.ndim == 1 else np.abs(ratio.numerator[i]).sum()
-        return float(top / ratio.denominator[i]) if ratio.denominator[i] else None
+        return float(ratio.numerator[i] / ratio.denominator[i]) if ratio.denominator[i] else None
 
 
 def assemble(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> Measured:
@@ -163,8 +162,7 @@ SILENT = Spoken("", "", False, 0, 0.0, Form(None, clean=True, whole=True, ended=
 
 def spread_over(ratio: Ratio, places: Sequence[int], size: int) -> Ratio:
     """A metric over some questions as one over all `size`; it is undefined for the others."""
-    top = np.zeros((size, *ratio.numerator.shape[1:]))
-    bottom = np.zeros(size)
+    top, bottom = np.zeros(size), np.zeros(size)
     top[list(places)], bottom[list(places)] = ratio.numerator, ratio.denominator
     return Ratio(top, bottom)
 

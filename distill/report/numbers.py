@@ -23,6 +23,9 @@ frontier are told in it. A rule, so that nobody chooses it by what came out."""
 TIE = 1e-9
 """A prompt whose values differ by no more is a tie: they are equal but for rounding."""
 
+WHOLE = "calibration"
+"""Group of metrics that are of all prompts together: they have no interval, and no difference."""
+
 NO_QUALITY: dict[str, Any] = dict.fromkeys(("quality", "low", "high"))
 SHOWN = 24
 """Disagreements that are kept."""
@@ -114,7 +117,7 @@ class _Numbers:
 
     def _entry(self, name: str, ratios: list[Ratio]) -> dict[str, Any]:
         seeds = [ratio.value for ratio in ratios]
-        interval = None if ratios[0].has_parts else self.bootstrap.interval(ratios)
+        interval = None if metric_of(name).group == WHOLE else self.bootstrap.interval(ratios)
         # With few seeds an interval can reach beyond what the metric can be.
         low, high = metric_of(name).within(interval.low, interval.high) if interval else (None, None)
         value = interval.value if interval else float(np.mean(seeds))
@@ -127,7 +130,7 @@ class _Numbers:
             self._difference(system, name, each[name], against[name])
             for system, each in self.found.items()
             for name in self.names
-            if system != self.baseline and name in each and name in against and not name.endswith("_chance")
+            if system != self.baseline and name in each and name in against and not _is_alone(name)
         ]
 
     def _difference(self, system: str, name: str, ratios: list[Ratio], others: list[Ratio]) -> dict[str, Any]:
@@ -146,14 +149,13 @@ class _Numbers:
             "prompts": _count(both),
             "same_as": self._same_as(system, name),
         }
-        if not one[0].has_parts:
-            if interval := self.bootstrap.contrast(one, two):
-                told |= {"low": interval[0].low, "high": interval[0].high}
-                # A dream mined from the very answer is a landmark: no system is better for it.
-                if better and not name.endswith("_oracle") and told["same_as"] is None:
-                    told["p"] = self._p(one, two)
-            if better:
-                told |= _wins(by_prompt(one) - by_prompt(two), better)
+        if interval := self.bootstrap.contrast(one, two):
+            told |= {"low": interval[0].low, "high": interval[0].high}
+            # A dream mined from the very answer is a landmark: no system is better for it.
+            if better and not name.endswith("_oracle") and told["same_as"] is None:
+                told["p"] = self._p(one, two)
+        if better:
+            told |= _wins(by_prompt(one) - by_prompt(two), better)
         return told
 
     def _p(self, one: list[Ratio], two: list[Ratio]) -> float | None:
@@ -227,6 +229,11 @@ class _Numbers:
             point["on_frontier"] = own is not None and not beaten
         speed_of = "alone" if timed else "in batches"
         return {"quality": metric, "better": better, "speed_of": speed_of, "points": points}
+
+
+def _is_alone(name: str) -> bool:
+    """Whether nothing is compared in it: a chance level, and what is of all prompts together."""
+    return name.endswith("_chance") or metric_of(name).group == WHOLE
 
 
 def _defined(each: Sequence[Measured]) -> dict[str, list[Ratio]]:

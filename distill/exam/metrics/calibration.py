@@ -29,5 +29,10 @@ def calibration_bins(score: AnswerScore) -> NDArray[np.float64]:
 
 
 def calibration_error(bins: NDArray[np.float64]) -> Ratio:
-    """(P, BINS, 3) → Σ_bins |Σ confidence − Σ correct| / Σ tokens, both sums over prompts: numerators (P, BINS)."""
-    return Ratio.of(bins[:, :, 1] - bins[:, :, 2], bins[:, :, 0].sum(axis=1))
+    """(P, BINS, 3) → Σ_bins |Σ confidence − Σ correct| / Σ tokens, both sums over prompts.
+
+    As a sum over prompts: each bin's sign is that of all of them. A part of the prompts would have other signs, so
+    there is no interval of it and no difference.
+    """
+    gaps = bins[:, :, 1] - bins[:, :, 2]
+    return Ratio.of(gaps @ np.sign(gaps.sum(axis=0)), bins[:, :, 0].sum(axis=1))

@@ -20,42 +20,30 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Ratio:
-    """A metric before division. Denominators are (prompts,) float64; numerators are (prompts,) or (prompts, parts).
-
-    Its value is Σ numerator / Σ denominator; with parts Σ_parts |Σ_prompts numerator| / Σ denominator, which is what an
-    expected calibration error is (parts are bins, numerators Σ confidence − Σ correct). Noise makes such a value
-    larger, never smaller: it has no interval here and no test. A prompt for which the metric is not defined has
-    numerators and a denominator of 0.
-    """
+    """A metric before division: numerators and denominators, (prompts,) float64 each. Its value is Σ numerator /
+    Σ denominator. A prompt for which the metric is not defined has 0 in both."""
 
     numerator: NDArray[np.float64]
     denominator: NDArray[np.float64]
 
     @classmethod
     def of(cls, numerator: ArrayLike, denominator: ArrayLike = 1.0) -> "Ratio":
-        """From lists, numerators (prompts,) or (prompts, parts); NaN in any counts as not defined."""
+        """From lists; NaN in either counts as not defined."""
         top = np.atleast_1d(np.asarray(numerator, np.float64))
-        bottom = np.broadcast_to(np.asarray(denominator, np.float64), top.shape[:1])
-        undefined = np.isnan(top).reshape(len(top), -1).any(axis=1) | np.isnan(bottom)
-        return cls(top, bottom).within(~undefined)
+        bottom = np.broadcast_to(np.asarray(denominator, np.float64), top.shape)
+        return cls(top, bottom).within(~(np.isnan(top) | np.isnan(bottom)))
 
     @property
     def defined(self) -> bool:
         return bool(self.denominator.sum() > 0)
 
     @property
-    def has_parts(self) -> bool:
-        return self.numerator.ndim > 1
-
-    @property
     def value(self) -> float:
-        top = self.numerator.sum(axis=0)
-        return float((np.abs(top).sum() if self.has_parts else top) / self.denominator.sum())
+        return float(self.numerator.sum() / self.denominator.sum())
 
     def within(self, inside: NDArray[np.bool_]) -> "Ratio":
         """The metric over some of the prompts alone, (prompts,) bool; it is not defined for the others."""
-        wide = inside[:, None] if self.has_parts else inside
-        return Ratio(np.where(wide, self.numerator, 0.0), np.where(inside, self.denominator, 0.0))
+        return Ratio(np.where(inside, self.numerator, 0.0), np.where(inside, self.denominator, 0.0))
 
 
 def shared(metrics: Sequence[Ratio]) -> list[Ratio]:
