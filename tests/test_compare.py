@@ -19,9 +19,7 @@ from distill.errors import CorruptFile, TeacherError
 from distill.events import silent
 from distill.exam.baselines import train_child
 from distill.exam.questions import load_exam
-from distill.exam.targets import find_target
 from distill.report import measure as measurement
-from distill.report.compare import compare
 from distill.report.measure import read_results
 from distill.run import Run
 from distill.training.checkpoint import best
@@ -138,12 +136,6 @@ def test_names_with_commas_and_a_target_twice(runs: Path) -> None:
     assert "hard0 is named twice" in refusal(runs, "hard=hard0,hard0", "hard1")
     text = refusal(runs, f"hard=hard0,{best(Run.open(runs / 'hard0'))}", "hard1")
     assert "are one target: it is named twice" in text
-
-
-def test_how_many_prompts_can_be_a_setting(runs: Path) -> None:
-    args = ("soft0", "hard0", "--on", "base", "--json", "--no-cost", "--set", "evaluate.prompts=1")
-    assert json.loads(invoke(runs, *args).stdout)["exam"]["prompts"] == 1
-    assert json.loads(invoke(runs, *args, "--prompts", "2").stdout)["exam"]["prompts"] == 2
 
 
 def test_a_misspelt_judge_is_told_before_anything_is_measured(runs: Path) -> None:
@@ -273,16 +265,11 @@ def refusal(runs: Path, *args: str) -> str:
 
 def test_bad_input_names_what_to_mend(runs: Path, tmp_path: Path) -> None:
     assert "two targets or more" in refusal(runs, "soft0")
-    assert "did you mean soft0?" in refusal(runs, "sofd0", "hard0")
     assert "--baseline nobody: is none of the systems soft0, hard0" in refusal(
         runs, "soft0", "hard0", "--on", "base", "--baseline", "nobody"
     )
-    assert "is no run folder" in refusal(runs, "soft0", "hard0", "--on", str(tmp_path))
     assert "names no target" in refusal(runs, "soft=", "hard0")
     assert "already" in refusal(runs, "a=soft0", "a=hard0", "--on", "base")
-    (tmp_path / "questions.txt").write_text("What is rain?\n", encoding="utf-8")
-    assert "--out FOLDER" in refusal(runs, "soft0", "hard0", "--prompts", str(tmp_path / "questions.txt"))
-    assert "no such prompt file" in refusal(runs, "soft0", "hard0", "--prompts", "nofile.txt")
     assert "no number of prompts" in refusal(runs, "soft0", "hard0", "--prompts", "-3")
     assert "nothing reads it here" in refusal(runs, "soft0", "hard0", "--on", "base", "--set", "train.lr=1")
     assert "no --baseline" in refusal(runs, "--from", str(tmp_path / "results.json"), "--baseline", "hard0")
@@ -323,30 +310,3 @@ def test_two_held_out_sets_are_refused_and_one_can_be_chosen(runs: Path, small_r
     # What is held out here was trained on there.
     assert results["systems"]["other"]["contamination"]["exact"] == 1
     assert any("so many were in a training word for word: other 1" in text for text in results["warnings"])
-
-
-def test_a_prompt_file_asks_what_nobody_has_answered(runs: Path, tmp_path: Path) -> None:
-    (tmp_path / "questions.txt").write_text("What is rain?\nWhy do cats sleep?\n", encoding="utf-8")
-    out = tmp_path / "out"
-    args = ("soft0", "hard0", "--prompts", str(tmp_path / "questions.txt"), "--out", str(out), "--no-cost", "--json")
-    results = json.loads(invoke(runs, *args).stdout)
-    assert results["exam"]["prompts"] == 2
-    assert results["exam"]["has_answers"] is False
-    for system in results["systems"].values():
-        assert "bits_per_byte" not in system["metrics"]
-        assert "nobody has answered" in system["missing"]["bits_per_byte"]
-        assert system["metrics"]["repetition"] is not None or "repetition" in system["missing"]
-    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {sample["prompt"] for sample in samples} == {"What is rain?", "Why do cats sleep?"}
-    assert all(isinstance(sample["systems"]["soft0"][0]["answer"], str) for sample in samples)
-
-
-def test_library_and_command_agree(runs: Path, tmp_path: Path) -> None:
-    run = Run.open(runs / "base")
-    targets = {name: [find_target(str(runs / name))] for name in ("soft0", "hard0")}
-    results = compare(
-        targets, load_exam(run), tmp_path / "out", run.settings.evaluate, seed=run.settings.seed, cost=False
-    )
-    assert read_results(tmp_path / "out" / "results.json") == results
-    told = json.loads(invoke(runs, "soft0", "hard0", "--on", "base", "--json", "--no-cost").stdout)
-    assert timeless(told["differences"]) == timeless(results["differences"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -195,20 +194,6 @@ def test_bad_inputs_say_what_to_do(runs: Path, args: list[str], told: str) -> No
     result = call(runs, *args)
     assert result.exit_code != 0
     assert told in (result.output + str(result.exception)).replace("\n", " ")
-
-
-def test_held_out_sets_that_differ_are_refused(runs: Path, tmp_path: Path) -> None:
-    from distill.corpus.traces import TraceStore
-
-    shutil.copytree(runs / "soft", tmp_path / "other")
-    with TraceStore(tmp_path / "other" / "traces.db") as store:
-        keys = [trace.key for trace in store.traces()]
-        held = {trace.key for trace in store.traces(held_out=True)}
-        store.select({key: key in held and key != min(held) for key in keys})
-    result = call(runs, "soft", str(tmp_path / "other"))
-    assert result.exit_code == 1
-    assert "their held-out sets differ" in str(result.exception)
-    assert "--on RUN" in str(result.exception)
 
 
 def test_one_that_fails_is_told_and_the_others_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,16 @@ def test_it_says_the_same_as_ours(theirs: TransformersExaminee, ours: NativeExam
     assert any(answer for _, answer, *_ in said[0])
 
 
+def test_its_own_ways_of_sampling_count_for_nothing(
+    theirs: TransformersExaminee, copy: Path, how: How, exam: SmallExam
+) -> None:
+    wanted = {"repetition_penalty": 5.0, "do_sample": True, "top_k": 1, "min_new_tokens": 9}
+    (copy / "generation_config.json").write_text(json.dumps(wanted), encoding="utf-8")
+    asked = {"think": False, "temperature": 1.0, "max_tokens": 9, "draw": 1}
+    plain, odd = ([said.answer for said in one.answer(exam.questions, **asked)] for one in (theirs, opened(copy, how)))
+    assert plain == odd
+
+
 def test_it_dreams_and_ends_by_itself(theirs: TransformersExaminee, folder: Path, how: How, exam: SmallExam) -> None:
     assert theirs.card.dreams
     for spoken in theirs.answer(exam.questions[:2], think=False, temperature=0, max_tokens=30, draw=0):

@@ -9,24 +9,6 @@ from scipy.stats import norm, t
 from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio, effective, paired, tail
 
 
-def test_what_is_not_a_number_is_not_defined() -> None:
-    ratio = Ratio.of([1.0, -2.0, np.nan], [4.0, 4.0, 9.0])
-    assert (ratio.value, ratio.denominator.tolist()) == (-1 / 8, [4, 4, 0])
-    assert not Ratio.of([np.nan]).defined
-    assert ratio.within(np.array([True, False, True])).value == 1 / 4
-
-
-def test_bootstrap_equals_resampling_by_hand() -> None:
-    ratio, other = (bits_per_byte(np.random.default_rng(seed), 12, 0.8, 0.15)[0] for seed in (0, 1))
-    bootstrap = PairedBootstrap(12, 50, 1)
-    for weights, draw in zip(bootstrap.weights, bootstrap.draws(ratio), strict=True):
-        chosen = np.repeat(np.arange(12), weights.astype(int))
-        assert draw == pytest.approx(ratio.numerator[chosen].sum() / ratio.denominator[chosen].sum())
-    seeds = HierarchicalBootstrap(2, 12, 50, 1).interval([ratio, other])
-    assert seeds is not None
-    assert seeds.seeds[0] == ratio.value
-
-
 def test_paired_leaves_what_both_define() -> None:
     one, other = Ratio.of([1.0, np.nan, 3.0, 4.0], [1, 1, 0, 2]), Ratio.of([2.0, 3.0, 4.0, np.nan], [3, 1, 1, 1])
     a, b = paired(one, other)

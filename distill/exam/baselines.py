@@ -5,9 +5,9 @@ import copy
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from distill.config import Settings, settings_yaml
 from distill.errors import BadInput
@@ -17,17 +17,8 @@ from distill.training.engine.plan import engine_settings, untouched
 from distill.training.plan import train_settings
 from distill.training.start import start_settings
 
-
-def _hard(settings: Settings) -> None:
-    settings.train.soft_weight = 0.0
-
-
-def _nodream(settings: Settings) -> None:
-    settings.train.dreams = False
-
-
-BASELINES: dict[str, Callable[[Settings], None]] = {"hard": _hard, "nodream": _nodream}
-"""Name → what it changes in the student's settings."""
+BASELINES: dict[str, dict[str, Any]] = {"hard": {"soft_weight": 0.0}, "nodream": {"dreams": False}}
+"""Name → what it changes in the student's `train` settings."""
 
 SHARED_STAGES = ("capture", "mine", "tokenize")
 
@@ -42,7 +33,7 @@ def check_baselines(names: list[str]) -> None:
 def train_baseline(run: Run, name: str, steps: int, listen: Listener) -> Run:
     """Train a baseline as a run of its own under baselines/NAME, for `steps` steps of as many packed tokens."""
     settings = copy.deepcopy(run.settings)
-    BASELINES[name](settings)
+    settings.train = replace(settings.train, **BASELINES[name])
     return train_child(run, run.path / "baselines" / name, settings, steps, f"baseline {name}", listen)
 
 

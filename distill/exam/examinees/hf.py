@@ -42,6 +42,8 @@ class TransformersExaminee(TokenExaminee):
     """
 
     def __init__(self, target: Target, how: How) -> None:
+        from transformers import GenerationConfig
+
         assert target.path is not None
         folder = target.path
         files = _safetensors(folder)
@@ -51,6 +53,7 @@ class TransformersExaminee(TokenExaminee):
         self._width, context = int(config.vocab_size), getattr(config, "max_position_embeddings", None)
         self.context_size = int(context) if context else None
         self.words = HfWords(folder, _ends(self.model))
+        self.model.generation_config = GenerationConfig()  # its own would bring penalties and limits
         super().__init__(how, self.words.vocabulary)
         self.cannot["mined"] = "it has no image tokens to write a mined dream in"
         self.end_think = self.words.end_think
@@ -124,7 +127,6 @@ class TransformersExaminee(TokenExaminee):
         out = self.model.generate(
             input_ids=ids,
             attention_mask=real.long(),
-            # Its own would bring penalties and limits.
             generation_config=GenerationConfig(max_new_tokens=max_tokens, eos_token_id=stops, pad_token_id=stops[0]),
             logits_processor=[_drawn(Sampler(temperature, 0, 1.0), seeds, ids.shape[1], max_tokens, self._width)],
         )

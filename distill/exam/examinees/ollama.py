@@ -53,19 +53,10 @@ class OllamaExaminee:
         self._client = OllamaClient(host, timeout=how.timeout)
         self._thinks = info.can_think
         entry = next((entry for entry in self._client.models() if entry["name"] == info.name), {})
-        self._card = _card(target.name, entry, self._client.show(self.model), self._thinks)
-        self._cannot: dict[Ability, str] = {"likelihood": NO_LIKELIHOOD, "targets": NO_LIKELIHOOD}
-        self._cannot["kl"] = self._cannot["mined"] = NO_LIKELIHOOD
+        self.card = _card(target.name, entry, self._client.show(self.model), self._thinks)
+        self.cannot: dict[Ability, str] = dict.fromkeys(("likelihood", "targets", "kl", "mined"), NO_LIKELIHOOD)
         if not self._thinks:
-            self._cannot["dreams"] = 'it has no capability "thinking" in Ollama'
-
-    @property
-    def card(self) -> Card:
-        return self._card
-
-    @property
-    def cannot(self) -> dict[Ability, str]:
-        return self._cannot
+            self.cannot["dreams"] = 'it has no capability "thinking" in Ollama'
 
     def fits(self, question: Question, dream_tokens: int) -> bool:
         return True  # Ollama counts no tokens of what it isn't asked to answer
@@ -92,35 +83,31 @@ class OllamaExaminee:
                 for answer in answers
             ]
 
-    def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self._client.post("/api/chat", body)
-
     def _whole(self, body: dict[str, Any]) -> dict[str, Any] | None:
         """None where the model gives no answer: it breaks off, or the prompt is longer than its context."""
         with contextlib.suppress(AnswerBroken, PromptRefused):
-            return self._chat(body)
+            return self._client.post("/api/chat", body)
 
     def _body(self, question: Question, think: bool, temperature: float, max_tokens: int, draw: int) -> dict[str, Any]:
-        messages = [{"role": "system", "content": question.system}] if question.system else []
+        system = [{"role": "system", "content": question.system}] if question.system else []
         thinks = think and self._thinks
-        options = {
-            **FREE,
-            "temperature": temperature,
-            "seed": engine_seed(question.seed(self._how.seed, draw)),
-            "num_predict": max_tokens + (self._how.dream_tokens if thinks else 0),
-        }
         return {
             "model": self.model,
-            "messages": [*messages, {"role": "user", "content": question.prompt}],
+            "messages": [*system, {"role": "user", "content": question.prompt}],
             "stream": False,
-            "options": options,
+            "options": {
+                **FREE,
+                "temperature": temperature,
+                "seed": engine_seed(question.seed(self._how.seed, draw)),
+                "num_predict": max_tokens + (self._how.dream_tokens if thinks else 0),
+            },
             **({"think": think} if self._thinks else {}),
             **({"logprobs": True} if thinks else {}),
         }
 
     def ask(self, question: Question, max_tokens: int) -> dict[str, Any]:
         """One greedy answer as the server gives it, with its durations."""
-        return self._chat(self._body(question, True, 0.0, max_tokens, 0))
+        return self._client.post("/api/chat", self._body(question, True, 0.0, max_tokens, 0))
 
     def loaded_bytes(self) -> int | None:
         """Memory that the loaded model takes, as the server tells it."""

@@ -86,9 +86,9 @@ class Card:
 class Examinee(Protocol):
     """Someone who sits an exam. Not thread-safe.
 
-    `cannot` names the abilities that it lacks and why, in words for a report ("Ollama's API gives no likelihood of a
-    given answer"). Methods give one result a question, in the questions' order, the same to the last digit whenever
-    they are called with the same questions; they raise what the server or engine behind them raises (TeacherError).
+    `cannot` names the abilities that it lacks and why, in words for a report. Methods give one result a question, in
+    the questions' order, the same to the last digit whenever they are called with the same questions; they raise what
+    the server or engine behind them raises (TeacherError).
     """
 
     @property
