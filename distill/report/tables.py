@@ -223,7 +223,7 @@ def asked_rows(results: Results) -> Rows:
         ["answered by", f"{exam['teacher']} ({answers})" if exam["has_answers"] else "nobody"],
         ["answers", f"{drawn}, at most {decoding['max_tokens']} tokens; seed {decoding['seed']}"],
         ["dreams", f"at most {decoding.get('dream_tokens', 'as many as trained')} tokens"],
-        ["own dreams before likelihoods", f"{decoding['dreams']} sampled a prompt"],
+        *([["own dreams before likelihoods", f"{decoding['dreams']} sampled a prompt"]] if decoding["dreams"] else []),
         ["95 % intervals", f"bootstrap, {tests['bootstrap']:,} resamples"],
         ["p-values", f"{tests['permutations']:,} draws; corrected ({corrected})"],
         ["measured on", ", ".join(str(each) for each in where if each)],
