@@ -344,7 +344,7 @@ def test_what_was_retrieved_in_training_is_retrieved_here(exam: SmallExam, tmp_p
     known = with_context("What do plants take?", [(labels[0], labels[1], labels[2])])
     assert reader.header(Question("a", "What do plants take?")) == prompt_ids(exam.tokenizer, known)
     about = "Where does the ball fall?"
-    assert reader._asked(Question("b", about)).header == prompt_ids(exam.tokenizer, about)
+    assert reader.header(Question("b", about)) == prompt_ids(exam.tokenizer, about)
 
 
 def test_broken_folders_are_refused(folder: Path, tmp_path: Path, how: How, exam: SmallExam) -> None:
