@@ -158,6 +158,8 @@ class TrainSettings:
     clip: float = 1.0
     soft_weight: float = 0.8
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
+    dream_soft_weight: float = 0.8
+    """`a` after a mined dream: the teacher, which read none, knows less of what comes."""
     strict: float = 4.0
     """What probability of tokens that a reply's grammar forbids costs besides, in nats: no mask runs in Ollama."""
     noise: float = 0.03

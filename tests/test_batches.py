@@ -295,7 +295,8 @@ def test_noise_is_in_what_is_read_of_answers_and_in_nothing_that_is_learned(docu
 def test_batches_hold_what_the_documents_say(seed: int) -> None:
     """Rebuilds each document's text, targets and losses by hand and compares with the tensors."""
     documents = synthetic_documents(500, seed)
-    batches = make(documents, length=200)
+    mixture = replace(make(documents).mixture, told=0.3)
+    batches = Batches(documents, FixedTokens(500), 200, mixture, 7, 0.8)
     rows = batches.epoch(2)
     drafts = {i: [7, 8, 9] for i in batches.to_draft(2, rows, 0)}
     rows = batches.drafted(2, rows, 0, drafts)[:3]
@@ -325,7 +326,7 @@ def test_batches_hold_what_the_documents_say(seed: int) -> None:
                 expected_losses += 1
                 assert int(batch.targets.labels[at]) == text[target]
                 assert bool(batch.answers[at]) == is_answer
-                assert float(batch.targets.soft_weight[at]) == pytest.approx(0.8 if is_answer else 0.0)
+                assert float(batch.targets.soft_weight[at]) == pytest.approx(is_answer * (0.3 if piece.variant == MINED else 0.8))
                 if is_answer:
                     flat = Documents.span(documents.answer_ends, i).start + target - len(prompt) - len(think)
                     assert batch.targets.slots[at, 1:].tolist() == documents.slot_ids[flat].tolist()

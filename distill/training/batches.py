@@ -84,7 +84,8 @@ class Batch:
 @dataclass(frozen=True)
 class Mixture:
     """Shares of documents by what is in their think block, of their answers' tokens that are read as others, and of
-    what is not read of their questions; see TrainSettings."""
+    what is not read of their questions; see TrainSettings. told: the weight of soft targets after a mined dream, None: as
+    elsewhere."""
 
     dreams: bool
     empty: float
@@ -93,6 +94,7 @@ class Mixture:
     noise: float = 0.0
     bottleneck: float = 0.0
     prompt_dropout: float = 0.0
+    told: float | None = None
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "Mixture":
@@ -104,6 +106,7 @@ class Mixture:
             settings.noise,
             settings.bottleneck,
             settings.prompt_dropout,
+            settings.dream_soft_weight,
         )
 
 
@@ -232,6 +235,7 @@ class Batches:
         answer_at: list[NDArray[np.int64]] = []
         which: list[NDArray[np.int64]] = []
         slips: list[NDArray[np.bool_]] = []
+        softs: list[NDArray[np.float32]] = []
         for number, row in enumerate(rows):
             start = 0
             for piece in row:
@@ -253,9 +257,16 @@ class Batches:
                 answer_at.append(np.where(kinds[at] == 2, first + at, -1))
                 which.append(self._masks(piece, text)[at])
                 slips.append(read[at] != text[at])
+                softs.append(np.full(len(at), self._soft_of(piece), np.float32))
                 start = end
         places = Spans(count, length, spans, torch.device("cpu"), hidden)
-        return self._batch(ids, positions, alike, places, where, labels, answer_at, which, slips)
+        return self._batch(ids, positions, alike, places, where, labels, answer_at, which, slips, softs)
+
+    def _soft_of(self, piece: Piece) -> float:
+        """How much its answer's soft targets weigh. The teacher read no dream: after one that tells of the very answer,
+        what it thought likely is less than there is to know."""
+        told = self.mixture.told
+        return self.soft if told is None or piece.variant != MINED else told
 
     def _is_bottlenecked(self, piece: Piece, unread: float) -> bool:
         """Whether its answer reads its dream alone. A draft may be wrong: how far to trust it, the question tells."""
@@ -328,10 +339,10 @@ class Batches:
         spans: Spans,
         *parts: list[NDArray[Any]],
     ) -> Batch:
-        where, labels, places, which, slips = (np.concatenate(part) for part in parts)
+        where, labels, places, which, slips, softs = (np.concatenate(part) for part in parts)
         real = len(where)
         filler = -real % CHUNK
-        where, labels, which, slips = (np.pad(part, (0, filler)) for part in (where, labels, which, slips))
+        where, labels, which, slips, softs = (np.pad(each, (0, filler)) for each in (where, labels, which, slips, softs))
         places = np.pad(places, (0, filler), constant_values=-1)
         answers = places >= 0
         flat = np.where(answers, places, 0)
@@ -345,14 +356,14 @@ class Batches:
             labels=torch.from_numpy(labels),
             slots=torch.from_numpy(np.concatenate([labels[:, None], slots], axis=1)),
             logprobs=torch.from_numpy(np.where(soft[:, None], logprobs, hard)),
-            soft_weight=torch.from_numpy(np.where(soft, self.soft, 0.0).astype(np.float32)),
+            soft_weight=torch.from_numpy(np.where(soft, softs, np.float32(0))),
             weight=torch.from_numpy(np.where(slips, 0.0, weight).astype(np.float32)),  # only the form follows a slip
             words=self.tokenizer.base_size,
             forbidden=self.grammar.forbidden if self.grammar else None,
             which=torch.from_numpy(which),
             strict=torch.from_numpy(self.strict * weight) if self.grammar else None,
         )
-        chunks = self._chunks(answers & ~slips, flat) if len(self.documents.chunk_logprobs) and self.soft > 0 else None
+        chunks = self._chunks(answers & ~slips & (softs > 0), flat) if len(self.documents.chunk_logprobs) and self.soft > 0 else None
         tensors = (torch.from_numpy(ids), torch.from_numpy(positions))
         told = (torch.from_numpy(answers), real, torch.from_numpy(alike))
         return Batch(*tensors, spans, torch.from_numpy(where), targets, *told, chunks)
