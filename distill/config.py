@@ -88,6 +88,8 @@ class MineSettings:
     """What choosing by likelihood may take; what is left then is chosen by rarity. 0: no limit."""
     steps: int = 5
     """Triplets a lens at most, of those chosen."""
+    details: bool = False
+    """Read what is no event, too: what things are like, what they have, what can't be pictured. Dreams tell more."""
     graph_nodes: int = 10000
     """Nodes kept in knowledge.graphml, the most important first."""
 
@@ -100,8 +102,8 @@ class TokenizeSettings:
     """`aligned` (the teacher's BPE, cut down), `sentencepiece`, or `auto`: aligned where it can be."""
     vocab_size: int = 8192
     """Tokens in all at most, image tokens included; aligned keeps what the corpus needs even past it."""
-    image_tokens: int = 512
-    """Codebook size at most (1,024 is the design's bound)."""
+    image_tokens: int = 1024
+    """Codebook size at most; 1,024 is the bound."""
     encoder: str = "local"
     """`local` (needs no download) or `ollama:MODEL` (its /api/embed)."""
 
@@ -158,15 +160,14 @@ class TrainSettings:
     clip: float = 1.0
     soft_weight: float = 0.8
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
-    dream_soft_weight: float = 0.8
-    """`a` after a mined dream: the teacher, which read none, knows less of what comes."""
+    told: bool = True
+    """Soft targets after a mined dream find its words likelier: the teacher, which read none, didn't."""
     strict: float = 4.0
     """What probability of tokens that a reply's grammar forbids costs besides, in nats: no mask runs in Ollama."""
     noise: float = 0.03
     """Share of the answers' tokens that are read as others, so that words follow a slip of the student's own, too."""
     match: float = 0.0
-    """Weight of the distance between an inherited student's hidden states and its teacher's; the teacher is computed
-    beside it for that. 0: not measured."""
+    """Weight of the distance between an inherited student's hidden states and its teacher's; 0: not computed."""
     dreams: bool = True
     """False: the same student, without any dream."""
     pause: bool = False
@@ -234,8 +235,7 @@ class DreamingConfig:
     end_steps: int = 300
     """Of the last phase: engine, graph and output together, through the frozen backbone."""
     epochs: int = 12
-    """Passes over the prompts that a phase makes at most (the last a third of it), so that few don't take long; 0: all
-    steps."""
+    """Passes over the prompts that a phase makes at most (the last a third of it); 0: all steps."""
     batch: int = 32
     """Prompts in one optimizer step."""
     lr: float = 2e-3

@@ -262,7 +262,7 @@ def test_an_embedding_models_vectors_are_fitted_to_512(
         assert 0 < len(phrases) <= EMBED_BATCH
         return local.encode(phrases) @ projection
 
-    codebook, codes = build_codebook(triplets[:60], size=32, encoder="ollama:minilm", embed=embed)
+    codebook, _ = build_codebook(triplets[:60], size=32, encoder="ollama:minilm", embed=embed)
     codebook.save(tmp_path)
     loaded = load_encoder(tmp_path)
     assert isinstance(loaded, OllamaEncoder)

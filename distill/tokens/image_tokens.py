@@ -219,8 +219,8 @@ def _shares(acts: NDArray[np.bool_], size: int) -> list[tuple[bool, int]]:
 def _groups(
     action: bool, size: int, acts: NDArray[np.bool_], phrases: Sequence[str], weights: NDArray[np.float64]
 ) -> list[Group]:
-    """At most `size` of all actions, or of all things: those of a word together, the commonest words; where codes are left,
-    the commonest phrases that aren't their word's commonest have one for themselves."""
+    """At most `size` of all actions, or of all things: those of a word together, the commonest words; where codes are
+    left, the commonest phrases that aren't their word's commonest have one for themselves."""
     common = sorted(np.flatnonzero(acts == action).tolist(), key=lambda i: (-weights[i], phrases[i]))
     by_word: dict[str, list[int]] = {}
     for i in common:

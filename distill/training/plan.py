@@ -13,7 +13,7 @@ from distill.training import numerics
 VERSION = 2
 OPTIMIZERS = ("auto", "adamw", "muon")
 SHARES = (
-    *("soft_weight", "dream_soft_weight", "empty_dreams", "drafts_from", "drafts_share", "warmup", "noise"),
+    *("soft_weight", "empty_dreams", "drafts_from", "drafts_share", "warmup", "noise"),
     *("bottleneck", "prompt_dropout", "unread_until"),
 )
 """Train settings from 0 to 1."""
