@@ -113,8 +113,7 @@ class StudentSettings:
     """Who learns."""
 
     init: str = "teacher"
-    """What it begins as: `teacher` (the teacher's own weights where they can be read, else chance), `chance`, or a
-    folder or GGUF of another model."""
+    """`teacher` (begin as its weights where they can be read, else by chance), `chance`, or a model's folder or GGUF."""
     layers: int = 0
     """Layers; 0: two fifths of the teacher's, or the preset's. `dream sizes` shows what each number costs."""
     ffn: int = 0
@@ -126,8 +125,7 @@ class StudentSettings:
     their own that tells them from words), `label` (as their labels alone), or `untied` (read as their labels, written
     as `apart`, by an output matrix of its own: more parameters, and answers that read their dreams sooner)."""
     preset: str = ""
-    """Sizes of a student from chance: `nano` (if nothing is named), `micro` or `small`. What begins as its teacher has
-    the teacher's: naming a preset, or one of the next three, means chance."""
+    """Sizes of a student from chance: `nano` (if nothing is named), `micro` or `small`; also naming one of the next."""
     hidden: int = 0
     heads: int = 0
     kv_heads: int = 0
