@@ -88,6 +88,8 @@ class MineSettings:
     """What choosing by likelihood may take; what is left then is chosen by rarity. 0: no limit."""
     steps: int = 5
     """Triplets a lens at most, of those chosen."""
+    details: bool = False
+    """Read what is no event, too: what things are like, what they have, what can't be pictured. Dreams tell more."""
     graph_nodes: int = 10000
     """Nodes kept in knowledge.graphml, the most important first."""
 
@@ -100,8 +102,8 @@ class TokenizeSettings:
     """`aligned` (the teacher's BPE, cut down), `sentencepiece`, or `auto`: aligned where it can be."""
     vocab_size: int = 8192
     """Tokens in all at most, image tokens included; aligned keeps what the corpus needs even past it."""
-    image_tokens: int = 512
-    """Codebook size at most (1,024 is the design's bound)."""
+    image_tokens: int = 1024
+    """Codebook size at most; 1,024 is the bound."""
     encoder: str = "local"
     """`local` (needs no download) or `ollama:MODEL` (its /api/embed)."""
 
@@ -111,8 +113,7 @@ class StudentSettings:
     """Who learns."""
 
     init: str = "teacher"
-    """What it begins as: `teacher` (the teacher's own weights where they can be read, else chance), `chance`, or a
-    folder or GGUF of another model."""
+    """`teacher` (begin as its weights where they can be read, else by chance), `chance`, or a model's folder or GGUF."""
     layers: int = 0
     """Layers; 0: two fifths of the teacher's, or the preset's. `dream sizes` shows what each number costs."""
     ffn: int = 0
@@ -124,8 +125,7 @@ class StudentSettings:
     their own that tells them from words), `label` (as their labels alone), or `untied` (read as their labels, written
     as `apart`, by an output matrix of its own: more parameters, and answers that read their dreams sooner)."""
     preset: str = ""
-    """Sizes of a student from chance: `nano` (if nothing is named), `micro` or `small`. What begins as its teacher has
-    the teacher's: naming a preset, or one of the next three, means chance."""
+    """Sizes of a student from chance: `nano` (if nothing is named), `micro` or `small`; also naming one of the next."""
     hidden: int = 0
     heads: int = 0
     kv_heads: int = 0
@@ -158,13 +158,14 @@ class TrainSettings:
     clip: float = 1.0
     soft_weight: float = 0.8
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
+    told: bool = True
+    """Soft targets after a mined dream find its words likelier: the teacher, which read none, didn't."""
     strict: float = 4.0
     """What probability of tokens that a reply's grammar forbids costs besides, in nats: no mask runs in Ollama."""
     noise: float = 0.03
     """Share of the answers' tokens that are read as others, so that words follow a slip of the student's own, too."""
     match: float = 0.0
-    """Weight of the distance between an inherited student's hidden states and its teacher's; the teacher is computed
-    beside it for that. 0: not measured."""
+    """Weight of the distance between an inherited student's hidden states and its teacher's; 0: not computed."""
     dreams: bool = True
     """False: the same student, without any dream."""
     pause: bool = False
@@ -232,8 +233,7 @@ class DreamingConfig:
     end_steps: int = 300
     """Of the last phase: engine, graph and output together, through the frozen backbone."""
     epochs: int = 12
-    """Passes over the prompts that a phase makes at most (the last a third of it), so that few don't take long; 0: all
-    steps."""
+    """Passes over the prompts that a phase makes at most (the last a third of it); 0: all steps."""
     batch: int = 32
     """Prompts in one optimizer step."""
     lr: float = 2e-3

@@ -2,8 +2,10 @@
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +13,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from support.small_student import small_tokenizer
 
 from bench.training import FixedTokens, synthetic_documents
 from distill.backbone.attention import Documents as Spans
 from distill.backbone.model import Backbone, BackboneConfig
 from distill.tokens.packing import ARRAYS, Aligner, Documents, spelled_bytes, to_last_sentence
-from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Mixture, Piece, best_fit
+from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Mixture, Piece
+from distill.training.best_fit import best_fit
 from distill.training.losses import CHUNK
+from distill.training.told import Told, tilted
 
 THINK, NEWLINE, END = 4, 3, 5
 
@@ -34,9 +39,9 @@ def make(documents: Documents, length: int = 256, empty: float = 0.25, drafts: f
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=200))
 def test_best_fit_loses_nothing_and_never_overflows(lengths: list[int]) -> None:
-    rows = best_fit([Piece(i, EMPTY, length) for i, length in enumerate(lengths)], 40)
-    assert sorted(piece.document for row in rows for piece in row) == list(range(len(lengths)))
-    sums = [sum(piece.length for piece in row) for row in rows]
+    rows = best_fit(lengths, 40)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    sums = [sum(lengths[i] for i in row) for row in rows]
     assert max(sums) <= 40
     assert sum(total <= 20 for total in sums) <= 1  # two half-empty rows would have shared one
 
@@ -290,12 +295,24 @@ def test_noise_is_in_what_is_read_of_answers_and_in_nothing_that_is_learned(docu
     assert torch.equal(other.targets.weight[learned], one.targets.weight[learned])
 
 
+class LikelierBySlot(Told):
+    """Tells a word's likelihood by its ids and the dream's: of random tokens, none means anything."""
+
+    def __init__(self) -> None:
+        pass
+
+    def gains(self, dream: Sequence[int], answer: NDArray[Any], alternatives: NDArray[Any]) -> NDArray[np.float32]:
+        ids = np.concatenate([answer[:, None], alternatives], axis=1)
+        return ((ids + sum(dream)) % 7 == 0).astype(np.float32) * 2
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000))
 def test_batches_hold_what_the_documents_say(seed: int) -> None:
     """Rebuilds each document's text, targets and losses by hand and compares with the tensors."""
     documents = synthetic_documents(500, seed)
     batches = make(documents, length=200)
+    batches._told = LikelierBySlot()
     rows = batches.epoch(2)
     drafts = {i: [7, 8, 9] for i in batches.to_draft(2, rows, 0)}
     rows = batches.drafted(2, rows, 0, drafts)[:3]
@@ -329,8 +346,12 @@ def test_batches_hold_what_the_documents_say(seed: int) -> None:
                 if is_answer:
                     flat = Documents.span(documents.answer_ends, i).start + target - len(prompt) - len(think)
                     assert batch.targets.slots[at, 1:].tolist() == documents.slot_ids[flat].tolist()
-                    logprobs = documents.slot_logprobs[flat].astype(np.float32)
-                    assert torch.equal(batch.targets.logprobs[at], torch.from_numpy(logprobs))
+                    logprobs = documents.slot_logprobs[flat].astype(np.float32)[None]
+                    if piece.variant == MINED:
+                        answer = Documents.span(documents.answer_ends, i)
+                        told = LikelierBySlot().gains(dream, documents.answer(i), documents.slot_ids[answer])
+                        logprobs = tilted(logprobs, told[flat - answer.start][None])
+                    assert torch.equal(batch.targets.logprobs[at], torch.from_numpy(logprobs[0]))
             start += piece.length
         assert start == 200
     assert expected_losses == batch.loss_positions

@@ -179,6 +179,17 @@ def test_triplets_are_chosen_for_what_they_tell_beside_the_question_and_other_an
     assert written(first.chains(ranked, 5)) == ["causal: milk | wet | table", "causal: cat | lick | milk"], "as told"
 
 
+def test_details_are_what_things_are_like_and_what_they_have() -> None:
+    said = "The heavy load of the truck bends the wooden floor. The man's dog has a bone. It is a big surprise."
+    without, found = (next(read_texts([("a", BALL, said, "stop")], details)) for details in (False, True))
+    events = [candidate.phrases for candidate in without.candidates]
+    details = [candidate.phrases for candidate in found.candidates]
+    assert ("load", "be", "heavy") not in events
+    assert {*events, ("load", "be", "heavy"), ("floor", "be", "wooden"), ("truck", "have", "load")} <= {*details}
+    assert ("man", "have", "dog") in details
+    assert not any("big" in phrases for phrases in details), "a judgment is no detail"
+
+
 class HandJudge:
     """Knows the gains of candidates by their action."""
 

@@ -19,6 +19,6 @@ def tokenize(run: "Run", force: bool, as_json: bool, quiet: bool) -> None:
 
     \b
     Example:
-      dream tokenize my-student --set tokenize.image_tokens=512
+      dream tokenize my-student --set tokenize.image_tokens=256
     """
     stage_command(run, "tokenize", force, as_json, quiet)

@@ -139,7 +139,7 @@ def _by_syntax(run: Run, traces: Sequence[Trace], listen: Listener) -> Iterator[
         raise BadInput(f"mine.choose={settings.choose}: choose one of {', '.join(CHOICES)}")
     judge = _judge(run, listen) if settings.choose == "likelihood" else None
     texts = ((trace.key, trace.prompt, trace.response.text, trace.response.done_reason) for trace in traces)
-    found = list(_told(read_texts(texts), len(traces), listen))
+    found = list(_told(read_texts(texts, settings.details), len(traces), listen))
     ranked = [each.candidates for each in found] if settings.choose == "all" else by_rarity(found)
     if judge is not None:
         from distill.mining.likelihood import by_likelihood

@@ -35,6 +35,7 @@ from distill.mining.phrases import (
     noun_entity,
     prep_phrase,
     shorten,
+    singular,
     told,
     verb_phrase,
 )
@@ -68,6 +69,8 @@ class ClauseReader:
     sentence: int = 0
     event: tuple[Entity, str, str] | None = None
     """What a question says happens: to what, which action, and the lens of what comes of it."""
+    details: bool = False
+    """Keep the weak ones beside what is strong, and what nouns say of themselves."""
     _weak: list[Candidate] = field(default_factory=list[Candidate])
 
     def prompt(self, doc: Doc) -> None:
@@ -90,8 +93,10 @@ class ClauseReader:
         for token in sentence:
             if token.pos_ in ("VERB", "AUX") and token.dep_ in CLAUSES:
                 self._clause(token)
-        if len(self.found) == before:
-            self.found += self._weak[:1]
+            elif self.details and token.pos_ in ("NOUN", "PROPN"):
+                self._qualities(token)
+        if self.details or len(self.found) == before:
+            self.found += self._weak if self.details else self._weak[:1]
         self._weak.clear()
         self.sentence += 1
 
@@ -258,6 +263,16 @@ class ClauseReader:
             lenses = prep_lenses(verb, prep, noun)
             weak = verb.lemma_ in _EMPTY_VERBS and "spatial" not in lenses
             self._add(thing or subject, f"{verb_phrase(verb)} {word}", phrase, lenses, weak=weak)
+
+    def _qualities(self, noun: Token) -> None:
+        """`heavy load`: a load is heavy; `debris of the atmosphere`: an atmosphere has debris."""
+        name = Entity(shorten([(singular(noun), False)]))
+        for quality in children(noun, "amod"):
+            self._add(name, "be", self._state(quality), ("abstract",))
+        for owner in (*children(noun, "poss"), *(t for of in children(noun, "prep") for t in children(of, "pobj"))):
+            whose = noun_entity(owner) if owner.dep_ == "poss" or owner.head.lower_ == "of" else None
+            if whose is not None and not is_empty(noun):
+                self._add(whose, "have", name.phrase, ("abstract",))
 
     def _last_resort(self, verb: Token, subject: Entity) -> None:
         """`falls down`, `bounces quickly`: all that is said besides the subject. `it shatters`: of what a question says

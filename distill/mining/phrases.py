@@ -108,7 +108,7 @@ def is_abstract(phrase: str) -> bool:
     return noun in _VAGUE or (noun not in _PICTURED and _ABSTRACT.search(noun) is not None)
 
 
-def _singular(noun: Token) -> str:
+def singular(noun: Token) -> str:
     return noun.lower_ if noun.lower_ in _PLURAL_ONLY else noun.lemma_.lower()
 
 
@@ -124,7 +124,7 @@ def noun_words(noun: Token) -> list[tuple[str, bool]]:
             words += [*nested, (left.lower_, left.dep_ != "compound")]
         elif left.dep_ == "poss" and left.pos_ in ("NOUN", "PROPN") and child(left, "case") is not None:
             words.append((f"{left.lower_}'s", True))
-    words.append((_singular(noun), False))
+    words.append((singular(noun), False))
     if inner is not None and not is_empty(inner) and len(words) + 1 + len(tail := noun_words(inner)) <= 4:
         words += [("of", False), *tail]
     return words

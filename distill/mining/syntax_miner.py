@@ -107,8 +107,8 @@ def mine_texts(responses: Iterable[tuple[str, str, str, str]], steps: int) -> It
     return (found.mined(found.candidates, steps) for found in read_texts(responses))
 
 
-def read_texts(responses: Iterable[tuple[str, str, str, str]]) -> Iterator[Found]:
-    """Read (trace key, prompt, text, done_reason) one after the other, in order."""
+def read_texts(responses: Iterable[tuple[str, str, str, str]], details: bool = False) -> Iterator[Found]:
+    """Read (trace key, prompt, text, done_reason) one after the other, in order. details: as in MineSettings."""
     nlp = load_parser()
 
     def pieces() -> Iterator[tuple[str, tuple[int, tuple[str, str, str, str]]]]:
@@ -120,13 +120,13 @@ def read_texts(responses: Iterable[tuple[str, str, str, str]]) -> Iterator[Found
     parsed: Iterator[tuple[Doc, Any]] = nlp.pipe(pieces(), as_tuples=True, batch_size=64)
     for _, group in itertools.groupby(parsed, key=lambda pair: pair[1][0]):
         docs = list(group)
-        yield _read(docs[0][1][1], [doc for doc, _ in docs])
+        yield _read(docs[0][1][1], [doc for doc, _ in docs], details)
 
 
-def _read(response: tuple[str, str, str, str], docs: Sequence[Doc]) -> Found:
+def _read(response: tuple[str, str, str, str], docs: Sequence[Doc], details: bool) -> Found:
     """Of one response: the prompt's parse, then its paragraphs'."""
     key, prompt, text, _ = response
-    reader = ClauseReader()
+    reader = ClauseReader(details=details)
     reader.prompt(docs[0])
     for doc in docs[1:]:
         for sentence in doc.sents:

@@ -1,6 +1,9 @@
 """Image tokens: the concept space quantized to a codebook whose entries are words of the vocabulary.
 
-An image token's text is its label in brackets, `⟨label⟩`; the label is the phrase nearest the centroid.
+An image token's text is its label in brackets, `⟨label⟩`. It stands for phrases that turn on one word: `ice cube` and
+`small ice cubes` for the same, whatever they are near to. Only phrases whose words are all too rare for a token of
+their own go to the nearest. Clusters of near phrases, as k-means finds them, told a reader next to nothing of the very
+answer (docs/mining.md).
 
 Shape legend: n phrases, C codes, D = 512.
 """
@@ -21,11 +24,14 @@ from threadpoolctl import threadpool_limits
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, CorruptFile
+from distill.mining.inflect import STOP_WORDS, stem
 from distill.mining.triplets import LENSES, Triplet, clean_phrase
 from distill.run import write_atomic
 from distill.tokens.concepts import CONCEPT_DIM, ConceptEncoder, Embed, Vectors, fit_encoder, load_encoder, unit_rows
 
 MAX_IMAGE_TOKENS = 1024
+NEAR = 0.5
+"""Least cosine to a centroid at which a phrase without a word of its own has that code; farther ones have none."""
 
 Dream = dict[str, list[tuple[int, int, int]]]
 """Lens → its chain of (what, action, result) codes. Every lens is there, in lens order."""
@@ -59,6 +65,7 @@ class Codebook:
     labels     C unique phrases, lower-case, printable
     centroids  (C, D) float32, rows of length 1
     counts     (C,) int64, how often the corpus' triplets mention each code
+    words      the word that each code stands for, "" for none; empty in old codebooks, which know the nearest alone
     report     quantization error over the phrases it was built from, weighted by how often each occurs
     """
 
@@ -67,6 +74,7 @@ class Codebook:
     counts: NDArray[np.int64]
     encoder: ConceptEncoder
     report: dict[str, float] = field(default_factory=dict[str, float])
+    words: list[str] = field(default_factory=list[str])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,8 +90,14 @@ class Codebook:
         return np.argmax(vectors @ self.centroids.T, axis=1)
 
     def encode(self, phrases: Sequence[str]) -> NDArray[np.int64]:
-        """Codes of phrases, seen before or not."""
-        return self.nearest(self.encoder.encode([clean_phrase(phrase) for phrase in phrases]))
+        """Codes of phrases, seen before or not: by their words, or else of the nearest centroids."""
+        clean = [clean_phrase(phrase) for phrase in phrases]
+        named = {word: code for code, word in enumerate(self.words) if word}
+        named |= {label: i for i, label in enumerate(self.labels)}
+        codes = np.array([_named(phrase, named) if self.words else -1 for phrase in clean], np.int64)
+        if (codes < 0).any() or not phrases:
+            codes[codes < 0] = self.nearest(self.encoder.encode([clean[i] for i in np.flatnonzero(codes < 0)]))
+        return codes
 
     def save(self, folder: Path) -> None:
         """Write codebook.safetensors, codebook.json and the encoder's state into a folder."""
@@ -93,6 +107,7 @@ class Codebook:
             "version": 1,
             "dim": CONCEPT_DIM,
             "labels": self.labels,
+            "words": self.words,
             "report": self.report,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
@@ -112,11 +127,14 @@ class Codebook:
                 raise ValueError("codebook.safetensors is not the one it was written with")
             arrays = load(data)
             check_labels(labels)
+            words: list[str] = about.get("words", [])
+            if len(words) not in (0, len(labels)):
+                raise ValueError(f"{len(words)} words for {len(labels)} labels")
             if arrays["centroids"].shape != (len(labels), CONCEPT_DIM) or arrays["counts"].shape != (len(labels),):
                 raise ValueError(f"{len(labels)} labels do not fit centroids of shape {arrays['centroids'].shape}")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CorruptFile(f"{path}: not a whole codebook ({error}); run `dream tokenize --force`") from error
-        return cls(labels, arrays["centroids"], arrays["counts"], load_encoder(folder), about.get("report", {}))
+        return cls(labels, arrays["centroids"], arrays["counts"], load_encoder(folder), about.get("report", {}), words)
 
 
 def check_labels(labels: Sequence[str]) -> None:
@@ -142,13 +160,13 @@ def build_codebook(
     embed: Embed | None = None,
     teacher: TeacherSettings | None = None,
 ) -> tuple[Codebook, dict[str, int]]:
-    """Cluster the triplets' phrases into at most `size` image tokens; also each phrase's code.
+    """At most `size` image tokens for the words that the triplets' phrases turn on, the commonest; also each phrase's.
 
     Phrases that mostly are actions have codes of their own, the first, in proportion to their number: an image
     token is at once what happens and what it happens to only where the very phrase is.
     `texts` (prompts and responses) teach the local encoder which words keep company; an `ollama:MODEL`
-    encoder is asked through `embed`, else at the hosts of `teacher`. Deterministic by seed: clustering runs on
-    one thread. Raises BadInput for a size that is no codebook's or an unknown encoder.
+    encoder is asked through `embed`, else at the hosts of `teacher`. Deterministic by seed.
+    Raises BadInput for a size that is no codebook's or an unknown encoder.
     """
     if not 1 <= size <= MAX_IMAGE_TOKENS:
         raise BadInput(f"tokenize.image_tokens={size}: choose 1 to {MAX_IMAGE_TOKENS}")
@@ -160,58 +178,96 @@ def build_codebook(
             return Codebook([], np.zeros((0, CONCEPT_DIM), np.float32), np.zeros(0, np.int64), concepts), {}
         vectors = concepts.encode(phrases)
         weights = np.array([counts[phrase] for phrase in phrases], np.float64)
-        roles = _roles(triplets, phrases, size)
-        parts = [_cluster(vectors[own], weights[own], share, seed) for own, share in roles]
-        centroids = np.concatenate(parts)
-        similarity = vectors @ centroids.T
-    codes, first = np.zeros(len(phrases), np.int64), 0
-    for (own, _), part in zip(roles, parts, strict=True):
-        codes[own] = first + np.argmax(similarity[own, first : first + len(part)], axis=1)
-        first += len(part)
-    labels = _labels(phrases, similarity, codes)
-    mentions = np.bincount(codes, weights, len(labels)).astype(np.int64)
-    codebook = Codebook(labels, centroids, mentions, concepts)
-    codebook.report = _quantization(phrases, weights, similarity, codes, labels)
-    return codebook, dict(zip(phrases, codes.tolist(), strict=True))
+    acts = _actions(triplets, phrases)
+    groups = [
+        group for action, share in _shares(acts, size) for group in _groups(action, share, acts, phrases, weights)
+    ]
+    centroids = unit_rows(np.stack([weights[group.members] @ vectors[group.members] for group in groups]))
+    codes = _codes(groups, phrases, acts, vectors @ centroids.T)
+    coded = np.flatnonzero(codes >= 0)
+    mentions = np.bincount(codes[coded], weights[coded], len(groups)).astype(np.int64)
+    codebook = Codebook(_labels(groups, phrases), centroids, mentions, concepts, words=[group.word for group in groups])
+    codebook.report = _quantization(codebook, phrases, weights, vectors, codes)
+    return codebook, {phrases[i]: int(codes[i]) for i in coded.tolist()}
 
 
-def _roles(triplets: Sequence[Triplet], phrases: Sequence[str], size: int) -> list[tuple[NDArray[np.int64], int]]:
-    """The places of actions and of things among the phrases, each with its share of the codes; one, if all are one."""
+@dataclass(frozen=True)
+class Group:
+    """Phrases, by their places, that one code stands for, the commonest first; the word that they turn on, "" where
+    another code stands for it; and whether they are actions."""
+
+    word: str
+    members: list[int]
+    action: bool
+
+
+def _actions(triplets: Sequence[Triplet], phrases: Sequence[str]) -> NDArray[np.bool_]:
+    """(n,) which phrases mostly are actions."""
     actions = Counter(triplet.action for triplet in triplets)
     things = Counter(phrase for triplet in triplets for phrase in (triplet.what, triplet.result))
-    acts = np.array([actions[phrase] > things[phrase] for phrase in phrases])
+    return np.array([actions[phrase] > things[phrase] for phrase in phrases])
+
+
+def _shares(acts: NDArray[np.bool_], size: int) -> list[tuple[bool, int]]:
+    """Of actions and of things, how many codes they may have; of one alone, if all are that."""
     if size < 2 or acts.all() or not acts.any():
-        return [(np.arange(len(phrases)), size)]
+        return [(bool(acts.all()), size)]
     share = min(max(round(size * float(acts.mean())), 1), size - 1)
-    return [(np.flatnonzero(acts), share), (np.flatnonzero(~acts), size - share)]
+    return [(True, share), (False, size - share)]
 
 
-def _cluster(vectors: Vectors, weights: NDArray[np.float64], size: int, seed: int) -> Vectors:
-    """(≤ size, D) unit centroids by k-means on the sphere, none without a phrase that is nearest to it."""
-    from sklearn.cluster import KMeans  # a second to import, and only where a codebook is made
+def _groups(
+    action: bool, size: int, acts: NDArray[np.bool_], phrases: Sequence[str], weights: NDArray[np.float64]
+) -> list[Group]:
+    """At most `size` of all actions, or of all things: those of a word together, the commonest words; where codes are
+    left, the commonest phrases that aren't their word's commonest have one for themselves."""
+    common = sorted(np.flatnonzero(acts == action).tolist(), key=lambda i: (-weights[i], phrases[i]))
+    by_word: dict[str, list[int]] = {}
+    for i in common:
+        by_word.setdefault(_content(phrases[i])[0 if action else -1], []).append(i)
+    words = sorted(by_word, key=lambda word: (-weights[by_word[word]].sum(), word))[:size]
+    kept = {i for word in words for i in by_word[word][1:]}
+    alone = [i for i in common if i in kept][: size - len(words)]
+    kept -= set(alone)
+    together = [Group(word, [i for i in by_word[word] if i in kept or i == by_word[word][0]], action) for word in words]
+    return together + [Group("", [i], action) for i in alone]
 
-    distinct = len(np.unique(vectors, axis=0))
-    if size >= distinct:
-        centroids = np.unique(vectors, axis=0)
-    else:
-        kmeans: Any = KMeans(size, max_iter=60, random_state=seed)  # k-means++, started once
-        centroids = unit_rows(kmeans.fit(vectors, sample_weight=weights).cluster_centers_)
-    while True:  # centroids moved onto the sphere: a few may have lost their last phrase
-        used = np.unique(np.argmax(vectors @ centroids.T, axis=1))
-        if len(used) == len(centroids):
-            return centroids
-        centroids = centroids[used]
+
+def _content(phrase: str) -> list[str]:
+    """The stems of a phrase's words, of those that say something."""
+    words = phrase.replace("'s ", " ").split()
+    return [stem(word) for word in words if word not in STOP_WORDS] or words
 
 
-def _labels(phrases: Sequence[str], similarity: Vectors, codes: NDArray[np.int64]) -> list[str]:
-    """For each code the phrase nearest its centroid, of those that are its own; unique, and no lens's name."""
+def _named(phrase: str, named: Mapping[str, int]) -> int:
+    """The code of a phrase, or of the last of its words that has one; −1: there is none."""
+    return next((named[word] for word in (phrase, *reversed(_content(phrase))) if word in named), -1)
+
+
+def _codes(
+    groups: Sequence[Group], phrases: Sequence[str], acts: NDArray[np.bool_], similarity: Vectors
+) -> NDArray[np.int64]:
+    """(n,) codes of phrases: of their group's, of another of their words, or of the nearest of their role; −1 where
+    none is near."""
+    codes = np.full(len(phrases), -1)
+    for code, group in enumerate(groups):
+        codes[group.members] = code
+    words = {group.word: code for code, group in enumerate(groups) if group.word}
+    alike = np.where(np.array([group.action for group in groups]) == acts[:, None], similarity, -1)
+    for i in np.flatnonzero(codes < 0).tolist():
+        codes[i] = _named(phrases[i], words)
+        if codes[i] < 0 and alike[i].max() >= NEAR:
+            codes[i] = alike[i].argmax()
+    return codes
+
+
+def _labels(groups: Sequence[Group], phrases: Sequence[str]) -> list[str]:
+    """For each group its word, if that is a phrase, else its commonest phrase; unique, and no lens's name."""
     taken: set[str] = set(LENSES)
     labels: list[str] = []
-    for code in range(similarity.shape[1]):
-        own = np.flatnonzero(codes == code)
-        order = own[np.argsort(-similarity[own, code], kind="stable")]
-        own_phrases: list[str] = [phrases[int(i)] for i in order]
-        names = [clean_phrase(phrase) for phrase in own_phrases]
+    for group in groups:
+        own = [phrases[i] for i in group.members]
+        names = [clean_phrase(phrase) for phrase in sorted(own, key=lambda phrase: stem(phrase) != group.word)]
         free = [name for name in names if name and name not in taken]
         label = (
             free[0] if free else next(n for i in range(2, 10**6) if (n := f"{names[0] or 'thing'} {i}") not in taken)
@@ -222,22 +278,24 @@ def _labels(phrases: Sequence[str], similarity: Vectors, codes: NDArray[np.int64
 
 
 def _quantization(
+    codebook: Codebook,
     phrases: Sequence[str],
     weights: NDArray[np.float64],
-    similarity: Vectors,
+    vectors: Vectors,
     codes: NDArray[np.int64],
-    labels: Sequence[str],
 ) -> dict[str, float]:
-    errors = 1.0 - similarity[np.arange(len(phrases)), codes].astype(np.float64)
-    order = np.argsort(errors, kind="stable")
-    reach = np.searchsorted(np.cumsum(weights[order]), 0.9 * weights.sum())
-    own = np.array([labels[code] == phrase for phrase, code in zip(phrases, codes, strict=True)])
+    coded = np.flatnonzero(codes >= 0)
+    errors = 1.0 - (vectors[coded] * codebook.centroids[codes[coded]]).sum(1).astype(np.float64)
+    weight, order = weights[coded], np.argsort(errors, kind="stable")
+    reach = np.searchsorted(np.cumsum(weight[order]), 0.9 * weight.sum())
+    own = np.array([codebook.labels[codes[i]] == phrases[i] for i in coded.tolist()])
     return {
         "phrases": float(len(phrases)),
-        "codes": float(len(labels)),
-        "mean_error": round(max(0.0, float(np.average(errors, weights=weights))), 5),
+        "codes": float(len(codebook)),
+        "coded_share": round(float(weight.sum() / weights.sum()), 5),
+        "mean_error": round(max(0.0, float(np.average(errors, weights=weight))), 5),
         "p90_error": round(float(errors[order[min(reach, len(order) - 1)]]), 5),
-        "own_label_share": round(float(np.average(own, weights=weights)), 5),
+        "own_label_share": round(float(np.average(own, weights=weight)), 5),
     }
 
 

@@ -12,7 +12,6 @@ more than half of T is not repeated.
 Shape legend: B rows, T positions of a row, M positions with loss (a multiple of CHUNK), S target slots.
 """
 
-import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +30,9 @@ from distill.errors import BadInput
 from distill.student.grammar import DreamGrammar
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
+from distill.training.best_fit import best_fit
 from distill.training.losses import CHUNK, ChunkTargets, Targets
+from distill.training.told import Told, tilted
 
 EMPTY, MINED, DRAFT, PAUSE = 0, 1, 2, 3
 """What stands in a document's think block."""
@@ -84,7 +85,7 @@ class Batch:
 @dataclass(frozen=True)
 class Mixture:
     """Shares of documents by what is in their think block, of their answers' tokens that are read as others, and of
-    what is not read of their questions; see TrainSettings."""
+    what is not read of their questions; see TrainSettings. told: whether soft targets know of a mined dream."""
 
     dreams: bool
     empty: float
@@ -93,6 +94,7 @@ class Mixture:
     noise: float = 0.0
     bottleneck: float = 0.0
     prompt_dropout: float = 0.0
+    told: bool = False
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "Mixture":
@@ -104,6 +106,7 @@ class Mixture:
             settings.noise,
             settings.bottleneck,
             settings.prompt_dropout,
+            settings.told,
         )
 
 
@@ -125,6 +128,7 @@ class Batches:
         self.mixture, self.seed, self.soft = mixture, seed, soft
         self.grammar, self.strict = grammar if strict else None, strict
         newline = tokenizer.newline_id
+        self._told = Told(tokenizer) if mixture.told and soft > 0 else None
         self._before = np.array([tokenizer.think_id, newline])
         self._after = np.array([newline, tokenizer.end_think_id, newline])
         self._empty = np.array([tokenizer.think_id, newline, tokenizer.end_think_id, newline])
@@ -181,7 +185,8 @@ class Batches:
         """Rows of these pieces, each filled up with beginnings of documents among `every`, in any order."""
         beginnings = [piece for piece in every if not piece.start]
         seeds = random.integers(2**31, size=len(pieces)).tolist()
-        rows = best_fit([replace(pieces[i], noise=seeds[i]) for i in random.permutation(len(pieces))], self.length)
+        given = [replace(pieces[i], noise=seeds[i]) for i in random.permutation(len(pieces))]
+        rows = [[given[i] for i in row] for row in best_fit([piece.length for piece in given], self.length)]
         for row in rows:
             while (room := self.length - sum(piece.length for piece in row)) > 0:
                 piece = beginnings[random.integers(len(beginnings))]
@@ -232,6 +237,7 @@ class Batches:
         answer_at: list[NDArray[np.int64]] = []
         which: list[NDArray[np.int64]] = []
         slips: list[NDArray[np.bool_]] = []
+        gains: list[NDArray[np.float32]] = []
         for number, row in enumerate(rows):
             start = 0
             for piece in row:
@@ -253,9 +259,20 @@ class Batches:
                 answer_at.append(np.where(kinds[at] == 2, first + at, -1))
                 which.append(self._masks(piece, text)[at])
                 slips.append(read[at] != text[at])
+                gains.append(self._gains(piece, len(kinds))[at])
                 start = end
         places = Spans(count, length, spans, torch.device("cpu"), hidden)
-        return self._batch(ids, positions, alike, places, where, labels, answer_at, which, slips)
+        return self._batch(ids, positions, alike, places, where, labels, answer_at, which, slips, gains)
+
+    def _gains(self, piece: Piece, length: int) -> NDArray[np.float32]:
+        """(length, 1 + S) nats by which its dream makes targets of its inputs likelier: the answer ends them."""
+        answer = Documents.span(self.documents.answer_ends, piece.document)
+        slots = self.documents.slot_ids[answer].astype(np.int64)
+        gains = np.zeros((length, 1 + slots.shape[1]), np.float32)
+        if self._told is not None and piece.variant == MINED:
+            own = self.documents.answer(piece.document).astype(np.int64)
+            gains[length - len(own) :] = self._told.gains(self.documents.dream(piece.document).tolist(), own, slots)
+        return gains
 
     def _is_bottlenecked(self, piece: Piece, unread: float) -> bool:
         """Whether its answer reads its dream alone. A draft may be wrong: how far to trust it, the question tells."""
@@ -328,15 +345,16 @@ class Batches:
         spans: Spans,
         *parts: list[NDArray[Any]],
     ) -> Batch:
-        where, labels, places, which, slips = (np.concatenate(part) for part in parts)
+        where, labels, places, which, slips, gains = (np.concatenate(part) for part in parts)
         real = len(where)
         filler = -real % CHUNK
         where, labels, which, slips = (np.pad(part, (0, filler)) for part in (where, labels, which, slips))
+        gains = np.pad(gains, ((0, filler), (0, 0)))
         places = np.pad(places, (0, filler), constant_values=-1)
         answers = places >= 0
         flat = np.where(answers, places, 0)
         slots = np.where(answers[:, None], self.documents.slot_ids[flat].astype(np.int64), labels[:, None])
-        logprobs = self.documents.slot_logprobs[flat].astype(np.float32)
+        logprobs = tilted(self.documents.slot_logprobs[flat].astype(np.float32), gains)
         soft = answers & ~np.isnan(logprobs[:, 0])
         hard = np.full_like(logprobs, -np.inf)
         hard[:, 0] = 0.0
@@ -371,26 +389,3 @@ class Batches:
             logprobs=torch.from_numpy(self.documents.chunk_logprobs[first[good]].astype(np.float32)),
             soft=self.soft,
         )
-
-
-def best_fit(pieces: Sequence[Piece], capacity: int) -> list[Row]:
-    """Best fit decreasing (Johnson, 1973): rows of at most `capacity` tokens, each piece where it fits tightest."""
-    rows: list[Row] = []
-    by_room: dict[int, list[int]] = {}
-    rooms: list[int] = []
-    for piece in sorted(pieces, key=lambda piece: -piece.length):
-        place = bisect.bisect_left(rooms, piece.length)
-        if place == len(rooms):
-            row, room = len(rows), capacity
-            rows.append([])
-        else:
-            room = rooms[place]
-            row = by_room[room].pop()
-            if not by_room[room]:
-                rooms.pop(place)
-        rows[row].append(piece)
-        left = room - piece.length
-        if not by_room.setdefault(left, []):
-            bisect.insort(rooms, left)
-        by_room[left].append(row)
-    return rows
