@@ -53,7 +53,8 @@ COMMANDS: dict[str, dict[str, str]] = {
         "bench": "Measure how fast the parts are, or any Ollama model.",
     },
 }
-"""Section → command → short help. Command NAME is the function NAME in cli/commands/NAME.py."""
+"""Section → command → short help. NAME is a function in cli/commands/NAME.py, or stages.py."""
+STAGES = ("capture", "mine", "tokenize", "train", "redream", "export")
 
 SPINS = "20000"
 """How often a thread of torch or llama.cpp looks whether the others are ready before it sleeps (GOMP_SPINCOUNT). A
@@ -72,7 +73,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command = getattr(importlib.import_module(f"cli.commands.{cmd_name}"), cmd_name)
+        module = "stages" if cmd_name in STAGES else cmd_name
+        command = getattr(importlib.import_module(f"cli.commands.{module}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
@@ -146,10 +148,9 @@ def _fail(message: str, code: int = 1) -> NoReturn:
 def _interrupted(args: list[str], code: int) -> NoReturn:
     """Ctrl-C, or SIGTERM: every stage keeps what it finished, so the same command, less --force, goes on."""
     from cli.output import command_line
-    from cli.stages import STAGES
 
     again = command_line(*(arg for arg in args if arg != "--force"))
-    resumes = args and args[0] in ("run", "ablate", "compare", "sweep", *STAGES)
+    resumes = args and args[0] in ("run", "evaluate", "ablate", "compare", "sweep", *STAGES)
     _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here." if resumes else "\nStopped.", code)
 
 

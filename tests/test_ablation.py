@@ -322,7 +322,6 @@ def test_true_dreams_of_siblings(copied: Run) -> None:
     assert moved["low"] <= moved["value"] <= moved["high"]
     assert {"steering_concepts/all"} <= results["metrics"]["sibling"].keys()
     text = render(results)
-    assert "Would the answer read a true dream?" in text
     assert "answer follows its dream, chrF2" in text
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from cli.options import json_option, runs_dir_option
-from cli.output import emit_json, table
+from cli.output import answer, table
 from cli.runs import runs_dir
 
 
@@ -24,12 +24,8 @@ def doctor(ctx: click.Context, hosts: tuple[str, ...], as_json: bool) -> None:
     from distill.teacher.doctor import diagnose
 
     findings = diagnose(list(hosts), runs_dir(ctx))
-    if as_json:
-        emit_json([asdict(finding) for finding in findings])
-    else:
-        rows = [(finding.name, finding.state, finding.detail) for finding in findings]
-        click.echo(table(rows))
-        mend = [(finding.name, finding.remedy) for finding in findings if finding.remedy]
-        if mend:
-            click.echo("\nTo mend:\n" + table(mend))
+    text = table([(finding.name, finding.state, finding.detail) for finding in findings])
+    if mend := [(finding.name, finding.remedy) for finding in findings if finding.remedy]:
+        text += f"\n\nTo mend:\n{table(mend)}"
+    answer(as_json, [asdict(finding) for finding in findings], text)
     ctx.exit(0 if all(finding.ok for finding in findings if finding.needed) else 1)

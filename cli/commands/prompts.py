@@ -3,7 +3,8 @@
 import click
 
 from cli.options import json_option
-from cli.output import emit_json, table
+from cli.output import answer, table
+from cli.progress import Progress
 
 
 @click.command()
@@ -18,21 +19,15 @@ def prompts(names: tuple[str, ...], show: int, as_json: bool) -> None:
       dream prompts
       dream prompts my-prompts.yaml --show 10
     """
-    from cli.progress import Progress
     from distill.config import CaptureSettings
     from distill.corpus.prompts import load_prompts, prompt_sets
 
     share = CaptureSettings().held_out
     found = {name: load_prompts([name], share, listen=Progress()) for name in names or prompt_sets()}
     some = load_prompts(list(found), share, show) if show else []
-    if as_json:
-        sets = {
-            name: {"prompts": len(entries), "held_out": sum(prompt.held_out for prompt in entries)}
-            for name, entries in found.items()
-        }
-        emit_json({"sets": sets, "shown": [prompt.text for prompt in some]})
-        return
-    rows = [(name, len(entries), sum(prompt.held_out for prompt in entries)) for name, entries in found.items()]
-    click.echo(table(rows, ("set", "prompts", "held out")))
-    for prompt in some:
-        click.echo(f"{'held out  ' if prompt.held_out else '          '}{prompt.text}")
+    held = {name: sum(prompt.held_out for prompt in entries) for name, entries in found.items()}
+    sets = {name: {"prompts": len(entries), "held_out": held[name]} for name, entries in found.items()}
+    lines = [f"{'held out  ' if prompt.held_out else '          '}{prompt.text}" for prompt in some]
+    rows = [(name, len(entries), held[name]) for name, entries in found.items()]
+    text = "\n".join([table(rows, ("set", "prompts", "held out")), *lines])
+    answer(as_json, {"sets": sets, "shown": [prompt.text for prompt in some]}, text)

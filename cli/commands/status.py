@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 
 from cli.options import json_option, run_argument
-from cli.output import emit_json
+from cli.output import answer
+from cli.overview import overview, render
+from cli.runs import open_run
 
 
 @click.command()
@@ -18,11 +20,5 @@ def status(run_path: Path, as_json: bool) -> None:
     Example:
       dream status my-student --json
     """
-    from cli.overview import overview, render
-    from cli.runs import open_run
-
     found = overview(open_run(run_path, None, [], {}))
-    if as_json:
-        emit_json(found)
-    else:
-        click.echo(render(found))
+    answer(as_json, found, render(found))

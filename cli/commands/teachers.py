@@ -3,7 +3,7 @@
 import click
 
 from cli.options import json_option
-from cli.output import emit_json, table
+from cli.output import answer, table
 
 
 @click.command()
@@ -19,7 +19,4 @@ def teachers(hosts: tuple[str, ...], as_json: bool) -> None:
     from distill.teacher.doctor import list_teachers
 
     found = list_teachers(list(hosts))
-    if as_json:
-        emit_json(found)
-    else:
-        click.echo(table([(entry["spec"], entry["detail"]) for entry in found], ("teacher", "")))
+    answer(as_json, found, table([(entry["spec"], entry["detail"]) for entry in found], ("teacher", "")))

@@ -6,7 +6,9 @@ from pathlib import Path
 import click
 
 from cli.options import json_option, run_argument
-from cli.output import emit_json, facts, table
+from cli.output import answer, facts, table
+from cli.progress import Progress
+from cli.runs import open_run
 
 
 @click.group()
@@ -29,16 +31,12 @@ def stats(run_path: Path, as_json: bool) -> None:
     Example:
       dream traces stats my-student --json
     """
-    from cli.runs import open_run
     from distill.corpus.traces import TraceStore
 
     run = open_run(run_path, None, [], {})
     with TraceStore(run.traces, readonly=True) as store:
         found = asdict(store.stats())
-    if as_json:
-        emit_json(found)
-    else:
-        click.echo(table(facts(found)))
+    answer(as_json, found, table(facts(found)))
 
 
 @traces.command()
@@ -52,15 +50,9 @@ def export(run_path: Path, file: Path, as_json: bool) -> None:
     Example:
       dream traces export my-student traces.jsonl
     """
-    from cli.progress import Progress
-    from cli.runs import open_run
     from distill.corpus.export_traces import export_traces
 
     run = open_run(run_path, None, [], {})
-    format = file.suffix.removeprefix(".")
     with Progress() as listen:
-        count = export_traces(run.traces, file, format, listen)
-    if as_json:
-        emit_json({"file": str(file), "responses": count})
-    else:
-        click.echo(f"{file}: {count:,} responses")
+        count = export_traces(run.traces, file, file.suffix.removeprefix("."), listen)
+    answer(as_json, {"file": str(file), "responses": count}, f"{file}: {count:,} responses")

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -62,17 +62,13 @@ if TYPE_CHECKING:
 def watch(
     target: Path,
     prompt: str,
-    dreamer: str | None,
-    guide: str | None,
-    dream: str | None,
     replace: tuple[str, ...],
     retrieve: str | None,
     exports: tuple[Path, ...],
-    temperature: float,
     max_tokens: int,
-    seed: int,
     quiet: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Watch a student dream: a lane per lens, drawn while it forms, then the answer.
 
@@ -102,19 +98,15 @@ def watch(
         prompt,
         output_mode="text",
         stream=True,
-        dreamer=dreamer,
-        guide=guide,
-        dream=dream,
         replace=replaced,
         attention=bool(lanes or as_json or exports),
         retrieve=retrieve or "",
-        temperature=temperature,
         max_length=max_tokens,
-        seed=seed,
         on_dream=shown.dream,
+        **how,
     ):
         shown.answer("" if as_json else piece)
-    shown.end(as_json)
+    shown.answer("" if as_json else "\n")
     viewer = model.get_dream_viewer()
     if lanes is not None:
         lanes.words(viewer.records[-1])
@@ -139,17 +131,9 @@ class Shown:
             self.lanes.draw(record)
 
     def answer(self, piece: str) -> None:
-        self._close_dream()
-        if piece:
-            click.echo(piece, nl=False)
-
-    def end(self, silent: bool) -> None:
-        self._close_dream()
-        if not silent:
-            click.echo()
-
-    def _close_dream(self) -> None:
+        """A piece of the answer; with the first of them the dream is finished."""
         if self.lanes is not None and self.last is not None:
             self.lanes.finish(self.last)
             click.echo()
         self.lanes = None
+        click.echo(piece, nl=False)
