@@ -10,6 +10,8 @@ import click
 from cli.runs import RUNS_DIR, RunName, open_run, undone_on_failure
 
 Function = Callable[..., Any]
+FILE: Any = click.Path(dir_okay=False, path_type=Path)
+FOLDER: Any = click.Path(file_okay=False, path_type=Path)
 
 
 def as_text(given: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import all_of
+from cli.options import FOLDER, all_of
 from cli.output import table
 from cli.runs import nearest_run, resolve, runs_dir
 from distill.errors import BadInput
@@ -25,7 +25,7 @@ exam_options = all_of(
     click.option("--on", metavar="RUN", help="Whose held-out prompts are asked [of the run that the targets are of]."),
     click.option("--prompts", metavar="N|FILE", help="Only the first N of them; or a file of prompts nobody answered."),
     click.option("--host", default="", metavar="URL", help="Ollama server of targets (and judge) [$OLLAMA_HOST]."),
-    click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Of the report."),
+    click.option("--out", type=FOLDER, metavar="FOLDER", help="Of the report."),
     click.option("--force", is_flag=True, help="Measure everything again."),
 )
 """What is asked of targets, and where the results go."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import stage_options
+from cli.options import FILE, stage_options
 from cli.output import answer, table
 from cli.progress import Progress
 
@@ -29,7 +29,7 @@ def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> li
     callback=names,
     help="Only these of nodream, pause, backbone, engine, oracle, empty, shuffled, other and retrieval, or all.",
 )
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.md", help="Also write it there.")
+@click.option("--out", type=FILE, metavar="FILE.md", help="Also write it there.")
 @stage_options()
 def ablate(run: "Run", arms: list[str], out: Path | None, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Measure what dreaming is worth: RUN's student trained without dreams, with pauses and with dreams, alike in

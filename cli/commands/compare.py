@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import common_options, config_options
+from cli.options import FILE, common_options, config_options
 from cli.output import answer
 from cli.progress import Progress
 from cli.targets import exam_for, exam_options, find_systems, report_text
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from distill.exam.questions import Exam
 
 COMMANDLINE = click.core.ParameterSource.COMMANDLINE
-WRITING = ("source", "out", "as_json")
+WRITING = ("source", "out", "as_json", "quiet", "runs_dir")
 """What goes with --from."""
 
 
@@ -25,11 +25,7 @@ WRITING = ("source", "out", "as_json")
 @click.option("--judge", metavar="TEACHER", help="Also ask a teacher which answers are better: ollama:llama3.2:1b.")
 @click.option("--cost/--no-cost", default=True, help="Measure speed and memory too, each in a process of its own.")
 @click.option(
-    "--from",
-    "source",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="RESULTS.json",
-    help="Measure nothing: write the reports of an earlier comparison again.",
+    "--from", "source", type=FILE, metavar="RESULTS.json", help="Write an earlier comparison's reports again, no more."
 )
 @config_options
 @common_options

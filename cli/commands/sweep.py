@@ -70,6 +70,5 @@ def _planned(found: dict[str, Any]) -> str:
     lines = [table(rows, ("cell", "state", "settings", "steps", "stages to run")), ""]
     lines += [f"{c['cell']}: {'; '.join(c['differs'])} (needs --force)" for c in found["cells"] if c["differs"]]
     lines += [f"{name}: no longer in the file, would be left alone" for name in found["left_alone"]]
-    copies = found["bytes"] / 1e6
-    lines.append(f"{len(rows)} cells in {found['folder']}; copies of shared data take {copies:,.1f} MB")
+    lines.append(f"{len(rows)} cells in {found['folder']}")
     return "\n".join(lines)

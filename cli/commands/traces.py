@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, run_argument
+from cli.options import FILE, json_option, run_argument
 from cli.output import answer, facts, table
 from cli.progress import Progress
 from cli.runs import open_run
@@ -41,7 +41,7 @@ def stats(run_path: Path, as_json: bool) -> None:
 
 @traces.command()
 @run_argument
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=FILE)
 @json_option
 def export(run_path: Path, file: Path, as_json: bool) -> None:
     """Write RUN's answers to FILE: Parquet or JSON lines, by its name (.parquet, .jsonl).

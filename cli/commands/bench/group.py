@@ -41,15 +41,14 @@ def counts_option(*names: str, default: str, help: str) -> Callable[[Function], 
     )
 
 
-def measured(repeat: int, warmup: int = 1, synonym: str = "") -> Callable[[Function], Function]:
+def measured(repeat: int, warmup: int = 1) -> Callable[[Function], Function]:
     """Makes a command of a function that takes a Stopwatch as `watch`, and returns a BenchResult.
 
     The command prints the result, writes and compares it; its exit code is 1 where something became worse.
     """
-    repeats = ["--repeat", *([synonym] if synonym else []), "repeat"]
     path: Any = click.Path(path_type=Path)
     options = (
-        click.option(*repeats, default=repeat, show_default=True, type=click.IntRange(1), help="Rounds that count."),
+        click.option("--repeat", default=repeat, show_default=True, type=click.IntRange(1), help="Rounds that count."),
         click.option("--warmup", default=warmup, show_default=True, type=click.IntRange(0), help="Rounds before them."),
         json_option,
         click.option("--out", multiple=True, type=path, metavar="FILE.json", help="Keep the result. Repeatable."),

@@ -88,7 +88,7 @@ def graph(watch: "Stopwatch", **asked: int) -> "BenchResult":
 
 
 @bench.command()
-@measured(repeat=15, synonym="--repeats")
+@measured(repeat=15)
 def startup(watch: "Stopwatch") -> "BenchResult":
     """Time `dream --help` against the smallest click program, whole processes, alternating.
 

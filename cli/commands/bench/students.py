@@ -38,7 +38,7 @@ def size_options(function: Function) -> Function:
 @click.option("--kv-heads", default=0, type=click.IntRange(0), help="Heads of keys and values.")
 @click.option("--ffn", default=0, type=click.IntRange(0), help="Width of the feed-forward part.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A train setting, such as train.device.")
-@measured(repeat=7, synonym="--rounds")
+@measured(repeat=7)
 def train(
     preset: str, vocab_size: int, rows: int, context: int, overrides: tuple[str, ...], watch: "Stopwatch", **sizes: int
 ) -> "BenchResult":
@@ -60,9 +60,9 @@ def train(
 @student_option
 @size_options
 @click.option("--tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of an answer.")
-@counts_option("--context", "--prompt-tokens", "prompt_tokens", default="64", help="Tokens of a prompt.")
+@counts_option("--context", "prompt_tokens", default="64", help="Tokens of a prompt.")
 @counts_option("--batch", "batches", default="1,32", help="Rows at once.")
-@measured(repeat=7, synonym="--rounds")
+@measured(repeat=7)
 def generate(target: Path | None, watch: "Stopwatch", **asked: Any) -> "BenchResult":
     """Time our greedy answers against transformers' `generate`, same weights, both on a cache.
 
@@ -84,7 +84,7 @@ def generate(target: Path | None, watch: "Stopwatch", **asked: Any) -> "BenchRes
 @bench.command()
 @student_option
 @click.option("--prompt", default=None, help="What is asked [What happens when you drop a ball?].")
-@measured(repeat=11, synonym="--rounds")
+@measured(repeat=11)
 def dreams(target: Path | None, prompt: str | None, watch: "Stopwatch") -> "BenchResult":
     """Time a whole dream up to the answer's first token: drafted by the engine, and decoded by the backbone.
 
@@ -133,7 +133,7 @@ def export(target: Path | None, watch: "Stopwatch", **asked: Any) -> "BenchResul
 @size_options
 @click.option("--prompts", default=64, show_default=True, type=click.IntRange(1, 512), help="Answers that are scored.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@measured(repeat=5, synonym="--rounds")
+@measured(repeat=5)
 def score(watch: "Stopwatch", **asked: Any) -> "BenchResult":
     """Time the scoring of given answers, all metrics, against the bare model's forward pass over as many tokens.
 
