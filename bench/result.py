@@ -7,10 +7,8 @@ for them, with an interval that supposes nothing about how they are spread.
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.errors import BadInput
+from distill.exam import provenance
+from distill.exam.provenance import versions
 from distill.run import write_atomic
 
 KIND = "dream bench"
@@ -144,32 +144,8 @@ def write_result(result: BenchResult, path: Path) -> None:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Where a benchmark ran, as far as it matters for speed; nothing that tells whose machine it is.
-
-    device: as torch names it; an accelerator is named by its model. threads: torch's, null where it isn't loaded.
-    """
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and device.startswith("cuda"):
-        device = torch.cuda.get_device_name(device)
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads() if torch is not None else None,
-        "device": device,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": str(torch.__version__) if torch is not None else None,
-    }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    """Where a benchmark ran, as far as it matters for speed; nothing that tells whose machine it is."""
+    return {**provenance.machine(device), "platform": f"{platform.system()} {platform.machine()}", **versions()}
 
 
 def combined(name: str, results: Mapping[str, BenchResult], failed: Mapping[str, str]) -> BenchResult:
@@ -182,7 +158,7 @@ def combined(name: str, results: Mapping[str, BenchResult], failed: Mapping[str,
     ]
     about: dict[str, Any] = {bench: result.about for bench, result in results.items() if result.about}
     about |= {"failed": dict(failed)} if failed else {}
-    where = next((result.machine for result in results.values() if result.machine.get("torch")), machine())
+    where = next((result.machine for result in results.values() if result.machine.get("threads")), machine())
     warmup = max((result.warmup for result in results.values()), default=0)
     return BenchResult(name, series, about=about, warmup=warmup, machine=where)
 
@@ -201,15 +177,3 @@ def row(series: Series) -> tuple[str, ...]:
 def number(value: float) -> str:
     """Four digits, thousands apart."""
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
-
-
-def told(values: Mapping[str, object]) -> str:
-    """A mapping in one line."""
-    shown = (f"{key.replace('_', ' ')} {_plain(value)}" for key, value in values.items() if value is not None)
-    return ", ".join(shown).replace("\n", " ")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False)
-    return number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

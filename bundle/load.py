@@ -219,14 +219,11 @@ KINDS: dict[Kind, str] = {"bundle": NAME, "run": "config.yaml", "folder": "confi
 
 def _kind(path: Path) -> Kind:
     """What lies there. Raises BadInput where it is nothing of ours."""
-    if not path.exists():
-        raise BadInput(f"{path}: no such run, checkpoint or bundle; `dream run` makes one")
-    if not path.is_dir():
-        raise BadInput(f"{path}: is a file; give the folder of a run, a checkpoint or a bundle")
     for kind, mark in KINDS.items():
         if (path / mark).exists():
             return kind
-    raise BadInput(f"{path}: is no run, checkpoint or bundle (no config.yaml, config.json or {NAME})")
+    is_no = "is a file, and no" if path.is_file() else "is no" if path.exists() else "no such"
+    raise BadInput(f"{path}: {is_no} run, checkpoint or bundle; give the folder of one (`dream run` makes it)")
 
 
 def system_message(settings: Settings) -> str:

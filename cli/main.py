@@ -54,8 +54,13 @@ COMMANDS: dict[str, dict[str, str]] = {
         "bench": "Measure how fast the parts are, or any Ollama model.",
     },
 }
-"""Section → command → short help. NAME is a function in cli/commands/NAME.py, or stages.py."""
+"""Section → command → short help."""
+
 STAGES = ("capture", "mine", "tokenize", "train", "redream", "export")
+MODULES = dict.fromkeys(STAGES, "stages") | dict.fromkeys(COMMANDS["Looking around"], "looking")
+"""Command NAME is the function NAME in cli/commands/NAME.py, but for these."""
+RESUMED = ("run", "evaluate", "ablate", "compare", "sweep")
+"""Besides stages, what goes on where it was stopped."""
 
 SPINS = "20000"
 """How often a thread of torch or llama.cpp looks whether the others are ready before it sleeps (GOMP_SPINCOUNT). A
@@ -76,8 +81,8 @@ class LazyGroup(click.Group):
             if ctx.resilient_parsing:
                 return None
             raise NoSuchCommand(cmd_name, possibilities=self.list_commands(ctx), ctx=ctx)
-        module = "stages" if cmd_name in STAGES else cmd_name
-        command = getattr(importlib.import_module(f"cli.commands.{module}"), cmd_name)
+        module = importlib.import_module(f"cli.commands.{MODULES.get(cmd_name, cmd_name)}")
+        command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command
 
@@ -134,7 +139,7 @@ def _interrupted(args: list[str], code: int) -> NoReturn:
     from cli.output import command_line
 
     again = command_line(*(arg for arg in args if arg != "--force"))
-    resumes = args and args[0] in ("run", "evaluate", "ablate", "compare", "sweep", *STAGES)
+    resumes = args and args[0] in (*STAGES, *RESUMED)
     _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here." if resumes else "\nStopped.", code)
 
 

@@ -17,7 +17,7 @@ from support.bench_command import Run, bench
 from support.fake_ollama import NDJSON, Reply, Request, serve, timed
 
 from bench.check import check
-from bench.result import BenchResult, Series, combined, load_result, machine, row, told, write_result
+from bench.result import BenchResult, Series, combined, load_result, machine, row, write_result
 from bench.stopwatch import Stopwatch
 from cli import main as entry
 from cli.commands.bench import parts
@@ -102,7 +102,6 @@ def test_json_comes_back_whole(result: BenchResult) -> None:
 def test_a_row_says_what_was_measured() -> None:
     assert row(Series("a", "s", -1, (1.0, 2.0))) == ("a", "s", "1.5", "1", "2", "1 to 2", "2")
     assert row(Series("c", "s", -1, (1234.5,)))[2] == "1,234"
-    assert told({"rows": 8, "slots_found": {"a": 1}, "threads": None}) == 'rows 8, slots found {"a": 1}'
 
 
 def test_the_machine_tells_no_name() -> None:

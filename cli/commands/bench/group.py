@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Function, json_option
-from cli.output import emit_json, table
+from cli.output import emit_json, facts, table
 
 if TYPE_CHECKING:
     from bench.check import Check
@@ -134,11 +134,11 @@ def _report(
 
 
 def _print(result: "BenchResult") -> None:
-    from bench.result import HEADER, row, told
+    from bench.result import HEADER, row
 
     click.echo(table([row(series) for series in result.series], HEADER))
-    for facts in filter(None, (result.settings, result.about, result.machine)):
-        click.echo(told(facts))
+    for told in filter(None, (result.settings, result.about, result.machine)):
+        click.echo(", ".join(f"{name} {value}" for name, value in facts(told)))
 
 
 def _print_check(found: "Check", source: str) -> None:
