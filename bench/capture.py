@@ -5,7 +5,6 @@ whole path is measured: client, JSON, alignment, packing, storing, and finding o
 """
 
 import contextlib
-import hashlib
 import importlib
 import json
 import math
@@ -25,7 +24,7 @@ from bench.stopwatch import Stopwatch, seconds_of
 from distill.address import Address
 from distill.config import Settings
 from distill.corpus.capture import capture
-from distill.errors import BadInput, DistillError
+from distill.errors import DistillError
 from distill.events import Listener
 from distill.run import Run
 
@@ -41,14 +40,11 @@ def bench_capture(watch: Stopwatch, slots: int, seconds: float, requests: int) -
 
     Series: the whole stage's seconds, their ratio to the ideal (requests / slots, rounded up, · seconds), tokens a
     second and bytes a token. about: ideal_seconds, and the last repetition's slots and requests in flight as found.
-    Raises BadInput for numbers that make no server.
     """
-    if slots < 1 or requests < 1 or seconds <= 0:
-        raise BadInput("slots and requests must be at least 1, and seconds above 0")
     ideal = math.ceil(requests / slots) * seconds
     importlib.import_module("distill.teacher.ollama")  # Python's start-up is no part of a capture
     found = watch.each(partial(_captured, slots, seconds, requests, watch.listen), "bench capture")
-    taken = tuple(one["seconds"] for one in found)
+    last, taken = found[-1], tuple(one["seconds"] for one in found)
     return watch.result(
         "capture",
         [
@@ -60,9 +56,9 @@ def bench_capture(watch: Stopwatch, slots: int, seconds: float, requests: int) -
         {"slots": slots, "seconds_each": seconds, "requests": requests},
         {
             "ideal_seconds": round(ideal, 6),
-            "answered": found[-1]["responses"],
-            "slots_found": found[-1]["slots"][0],
-            "in_flight": found[-1]["in_flight"][0],
+            "answered": last["responses"],
+            "slots_found": last["slots"][0],
+            "in_flight": last["in_flight"][0],
         },
     )
 
@@ -99,8 +95,8 @@ def clockwork_server(slots: int, seconds: float) -> Generator[str]:
 
 def _serve(pipe: Connection, slots: int, seconds: float) -> None:
     gate = threading.Semaphore(slots)
-    tags, show, show_verbose = (json.dumps(value).encode() for value in _metadata())
-    answer = _answer(seconds)
+    told = {path: json.dumps(value).encode() for path, value in METADATA.items()}
+    answer = json.dumps(_answer(seconds)).encode()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -108,12 +104,12 @@ def _serve(pipe: Connection, slots: int, seconds: float) -> None:
         wbufsize = -1  # head and body leave together
 
         def do_GET(self) -> None:
-            self._reply(b'{"version": "0.33.0"}' if self.path == "/api/version" else tags)
+            self._reply(told[self.path])
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path == "/api/show":
-                self._reply(show_verbose if body.get("verbose") else show)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path in told:
+                self._reply(told[self.path])
                 return
             with gate:
                 time.sleep(seconds)
@@ -137,24 +133,24 @@ def _serve(pipe: Connection, slots: int, seconds: float) -> None:
     server.serve_forever()
 
 
-def _metadata() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Answers to /api/tags, /api/show, and /api/show with verbose."""
-    details = {"format": "gguf", "family": "llama", "parameter_size": "1M", "quantization_level": "F16"}
-    digest = hashlib.sha256(MODEL.encode()).hexdigest()
-    tags = {"models": [{"name": f"{MODEL}:latest", "model": f"{MODEL}:latest", "digest": digest, "details": details}]}
-    show = {"template": "{{ .Prompt }}", "details": details, "capabilities": ["completion"]}
-    vocabulary = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": ["<eos>", *_WORDS],
-        "tokenizer.ggml.token_type": [3, *[1] * len(_WORDS)],
-        "tokenizer.ggml.merges": [],
-        "tokenizer.ggml.eos_token_id": 0,
-    }
-    return tags, show, {**show, "model_info": vocabulary}
+VOCABULARY = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "gpt-2",
+    "tokenizer.ggml.tokens": ["<eos>", *_WORDS],
+    "tokenizer.ggml.token_type": [3, *[1] * len(_WORDS)],
+    "tokenizer.ggml.merges": [],
+    "tokenizer.ggml.eos_token_id": 0,
+}
+METADATA: dict[str, Any] = {
+    "/api/version": {"version": "0.33.0"},
+    "/api/tags": {"models": [{"name": f"{MODEL}:latest", "model": f"{MODEL}:latest", "digest": "c" * 64}]},
+    "/api/show": {"template": "{{ .Prompt }}", "capabilities": ["completion"], "model_info": VOCABULARY},
+}
+"""Path → what the server says there."""
 
 
-def _answer(seconds: float) -> bytes:
+def _answer(seconds: float) -> dict[str, Any]:
+    """To /api/generate, with 20 alternatives a token."""
     entries: list[dict[str, Any]] = []
     for position in range(TOKENS):
         words = [_WORDS[(7 * position + 13 * i) % len(_WORDS)].replace("Ġ", " ") for i in range(20)]
@@ -163,20 +159,6 @@ def _answer(seconds: float) -> bytes:
             for i, word in enumerate(words)
         ]
         entries.append({**top[0], "top_logprobs": top})
-    return json.dumps(
-        {
-            "model": MODEL,
-            "created_at": "2026-01-01T00:00:00Z",
-            "response": "".join(entry["token"] for entry in entries),
-            "done": True,
-            "done_reason": "length",
-            "context": [],
-            "total_duration": round(seconds * _NANO),
-            "load_duration": 0,
-            "prompt_eval_count": 4,
-            "prompt_eval_duration": round(0.1 * seconds * _NANO),
-            "eval_count": TOKENS,
-            "eval_duration": round(0.9 * seconds * _NANO),
-            "logprobs": entries,
-        }
-    ).encode()
+    text, nanoseconds = "".join(entry["token"] for entry in entries), round(seconds * _NANO)
+    counts = {"prompt_eval_count": 4, "eval_count": TOKENS, "total_duration": nanoseconds, "eval_duration": nanoseconds}
+    return {"model": MODEL, "response": text, "done": True, "done_reason": "length", **counts, "logprobs": entries}

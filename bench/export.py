@@ -3,9 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
-from string import ascii_letters
 
 from bench.result import BenchResult, Series
 from bench.stopwatch import Stopwatch
@@ -21,34 +19,22 @@ from distill.teacher.pre_tokenizers import byte_level_bpe
 from distill.tokens.bpe import Origin as VocabularyOrigin
 from distill.tokens.bpe import StudentTokenizer
 
-IMAGE_TOKENS = 512
-"""As many as settings ask for by default."""
 
-
-def untrained_student(preset: str = "nano", vocab_size: int = 8192, context: int = 512) -> Student:
-    """Random weights, and a vocabulary of the size and shape of a real one, of letters joined in alphabetical order.
-
-    Raises BadInput for an unknown preset, and where the vocabulary is too small for what every student has.
-    """
-    bare = assembled([])
-    if (merged := vocab_size - bare.vocab_size) < 1:
-        raise BadInput(f"--vocab {vocab_size}: bytes and {IMAGE_TOKENS} image tokens alone are {bare.vocab_size}")
-    pairs = [(one, two) for one, two in product(ascii_letters, repeat=2)]
-    merges = [*pairs, *product(("".join(pair) for pair in pairs), ascii_letters)]
-    if merged > len(merges):
-        raise BadInput(f"--vocab {vocab_size}: at most {bare.vocab_size + len(merges)} can be made up")
-    tokenizer = assembled(merges[:merged])
-    sizes = config_for(StudentSettings(preset=preset, context=context), vocab_size, tokenizer.pad_id, tokenizer.eos_id)
+def untrained_student(preset: str = "nano", vocab_size: int = 8192) -> Student:
+    """Random weights, and a vocabulary of bytes and image tokens. Raises BadInput for an unknown preset, and where the
+    vocabulary is too small."""
+    if vocab_size < (least := _tokenizer(0).vocab_size):
+        raise BadInput(f"--vocab {vocab_size}: bytes and control tokens alone are {least}")
+    tokenizer = _tokenizer(vocab_size - least)
+    sizes = config_for(StudentSettings(preset=preset), vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     return Student("untrained", Backbone(sizes).initialize(0).eval(), tokenizer)
 
 
-def assembled(merges: list[tuple[str, str]]) -> StudentTokenizer:
-    """Bytes, these merges, what every student has, image tokens."""
-    symbols = [*byte_alphabet(), *("".join(pair) for pair in merges)]
-    bpe = byte_level_bpe({symbol: id for id, symbol in enumerate(symbols)}, merges, "gpt-2")
-    return StudentTokenizer.assemble(
-        bpe, [f"phrase {i}" for i in range(IMAGE_TOKENS)], VocabularyOrigin("aligned", "gpt-2")
-    )
+def _tokenizer(image_tokens: int) -> StudentTokenizer:
+    symbols = [*byte_alphabet(), "th"]  # llama.cpp loads no vocabulary without a merge
+    bpe = byte_level_bpe({symbol: id for id, symbol in enumerate(symbols)}, [("t", "h")], "gpt-2")
+    labels = [f"phrase {i}" for i in range(image_tokens)]
+    return StudentTokenizer.assemble(bpe, labels, VocabularyOrigin("aligned", "gpt-2"))
 
 
 def bench_export(
@@ -64,8 +50,6 @@ def bench_export(
     student: None: an untrained one. The disk's flushing is part of a bundle. Raises BadInput for an unknown dtype,
     and ParityError where a bundle doesn't answer as the student does: then a time would be worth nothing.
     """
-    if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
-        raise BadInput(f"--dtype {unknown[0]}: is none of {', '.join(DTYPES)}")
     kind = preset if student is None else "a trained one"
     student = student or untrained_student(preset, vocab_size)
     with tempfile.TemporaryDirectory() as name:
@@ -80,11 +64,10 @@ def _files(watch: Stopwatch, student: Student, dtypes: Sequence[str], folder: Pa
         dtype: partial(write_gguf, model.state_dict(), model.config, student.tokenizer, path, dtype)
         for dtype, path in files.items()
     }
-    seconds = watch.seconds(jobs, "bench export, GGUF")
     found: list[Series] = []
-    for dtype, path in files.items():
-        size = (float(path.stat().st_size),)
-        found.append(Series(f"writing the GGUF, {dtype}", "s", -1, tuple(seconds[dtype]), {"dtype": dtype}))
+    for dtype, seconds in watch.seconds(jobs, "bench export, GGUF").items():
+        size = (files[dtype].stat().st_size,)
+        found.append(Series(f"writing the GGUF, {dtype}", "s", -1, tuple(seconds), {"dtype": dtype}))
         found.append(Series(f"size of the GGUF, {dtype}", "bytes", -1, size, {"dtype": dtype}))
     return found
 
@@ -92,14 +75,11 @@ def _files(watch: Stopwatch, student: Student, dtypes: Sequence[str], folder: Pa
 def _bundles(watch: Stopwatch, student: Student, dtype: str, folder: Path) -> list[Series]:
     bundle, settings = folder / "bundle", ExportSettings(dtype=dtype, system=student.system)
 
-    def write() -> None:
-        write_bundle(bundle, student, settings, Origin(student.name))
-
     def check() -> None:
-        report = verify(bundle)
-        if not report.ok:
+        if not (report := verify(bundle)).ok:
             raise ParityError(report.summary.replace(str(bundle), f"a bundle in {dtype}"))
 
+    write = partial(write_bundle, bundle, student, settings, Origin(student.name))
     names = {"verifying it": check, "the whole bundle": write}  # the first round goes backwards
     seconds = watch.seconds(names, f"bench export, bundle in {dtype}")
     return [Series(f"{name}, {dtype}", "s", -1, tuple(seconds[name]), {"dtype": dtype}) for name in names]

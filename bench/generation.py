@@ -30,9 +30,6 @@ from distill.errors import BadInput
 from distill.mining.triplets import LENSES
 from distill.tokens.chat import Dream, prompt_ids, think_ids
 
-CODES = 512
-"""Image tokens of the untrained student: as many as settings ask for by default."""
-
 QUESTION = "What happens when you drop a ball?"
 
 
@@ -59,35 +56,30 @@ def bench_generate(
     if longest > (room := model.config.context):
         raise BadInput(f"a prompt of {max(prompt_tokens)} and {tokens} new tokens don't fit a context of {room}")
     model, series, identical = model.eval(), list[Series](), dict[str, int]()
-    theirs = _reference(model)
+    writers = {"ours": partial(_ours, model), "transformers": _reference(model)}
     for length, batch in product(prompt_tokens, batches):
+        label, setting = f"batch {batch}, prompt {length}", {"batch": batch, "prompt_tokens": length}
         seed = torch.Generator().manual_seed(batch)
         ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=seed)
-        prompts: list[list[int]] = ids.tolist()
-
-        def ours(count: int, prompts: list[list[int]] = prompts) -> list[list[int]]:
-            return generate(model, prompts, max_tokens=count, batch_rows=len(prompts))
-
-        def reference(count: int, ids: Tensor = ids) -> list[list[int]]:
-            return theirs(ids, count)
-
-        writers = {"ours": ours, "transformers": reference}
-        answers = {name: writer(tokens) for name, writer in writers.items()}
-        jobs = {f"{name}, first token": partial(writer, 1) for name, writer in writers.items()}
-        jobs |= {name: partial(writer, tokens) for name, writer in writers.items()}
-        label = f"batch {batch}, prompt {length}"
+        ours, theirs = (write(ids, tokens) for write in writers.values())
+        identical[label] = sum(a == b for a, b in zip(ours, theirs, strict=True))
+        jobs = {f"{name}, first token": partial(write, ids, 1) for name, write in writers.items()}
+        jobs |= {f"{name}, writing": partial(write, ids, tokens) for name, write in writers.items()}
         seconds = watch.seconds(jobs, f"bench generate, {label}")
-        found, setting = rates(batch * tokens, seconds), {"batch": batch, "prompt_tokens": length}
-        for name in writers:
-            first = tuple(seconds[f"{name}, first token"])
-            series.append(Series(f"{name}, first token, {label}", "s", -1, first, setting))
-        for name in writers:
-            series.append(Series(f"{name}, writing, {label}", "tokens/s", 1, tuple(found[name]), setting))
-        series.append(ratio(f"ours over transformers, {label}", found["ours"], found["transformers"], setting))
-        identical[label] = sum(a == b for a, b in zip(answers["ours"], answers["transformers"], strict=True))
+        found = rates(batch * tokens, seconds)
+        for name in jobs:
+            first = name.endswith("first token")
+            unit, better, values = ("s", -1, seconds[name]) if first else ("tokens/s", 1, found[name])
+            series.append(Series(f"{name}, {label}", unit, better, tuple(values), setting))
+        both = found["ours, writing"], found["transformers, writing"]
+        series.append(ratio(f"ours over transformers, {label}", *both, setting))
     sizes = {"parameters": count_parameters(model), "vocab_size": model.config.vocab_size}
     settings = {"student": preset, **sizes, "tokens": tokens}
     return watch.result("generate", series, settings, {"identical_rows": identical})
+
+
+def _ours(model: Backbone, ids: Tensor, count: int) -> list[list[int]]:
+    return generate(model, ids.tolist(), max_tokens=count, batch_rows=len(ids))
 
 
 def _reference(model: Backbone) -> Callable[[Tensor, int], list[list[int]]]:
@@ -161,19 +153,14 @@ def _full(parts: Parts) -> Dream:
     return {lens: [(next(codes), next(codes), next(codes)) for _ in steps] for lens in LENSES}
 
 
-def untrained(preset: str = "nano", vocab_size: int = 8192, codes: int = CODES) -> Parts:
-    """A student and an engine with random weights, of the sizes that a run has by default.
-
-    Most of its vocabulary is of no text: what it says would mean nothing anyway.
-    """
-    labels = [f"phrase {code}" for code in range(codes)]
-    small = starter_codebook()
-    centroids = torch.nn.functional.normalize(
-        torch.randn(codes, 512, generator=torch.Generator().manual_seed(0)), dim=-1
-    )
-    codebook = replace(small, labels=labels, centroids=centroids.numpy(), counts=small.counts[:1].repeat(codes))
+def untrained(vocab_size: int = 8192, codes: int = 512) -> Parts:
+    """A nano student and an engine with random weights, of the sizes that a run has by default. Most of its vocabulary
+    is of no text."""
+    labels, small = [f"phrase {code}" for code in range(codes)], starter_codebook()
+    centroids = torch.randn(codes, 512, generator=torch.Generator().manual_seed(0))
+    centroids = torch.nn.functional.normalize(centroids, dim=-1).numpy()
+    codebook = replace(small, labels=labels, centroids=centroids, counts=small.counts[:1].repeat(codes))
     tokenizer, config = starter_tokenizer(labels), DreamingConfig()
-    sizes = config_for(StudentSettings(preset=preset), max(vocab_size, tokenizer.vocab_size), 0, 2)
-    model = Backbone(sizes).initialize(0).eval()
+    sizes = config_for(StudentSettings(), max(vocab_size, tokenizer.vocab_size), 0, 2)
     engine = DreamEngine.new(config, sizes.hidden, codebook, seed=0).eval()
-    return Parts(model, tokenizer, codebook, engine, config)
+    return Parts(Backbone(sizes).initialize(0).eval(), tokenizer, codebook, engine, config)

@@ -7,17 +7,17 @@ for them, with an interval that supposes nothing about how they are spread.
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from distill.errors import BadInput
+from distill.exam import provenance
+from distill.exam.provenance import versions
 from distill.run import write_atomic
 
 KIND = "dream bench"
@@ -41,9 +41,9 @@ class Series:
     setting: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
-        assert self.values, self.name
-        object.__setattr__(self, "values", tuple(map(float, self.values)))  # counts too: they come back as such
-        assert all(math.isfinite(value) for value in self.values), self.name
+        object.__setattr__(self, "values", tuple(map(float, self.values)))
+        if not self.values or not all(map(math.isfinite, self.values)) or self.better not in (1, -1):
+            raise ValueError(f"series {self.name}")
 
     @property
     def key(self) -> str:
@@ -55,27 +55,10 @@ class Series:
         return statistics.median(self.values)
 
     @property
-    def min(self) -> float:
-        return min(self.values)
-
-    @property
-    def max(self) -> float:
-        return max(self.values)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """Between neighbours linearly, as numpy does."""
-        if len(self.values) == 1:
-            return self.values[0], self.values[0]
-        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
-        return low, high
-
-    @property
     def interval(self) -> tuple[float, float]:
         """Holds the true median in at least 95 % of cases, whatever the distribution (David & Nagaraja, Order
         Statistics, 2003, section 7.1): from the l-th least to the l-th most value, 2 · P(Binomial(n, ½) < l) ≤ 0.05.
-        Below 6 values, no such l: from the least to the most (n = 5: 94 %; 3: 75 %). A bootstrap's would be narrower,
-        and too narrow: of 7 values it holds the median in 88 %."""
+        Below 6 values, no such l: from the least to the most (n = 5: 94 %; 3: 75 %)."""
         ordered, count = sorted(self.values), len(self.values)
         below, rank = 0.0, 0
         while 2 * (below := below + math.comb(count, rank) / 2**count) <= 1 - COVERAGE:
@@ -84,17 +67,8 @@ class Series:
         return ordered[place], ordered[count - 1 - place]
 
     def to_json(self) -> dict[str, Any]:
-        names = ("name", "unit", "better", "setting", "median", "min", "max", "quartiles", "interval", "values")
-        return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> "Series":
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError where it is none."""
-        values, better = list(entry["values"]), entry["better"]
-        usable = values and all(type(value) in (int, float) and math.isfinite(value) for value in values)
-        if not usable or type(better) is not int or better not in (1, -1):
-            raise ValueError(f"series {entry['name']}")
-        return cls(_text(entry["name"]), _text(entry["unit"]), better, tuple(values), dict(entry["setting"]))
+        spread = {"median": self.median, "min": min(self.values), "max": max(self.values)}
+        return {**vars(self), **spread, "interval": list(self.interval), "values": list(self.values)}
 
 
 @dataclass(frozen=True)
@@ -119,62 +93,42 @@ class BenchResult:
         return next(series for series in self.series if series.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        names = ("name", "version", "time", "warmup", "settings", "machine", "series", "about")
-        values = vars(self) | {"series": [series.to_json() for series in self.series]}
-        return {"kind": KIND, "format": FORMAT, **{name: values[name] for name in names}}
+        return {"kind": KIND, "format": FORMAT, **vars(self), "series": [series.to_json() for series in self.series]}
 
     @classmethod
-    def from_json(cls, value: Any, source: str = "result") -> "BenchResult":
+    def from_json(cls, found: Any, source: str = "result") -> "BenchResult":
         """The inverse of `to_json`; medians and spreads are taken from the values again.
 
         Raises BadInput, naming `source`, for what is no result of a benchmark.
         """
-        if not isinstance(value, dict) or cast("dict[str, Any]", value).get("kind") != KIND:
-            raise BadInput(f"{source}: holds no result of `{KIND}`; save one with --out FILE.json")
-        found = cast("dict[str, Any]", value)
-        if (form := found.get("format")) != FORMAT:
-            raise BadInput(f"{source}: is of format {form}, this version reads {FORMAT}; measure it again")
         try:
-            name, version, finished = (_text(found[key]) for key in ("name", "version", "time"))
-            settings, about, where = (dict(found[key]) for key in ("settings", "about", "machine"))
-            series = [Series.from_json(entry) for entry in found["series"]]
-            return cls(name, series, settings, about, int(found["warmup"]), where, version, finished)
+            if (found["kind"], found["format"]) != (KIND, FORMAT):
+                raise ValueError(f"{found['kind']} of format {found['format']}")
+            parts = ("name", "unit", "better", "values", "setting")
+            series = [Series(*(entry[part] for part in parts)) for entry in found["series"]]
+            facts = {part: dict(found[part]) for part in ("settings", "about", "machine")}
+            told = {part: found[part] for part in ("name", "warmup", "version", "time")}
+            if not series:
+                raise ValueError("no series")
+            return cls(series=series, **facts, **told)
         except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(f"{source}: a result of `{KIND}`, but spoiled ({error!r}); measure it again") from error
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
+            raise BadInput(f"{source}: holds no result of `{KIND}` ({error!r}); `--out FILE.json` saves one") from error
 
 
 def load_result(path: Path) -> BenchResult:
     """A saved result. Raises BadInput where there is none."""
-    again = f"save a result: `dream bench … --out {path}`"
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if text.strip() else None
+        return BenchResult.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
     except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such file; {again}") from error
-    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: no such file; save a result: `dream bench … --out {path}`") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: can't be read as a result of `{KIND}` ({error})") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: is no JSON ({error}); give what `--out FILE.json` wrote") from error
-    if not text.strip():
-        raise BadInput(f"{path}: is empty; {again}")
-    result = BenchResult.from_json(value, str(path))
-    if not result.series:
-        raise BadInput(f"{path}: holds no measurements; {again}")
-    return result
 
 
 def check_out(path: Path) -> None:
     """Raises BadInput where a result can't be written there: no .json, or something else in its place."""
-    if path.suffix != ".json":
-        raise BadInput(f"--out {path}: does not end in .json, which a result is kept as")
-    if path.is_dir():
-        raise BadInput(f"--out {path}: is a folder; name a file")
+    if path.suffix != ".json" or path.is_dir():
+        raise BadInput(f"--out {path}: a result is kept in a file that ends in .json")
     if path.exists():
         try:
             load_result(path)
@@ -190,32 +144,8 @@ def write_result(result: BenchResult, path: Path) -> None:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Where a benchmark ran, as far as it matters for speed; nothing that tells whose machine it is.
-
-    device: as torch names it; an accelerator is named by its model. threads: torch's, null where it isn't loaded.
-    """
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and device.startswith("cuda"):
-        device = torch.cuda.get_device_name(device)
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads() if torch is not None else None,
-        "device": device,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": str(torch.__version__) if torch is not None else None,
-    }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    """Where a benchmark ran, as far as it matters for speed; nothing that tells whose machine it is."""
+    return {**provenance.machine(device), "platform": f"{platform.system()} {platform.machine()}", **versions()}
 
 
 def combined(name: str, results: Mapping[str, BenchResult], failed: Mapping[str, str]) -> BenchResult:
@@ -228,7 +158,7 @@ def combined(name: str, results: Mapping[str, BenchResult], failed: Mapping[str,
     ]
     about: dict[str, Any] = {bench: result.about for bench, result in results.items() if result.about}
     about |= {"failed": dict(failed)} if failed else {}
-    where = next((result.machine for result in results.values() if result.machine.get("torch")), machine())
+    where = next((result.machine for result in results.values() if result.machine.get("threads")), machine())
     warmup = max((result.warmup for result in results.values()), default=0)
     return BenchResult(name, series, about=about, warmup=warmup, machine=where)
 
@@ -239,23 +169,11 @@ HEADER = ("", "unit", "median", "min", "max", "95 % interval", "n")
 
 def row(series: Series) -> tuple[str, ...]:
     """Under HEADER."""
-    low, high = series.interval
-    spread = (number(series.median), number(series.min), number(series.max), f"{number(low)} to {number(high)}")
-    return series.name, series.unit, *spread, str(len(series.values))
+    spread = [number(value) for value in (series.median, min(series.values), max(series.values))]
+    interval = " to ".join(number(bound) for bound in series.interval)
+    return series.name, series.unit, *spread, interval, str(len(series.values))
 
 
 def number(value: float) -> str:
     """Four digits, thousands apart."""
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
-
-
-def told(values: Mapping[str, object]) -> str:
-    """A mapping in one line."""
-    shown = (f"{key.replace('_', ' ')} {_plain(value)}" for key, value in values.items() if value is not None)
-    return ", ".join(shown).replace("\n", " ")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False)
-    return number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

@@ -1,12 +1,10 @@
 """How fast given answers are scored, beside the bare model's forward pass over as many tokens, in the same run.
 
 Bare: hidden states and the logits of every position, made in blocks and dropped, over rows of one length: no padding,
-nothing computed from the logits. Scored: contexts and answers of a real run's lengths, with all of `AnswerScore`:
-likelihood, KL against soft targets of 20 alternatives, the five best, confidence.
-
-Shape legend: B rows, T positions, S named alternatives.
+nothing computed from the logits. Scored: contexts and answers of a real run's lengths, with all of `AnswerScore`.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -14,11 +12,10 @@ import torch
 
 from bench.result import BenchResult
 from bench.stopwatch import Stopwatch, rates, ratio, speeds
-from bench.training import DOCUMENTS, synthetic_documents
+from bench.training import synthetic_documents
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.config import StudentSettings
 from distill.dream.pretrained import pick_device
-from distill.errors import BadInput
 from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.scoring import BATCH_TOKENS, LOGITS_AT_ONCE, POSITIONS_AT_ONCE, score_answers
 from distill.tokens.packing import Documents
@@ -34,23 +31,18 @@ def bench_score(
 ) -> BenchResult:
     """Tokens read a second by both, and the ratio of each round (scored / bare).
 
-    prompts: how many answers are scored, after a mined dream each. Raises BadInput for an unknown preset or device,
-    or more prompts than there are synthetic documents.
+    prompts: how many answers are scored, after a mined dream each. Raises BadInput for an unknown preset or device.
     """
-    if not 1 <= prompts <= DOCUMENTS:
-        raise BadInput(f"prompts: {prompts} answers can't be scored; choose 1 to {DOCUMENTS}")
     place = pick_device(device)
     config = config_for(StudentSettings(preset=preset, context=context), vocab_size, 0, 2)
     model = Backbone(config).initialize(0).to(place).eval()
     contexts, answers, targets = scored_rows(synthetic_documents(vocab_size), prompts)
     # The last token is only predicted, never read.
     tokens = sum(len(asked) + len(answer) - 1 for asked, answer in zip(contexts, answers, strict=True))
-
-    def scored() -> None:
-        for _ in score_answers(model, contexts, answers, targets):
-            pass
-
-    jobs = {"bare": bare_forward(model, tokens, tokens // prompts), "scored": scored}
+    jobs = {
+        "bare": bare_forward(model, prompts, round(tokens / prompts)),
+        "scored": lambda: deque(score_answers(model, contexts, answers, targets), maxlen=0),
+    }
     found = rates(tokens, watch.seconds(jobs, "bench score", str(place)))
     return watch.result(
         "score",
@@ -76,23 +68,16 @@ def scored_rows(documents: Documents, count: int) -> tuple[list[list[int]], list
     return contexts, answers, targets
 
 
-def bare_forward(model: Backbone, tokens: int, length: int) -> Callable[[], None]:
-    """The model alone over `tokens` random tokens in full rows of `length` positions, with all their logits."""
-    vocabulary, device = model.config.vocab_size, model.cos.device
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocabulary, (tokens,), generator=generator).to(device)
-    batch = max(1, BATCH_TOKENS // length) * length
+def bare_forward(model: Backbone, rows: int, length: int) -> Callable[[], None]:
+    """The model alone over `rows` rows of `length` random tokens, with all their logits."""
+    vocabulary = model.config.vocab_size
+    ids = torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0)).to(model.cos.device)
     size = max(POSITIONS_AT_ONCE, LOGITS_AT_ONCE // vocabulary)
 
     @torch.inference_mode()
     def forward() -> None:
-        for start in range(0, tokens, batch):
-            part = ids[start : start + batch]
-            # What is left over at the end makes a shorter row of its own.
-            full = len(part) // length * length
-            rows = [part[:full].view(-1, length), part[full:].view(1, -1)]
-            for hidden in [model.hidden(row).flatten(0, 1) for row in rows if row.numel()]:
-                for block in hidden.split(size):
-                    model.lm_head(block)
+        for part in ids.split(max(1, BATCH_TOKENS // length)):
+            for block in model.hidden(part).flatten(0, 1).split(size):
+                model.lm_head(block)
 
     return forward

@@ -10,7 +10,6 @@ from bench.result import BenchResult, Series, machine
 from distill.events import Event, Listener, silent
 
 Found = TypeVar("Found")
-Jobs = Mapping[str, Callable[[], object]]
 Numbers = Mapping[str, Sequence[float]]
 """Name → a number of each round."""
 
@@ -23,28 +22,26 @@ class Stopwatch:
     warmup: int = 1
     listen: Listener = silent
 
-    @property
-    def rounds(self) -> int:
-        """All of them."""
-        return self.warmup + self.repeat
-
     def alternate(self, jobs: Mapping[str, Callable[[], Found]], task: str) -> dict[str, list[Found]]:
         """What each job returns, once a round, in turn backwards and forwards: a machine that changes its speed changes
         all."""
         found: dict[str, list[Found]] = {name: [] for name in jobs}
-        for round_ in range(self.rounds):
+        total = self.warmup + self.repeat
+        for round_ in range(total):
             for name in list(jobs)[:: 1 if round_ % 2 else -1]:
                 value = jobs[name]()
                 if round_ >= self.warmup:
                     found[name].append(value)
-            self.listen(Event(task, "progress", done=round_ + 1, total=self.rounds, unit="round"))
+            self.listen(Event(task, "progress", done=round_ + 1, total=total, unit="round"))
         return found
 
     def each(self, job: Callable[[], Found], task: str) -> list[Found]:
         """What it returns in each round."""
         return self.alternate({"": job}, task)[""]
 
-    def seconds(self, jobs: Jobs, task: str, device: str = "cpu") -> dict[str, list[float]]:
+    def seconds(
+        self, jobs: Mapping[str, Callable[[], object]], task: str, device: str = "cpu"
+    ) -> dict[str, list[float]]:
         """Seconds of each job, by rounds. device: torch's, that may be at it still when a job returns."""
         return self.alternate({name: partial(seconds_of, job, device) for name, job in jobs.items()}, task)
 
@@ -71,7 +68,6 @@ def seconds_of(job: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - started
 
 
-# Series.
 def took(seconds: Numbers) -> list[Series]:
     """Seconds, a series a name."""
     return [Series(name, "s", -1, tuple(each)) for name, each in seconds.items()]

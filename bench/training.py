@@ -37,8 +37,7 @@ def bench_train(
 ) -> BenchResult:
     """Tokens a second of both steps, and the ratio of each round (ours / theirs).
 
-    sizes: `hidden`, `layers` and so on where they are not the preset's. Raises BadInput for an unknown preset or
-    setting.
+    sizes: `hidden`, `layers` and so on where they are not the preset's. Raises BadInput for an unknown preset.
     """
     settings = settings or TrainSettings()
     device = pick_device(settings.device)

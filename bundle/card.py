@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from bundle.manifest import Manifest
 from distill.backbone.model import BackboneConfig
+from distill.report.tables import markdown_table
 from distill.teacher.licenses import OTHER, License
 from distill.teacher.names import fitting_name
 
@@ -122,37 +123,29 @@ def render_card(
 def front_matter(license: License) -> str:
     """The card's head, by which Hugging Face knows the licence of inherited weights."""
     name = license.name or "unknown"
-    lines = {"license": name}
-    if not HUGGING_FACE.fullmatch(name):
-        lines = {"license": OTHER, "license_name": str(license)}
-    if license.link:
-        lines["license_link"] = license.link
+    known = HUGGING_FACE.fullmatch(name)
+    lines = {"license": name} if known else {"license": OTHER, "license_name": str(license)}
+    lines |= {"license_link": license.link} if license.link else {}
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in lines.items()), "---\n\n"])
 
 
 def _terms(manifest: Manifest, license: License, whole: bool) -> str:
     """Whose weights these are, and under which terms they, or the teacher, are given."""
-    teacher = manifest.provenance.get("teacher", {})
-    began = manifest.provenance.get("began_as")
+    teacher, began = manifest.provenance.get("teacher", {}), manifest.provenance.get("began_as")
     if began is None:
         return "What its weights began as was not recorded."
     if began:
         whose = teacher.get("name") or "its teacher" if began == "teacher" else began
         where = " (whole in `LICENSE`)" if whole else f" ({license.link})" if license.link else ""
-        end = (
-            f"carry its licence: {license}{where}."
-            if license.name
-            else ("carry its licence, which is unknown: find out its terms before you pass them on.")
-        )
-        return f"Its weights began as those of {whose}, and {end}"
-    begin = "Its weights began from chance: none of another model are in it."
-    if not teacher.get("is_model"):
-        return begin
-    told = License.from_json(teacher.get("license"))
-    return (
-        f"{begin} The licence of its teacher, {teacher.get('name')}: {told}. Some licences have terms for models that "
-        "learn from a model's answers."
-    )
+        unknown = ", which is unknown: find out its terms before you pass them on."
+        terms = f": {license}{where}." if license.name else unknown
+        return f"Its weights began as those of {whose}, and carry its licence{terms}"
+    text = "Its weights began from chance: none of another model are in it."
+    if teacher.get("is_model"):
+        told = License.from_json(teacher.get("license"))
+        text += f" The licence of its teacher, {teacher.get('name')}: {told}. Some licences have terms for models that "
+        text += "learn from a model's answers."
+    return text
 
 
 def _bits(manifest: Manifest) -> str:
@@ -169,10 +162,3 @@ def _bits(manifest: Manifest) -> str:
 def megabytes(size: int) -> str:
     """Of a file, for people."""
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """Heading first."""
-    heading, *body = rows
-    lines = [heading, ["---"] * len(heading), *body]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -3,9 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +48,8 @@ class Origin:
     license: License = field(default_factory=License)
 
 
-def export(
-    run: Run,
-    listen: Listener = silent,
-    force: bool = False,
-    checkpoint: Path | None = None,
-    dtype: str | None = None,
-) -> dict[str, Any]:
-    """Write, verify and publish run.bundle from the best checkpoint (or another); return its summary.
+def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
+    """Write, verify and publish run.bundle from the best checkpoint; return its summary.
 
     Raises MissingStage, BadInput, CorruptFile, RunMismatch, and ParityError where the bundle doesn't answer as the
     student does; then whatever bundle there was stays.
@@ -66,18 +58,20 @@ def export(
 
     started = time.monotonic()
     run.require("train")
-    source = checkpoint or best(run)
-    chosen = replace(run.settings.export, dtype=dtype or run.settings.export.dtype)
-    system = system_message(run.settings)
-    marks = {**asdict(chosen), "system_message": system, "checkpoint": source.name, "version": 2}
+    source, system = best(run), system_message(run.settings)
+    marks = {**asdict(run.settings.export), "system_message": system, "checkpoint": source.name, "version": 2}
     record = run.fresh("export", marks)
     if record is not None and not force:
         return record.summary
     listen(Event("export", "start", f"{run.name}, {source.name}"))
     student = load_checkpoint(source, run.name, system)
     origin = describe_run(run, source)
-    _say_unknown(origin, listen)
-    summary = write_bundle(run.bundle, student, replace(chosen, system=system), origin, listen)
+    began = origin.provenance["began_as"]
+    if began and not origin.license.name:
+        whose = origin.provenance["teacher"].get("name") if began == TEACHER else began
+        unknown = f"licence of {whose}: unknown; its weights are in the bundle"
+        listen(Event("export", "warning", f"{unknown}: find out its terms before you pass it on"))
+    summary = write_bundle(run.bundle, student, replace(run.settings.export, system=system), origin, listen)
     outputs = {f"bundle/{name}": sha256_file(run.bundle / name) for name in list_files(run.bundle)}
     run.record("export", marks, outputs, summary, time.monotonic() - started)
     listen(Event("export", "done", str(run.bundle), data=summary))
@@ -88,12 +82,17 @@ def write_bundle(
     final: Path, student: Student, settings: ExportSettings, origin: Origin, listen: Listener = silent
 ) -> dict[str, Any]:
     """Fill a folder aside, verify it there and put it in place of `final`. Raises ParityError."""
+
+    def verifying(event: Event) -> None:
+        if event.kind == "progress":
+            listen(replace(event, stage="export", message="verifying"))
+
     _check(settings, student.model.config.context)
     with publish_folder(final) as folder:
         manifest = _fill(folder, student, settings, origin, listen)
         large = count_parameters(student.model) > ONE_THREAD
         prompts = origin.verification_prompts[:FEWER] if large else []
-        report = verify(folder, _as_export(listen), prompts or None)
+        report = verify(folder, verifying, prompts)
         if not report.ok:
             raise ParityError(f"{final}: not published: {report.summary.replace(str(folder), 'the bundle')}")
         checks = {name: f"{verdict}: {detail}" for name, verdict, detail in report.rows()}
@@ -108,16 +107,6 @@ def write_bundle(
         "gguf_bytes": manifest.files[GGUF]["bytes"],
         **report.numbers,
     }
-
-
-def _as_export(listen: Listener) -> Listener:
-    """The verification's progress, told as the export's."""
-
-    def passed_on(event: Event) -> None:
-        if event.kind == "progress":
-            listen(replace(event, stage="export", message="verifying"))
-
-    return passed_on
 
 
 def _check(settings: ExportSettings, trained: int) -> None:
@@ -136,9 +125,8 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
     # Without the map of the teacher's ids, which only training reads.
     tokenizer = StudentTokenizer(student.tokenizer.hf, student.tokenizer.origin)
     tokenizer.save(folder, config.context)
-    sampling = (
-        {"do_sample": True, "temperature": settings.temperature} if settings.temperature else {"do_sample": False}
-    )
+    sampling: dict[str, Any] = {"do_sample": bool(settings.temperature)}
+    sampling |= {"temperature": settings.temperature} if settings.temperature else {}
     generation = {**sampling, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     for name, path in origin.extras.items():
@@ -170,8 +158,10 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
 
 
 def _write_card(folder: Path, manifest: Manifest, model: Backbone) -> None:
+    from distill.report.tables import evaluation_rows
+
     sizes = {name: (folder / name).stat().st_size for name in list_files(folder)}
-    table = _evaluation_table(manifest.evaluation)
+    table = evaluation_rows(manifest.evaluation, intervals=True) if manifest.evaluation else []
     write_atomic(folder / "README.md", render_card(manifest, model.config, count_parameters(model), sizes, table))
 
 
@@ -190,12 +180,6 @@ def _gguf_metadata(origin: Origin) -> dict[str, str]:
     return {key: str(value) for key, value in found.items() if value}
 
 
-def _evaluation_table(results: dict[str, Any] | None) -> list[list[str]]:
-    from distill.report.tables import evaluation_rows
-
-    return evaluation_rows(results, intervals=True) if results else []
-
-
 def describe_run(run: Run, checkpoint: Path) -> Origin:
     """What the run's folder tells: teacher, prompts, versions, evaluation, held-out prompts, codebook, graph."""
     from distill.training.engine.plan import engine_of
@@ -212,16 +196,17 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
             license = license_of(run.settings.teacher, info)
             teacher = {"name": info.name, "digest": info.digest, "version": info.version}
             teacher |= {"license": replace(license, text="").to_json(), "is_model": not info.is_dataset}
-            answers = dict(islice(_distinct(store.texts(held_out=True)), VERIFICATION_PROMPTS))
+            for prompt, answer in store.texts(held_out=True):
+                if len(answers) < VERIFICATION_PROMPTS:
+                    answers.setdefault(prompt, answer)
             hashes = hashes_json(prompt for prompt, _ in store.texts(held_out=False))
-    records = run.records()
-    began = _began(run)
+    records, capture, began = run.records(), run.settings.capture, _began(run)
     if began != TEACHER:
         license = _license_at(Path(began)) if began else License()
     provenance = {
         "teacher": teacher,
         "began_as": began if began in ("", TEACHER) else Path(began).name,
-        "prompts": _prompt_names(run),
+        "prompts": [capture.dataset] if capture.dataset else [Path(name).name for name in capture.prompts],
         "run": run.name,
         "checkpoint": checkpoint.name,
         "seed": run.settings.seed,
@@ -257,35 +242,6 @@ def _license_at(path: Path) -> License:
         return License()
 
 
-def _say_unknown(origin: Origin, listen: Listener) -> None:
-    """One line, where weights are shipped of which nobody said whose they are."""
-    began = origin.provenance.get("began_as")
-    if began and not origin.license.name:
-        whose = origin.provenance["teacher"].get("name") if began == TEACHER else began
-        listen(
-            Event(
-                "export",
-                "warning",
-                f"licence of {whose}: unknown; its weights are in the bundle: find out its terms before you pass it on",
-            )
-        )
-
-
-def _prompt_names(run: Run) -> list[str]:
-    """The dataset, or the prompt sets; of a user's own file not the folder, which is nobody's business."""
-    capture = run.settings.capture
-    return [capture.dataset] if capture.dataset else [Path(name).name for name in capture.prompts]
-
-
-def _distinct(texts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """(prompt, answer), each prompt once."""
-    seen: set[str] = set()
-    for prompt, answer in texts:
-        if prompt not in seen:
-            seen.add(prompt)
-            yield prompt, answer
-
-
 OF_EVALUATION = (
     *("version", "run", "checkpoint", "teacher", "tokenizer", "prompts", "left_out", "answer_tokens", "answer_bytes"),
     *("seed", "settings", "systems", "fall"),
@@ -296,13 +252,11 @@ OF_SYSTEM = ("metrics", "missing", "versus_student", "tokens_per_second", "check
 
 def _evaluation(run: Run, checkpoint: Path) -> dict[str, Any] | None:
     """Of results.json, if it is of this checkpoint."""
-    path = run.evaluation / "results.json"
     try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        results: dict[str, Any] = json.loads((run.evaluation / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if results.get("checkpoint") != checkpoint.name:
         return None
-    kept = {key: results[key] for key in OF_EVALUATION if key in results}
     systems = {name: {key: s[key] for key in OF_SYSTEM if key in s} for name, s in results["systems"].items()}
-    return {**kept, "systems": systems}
+    return {**{key: results[key] for key in OF_EVALUATION if key in results}, "systems": systems}

@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.backbone.architecture import BackboneConfig
 from distill.backbone.gguf_names import ROPE_DIVISORS, tensor_name, to_gguf
 from distill.backbone.model import Backbone
-from distill.errors import BadInput, DistillError, RunMismatch
+from distill.errors import DistillError, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat_template import JINJA
@@ -75,10 +75,8 @@ def write_gguf(
     """Write a student's weights and vocabulary to `path`, whole or not at all.
 
     weights: as `Backbone.state_dict()` names them. dtype: a key of DTYPES. metadata: keys such as `general.name`
-    with their values. Raises BadInput for another dtype, RunMismatch where the tokenizer doesn't fit the weights.
+    with their values. Raises RunMismatch where the tokenizer doesn't fit the weights.
     """
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}")
     if tokenizer.vocab_size != config.vocab_size:
         raise RunMismatch(
             f"tokenizer: it has {tokenizer.vocab_size} tokens and the student {config.vocab_size}; "

@@ -51,8 +51,13 @@ def install(
         listen(Event("install", "note", f"from {GGUF}: from the folder's safetensors Ollama would read other tokens"))
     try:
         _check_free(asker, name, host, force)
-        digest = _upload(asker, bundle_dir / GGUF, manifest, listen)
-        _create(asker, name, digest, manifest, quantize, _license(bundle_dir, manifest), listen)
+        entry = manifest.files[GGUF]
+        digest, size = f"sha256:{entry['sha256']}", entry["bytes"]
+        listen(Event("install", "progress", "uploading", done=0, total=size, unit="B"))
+        asker.send_blob(digest, bundle_dir / GGUF)
+        listen(Event("install", "progress", "uploaded", done=size, total=size, unit="B"))
+        told = {**manifest.ollama, "license": _license(bundle_dir, manifest), "quantize": quantize}
+        _create(asker, name, {"files": {GGUF: digest}, **{key: value for key, value in told.items() if value}}, listen)
         result = {"model": name, "host": host, "quantize": quantize, **_try_out(asker, name, host, manifest)}
     finally:
         asker.close()
@@ -69,15 +74,6 @@ def _check_free(asker: OllamaClient, name: str, host: str, force: bool) -> None:
         raise BadInput(f"{name}: is in Ollama at {host} already; give another --name, or --force to replace it")
 
 
-def _upload(asker: OllamaClient, path: Path, manifest: Manifest, listen: Listener) -> str:
-    entry = manifest.files[GGUF]
-    digest, size = f"sha256:{entry['sha256']}", entry["bytes"]
-    listen(Event("install", "progress", "uploading", done=0, total=size, unit="B"))
-    asker.send_blob(digest, path)
-    listen(Event("install", "progress", "uploaded", done=size, total=size, unit="B"))
-    return digest
-
-
 def _license(folder: Path, manifest: Manifest) -> str:
     """The terms of the weights, as far as the bundle tells them."""
     known = License.from_json(manifest.provenance.get("license"))
@@ -87,27 +83,10 @@ def _license(folder: Path, manifest: Manifest) -> str:
     return license_text(known)
 
 
-def _create(
-    asker: OllamaClient,
-    name: str,
-    digest: str,
-    manifest: Manifest,
-    quantize: str | None,
-    license: str,
-    listen: Listener,
-) -> None:
+def _create(asker: OllamaClient, name: str, what: dict[str, Any], listen: Listener) -> None:
     """Ask Ollama to make the model, and tell what it says meanwhile."""
-    told = {"system": manifest.ollama["system"], "license": license, "quantize": quantize}
-    body = {
-        "model": name,
-        "stream": True,
-        "files": {GGUF: digest},
-        "template": manifest.ollama["template"],
-        "parameters": manifest.ollama["parameters"],
-        **{key: value for key, value in told.items() if value},
-    }
     status = ""
-    for progress in asker.lines("/api/create", body):
+    for progress in asker.lines("/api/create", {"model": name, "stream": True, **what}):
         status = str(progress.get("status") or "")
         listen(Event("install", "note", f"Ollama: {status}"))
     if status != "success":
@@ -140,35 +119,34 @@ def _try_out(asker: OllamaClient, name: str, host: str, manifest: Manifest) -> d
 
 
 def ids_of_prompts(
-    name: str, host: str | None, conversations: Sequence[tuple[str, str, bool]], context: int, timeout: float = 120.0
+    name: str, host: str | None, conversations: Sequence[tuple[str, str, bool]], context: int
 ) -> list[list[int]]:
     """What an installed model makes of (system, question, think): the ids of the prompt and of a one-token reply, as
     `context` tells them (of a `raw` prompt it tells nothing). Raises ModelNotFound, TeacherUnavailable …, and
     TeacherError where an Ollama doesn't tell them."""
-    asker = OllamaClient(host or default_host(), timeout=timeout, retries=2)
-    found: list[list[int]] = []
-    options = {"temperature": 0, "seed": 0, "num_predict": 1, "num_ctx": context, "stop": []}
-    try:
-        for system, question, think in conversations:
-            asked = {"prompt": question, "system": system, "think": think, "stream": False}
-            answer = asker.post("/api/generate", {"model": name, **asked, "options": options})
-            if not isinstance(ids := answer.get("context"), list):
-                raise TeacherError(f"{asker.host}: doesn't tell a prompt's ids (no `context` in its reply)")
-            found.append(cast("list[int]", ids))
-    finally:
-        asker.close()
-    return found
+    asked = [
+        {"prompt": question, "system": system, "think": think, **_options(1, context)}
+        for system, question, think in conversations
+    ]
+    found = [answer.get("context") for answer in _asked(name, host, asked)]
+    if not all(isinstance(ids, list) for ids in found):
+        raise TeacherError(f"{host or default_host()}: doesn't tell a prompt's ids (no `context` in its reply)")
+    return cast("list[list[int]]", found)
 
 
-def raw_answers(
-    name: str, host: str | None, prompts: Sequence[str], max_tokens: int, context: int, timeout: float = 120.0
-) -> list[str]:
+def raw_answers(name: str, host: str | None, prompts: Sequence[str], max_tokens: int, context: int) -> list[str]:
     """Greedy continuations of rendered prompts by an installed model. Raises ModelNotFound, TeacherUnavailable …"""
-    asker = OllamaClient(host or default_host(), timeout=timeout, retries=2)
-    options = {"temperature": 0, "seed": 0, "num_predict": max_tokens, "num_ctx": context, "stop": []}
+    asked = [{"prompt": prompt, "raw": True, **_options(max_tokens, context)} for prompt in prompts]
+    return [f"{reply.get('thinking') or ''} {reply.get('response') or ''}" for reply in _asked(name, host, asked)]
+
+
+def _options(max_tokens: int, context: int) -> dict[str, Any]:
+    return {"options": {"temperature": 0, "seed": 0, "num_predict": max_tokens, "num_ctx": context, "stop": []}}
+
+
+def _asked(name: str, host: str | None, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    asker = OllamaClient(host or default_host(), timeout=120.0, retries=2)
     try:
-        bodies = ({"model": name, "prompt": p, "raw": True, "stream": False, "options": options} for p in prompts)
-        answers = [asker.post("/api/generate", body) for body in bodies]
+        return [asker.post("/api/generate", {"model": name, "stream": False, **body}) for body in bodies]
     finally:
         asker.close()
-    return [f"{answer.get('thinking') or ''} {answer.get('response') or ''}" for answer in answers]

@@ -1,12 +1,11 @@
 """A student ready to talk: from a run, a checkpoint or a bundle."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bundle.manifest import NAME, NATIVE, check_file, read_manifest
 from distill.backbone.generate import stream
@@ -19,7 +18,7 @@ from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.run import Run
 from distill.student.grammar import DreamGrammar, dream_size, longest_path
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import Dream, Message, parse_dream, render, think_ids, with_steps
+from distill.tokens.chat import Dream, Message, render, think_ids, with_steps
 
 if TYPE_CHECKING:
     from distill.dream.model import DreamingReasoningLLM
@@ -32,13 +31,10 @@ ROOM = 32
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `dream_text` is the dream as printed, `dream` its codes by lens; `tokens` counts both and tags."""
+    """One answer. `dream_text` is the dream as printed."""
 
     text: str
     dream_text: str
-    dream: Dream
-    tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -85,34 +81,19 @@ class Student:
             sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
             yield from self._answer_to(self.prompt_ids(messages, None), with_steps(dream), sampling)
             return
-        splitter = Splitter(self.tokenizer)
-        prompt = self.prompt_ids(messages, think)
         # A turn of its own that is gone on with has had its dream.
         dreams = think is not False and messages[-1]["role"] != "assistant"
-        for token in self._tokens(prompt, dreams, max_tokens, temperature, top_k, top_p, seed):
+        splitter, sampling = Splitter(self.tokenizer), {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        for token in self._tokens(self.prompt_ids(messages, think), dreams, max_tokens, seed=seed, **sampling):
             if piece := splitter.push(token):
                 yield piece
 
-    def answer(
-        self,
-        prompt: str,
-        *,
-        think: bool | None = True,
-        temperature: float = 0.7,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        max_tokens: int = 256,
-        seed: int = 0,
-    ) -> Answer:
-        """Dream and answer to one question, whole; `max_tokens` are of the answer."""
-        started = time.monotonic()
-        ids = self.prompt_ids([{"role": "user", "content": prompt}], think)
-        tokens = list(self._tokens(ids, think is not False, max_tokens, temperature, top_k, top_p, seed))
-        splitter = Splitter(self.tokenizer)
-        pieces = [piece for token in tokens if (piece := splitter.push(token))]
-        texts = {part: "".join(text for kind, text in pieces if kind == part) for part in ("thinking", "content")}
-        dream = parse_dream(self.tokenizer, splitter.thought)
-        return Answer(texts["content"], texts["thinking"], dream, len(tokens), time.monotonic() - started)
+    def answer(self, prompt: str, **how: Any) -> Answer:
+        """Dream and answer to one question, whole. how: as in `chat`."""
+        said: dict[Part, str] = {"thinking": "", "content": ""}
+        for part, text in self.chat([{"role": "user", "content": prompt}], **how):
+            said[part] += text
+        return Answer(said["content"], said["thinking"])
 
     def prompt_ids(self, messages: Sequence[Message], think: bool | None) -> list[int]:
         """Ids of a conversation; the oldest turns are left out where all don't fit the context."""
@@ -137,21 +118,15 @@ class Student:
         for piece in OutputDecoder.text(speaker, self.tokenizer, sampling.max_tokens):
             yield "content", piece
 
-    def _tokens(
-        self, ids: list[int], dreams: bool, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
-    ) -> Iterator[int]:
+    def _tokens(self, ids: list[int], dreams: bool, max_tokens: int, **sampling: Any) -> Iterator[int]:
         """Up to `max_tokens` of the answer; those of the dream and its tags come besides."""
-        before = HEAD + dream_size(self.steps) if dreams else 0
         written = stream(
             self.model,
             ids,
-            max_tokens=before + max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
+            max_tokens=max_tokens + (HEAD + dream_size(self.steps) if dreams else 0),
             stop_ids=[self.tokenizer.eos_id],
             grammar=self._grammar if dreams else self._grammar.answering,
+            **sampling,
         )
         if dreams:
             for token in written:
@@ -169,9 +144,30 @@ def load_student(path: Path) -> Student:
     files, RunMismatch for a tokenizer that doesn't fit the weights.
     """
     kind = _kind(path)
-    if kind == "bundle":
-        return _load_bundle(path)
-    return _load_run(Run.open(path)) if kind == "run" else load_checkpoint(path)
+    if kind == "folder":
+        return load_checkpoint(path)
+    if kind == "run":
+        run = Run.open(path)
+        if (checkpoint := _best(run)) is not None:
+            return load_checkpoint(checkpoint, run.name, system_message(run.settings), longest_path(run.settings))
+        path = run.bundle
+    manifest = read_manifest(path)
+    for name in NATIVE:
+        check_file(path, manifest, name)
+    steps = manifest.provenance.get("dream_steps", DreamingConfig.dream_length)
+    return _assemble(path, StudentTokenizer.load(path), manifest.name, manifest.ollama.get("system", ""), steps)
+
+
+def _best(run: Run) -> Path | None:
+    """A run's best checkpoint; None where there is none, and a bundle. Raises MissingStage where neither is there."""
+    from distill.training.checkpoint import best
+
+    try:
+        return best(run)
+    except MissingStage:
+        if not (run.bundle / NAME).exists():
+            raise
+        return None
 
 
 def load_dreaming(
@@ -199,14 +195,10 @@ def load_dreaming(
 
 def _load_dreaming_run(run: Run, device: str, viewer: bool) -> "DreamingReasoningLLM":
     from distill.dream.model import DreamingReasoningLLM
-    from distill.training.checkpoint import best
     from distill.training.engine.plan import engine_of
 
-    try:
-        checkpoint = best(run)
-    except MissingStage:
-        if not (run.bundle / NAME).exists():
-            raise
+    checkpoint = _best(run)
+    if checkpoint is None:
         return load_dreaming(run.bundle, device, enable_dream_viewer=viewer)
     engine = engine_of(run, checkpoint / "model.safetensors")
     model = DreamingReasoningLLM.load_pretrained(
@@ -220,19 +212,18 @@ def _load_dreaming_run(run: Run, device: str, viewer: bool) -> "DreamingReasonin
     return model.know(run.knowledge) if run.knowledge.exists() else model
 
 
-def _kind(path: Path) -> Literal["bundle", "run", "folder"]:
+Kind = Literal["bundle", "run", "folder"]
+KINDS: dict[Kind, str] = {"bundle": NAME, "run": "config.yaml", "folder": "config.json"}
+"""What lies in a folder → the file by which it is known."""
+
+
+def _kind(path: Path) -> Kind:
     """What lies there. Raises BadInput where it is nothing of ours."""
-    if not path.exists():
-        raise BadInput(f"{path}: no such run, checkpoint or bundle; `dream run` makes one")
-    if not path.is_dir():
-        raise BadInput(f"{path}: is a file; give the folder of a run, a checkpoint or a bundle")
-    if (path / NAME).exists():
-        return "bundle"
-    if (path / "config.yaml").exists():
-        return "run"
-    if (path / "config.json").exists():
-        return "folder"
-    raise BadInput(f"{path}: is no run, checkpoint or bundle (no config.yaml, config.json or {NAME})")
+    for kind, mark in KINDS.items():
+        if (path / mark).exists():
+            return kind
+    is_no = "is a file, and no" if path.is_file() else "is no" if path.exists() else "no such"
+    raise BadInput(f"{path}: {is_no} run, checkpoint or bundle; give the folder of one (`dream run` makes it)")
 
 
 def system_message(settings: Settings) -> str:
@@ -251,32 +242,7 @@ def load_checkpoint(path: Path, name: str = "", system: str = "", steps: int = D
     return _assemble(path, StudentTokenizer.load(path / "tokenizer"), name or path.name, system, steps)
 
 
-def _load_run(run: Run) -> Student:
-    from distill.training.checkpoint import best
-
-    try:
-        return load_checkpoint(best(run), run.name, system_message(run.settings), longest_path(run.settings))
-    except MissingStage:
-        if not (run.bundle / NAME).exists():
-            raise
-        return _load_bundle(run.bundle)
-
-
-def _load_bundle(path: Path) -> Student:
-    manifest = read_manifest(path)
-    for name in NATIVE:
-        check_file(path, manifest, name)
-    steps = manifest.provenance.get("dream_steps", DreamingConfig.dream_length)
-    return _assemble(path, StudentTokenizer.load(path), manifest.name, manifest.ollama.get("system", ""), steps)
-
-
-def _assemble(
-    path: Path,
-    tokenizer: StudentTokenizer,
-    name: str,
-    system: str = "",
-    steps: int = DreamingConfig.dream_length,
-) -> Student:
+def _assemble(path: Path, tokenizer: StudentTokenizer, name: str, system: str, steps: int) -> Student:
     model = load_backbone(path)
     if model.config.vocab_size != tokenizer.vocab_size:
         raise RunMismatch(

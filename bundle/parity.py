@@ -14,7 +14,6 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.backbone.generate import generate
 from distill.backbone.gguf_names import tensor_name, to_gguf
 from distill.backbone.model import Backbone, BackboneConfig
 from distill.errors import CorruptFile
@@ -49,11 +48,6 @@ class Agreement:
     def __str__(self) -> str:
         text = f"{self.identical} of {self.prompts} prompts identical"
         return f"{text}, {self.near_ties} part at a near tie" if self.near_ties else text
-
-
-def native_answers(model: Backbone, prompts: Sequence[Sequence[int]], max_tokens: int, eos_id: int) -> list[list[int]]:
-    """Greedy answers of the native student."""
-    return generate(model, prompts, max_tokens=max_tokens, stop_ids=[eos_id])
 
 
 def engine_answers(engine: LlamaCpp, prompts: Iterable[list[int]], max_tokens: int) -> list[list[int]]:
@@ -154,32 +148,35 @@ def weight_errors(path: Path, weights: Mapping[str, Tensor], config: BackboneCon
     return errors
 
 
-def transformers_prompt_ids(folder: Path, conversations: Sequence[tuple[str, str, bool]]) -> list[list[int]]:
-    """Ids of (system, question, think) by transformers' tokenizer and chat template; none where it doesn't read them
-    back as they were written."""
+Conversation = tuple[str, str, bool]
+"""System message ("" for none), question, whether it dreams."""
+
+
+def transformers_prompt_ids(folder: Path, conversations: Sequence[Conversation]) -> list[list[int]]:
+    """Ids by transformers' tokenizer and chat template; none where it doesn't read them back as they were written."""
     from transformers import AutoTokenizer
 
     tokenizer: Any = cast("Any", AutoTokenizer).from_pretrained(folder, local_files_only=True)
+    how = {"tokenize": False, "add_generation_prompt": True}
     found: list[list[int]] = []
     for system, question, think in conversations:
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": question})
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=think
-        )
+        text = tokenizer.apply_chat_template(_messages(system, question), enable_thinking=think, **how)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         found.append(ids if tokenizer.decode(ids).replace("▁", " ") == text.replace("▁", " ") else [])
     return found
 
 
-def engine_prompt_ids(engine: LlamaCpp, conversations: Sequence[tuple[str, str, bool]]) -> list[list[int]]:
-    """Ids of (system, question, think) by llama.cpp's tokenizer and its reading of the chat template."""
-    found: list[list[int]] = []
-    for system, question, think in conversations:
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": question})
-        found.append(engine.tokenize(engine.apply_template(messages, enable_thinking=think)))
-    return found
+def engine_prompt_ids(engine: LlamaCpp, conversations: Sequence[Conversation]) -> list[list[int]]:
+    """Ids by llama.cpp's tokenizer and its reading of the chat template."""
+    return [
+        engine.tokenize(engine.apply_template(_messages(system, question), enable_thinking=think))
+        for system, question, think in conversations
+    ]
+
+
+def _messages(system: str, question: str) -> list[dict[str, str]]:
+    head = [{"role": "system", "content": system}] if system else []
+    return [*head, {"role": "user", "content": question}]
 
 
 def printable(tokenizer: StudentTokenizer, ids: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from bundle import parity
 from bundle.gguf import write_gguf
 from bundle.load import Student, load_student
 from bundle.manifest import GGUF, Manifest, check_files, read_manifest
+from distill.backbone.generate import generate
 from distill.backbone.model import count_parameters
 from distill.errors import CorruptFile, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
@@ -38,16 +39,7 @@ ONE_THREAD = 20_000_000
 SCORED = 64
 """Tokens of a held-out answer that are scored, its first."""
 
-WORSE = {
-    "f32": 0.01,
-    "f16": 0.01,
-    "bf16": 0.02,
-    "q8_0": 0.03,
-    "q5_1": 0.25,
-    "q5_0": 0.25,
-    "q4_1": 0.5,
-    "q4_0": 0.5,
-}
+WORSE = {"f32": 0.01, "f16": 0.01, "bf16": 0.02, "q8_0": 0.03, "q5_1": 0.25, "q5_0": 0.25, "q4_1": 0.5, "q4_0": 0.5}
 """Share by which what ships may spend more bits on held-out answers than the float32 student. SmolLM2, whose file is
 in 4 bits already, spends 9 to 14 % more in 5 bits and 31 % more in q4_0; broken blocks cost a multiple."""
 
@@ -155,7 +147,7 @@ class _Verification:
         student, report = self.student, self.report
         self._weights()
         self._progress(1)
-        ours = parity.native_answers(student.model, self.asked, self.max_tokens, student.tokenizer.eos_id)
+        ours = generate(student.model, self.asked, max_tokens=self.max_tokens, stop_ids=[student.tokenizer.eos_id])
         self._progress(2)
         with self._engine("f32") as engine:
             self._prompt_ids(engine)
@@ -189,17 +181,16 @@ class _Verification:
 
     def _weights(self) -> None:
         """model.gguf holds the weights of model.safetensors, as exactly as its types allow."""
-        model = self.student.model
+        model, report = self.student.model, self.report
         try:
             errors = parity.weight_errors(self.folder / GGUF, model.state_dict(), model.config)
         except CorruptFile as error:
-            self.report.add("weights", False, str(error))
+            report.add("weights", False, str(error))
             return
         wrong = [name for name, (kind, error) in errors.items() if not error <= parity.TOLERANCE.get(kind, 0.0)]
-        largest = max(error for _, error in errors.values())
-        self.report.numbers["weight_error"] = largest
+        report.numbers["weight_error"] = largest = max(error for _, error in errors.values())
         detail = f"{self.manifest.dtype}: largest relative error of a tensor {largest:.1e}"
-        self.report.add("weights", not wrong, detail + (f"; too large in {wrong[0]}" if wrong else ""))
+        report.add("weights", not wrong, detail + (f"; too large in {wrong[0]}" if wrong else ""))
 
     def _prompt_ids(self, engine: LlamaCpp) -> None:
         """Native, transformers and llama.cpp write the same prompt, dreaming and not."""
@@ -229,11 +220,8 @@ class _Verification:
         worst, positions = parity.largest_difference(model, engine, self.asked[probed], ours[probed])
         detail = f"at most {worst:.1e} over {positions} positions × {model.config.vocab_size} tokens"
         self.report.add("log-probabilities, f32 GGUF", positions > 0 and worst <= MAX_DIFFERENCE, detail)
-        self.report.numbers |= {
-            "identical": agreement.identical,
-            "near_ties": agreement.near_ties,
-            "largest_difference": worst,
-        }
+        counts = {"identical": agreement.identical, "near_ties": agreement.near_ties}
+        self.report.numbers |= {**counts, "largest_difference": worst}
 
     def _shipped(self, ours: list[list[int]]) -> None:
         """model.gguf loads and answers; how often as the float32 student does is for information."""
@@ -280,18 +268,15 @@ class _Verification:
         rounds differently, so half will do."""
         from bundle.install import ids_of_prompts, raw_answers
 
-        tokenizer, context = self.student.tokenizer, self.student.model.config.context
+        tokenizer, context, report = self.student.tokenizer, self.student.model.config.context, self.report
         try:
             # The line break that ends a prompt may become one token with what the reply begins with.
             self._same_ids(f"Ollama {model}", ids_of_prompts(model, host, self.conversations, context), but=1)
             texts = raw_answers(model, host, [tokenizer.decode(ids) for ids in self.asked], self.max_tokens, context)
         except DistillError as error:
-            self.report.add(f"Ollama {model}", False, str(error))
+            report.add(f"Ollama {model}", False, str(error))
             return
-        same = sum(
-            parity.plain(text) == parity.printable(tokenizer, ids) for text, ids in zip(texts, ours, strict=True)
-        )
-        self.report.numbers["ollama_identical"] = same
-        self.report.add(
-            f"greedy text, Ollama {model}", 2 * same >= len(ours), f"{same} of {len(ours)} prompts identical"
-        )
+        pairs = zip(texts, ours, strict=True)
+        same = sum(parity.plain(text) == parity.printable(tokenizer, ids) for text, ids in pairs)
+        report.numbers["ollama_identical"] = same
+        report.add(f"greedy text, Ollama {model}", 2 * same >= len(ours), f"{same} of {len(ours)} prompts identical")

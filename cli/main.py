@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from click.exceptions import NoSuchCommand
 
 from distill.errors import DistillError
 from distill.stopping import Terminated, terminable
@@ -53,7 +54,13 @@ COMMANDS: dict[str, dict[str, str]] = {
         "bench": "Measure how fast the parts are, or any Ollama model.",
     },
 }
-"""Section → command → short help. Command NAME is the function NAME in cli/commands/NAME.py."""
+"""Section → command → short help."""
+
+STAGES = ("capture", "mine", "tokenize", "train", "redream", "export")
+MODULES = dict.fromkeys(STAGES, "stages") | dict.fromkeys(COMMANDS["Looking around"], "looking")
+"""Command NAME is the function NAME in cli/commands/NAME.py, but for these."""
+RESUMED = ("run", "evaluate", "ablate", "compare", "sweep")
+"""Besides stages, what goes on where it was stopped."""
 
 SPINS = "20000"
 """How often a thread of torch or llama.cpp looks whether the others are ready before it sleeps (GOMP_SPINCOUNT). A
@@ -71,21 +78,13 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
-            return None
-        command = getattr(importlib.import_module(f"cli.commands.{cmd_name}"), cmd_name)
+            if ctx.resilient_parsing:
+                return None
+            raise NoSuchCommand(cmd_name, possibilities=self.list_commands(ctx), ctx=ctx)
+        module = importlib.import_module(f"cli.commands.{MODULES.get(cmd_name, cmd_name)}")
+        command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
-        return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
         from click.shell_completion import CompletionItem
@@ -102,16 +101,8 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name.ljust(width), help) for name, help in commands.items()])
 
 
-def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        import importlib.metadata
-
-        click.echo(f"dream {importlib.metadata.version('dreaming-student')}")
-        ctx.exit()
-
-
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it.")
+@click.version_option(package_name="dreaming-student", prog_name="dream", message="%(prog)s %(version)s")
 def dream() -> None:
     """Distill a teacher into a small student that dreams before it answers.
 
@@ -146,10 +137,9 @@ def _fail(message: str, code: int = 1) -> NoReturn:
 def _interrupted(args: list[str], code: int) -> NoReturn:
     """Ctrl-C, or SIGTERM: every stage keeps what it finished, so the same command, less --force, goes on."""
     from cli.output import command_line
-    from cli.stages import STAGES
 
     again = command_line(*(arg for arg in args if arg != "--force"))
-    resumes = args and args[0] in ("run", "ablate", "compare", "sweep", *STAGES)
+    resumes = args and args[0] in (*STAGES, *RESUMED)
     _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here." if resumes else "\nStopped.", code)
 
 
@@ -200,9 +190,8 @@ def _main(args: list[str]) -> NoReturn:
         sys.exit(1)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            _fail(
-                f"Error: {str(error.filename)[:60]}…: the name is too long for this file system; choose a shorter one"
-            )
+            name = f"{str(error.filename)[:60]}…"
+            _fail(f"Error: {name}: the name is too long for this file system; choose a shorter one")
         if error.errno in (errno.EBADF, errno.EIO) and error.filename is None:
             _fail("Error: stdout can't be written; say where it goes, as in `dream … > FILE`")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

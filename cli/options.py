@@ -10,6 +10,8 @@ import click
 from cli.runs import RUNS_DIR, RunName, open_run, undone_on_failure
 
 Function = Callable[..., Any]
+FILE: Any = click.Path(dir_okay=False, path_type=Path)
+FOLDER: Any = click.Path(file_okay=False, path_type=Path)
 
 
 def as_text(given: str) -> str:
@@ -33,10 +35,37 @@ def setting(flag: str, key: str, help: str, **options: Any) -> Callable[[Functio
     return click.option(flag, key.replace(".", "__"), default=None, help=f"{help} [{key}]", **options)
 
 
-def weights_option(function: Function) -> Function:
-    """--teacher-weights."""
-    help = "What the teacher is, a GGUF or a folder of safetensors: the student begins with it."
-    return setting("--teacher-weights", "teacher.weights", help, metavar="FILE|DIR")(function)
+def all_of(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options as one, in this order."""
+    return lambda function: functools.reduce(lambda done, option: option(done), reversed(options), function)
+
+
+_WEIGHTS = setting(
+    "--teacher-weights",
+    "teacher.weights",
+    "What the teacher is, a GGUF or a folder of safetensors: the student begins with it.",
+    metavar="FILE|DIR",
+)
+_NUMBER: dict[str, Any] = {"type": click.IntRange(1), "metavar": "N"}
+teacher_options = all_of(
+    setting("--teacher", "teacher.model", "ollama:NAME, embedded:smollm2 or embedded:FILE.gguf.", metavar="SPEC"),
+    _WEIGHTS,
+    setting("--host", "teacher.hosts", "Ollama server; repeat it to share the work.", multiple=True, metavar="URL"),
+    setting("--prompts", "capture.prompts", "Prompt file or set; repeatable.", multiple=True, metavar="FILE|SET"),
+    setting("--limit", "capture.limit", "Prompts taken at most.", type=click.IntRange(0), metavar="N"),
+    setting("--dataset", "capture.dataset", "Ask no teacher: take a dataset, such as causal-world.", metavar="NAME"),
+)
+"""Who is asked what."""
+size_options = all_of(
+    setting("--layers", "student.layers", "Of the teacher's layers, keep so many.", **_NUMBER),
+    setting("--ffn", "student.ffn", "Of each layer's neurons, keep so many.", **_NUMBER),
+    setting("--init", "student.init", "Begin so, or as another model.", metavar="teacher|chance|PATH"),
+    setting("--preset", "student.preset", "Of this size, from chance.", type=click.Choice(["nano", "micro", "small"])),
+    setting("--steps", "train.steps", "Optimizer steps.", **_NUMBER),
+    setting("--minutes", "train.minutes", "Train so long instead.", type=click.FloatRange(0), metavar="M"),
+)
+student_options = all_of(size_options, _WEIGHTS)
+"""What is trained, and how long."""
 
 
 def _keep_runs_dir(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
@@ -83,26 +112,25 @@ class SettingsFile(click.Path):
         return super().convert(value, param, ctx)
 
 
-def config_options(function: Function) -> Function:
-    """--config → `config` and --set → `overrides`."""
-    for option in (
-        click.option(
-            "--set",
-            "overrides",
-            multiple=True,
-            type=Text(),
-            metavar="KEY=VALUE",
-            help="Change one setting, such as train.lr=3e-4. Repeatable; configs/default.yaml lists them.",
-        ),
-        click.option(
-            "--config",
-            type=SettingsFile(exists=True, dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="Settings to merge in (YAML), or the name of those that ship: demo, causal-world.",
-        ),
-    ):
-        function = option(function)
-    return function
+config_options = all_of(
+    click.option(
+        "--config",
+        type=SettingsFile(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Settings to merge in (YAML), or the name of those that ship: demo, causal-world.",
+    ),
+    click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        type=Text(),
+        metavar="KEY=VALUE",
+        help="Change one setting, such as train.lr=3e-4. Repeatable; configs/default.yaml lists them.",
+    ),
+)
+"""--config → `config` and --set → `overrides`."""
+common_options = all_of(runs_dir_option, quiet_option, json_option)
+"""--runs-dir, --quiet → `quiet`, --json → `as_json`."""
 
 
 def settings_options(create: bool = False) -> Callable[[Function], Function]:

@@ -38,6 +38,14 @@ def emit_json(value: Any) -> None:
     click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=not utf_8, default=str))
 
 
+def answer(as_json: bool, value: Any, text: str) -> None:
+    """A command's result: the value for scripts, or the text for people."""
+    if as_json:
+        emit_json(value)
+    else:
+        click.echo(text)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
@@ -51,17 +59,16 @@ def _plain(value: Any) -> Any:
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> str:
     """Aligned columns, two spaces between; the last column is never padded. Numbers keep to the right."""
     cells = [[shown(cell) for cell in row] for row in rows]
-    numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(rows[0]))] if rows else []
-    lines = ([list(header)] if header else []) + cells
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))] if lines else []
-    out: list[str] = []
-    for line in lines:
-        padded = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric or [False] * len(widths), strict=True)
-        ]
-        out.append("  ".join(padded).rstrip())
-    return "\n".join(out)
+    lines = [list(header), *cells] if header else cells
+    if not lines:
+        return ""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numeric = [bool(rows) and all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(widths))]
+    align = [str.rjust if right else str.ljust for right in numeric]
+    return "\n".join(
+        "  ".join(pad(cell, width) for pad, cell, width in zip(align, line, widths, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -18,9 +18,6 @@ HEADLINES: dict[str, tuple[str, ...]] = {
 }
 """Entries of a stage's summary that say the most of it."""
 
-COUNTS = 4
-"""Entries shown where a summary has none of its headlines."""
-
 
 def overview(run: Run) -> dict[str, Any]:
     """Stages, traces, checkpoints and bundle of a run, as JSON."""
@@ -63,18 +60,16 @@ def _traces(run: Run) -> dict[str, Any] | None:
 
 
 def _checkpoints(run: Run) -> list[dict[str, Any]]:
-    folders = sorted(path for path in run.checkpoints.glob("step-*") if path.is_dir())
     return [
         {"name": path.name, "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file())}
-        for path in folders
+        for path in sorted(run.checkpoints.glob("step-*"))
     ]
 
 
 def counts(stage: str, summary: dict[str, Any]) -> str:
     """The few entries of a summary that fit on a line."""
     wanted = {key: summary[key] for key in HEADLINES.get(stage, ()) if key in summary}
-    rows = facts(wanted) or facts(summary)[:COUNTS]
-    return ", ".join(f"{name} {value}" for name, value in rows[: COUNTS + 1])
+    return ", ".join(f"{name} {value}" for name, value in (facts(wanted) or facts(summary))[:5])
 
 
 def render(found: dict[str, Any]) -> str:

@@ -78,16 +78,15 @@ def _verified(run: Run, result: StageResult, listen: Listener, say: Callable[[st
 def report(run: Run, evaluated: bool = True) -> str:
     """A held-out question with the student's dream and answer, the evaluation, and what to do next."""
     seconds = sum(record.seconds for record in run.records().values())
-    return "\n".join(
-        [
-            "",
-            *(_measured(run) if evaluated else []),
-            f"Bundle: {run.bundle} (all stages took {duration(seconds)})",
-            f"Next:   {command_line('chat', run.path)}",
-            f"        {command_line('watch', run.path)} 'What happens when you drop a ball?'",
-            f"        {' && '.join(install_lines(run.path, run.name))}",
-        ]
-    )
+    lines = [
+        "",
+        *(_measured(run) if evaluated else []),
+        f"Bundle: {run.bundle} (all stages took {duration(seconds)})",
+        f"Next:   {command_line('chat', run.path)}",
+        f"        {command_line('watch', run.path)} 'What happens when you drop a ball?'",
+        f"        {' && '.join(install_lines(run.path, run.name))}",
+    ]
+    return "\n".join(lines)
 
 
 def _measured(run: Run) -> list[str]:
@@ -97,13 +96,7 @@ def _measured(run: Run) -> list[str]:
     results = json.loads((run.evaluation / "results.json").read_text(encoding="utf-8"))
     lines = (run.evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     heading, *rows = evaluation_rows(results)
-    return [
-        *example([json.loads(line) for line in lines]),
-        "",
-        table(rows, heading),
-        "",
-        fell(results),
-    ]
+    return [*example([json.loads(line) for line in lines]), "", table(rows, heading), "", fell(results)]
 
 
 def example(samples: list[dict[str, Any]]) -> list[str]:

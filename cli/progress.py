@@ -74,10 +74,7 @@ class Progress:
             elif event.kind in ("start", "note") and event.message and not self.quiet:
                 self._line(f"{event.stage}: {event.message}")
             if event.kind == "progress" and not self.quiet:
-                if self.bars:
-                    self._draw(event)
-                else:
-                    self._say(event)
+                (self._draw if self.bars else self._say)(event)
             elif event.kind == "done":
                 self._close()
 
@@ -107,20 +104,11 @@ class Progress:
         if self._bar is not None and self._bar.unit != f" {event.unit}":  # another count: another bar
             self._close()
         if self._bar is None:
-            self._bar = tqdm(
-                total=event.total,
-                initial=event.done,
-                unit=f" {event.unit}",
-                desc=event.stage,
-                file=sys.stderr,
-                dynamic_ncols=True,
-                mininterval=0.2,
-                smoothing=0.1,
-            )
+            how: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True, "mininterval": 0.2, "smoothing": 0.1}
+            self._bar = tqdm(total=event.total, initial=event.done, unit=f" {event.unit}", desc=event.stage, **how)
         bar = self._bar
         bar.total = event.total
-        if event.data or event.message:
-            parts = ([event.message] if event.message else []) + _told(event)
+        if parts := [*filter(None, [event.message]), *_told(event)]:
             bar.set_postfix_str(", ".join(parts), refresh=False)
         if event.done < bar.n:
             bar.n = event.done

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -13,10 +13,11 @@ from distill.errors import BadInput, DistillError
 from distill.stopping import Terminated
 
 if TYPE_CHECKING:
-    from distill.dream.editor import DreamEditor
-    from distill.tokens.chat import Dream, Message
+    from bundle.load import Student
+    from distill.tokens.chat import Message
 
-Piece = tuple[Literal["thinking", "content"], str]
+Part = Literal["thinking", "content"]
+Piece = tuple[Part, str]
 
 HELP = """\
 /temp T       temperature, 0 for the likeliest answer
@@ -32,24 +33,6 @@ HELP = """\
 /quit         leave (or Ctrl-D)"""
 
 
-class Student(Protocol):
-    """Who answers (bundle.load.Student)."""
-
-    @property
-    def editor(self) -> "DreamEditor": ...
-
-    def chat(
-        self,
-        messages: "list[Message]",
-        *,
-        think: bool = True,
-        temperature: float = 0.7,
-        max_tokens: int = 256,
-        seed: int = 0,
-        dream: "Dream | None" = None,
-    ) -> Iterable[Piece]: ...
-
-
 @dataclass
 class Chat:
     """A conversation and how it is held. `seed` grows by one a turn, so that a session can be repeated.
@@ -57,7 +40,7 @@ class Chat:
     dream: the last turn's, as text; what is answered again keeps the turn's seed.
     """
 
-    student: Student
+    student: "Student"
     temperature: float = 0.7
     max_tokens: int = 256
     stream: bool = True
@@ -80,16 +63,10 @@ class Chat:
         dream = editor.changed(editor.said(self.dream), change)
         return self._turn(self.messages[:-2], self.messages[-2], self.seed - 1, dream=dream)
 
-    def _turn(self, before: "list[Message]", turn: "Message", seed: int, **given: "Dream") -> Iterator[Piece]:
-        said: dict[str, str] = {"thinking": "", "content": ""}
-        for kind, text in self.student.chat(
-            [*before, turn],
-            think=self.think,
-            temperature=self.temperature,
-            max_tokens=self.max_tokens,
-            seed=seed,
-            **given,
-        ):
+    def _turn(self, before: "list[Message]", turn: "Message", seed: int, **given: Any) -> Iterator[Piece]:
+        said: dict[Part, str] = {"thinking": "", "content": ""}
+        how: dict[str, Any] = {"think": self.think, "temperature": self.temperature, "max_tokens": self.max_tokens}
+        for kind, text in self.student.chat([*before, turn], **how, seed=seed, **given):
             said[kind] += text
             yield kind, text
         # The dream of a turn is not part of what the next turn sees, as in Ollama.
@@ -138,9 +115,9 @@ class Chat:
         return f"{what} {number}"
 
 
-def together(pieces: Iterable[Piece]) -> dict[Literal["thinking", "content"], str]:
+def together(pieces: Iterable[Piece]) -> dict[Part, str]:
     """One whole answer: {"thinking", "content"}."""
-    said: dict[Literal["thinking", "content"], str] = {"thinking": "", "content": ""}
+    said: dict[Part, str] = {"thinking": "", "content": ""}
     for kind, text in pieces:
         said[kind] += text
     return {kind: text.strip() for kind, text in said.items()}

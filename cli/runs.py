@@ -135,15 +135,20 @@ def _put_back(config: Path, before: bytes | None, existed: bool) -> None:
             config.parent.rmdir()
 
 
-def _no_such_run(path: Path) -> str:
-    """What to say of a run that is not there: the nearest name, or how to make one."""
+def nearest_run(path: Path) -> str:
+    """The name most like that of `path` among the runs beside it, "" where none is."""
     import difflib
 
+    names = [found.parent.name for found in path.parent.glob("*/config.yaml")]
+    return next(iter(difflib.get_close_matches(path.name, names, n=1)), "")
+
+
+def _no_such_run(path: Path) -> str:
+    """What to say of a run that is not there: the nearest name, or how to make one."""
     if path.is_dir():
         return f"{path}: not a run folder (no config.yaml); `dream run --name NAME` makes one"
-    names = [found.parent.name for found in path.parent.glob("*/config.yaml")]
-    near = difflib.get_close_matches(path.name, names, n=1)
-    remedy = f"did you mean {path.parent / near[0]}?" if near else "`dream run --name NAME` makes one"
+    near = nearest_run(path)
+    remedy = f"did you mean {path.parent / near}?" if near else "`dream run --name NAME` makes one"
     return f"{path}: no such run; {remedy}"
 
 

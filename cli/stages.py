@@ -7,9 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from cli.output import emit_json, facts, table
+from cli.output import answer, facts, table
 from cli.progress import Progress, duration
 
 if TYPE_CHECKING:
@@ -79,20 +77,14 @@ def headline(result: StageResult) -> str:
     return f"{result.stage}: done in {duration(result.seconds)}"
 
 
-def stage_command(run: "Run", stage: str, force: bool, as_json: bool, quiet: bool) -> StageResult:
+def stage_command(run: "Run", stage: str, force: bool, as_json: bool, quiet: bool) -> None:
     """What each stage's command does: run it, then print its summary."""
     with Progress(quiet) as listen:
         result = run_stage(run, stage, force, listen)
-    if as_json:
-        emit_json({"run": str(run.path), **vars(result)})
-    else:
-        show(result)
-    return result
+    answer(as_json, {"run": str(run.path), **vars(result)}, told(result))
 
 
-def show(result: StageResult) -> None:
+def told(result: StageResult) -> str:
     """A stage's headline and summary, for people."""
-    click.echo(headline(result))
     rows = [] if "skipped" in result.summary else facts(result.summary)
-    if rows:
-        click.echo(table(rows))
+    return "\n".join(filter(None, [headline(result), table(rows)]))

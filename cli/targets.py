@@ -1,13 +1,15 @@
 """What the commands that examine several targets have in common: how targets, systems and exams are named."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.options import FOLDER, all_of
 from cli.output import table
-from cli.runs import resolve, runs_dir
+from cli.runs import nearest_run, resolve, runs_dir
 from distill.errors import BadInput
 
 if TYPE_CHECKING:
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
 READ = ("evaluate.", "seed", "train.device", "teacher.")
 """Settings, or beginnings of their names, that an evaluation of several targets reads."""
 
+exam_options = all_of(
+    click.option("--on", metavar="RUN", help="Whose held-out prompts are asked [of the run that the targets are of]."),
+    click.option("--prompts", metavar="N|FILE", help="Only the first N of them; or a file of prompts nobody answered."),
+    click.option("--host", default="", metavar="URL", help="Ollama server of targets (and judge) [$OLLAMA_HOST]."),
+    click.option("--out", type=FOLDER, metavar="FOLDER", help="Of the report."),
+    click.option("--force", is_flag=True, help="Measure everything again."),
+)
+"""What is asked of targets, and where the results go."""
+
 
 def find(spec: str, host: str = "") -> "Target":
     """The target of one name; runs are looked up in --runs-dir. Raises BadInput."""
@@ -26,18 +37,16 @@ def find(spec: str, host: str = "") -> "Target":
 
     if spec.startswith(("ollama:", "embedded:")) or Path(spec).exists():
         return find_target(spec, None, host)
-    path = resolve(spec, runs_dir(click.get_current_context()))
-    if not path.exists():  # NAME/bundle/model.gguf, NAME/checkpoints/step-000100
-        path = runs_dir(click.get_current_context()) / spec
-    if not path.exists():
-        import difflib
-
-        names = [found.parent.name for found in path.parent.glob("*/config.yaml")]
-        near = difflib.get_close_matches(path.name, names, n=1)
-        hint = "check the path" if "/" in spec else f"a model of Ollama is named ollama:{spec}"
-        hint = f"did you mean {near[0]}?" if near else hint
-        raise BadInput(f"{spec}: no such run, checkpoint, bundle, GGUF or folder; {hint}")
-    return find_target(spec, path, host)
+    folder = runs_dir(click.get_current_context())
+    # A run's name, or NAME/bundle/model.gguf, NAME/checkpoints/step-000100.
+    for path in (resolve(spec, folder), folder / spec):
+        if path.exists():
+            return find_target(spec, path, host)
+    near = nearest_run(folder / spec)
+    hint = "check the path" if "/" in spec else f"a model of Ollama is named ollama:{spec}"
+    raise BadInput(
+        f"{spec}: no such run, checkpoint, bundle, GGUF or folder; {f'did you mean {near}?' if near else hint}"
+    )
 
 
 def find_systems(specs: Sequence[str], host: str = "") -> "dict[str, list[Target]]":
@@ -49,17 +58,17 @@ def find_systems(specs: Sequence[str], host: str = "") -> "dict[str, list[Target
     systems: dict[str, list[Target]] = {}
     for spec in specs:
         name, equals, rest = spec.partition("=")
-        named = equals and name and not _is_there(spec)
+        named = bool(equals and name and not _is_there(spec))
         targets = [find(part, host) for part in (_parts(rest) if named else [spec])]
         if not targets:
             raise BadInput(f"{spec}: names no target; write {name}=TARGET or {name}=TARGET,TARGET for several seeds")
         _all_different(spec, targets)
-        wanted = name if named else targets[0].name
+        label = wanted = name if named else targets[0].name
         if named and wanted in systems:
             raise BadInput(f"{spec}: there is a system {wanted} already; give it another name")
-        label, number = wanted, 2
+        numbers = itertools.count(2)
         while label in systems:
-            label, number = f"{wanted} {number}", number + 1
+            label = f"{wanted} {next(numbers)}"
         systems[label] = targets
     return systems
 

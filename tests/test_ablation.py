@@ -117,13 +117,9 @@ def test_trainings_differ_in_their_dreams_and_seeds_alone(ablated: tuple[Run, di
         assert (child.data / "data.json").read_bytes() == (run.data / "data.json").read_bytes()
         weights.add((best(child) / "model.safetensors").read_bytes())
     assert len(weights) == len(entries)
-
-
-def test_the_runs_own_training_is_one_of_them(ablated: tuple[Run, dict[str, Any]]) -> None:
-    run, _ = ablated
     child = Run.open(run.path / "ablation" / "seed-0" / "dreams")
-    assert child.records()["train"] == run.records()["train"]
-    assert (best(child) / "model.safetensors").read_bytes() == (best(run) / "model.safetensors").read_bytes()
+    assert child.records()["train"] == run.records()["train"], "the run's own training is one of them"
+    assert (best(run) / "model.safetensors").read_bytes() in weights
 
 
 def test_the_runs_own_engine_is_shared_where_it_is_what_the_child_would_train(copied: Run) -> None:
@@ -322,7 +318,6 @@ def test_true_dreams_of_siblings(copied: Run) -> None:
     assert moved["low"] <= moved["value"] <= moved["high"]
     assert {"steering_concepts/all"} <= results["metrics"]["sibling"].keys()
     text = render(results)
-    assert "Would the answer read a true dream?" in text
     assert "answer follows its dream, chrF2" in text
 
 
@@ -379,11 +374,6 @@ def test_spoiled_dreams_are_spoiled(reader: Reader, questions: list[Question], m
         assert shuffled != own
     assert sorted(map(tuple, reads(reader, "other", questions))) == sorted(map(tuple, true))
     assert reads(reader, "shuffled", questions) == reads(reader, "shuffled", questions)
-
-
-def test_an_empty_dream_may_be_shuffled(
-    reader: Reader, questions: list[Question], monkeypatch: pytest.MonkeyPatch
-) -> None:
     with_own(reader, questions, [[] for _ in questions], monkeypatch)
     assert reads(reader, "shuffled", questions) == [[] for _ in questions]
 

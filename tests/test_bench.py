@@ -30,7 +30,7 @@ def by_name(out: str) -> dict[str, Any]:
 
 def test_writing_is_measured_beside_transformers(run: Run) -> None:
     size = ("--vocab", 300, "--tokens", 6)
-    code, out, err = run("generate", *size, "--context", "5,9", "--batch", 1, "--batch", 3, "--rounds", 2, "--json")
+    code, out, err = run("generate", *size, "--context", "5,9", "--batch", 1, "--batch", 3, "--repeat", 2, "--json")
     assert code == 0, err
     result, series = json.loads(out), by_name(out)
     assert (result["settings"]["tokens"], result["settings"]["vocab_size"], result["warmup"]) == (6, 300, 1)
@@ -49,22 +49,28 @@ def test_writing_is_measured_beside_transformers(run: Run) -> None:
         assert identical == batch, "they wrote something else: their speeds don't compare"
 
 
-def test_a_training_step_of_any_size_is_measured(run: Run) -> None:
+def test_a_training_step_of_any_size_is_measured_and_compared(run: Run, tmp_path: Path) -> None:
     sizes = {"layers": 1, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn": 64}
     flags = [part for name, size in sizes.items() for part in (f"--{name.replace('_', '-')}", size)]
     fixed = ("--set", "train.precision=float32", "--set", "train.compile=never")
-    small = ("--vocab", 128, "--rows", 1, "--context", 128, "--rounds", 2)
-    code, out, err = run("train", *flags, *small, *fixed, "--json")
+    command = ("train", *flags, "--vocab", 128, "--rows", 1, "--context", 128, "--repeat", 2, *fixed, "--json")
+    code, out, err = run(*command, "--out", tmp_path / "before.json")
     assert code == 0, err
     result, series = json.loads(out), by_name(out)
     assert result["settings"] == {"preset": "nano", **sizes, "vocab_size": 128, "rows": 1, "context": 128}
     assert result["about"]["parameters"] == 128 * 32 + 32 * (2 * 32 + 2 * 16 + 3 * 64 + 2) + 32
     assert (result["about"]["trial"], result["about"]["why"]) == ({}, "as set")
     assert set(series) == {"ours", "transformers", "ours over transformers"}
+    rates = [series[name]["values"] for name in ("ours", "transformers")]
+    assert series["ours over transformers"]["values"] == pytest.approx([a / b for a, b in zip(*rates, strict=True)])
+    code, out, err = run(*command, "--against", tmp_path / "before.json", "--threshold", 1000)
+    assert code == 0, err
+    changes = {change["name"]: change["saved"] for change in json.loads(out)["against"]["changes"]}
+    assert changes == {name: one["median"] for name, one in series.items()}
 
 
 def test_dreams_are_measured_of_an_untrained_student(run: Run) -> None:
-    code, out, err = run("dreams", "--rounds", 2, "--json")
+    code, out, err = run("dreams", "--repeat", 2, "--json")
     assert code == 0, err
     settings, series = json.loads(out)["settings"], by_name(out)
     assert (settings["paths"], settings["steps"]) == (4, 5)
@@ -82,7 +88,7 @@ def test_dreams_are_measured_of_a_saved_student(run: Run, tmp_path: Path) -> Non
 
     with pytest.warns(UserWarning, match="untrained"):
         DreamingReasoningLLM(seed=3, device="cpu").save_pretrained(tmp_path / "student")
-    code, out, err = run("dreams", tmp_path / "student", "--rounds", 1, "--prompt", "Why?")
+    code, out, err = run("dreams", tmp_path / "student", "--repeat", 1, "--prompt", "Why?")
     assert code == 0, err
     for words in ("engine's dream", "backbone's dream", "ratio", "paths 4, steps 5", "dream tokens 69"):
         assert words in out

@@ -4,17 +4,11 @@ import inspect
 import json
 import os
 import platform
-import signal
 import statistics
-import subprocess
-import sys
-import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,12 +17,10 @@ from support.bench_command import Run, bench
 from support.fake_ollama import NDJSON, Reply, Request, serve, timed
 
 from bench.check import check
-from bench.ollama import _known_again
-from bench.result import BenchResult, Series, combined, load_result, machine, row, told, write_result
+from bench.result import BenchResult, Series, combined, load_result, machine, row, write_result
 from bench.stopwatch import Stopwatch
 from cli import main as entry
-from cli.commands.bench import batch
-from distill.address import Address
+from cli.commands.bench import parts
 from distill.errors import BadInput, DistillError
 from distill.events import Event
 
@@ -69,13 +61,11 @@ def result_of(*values: float, better: Any = 1, name: str = "speed", **kinds: Any
 # Numbers.
 @settings(deadline=None, max_examples=60)
 @given(st.lists(finite, min_size=1, max_size=40))
-def test_spread_is_numpy_s(values: list[float]) -> None:
+def test_an_interval_holds_its_median(values: list[float]) -> None:
     series = Series("x", "s", -1, tuple(values))
     assert series.median == statistics.median(values)
-    assert (series.min, series.max) == (min(values), max(values))
-    np.testing.assert_allclose(series.quartiles, np.quantile(values, [0.25, 0.75]), rtol=1e-12, atol=1e-30)
     low, high = series.interval
-    assert series.min <= low <= series.median <= high <= series.max
+    assert min(values) <= low <= series.median <= high <= max(values)
 
 
 @pytest.mark.parametrize("count", range(1, 60))
@@ -87,13 +77,6 @@ def test_the_interval_is_the_narrowest_that_keeps_its_promise(count: int) -> Non
     outside = 2 * binom.cdf(place - 1, count, 0.5)
     assert outside <= 0.05 or place == 1
     assert 2 * binom.cdf(place, count, 0.5) > 0.05, "one further in would do as well"
-
-
-@pytest.mark.parametrize("count", [7, 15])
-def test_intervals_cover_a_skewed_median(count: int) -> None:
-    draws = np.random.default_rng(0).lognormal(size=(2000, count))  # its true median is 1
-    inside = [low <= 1 <= high for low, high in (Series("x", "s", -1, tuple(row)).interval for row in draws)]
-    assert 0.94 <= np.mean(inside) <= 0.995
 
 
 def test_jobs_alternate_and_warm_up_apart() -> None:
@@ -119,7 +102,6 @@ def test_json_comes_back_whole(result: BenchResult) -> None:
 def test_a_row_says_what_was_measured() -> None:
     assert row(Series("a", "s", -1, (1.0, 2.0))) == ("a", "s", "1.5", "1", "2", "1 to 2", "2")
     assert row(Series("c", "s", -1, (1234.5,)))[2] == "1,234"
-    assert told({"rows": 8, "slots_found": {"a": 1}, "threads": None}) == 'rows 8, slots found {"a": 1}'
 
 
 def test_the_machine_tells_no_name() -> None:
@@ -135,7 +117,6 @@ def test_the_machine_tells_no_name() -> None:
     [
         {"series": [{"name": "x"}]},
         {"series": [{"name": "x", "unit": "s", "better": 1, "setting": {}, "values": []}]},
-        {"series": [{"name": "x", "unit": "s", "better": 1, "setting": {}, "values": ["1"]}]},
         {"series": [{"name": "x", "unit": "s", "better": 1, "setting": {}, "values": [float("nan")]}]},
         {"series": [{"name": "x", "unit": "s", "better": 2, "setting": {}, "values": [1]}]},
         {"series": 3},
@@ -247,8 +228,11 @@ def test_files_and_stdout_say_the_same(run: Run, tmp_path: Path) -> None:
 
 
 def test_against_a_slower_and_a_faster_past(run: Run, saved: Path, tmp_path: Path) -> None:
-    code, out, err = run(*GRAPH, "--repeat", 3, "--against", edited(saved, tmp_path, 1000.0))
+    there = json.loads(saved.read_text(encoding="utf-8"))["machine"] | {"processor": "Abacus 3000", "torch": "0.1"}
+    code, out, err = run(*GRAPH, "--repeat", 3, "--against", edited(saved, tmp_path, 1000.0, machine=there))
     assert code == 0, err
+    assert "was measured elsewhere (processor Abacus 3000, now" in err
+    assert "torch 0.1, now" in err
     assert "better" in out
     assert "0 of 5 worse by more than 10 %" in out.replace("10%", "10 %")
     code, out, err = run(*GRAPH, "--repeat", 3, "--against", edited(saved, tmp_path, 0.001))
@@ -262,24 +246,12 @@ def test_against_a_slower_and_a_faster_past(run: Run, saved: Path, tmp_path: Pat
     assert BenchResult.from_json(json.loads(out)).name == "graph", "what --json printed can be compared with, too"
 
 
-def test_another_machine_is_warned_of(run: Run, saved: Path, tmp_path: Path) -> None:
-    there = json.loads(saved.read_text(encoding="utf-8"))["machine"] | {"processor": "Abacus 3000", "torch": "0.1"}
-    code, _, err = run(*GRAPH, "--against", edited(saved, tmp_path, 1000.0, machine=there))
-    assert code == 0
-    assert "another machine" in err
-    assert "Abacus 3000" in err
-    assert "other versions (torch 0.1" in err
-    assert "one repetition alone has no interval" in err
-
-
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         (None, "no such file"),
-        ("", "is empty"),
-        (" \n", "is empty"),
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("", "can't be read"),
+        ("[" * 100_000, "can't be read"),
         ("[1, 2]", "holds no result"),
         ('{"ours": 3}', "holds no result"),
         (b"\xff\xfe\x00", "can't be read"),
@@ -326,7 +298,7 @@ def test_a_baseline_is_renewed_unless_it_is_failed_against(run: Run, saved: Path
     assert load_result(path).named("a dream").median < load_result(saved).named("a dream").median * 100
 
 
-def test_a_foreign_file_is_never_overwritten(run: Run, tmp_path: Path) -> None:
+def test_nothing_else_is_overwritten(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "precious.json"
     path.write_text('{"bench": "of the park"}', encoding="utf-8")
     code, out, err = run(*GRAPH, "--out", path)
@@ -337,41 +309,19 @@ def test_a_foreign_file_is_never_overwritten(run: Run, tmp_path: Path) -> None:
     write_result(result_of(1.0), path)
     assert run(*GRAPH, "--out", path)[0] == 0, "our own is replaced"
     assert "graph" in path.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("name", ["result.txt", "result", "result.csv", "result.md"])
-def test_an_unknown_ending_is_refused(run: Run, tmp_path: Path, name: str) -> None:
-    code, _, err = run(*GRAPH, "--out", tmp_path / name)
-    assert code == 1
-    assert "does not end in .json" in err
     (tmp_path / "folder.json").mkdir()
-    assert "is a folder" in run(*GRAPH, "--out", tmp_path / "folder.json")[2]
+    for name in ("result.csv", "folder.json"):
+        assert "kept in a file that ends in .json" in run(*GRAPH, "--out", tmp_path / name)[2]
 
 
-@pytest.mark.parametrize(
-    "args", [("generate", "--batch", "1,x"), ("generate", "--batch", "0"), ("train", "--repeat", 0), ("ollama",)]
-)
+IMPOSSIBLE = [("generate", "--batch", "1,x"), ("generate", "--batch", "0"), ("export", "--dtype", "q2"), ("ollama",)]
+
+
+@pytest.mark.parametrize("args", IMPOSSIBLE)
 def test_impossible_numbers_are_usage_errors(run: Run, args: tuple[object, ...]) -> None:
     code, _, err = run(*args)
     assert code == 2
     assert "Error" in err
-
-
-def test_training_is_measured_and_compared(run: Run, tmp_path: Path, one_thread: None) -> None:
-    del one_thread
-    path = tmp_path / "train.json"
-    size = ("--rows", 1, "--context", 128, "--vocab", 300, "--rounds", 1, "--warmup", 0)
-    size = (*size, "--set", "train.precision=float32", "--set", "train.compile=never")
-    assert run("train", *size, "--out", path)[0] == 0
-    code, out, err = run("train", *size, "--against", path, "--threshold", 1000, "--json")
-    assert code == 0, err
-    changes = {change["name"]: change for change in json.loads(out)["against"]["changes"]}
-    assert set(changes) == {"ours", "transformers", "ours over transformers"}
-    result = load_result(path)
-    ours, theirs = result.named("ours").values[0], result.named("transformers").values[0]
-    assert result.named("ours over transformers").values[0] == pytest.approx(ours / theirs)
-    assert changes["ours"]["saved"] == ours
-    assert result.settings == {"preset": "nano", "vocab_size": 300, "rows": 1, "context": 128}
 
 
 def test_export_is_measured(run: Run, one_thread: None) -> None:
@@ -385,7 +335,6 @@ def test_export_is_measured(run: Run, one_thread: None) -> None:
     assert 0.5 < eighth / half < 0.6  # 34 bytes for 32 weights instead of 64
     assert result.named("the whole bundle, f16").median > result.named("writing the GGUF, f16").median
     assert result.named("verifying it, f16").median > 0
-    assert run("export", "--vocab", 1000, "--dtype", "q2")[2].startswith("Error: --dtype q2: is none of")
 
 
 def test_one_that_fails_doesn_t_lose_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,7 +349,7 @@ def test_one_that_fails_doesn_t_lose_the_others(run: Run, monkeypatch: pytest.Mo
     def bug(watch: Stopwatch) -> BenchResult:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(batch, "_quick", lambda: {"export": breaks, "graph": small, "train": bug})
+    monkeypatch.setattr(parts, "quick", lambda: {"export": breaks, "graph": small, "train": bug})
     code, out, err = run("all", "--repeat", 2, "--json")
     assert code == 1
     result = json.loads(out)
@@ -408,30 +357,15 @@ def test_one_that_fails_doesn_t_lose_the_others(run: Run, monkeypatch: pytest.Mo
     assert result["about"]["failed"] == {"export": "the disk is full", "train": "ZeroDivisionError: by zero"}
     assert "export: failed: the disk is full" in err
     assert "Traceback" in err
-    monkeypatch.setattr(batch, "_quick", lambda: {"export": breaks})
+    monkeypatch.setattr(parts, "quick", lambda: {"export": breaks})
     assert run("all")[::2] == (1, "Error: export: failed: the disk is full\n")
 
 
 def test_the_quick_batch_asks_for_what_there_is() -> None:
-    quick = batch._quick()  # pyright: ignore[reportPrivateUsage]
+    quick = parts.quick()
     assert set(quick) == {"startup", "train", "generate", "export", "capture"}
     for measure in quick.values():
         inspect.signature(measure).bind(Stopwatch(1, 0))
-
-
-def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    args = ["bench", "graph", "--dreams", "100000", "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    )
-    time.sleep(8)
-    process.send_signal(signal.SIGINT)
-    printed, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Stopped." in said
-    assert "Traceback" not in said
-    assert (printed, out.exists()) == ("", False)
 
 
 # Ollama.
@@ -461,36 +395,10 @@ def test_ollama_s_clock_and_ours(run: Run) -> None:
     assert result.named(f"{four}: first token, client").median > first.median, "two of four wait"
     assert result.named(f"{four}: all requests, client").median > result.named(f"{one}: all requests, client").median
     assert result.about[MODEL]["prompt_tokens"] == {one: 17, four: 17}
-    assert result.about[MODEL]["quantization"] == "Q4_1"
-    assert result.about["server"] == "0.33.0-rc2"
-
-
-def test_another_server_or_model_is_warned_of() -> None:
-    about = {"server": "0.33.0", "host": _known_again(Address("http://there:11434")), MODEL: {"digest": "1234"}}
-    saved = replace(result_of(1.0), about=about)
-    assert check(saved, saved, 0.1).warnings == check(result_of(1.0), result_of(1.0), 0.1).warnings
-    now = {
-        "server": "0.34.0",
-        "host": _known_again(Address("here")),
-        MODEL: {"digest": "5678"},
-        "other": {"digest": "9"},
-    }
-    [told] = [text for text in check(replace(saved, about=now), saved, 0.1).warnings if "server" in text]
-    assert "another server; version 0.33.0, now 0.34.0; smollm2:135m with digest 1234, now 5678" in told
-    assert "there" not in json.dumps(about)
-    assert _known_again(Address("there")) == about["host"]
-
-
-def test_ollama_s_loading_is_measured_cold(run: Run) -> None:
-    with timed(slots=1, seconds=0.2) as server:
-        args = ("ollama", f"ollama:{MODEL}", "--host", server.url, "--words", 4, "--tokens", 2, "--cold")
-        code, out, err = run(*args, "--repeat", 2, "--warmup", 0, "--json")
-        assert code == 0, err
-        unloaded = [body for body in server.asked("/api/generate") if body.get("keep_alive") == 0]
-    assert len(unloaded) == 2
-    result = BenchResult.from_json(json.loads(out))
-    assert result.named(f"{MODEL}: loading, server").values == (0.1, 0.1)
-    assert result.named(f"{MODEL}: first token of an unloaded model, client").min > 0.1 + 0.02
+    assert result.about[MODEL]["quantization_level"] == "Q4_1"
+    assert result.machine["ollama"] == "0.33.0-rc2"
+    assert len(result.machine[MODEL]) == 12
+    assert server.url.partition("//")[2] not in out
 
 
 class Broken:
@@ -539,8 +447,6 @@ def test_what_the_server_does_not_say_is_missing_not_guessed(run: Run) -> None:
     names = [series["name"] for series in json.loads(out)["series"]]
     label = "any, prompt 64 words, 1 at once"
     assert names == [f"{label}: first token, client", f"{label}: all requests, client"]
-    kinds = ("reading, server", "writing, server", "writing, client")
-    assert json.loads(out)["about"]["any"]["missing"] == [f"{label}: {kind}" for kind in kinds]
 
 
 def test_no_model_no_server_and_a_slow_one(run: Run) -> None:

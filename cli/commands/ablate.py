@@ -1,12 +1,12 @@
 """`dream ablate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import stage_options
-from cli.output import emit_json, table
+from cli.options import FILE, stage_options
+from cli.output import answer, table
 from cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,18 +29,9 @@ def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> li
     callback=names,
     help="Only these of nodream, pause, backbone, engine, oracle, empty, shuffled, other and retrieval, or all.",
 )
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.md", help="Also write it there.")
+@click.option("--out", type=FILE, metavar="FILE.md", help="Also write it there.")
 @stage_options()
-def ablate(
-    run: "Run",
-    seeds: int,
-    steps: int | None,
-    arms: list[str],
-    out: Path | None,
-    force: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def ablate(run: "Run", arms: list[str], out: Path | None, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Measure what dreaming is worth: RUN's student trained without dreams, with pauses and with dreams, alike in
     data and tokens.
 
@@ -56,18 +47,15 @@ def ablate(
     from distill.sweep.ablation.report import difference_rows, headline, main_metric, render, table_rows
 
     with Progress(quiet) as listen, run.working():
-        results = perform(run, listen, seeds=seeds, steps=steps, arms=arms, force=force)
+        results = perform(run, listen, arms=arms, **asked)
     if out is not None:
         write_atomic(out, render(results))
-    if as_json:
-        emit_json({"run": str(run.path), **results})
-        return
     metric = main_metric(results)
-    for rows in (
+    tables = (
         table_rows(results, metric, list(results["arms"]), each=False),
         difference_rows(results, metric, list(results["differences"]), each=False),
-    ):
-        if len(rows) > 1:
-            click.echo(table(rows[1:], rows[0]) + "\n")
-    click.echo(headline(results))
-    click.echo(f"\nReport: {out or run.path / 'ablation' / 'report.md'}")
+    )
+    parts = [table(rows, heading) for heading, *rows in tables if rows]
+    report = out or run.path / "ablation" / "report.md"
+    text = "\n\n".join([*parts, headline(results), f"Report: {report}"])
+    answer(as_json, {"run": str(run.path), **results}, text)

@@ -1,6 +1,7 @@
 """`dream chat`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,16 +20,7 @@ from cli.runs import RunName
 @click.option("--dreams/--no-dreams", default=True, show_default=True, help="Show the dream.")
 @runs_dir_option
 @json_option
-def chat(
-    target: Path,
-    prompt: str | None,
-    temperature: float,
-    tokens: int,
-    seed: int,
-    think: bool,
-    dreams: bool,
-    as_json: bool,
-) -> None:
+def chat(target: Path, prompt: str | None, tokens: int, as_json: bool, **how: Any) -> None:
     """Talk to a student: a run's best checkpoint, or any bundle folder. Runs natively, without Ollama.
 
     \b
@@ -43,7 +35,7 @@ def chat(
     from bundle.load import load_student
     from cli.repl import Chat, converse, show, together
 
-    talk = Chat(load_student(target), temperature, tokens, dreams=dreams, think=think, seed=seed)
+    talk = Chat(load_student(target), max_tokens=tokens, **how)
     if prompt is None:
         click.echo("Ask something; /help lists the commands.", err=True)
         converse(talk)

@@ -5,54 +5,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import json_option, quiet_option, runs_dir_option
-from cli.output import emit_json
+from cli.options import FILE, common_options, config_options
+from cli.output import answer
 from cli.progress import Progress
-from cli.targets import exam_for, find_systems, report_text
+from cli.targets import exam_for, exam_options, find_systems, report_text
 
 if TYPE_CHECKING:
     from distill.exam.questions import Exam
+
+COMMANDLINE = click.core.ParameterSource.COMMANDLINE
+WRITING = ("source", "out", "as_json", "quiet", "runs_dir")
+"""What goes with --from."""
 
 
 @click.command()
 @click.argument("targets", nargs=-1, metavar="[NAME=]TARGET[,TARGET…]…")
 @click.option("--baseline", default="", metavar="NAME", help="Whom the others are compared with [the first].")
-@click.option("--on", metavar="RUN", help="Whose held-out prompts are asked [of the run that the targets come from].")
-@click.option("--prompts", metavar="N|FILE", help="Only the first N of them; or a file of prompts nobody answered.")
+@exam_options
 @click.option("--judge", metavar="TEACHER", help="Also ask a teacher which answers are better: ollama:llama3.2:1b.")
-@click.option("--host", default="", metavar="URL", help="Ollama server of targets and judge [$OLLAMA_HOST].")
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Where the report goes."
-)
 @click.option("--cost/--no-cost", default=True, help="Measure speed and memory too, each in a process of its own.")
 @click.option(
-    "--from",
-    "source",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="RESULTS.json",
-    help="Measure nothing: write the reports of an earlier comparison again.",
+    "--from", "source", type=FILE, metavar="RESULTS.json", help="Write an earlier comparison's reports again, no more."
 )
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting for this comparison: evaluate.dreams=2."
-)
-@click.option("--force", is_flag=True, help="Measure everything again.")
-@runs_dir_option
-@quiet_option
-@json_option
+@config_options
+@common_options
+@click.pass_context
 def compare(
-    targets: tuple[str, ...],
-    baseline: str,
-    on: str | None,
-    prompts: str | None,
-    judge: str | None,
-    host: str,
-    out: Path | None,
-    cost: bool,
-    source: Path | None,
-    overrides: tuple[str, ...],
-    force: bool,
-    as_json: bool,
-    quiet: bool,
+    ctx: click.Context, targets: tuple[str, ...], source: Path | None, out: Path | None, as_json: bool, **asked: Any
 ) -> None:
     """Compare students, files and models of Ollama on the same prompts: report.md, report.html, results.json.
 
@@ -67,35 +46,27 @@ def compare(
     from distill.report.measure import publish, read_results
 
     if source is not None:
-        given = {"targets": targets, "--baseline": baseline, "--on": on, "--prompts": prompts, "--judge": judge}
-        given |= {"--host": host, "--set": overrides, "--force": force, "--no-cost": not cost}
-        if unused := [name for name, value in given.items() if value]:
+        given = [p for p in ctx.command.params if ctx.get_parameter_source(p.name or "") is COMMANDLINE]
+        if unused := [p.opts[0] for p in given if p.name not in WRITING]:
             raise click.UsageError(f"--from writes an earlier comparison's reports again; it takes no {unused[0]}")
         results, folder = read_results(source), out or source.parent
         publish(folder, results)
     else:
-        results, folder = _measure(
-            targets, baseline, on, prompts, judge, host, out, cost, overrides, force=force, quiet=quiet
-        )
-    if as_json:
-        emit_json({"folder": str(folder), **results})
-        return
-    click.echo(f"{report_text(results)}\n\nReport: {folder / 'report.html'}")
+        results, folder = _measured(targets, out, **asked)
+    answer(as_json, {"folder": str(folder), **results}, f"{report_text(results)}\n\nReport: {folder / 'report.html'}")
 
 
-def _measure(
+def _measured(
     specs: tuple[str, ...],
+    out: Path | None,
+    *,
     baseline: str,
-    on: str | None,
-    prompts: str | None,
     judge: str | None,
     host: str,
-    out: Path | None,
     cost: bool,
-    overrides: tuple[str, ...],
-    *,
     force: bool,
     quiet: bool,
+    **asked: Any,
 ) -> tuple[dict[str, Any], Path]:
     from distill.address import Address
     from distill.config import TeacherSettings
@@ -106,10 +77,9 @@ def _measure(
         raise click.UsageError("name two targets or more; `dream evaluate` measures one")
     systems = find_systems(specs, host)
     targets = [target for each in systems.values() for target in each]
-    exam, settings = exam_for(targets, on, prompts, out, overrides)
-    folder = out or _folder(exam, list(systems), prompts)
+    exam, settings = exam_for(targets, out=out, **asked)
+    folder = out or _folder(exam, list(systems), asked["prompts"])
     hosts = [Address(host)] if host else list(settings.teacher.hosts)
-    who = TeacherSettings(model=judge, hosts=hosts) if judge else None
     with Progress(quiet) as listen:
         results = perform(
             systems,
@@ -122,7 +92,7 @@ def _measure(
             dream_tokens=dream_tokens_of(exam.run, targets),
             device=settings.train.device,
             cost=cost,
-            judge=who,
+            judge=TeacherSettings(model=judge, hosts=hosts) if judge else None,
             force=force,
         )
     return results, folder

@@ -1,16 +1,15 @@
 """`dream evaluate`."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.options import config_options, json_option, quiet_option, runs_dir_option
-from cli.output import emit_json
+from cli.options import common_options, config_options
+from cli.output import answer
 from cli.progress import Progress
 from cli.runs import RunName, open_run, resolve, runs_dir, undone_on_failure
 from cli.stages import stage_command
-from cli.targets import exam_for, find, report_text
+from cli.targets import exam_for, exam_options, find, report_text
 from distill.errors import DistillError
 
 BASELINES = ("hard", "nodream")
@@ -40,36 +39,27 @@ def baselines_option(function: Any) -> Any:
 
 @click.command()
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET…", shell_complete=RunName().shell_complete)
-@click.option("--on", metavar="RUN", help="Whose held-out prompts are asked [of the run that the targets come from].")
-@click.option("--prompts", metavar="N|FILE", help="Only the first N of them; or a file of prompts nobody answered.")
+@exam_options
 @click.option("--temperature", type=click.FloatRange(0, 5), help="Of their own answers. [evaluate.temperature]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Of an answer, the dream not counted. [evaluate.max_tokens]")
-@click.option("--host", default="", metavar="URL", help="Ollama server of targets [$OLLAMA_HOST].")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER", help="Also write it there.")
 @click.option("--cost/--no-cost", default=None, help="Measure speed and memory too [yes, but for one run alone].")
 @baselines_option
-@click.option("--force", is_flag=True, help="Do it again even where nothing changed.")
-@runs_dir_option
-@quiet_option
-@json_option
 @config_options
+@common_options
 @click.pass_context
 def evaluate(
     ctx: click.Context,
     targets: tuple[str, ...],
-    on: str | None,
-    prompts: str | None,
     temperature: float | None,
     max_tokens: int | None,
     host: str,
-    out: Path | None,
     cost: bool | None,
     evaluate__baselines: tuple[str, ...] | None,
-    config: Path | None,
     overrides: tuple[str, ...],
     force: bool,
     as_json: bool,
     quiet: bool,
+    **asked: Any,
 ) -> None:
     """Measure students, files and models of Ollama on held-out prompts.
 
@@ -87,60 +77,36 @@ def evaluate(
     """
     decoding = {"temperature": temperature, "max_tokens": max_tokens}
     overrides += tuple(f"evaluate.{name}={value}" for name, value in decoding.items() if value is not None)
-    alone = len(targets) == 1 and not (on or prompts or host or out or cost) and _is_run(ctx, targets[0])
-    if alone:
-        path = resolve(targets[0], runs_dir(ctx))
+    path = resolve(targets[0], runs_dir(ctx))
+    elsewhere = len(targets) > 1 or asked["on"] or asked["prompts"] or asked["out"] or host or cost
+    if not elsewhere and (path / "config.yaml").is_file():
         flags = {"evaluate.baselines": list(evaluate__baselines)} if evaluate__baselines else {}
         with undone_on_failure(path):
-            stage_command(open_run(path, config, list(overrides), flags), "evaluate", force, as_json, quiet)
+            run = open_run(path, asked["config"], list(overrides), flags)
+            stage_command(run, "evaluate", force, as_json, quiet)
         return
     if evaluate__baselines:
         raise click.UsageError("--baselines go with one run alone: they are trained in it")
-    _examine(targets, on, prompts, host, out, cost is not False, config, overrides, force, as_json, quiet)
-
-
-def _is_run(ctx: click.Context, spec: str) -> bool:
-    """Whether it is a run's folder, or the name of one in --runs-dir."""
-    path = resolve(spec, runs_dir(ctx))
-    return (path / "config.yaml").is_file()
-
-
-def _examine(
-    specs: tuple[str, ...],
-    on: str | None,
-    prompts: str | None,
-    host: str,
-    out: Path | None,
-    cost: bool,
-    config: Path | None,
-    overrides: tuple[str, ...],
-    force: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
     from distill.exam.examine import dream_tokens_of
     from distill.report.evaluate import evaluate_targets
 
-    targets = [find(spec, host) for spec in specs]
-    exam, settings = exam_for(targets, on, prompts, out, overrides, config)
+    found, out = [find(spec, host) for spec in targets], asked["out"]
+    exam, settings = exam_for(found, overrides=overrides, **asked)
     with Progress(quiet) as listen:
         results = evaluate_targets(
-            targets,
+            found,
             exam,
             settings.evaluate,
             listen,
             seed=settings.seed,
-            dream_tokens=dream_tokens_of(exam.run, targets),
+            dream_tokens=dream_tokens_of(exam.run, found),
             device=settings.train.device,
-            cost=cost,
+            cost=cost is not False,
             force=force,
             out=out,
         )
-    if as_json:
-        emit_json(results)
-    else:
-        click.echo(f"{exam.name[:1].upper()}{exam.name[1:]}.\n\n{report_text(results)}\n")
-        click.echo(f"Report: {out / 'report.html'}" if out else f"Kept in {exam.folder}")
+    where = f"Report: {out / 'report.html'}" if out else f"Kept in {exam.folder}"
+    answer(as_json, results, f"{exam.name[:1].upper()}{exam.name[1:]}.\n\n{report_text(results)}\n\n{where}")
     if results["failed"]:
         failed = ", ".join(results["failed"])
         raise DistillError(f"{failed}: not measured; what was measured is kept, the same command goes on from there")

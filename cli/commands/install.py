@@ -5,9 +5,10 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, quiet_option, runs_dir_option
-from cli.output import emit_json, facts, table
-from cli.runs import RunName
+from cli.options import common_options
+from cli.output import answer, facts, table
+from cli.progress import Progress
+from cli.runs import RunName, bundle_of
 
 
 @click.command()
@@ -16,9 +17,7 @@ from cli.runs import RunName
 @click.option("--host", metavar="URL", help="Ollama server [$OLLAMA_HOST or the default address].")
 @click.option("--quantize", metavar="TYPE", help="Let Ollama quantize it: q8_0, q4_K_M, q4_K_S.")
 @click.option("--force", is_flag=True, help="Replace a model of that name.")
-@runs_dir_option
-@quiet_option
-@json_option
+@common_options
 def install(
     target: Path, name: str | None, host: str | None, quantize: str | None, force: bool, quiet: bool, as_json: bool
 ) -> None:
@@ -29,13 +28,7 @@ def install(
       dream install my-student --quantize q8_0
     """
     from bundle.install import install as install_bundle
-    from cli.progress import Progress
-    from cli.runs import bundle_of
 
     with Progress(quiet) as listen:
         result = install_bundle(bundle_of(target), name, host, quantize, listen, force=force)
-    if as_json:
-        emit_json(result)
-    else:
-        click.echo(table(facts(result)))
-        click.echo(f"Next: ollama run {shlex.quote(result['model'])}")
+    answer(as_json, result, f"{table(facts(result))}\nNext: ollama run {shlex.quote(result['model'])}")

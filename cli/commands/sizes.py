@@ -1,11 +1,12 @@
 """`dream sizes`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.options import json_option, quiet_option, run_argument, settings_options
-from cli.output import emit_json, table
+from cli.output import answer, table
+from cli.progress import Progress
 
 if TYPE_CHECKING:
     from distill.run import Run
@@ -32,36 +33,27 @@ def sizes(run: "Run", layers: tuple[int, ...], ffn: tuple[int, ...], as_json: bo
       dream sizes my-student --layers 12 --layers 20 --ffn 640
     """
     from bundle.gguf import file_bytes
-    from cli.progress import Progress
     from distill.training.sizes import measure_sizes
 
     with Progress(quiet) as listen:
         found = measure_sizes(run, listen, layers, ffn)
-    megabytes = [{dtype: round(file_bytes(size.config, dtype) / 1e6, 1) for dtype in SHOWN} for size in found]
-    if as_json:
-        rows = [
-            {
-                "layers": size.layers,
-                "ffn": size.ffn,
-                "parameters": size.parameters,
-                "megabytes": sizes_on_disk,
-                "bits_per_byte": size.bits_per_byte,
-                "top1": size.top1,
-            }
-            for size, sizes_on_disk in zip(found, megabytes, strict=True)
-        ]
-        emit_json({"run": str(run.path), "sizes": rows})
-        return
-    heading = ("layers", "neurons", "parameters", *(f"MB {dtype}" for dtype in SHOWN), "bits per byte", "top-1")
-    lines = [
-        (
-            size.layers,
-            size.ffn,
-            f"{size.parameters / 1e6:.1f} M",
-            *(f"{on_disk[dtype]:.1f}" for dtype in SHOWN),
-            f"{size.bits_per_byte:.3f}",
-            f"{100 * size.top1:.1f} %",
-        )
-        for size, on_disk in zip(found, megabytes, strict=True)
+    rows: list[dict[str, Any]] = [
+        {
+            "layers": size.layers,
+            "ffn": size.ffn,
+            "parameters": size.parameters,
+            "megabytes": {dtype: round(file_bytes(size.config, dtype) / 1e6, 1) for dtype in SHOWN},
+            "bits_per_byte": size.bits_per_byte,
+            "top1": size.top1,
+        }
+        for size in found
     ]
-    click.echo(table(lines, heading))
+    heading = ("layers", "neurons", "parameters", *(f"MB {dtype}" for dtype in SHOWN), "bits per byte", "top-1")
+    answer(as_json, {"run": str(run.path), "sizes": rows}, table([_line(**row) for row in rows], heading))
+
+
+def _line(
+    layers: int, ffn: int, parameters: int, megabytes: dict[str, float], bits_per_byte: float, top1: float
+) -> tuple[int | str, ...]:
+    on_disk = (f"{size:.1f}" for size in megabytes.values())
+    return layers, ffn, f"{parameters / 1e6:.1f} M", *on_disk, f"{bits_per_byte:.3f}", f"{100 * top1:.1f} %"

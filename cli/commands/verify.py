@@ -5,18 +5,17 @@ from pathlib import Path
 
 import click
 
-from cli.options import json_option, quiet_option, runs_dir_option
-from cli.output import emit_json, table
-from cli.runs import RunName
+from cli.options import common_options
+from cli.output import answer, table
+from cli.progress import Progress
+from cli.runs import RunName, bundle_of
 
 
 @click.command()
 @click.argument("target", metavar="RUN|BUNDLE", type=RunName())
 @click.option("--ollama", "model", metavar="NAME", help="Also compare with this model as installed in Ollama.")
 @click.option("--host", metavar="URL", help="Ollama server [$OLLAMA_HOST or the default address].")
-@runs_dir_option
-@quiet_option
-@json_option
+@common_options
 @click.pass_context
 def verify(ctx: click.Context, target: Path, model: str | None, host: str | None, quiet: bool, as_json: bool) -> None:
     """Check that a bundle's files are whole and that GGUF and native student answer alike. Exit 1 if not.
@@ -26,14 +25,8 @@ def verify(ctx: click.Context, target: Path, model: str | None, host: str | None
       dream verify my-student
     """
     from bundle.verify import verify as verify_bundle
-    from cli.progress import Progress
-    from cli.runs import bundle_of
 
     with Progress(quiet) as listen:
         report = verify_bundle(bundle_of(target), listen, ollama_host=host, model=model)
-    if as_json:
-        emit_json({"ok": report.ok, **asdict(report)})
-    else:
-        click.echo(table(report.rows()))
-        click.echo(report.summary)
+    answer(as_json, {"ok": report.ok, **asdict(report)}, f"{table(report.rows())}\n{report.summary}")
     ctx.exit(0 if report.ok else 1)

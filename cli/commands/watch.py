@@ -1,18 +1,23 @@
 """`dream watch`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Text, json_option, runs_dir_option
+from cli.options import FILE, Function, Text, json_option, runs_dir_option
 from cli.output import emit_json
 from cli.runs import RunName
 
 if TYPE_CHECKING:
     from distill.dream.record import DreamRecord
-    from distill.dream.view.lanes import LiveLanes
+
+
+def token_option(flag: str, metavar: str, help: str, multiple: bool = False) -> Callable[[Function], Function]:
+    """Image tokens, as they are printed."""
+    return click.option(flag, metavar=metavar, type=Text(), multiple=multiple, help=help)
 
 
 @click.command()
@@ -24,34 +29,16 @@ if TYPE_CHECKING:
     help="Who dreams: the engine, all paths at once, or the backbone, token by token as in Ollama. "
     "[default: the engine where there is one]",
 )
-@click.option(
-    "--guide", metavar="TOKENS", type=Text(), help='Up to three image tokens that each path begins with: "⟨a ball⟩".'
-)
-@click.option(
-    "--dream",
-    metavar="TOKENS",
-    type=Text(),
-    help='A dream to answer from, in the place of the student\'s own: "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩", or "none".',
-)
-@click.option(
-    "--replace",
-    multiple=True,
-    metavar="N=TOKEN",
-    type=Text(),
-    help='Replace token N of the dream before the answer: "3=⟨water⟩". Repeatable.',
-)
+@token_option("--guide", "TOKENS", 'Up to three image tokens that each path begins with: "⟨a ball⟩".')
+@token_option("--dream", "TOKENS", 'Answer from this dream: "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩", or "none".')
+@token_option("--replace", "N=TOKEN", 'Replace token N of the dream before the answer: "3=⟨water⟩".', multiple=True)
 @click.option(
     "--retrieve",
     type=click.Choice(["neighbourhood", "walk", "sample"]),
     help="Put what the knowledge graph knows of the prompt after it, found in this way.",
 )
 @click.option(
-    "--export",
-    "exports",
-    multiple=True,
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the dream too: a page (.html), a heatmap (.png) or data (.json). Repeatable.",
+    "--export", "exports", multiple=True, metavar="FILE", type=FILE, help="Write the dream too: .html, .png or .json."
 )
 @click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 5))
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Of the answer.")
@@ -62,17 +49,13 @@ if TYPE_CHECKING:
 def watch(
     target: Path,
     prompt: str,
-    dreamer: str | None,
-    guide: str | None,
-    dream: str | None,
     replace: tuple[str, ...],
     retrieve: str | None,
     exports: tuple[Path, ...],
-    temperature: float,
     max_tokens: int,
-    seed: int,
     quiet: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Watch a student dream: a lane per lens, drawn while it forms, then the answer.
 
@@ -97,24 +80,32 @@ def watch(
     replaced = {number: label for text in replace for number, label in parse_replacements(text).items()}
     model = load_dreaming(target, enable_dream_viewer=True)
     lanes = None if quiet or as_json else LiveLanes.on(sys.stdout)
-    shown = Shown(lanes)
+    dreamed: list[DreamRecord] = []
+
+    def drawn(record: "DreamRecord") -> None:
+        """After each step that forms, and last the whole dream."""
+        dreamed[:] = [record]
+        if lanes is not None:
+            lanes.draw(record)
+
     for piece in model.generate(
         prompt,
         output_mode="text",
         stream=True,
-        dreamer=dreamer,
-        guide=guide,
-        dream=dream,
         replace=replaced,
         attention=bool(lanes or as_json or exports),
         retrieve=retrieve or "",
-        temperature=temperature,
         max_length=max_tokens,
-        seed=seed,
-        on_dream=shown.dream,
+        on_dream=drawn,
+        **how,
     ):
-        shown.answer("" if as_json else piece)
-    shown.end(as_json)
+        if lanes is not None and dreamed:  # the answer begins
+            lanes.finish(dreamed.pop())
+            click.echo()
+        click.echo("" if as_json else piece, nl=False)
+    if lanes is not None and dreamed:  # there was none
+        lanes.finish(dreamed.pop())
+    click.echo("" if as_json else "\n", nl=False)
     viewer = model.get_dream_viewer()
     if lanes is not None:
         lanes.words(viewer.records[-1])
@@ -123,33 +114,3 @@ def watch(
         click.echo(f"wrote {path}", err=True)
     if as_json:
         emit_json(viewer.records[-1].to_json())
-
-
-class Shown:
-    """What is on the screen: first the dream, then the answer below it."""
-
-    def __init__(self, lanes: "LiveLanes | None") -> None:
-        self.lanes = lanes
-        self.last: DreamRecord | None = None
-
-    def dream(self, record: "DreamRecord") -> None:
-        """Called after each step that forms, and last with the whole dream."""
-        self.last = record
-        if self.lanes is not None:
-            self.lanes.draw(record)
-
-    def answer(self, piece: str) -> None:
-        self._close_dream()
-        if piece:
-            click.echo(piece, nl=False)
-
-    def end(self, silent: bool) -> None:
-        self._close_dream()
-        if not silent:
-            click.echo()
-
-    def _close_dream(self) -> None:
-        if self.lanes is not None and self.last is not None:
-            self.lanes.finish(self.last)
-            click.echo()
-        self.lanes = None

@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib.metadata
+import os
 import platform
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,15 +51,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine() -> dict[str, Any]:
-    """What computed: the processor's and the device's names and numbers, nothing that names the machine."""
-    import os
+def machine(device: str = "auto") -> dict[str, Any]:
+    """What computed: the processor's and the device's names and numbers, nothing that names the machine.
 
-    import torch
-
+    device: as torch names it; auto: the CUDA device where there is one. Where torch isn't loaded it has no threads.
+    """
+    torch: Any = sys.modules.get("torch")
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device}
+    if device == "auto":
+        device = "cuda" if torch and torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        device = torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads() if torch else None
+    return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "device": device}

@@ -6,11 +6,8 @@ share, results.json and report.md compare them. A sweep that was stopped, or kil
 
 import copy
 import json
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,79 +15,46 @@ from distill.config import Settings
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.exam.baselines import SHARED_STAGES
-from distill.exam.examine import VERSION as EXAMINATION
 from distill.exam.examine import dream_tokens_of
+from distill.exam.metrics.catalogue import metric_of
 from distill.exam.questions import load_exam
 from distill.exam.targets import find_target
-from distill.run import Run, fingerprint, write_atomic
-from distill.sweep.cells import (
-    CellFailed,
-    Job,
-    Together,
-    best_source,
-    data_key,
-    one_line,
-    prepare_data,
-    shared_files,
-    train_apart,
-    train_cell,
-)
-from distill.sweep.plan import Cell, Plan, by_system
-from distill.sweep.table import rows_of, to_csv, to_markdown
+from distill.report.compare import compare as compare_systems
+from distill.report.tables import markdown_table
+from distill.run import Run, write_atomic
+from distill.sweep.cells import Job, best_source, data_key, prepare_data, train_cell
+from distill.sweep.plan import Cell, Plan, by_system, told
+from distill.sweep.table import VALIDATION, rows, values_of
 
 VERSION = 1
 
 
 def sweep(
-    plan: Plan,
-    folder: Path,
-    listen: Listener = silent,
-    *,
-    jobs: int = 1,
-    compare: bool = True,
-    force: bool = False,
+    plan: Plan, folder: Path, listen: Listener = silent, *, compare: bool = True, force: bool = False
 ) -> dict[str, Any]:
     """Train all cells of the plan that are not trained yet, then compare them; returns sweep.json's content.
 
-    jobs: cells at once, each in a process of its own. compare: False only trains, and writes the tables. force: train
-    cells anew whose settings changed, and measure again. A cell that fails is written down and the others go on.
-    Raises BadInput and RunMismatch before anything is begun, and DistillError where another process works on it.
+    compare: False only trains, and writes the table. force: train cells anew whose settings changed, and measure again.
+    A cell that fails is written down and the others go on. Raises BadInput and RunMismatch before anything is begun,
+    and DistillError where another process works on it.
     """
-    return Sweep(plan, folder, listen).run(jobs, compare, force)
+    return Sweep(plan, folder, listen).run(compare, force)
 
 
 def overview(plan: Plan, folder: Path) -> dict[str, Any]:
-    """What a sweep would do, as JSON; writes nothing. bytes: that copies of shared data would take."""
+    """What a sweep would do, as JSON; writes nothing."""
     self = Sweep(plan, folder, silent)
-    sources = [plan.base] if plan.base is not None else []
+    made = [Run.open(path.parent) for path in sorted((folder / "data").glob("*/config.yaml"))]
     cells: list[dict[str, Any]] = []
     for cell in plan.cells:
-        source, stages = best_source([*sources, *self.data_runs()], cell.data)
+        source, shared = best_source([*self.base, *made], cell.data)
         trained = "train" in Run(self.path_of(cell), cell.settings).records()
-        size = 0 if trained or source is None else sum(_size(path) for path in shared_files(source, stages))
-        entry = self.state["cells"].get(cell.name, {})
-        cells.append(
-            {
-                "cell": cell.name,
-                "system": cell.system,
-                "seed": cell.seed,
-                "changes": cell.changes,
-                "state": entry.get("state", "new"),
-                "data": str(source.path) if source is not None else "",
-                "shared": stages,
-                "runs": [stage for stage in SHARED_STAGES if stage not in stages] + ["train"] * (not trained),
-                "steps": cell.settings.train.steps,
-                "bytes": size,
-                "differs": self.differences(cell),
-            }
-        )
-    size = sum(cell["bytes"] for cell in cells)
-    return {"folder": str(folder), "cells": cells, "left_alone": self.left_alone(), "bytes": size}
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+        planned: dict[str, Any] = {"cell": cell.name, "system": cell.system, "seed": cell.seed, "changes": cell.changes}
+        planned["state"] = self.state["cells"].get(cell.name, {}).get("state", "new")
+        planned |= {"data": str(source.path) if source is not None else "", "shared": shared}
+        planned["runs"] = [stage for stage in SHARED_STAGES if stage not in shared] + ["train"] * (not trained)
+        cells.append(planned | {"steps": cell.settings.train.steps, "differs": self.differences(cell)})
+    return {"folder": str(folder), "cells": cells, "left_alone": self.left_alone()}
 
 
 class Sweep:
@@ -98,42 +62,35 @@ class Sweep:
 
     def __init__(self, plan: Plan, folder: Path, listen: Listener) -> None:
         self.plan, self.folder, self.listen = plan, folder, listen
-        if folder.exists() and not (folder / "sweep.json").exists():
-            used = not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())
-            if used:
-                raise BadInput(f"{folder}: is not empty and holds no sweep; choose another name: in {plan.file}")
+        found = list(folder.iterdir()) if folder.is_dir() else [folder] if folder.exists() else []
+        if not (folder / "sweep.json").exists() and any(not path.name.startswith(".") for path in found):
+            raise BadInput(f"{folder}: is not empty and holds no sweep; choose another name: in {plan.file}")
         self.state = self._read()
+        self.base = [plan.base] if plan.base is not None else []
         self.sources: dict[str, Run] = {}
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
 
     def path_of(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.name
 
-    def data_runs(self) -> list[Run]:
-        """Data that the sweep made."""
-        return [Run.open(path.parent) for path in sorted((self.folder / "data").glob("*/config.yaml"))]
-
     # What is there.
     def _read(self) -> dict[str, Any]:
         path = self.folder / "sweep.json"
-        state: dict[str, Any] = {"version": VERSION, "cells": {}}
-        if path.exists():
-            try:
-                state = json.loads(path.read_text(encoding="utf-8"))
-                if not all(isinstance(entry["state"], str) for entry in state["cells"].values()):
-                    raise TypeError("a cell without a state")
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise CorruptFile(f"{path}: can't be read ({error}); delete it: finished cells are kept") from error
-        return state
+        if not path.exists():
+            return {"version": VERSION, "cells": {}}
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if not all(isinstance(entry["state"], str) for entry in state["cells"].values()):
+                raise TypeError("a cell without a state")
+            return state
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptFile(f"{path}: can't be read ({error}); delete it: finished cells are kept") from error
 
     def _write(self) -> None:
         write_atomic(self.folder / "sweep.json", json.dumps(self.state, indent=2, ensure_ascii=False) + "\n")
 
     def _note(self, cell: Cell, **values: Any) -> None:
-        with self._lock:
-            self.state["cells"][cell.name].update(values)
-            self._write()
+        self.state["cells"][cell.name].update(values)
+        self._write()
 
     def differences(self, cell: Cell) -> list[str]:
         """In which settings the cell's folder was made otherwise than the file says now."""
@@ -167,15 +124,18 @@ class Sweep:
         self.listen(Event("sweep", kind, text))
 
     # Doing it.
-    def run(self, jobs: int, compare: bool, force: bool) -> dict[str, Any]:
+    def run(self, compare: bool, force: bool) -> dict[str, Any]:
         created = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with Run(self.folder, Settings()).working():
                 self._check(force)
                 self._begin()
-                self._train(jobs)
-                self._finish(compare, force)
+                for job in self._jobs():
+                    self._train(job)
+                self._table(None)
+                if compare and (results := self._compared(force)) is not None:
+                    self._table(results)
                 return self.state
         finally:
             if created and not any(self.folder.iterdir()):
@@ -186,26 +146,23 @@ class Sweep:
         about = {"name": plan.name, "file": plan.file.name, "metric": plan.metric, "baseline": plan.baseline}
         self.state |= {"version": VERSION, **about, "base": str(plan.base.path) if plan.base else ""}
         for cell in plan.cells:
-            before = self.state["cells"].get(cell.name, {})
-            state = before.get("state", "waiting")
+            before = dict(self.state["cells"].get(cell.name, {}))
+            before.pop("error", None)
+            finished = before.get("state") == "trained" and not self.differences(cell)
             entry = {"system": cell.system, "seed": cell.seed, "changes": cell.changes}
-            kept = {key: value for key, value in before.items() if key not in ("error", "state")}
-            finished = state == "trained" and not self.differences(cell)
-            self.state["cells"][cell.name] = kept | entry | {"state": "trained" if finished else "waiting"}
+            self.state["cells"][cell.name] = before | entry | {"state": "trained" if finished else "waiting"}
         self._write()
 
     def _jobs(self) -> Iterator[Job]:
         """Cells whose data is there; the data of a cell is made just before it is needed first."""
-        sources = [self.plan.base] if self.plan.base is not None else []
         made: dict[str, Run | str] = {}
         for number, cell in enumerate(self.plan.cells, 1):
             stage = f"cell {number} of {len(self.plan.cells)}, {cell.name}"
             key = data_key(cell.data)
             if key not in made:
-                folder = self.folder / "data" / key
-                found = [run for run in made.values() if isinstance(run, Run)]
+                sources = [*self.base, *(run for run in made.values() if isinstance(run, Run))]
                 try:
-                    made[key] = prepare_data(folder, cell.data, [*sources, *found], self._told(f"data {key}"))
+                    made[key] = prepare_data(self.folder / "data" / key, cell.data, sources, self.listen)
                 except DistillError as error:
                     made[key] = str(error)
             source = made[key]
@@ -215,126 +172,63 @@ class Sweep:
             else:
                 self._failed(cell, source)
 
-    def _told(self, prefix: str) -> Listener:
-        """Tells of stages as of the data that they make."""
-        return lambda event: self.listen(replace(event, stage=f"{prefix}, {event.stage}"))
-
-    def _train(self, jobs: int) -> None:
-        if jobs == 1:
-            for job in self._jobs():
-                self._one(job, lambda job: train_cell(job, self.listen))
-            return
-        import torch
-
-        threads = max(1, torch.get_num_threads() // jobs)
-        together = Together({cell.name: cell.settings.train.steps for cell in self.plan.cells}, self.listen)
-
-        def apart(job: Job) -> dict[str, Any]:
-            found = train_apart(job, threads, together.of(job.cell.name), self._stop)
-            together.count(job.cell.name, job.cell.settings.train.steps)
-            return found
-
-        with ThreadPoolExecutor(jobs) as pool:
-            try:
-                waiting = [pool.submit(self._one, job, apart) for job in self._jobs()]
-                for future in waiting:
-                    future.result()
-            except KeyboardInterrupt:  # it reaches the cells' processes too; each saves where it is
-                self._stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    def _one(self, job: Job, perform: Callable[[Job], dict[str, Any]]) -> None:
+    def _train(self, job: Job) -> None:
         cell = job.cell
-        if self._stop.is_set():
-            return
         if self.state["cells"][cell.name]["state"] != "trained":
             self._note(cell, state="training")
-            self.listen(Event(job.stage, "note", cell.told))
+            self.listen(Event(job.stage, "note", told(cell.changes) or "settings as they are"))
         try:
-            found = perform(job)
+            found = train_cell(job, self.listen)
         except DistillError as error:
-            self._failed(cell, str(error), error.trace if isinstance(error, CellFailed) else "")
+            self._failed(cell, str(error))
         except Exception as error:
-            self._failed(cell, one_line(error), traceback.format_exc())
+            path = self.folder / "errors" / f"{cell.name}.txt"
+            write_atomic(path, traceback.format_exc())
+            said = " ".join(str(error).split())[:300]
+            self._failed(cell, f"{type(error).__name__}: {said} (all of it is in {path})")
         else:
             self._note(cell, state="trained", **found)
 
-    def _failed(self, cell: Cell, error: str, trace: str = "") -> None:
-        if trace:
-            path = self.folder / "errors" / f"{cell.name}.txt"
-            write_atomic(path, trace)
-            error = f"{error} (all of it is in {path})"
+    def _failed(self, cell: Cell, error: str) -> None:
         self._note(cell, state="failed", error=error)
         self.listen(Event(cell.name, "warning", f"failed: {error}"))
 
     # What came out.
-    def _finish(self, compare: bool, force: bool) -> None:
-        """Compare what is trained, and write the tables."""
-        self._tables(None)
-        results = self._compared(force) if compare else None
-        if results is not None:
-            self._tables(results)
-
-    def trained(self) -> dict[str, list[Cell]]:
-        """System → its cells that can be compared."""
-        return by_system(cell for cell in self.plan.cells if self.state["cells"][cell.name]["state"] == "trained")
-
     def _compared(self, force: bool) -> dict[str, Any] | None:
-        """The comparison's results; those that are there, where nothing has changed since."""
-        from distill.report.compare import compare
-        from distill.report.measure import VERSION as COMPARISON
-        from distill.report.measure import read_results
-
-        trained, common = self.trained(), self.plan.common
+        """The comparison's results; what was measured before is kept there."""
+        states, common = self.state["cells"], self.plan.common
+        trained = by_system(cell for cell in self.plan.cells if states[cell.name]["state"] == "trained")
         if len(trained) < 2:
             self._tell("note", f"{len(trained)} systems are trained: nothing to compare")
             return None
         baseline = self.plan.baseline if self.plan.baseline in trained else next(iter(trained))
         warnings = self._incomplete(trained, baseline)
         exam = load_exam(self._exam_run(trained[baseline][0]))
-        systems = {
-            system: [find_target(str(self.path_of(cell))) for cell in cells] for system, cells in trained.items()
-        }
-        device = common.train.device
-        dream_tokens = dream_tokens_of(exam.run, [target for targets in systems.values() for target in targets])
-        weights = {system: [self._weights(cell) for cell in cells] for system, cells in trained.items()}
-        how = [asdict(common.evaluate), common.seed, baseline, dream_tokens, device, warnings]
-        mark = fingerprint([VERSION, COMPARISON, EXAMINATION, weights, exam.digest, how])
-        path = self.folder / "results.json"
-        if not force and self.state.get("compared") == mark and path.is_file():
-            results = read_results(path)
-        else:
-            results = compare(
-                systems,
-                exam,
-                self.folder,
-                common.evaluate,
-                self.listen,
-                seed=common.seed,
-                baseline=baseline,
-                dream_tokens=dream_tokens,
-                device=device,
-                force=force,
-                warnings=warnings,
-            )
-            self.state |= {"compared": mark, "compared_with": baseline}
-            self._write()
-        for system, entry in results["systems"].items():
-            entry["sweep_seeds"] = [cell.seed for cell in trained[system]]
+        systems = {name: [find_target(str(self.path_of(cell))) for cell in cells] for name, cells in trained.items()}
+        results = compare_systems(
+            systems,
+            exam,
+            self.folder,
+            common.evaluate,
+            self.listen,
+            seed=common.seed,
+            baseline=baseline,
+            dream_tokens=dream_tokens_of(exam.run, [target for targets in systems.values() for target in targets]),
+            device=common.train.device,
+            force=force,
+            warnings=warnings,
+        )
+        self.state["compared_with"] = baseline
+        for name, entry in results["systems"].items():
+            entry["sweep_seeds"] = [cell.seed for cell in trained[name]]
         return results
-
-    def _weights(self, cell: Cell) -> list[Any]:
-        """Digests of what was trained."""
-        records = Run(self.path_of(cell), cell.settings).records()
-        return [records[stage].outputs for stage in ("train", "engine") if stage in records]
 
     def _incomplete(self, trained: Mapping[str, list[Cell]], baseline: str) -> list[str]:
         """What failed cells change of the comparison; told, and handed on to its reports."""
         warnings: list[str] = []
         if baseline != self.plan.baseline:
-            told = f"{self.plan.baseline}, the baseline, has no trained cell: compared with {baseline} in its place."
-            warnings.append(told)
+            lost = f"{self.plan.baseline}, the baseline, has no trained cell"
+            warnings.append(f"{lost}: compared with {baseline} in its place.")
         for system, cells in self.plan.systems.items():
             there = len(trained.get(system, []))
             if not there and system != self.plan.baseline:
@@ -351,17 +245,17 @@ class Sweep:
         settings.evaluate = self.plan.common.evaluate
         return Run(self.sources[cell.name].path, settings)
 
-    def _tables(self, results: dict[str, Any] | None) -> None:
-        metric = self.plan.metric
-        here = {cell.name for cell in self.plan.cells}
-        cells = {name: entry for name, entry in self.state["cells"].items() if name in here}
+    def _table(self, results: dict[str, Any] | None) -> None:
+        plan, metric = self.plan, self.plan.metric
+        cells = {cell.name: self.state["cells"][cell.name] for cell in plan.cells}
         if results is not None and all(metric not in entry["metrics"] for entry in results["systems"].values()):
             reasons = {entry["missing"].get(metric, "not measured") for entry in results["systems"].values()}
             self._tell("warning", f"metric: no cell has {metric} ({'; '.join(sorted(reasons))})")
-        rows = rows_of(cells, results, metric)
-        write_atomic(self.folder / "sweep.csv", to_csv(rows, metric))
-        write_atomic(self.folder / "summary.md", to_markdown(self.plan.name, rows, metric, results is not None))
-        self.state["order"] = [row["cell"] for row in rows]
-        for row in rows:
-            self.state["cells"][row["cell"]] |= {key: row[key] for key in ("value", "low", "high", "seed_value")}
+        found = values_of(cells, results, metric)
+        for name, values in found.items():
+            cells[name].update(values)
+        self.state["order"] = list(found)
         self._write()
+        by = VALIDATION.label if results is None else metric_of(metric).label
+        text = f"# {plan.name}: {len(cells)} cells by {by}\n\n{markdown_table(rows(self.state))}\n"
+        write_atomic(self.folder / "summary.md", text)

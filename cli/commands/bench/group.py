@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Function, json_option
+from cli.output import emit_json, facts, table
 
 if TYPE_CHECKING:
     from bench.check import Check
@@ -25,57 +26,51 @@ def bench() -> None:
     """
 
 
-class Counts(click.ParamType[tuple[int, ...]]):
-    """Numbers of at least 1 with commas between."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value  # pyright: ignore[reportUnknownVariableType]
-        try:
-            numbers = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            numbers = (0,)
-        if min(numbers) < 1:
-            self.fail(f"{value!r} is no number of at least 1, nor several with commas between", param, ctx)
-        return numbers
+def _counts(_ctx: click.Context, _param: click.Parameter, value: Sequence[str]) -> tuple[int, ...]:
+    """("1,32", "8") → (1, 32, 8)."""
+    parts = ",".join(value).split(",")
+    if not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise click.BadParameter(f"{','.join(value)!r} is no number of at least 1, nor several with commas between")
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
-def _flat(_ctx: click.Context, _param: click.Parameter, value: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(number for numbers in value for number in numbers))
-
-
-def counts_option(*names: str, default: Sequence[int], help: str) -> Callable[[Function], Function]:
+def counts_option(*names: str, default: str, help: str) -> Callable[[Function], Function]:
     """An option that takes several numbers: `--batch 1,32` or `--batch 1 --batch 32`."""
     return click.option(
-        *names,
-        type=Counts(),
-        multiple=True,
-        default=default,
-        show_default=True,
-        callback=_flat,
-        help=f"{help} Several: 1,32.",
+        *names, multiple=True, default=(default,), show_default=True, callback=_counts, help=f"{help} Several: 1,32."
     )
 
 
-def measured(repeat: int, warmup: int = 1, synonym: str = "") -> Callable[[Function], Function]:
+def measured(repeat: int, warmup: int = 1) -> Callable[[Function], Function]:
     """Makes a command of a function that takes a Stopwatch as `watch`, and returns a BenchResult.
 
     The command prints the result, writes and compares it; its exit code is 1 where something became worse.
     """
+    path: Any = click.Path(path_type=Path)
+    options = (
+        click.option("--repeat", default=repeat, show_default=True, type=click.IntRange(1), help="Rounds that count."),
+        click.option("--warmup", default=warmup, show_default=True, type=click.IntRange(0), help="Rounds before them."),
+        json_option,
+        click.option("--out", multiple=True, type=path, metavar="FILE.json", help="Keep the result. Repeatable."),
+        click.option(
+            "--against",
+            type=path,
+            metavar="FILE.json",
+            help="Compare with a saved result; exit code 1 if something is worse, beyond its noise.",
+        ),
+        click.option(
+            "--threshold",
+            default=0.1,
+            show_default=True,
+            type=click.FloatRange(0, min_open=False),
+            help="Share by which a median may be worse than the saved one.",
+        ),
+    )
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def measure(
-            *,
-            as_json: bool,
-            out: tuple[Path, ...],
-            against: Path | None,
-            threshold: float,
-            repeat: int,
-            warmup: int,
-            **values: Any,
+            *, as_json: bool, out: tuple[Path, ...], against: Path | None, threshold: float, **values: Any
         ) -> int:
             from bench.check import require_bench
             from bench.result import check_out, load_result
@@ -88,49 +83,11 @@ def measured(repeat: int, warmup: int = 1, synonym: str = "") -> Callable[[Funct
             if saved is not None:
                 require_bench(saved, str(click.get_current_context().info_name), str(against))
             with Progress() as listen:
-                result = function(watch=Stopwatch(repeat, warmup, listen), **values)
+                result = function(watch=Stopwatch(values.pop("repeat"), values.pop("warmup"), listen), **values)
             return _report(result, as_json, out, against, saved, threshold)
 
         command: Function = measure
-        for option in (
-            click.option(
-                "--threshold",
-                default=0.1,
-                show_default=True,
-                type=click.FloatRange(0, min_open=False),
-                help="Share by which a median may be worse than the saved one.",
-            ),
-            click.option(
-                "--against",
-                type=click.Path(path_type=Path),
-                metavar="FILE.json",
-                help="Compare with a saved result; exit code 1 if something is worse, beyond its noise.",
-            ),
-            click.option(
-                "--out",
-                multiple=True,
-                type=click.Path(path_type=Path),
-                metavar="FILE.json",
-                help="Keep the result. Repeatable.",
-            ),
-            json_option,
-            click.option(
-                "--warmup",
-                default=warmup,
-                show_default=True,
-                type=click.IntRange(0),
-                help="Rounds before them that aren't counted.",
-            ),
-            click.option(
-                "--repeat",
-                *([synonym] if synonym else []),
-                "repeat",
-                default=repeat,
-                show_default=True,
-                type=click.IntRange(1),
-                help="Repetitions that are counted.",
-            ),
-        ):
+        for option in reversed(options):
             command = option(command)
         return command
 
@@ -148,16 +105,14 @@ def _report(
     """Print, write, compare; the exit code. A result that can't be compared is printed and written all the same."""
     from bench.check import check
     from bench.result import write_result
-    from cli.output import emit_json
     from distill.errors import BadInput
 
     found: Check | None = None
     problem: BadInput | None = None
-    if saved is not None:
-        try:
-            found = check(result, saved, threshold, str(against))
-        except BadInput as error:
-            problem = error
+    try:
+        found = check(result, saved, threshold, str(against)) if saved is not None else None
+    except BadInput as error:
+        problem = error
     if as_json:
         emit_json(result.to_json() | ({"against": found.to_json()} if found else {}))
     else:
@@ -172,35 +127,28 @@ def _report(
             write_result(result, path)
     if problem is not None:
         raise problem
-    for bench_, why in result.about.get("failed", {}).items():
-        click.echo(f"{bench_}: failed: {why}", err=True)
-    return 1 if worse or result.about.get("failed") else 0
+    failed = result.about.get("failed", {})
+    for name, why in failed.items():
+        click.echo(f"{name}: failed: {why}", err=True)
+    return 1 if worse or failed else 0
 
 
 def _print(result: "BenchResult") -> None:
-    from bench.result import HEADER, row, told
-    from cli.output import table
+    from bench.result import HEADER, row
 
     click.echo(table([row(series) for series in result.series], HEADER))
-    for facts in (result.settings, result.about, result.machine):
-        if facts:
-            click.echo(told(facts))
+    for told in filter(None, (result.settings, result.about, result.machine)):
+        click.echo(", ".join(f"{name} {value}" for name, value in facts(told)))
 
 
 def _print_check(found: "Check", source: str) -> None:
     from bench.result import number
-    from cli.output import table
 
-    rows = [
-        (change.name, change.unit, number(change.saved), number(change.now), f"{change.worse:+.1%}", change.verdict)
-        for change in found.changes
-    ]
-    click.echo()
-    click.echo(table(rows, (f"against {source}", "unit", "saved", "now", "worse by", "")))
+    rows = [(c.name, c.unit, number(c.saved), number(c.now), f"{c.worse:+.1%}", c.verdict) for c in found.changes]
+    click.echo("\n" + table(rows, (f"against {source}", "unit", "saved", "now", "worse by", "")))
     for title, names in (("not in it", found.new), ("not measured now", found.missing)):
         if names:
             click.echo(f"{title}: {'; '.join(names)}")
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
-    count = len(found.regressions)
-    click.echo(f"{count} of {len(rows)} worse by more than {found.threshold:.0%} with intervals apart")
+    click.echo(f"{found.regressions} of {len(rows)} worse by more than {found.threshold:.0%} with intervals apart")

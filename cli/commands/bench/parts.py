@@ -1,7 +1,9 @@
-"""`dream bench capture`, `ollama`, `graph` and `startup`: what needs no student."""
+"""`dream bench capture`, `ollama`, `graph` and `startup`: what needs no student; and `all`."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,11 +14,14 @@ if TYPE_CHECKING:
     from bench.stopwatch import Stopwatch
 
 
+SECONDS = click.FloatRange(0, min_open=True)
+
+
 @bench.command()
 @click.option(
     "--slots", default=4, show_default=True, type=click.IntRange(1), help="Requests the server takes at once."
 )
-@click.option("--seconds", default=0.5, show_default=True, type=float, help="Seconds that each answer takes.")
+@click.option("--seconds", default=0.5, show_default=True, type=SECONDS, help="Seconds that each answer takes.")
 @click.option("--requests", default=160, show_default=True, type=click.IntRange(1), help="Prompts.")
 @click.option(
     "--engines", default="", metavar="MODEL", help="Compare the embedded teacher's engines: smollm2, or a .gguf."
@@ -25,13 +30,7 @@ if TYPE_CHECKING:
 @click.option("--threads", default=0, type=click.IntRange(0), help="CPU threads, with --engines [all free cores].")
 @measured(repeat=1, warmup=0)
 def capture(
-    slots: int,
-    seconds: float,
-    requests: int,
-    engines: str,
-    tokens: int,
-    threads: int,
-    watch: "Stopwatch",
+    slots: int, seconds: float, requests: int, engines: str, tokens: int, threads: int, watch: "Stopwatch"
 ) -> "BenchResult":
     """Time a whole capture against a server of known speed; 1.0 is the best that any client could do.
 
@@ -54,37 +53,21 @@ def capture(
 @bench.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="", metavar="URL", help="Of the server [$OLLAMA_HOST, else this machine's].")
-@counts_option("--words", default=(64,), help="Words of a prompt.")
-@counts_option("--concurrency", default=(1,), help="Requests at once.")
+@counts_option("--words", default="64", help="Words of a prompt.")
+@counts_option("--concurrency", "at_once", default="1", help="Requests at once.")
 @click.option("--tokens", default=64, show_default=True, type=click.IntRange(2), help="Written at most, thinking too.")
-@click.option("--num-ctx", default=0, type=click.IntRange(0), help="Context to load it with [the server's own].")
-@click.option("--cold", is_flag=True, help="Measure loading too: unloads the model before each repetition.")
-@click.option(
-    "--timeout", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds of silence."
-)
+@click.option("--timeout", default=300.0, show_default=True, type=SECONDS, help="Of silence.")
 @measured(repeat=5)
-def ollama(
-    models: tuple[str, ...],
-    host: str,
-    words: Sequence[int],
-    concurrency: Sequence[int],
-    tokens: int,
-    num_ctx: int,
-    cold: bool,
-    timeout: float,
-    watch: "Stopwatch",
-) -> "BenchResult":
+def ollama(models: tuple[str, ...], watch: "Stopwatch", **asked: Any) -> "BenchResult":
     """Time any models of an Ollama server over its API, streaming: by its own clock, and by ours.
 
     \b
     Example:
       dream bench ollama llama3.2:1b my-student --concurrency 1,4 --words 32,512
     """
-    from bench.ollama import Load, bench_ollama
+    from bench.ollama import bench_ollama
 
-    models = tuple(model.removeprefix("ollama:") for model in models)
-    load = Load(words, concurrency, tokens, num_ctx, cold)
-    return bench_ollama(watch, models, host, load, timeout)
+    return bench_ollama(watch, [model.removeprefix("ollama:") for model in models], **asked)
 
 
 @bench.command()
@@ -92,7 +75,7 @@ def ollama(
 @click.option("--max-nodes", default=1000, show_default=True, type=click.IntRange(1), help="The graph's bound.")
 @click.option("--seed", default=0, show_default=True, help="Of the dreams.")
 @measured(repeat=1, warmup=0)
-def graph(dreams: int, max_nodes: int, seed: int, watch: "Stopwatch") -> "BenchResult":
+def graph(watch: "Stopwatch", **asked: int) -> "BenchResult":
     """Let a persistent knowledge graph grow by many dreams: its nodes, its memory, and what a reload keeps.
 
     \b
@@ -101,11 +84,11 @@ def graph(dreams: int, max_nodes: int, seed: int, watch: "Stopwatch") -> "BenchR
     """
     from bench.graph import bench_graph
 
-    return bench_graph(watch, dreams, max_nodes, seed)
+    return bench_graph(watch, **asked)
 
 
 @bench.command()
-@measured(repeat=15, synonym="--repeats")
+@measured(repeat=15)
 def startup(watch: "Stopwatch") -> "BenchResult":
     """Time `dream --help` against the smallest click program, whole processes, alternating.
 
@@ -118,3 +101,52 @@ def startup(watch: "Stopwatch") -> "BenchResult":
     from bench.startup import bench_startup
 
     return bench_startup(watch)
+
+
+@bench.command("all")
+@measured(repeat=3)
+def everything(watch: "Stopwatch") -> "BenchResult":
+    """A quick batch: startup, train, generate, export and capture, small, in a few minutes.
+
+    One that fails is reported and makes the exit code 1; the others are measured all the same.
+
+    \b
+    Example:
+      dream bench all --against before.json --out now.json
+    """
+    from bench.result import combined
+    from distill.errors import DistillError
+
+    results: dict[str, BenchResult] = {}
+    failed: dict[str, str] = {}
+    for name, run in quick().items():
+        try:
+            results[name] = run(watch)
+        except DistillError as error:
+            failed[name] = str(error)
+        except Exception as error:  # a bug in one is no reason to lose what the others measure; it keeps its traceback
+            failed[name] = f"{type(error).__name__}: {error}"
+            click.echo(traceback.format_exc(), err=True)
+    if not results:
+        raise DistillError("; ".join(f"{name}: failed: {why}" for name, why in failed.items()))
+    return combined("all", results, failed)
+
+
+def quick() -> "dict[str, Callable[[Stopwatch], BenchResult]]":
+    """Name → what measures it."""
+    from bench.capture import bench_capture
+    from bench.export import bench_export
+    from bench.generation import bench_generate
+    from bench.startup import bench_startup
+    from bench.training import bench_train
+    from distill.config import TrainSettings
+
+    # One precision, not compiled: trying them takes longer than all the rest.
+    settings = TrainSettings(precision="float32", compile="never")
+    return {
+        "startup": bench_startup,
+        "train": partial(bench_train, rows=2, context=256, settings=settings),
+        "generate": partial(bench_generate, tokens=32, prompt_tokens=(64,), batches=(1, 8)),
+        "export": partial(bench_export, dtypes=("f16",)),
+        "capture": partial(bench_capture, slots=4, seconds=0.1, requests=80),
+    }

@@ -1,13 +1,13 @@
 """`dream bench train`, `generate`, `dreams`, `export` and `score`: what is done with a student's weights."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.commands.bench.group import bench, counts_option, measured
-from cli.options import runs_dir_option
+from cli.commands.stages import DTYPES
+from cli.options import Function, runs_dir_option
 from cli.runs import RunName
 
 if TYPE_CHECKING:
@@ -15,9 +15,21 @@ if TYPE_CHECKING:
     from bench.stopwatch import Stopwatch
 
 
+def student_option(function: Function) -> Function:
+    """TARGET → `target`, None where it isn't given, and --runs-dir."""
+    return runs_dir_option(click.argument("target", type=RunName(), required=False)(function))
+
+
+def size_options(function: Function) -> Function:
+    """--preset → `preset`, --vocab → `vocab_size`: of a student with random weights."""
+    preset = click.option("--preset", default="nano", show_default=True, help="Size of a student of random weights.")
+    least = click.IntRange(64)
+    vocab = click.option("--vocab", "vocab_size", default=8192, show_default=True, type=least, help="Its vocabulary.")
+    return preset(vocab(function))
+
+
 @bench.command()
-@click.option("--preset", default="nano", show_default=True, help="Student size.")
-@click.option("--vocab", default=8192, show_default=True, type=click.IntRange(64), help="Vocabulary size.")
+@size_options
 @click.option("--rows", default=8, show_default=True, type=click.IntRange(1), help="Packed rows a step.")
 @click.option("--context", default=512, show_default=True, type=click.IntRange(128), help="Tokens a row.")
 @click.option("--layers", default=0, type=click.IntRange(0), help="In the place of the preset's, as those below.")
@@ -26,15 +38,9 @@ if TYPE_CHECKING:
 @click.option("--kv-heads", default=0, type=click.IntRange(0), help="Heads of keys and values.")
 @click.option("--ffn", default=0, type=click.IntRange(0), help="Width of the feed-forward part.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A train setting, such as train.device.")
-@measured(repeat=7, synonym="--rounds")
+@measured(repeat=7)
 def train(
-    preset: str,
-    vocab: int,
-    rows: int,
-    context: int,
-    overrides: tuple[str, ...],
-    watch: "Stopwatch",
-    **sizes: int,
+    preset: str, vocab_size: int, rows: int, context: int, overrides: tuple[str, ...], watch: "Stopwatch", **sizes: int
 ) -> "BenchResult":
     """Time our training step (packed, soft targets) against transformers' own in float32, same model and shape.
 
@@ -47,27 +53,17 @@ def train(
     from distill.config import load_settings
 
     settings = load_settings(None, list(overrides)).train
-    return bench_train(watch, preset, vocab, rows, context, settings, sizes)
+    return bench_train(watch, preset, vocab_size, rows, context, settings, sizes)
 
 
 @bench.command()
-@click.argument("target", type=RunName(), required=False)
-@click.option("--preset", default="nano", show_default=True, help="Size of a student with random weights.")
-@click.option("--vocab", default=8192, show_default=True, type=click.IntRange(64), help="Its vocabulary.")
+@student_option
+@size_options
 @click.option("--tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of an answer.")
-@counts_option("--context", "--prompt-tokens", "prompt_tokens", default=(64,), help="Tokens of a prompt.")
-@counts_option("--batch", "batches", default=(1, 32), help="Rows at once.")
-@runs_dir_option
-@measured(repeat=7, synonym="--rounds")
-def generate(
-    target: Path | None,
-    preset: str,
-    vocab: int,
-    tokens: int,
-    prompt_tokens: Sequence[int],
-    batches: Sequence[int],
-    watch: "Stopwatch",
-) -> "BenchResult":
+@counts_option("--context", "prompt_tokens", default="64", help="Tokens of a prompt.")
+@counts_option("--batch", "batches", default="1,32", help="Rows at once.")
+@measured(repeat=7)
+def generate(target: Path | None, watch: "Stopwatch", **asked: Any) -> "BenchResult":
     """Time our greedy answers against transformers' `generate`, same weights, both on a cache.
 
     TARGET is a run, checkpoint or bundle whose weights are taken; without one they are random.
@@ -79,16 +75,16 @@ def generate(
     from bench.generation import bench_generate
     from bundle.load import load_student
 
-    student = None if target is None else load_student(target)
-    model, preset = (None, preset) if student is None else (student.model, student.name)
-    return bench_generate(watch, model, preset, tokens, prompt_tokens, batches, vocab)
+    if target is not None:
+        student = load_student(target)
+        asked |= {"model": student.model, "preset": student.name}
+    return bench_generate(watch, **asked)
 
 
 @bench.command()
-@click.argument("target", type=RunName(), required=False)
+@student_option
 @click.option("--prompt", default=None, help="What is asked [What happens when you drop a ball?].")
-@runs_dir_option
-@measured(repeat=11, synonym="--rounds")
+@measured(repeat=11)
 def dreams(target: Path | None, prompt: str | None, watch: "Stopwatch") -> "BenchResult":
     """Time a whole dream up to the answer's first token: drafted by the engine, and decoded by the backbone.
 
@@ -106,19 +102,19 @@ def dreams(target: Path | None, prompt: str | None, watch: "Stopwatch") -> "Benc
 
 
 @bench.command()
-@click.argument("target", type=RunName(), required=False)
-@click.option("--preset", default="nano", show_default=True, help="Size of a student with random weights.")
-@click.option("--vocab", default=8192, show_default=True, type=click.IntRange(1000), help="Its vocabulary.")
-@click.option("--dtype", "dtypes", multiple=True, help="Of the GGUF; repeatable [f16, f32, bf16, q8_0].")
-@runs_dir_option
+@student_option
+@size_options
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(DTYPES),
+    default=("f16", "f32", "bf16", "q8_0"),
+    show_default=True,
+    help="Of the GGUF; repeatable.",
+)
 @measured(repeat=3)
-def export(
-    target: Path | None,
-    preset: str,
-    vocab: int,
-    dtypes: tuple[str, ...],
-    watch: "Stopwatch",
-) -> "BenchResult":
+def export(target: Path | None, watch: "Stopwatch", **asked: Any) -> "BenchResult":
     """Time writing a GGUF in each dtype, and in the first one writing and verifying a whole bundle.
 
     TARGET is a run, checkpoint or bundle; without one an untrained student is taken.
@@ -130,18 +126,15 @@ def export(
     from bench.export import bench_export
     from bundle.load import load_student
 
-    student = None if target is None else load_student(target)
-    return bench_export(watch, student, dtypes or ("f16", "f32", "bf16", "q8_0"), preset, vocab)
+    return bench_export(watch, None if target is None else load_student(target), **asked)
 
 
 @bench.command()
-@click.option("--preset", default="nano", show_default=True, help="Student size.")
-@click.option("--vocab", default=8192, show_default=True, type=click.IntRange(64), help="Vocabulary size.")
-@click.option("--prompts", default=64, show_default=True, type=click.IntRange(1), help="Answers that are scored.")
-@click.option("--context", default=512, show_default=True, type=click.IntRange(256), help="Of the student.")
+@size_options
+@click.option("--prompts", default=64, show_default=True, type=click.IntRange(1, 512), help="Answers that are scored.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@measured(repeat=5, synonym="--rounds")
-def score(preset: str, vocab: int, prompts: int, context: int, device: str, watch: "Stopwatch") -> "BenchResult":
+@measured(repeat=5)
+def score(watch: "Stopwatch", **asked: Any) -> "BenchResult":
     """Time the scoring of given answers, all metrics, against the bare model's forward pass over as many tokens.
 
     \b
@@ -150,4 +143,4 @@ def score(preset: str, vocab: int, prompts: int, context: int, device: str, watc
     """
     from bench.score import bench_score
 
-    return bench_score(watch, preset, prompts, vocab, context, device)
+    return bench_score(watch, **asked)

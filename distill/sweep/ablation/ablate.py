@@ -15,7 +15,7 @@ import numpy as np
 
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
-from distill.exam.baselines import renamed
+from distill.exam.baselines import SHARED_STAGES, renamed
 from distill.exam.examine import examine
 from distill.exam.measured import NO_SIBLINGS, Measured
 from distill.exam.metrics.steering import steering
@@ -60,7 +60,7 @@ def ablate(
     Writes results.json, samples.jsonl and report.md into ablation/. Raises MissingStage, and BadInput for an unknown
     arm, no seed, a run without dreams, or fewer than two held-out prompts.
     """
-    for stage in ("capture", "mine", "tokenize"):
+    for stage in SHARED_STAGES:
         run.require(stage)
     if unknown := [arm for arm in arms if arm not in (*ARMS, "all")]:
         raise BadInput(f"arms: {unknown[0]!r} is none of {', '.join(ARMS)} and all")
@@ -97,15 +97,12 @@ class Ablation:
         self.exam, self.left_out = self._exam()
         self.mined = [self._mined(question) for question in self.exam.questions]
         if not any(self.mined):
-            raise BadInput(
-                f"{run.triplets}: no held-out prompt has a dream, so there is nothing to ablate; mine another run"
-            )
-        if "engine" in arms and run.settings.dreaming.dream_steps < 1:
-            listen(Event("ablate", "warning", "no engine dreams: dreaming.dream_steps=0 trains no engine"))
-            arms.remove("engine")
-        if "sibling" in arms and not self.exam.has_siblings:
-            listen(Event("ablate", "warning", f"no sibling's dreams: {NO_SIBLINGS}"))
-            arms.remove("sibling")
+            raise BadInput(f"{run.triplets}: no held-out prompt has a dream: nothing to ablate; mine another run")
+        lacking = {"engine": "dreaming.dream_steps=0 trains no engine"} if run.settings.dreaming.dream_steps < 1 else {}
+        lacking |= {} if self.exam.has_siblings else {"sibling": NO_SIBLINGS}
+        for arm in lacking.keys() & {*arms}:
+            listen(Event("ablate", "warning", f"{ARMS[arm].label} left out: {lacking[arm]}"))
+            arms.remove(arm)
         self.trainings: list[dict[str, Any]] = []
 
     def _mined(self, question: Question) -> list[int]:
@@ -118,9 +115,7 @@ class Ablation:
         exam = replace(load_exam(self.run), run=None)
         fitting = [question for question in exam.questions if self._size(question) <= self.run.settings.student.context]
         if len(fitting) < 2:
-            told = (
-                f"{len(fitting)} of {len(exam.questions)} held-out prompts fit the student's context with their answers"
-            )
+            told = f"{len(fitting)} of {len(exam.questions)} held-out prompts fit the student's context"
             raise BadInput(f"{self.run.traces}: {told}; an ablation needs 2 (evaluate.prompts, student.context)")
         return replace(exam, questions=fitting), len(exam.questions) - len(fitting)
 
