@@ -1,7 +1,6 @@
 """One cell of a sweep: its data, made once and shared, and its training, here or in a process of its own."""
 
 import contextlib
-import os
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -129,13 +128,11 @@ def train_apart(job: Job, threads: int, listen: Listener, stop: threading.Event)
 
     Once `stop` is set that process saves where it is, and has a minute for that.
     """
-    import torch
+    from distill.training.distributed import ask_to_stop, context
 
-    from distill.training.distributed import ask_to_stop
-
-    context = torch.multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(there, job, threads))
+    processes = context()
+    here, there = processes.Pipe(duplex=False)
+    process = processes.Process(target=_work, args=(there, job, threads))
     process.start()
     there.close()  # the child's end: without it here, its death ends the pipe
     result: dict[str, Any] | None = None
@@ -173,8 +170,10 @@ def train_apart(job: Job, threads: int, listen: Listener, stop: threading.Event)
 def _work(pipe: Any, job: Job, threads: int) -> None:
     import torch
 
+    from distill.training.distributed import die_with_the_parent
+
     torch.set_num_threads(threads)
-    threading.Thread(target=_die_with_the_parent, daemon=True).start()
+    die_with_the_parent()
     try:
         with terminable():
             pipe.send(("done", train_cell(job, lambda event: pipe.send(("event", event)))))
@@ -185,16 +184,6 @@ def _work(pipe: Any, job: Job, threads: int) -> None:
     except Exception as error:
         with contextlib.suppress(OSError):
             pipe.send(("bug", one_line(error), traceback.format_exc()))
-
-
-def _die_with_the_parent() -> None:
-    """A sweep that was killed is started again: nobody else may be training its cells then."""
-    from multiprocessing import connection, parent_process
-
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def one_line(error: Exception) -> str:
