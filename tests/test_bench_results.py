@@ -6,9 +6,6 @@ import os
 import platform
 import signal
 import statistics
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 from support.bench_command import Run, bench
+from support.disturbed import start
 from support.fake_ollama import NDJSON, Reply, Request, serve, timed
 
 from bench.check import check
@@ -421,14 +419,15 @@ def test_the_quick_batch_asks_for_what_there_is() -> None:
 
 def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    args = ["bench", "graph", "--dreams", "100000", "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    )
-    time.sleep(8)
-    process.send_signal(signal.SIGINT)
-    printed, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    (tmp_path / "0").touch()
+    process = start(tmp_path, ["bench", "graph", "--dreams", "100000", "--out", str(out)], tmp_path)
+    process.join(2)
+    assert process.exitcode is None
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    printed, said = ((tmp_path / name).read_text(encoding="utf-8") for name in "12")
+    assert process.exitcode == 130, said
     assert "Stopped." in said
     assert "Traceback" not in said
     assert (printed, out.exists()) == ("", False)
