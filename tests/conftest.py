@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from distill.run import Run
@@ -29,6 +30,10 @@ LONGEST = (
     "retrieval",
 )
 """Files that take longest, the longest first: begun first, so that two processes end together."""
+
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # a machine that does other things too is no fault of the code
 
 
 def pytest_configure(config: pytest.Config) -> None:
