@@ -31,6 +31,7 @@ coverage: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered
+	$(BIN)/python -m coverage json --quiet -o - | PYTHONPATH=tests $(BIN)/python -m support.covered
 
 lint: install
 	$(BIN)/ruff check .
