@@ -35,7 +35,7 @@ def small_settings(source: Run, **train_settings: object) -> Settings:
     options: dict[str, object] = {
         "steps": 12,
         "warmup": 0.25,
-        "batch_rows": 4,
+        "batch_rows": 2,
         "lr": 4e-3,
         "checkpoint_every": 4,
         "validate_every": 4,
@@ -164,10 +164,12 @@ def test_muon_and_a_mean_of_weights_go_on_to_the_same_bits(prepared: Run, tmp_pa
 
 
 def test_dreams_under_which_answers_are_likelier_are_packed(
-    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And an interrupted choice goes on to the same file."""
     monkeypatch.setattr(redreaming, "TOGETHER", 4)
+    trained = fork(prepared, tmp_path / "trained", batch_rows=4)  # with fewer it dreams nothing likelier
+    train(trained)
     runs: list[Run] = []
     for name in ("whole", "stopped"):
         shutil.copytree(trained.path, tmp_path / name)
