@@ -18,6 +18,8 @@ LONGEST = (
     "training",
     "ablation",
     "dreaming_model",
+    "bpe",
+    "statistics",
     "compare",
     "evaluate",
     "bench_results",
