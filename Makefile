@@ -1,15 +1,16 @@
-# make demo    a trained student from nothing but Python (12 to 13 minutes on 2 cores)
-# make test    install, then every test
-# make quick   ruff and the tests that are done in a minute, for daily work
-# make check   linters, types and tests, as CI runs them
-# make results what the docs report and takes minutes; then their tables, from docs/results
+# make demo     a trained student from nothing but Python (12 to 13 minutes on 2 cores)
+# make test     install, then every test
+# make quick    ruff and the tests that are done in a minute, for daily work
+# make coverage what of the packages every test together reaches, lines and branches
+# make check    linters, types and tests, as CI runs them
+# make results  what the docs report and takes minutes; then their tables, from docs/results
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test quick lint check results constraints clean
+.PHONY: install demo test coverage quick lint check results constraints clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -25,6 +26,12 @@ demo: install
 # Two test processes with one thread each are quicker than one with two.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+coverage: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered
+	$(BIN)/python -m coverage json --quiet -o - | PYTHONPATH=tests $(BIN)/python -m support.covered
 
 lint: install
 	$(BIN)/ruff check .
@@ -54,5 +61,5 @@ constraints: install
 	mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .coverage* build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,13 +5,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from distill.run import Run
 
 
-LONGEST = ("sweep", "ablation", "end_to_end", "training", "ollama_end_to_end", "dream_phases", "compare", "evaluate")
+LONGEST = (
+    "end_to_end",
+    "sweep",
+    "ollama_end_to_end",
+    "training",
+    "ablation",
+    "dreaming_model",
+    "bpe",
+    "statistics",
+    "compare",
+    "evaluate",
+    "bench_results",
+    "mining",
+    "dream_phases",
+    "watch",
+    "dream_engine",
+    "bench",
+    "bundle",
+    "retrieval",
+)
 """Files that take longest, the longest first: begun first, so that two processes end together."""
+
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # a machine that does other things too is no fault of the code
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist would begin with files of many tests, and so end with the longest alone."""
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

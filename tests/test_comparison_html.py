@@ -127,6 +127,7 @@ def test_without_a_script_all_is_there() -> None:
 
 
 @cache
+@cache
 def elements(said: str) -> list[str]:
     """Of a page on which that text stands wherever a text may."""
     results = small()

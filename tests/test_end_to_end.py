@@ -20,7 +20,7 @@ from support.locales import C, latin_1
 from distill.config import load_settings
 from distill.run import Run, sha256_file
 
-PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "push", "heat", "wet", "cut", "throw")
+PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "push", "heat")
            for thing in ("a ball", "a glass", "an egg à la coque 🥚", "some paper")]  # fmt: skip
 SETTINGS = """
 teacher: {threads: 1, engine: llama.cpp}
@@ -245,7 +245,7 @@ def test_an_altered_bundle_is_exported_again(finished: tuple[Path, str], run: Ru
 
 
 def test_without_held_out_answers_there_is_no_evaluation(finished: tuple[Path, str]) -> None:
-    changes = ["--config", "tiny.yaml", "--set", "capture.held_out=0", "--set", "capture.limit=6", "--steps", "5"]
+    changes = ["--config", "tiny.yaml", "--set", "capture.held_out=0", "--set", "capture.limit=4", "--steps", "5"]
     teacher = Run.open(finished[0] / "runs" / "tiny").settings.teacher.model
     done = dream(finished[0], "run", "--name", "all", "--teacher", teacher, "--prompts", "prompts.txt", *changes)
     assert "evaluate: warning: skipped" in done.stderr

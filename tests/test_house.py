@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -56,10 +57,25 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All of a file's syntax tree; read once, for many rules look at it."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in nodes(path) if isinstance(node, ast.Call))
+
+
+@cache
+def imported_modules(path: Path) -> list[tuple[int, str]]:
     """(line, module) of every import in a file, those inside functions and `if TYPE_CHECKING` too."""
+    return list(_imported_modules(path))
+
+
+def _imported_modules(path: Path) -> Iterator[tuple[int, str]]:
     package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -81,18 +97,18 @@ def layer(module: str) -> int:
     return LAYERS.index(parts[1])
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_go_down_only(path: Path) -> None:
-    here = module_name(path)
+def test_imports_go_down_only() -> None:
     wrong: list[str] = []
-    for line, module in imported_modules(path):
-        target = module.split(".")[0]
-        if target not in PACKAGES:
-            continue
-        if PACKAGES.index(target) > PACKAGES.index(here.split(".")[0]):
-            wrong.append(f"{path}:{line}: {here} imports {module}")
-        elif here.startswith("distill") and module != "distill" and layer(module) > layer(here):
-            wrong.append(f"{path}:{line}: {here} imports {module}, which lies above it")
+    for path in SOURCES:
+        here = module_name(path)
+        for line, module in imported_modules(path):
+            target = module.split(".")[0]
+            if target not in PACKAGES:
+                continue
+            if PACKAGES.index(target) > PACKAGES.index(here.split(".")[0]):
+                wrong.append(f"{path}:{line}: {here} imports {module}")
+            elif here.startswith("distill") and module != "distill" and layer(module) > layer(here):
+                wrong.append(f"{path}:{line}: {here} imports {module}, which lies above it")
     assert not wrong, "\n".join(wrong)
 
 
@@ -117,23 +133,23 @@ def test_the_import_check_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytes
     assert layer("distill.training") > layer("distill.teacher.wrong")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_pickles(path: Path) -> None:
+def test_no_pickles() -> None:
     """Nothing we write or read can run code: no pickle, and nothing that is one underneath."""
     forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     imports = [
-        f"{path}:{line}: {module}" for line, module in imported_modules(path) if module.split(".")[0] in forbidden
+        f"{path}:{line}: {module}"
+        for path in SOURCES
+        for line, module in imported_modules(path)
+        if module.split(".")[0] in forbidden
     ]
-    calls = [
+    pickling = [
         f"{path}:{node.lineno}: {ast.unparse(node.func)}"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call)
-        and (
-            ast.unparse(node.func) in ("torch.load", "torch.save", "torch.jit.load", "torch.jit.save")
-            or any(keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False" for keyword in node.keywords)
-        )
+        for path in SOURCES
+        for node in calls(path)
+        if ast.unparse(node.func) in ("torch.load", "torch.save", "torch.jit.load", "torch.jit.save")
+        or any(keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False" for keyword in node.keywords)
     ]
-    assert not imports + calls
+    assert not imports + pickling
 
 
 @pytest.mark.parametrize("package", ["distill", "bundle", "bench"])
@@ -141,8 +157,8 @@ def test_libraries_do_not_print(package: str) -> None:
     printing = [
         f"{path}:{node.lineno}"
         for path in (ROOT / package).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+        for node in calls(path)
+        if ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
     ]
     assert not printing
 
@@ -168,8 +184,8 @@ def test_text_is_utf_8_whatever_the_locale() -> None:
     wrong = [
         f"{path}:{node.lineno}: {ast.unparse(node)}"
         for path in EVERY
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and opens_text_by_locale(node)
+        for node in calls(path)
+        if opens_text_by_locale(node)
     ]
     assert wrong == []
 

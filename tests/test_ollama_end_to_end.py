@@ -25,7 +25,7 @@ def server(smollm2: Path) -> Generator[FakeOllama]:
 def folder(server: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `dream run` has asked the server."""
     folder = tmp_path_factory.mktemp("ollama")
-    (folder / "prompts.txt").write_text("\n".join(PROMPTS[:12]) + "\n", encoding="utf-8")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     (folder / "tiny.yaml").write_text(SETTINGS, encoding="utf-8")
     args = ["--teacher", f"ollama:{MODEL}", "--host", server.url, "--prompts", "prompts.txt", "--config", "tiny.yaml"]
     dream(folder, "run", *args, "--name", "mine", "--steps", "80", "--set", "train.lr=8e-3")
@@ -41,7 +41,7 @@ def test_its_soft_targets_and_tokens_are_the_teachers(folder: Path, smollm2: Pat
         assert store.tokenizer().tokens == read_tokenizer(smollm2).tokens  # type: ignore[union-attr]
         traces = list(store.traces())
         assert store.stats().bytes_per_token <= 90
-    assert len(traces) == 12
+    assert len(traces) == len(PROMPTS)
     for trace in traces:
         assert trace.response.tokens is not None
         assert trace.response.tokens.soft.mean() > 0.8

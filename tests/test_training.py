@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
+from support.disturbed import start
 
 from distill.backbone.model import load_backbone, save_backbone
 from distill.config import RedreamSettings, Settings, StudentSettings, TokenizeSettings, TrainSettings
@@ -35,7 +35,7 @@ def small_settings(source: Run, **train_settings: object) -> Settings:
     options: dict[str, object] = {
         "steps": 12,
         "warmup": 0.25,
-        "batch_rows": 4,
+        "batch_rows": 2,
         "lr": 4e-3,
         "checkpoint_every": 4,
         "validate_every": 4,
@@ -164,10 +164,12 @@ def test_muon_and_a_mean_of_weights_go_on_to_the_same_bits(prepared: Run, tmp_pa
 
 
 def test_dreams_under_which_answers_are_likelier_are_packed(
-    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And an interrupted choice goes on to the same file."""
     monkeypatch.setattr(redreaming, "TOGETHER", 4)
+    trained = fork(prepared, tmp_path / "trained", batch_rows=4)  # with fewer it dreams nothing likelier
+    train(trained)
     runs: list[Run] = []
     for name in ("whole", "stopped"):
         shutil.copytree(trained.path, tmp_path / name)
@@ -225,23 +227,21 @@ def test_dreams_under_which_answers_are_likelier_are_packed(
     assert chosen_dreams(run) == {}, "made of other tokens"
 
 
-def test_sigkill_and_start_again_end_with_the_same_files(trained: Run, prepared: Run, tmp_path: Path) -> None:
-    run = fork(prepared, tmp_path / "run")
-    script = (
-        "import sys, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path; from distill.run import Run; from distill.training.loop import train\n"
-        "train(Run.open(Path(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", script, str(run.path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def wait_for(process: BaseProcess, run: Run) -> None:
+    """For its first checkpoint."""
     deadline = time.monotonic() + 240
     while not checkpoint.folder_of(run, 4).exists():
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.exitcode is None, (run.path.parent / "output.txt").read_text(encoding="utf-8")
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+
+
+def test_sigkill_and_start_again_end_with_the_same_files(trained: Run, prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run")
+    process = start(tmp_path, ["train", str(run.path), "--phase", "backbone"])
+    wait_for(process, run)
+    process.kill()
+    process.join()
     assert "train" not in run.records()
     train(Run.open(run.path))
     for path in checkpoint.list_checkpoints(trained):
@@ -375,27 +375,16 @@ def test_other_data_set_earlier_checkpoints_aside(prepared: Run, tmp_path: Path)
 def test_ctrl_c_saves_and_the_rest_is_as_if_undisturbed(
     processes: int, number: signal.Signals, trained: Run, prepared: Run, tmp_path: Path
 ) -> None:
-    """Ctrl-C, which all processes of the terminal get, and SIGTERM to the one that was started."""
+    """Ctrl-C, and SIGTERM to the one that was started."""
     run = fork(prepared, tmp_path / "run", processes=processes)
-    command = [sys.executable, "-m", "cli.main", "train", str(run.path), "--phase", "backbone", "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 240
-    while not checkpoint.folder_of(run, 4).exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, errors
-    assert "Traceback" not in errors
+    process = start(tmp_path, ["train", str(run.path), "--phase", "backbone", "--json"])
+    wait_for(process, run)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(120)
+    said = (tmp_path / "output.txt").read_text(encoding="utf-8")
+    assert process.exitcode == 128 + number, said
+    assert "Traceback" not in said
     stopped = checkpoint.read_loop(checkpoint.latest(run)).step
     assert 4 <= stopped < 12
     train(Run.open(run.path))

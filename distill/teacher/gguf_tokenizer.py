@@ -82,10 +82,10 @@ class Vocabulary:
         if kind == USER_DEFINED:
             return token.encode()
         if self.tokenizer.model == "gpt2":
-            alphabet = byte_alphabet()
-            if all(char in alphabet for char in token):
-                return bytes(alphabet[char] for char in token)
-            return token.encode()
+            try:
+                return bytes(map(byte_alphabet().__getitem__, token))
+            except KeyError:
+                return token.encode()
         return token.replace("▁", " ").encode()
 
     def id_of(self, text: bytes) -> int | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -18,12 +17,13 @@ from typing import Any
 
 from distill.corpus.traces import TraceStore
 from distill.run import sha256_file
+from distill.training import distributed
 
-PRELOADED = [
+distributed.PRELOADED += [  # one process to fork from, for those that training starts too
+    "support.disturbed",
     "distill.corpus.capture",
     "distill.knowledge.mine",
     "distill.tokens.build",
-    "distill.training.loop",
     "distill.training.engine.phases",
     "distill.report.evaluate",
     "bundle.export",
@@ -45,9 +45,7 @@ def start(folder: Path, args: Sequence[str], streams: Path | None = None) -> Bas
     """`dream ARGS` in a folder; what it says is added to output.txt there, or its `streams` are files of that folder:
     0, which is there, 1 and 2."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["support.disturbed", *PRELOADED])
-    process = context.Process(target=_work, args=(folder, list(args), streams))
+    process = distributed.context().Process(target=_work, args=(folder, list(args), streams))
     process.start()
     return process
 
@@ -55,6 +53,7 @@ def start(folder: Path, args: Sequence[str], streams: Path | None = None) -> Bas
 def _work(folder: Path, args: list[str], streams: Path | None) -> None:
     from cli.main import main
 
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a process that a shell starts
     os.environ.pop("DREAM_RUNS", None)
     os.chdir(folder)
     if streams is None:
