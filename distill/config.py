@@ -113,7 +113,7 @@ class StudentSettings:
     """Who learns."""
 
     init: str = "teacher"
-    """`teacher` (begin as its weights where they can be read, else by chance), `chance`, or a model's folder or GGUF."""
+    """`teacher` (its weights where they can be read, else chance), `chance`, or a model's folder or GGUF."""
     layers: int = 0
     """Layers; 0: two fifths of the teacher's, or the preset's. `dream sizes` shows what each number costs."""
     ffn: int = 0
@@ -158,7 +158,7 @@ class TrainSettings:
     clip: float = 1.0
     soft_weight: float = 0.8
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
-    told: bool = True
+    told: bool = False
     """Soft targets after a mined dream find its words likelier: the teacher, which read none, didn't."""
     strict: float = 4.0
     """What probability of tokens that a reply's grammar forbids costs besides, in nats: no mask runs in Ollama."""

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 from support.bench_command import Run, bench
-from support.disturbed import start
 from support.fake_ollama import NDJSON, Reply, Request, serve, timed
 
 from bench.check import check
