@@ -40,7 +40,7 @@ from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids, think_ids
-from distill.tokens.image_tokens import Codebook, dream_of, load_codes
+from distill.tokens.image_tokens import Codebook, coded_steps, dream_of, load_codes
 from distill.training import checkpoint
 from distill.training.engine.data import DreamBatch, Order, dream_targets, first_triplets, load_data, outcomes
 from distill.training.engine.metrics import measure, mined_dream
@@ -196,7 +196,7 @@ def test_batches_hold_what_was_traced_and_mined(student: Run, parts: Parts) -> N
             assert parts.tokenizer.decode(batch.answers[i]).startswith(trace.response.text)
             dream = dream_of(mined[trace.key], codes)
             assert mined_dream(batch.codes[i]) == {lens: chain[:2] for lens, chain in dream.items()}
-            phrase = next(t for t in mined[trace.key] if t.lens == "causal" and t.step == 0).what
+            phrase = coded_steps(mined[trace.key], codes)["causal"][0][1].what
             expected = torch.from_numpy(parts.codebook.encoder.encode([phrase])[0])
             torch.testing.assert_close(batch.phrases[i, LENSES.index("causal"), 0, 0], expected, atol=1e-3, rtol=0)
         assert torch.equal(batch.phrases.abs().sum(-1) > 0, batch.codes >= 0)

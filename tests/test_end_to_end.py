@@ -20,7 +20,7 @@ from support.locales import C, latin_1
 from distill.config import load_settings
 from distill.run import Run, sha256_file
 
-PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "push", "heat")
+PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "push", "heat", "wet", "cut", "throw")
            for thing in ("a ball", "a glass", "an egg à la coque 🥚", "some paper")]  # fmt: skip
 SETTINGS = """
 teacher: {threads: 1, engine: llama.cpp}

@@ -30,8 +30,6 @@ from distill.run import write_atomic
 from distill.tokens.concepts import CONCEPT_DIM, ConceptEncoder, Embed, Vectors, fit_encoder, load_encoder, unit_rows
 
 MAX_IMAGE_TOKENS = 1024
-NEAR = 0.5
-"""Least cosine to a centroid at which a phrase without a word of its own has that code; farther ones have none."""
 
 Dream = dict[str, list[tuple[int, int, int]]]
 """Lens → its chain of (what, action, result) codes. Every lens is there, in lens order."""
@@ -247,8 +245,7 @@ def _named(phrase: str, named: Mapping[str, int]) -> int:
 def _codes(
     groups: Sequence[Group], phrases: Sequence[str], acts: NDArray[np.bool_], similarity: Vectors
 ) -> NDArray[np.int64]:
-    """(n,) codes of phrases: of their group's, of another of their words, or of the nearest of their role; −1 where
-    none is near."""
+    """(n,) codes of phrases: of their group's, of another of their words, or of the nearest of their role."""
     codes = np.full(len(phrases), -1)
     for code, group in enumerate(groups):
         codes[group.members] = code
@@ -256,7 +253,7 @@ def _codes(
     alike = np.where(np.array([group.action for group in groups]) == acts[:, None], similarity, -1)
     for i in np.flatnonzero(codes < 0).tolist():
         codes[i] = _named(phrases[i], words)
-        if codes[i] < 0 and alike[i].max() >= NEAR:
+        if codes[i] < 0:
             codes[i] = alike[i].argmax()
     return codes
 
