@@ -83,7 +83,7 @@ def test_one_student_in_every_form_has_the_same_numbers(together: tuple[dict[str
     assert run["missing"] == checkpoint["missing"]
     assert set(run["missing"]) == {"bits_per_byte_sibling", "steering_chrf", "steering_concepts"}  # one answer a prompt
     for metric, entry in run["metrics"].items():
-        want = entry["value"] if entry["value"] is None else pytest.approx(entry["value"], rel=1e-4, abs=1e-4)
+        want = entry["value"] if entry["value"] is None else pytest.approx(entry["value"], rel=5e-4, abs=1e-4)
         assert bundle["metrics"][metric]["value"] == want, metric
     # The GGUF holds half precision: likelihoods agree to three digits, what it draws may differ.
     for metric in ("bits_per_byte", "kl", "agreement", "calibration_error"):
