@@ -125,7 +125,7 @@ class StudentSettings:
     their own that tells them from words), `label` (as their labels alone), or `untied` (read as their labels, written
     as `apart`, by an output matrix of its own: more parameters, and answers that read their dreams sooner)."""
     preset: str = ""
-    """Sizes of a student from chance: `nano` (if nothing is named), `micro` or `small`; also naming one of the next."""
+    """Sizes from chance: `nano` (the default there), `micro` or `small`. It, or any of the next three, means chance."""
     hidden: int = 0
     heads: int = 0
     kv_heads: int = 0

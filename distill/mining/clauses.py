@@ -33,6 +33,7 @@ from distill.mining.phrases import (
     is_empty,
     is_passive,
     noun_entity,
+    of_what,
     prep_phrase,
     shorten,
     singular,
@@ -95,8 +96,10 @@ class ClauseReader:
                 self._clause(token)
             elif self.details and token.pos_ in ("NOUN", "PROPN"):
                 self._qualities(token)
-        if self.details or len(self.found) == before:
-            self.found += self._weak if self.details else self._weak[:1]
+        if self.details:
+            self.found += self._weak
+        elif len(self.found) == before:
+            self.found += self._weak[:1]
         self._weak.clear()
         self.sentence += 1
 
@@ -269,9 +272,9 @@ class ClauseReader:
         name = Entity(shorten([(singular(noun), False)]))
         for quality in children(noun, "amod"):
             self._add(name, "be", self._state(quality), ("abstract",))
-        for owner in (*children(noun, "poss"), *(t for of in children(noun, "prep") for t in children(of, "pobj"))):
-            whose = noun_entity(owner) if owner.dep_ == "poss" or owner.head.lower_ == "of" else None
-            if whose is not None and not is_empty(noun):
+        for owner in (*children(noun, "poss"), of_what(noun)):
+            whose = noun_entity(owner) if owner is not None and not is_empty(noun) else None
+            if whose is not None:
                 self._add(whose, "have", name.phrase, ("abstract",))
 
     def _last_resort(self, verb: Token, subject: Entity) -> None:

@@ -94,6 +94,12 @@ def content_stems(texts: Iterable[str]) -> set[str]:
     return {stem(word) for word in words if word not in STOP_WORDS}
 
 
+def content(phrase: str) -> list[str]:
+    """The stems of a phrase's words that say something, in order; where none does, its words."""
+    words = f"{phrase} ".replace("'s ", " ").split()
+    return [stem(word) for word in words if word not in STOP_WORDS] or words
+
+
 def grounded(phrase: str, known: set[str]) -> bool:
     """Whether every content word of a phrase is, in some form, among the `known` stems of prompt and response."""
     return content_stems([phrase]) <= known

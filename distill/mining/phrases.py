@@ -91,7 +91,7 @@ def shorten(parts: Sequence[tuple[str, bool]]) -> str:
         del words[spare]
 
 
-def _of(noun: Token) -> Token | None:
+def of_what(noun: Token) -> Token | None:
     """The noun behind `of`."""
     of = next((c for c in noun.children if c.dep_ == "prep" and c.lower_ == "of"), None)
     inner = child(of, "pobj") if of is not None else None
@@ -114,7 +114,7 @@ def singular(noun: Token) -> str:
 
 def noun_words(noun: Token) -> list[tuple[str, bool]]:
     """The words of a noun phrase without determiners, each with whether the phrase stands without it."""
-    inner = _of(noun)
+    inner = of_what(noun)
     if inner is not None and is_empty(noun):
         return noun_words(inner)
     words: list[tuple[str, bool]] = []
@@ -139,7 +139,7 @@ def noun_entity(noun: Token) -> Entity | None:
     if noun.pos_ not in ("NOUN", "PROPN") or not any(c.isalpha() for c in noun.text):
         return None
     if is_empty(noun):
-        inner = _of(noun)
+        inner = of_what(noun)
         return noun_entity(inner) if inner is not None else None
     phrase = shorten(noun_words(noun))
     plural = noun.tag_ in ("NNS", "NNPS")

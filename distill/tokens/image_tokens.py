@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from threadpoolctl import threadpool_limits
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, CorruptFile
-from distill.mining.inflect import STOP_WORDS, stem
+from distill.mining.inflect import content, stem
 from distill.mining.triplets import LENSES, Triplet, clean_phrase
 from distill.run import write_atomic
 from distill.tokens.concepts import CONCEPT_DIM, ConceptEncoder, Embed, Vectors, fit_encoder, load_encoder, unit_rows
@@ -90,12 +91,18 @@ class Codebook:
     def encode(self, phrases: Sequence[str]) -> NDArray[np.int64]:
         """Codes of phrases, seen before or not: by their words, or else of the nearest centroids."""
         clean = [clean_phrase(phrase) for phrase in phrases]
-        named = {word: code for code, word in enumerate(self.words) if word}
-        named |= {label: i for i, label in enumerate(self.labels)}
-        codes = np.array([_named(phrase, named) if self.words else -1 for phrase in clean], np.int64)
-        if (codes < 0).any() or not phrases:
-            codes[codes < 0] = self.nearest(self.encoder.encode([clean[i] for i in np.flatnonzero(codes < 0)]))
+        codes = np.array([_named(phrase, self._by_name) for phrase in clean], np.int64)
+        if len(strange := np.flatnonzero(codes < 0)):
+            codes[strange] = self.nearest(self.encoder.encode([clean[i] for i in strange]))
         return codes
+
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        """The code of each word that has one, and of each label; none of an old codebook."""
+        if not self.words:
+            return {}
+        words = {word: code for code, word in enumerate(self.words) if word}
+        return words | {label: code for code, label in enumerate(self.labels)}
 
     def save(self, folder: Path) -> None:
         """Write codebook.safetensors, codebook.json and the encoder's state into a folder."""
@@ -182,11 +189,10 @@ def build_codebook(
     ]
     centroids = unit_rows(np.stack([weights[group.members] @ vectors[group.members] for group in groups]))
     codes = _codes(groups, phrases, acts, vectors @ centroids.T)
-    coded = np.flatnonzero(codes >= 0)
-    mentions = np.bincount(codes[coded], weights[coded], len(groups)).astype(np.int64)
+    mentions = np.bincount(codes, weights, len(groups)).astype(np.int64)
     codebook = Codebook(_labels(groups, phrases), centroids, mentions, concepts, words=[group.word for group in groups])
     codebook.report = _quantization(codebook, phrases, weights, vectors, codes)
-    return codebook, {phrases[i]: int(codes[i]) for i in coded.tolist()}
+    return codebook, dict(zip(phrases, codes.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -222,7 +228,7 @@ def _groups(
     common = sorted(np.flatnonzero(acts == action).tolist(), key=lambda i: (-weights[i], phrases[i]))
     by_word: dict[str, list[int]] = {}
     for i in common:
-        by_word.setdefault(_content(phrases[i])[0 if action else -1], []).append(i)
+        by_word.setdefault(content(phrases[i])[0 if action else -1], []).append(i)
     words = sorted(by_word, key=lambda word: (-weights[by_word[word]].sum(), word))[:size]
     kept = {i for word in words for i in by_word[word][1:]}
     alone = [i for i in common if i in kept][: size - len(words)]
@@ -231,15 +237,9 @@ def _groups(
     return together + [Group("", [i], action) for i in alone]
 
 
-def _content(phrase: str) -> list[str]:
-    """The stems of a phrase's words, of those that say something."""
-    words = phrase.replace("'s ", " ").split()
-    return [stem(word) for word in words if word not in STOP_WORDS] or words
-
-
 def _named(phrase: str, named: Mapping[str, int]) -> int:
     """The code of a phrase, or of the last of its words that has one; −1: there is none."""
-    return next((named[word] for word in (phrase, *reversed(_content(phrase))) if word in named), -1)
+    return next((named[word] for word in (phrase, *reversed(content(phrase))) if word in named), -1)
 
 
 def _codes(
@@ -281,18 +281,16 @@ def _quantization(
     vectors: Vectors,
     codes: NDArray[np.int64],
 ) -> dict[str, float]:
-    coded = np.flatnonzero(codes >= 0)
-    errors = 1.0 - (vectors[coded] * codebook.centroids[codes[coded]]).sum(1).astype(np.float64)
-    weight, order = weights[coded], np.argsort(errors, kind="stable")
-    reach = np.searchsorted(np.cumsum(weight[order]), 0.9 * weight.sum())
-    own = np.array([codebook.labels[codes[i]] == phrases[i] for i in coded.tolist()])
+    errors = 1.0 - (vectors * codebook.centroids[codes]).sum(1).astype(np.float64)
+    order = np.argsort(errors, kind="stable")
+    reach = np.searchsorted(np.cumsum(weights[order]), 0.9 * weights.sum())
+    own = np.array([codebook.labels[code] == phrase for code, phrase in zip(codes, phrases, strict=True)])
     return {
         "phrases": float(len(phrases)),
         "codes": float(len(codebook)),
-        "coded_share": round(float(weight.sum() / weights.sum()), 5),
-        "mean_error": round(max(0.0, float(np.average(errors, weights=weight))), 5),
+        "mean_error": round(max(0.0, float(np.average(errors, weights=weights))), 5),
         "p90_error": round(float(errors[order[min(reach, len(order) - 1)]]), 5),
-        "own_label_share": round(float(np.average(own, weights=weight)), 5),
+        "own_label_share": round(float(np.average(own, weights=weights)), 5),
     }
 
 

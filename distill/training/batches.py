@@ -259,19 +259,20 @@ class Batches:
                 answer_at.append(np.where(kinds[at] == 2, first + at, -1))
                 which.append(self._masks(piece, text)[at])
                 slips.append(read[at] != text[at])
-                gains.append(self._gains(piece, len(kinds))[at])
+                if self._told is not None:
+                    gains.append(self._gains(self._told, piece, len(kinds))[at])
                 start = end
         places = Spans(count, length, spans, torch.device("cpu"), hidden)
-        return self._batch(ids, positions, alike, places, where, labels, answer_at, which, slips, gains)
+        return self._batch(ids, positions, alike, places, gains, where, labels, answer_at, which, slips)
 
-    def _gains(self, piece: Piece, length: int) -> NDArray[np.float32]:
+    def _gains(self, told: Told, piece: Piece, length: int) -> NDArray[np.float32]:
         """(length, 1 + S) nats by which its dream makes targets of its inputs likelier: the answer ends them."""
         answer = Documents.span(self.documents.answer_ends, piece.document)
         slots = self.documents.slot_ids[answer].astype(np.int64)
         gains = np.zeros((length, 1 + slots.shape[1]), np.float32)
-        if self._told is not None and piece.variant == MINED:
+        if piece.variant == MINED:
             own = self.documents.answer(piece.document).astype(np.int64)
-            gains[length - len(own) :] = self._told.gains(self.documents.dream(piece.document).tolist(), own, slots)
+            gains[length - len(own) :] = told.gains(self.documents.dream(piece.document).tolist(), own, slots)
         return gains
 
     def _is_bottlenecked(self, piece: Piece, unread: float) -> bool:
@@ -343,18 +344,20 @@ class Batches:
         positions: NDArray[Any],
         alike: NDArray[np.bool_],
         spans: Spans,
+        gains: list[NDArray[np.float32]],
         *parts: list[NDArray[Any]],
     ) -> Batch:
-        where, labels, places, which, slips, gains = (np.concatenate(part) for part in parts)
+        where, labels, places, which, slips = (np.concatenate(part) for part in parts)
         real = len(where)
         filler = -real % CHUNK
         where, labels, which, slips = (np.pad(part, (0, filler)) for part in (where, labels, which, slips))
-        gains = np.pad(gains, ((0, filler), (0, 0)))
         places = np.pad(places, (0, filler), constant_values=-1)
         answers = places >= 0
         flat = np.where(answers, places, 0)
         slots = np.where(answers[:, None], self.documents.slot_ids[flat].astype(np.int64), labels[:, None])
-        logprobs = tilted(self.documents.slot_logprobs[flat].astype(np.float32), gains)
+        logprobs = self.documents.slot_logprobs[flat].astype(np.float32)
+        if gains:
+            logprobs = tilted(logprobs, np.pad(np.concatenate(gains), ((0, filler), (0, 0))))
         soft = answers & ~np.isnan(logprobs[:, 0])
         hard = np.full_like(logprobs, -np.inf)
         hard[:, 0] = 0.0

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best fit decreasing (Johnson, 1973): rows of places of lengths, of at most `capacity` in
-    all, each where it fits tightest."""
+    """Best fit decreasing (Johnson, 1973): rows of the lengths' places, each where it fits tightest in `capacity`."""
     rows: list[list[int]] = []
     by_room: dict[int, list[int]] = {}
     rooms: list[int] = []

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.mining.inflect import STOP_WORDS, stem
+from distill.mining.inflect import STOP_WORDS, content, stem
 from distill.tokens.bpe import StudentTokenizer
 
 FIRST, AGAIN = 2.75, 0.6
@@ -33,10 +33,7 @@ class Told:
             if len(word) > 2 and word[0] == " " and word[1:].isalpha() and word[1:] not in STOP_WORDS:
                 self._group[id] = numbers.setdefault(stem(word[1:]), len(numbers))
         self._groups = len(numbers)
-        self._said_by = [
-            [numbers[root] for word in label.replace("'s", "").split() if (root := stem(word)) in numbers]
-            for label in tokenizer.labels
-        ]
+        self._said_by = [[numbers[root] for root in content(label) if root in numbers] for label in tokenizer.labels]
 
     def gains(
         self, dream: Sequence[int], answer: NDArray[np.int64], alternatives: NDArray[np.int64]

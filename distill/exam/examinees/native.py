@@ -74,7 +74,7 @@ class NativeExaminee(TokenExaminee):
             self.cannot["mined"] = "it ships no codebook that says which image tokens stand for a phrase"
         elif not self._codes:
             try:
-                self.codebook.encode(["a probe"])
+                self.codebook.encoder.encode(["a probe"])
             except TeacherError as error:
                 self.cannot["mined"] = f"its codebook can't place phrases here: {error}"
         return not reason
