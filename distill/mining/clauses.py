@@ -273,8 +273,7 @@ class ClauseReader:
         for quality in children(noun, "amod"):
             self._add(name, "be", self._state(quality), ("abstract",))
         for owner in (*children(noun, "poss"), of_what(noun)):
-            whose = noun_entity(owner) if owner is not None and not is_empty(noun) else None
-            if whose is not None:
+            if owner is not None and not is_empty(noun) and (whose := noun_entity(owner)) is not None:
                 self._add(whose, "have", name.phrase, ("abstract",))
 
     def _last_resort(self, verb: Token, subject: Entity) -> None:
