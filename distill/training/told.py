@@ -3,8 +3,8 @@
 The teacher read no dream. Taken as they are, its soft targets teach that dreams say nothing: they are the same with
 one and without. By Bayes' rule p(w | dream) ∝ p(w) · p(dream | w), and a dream that was mined from the answer holds
 words that come in it: the second factor is taken to be e^FIRST for words of the dream that were not said yet, e^AGAIN
-for those that were, and 1 for all others. Both are the likeliest for 1,010 answers of SmolLM2-135M at temperature 1,
-which become 5.8 % likelier by them.
+for those that were, and 1 for all others. Both are the likeliest for 1,112 answers of SmolLM2-135M at temperature 1,
+which cost 6.9 % less by them.
 
 Shape legend: n tokens of an answer, S alternatives of each.
 """
