@@ -4,11 +4,13 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from cli.options import as_text
+from distill.corpus.feedback import VERDICTS, Feedback, keep
 from distill.errors import BadInput, DistillError
 from distill.stopping import Terminated
 
@@ -28,6 +30,8 @@ HELP = """\
 /dream        the last dream, its tokens numbered
 /dream 3 ⟨water⟩   replace token 3 of it, and answer again
 /dream ⟨causal⟩⟨a⟩⟨b⟩⟨c⟩   answer again from this dream (none: from no dream)
+/good, /bad   keep what you think of the last answer, for `dream learn`
+/better TEXT  keep what it should have said
 /reset        forget the conversation
 /help         this
 /quit         leave (or Ctrl-D)"""
@@ -37,7 +41,8 @@ HELP = """\
 class Chat:
     """A conversation and how it is held. `seed` grows by one a turn, so that a session can be repeated.
 
-    dream: the last turn's, as text; what is answered again keeps the turn's seed.
+    dream: the last turn's, as text; what is answered again keeps the turn's seed. feedback: the file that keeps what is
+    said of answers, None where nothing learns from it.
     """
 
     student: "Student"
@@ -49,6 +54,7 @@ class Chat:
     seed: int = 0
     messages: "list[Message]" = field(default_factory=list[Any])
     dream: str = ""
+    feedback: Path | None = None
 
     def pieces(self, prompt: str) -> Iterator[Piece]:
         """Ask; yields what comes as it comes. The turn joins the history once it is complete."""
@@ -84,6 +90,8 @@ class Chat:
         if name == "reset":
             self.messages, self.dream = [], ""
             return "The conversation starts anew."
+        if name in VERDICTS:
+            return self._keep(name, value)
         if name == "dream":
             return self.again(value) if value else self._numbered()
         if name == "temp":
@@ -97,6 +105,18 @@ class Chat:
             setattr(self, name, now)
             return f"{name} {'on' if now else 'off'}"
         return f"no command /{name}; /help lists them"
+
+    def _keep(self, verdict: Any, better: str) -> str:
+        if self.feedback is None:
+            raise BadInput(f"/{verdict}: only a run keeps feedback, and a bundle is none")
+        if not self.messages:
+            raise BadInput(f"/{verdict}: nothing was answered yet")
+        if (verdict == "better") != bool(better):
+            raise BadInput("/better: say what it should have said" if not better else f"/{verdict} takes nothing more")
+        system: list[Message] = [{"role": "system", "content": self.student.system}] if self.student.system else []
+        answer = self.messages[-1]["content"]
+        keep(self.feedback, Feedback([*system, *self.messages[:-1]], self.dream, answer, verdict, better))
+        return f"kept; `dream learn {self.feedback.parent}` learns from it"
 
     def _numbered(self) -> str:
         editor = self.student.editor

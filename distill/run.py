@@ -27,6 +27,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "redream": ("capture", "mine", "tokenize"),
     "train": ("capture", "mine", "tokenize", "start", "redream"),
     "polish": ("train",),
+    "learn": ("train", "polish"),
     "engine": ("train",),
     "evaluate": ("train",),
     "export": ("train", "engine", "evaluate"),

@@ -1,6 +1,7 @@
 """A student that begins as its teacher: from a small real teacher's file to the first checkpoint."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ from click.testing import CliRunner
 from support.small_student import dreaming_model, small_tokenizer
 
 from bundle.gguf import file_bytes, write_gguf
+from bundle.load import load_student
 from cli.main import dream
+from cli.repl import Chat, together
 from distill.backbone.model import count_parameters, load_backbone
 from distill.config import CaptureSettings, Settings, StudentSettings, TeacherSettings, TokenizeSettings, TrainSettings
 from distill.corpus.capture import capture
+from distill.corpus.feedback import FEEDBACK, Feedback, keep, read_feedback
 from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.events import Event
 from distill.knowledge.mine import mine
@@ -27,8 +31,9 @@ from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.packing import Documents, pack
 from distill.training import checkpoint
+from distill.training.learn import Judged, preference_loss
 from distill.training.loop import train
-from distill.training.polish import judged, polish, polished
+from distill.training.polish import judged, polish
 from distill.training.sizes import measure_sizes
 from distill.training.start import action_shares, begin, default_ffn, is_inherited, samples
 
@@ -293,7 +298,7 @@ def test_polishing_brings_own_answers_nearer_to_the_teacher_and_can_be_undone(tr
     assert events[-1].message == "nothing changed: kept"
     assert train(run)["steps"] == 2, "what trained it is as it was"
     run.settings.train.steps = 4
-    with pytest.raises(RunMismatch, match=r"polished; `dream polish .* --undo`"):
+    with pytest.raises(RunMismatch, match=r"of `dream polish`; `dream polish .* --undo`"):
         train(run)
     undone = CliRunner().invoke(dream, ["polish", str(run.path), "--undo", "--json"])
     assert json.loads(undone.stdout)["deleted"] == 1
@@ -311,7 +316,7 @@ def test_a_polishing_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp
     with pytest.raises(KeyboardInterrupt):
         polish(cut, stop)
     assert "polish" not in cut.records()
-    assert len(polished(cut)) == 1
+    assert len(checkpoint.of_stage(cut, "polish")) == 1
     cut.settings.polish.temperature = 0.5
     with pytest.raises(RunMismatch, match="other settings; --force"):
         polish(cut)
@@ -328,4 +333,92 @@ def test_what_cannot_be_polished_is_refused(trained: Run, tmp_path: Path) -> Non
     run.settings.teacher.weights = str(tmp_path / "none.gguf")
     with pytest.raises(BadInput, match=r"none\.gguf"):
         polish(run)
-    assert polished(run) == []
+    assert checkpoint.of_stage(run, "polish") == []
+
+
+# Learning from feedback.
+
+
+def test_preferences_cost_what_their_formulas_say(answered: Run) -> None:
+    """One answer at a time in float64, written down anew: DPO for pairs, KTO for the others."""
+    tokenizer = StudentTokenizer.load(answered.tokenizer)
+    torch.manual_seed(0)
+    config = new_student(StudentSettings(init="chance", preset="nano", layers=1, context=64), tokenizer, 0)
+    now, before = config.double(), new_student(StudentSettings(init="chance", preset="nano", layers=1), tokenizer, 1)
+    before = before.double()
+    context = prompt_ids(tokenizer, QUESTIONS[0])
+    falls, flies, long = ([*tokenizer.encode(t), tokenizer.eos_id] for t in ("It falls.", "It flies", "It falls down"))
+    groups = [
+        [Judged(context, falls, 1), Judged(context, flies, -1)],
+        [Judged(context, long, 1)],
+        [Judged(context[:-2], flies, -1)],
+    ]
+
+    def nats(model: torch.nn.Module, each: Judged) -> float:
+        logits = model(torch.tensor([[*each.context, *each.answer]]))[0].log_softmax(-1)
+        return sum(float(logits[len(each.context) - 1 + n, id]) for n, id in enumerate(each.answer))
+
+    with torch.no_grad():
+        reward = [[0.3 * (nats(now, each) - nats(before, each)) for each in group] for group in groups]
+        better, good, bad = reward[0], reward[1][0], reward[2][0]
+        mean = max(0.0, (sum(better) + good + bad) / 4)
+        pair = math.log(1 + math.exp(better[1] - better[0])) - 0.2 * nats(now, groups[0][0]) / len(falls)
+        expected = [pair, 1 - 1 / (1 + math.exp(mean - good)), 1 - 1 / (1 + math.exp(bad - mean))]
+    found = preference_loss(now, before, groups, 0.3)
+    assert float(found.detach()) == pytest.approx(sum(expected) / 3, rel=1e-5)
+    found.backward()
+    assert all(p.grad is None for p in before.parameters())
+
+
+def test_feedback_from_the_chat_teaches_and_can_be_taken_back(trained: Run, tmp_path: Path) -> None:
+    run = of(trained, tmp_path / "run", ffn=80)
+    before = weights_of(run)
+    talk = Chat(load_student(run.path), temperature=0, max_tokens=8, feedback=run.path / FEEDBACK)
+    for question in QUESTIONS:
+        list(talk.pieces(question))
+        assert "kept" in str(talk.command("/better It falls up"))
+        talk.command("/reset")
+    list(talk.pieces(QUESTIONS[0]))
+    assert "kept" in str(talk.command("/bad"))
+    with pytest.raises(BadInput, match="say what it should have said"):
+        talk.command("/better")
+    said = CliRunner().invoke(dream, ["learn", str(run.path), "--lr", "0.003", "--epochs", "12", "--json"])
+    summary = json.loads(said.stdout)["summary"]
+    assert summary["feedback"] == len(QUESTIONS) + 1
+    assert summary["preferred"] > max(summary["preferred_before"], 0.9)
+    assert weights_of(run) != before
+    assert {each["prompt"] for each in summary["examples"]} <= {*QUESTIONS}
+    student = load_student(run.path)
+    how = {"think": False, "temperature": 0, "max_tokens": 8}
+    taught = [together(student.chat([{"role": "user", "content": q}], **how)) for q in QUESTIONS]
+    assert sum("falls up" in each["content"] for each in taught) > len(QUESTIONS) / 2
+    with pytest.raises(RunMismatch, match="learned from feedback"):
+        polish(to_polish(run, tmp_path / "copy"))
+    assert json.loads(CliRunner().invoke(dream, ["learn", str(run.path), "--undo", "--json"]).stdout)["deleted"] == 1
+    assert weights_of(run) == before
+    assert len(read_feedback(run.path / FEEDBACK)) == len(QUESTIONS) + 1
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "line 2: is no feedback"),
+        ('{"messages": [], "dream": "", "answer": "a", "verdict": "good"}', "ends with a question"),
+        (
+            '{"messages": [{"role": "user", "content": "q"}], "dream": "", "answer": "a", "verdict": "fine"}',
+            "verdict 'fine' is none of",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "q"}], "dream": "", "answer": "a", "verdict": "better"}',
+            "better is empty",
+        ),
+    ],
+)
+def test_a_line_that_is_no_feedback_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    path = tmp_path / FEEDBACK
+    keep(path, Feedback([{"role": "user", "content": "q"}], "", "a", "good"))
+    path.write_bytes(path.read_bytes() + line.encode())
+    with pytest.raises(BadInput, match=reason):
+        read_feedback(path)
+    keep(path, Feedback([{"role": "user", "content": "q"}], "", "a", "bad"))
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 3

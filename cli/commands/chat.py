@@ -24,7 +24,7 @@ def chat(target: Path, prompt: str | None, tokens: int, as_json: bool, **how: An
     """Talk to a student: a run's best checkpoint, or any bundle folder. Runs natively, without Ollama.
 
     \b
-    In the chat, /help lists the commands: /temp /tokens /stream /dreams /think /dream /reset /quit.
+    In the chat, /help lists the commands: /temp /tokens /stream /dreams /think /dream /good /bad /better /reset /quit.
     /dream shows the last dream with its tokens numbered; /dream 3 ⟨water⟩ replaces one, and answers again.
     Examples:
       dream chat my-student
@@ -34,8 +34,10 @@ def chat(target: Path, prompt: str | None, tokens: int, as_json: bool, **how: An
         raise click.UsageError("--json needs --prompt")
     from bundle.load import load_student
     from cli.repl import Chat, converse, show, together
+    from distill.corpus.feedback import FEEDBACK
 
-    talk = Chat(load_student(target), max_tokens=tokens, **how)
+    kept = target / FEEDBACK if (target / "run.json").exists() else None
+    talk = Chat(load_student(target), max_tokens=tokens, feedback=kept, **how)
     if prompt is None:
         click.echo("Ask something; /help lists the commands.", err=True)
         converse(talk)

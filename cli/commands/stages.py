@@ -1,7 +1,8 @@
-"""`dream capture`, `mine`, `tokenize`, `train`, `redream`, `polish` and `export`: a run's stages one by one."""
+"""`dream capture`, `mine`, `tokenize`, `train`, `redream`, `polish`, `learn`, `export`: a run's stages one by one."""
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -100,13 +101,46 @@ def polish(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool) -> N
     Example:
       dream polish my-student --minutes 10 && dream evaluate my-student
     """
-    if not undo:
-        return stage_command(run, "polish", force, as_json, quiet)
-    from distill.training.polish import undo as undone
+    if undo:
+        return _undo(run, "polish", as_json)
+    stage_command(run, "polish", force, as_json, quiet)
+
+
+@click.command()
+@click.option("--epochs", default=5, show_default=True, type=click.IntRange(1), help="Times all feedback is read.")
+@click.option("--lr", default=2e-5, show_default=True, type=click.FloatRange(0, min_open=True), help="Learning rate.")
+@click.option(
+    "--beta", default=0.1, show_default=True, type=click.FloatRange(0, min_open=True), help="How short its leash is."
+)
+@click.option("--undo", is_flag=True, help="Go back to the student before any feedback; the feedback stays.")
+@stage_options()
+def learn(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool, **how: float) -> None:
+    """Teach RUN's student what you said of its answers: /good, /bad and /better TEXT in `dream chat` write it into
+    RUN/feedback.jsonl. Shows what changed on prompts that it never saw.
+
+    It learns from all feedback, from the student before any. What comes out is the run's best checkpoint.
+
+    \b
+    Example:
+      dream chat my-student, then dream learn my-student
+    """
+    if undo:
+        return _undo(run, "learn", as_json)
+    with Progress(quiet) as listen:
+        result = run_stage(run, "learn", force, listen, **how)
+    examples = result.summary.get("examples", [])
+    rest = {name: value for name, value in result.summary.items() if name != "examples"}
+    shown = [f"\n{each['prompt']}\n  before  {each['before']}\n  now     {each['after']}" for each in examples]
+    text = "\n".join([told(replace(result, summary=rest)), *shown])
+    answer(as_json, {"run": str(run.path), **vars(result)}, text)
+
+
+def _undo(run: "Run", stage: str, as_json: bool) -> None:
+    from distill.training import learn, polish
 
     with run.working():
-        count = undone(run)
-    answer(as_json, {"run": str(run.path), "deleted": count}, f"polish: {count or 'no'} checkpoints deleted")
+        count = {"polish": polish, "learn": learn}[stage].undo(run)
+    answer(as_json, {"run": str(run.path), "deleted": count}, f"{stage}: {count or 'no'} checkpoints deleted")
 
 
 @stage()

@@ -65,6 +65,27 @@ def list_checkpoints(run: Run) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def of_stage(run: Run, *stages: str) -> list[Path]:
+    """Those that these stages left: "train", or what went on from there, "polish" or "learn"."""
+    return [path for path in list_checkpoints(run) if stage_of(path) in stages]
+
+
+def stage_of(folder: Path) -> str:
+    """The last stage that its weights went through."""
+    settings = read_loop(folder).settings
+    return next((stage for stage in ("learn", "polish") if stage in settings), "train")
+
+
+def drop(run: Run, *stages: str) -> int:
+    """Delete what these stages left, and their records; returns how many checkpoints that were."""
+    found = of_stage(run, *stages)
+    for path in found:
+        shutil.rmtree(path)
+    for stage in stages:
+        run.forget(stage)
+    return len(found)
+
+
 def latest(run: Run) -> Path:
     """The newest checkpoint. Raises MissingStage where there is none."""
     found = list_checkpoints(run)

@@ -15,7 +15,6 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +62,8 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
         return record.summary
     if force:
         undo(run)
+    if later := checkpoint.of_stage(run, "learn"):
+        raise RunMismatch(f"{later[-1]}: has learned from feedback; `dream learn {run.path} --undo` goes back first")
     polishing = Polishing(run, how, listen)
     summary = polishing.perform()
     weights = checkpoint.best(run) / "model.safetensors"
@@ -72,18 +73,10 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     return summary
 
 
-def polished(run: Run) -> list[Path]:
-    """Checkpoints of a polishing; all others are the training's."""
-    return [path for path in checkpoint.list_checkpoints(run) if "polish" in checkpoint.read_loop(path).settings]
-
-
 def undo(run: Run) -> int:
-    """Go back to the training: delete what polishing left; returns how many checkpoints that were."""
-    found = polished(run)
-    for path in found:
-        shutil.rmtree(path)
-    run.forget("polish")
-    return len(found)
+    """Go back to the training: delete what polishing left, and what went on from there; returns how many checkpoints
+    that were."""
+    return checkpoint.drop(run, "polish", "learn")
 
 
 class Polishing:
@@ -101,8 +94,7 @@ class Polishing:
         same = {key: value for key, value in how.items() if key not in ("rounds", "minutes")}
         self.told: dict[str, Any] = {"how": same, "round": 0, "steps": 0, "answers": 0, "seconds": 0.0, "kl": []}
         train, device = run.settings.train, pick_device(run.settings.train.device)
-        before = polished(run)
-        of_training = [path for path in checkpoint.list_checkpoints(run) if path not in before]
+        before, of_training = (checkpoint.of_stage(run, stage) for stage in ("polish", "train"))
         self.base = checkpoint.read_loop(of_training[-1])
         begun = checkpoint.folder_of(run, self.base.best_step)
         begun = before[-1] if before else begun if begun.is_dir() else of_training[-1]
@@ -226,7 +218,7 @@ class Polishing:
 
     def _save(self) -> None:
         """A checkpoint, the best of the run, in the place of the round's before."""
-        before = polished(self.run)
+        before = checkpoint.of_stage(self.run, "polish")
         step = self.base.step + self.told["steps"]
         state = replace(self.base, step=step, best_step=step, settings={**self.base.settings, "polish": self.told})
         checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {}, {})

@@ -1,0 +1,78 @@
+"""What users said of a student's answers: RUN/feedback.jsonl, a line each, on disk at once and never changed by us."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.errors import BadInput
+from distill.tokens.chat import Message
+
+FEEDBACK = "feedback.jsonl"
+VERDICTS = ("good", "bad", "better")
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """An answer and what was thought of it.
+
+    messages: the conversation up to it, a system message among them where there was one. dream: as text, "" for none.
+    better: with the verdict "better", what should have been said.
+    """
+
+    messages: list[Message]
+    dream: str
+    answer: str
+    verdict: Literal["good", "bad", "better"]
+    better: str = ""
+
+
+def keep(path: Path, feedback: Feedback) -> None:
+    """Append a line; it is on disk when this returns. Raises OSError."""
+    with path.open("a+b") as file:
+        if file.tell() and not _ends_a_line(path):
+            file.write(b"\n")  # after what a kill cut short, or an editor left
+        file.write(json.dumps(asdict(feedback), ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def read_feedback(path: Path) -> list[Feedback]:
+    """All of it. Raises BadInput where there is none, naming file and line where one can't be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        lines = []
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: can't be read: {error}") from error
+    found = [_feedback(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise BadInput(f"{path}: no feedback yet; say /good, /bad or /better TEXT in `dream chat`")
+    return found
+
+
+def _feedback(path: Path, number: int, line: str) -> Feedback:
+    try:
+        content: dict[str, Any] = json.loads(line)
+        feedback = Feedback(**content)
+        texts = [feedback.dream, feedback.answer, feedback.better, *(m["content"] for m in feedback.messages)]
+        if feedback.verdict not in VERDICTS:
+            raise ValueError(f"verdict {feedback.verdict!r} is none of {', '.join(VERDICTS)}")
+        if not feedback.messages or feedback.messages[-1]["role"] != "user" or not all(map(_is_text, texts)):
+            raise ValueError("messages must be a conversation that ends with a question, all else text")
+        if feedback.verdict == "better" and not feedback.better.strip():
+            raise ValueError("better is empty")
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{path}, line {number}: is no feedback ({error}); mend or delete it") from error
+    return feedback
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

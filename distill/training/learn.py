@@ -1,0 +1,236 @@
+"""Learning from feedback: the `learn` stage.
+
+What users thought of answers becomes a loss on their likelihood against the student as it was, π against π₀, with
+r = β (log π(answer) − log π₀(answer)):
+
+    −log σ(r_better − r_said)                      where something better was said: DPO (arXiv:2305.18290)
+    1 − σ(r − z) of good, 1 − σ(z − r) of bad ones      alone: KTO (arXiv:2402.01306), z = max(0, mean r) of the batch
+
+Better answers also stay likely by themselves (arXiv:2404.19733): DPO alone may lower both. Each step learns from a row
+of the teacher's answers, too, lest they be forgotten. It always begins with the student before any feedback and learns
+from all that there is, so that the order doesn't matter and a wrong thumb can be taken back.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.backbone.generate import generate, log_likelihood
+from distill.backbone.model import Backbone, load_backbone
+from distill.corpus.feedback import FEEDBACK, Feedback, read_feedback
+from distill.corpus.traces import TraceStore
+from distill.errors import BadInput
+from distill.events import Event, Listener, silent
+from distill.run import Run, sha256_file
+from distill.student.grammar import DreamGrammar, longest_path
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import render, think_block
+from distill.tokens.packing import Documents, pack, split_traces
+from distill.training import checkpoint
+from distill.training.batches import Batches, Mixture
+from distill.training.losses import tail_kernel
+from distill.training.step import forward_backward, make_optimizer, move, pick_device
+from distill.training.validate import validate
+
+VERSION = 1
+TOGETHER = 8
+"""Lines of feedback a step."""
+STAYS_LIKELY = 0.2
+"""What the better answers' own loss, nats a token, counts beside DPO's."""
+REPLAY = 0.1
+"""What a row of the teacher's answers counts beside: they may say just what feedback is about."""
+SHOWN = 16
+"""Validation prompts that are answered before and after."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer (its ids, the end among them) after a context. sign: 1 liked, −1 not."""
+
+    context: list[int]
+    answer: list[int]
+    sign: int
+
+
+def learn(
+    run: Run, listen: Listener = silent, force: bool = False, epochs: int = 5, lr: float = 2e-5, beta: float = 0.1
+) -> dict[str, Any]:
+    """Teach the run's student what feedback.jsonl says; what comes out is the run's best checkpoint. Returns what that
+    changed: before and after.
+
+    Raises MissingStage before a training, BadInput without feedback or for a line that is none.
+    """
+    run.require("train")
+    feedback = read_feedback(run.path / FEEDBACK)
+    how: dict[str, Any] = {"epochs": epochs, "lr": lr, "beta": beta, "seed": run.settings.seed, "version": VERSION}
+    how["feedback"] = sha256_file(run.path / FEEDBACK)
+    if not force and (record := run.fresh("learn", how)) is not None:
+        listen(Event("learn", "done", "nothing changed: kept", data=record.summary))
+        return record.summary
+    started = time.monotonic()
+    undo(run)
+    pack(run)
+    learning = Learning(run, feedback, lr)
+    before, likely = learning.measured(), learning.preferred()
+    listen(Event("learn", "start", f"{len(feedback)} lines of feedback"))
+    steps = learning.perform(epochs, beta, listen)
+    after = learning.measured()
+    summary: dict[str, Any] = {"feedback": len(feedback), "left_out": learning.left_out, "steps": steps}
+    summary |= {"preferred_before": likely, "preferred": learning.preferred()}
+    summary |= {f"{name}{when}": found[name] for name in NUMBERS for when, found in (("_before", before), ("", after))}
+    summary["examples"] = [
+        {"prompt": prompt, "before": old, "after": new}
+        for prompt, old, new in zip(learning.prompts[:3], before["answers"], after["answers"], strict=False)
+    ]
+    step = learning.base.step + steps
+    state = replace(learning.base, step=step, best_step=step, settings={**learning.base.settings, "learn": how})
+    folder = checkpoint.save_checkpoint(run, learning.model, learning.optimizer, state, {}, {})
+    weights = folder / "model.safetensors"
+    outputs = {str(weights.relative_to(run.path)): sha256_file(weights)}
+    run.record("learn", how, outputs, summary, time.monotonic() - started)
+    listen(Event("learn", "done", f"{steps} steps", data=summary))
+    return summary
+
+
+NUMBERS = ("answer_tokens", "answers_that_end", "bits_per_byte")
+
+
+def undo(run: Run) -> int:
+    """Go back to the student before any feedback, which stays in its file; returns how many checkpoints went."""
+    return checkpoint.drop(run, "learn")
+
+
+class Learning:
+    """One learning of a run."""
+
+    def __init__(self, run: Run, feedback: Sequence[Feedback], lr: float) -> None:
+        self.run, train, device = run, run.settings.train, pick_device(run.settings.train.device)
+        self.tokenizer = StudentTokenizer.load(run.tokenizer)
+        best = checkpoint.best(run)
+        checkpoint.verify_checkpoint(best)
+        self.base = checkpoint.read_loop(checkpoint.latest(run))
+        self.model, self.before = (load_backbone(best).to(device) for _ in range(2))
+        self.before.eval().requires_grad_(False)
+        betas = (train.betas[0], train.betas[1])
+        self.optimizer = make_optimizer(self.model, lr, betas, train.weight_decay)
+        self.grammar = DreamGrammar(self.tokenizer, longest_path(run.settings))
+        self.groups, self.left_out = self._read(feedback)
+        if not self.groups:
+            raise BadInput(f"{run.path / FEEDBACK}: nothing of it fits student.context; raise it")
+        mixture, context = Mixture.of(train), self.model.config.context
+        parts = [Documents.load(run.data / name) for name in ("train", "validation")]
+        self.given, self.validation = (
+            Batches(
+                part, self.tokenizer, context, mix, run.settings.seed, train.soft_weight, self.grammar, train.strict
+            )
+            for part, mix in zip(parts, (mixture, replace(mixture, noise=0.0)), strict=True)
+        )
+        self._asked = [parts[1].prompt(i).tolist() for i in range(min(SHOWN, len(parts[1])))]
+        with TraceStore(run.traces, readonly=True) as store:
+            self.prompts = [trace.prompt for trace in split_traces(store)[1]]
+
+    def _read(self, feedback: Sequence[Feedback]) -> tuple[list[list[Judged]], int]:
+        """Of each line one answer, or two to compare, after the dream that was dreamed and after none: the next dream
+        will be another. And how many lines are longer than the context."""
+        groups: list[list[Judged]] = []
+        left_out = 0
+        for line in feedback:
+            prompt = self.tokenizer.encode(render(line.messages), special=True)
+            dream = self.tokenizer.encode(line.dream.strip(), special=True)
+            said, better = (
+                [*self.tokenizer.encode(text), self.tokenizer.eos_id] for text in (line.answer, line.better)
+            )
+            judged = (
+                [(better, 1), (said, -1)] if line.verdict == "better" else [(said, 1 if line.verdict == "good" else -1)]
+            )
+            contexts = [prompt + think_block(self.tokenizer, ids) for ids in ([dream, []] if dream else [[]])]
+            if len(contexts[0]) + max(len(said), len(better)) > self.model.config.context:
+                left_out += 1
+                continue
+            groups += [[Judged(context, answer, sign) for answer, sign in judged] for context in contexts]
+        return groups, left_out
+
+    def perform(self, epochs: int, beta: float, listen: Listener) -> int:
+        """All steps; how many there were."""
+        random, steps = np.random.default_rng(self.run.settings.seed), 0
+        total = epochs * -(-len(self.groups) // TOGETHER)
+        rows = [row for epoch in range(-(-total // len(self.given.epoch(0)))) for row in self.given.epoch(epoch)]
+        for _ in range(epochs):
+            order = random.permutation(len(self.groups))
+            for start in range(0, len(order), TOGETHER):
+                some = [self.groups[i] for i in order[start : start + TOGETHER]]
+                loss = preference_loss(self.model, self.before, some, beta)
+                loss.backward()
+                row = move(self.given.assemble([rows[steps]]), self.model.cos.device)
+                row.targets.scale(REPLAY)
+                forward_backward(self.model, row, "float32", tail_kernel)
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.settings.train.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                steps += 1
+                data = {"loss": float(loss.detach())}
+                listen(Event("learn", "progress", done=steps, total=total, unit="steps", data=data))
+        return steps
+
+    def preferred(self) -> float | None:
+        """Share of the better answers that are likelier, a token, than what was said; None without any."""
+        pairs = [group for group in self.groups if len(group) == 2]
+        flat = [each for pair in pairs for each in pair]
+        found = log_likelihood(self.model, [each.context for each in flat], [each.answer for each in flat])
+        means = [float(part.mean()) for part in found]
+        return round(float(np.mean(np.greater(means[::2], means[1::2]))), 3) if pairs else None
+
+    def measured(self) -> dict[str, Any]:
+        """NUMBERS, and greedy answers to validation prompts, without dreams."""
+        blocks = [[*ids, *think_block(self.tokenizer, [])] for ids in self._asked]
+        room, grammar = self.run.settings.capture.max_tokens, self.grammar.answering
+        self.model.eval()
+        said = generate(self.model, blocks, max_tokens=room, stop_ids=[self.tokenizer.eos_id], grammar=grammar)
+        found = validate(self.model, self.validation, 1, "float32", tail_kernel)
+        return {
+            "answer_tokens": round(float(np.mean([len(ids) for ids in said])), 1),
+            "answers_that_end": round(float(np.mean([ids[-1] == self.tokenizer.eos_id for ids in said])), 3),
+            "bits_per_byte": round(found["validation_bits_per_byte"], 4),
+            "answers": [self.tokenizer.decode(ids, skip_special=True).strip() for ids in said],
+        }
+
+
+def preference_loss(model: Backbone, before: Backbone, groups: Sequence[Sequence[Judged]], beta: float) -> Tensor:
+    """Mean over the groups of what the formulas above say; groups of two are pairs, the better one first."""
+    flat = [each for group in groups for each in group]
+    logprobs = answer_logprobs(model, flat)
+    with torch.no_grad():
+        were = answer_logprobs(before, flat)
+    rewards = beta * (logprobs - were)
+    mean = rewards.detach().mean().clamp_min(0)
+    losses: list[Tensor] = []
+    place = 0
+    for group in groups:
+        reward = rewards[place]
+        if len(group) == 2:
+            stays = -logprobs[place] / len(group[0].answer)
+            losses.append(-F.logsigmoid(reward - rewards[place + 1]) + STAYS_LIKELY * stays)
+        else:
+            losses.append(torch.sigmoid(-group[0].sign * (reward - mean)))
+        place += len(group)
+    return torch.stack(losses).mean()
+
+
+def answer_logprobs(model: Backbone, some: Sequence[Judged]) -> Tensor:
+    """(n,) log-likelihoods of whole answers after their contexts."""
+    rows = [[*each.context, *each.answer] for each in some]
+    length, device = max(map(len, rows)), model.cos.device
+    # Padded on the right: a causal model never sees it.
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
+    hidden = model.hidden(ids[:, :-1])
+    places = [(i, len(each.context) - 1 + n) for i, each in enumerate(some) for n in range(len(each.answer))]
+    which = torch.tensor(places, device=device)
+    logits = model.lm_head(hidden[which[:, 0], which[:, 1]]).float()
+    scores = logits.log_softmax(-1).gather(1, ids[which[:, 0], which[:, 1] + 1][:, None])[:, 0]
+    return torch.zeros(len(some), device=device).index_add(0, which[:, 0], scores)
