@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli.options import as_text
-from distill.corpus.feedback import VERDICTS, Feedback, keep
 from distill.errors import BadInput, DistillError
 from distill.stopping import Terminated
+from distill.training.feedback import VERDICTS, Feedback, keep
 
 if TYPE_CHECKING:
     from bundle.load import Student

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from cli.repl import Chat, together
 from distill.backbone.model import count_parameters, load_backbone
 from distill.config import CaptureSettings, Settings, StudentSettings, TeacherSettings, TokenizeSettings, TrainSettings
 from distill.corpus.capture import capture
-from distill.corpus.feedback import FEEDBACK, Feedback, keep, read_feedback
 from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.events import Event
 from distill.knowledge.mine import mine
@@ -31,6 +31,7 @@ from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.packing import Documents, pack
 from distill.training import checkpoint
+from distill.training.feedback import FEEDBACK, Feedback, keep, read_feedback
 from distill.training.learn import Judged, preference_loss
 from distill.training.loop import train
 from distill.training.polish import judged, polish
@@ -389,7 +390,7 @@ def test_feedback_from_the_chat_teaches_and_can_be_taken_back(trained: Run, tmp_
     assert weights_of(run) != before
     assert {each["prompt"] for each in summary["examples"]} <= {*QUESTIONS}
     student = load_student(run.path)
-    how = {"think": False, "temperature": 0, "max_tokens": 8}
+    how: dict[str, Any] = {"think": False, "temperature": 0, "max_tokens": 8}
     taught = [together(student.chat([{"role": "user", "content": q}], **how)) for q in QUESTIONS]
     assert sum("falls up" in each["content"] for each in taught) > len(QUESTIONS) / 2
     with pytest.raises(RunMismatch, match="learned from feedback"):

@@ -34,7 +34,7 @@ def chat(target: Path, prompt: str | None, tokens: int, as_json: bool, **how: An
         raise click.UsageError("--json needs --prompt")
     from bundle.load import load_student
     from cli.repl import Chat, converse, show, together
-    from distill.corpus.feedback import FEEDBACK
+    from distill.training.feedback import FEEDBACK
 
     kept = target / FEEDBACK if (target / "run.json").exists() else None
     talk = Chat(load_student(target), max_tokens=tokens, feedback=kept, **how)

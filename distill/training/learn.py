@@ -23,7 +23,6 @@ from torch import Tensor
 
 from distill.backbone.generate import generate, log_likelihood
 from distill.backbone.model import Backbone, load_backbone
-from distill.corpus.feedback import FEEDBACK, Feedback, read_feedback
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
@@ -34,6 +33,7 @@ from distill.tokens.chat import render, think_block
 from distill.tokens.packing import Documents, pack, split_traces
 from distill.training import checkpoint
 from distill.training.batches import Batches, Mixture
+from distill.training.feedback import FEEDBACK, Feedback, read_feedback
 from distill.training.losses import tail_kernel
 from distill.training.step import forward_backward, make_optimizer, move, pick_device
 from distill.training.validate import validate
