@@ -190,7 +190,7 @@ def test_the_dream_is_the_thinking(app: Starlette, offers: list[Offer]) -> None:
     for think in ({}, {"think": True}, {"think": "high"}):
         assert ask(stream=False, **think)["message"] == {"role": "assistant", "content": ANSWER, "thinking": DREAM}
     assert ask(stream=False, think=False)["message"] == {"role": "assistant", "content": ANSWER}
-    told = offers[0].open().answer(QUESTION, temperature=0.0)  # pyright: ignore
+    told = offers[0].load().answer(QUESTION, temperature=0.0)  # pyright: ignore
     assert (told.text, told.dream_text) == (ANSWER, DREAM)
     last = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "The ball"}]
     on = post(app, "/api/chat", {"model": "proto", "messages": last, "stream": False}).json()["message"]
@@ -297,7 +297,7 @@ def test_keep_alive(offers: list[Offer]) -> None:
 
     def count() -> Any:
         opened.append(1)
-        return offers[0].open()
+        return offers[0].load()
 
     shelf = Shelf([Offer(count, True, 0.0)])
     app = create_app(shelf)
@@ -657,7 +657,7 @@ def test_what_is_wrong_with_a_body_is_said(body: bytes, said: str) -> None:
 def test_it_ends_gracefully(tmp_path: Path, model: Backbone, tokenizer: StudentTokenizer, offers: list[Offer]) -> None:
     """SIGTERM in the midst of an answer: it is written to its end, and the server is gone."""
     folder = write_checkpoint(tmp_path / "small", model, tokenizer)
-    assert offer(folder).open().name == load_checkpoint(folder).name == "small"
+    assert offer(folder).load().name == load_checkpoint(folder).name == "small"
     process = subprocess.Popen(
         [sys.executable, "-m", "cli.main", "serve", str(folder), "--port", "0"],
         stderr=subprocess.PIPE,

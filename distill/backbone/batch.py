@@ -102,11 +102,16 @@ class Batch(Generic[R]):
     def join(self, new: Sequence[R], columns: int = 0) -> None:
         """Read the prompts of new rows. columns: of the past that room is made for at once; else it grows."""
         self.rows += new
-        self._past.reserve(len(self.rows), columns)
+        self._past.reserve(len(self.rows) if columns else self._room(), columns)
         self._past.join([row.prompt[:-1] for row in new])  # the last token is read by the first step
         if len(self._logits) < len(self.rows):
             shape = (len(self.rows), self.weights.config.vocab_size)
             self._logits = torch.empty(shape, device=self.weights.embed.device)
+
+    def _room(self) -> int:
+        """Rows to make room for, where they come one by one: twice as many each time, as far as memory goes."""
+        rows, columns = len(self.rows), max(row.columns for row in self.rows)
+        return min(1 << (rows - 1).bit_length(), max(rows, self.memory // Rows.bytes_of(self.weights, columns)))
 
     def leave(self, i: int) -> None:
         """Forget row i; the last one takes its place."""

@@ -160,6 +160,8 @@ class Scheduler:
                     job.taken, job.begun = taken, time.monotonic()
             if lane.batch.rows:
                 self._step(lane.batch)
+            if not lane.batch.rows:
+                lane.clear()  # the memory of many rows is not kept for none
         except Exception as error:  # whoever listens must hear of it, and the others are served on
             self._fail(lane, error)
 

@@ -21,8 +21,11 @@ def tagged(name: str) -> str:
 class Served:
     """One name. Its weights are in memory while it is used, and for `keep` seconds after."""
 
-    def __init__(self, offer: Offer, student: Student, scheduler: Scheduler, slots: int, keep: float) -> None:
-        self.offer, self.scheduler, self.slots, self.keep = offer, scheduler, slots, keep
+    def __init__(
+        self, offer: Offer, student: Student, scheduler: Scheduler, place: tuple[int, int], keep: float
+    ) -> None:
+        """place: how many answers are written at once at most, and how many students there are."""
+        self.offer, self.scheduler, self.keep = offer, scheduler, keep
         self.name = tagged(fitting_name(student.name))
         self.about, self.context = About.of(student, offer), student.model.config.context
         self.system, self.words = student.system, student.tokenizer
@@ -31,7 +34,8 @@ class Served:
         self._users = 0
         self._loading = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
-        self._hold(Loaded(student, slots))
+        self._place = place
+        self._hold(Loaded(student, *place))
 
     @property
     def is_loaded(self) -> bool:
@@ -43,7 +47,7 @@ class Served:
         try:
             async with self._loading:
                 if self._loaded is None:
-                    self._hold(await asyncio.to_thread(lambda: Loaded(self.offer.open(), self.slots)))
+                    self._hold(await asyncio.to_thread(lambda: Loaded(self.offer.load(), *self._place)))
                 assert self._loaded is not None
                 return self._loaded
         except BaseException:
@@ -92,7 +96,7 @@ class Shelf:
         self.students: dict[tuple[str, str, str, str], Served] = {}
         try:
             for offer in offers:
-                served = Served(offer, offer.open(), self.scheduler, slots, keep)
+                served = Served(offer, offer.load(), self.scheduler, (slots, len(offers)), keep)
                 if (key := name_key(served.name)) in self.students:
                     raise BadInput(f"{served.name}: two students of this name; rename the folder of one")
                 self.students[key] = served

@@ -13,7 +13,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Message
 
 SHARE = 0.4
-"""Of the memory that is free once the weights are there, for what all rows have read."""
+"""Of the memory that is free once the weights are there, for what the rows of all students have read."""
 SOME = 1 << 30
 """Bytes for it where what is free isn't known."""
 
@@ -36,21 +36,21 @@ class Student(Protocol):
 
 @dataclass(frozen=True)
 class Offer:
-    """A student to be served. open: reads it. dreams: it was taught to. temperature: where a request says none.
+    """A student to be served. load: reads it. dreams: it was taught to. temperature: where a request says none.
     modified: when it was made, seconds since 1970."""
 
-    open: Callable[[], Student]
+    load: Callable[[], Student]
     dreams: bool = True
     temperature: float = 0.7
     modified: float = 0.0
 
 
 class Loaded:
-    """A student in memory."""
+    """A student in memory, one of `many` that share it."""
 
-    def __init__(self, student: Student, slots: int) -> None:
+    def __init__(self, student: Student, slots: int, many: int) -> None:
         self.student = student
         self.grammar = DreamGrammar(student.tokenizer, student.steps)
         weights = prepared(student.model)
-        memory = int(SHARE * (available_memory() or SOME / SHARE))
+        memory = int((available_memory() or SOME / SHARE) * SHARE / many)
         self.lane = Lane(weights, slots, memory, self.grammar)
