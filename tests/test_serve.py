@@ -31,7 +31,9 @@ from support.small_student import ANSWER, DREAM, TEXTS, small_tokenizer, write_c
 from bundle.load import Student, load_checkpoint
 from bundle.serving import offer
 from distill.backbone.model import Backbone
-from distill.errors import BadInput
+from distill.config import ExportSettings, Settings, TrainSettings
+from distill.errors import BadInput, MissingStage
+from distill.run import Run
 from distill.serve import http as serve_http
 from distill.serve.app import create_app
 from distill.serve.fields import FOREVER, ApiError, keep_alive_of, parse
@@ -195,6 +197,9 @@ def test_the_dream_is_the_thinking(app: Starlette, offers: list[Offer]) -> None:
     last = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "The ball"}]
     on = post(app, "/api/chat", {"model": "proto", "messages": last, "stream": False}).json()["message"]
     assert "thinking" not in on  # a turn that is gone on with has had its dream
+    last[1] = {"role": "assistant", "content": "", "thinking": DREAM}  # or is given one
+    on = post(app, "/api/chat", {"model": "proto", "messages": last, "stream": False}).json()["message"]
+    assert on == {"role": "assistant", "content": ANSWER}
 
 
 def test_logprobs_are_those_of_the_model(app: Starlette, model: Backbone, tokenizer: StudentTokenizer) -> None:
@@ -456,6 +461,18 @@ def test_where_it_listens() -> None:
         bind("no such place", 0, False)
 
 
+def test_what_can_be_offered(tmp_path: Path, offers: list[Offer]) -> None:
+    with pytest.raises(BadInput, match="proto:latest: two students of this name"):
+        Shelf([offers[0], offers[1], offers[0]])
+    settings = Settings(train=TrainSettings(dreams=False), export=ExportSettings(temperature=0.1))
+    told = offer(Run.create(tmp_path / "run", settings).path)
+    assert (told.dreams, told.temperature) == (False, 0.1)
+    with pytest.raises(MissingStage):
+        Shelf([told])
+    with pytest.raises(BadInput, match="no such run"):
+        Shelf([offer(tmp_path / "none")])
+
+
 # Clients of both APIs, over a socket.
 
 
@@ -556,9 +573,7 @@ def test_half_a_request_and_a_huge_one(url: str, monkeypatch: pytest.MonkeyPatch
             found = b""
             while chunk := by.recv(65536):
                 found += chunk
-                if b"}" in found:
-                    break
-        return found
+        return found  # all of it, as the server hangs up
 
     head = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
     assert b" 408 " in sent(head + b'100\r\n\r\n{"model": ').partition(b"\r\n")[0] + b" "
