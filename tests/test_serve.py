@@ -571,9 +571,9 @@ def test_half_a_request_and_a_huge_one(url: str, monkeypatch: pytest.MonkeyPatch
         with socket.create_connection((host, int(port)), timeout=10) as by:
             by.sendall(content)
             found = b""
-            while chunk := by.recv(65536):
+            while b"}" not in found and (chunk := by.recv(65536)):
                 found += chunk
-        return found  # all of it, as the server hangs up
+        return found
 
     head = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
     assert b" 408 " in sent(head + b'100\r\n\r\n{"model": ').partition(b"\r\n")[0] + b" "
