@@ -31,6 +31,7 @@ def bind(host: str, port: int, has_token: bool) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(address)
+        listening.listen()  # who comes before the students are ready waits for them
     except OSError as error:
         listening.close()
         taken = error.errno == errno.EADDRINUSE

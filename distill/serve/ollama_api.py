@@ -13,7 +13,7 @@ from distill.serve.about import timestamp
 from distill.serve.embedding import embed
 from distill.serve.fields import FOREVER, ApiError, Fields, seconds
 from distill.serve.http import NDJSON, Streamed, answer, body_of, dumps, roles, while_there
-from distill.serve.pieces import Entry, Piece
+from distill.serve.pieces import Piece, said
 from distill.serve.reply import Asked, Options, Reply
 from distill.serve.shelf import Served, Shelf, tagged
 from distill.tokens.chat import Message
@@ -49,23 +49,17 @@ class Shape:
 
     def head(self, content: str, thinking: str, done: bool) -> dict[str, Any]:
         thought = {"thinking": thinking} if thinking else {}
-        said = (
-            {"message": {"role": "assistant", "content": content, **thought}}
-            if self.chat
-            else {"response": content, **thought}
-        )
-        return {"model": self.name, "created_at": timestamp(time.time()), **said, "done": done}
+        message = {"message": {"role": "assistant", "content": content, **thought}}
+        told = message if self.chat else {"response": content, **thought}
+        return {"model": self.name, "created_at": timestamp(time.time()), **told, "done": done}
 
     def piece(self, piece: Piece) -> dict[str, Any]:
-        content, thinking = ("", piece.text) if piece.part == "thinking" else (piece.text, "")
-        return self.head(content, thinking, False) | ({"logprobs": piece.logprobs} if piece.logprobs else {})
+        content, thinking, logprobs = said([piece])
+        return self.head(content, thinking, False) | ({"logprobs": logprobs} if logprobs else {})
 
     def end(self, reply: Reply, pieces: Sequence[Piece], context: bool) -> dict[str, Any]:
         """pieces: what was not sent yet."""
-        content, thinking = (
-            "".join(piece.text for piece in pieces if piece.part == part) for part in ("content", "thinking")
-        )
-        logprobs: list[Entry] = [entry for piece in pieces for entry in piece.logprobs or ()]
+        content, thinking, logprobs = said(pieces)
         return {
             **self.head(content, thinking, True),
             "done_reason": reply.reason,

@@ -16,7 +16,7 @@ from distill.serve.embedding import embed
 from distill.serve.fields import ApiError, Fields
 from distill.serve.http import SSE, Streamed, answer, body_of, dumps, roles, while_there
 from distill.serve.ollama_api import NO_FORMAT, NO_PICTURES, named, shelf_of, think_of
-from distill.serve.pieces import Entry, Piece
+from distill.serve.pieces import Entry, Piece, said
 from distill.serve.reply import Asked, Options, Reply, logprobs_of, seed_of
 from distill.serve.shelf import Served
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
@@ -78,17 +78,14 @@ class Shape:
         return {**head, "system_fingerprint": "fp_dream", "choices": choices}
 
     def choice(self, pieces: Sequence[Piece], reason: str | None, chunk: bool) -> dict[str, Any]:
-        content, thinking = (
-            "".join(piece.text for piece in pieces if piece.part == part) for part in ("content", "thinking")
-        )
-        entries = [entry for piece in pieces for entry in piece.logprobs or ()]
+        content, thinking, entries = said(pieces)
         if self.chat:
             message = {"role": "assistant", "content": content, **({"reasoning": thinking} if thinking else {})}
-            said: dict[str, Any] = {"delta" if chunk else "message": message}
+            told: dict[str, Any] = {"delta" if chunk else "message": message}
             logprobs: dict[str, Any] = {"content": entries}
         else:
-            said, logprobs = {"text": content}, completion_logprobs(entries)
-        return {"index": 0, **said, "finish_reason": reason, **({"logprobs": logprobs} if entries else {})}
+            told, logprobs = {"text": content}, completion_logprobs(entries)
+        return {"index": 0, **told, "finish_reason": reason, **({"logprobs": logprobs} if entries else {})}
 
 
 def completion_logprobs(entries: Sequence[Entry]) -> dict[str, Any]:

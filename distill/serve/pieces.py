@@ -25,6 +25,12 @@ class Piece:
     logprobs: list[Entry] | None
 
 
+def said(pieces: Sequence[Piece]) -> tuple[str, str, list[Entry]]:
+    """Together: the answer, the dream, and the logprobs of both."""
+    answer, dream = ("".join(piece.text for piece in pieces if piece.part == part) for part in ("content", "thinking"))
+    return answer, dream, [entry for piece in pieces for entry in piece.logprobs or ()]
+
+
 class Pieces:
     """stop: strings that end the answer, and are no part of it. parts: its first token may open a dream; without it,
     tags are text like any other. logprobs: of each piece, with so many alternatives; None: none are wanted."""
