@@ -5,8 +5,8 @@ between them. Of a conversation, OpenAI's `messages` or ShareGPT's `conversation
 """
 
 import csv
-import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,9 @@ SAYS = (("role", "content"), ("from", "value"))
 """Who speaks, and what: OpenAI's names and ShareGPT's."""
 TABLES = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".json", *TABLES, ".parquet")
+
+_ENDED = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_ENDED_BY_LF = re.compile(r"[^\n]*\n|[^\n]+")
 
 Row = tuple[str, object]
 """Where it stands, and what it holds."""
@@ -109,8 +112,13 @@ def _said(turn: object) -> tuple[str, str]:
     raise ValueError("holds a turn that is neither of role and content nor of from and value")
 
 
+def _split(text: str, line: re.Pattern[str]) -> Iterator[str]:
+    """Lines with their ends, one after the other: all at once, or in a StringIO, they take several times the memory."""
+    return (match[0] for match in line.finditer(text))
+
+
 def _lines(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_split(text, _ENDED_BY_LF), start=1):
         if line.strip():
             try:
                 yield f"{path}:{number}", json.loads(line)
@@ -130,7 +138,7 @@ def _array(path: Path, text: str) -> Iterator[Row]:
 
 
 def _table(path: Path, text: str, separator: str) -> Iterator[Row]:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows = csv.reader(_split(text, _ENDED), delimiter=separator, strict=True)
     try:
         names = [name.strip() for name in next(rows, [])]
         if len(set(names)) < len(names):

@@ -34,7 +34,7 @@ _SLOT = re.compile(r"\{([^{}]*)\}")
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One question. `source` is the set or file it came from; held-out prompts are never trained on."""
 
@@ -90,7 +90,8 @@ def read_prompts(path: Path, listen: Listener = silent, column: str = "") -> lis
         raise BadInput(f"{path}: prompts come as {', '.join(SUFFIXES)}, by the file's name")
     try:
         data = path.read_bytes()
-        text = "" if kind == ".parquet" else data.decode("utf-8-sig")
+        if kind != ".parquet":
+            text, data = data.decode("utf-8-sig"), b""
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise BadInput(f"{path}:{line}: is not UTF-8; save the file as UTF-8") from error
