@@ -1,5 +1,6 @@
 """A student ready to talk: from a run, a checkpoint or a bundle."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,11 +102,15 @@ class Student:
         turns = list(messages[len(head) :])
         if not head and self.system:
             head = [{"role": "system", "content": self.system}]
-        while True:
-            ids = self.tokenizer.encode(render([*head, *turns], think), special=True)
-            if len(turns) < 2 or len(ids) + ROOM <= self.model.config.context:
-                return ids
-            del turns[: 2 if len(turns) > 2 else 1]  # a question goes with its answer
+
+        def ids(start: int) -> list[int]:
+            return self.tokenizer.encode(render([*head, *turns[start:]], think), special=True)
+
+        def fits(start: int) -> bool:
+            return len(ids(start)) + ROOM <= self.model.config.context
+
+        starts = sorted({*range(0, len(turns), 2), len(turns) - 1})  # a question goes with its answer
+        return ids(starts[bisect_left(starts[:-1], True, key=fits)])
 
     def _answer_to(self, prompt: list[int], dream: Dream | None, sampling: Sampling) -> Iterator[tuple[Part, str]]:
         """A given dream, and the answer to a prompt's ids from it."""

@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "install": "Create the student in Ollama.",
         "chat": "Talk to a student, dreams shown.",
         "watch": "Watch a student dream, then answer.",
+        "serve": "Answer programs that speak Ollama's API or OpenAI's.",
     },
     "Looking around": {
         "status": "What a run has, and what is stale.",

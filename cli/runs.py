@@ -84,11 +84,11 @@ def open_run(
 
 def make_absolute(settings: "Settings", base: "Settings") -> None:
     """Files that were named just now, relative to the working folder, are found from any other."""
-    from distill.corpus.prompts import prompt_sets
+    from distill.corpus.prompts import file_and_column, prompt_sets
 
     def absolute(name: str) -> str:
-        path = Path(name).expanduser()
-        return str(path.absolute()) if name and path.exists() else name
+        path, column = file_and_column(name)
+        return str(path.absolute()) + (column and f":{column}") if name and path.exists() else name
 
     if settings.capture.prompts != base.capture.prompts:
         sets = prompt_sets()

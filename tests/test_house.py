@@ -32,6 +32,7 @@ LAYERS = (
     "tokens",
     "student",
     "dream",
+    "serve",
     "training",
     "exam",
     "report",

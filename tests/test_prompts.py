@@ -1,9 +1,12 @@
 import contextlib
+import csv
 import itertools
 import json
 import re
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -89,6 +92,51 @@ def test_text_and_json_lines(tmp_path: Path):
     ]
 
 
+KINDS: dict[str, object] = {
+    "a string": "Why?",
+    "a prompt": {"prompt": "Why?", "id": 1},
+    "a question": {"id": 1, "question": " Why? ", "answer": "So."},
+    "Alpaca's": {"instruction": "Why?", "input": "", "output": "So."},
+    "OpenAI's": {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]},
+    "OpenAI's parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]},
+    "ShareGPT's": {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
+    "bare turns": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": None}],
+}
+
+
+@pytest.mark.parametrize("row", KINDS.values(), ids=KINDS.keys())
+def test_rows_that_others_wrote(tmp_path: Path, row: object):
+    assert read_prompts(write(tmp_path / "a.jsonl", f"{json.dumps(row)}\n" * 2)) == ["Why?"] * 2
+    assert read_prompts(write(tmp_path / "a.json", json.dumps([row], indent=1))) == ["Why?"]
+    if isinstance(row, dict):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+        assert read_prompts(tmp_path / "a.parquet") == ["Why?"]
+
+
+def test_tables_and_their_columns(tmp_path: Path):
+    for suffix, separator in ((".csv", ","), (".tsv", "\t")):
+        file = tmp_path / f"a{suffix}"
+        with file.open("w", encoding="utf-8", newline="") as table:
+            csv.writer(table, delimiter=separator).writerows(
+                [["id", "question", "said"], ["1", 'Why, "so"?\nor not?', "a\tb, c"], [], ["2", "Where?", "there"]]
+            )
+        assert read_prompts(file) == ['Why, "so"?\nor not?', "Where?"]
+        assert [prompt.text for prompt in load_prompts([f"{file}:said"], 0.0)] == ["a\tb, c", "there"]
+        with pytest.raises(BadInput, match=r"a\.[ct]sv:3: holds no column 'none'; its columns are id, question, said"):
+            load_prompts([f"{file}:none"], 0.0)
+    alpaca = {"instruction": "Sum up.", "input": "A long text.", "output": "Text."}
+    assert read_prompts(write(tmp_path / "b.json", json.dumps([alpaca]))) == ["Sum up.\n\nA long text."]
+
+
+def test_what_of_conversations_is_left_out_is_told(tmp_path: Path):
+    turns = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
+    told: list[Event] = []
+    file = write(tmp_path / "a.jsonl", json.dumps({"messages": turns}) + "\n" + json.dumps({"messages": turns[1:]}))
+    assert read_prompts(file, told.append) == ["user", "user"]
+    (event,) = told
+    assert "4 answers and later questions, 1 system messages (set capture.system) are left out" in event.message
+
+
 def test_yaml_slots_are_combined_and_words_stay_words(tmp_path: Path):
     file = write(
         tmp_path / "s.yaml",
@@ -117,8 +165,28 @@ def test_yaml_slots_are_combined_and_words_stay_words(tmp_path: Path):
         ("a.txt", "# only a comment\n", "a.txt: holds no prompts"),
         ("a.yaml", "", "a.yaml: holds no prompts"),
         ("a.jsonl", '"fine"\n{"prompt": \n', "a.jsonl:2: is not JSON"),
-        ("a.jsonl", '"fine"\n\n{"text": "x"}\n', "a.jsonl:3: write a string"),
-        ("a.jsonl", '""\n', "a.jsonl:1: write a string"),
+        ("a.jsonl", '"fine"\n\n{"text": "x"}\n', "a.jsonl:3: holds no prompt; its columns are text: name one as in"),
+        ("a.jsonl", '{"prompt": 3}\n', "a.jsonl:1: write a string"),
+        ("a.jsonl", '""\n', "a.jsonl:1: holds an empty prompt"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "system", "content": "x"}]}',
+            "a.jsonl:1: holds a conversation in which no",
+        ),
+        ("a.jsonl", '{"messages": ["x"]}', "a.jsonl:1: holds a turn that is neither"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+            "a.jsonl:1: holds a turn with something else than text",
+        ),
+        ("a.json", '["fine",\n 3]', "a.json: item 2: write a string"),
+        ("a.json", '["fine",\n', "a.json:2: is not JSON"),
+        ("a.json", '{"a": 1}', "a.json: holds no array"),
+        ("a.csv", "id,prompt\n1,fine\n2\n", "a.csv:3: 1 cells, and the first line names 2"),
+        ("a.csv", "id,prompt\n1,\n", "a.csv:2: holds no prompt"),
+        ("a.csv", 'prompt\n"fine\n', "a.csv:2: is no table"),
+        ("a.csv", "a,a\n", "a.csv:1: two columns have the same name"),
+        ("a.parquet", "x", "a.parquet: is no Parquet file"),
         ("a.yaml", "groups:\n  - templates: [x\n", "a.yaml:3: is not YAML"),
         (
             "a.yaml",
@@ -130,7 +198,8 @@ def test_yaml_slots_are_combined_and_words_stay_words(tmp_path: Path):
         ("a.yaml", "groups:\n  - template: [x]\n", "a.yaml:2: unknown key 'template'"),
         ("a.yaml", "prompts:\n  - fine\n  - {a: b}\n", "a.yaml:3: expected text"),
         ("a.yaml", "- a\n- b\n", "a.yaml:1: expected `name: value`"),
-        ("a.csv", "x\n", "a.csv: prompts come as .txt"),
+        ("a.csv", "x\n", "a.csv: holds no prompts"),
+        ("a.xls", "x\n", "a.xls: prompts come as .txt"),
         (
             "a.jsonl",
             '"ok?"\n{"prompt": "Why is \\ud83d here?"}\n',
@@ -173,7 +242,7 @@ def test_lines_left_out_are_told(tmp_path: Path):
 
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from([".txt", ".jsonl", ".yaml"]),
+    st.sampled_from([".txt", ".jsonl", ".yaml", ".json", ".csv", ".tsv", ".parquet"]),
     st.binary(max_size=40)
     | st.text(max_size=40).map(lambda text: text.encode())
     | st.lists(st.text(max_size=12)).map(lambda texts: "\n".join(map(json.dumps, texts)).encode())

@@ -19,6 +19,8 @@ HEAVY = {
     "yaml",
     "httpx",
     "sklearn",
+    "starlette",
+    "uvicorn",
 }
 
 
@@ -36,7 +38,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not modules & HEAVY
 
 
-@pytest.mark.parametrize("args", [["train"], ["bench"], ["bench", "generate"]])
+@pytest.mark.parametrize("args", [["train"], ["serve"], ["bench"], ["bench", "generate"]])
 def test_a_command_s_help_imports_nothing_heavy(args: list[str]) -> None:
     assert not imported(f"from cli.main import main; main([*{args!r}, '--help'])") & HEAVY
 

@@ -166,7 +166,7 @@ def test_few_rows_where_memory_is_short(tiny: Path, ours: EmbeddedTeacher) -> No
     batcher = Batcher(weights, slots=8, context=256, stop_ids=frozenset(), memory=1, threads=1)
     futures = [batcher.submit([1, 2, 3 + i], replace(WARM, seed=i)) for i in range(6)]
     assert [len(future.result(60).ids) for future in futures] == [WARM.max_tokens] * 6
-    assert batcher._rows.cache.shape[2] == 1
+    assert batcher._batch._past.cache.shape[2] == 1
     batcher.close()
 
 
@@ -212,7 +212,7 @@ def test_a_failing_engine_tells_everybody(tiny: Path, ours: EmbeddedTeacher, mon
         def broken(*_: object) -> torch.Tensor:
             raise MemoryError("no more")
 
-        monkeypatch.setattr("distill.teacher.batching.likeliest", broken)
+        monkeypatch.setattr("distill.backbone.batch.likeliest", broken)
         with pytest.raises(MemoryError, match="no more"):
             teacher.generate("Why", GREEDY)
         with pytest.raises(TeacherUnavailable, match="closed"):

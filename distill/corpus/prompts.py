@@ -1,4 +1,4 @@
-"""Prompts: from text files, from JSON lines, and from YAML sets of templates with slots.
+"""Prompts: from text files, from rows that others wrote, and from YAML sets of templates with slots.
 
 A YAML set, in which a slot belongs to its group or, at the top level, to all groups:
 
@@ -15,26 +15,26 @@ Every template is filled with every combination of its slots' values.
 import difflib
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import yaml
 
+from distill.corpus import prompt_rows
+from distill.corpus.prompt_rows import Rows
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.shipped import shipped
 from distill.written import compose, whole
 
-SUFFIXES = (".txt", ".jsonl", ".yaml", ".yml")
+SUFFIXES = (".txt", ".yaml", ".yml", *prompt_rows.SUFFIXES)
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One question. `source` is the set or file it came from; held-out prompts are never trained on."""
 
@@ -71,9 +71,9 @@ def load_prompts(names: Iterable[str], held_out: float, limit: int = 0, listen: 
         raise BadInput(f"capture.limit={limit}: must be 0 (all prompts) or more")
     found: dict[str, Prompt] = {}
     for name in names:
-        path = _resolve(name)
+        path, column = _resolve(name)
         empty = True
-        for text in read_prompts(path, listen):
+        for text in read_prompts(path, listen, column):
             empty = False
             found.setdefault(text, Prompt(text, name, is_held_out(text, held_out)))
         if empty:
@@ -83,27 +83,28 @@ def load_prompts(names: Iterable[str], held_out: float, limit: int = 0, listen: 
     return _spread(list(found.values()), limit) if 0 < limit < len(found) else list(found.values())
 
 
-def read_prompts(path: Path, listen: Listener = silent) -> list[str]:
-    """The prompts of one file, by its suffix. Raises BadInput naming file and line."""
+def read_prompts(path: Path, listen: Listener = silent, column: str = "") -> list[str]:
+    """The prompts of one file, by its suffix; column: of a table. Raises BadInput naming file and line."""
+    kind, text = path.suffix.lower(), ""
+    if kind not in SUFFIXES:
+        raise BadInput(f"{path}: prompts come as {', '.join(SUFFIXES)}, by the file's name")
     try:
         data = path.read_bytes()
-        text = data.decode("utf-8-sig")
+        if kind != ".parquet":
+            text, data = data.decode("utf-8-sig"), b""
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise BadInput(f"{path}:{line}: is not UTF-8; save the file as UTF-8") from error
     except OSError as error:
         raise BadInput(f"{path}: can't read it: {error.strerror}") from error
-    kind = path.suffix.lower()
     try:
         if kind == ".txt":
             return _lines(path, text, listen)
-        if kind == ".jsonl":
-            return list(_jsonl(path, text))
-        if kind in (".yaml", ".yml"):
-            return list(_YamlSet(path).prompts(text))
+        if kind in prompt_rows.SUFFIXES:
+            return list(Rows(path, column, listen).prompts(data, text))
+        return list(_YamlSet(path).prompts(text))
     except RecursionError as error:
         raise BadInput(f"{path}: brackets are nested too deeply for prompts") from error
-    raise BadInput(f"{path}: prompts come as {', '.join(SUFFIXES)}, by the file's name")
 
 
 def evenly(count: int) -> list[int]:
@@ -115,14 +116,24 @@ def evenly(count: int) -> list[int]:
     return sorted(range(count), key=lambda i: (i * _GOLDEN) % 1)
 
 
-def _resolve(name: str) -> Path:
-    """A file's path, or the path of the set of that name."""
+def file_and_column(name: str) -> tuple[Path, str]:
+    """`chats.csv:question`: a file of rows, and the column that holds the prompts; "" where none is named."""
+    path = Path(name).expanduser()
+    before, _, column = name.rpartition(":")
+    file = Path(before).expanduser()
+    if column and not path.exists() and file.suffix.lower() in prompt_rows.SUFFIXES and file.is_file():
+        return file, column
+    return path, ""
+
+
+def _resolve(name: str) -> tuple[Path, str]:
+    """A file and its column, or the file of the set of that name."""
     sets = prompt_sets()
     if name in sets:
-        return sets[name]
-    path = Path(name).expanduser()
+        return sets[name], ""
+    path, column = file_and_column(name)
     if path.is_file():
-        return path
+        return path, column
     if path.is_dir():
         raise BadInput(f"{name}: is a folder; name a prompt file or one of the sets {', '.join(sets)}")
     near = difflib.get_close_matches(path.stem, sets, n=3, cutoff=0.4) or list(sets)
@@ -153,24 +164,6 @@ def _lines(path: Path, text: str, listen: Listener) -> list[str]:
         )
         listen(Event("prompts", "note", message))
     return [line.removeprefix("\\") if line.startswith("\\#") else line for line in lines if line and line[0] != "#"]
-
-
-def _jsonl(path: Path, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value: Any = json.loads(line)
-        except ValueError as error:
-            raise BadInput(f"{path}:{number}: is not JSON: {error}") from error
-        if isinstance(value, dict):
-            value = cast(dict[str, Any], value).get("prompt")
-        if not isinstance(value, str) or not value.strip():
-            raise BadInput(f'{path}:{number}: write a string or {{"prompt": "a string"}}, not empty')
-        try:
-            yield whole(value.strip())
-        except ValueError as error:
-            raise BadInput(f"{path}:{number}: {error}") from error
 
 
 class _YamlSet:

@@ -1,9 +1,6 @@
 """Many requests answered together: one thread owns the model, and rows join and leave the batch as they come and end.
 
-What a request is answered depends on its prompt and its seed, never on its neighbours (but for float rounding): each
-row draws its own uniform numbers beforehand.
-
-Shape legend: B rows, N tokens of an answer, K alternatives, V vocabulary.
+Shape legend: N tokens of an answer, K alternatives.
 """
 
 import threading
@@ -15,11 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from distill.backbone.likeliest import Likeliest, draw, likeliest
+from distill.backbone.batch import Batch, Row, Step
 from distill.backbone.prepared import Prepared
-from distill.backbone.rows import Rows
 from distill.errors import PromptRefused, TeacherUnavailable
 from distill.teacher.protocol import UNKNOWN_ID, GenerateOptions
 
@@ -29,8 +24,6 @@ GROUP = 16
 """A running batch takes in a sixteenth of its rows at once …"""
 PATIENCE = 4
 """… or what there is after so many steps."""
-NARROW = 256
-"""Up to this top_k a row draws from its likeliest tokens; else (0 too) its whole distribution is sorted."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +42,27 @@ class Written:
     writing: float
 
 
-@dataclass
-class _Row:
-    """A request and what was written so far: `count` tokens of at most `room`."""
+@dataclass(eq=False)
+class _Row(Row):
+    """A request and what was written of its answer so far."""
 
-    prompt: list[int]
-    room: int
-    options: GenerateOptions
     future: Future[Written] = field(default_factory=Future[Written])
-    count: int = 0
     taken: float = 0.0
     begun: float = 0.0
 
     def __post_init__(self) -> None:
-        width = self.options.top_logprobs
-        self.next = self.prompt[-1]
+        super().__post_init__()
+        width = self.how.top_logprobs
         self.ids = np.empty(self.room, np.int32)
         self.logprobs = np.empty(self.room, np.float32)
         self.top_ids = np.full((self.room, width), UNKNOWN_ID, np.int32)
         self.top_logprobs = np.full((self.room, width), -np.inf, np.float32)
-        warm = self.options.temperature > 0
-        self.uniforms = np.random.default_rng(self.options.seed % 2**64).random(self.room) if warm else None
-        self.narrow = not warm or 0 < self.options.top_k <= NARROW
 
-    @property
-    def columns(self) -> int:
-        return len(self.prompt) + self.room
+    def keep(self, step: Step, i: int) -> None:
+        """Its token of a step, where it was row i."""
+        at, kept = self.count - 1, min(self.how.top_logprobs, step.top_ids.shape[1])
+        self.ids[at], self.logprobs[at] = step.tokens[i], step.logprobs[i]
+        self.top_ids[at, :kept], self.top_logprobs[at, :kept] = step.top_ids[i, :kept], step.top_logprobs[i, :kept]
 
     def written(self, ended: bool) -> Written:
         whole = slice(self.count)
@@ -98,17 +86,14 @@ class Batcher:
         self.slots = slots
         self.context = context
         self._stop_ids = stop_ids
-        self._memory = memory
         self._threads = threads
-        self._rows = Rows(weights)
-        self._batch: list[_Row] = []
+        self._batch = Batch[_Row](weights, slots, memory)
         self._waiting: deque[_Row] = deque()
         self._wake = threading.Condition()
         self._closed = False
         self._hungry = 0
         self.moved = time.monotonic()
         """When it last did anything."""
-        self._logits = torch.empty(0)
         self._thread = threading.Thread(target=self._work, name="torch-engine", daemon=True)
         self._thread.start()
 
@@ -146,17 +131,17 @@ class Batcher:
             problem = error
         with self._wake:
             self._closed = True
-            left = [*self._batch, *self._waiting]
+            left = [*self._batch.rows, *self._waiting]
             self._waiting.clear()
         for row in left:
             row.future.set_exception(problem)
-        self._batch, self._rows, self._logits = [], Rows(self.weights), torch.empty(0)
+        self._batch = Batch[_Row](self.weights, 0, 0)  # the memory is free
         torch.set_num_threads(before)
 
     def _admit(self) -> bool:
         """Take in requests that wait; with nothing to do, wait for one. False: closed."""
         with self._wake:
-            if not self._batch:
+            if not self._batch.rows:
                 self._wake.wait_for(lambda: self._closed or self._waiting)
                 while len(self._waiting) < self.slots and not self._closed:
                     before = len(self._waiting)
@@ -167,82 +152,25 @@ class Batcher:
                 return False
             self._hungry += bool(self._waiting)
             enough = len(self._waiting) * GROUP >= self.slots or self._hungry > PATIENCE
-            new = self._fitting() if enough or not self._batch else []
+            new = self._batch.fitting(self._waiting) if enough or not self._batch.rows else []
         self.moved = time.monotonic()
         if new:
             self._hungry = 0
             self._read(new)
         return True
 
-    def _fitting(self) -> list[_Row]:
-        """Of those that wait, in their order, as many as there are slots and memory for; one, if the batch is empty."""
-        new: list[_Row] = []
-        columns = max((row.columns for row in self._batch), default=0)
-        while self._waiting and (count := len(self._batch) + len(new)) < self.slots:
-            columns = max(columns, self._waiting[0].columns)
-            if count and (count + 1) * Rows.bytes_of(self.weights, columns) > self._memory:
-                break
-            new.append(self._waiting.popleft())
-        return new
-
     def _read(self, new: list[_Row]) -> None:
         taken = time.monotonic()
-        self._batch += new
-        self._rows.reserve(len(self._batch), max(row.columns for row in self._batch))
-        self._rows.join([row.prompt[:-1] for row in new])  # the last token is read by the first step
+        self._batch.join(new, max(row.columns for row in (*self._batch.rows, *new)))
         begun = time.monotonic()
         for row in new:
             row.taken, row.begun = taken, begun
-        if len(self._logits) < len(self._batch):
-            shape = (len(self._batch), self.weights.config.vocab_size)
-            self._logits = torch.empty(shape, device=self.weights.embed.device)
 
     def _step(self) -> None:
-        batch, device = self._batch, self.weights.embed.device
-        states = self._rows.advance(torch.tensor([row.next for row in batch], device=device))
-        width = max(row.options.top_logprobs for row in batch)
-        count = max(width, 1, *(row.options.top_k for row in batch if row.narrow))
-        found = likeliest(self.weights, states, count, self._logits)
-        chosen = self._choose(found)
-        logprobs = found.logprobs.gather(1, chosen[:, None])[:, 0].cpu().numpy()
-        tokens = chosen.tolist()
-        top_ids, top_logprobs = (x[:, :width].cpu().numpy() for x in (found.top_ids, found.top_logprobs))
-        for i, row in enumerate(batch):
-            at, kept = row.count, min(row.options.top_logprobs, top_ids.shape[1])
-            row.next = row.ids[at] = tokens[i]
-            row.logprobs[at] = logprobs[i]
-            row.top_ids[at, :kept], row.top_logprobs[at, :kept] = top_ids[i, :kept], top_logprobs[i, :kept]
-            row.count += 1
-        for i in reversed(range(len(batch))):  # from the end: who takes a free place has been looked at
-            row = batch[i]
+        step, rows = self._batch.step(), self._batch.rows
+        for i in reversed(range(len(rows))):  # from the end: who takes a free place has been looked at
+            row = rows[i]
+            row.keep(step, i)
             if (ended := row.next in self._stop_ids) or row.count == row.room:
-                self._rows.leave(i)
-                batch[i] = batch[-1]
-                batch.pop()
+                self._batch.leave(i)
                 row.future.set_result(row.written(ended))
-
-    def _choose(self, found: Likeliest) -> Tensor:
-        """The next token of each row, (B,)."""
-        chosen = found.top_ids[:, 0].clone()
-        for narrow in (True, False):
-            rows = [i for i, row in enumerate(self._batch) if row.uniforms is not None and row.narrow is narrow]
-            if rows:
-                at = torch.tensor(rows, device=chosen.device)
-                values, ids = found.top_logprobs[at], found.top_ids[at]
-                if not narrow:
-                    values, ids = found.logprobs[at].sort(descending=True)
-                place = draw(values, *self._how(rows, values.shape[1], chosen.device))
-                chosen[at] = ids.gather(1, place[:, None])[:, 0]
-        return chosen
-
-    def _how(self, rows: list[int], size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """top_k, top_p, temperature and a uniform number of each of these rows."""
-        those = [self._batch[i] for i in rows]
-        top_k = torch.tensor([min(row.options.top_k or size, size) for row in those], device=device)
-        floats = [
-            (row.options.top_p, row.options.temperature, row.uniforms[row.count])
-            for row in those
-            if row.uniforms is not None
-        ]
-        top_p, temperature, uniform = torch.tensor(floats, dtype=torch.float64, device=device).unbind(1)
-        return top_k, top_p, temperature, uniform

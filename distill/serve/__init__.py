@@ -1,0 +1,1 @@
+"""Students for other programs: a server that speaks Ollama's API and OpenAI's."""

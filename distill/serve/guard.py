@@ -1,0 +1,61 @@
+"""Who may ask: whoever is on this machine, and no page of another site in its browser; from elsewhere, with a token."""
+
+import hmac
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from distill.serve.http import answer
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """token: asked of everybody; "" of nobody. origins: sites whose pages may ask, besides our own. local: requests
+    must name this machine, so that no name of another can be made to lead here (DNS rebinding)."""
+
+    token: str = ""
+    origins: tuple[str, ...] = ()
+    local: bool = True
+
+
+class Guard:
+    """Refuses what isn't allowed, 401 or 403, before anything of it is read."""
+
+    def __init__(self, app: ASGIApp, allowed: Allowed) -> None:
+        self.app, self.allowed = app, allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._refused(Headers(scope=scope), scope["path"]) if scope["type"] == "http" else None
+        await (refused or self.app)(scope, receive, send)
+
+    def _refused(self, headers: Headers, path: str) -> Response | None:
+        host, origin = headers.get("host", ""), headers.get("origin", "")
+        if self.allowed.local and not is_local(host):
+            return answer({"error": f"host {host[:80]!r} is not this machine"}, 403)
+        if origin and origin not in self.allowed.origins and urlsplit_host(origin) != host:
+            return answer({"error": f"pages of {origin[:80]} may not ask; allow them with --origin"}, 403)
+        if self.allowed.token and path != "/":
+            kind, _, token = headers.get("authorization", "").partition(" ")
+            if kind.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self.allowed.token.encode()):
+                return answer({"error": "unauthorized: send the server's token, `Authorization: Bearer TOKEN`"}, 401)
+        return None
+
+
+def urlsplit_host(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
+
+
+def is_local(host: str) -> bool:
+    """Whether a Host header, with a port or without, names this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,200 @@
+"""One answer of a student, as it comes."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from distill.serve.fields import ApiError, Fields
+from distill.serve.pieces import Piece, Pieces
+from distill.serve.scheduler import Busy, Job
+from distill.serve.shelf import Served
+from distill.serve.student import Loaded
+from distill.teacher.protocol import MAX_TOP_LOGPROBS
+from distill.tokens.chat import STOP, Message
+
+ROOM = 32
+"""Tokens of the context that a prompt which doesn't fit leaves for the answer."""
+LONG = 20_000
+"""Characters of a prompt that are split into tokens beside the loop: others are served meanwhile."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an answer is drawn. limit: tokens of dream and answer at most; None: as the context has room for. context:
+    tokens that prompt and answer may fill. logprobs: they are wanted, with `top_logprobs` alternatives."""
+
+    temperature: float
+    top_k: int = 40
+    top_p: float = 0.9
+    seed: int = 0
+    limit: int | None = None
+    context: int = 0
+    stop: tuple[str, ...] = STOP
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+    @classmethod
+    def read(cls, options: Fields, body: Fields, temperature: float) -> "Options":
+        """Ollama's `options`, and what stands beside them. Raises ApiError 400."""
+        warm, top_k, top_p = options.number("temperature"), options.whole("top_k"), options.number("top_p")
+        stop, limit = options.texts("stop"), options.whole("num_predict")
+        return cls(
+            min(max(temperature if warm is None else warm, 0.0), 100.0),
+            cls.top_k if top_k is None else max(top_k, 0),
+            cls.top_p if top_p is None else min(max(top_p, 0.0), 1.0),
+            seed_of(options),
+            None if limit is None or limit < 0 else limit,
+            max(options.whole("num_ctx") or 0, 0),
+            STOP if stop is None else tuple(stop),
+            *logprobs_of(body),
+        )
+
+
+def seed_of(fields: Fields) -> int:
+    """None, or less than 0, is a new one each time."""
+    seed = fields.whole("seed")
+    return random.getrandbits(32) if seed is None or seed < 0 else seed
+
+
+def logprobs_of(body: Fields) -> tuple[bool, int]:
+    top = body.whole("top_logprobs") or 0
+    if not 0 <= top <= MAX_TOP_LOGPROBS:
+        raise ApiError(400, f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}")
+    logprobs = body.flag("logprobs", False)
+    return logprobs, top if logprobs else 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be answered: a conversation, or a raw prompt that no template is put around. before: tokens of an
+    earlier conversation that the prompt goes on with. think: whether it shall dream. truncate: what doesn't fit the
+    context is cut at its beginning; else it is refused."""
+
+    messages: Sequence[Message] = ()
+    raw: str | None = None
+    before: Sequence[int] = ()
+    think: bool = True
+    truncate: bool = True
+
+
+class Reply:
+    """Whoever begins it closes it. tokens: what was written so far. reason: why it ended, once it has."""
+
+    def __init__(self, served: Served, loaded: Loaded, prompt: list[int], job: Job | None, pieces: Pieces) -> None:
+        self.served, self.prompt, self.tokens, self.reason = served, prompt, list[int](), ""
+        self._job, self._pieces, self._stops = job, pieces, {loaded.student.tokenizer.eos_id}
+        self.started = self.ready = self.ended = time.monotonic()
+        self._released = False
+
+    @classmethod
+    async def begin(cls, served: Served, asked: Asked, options: Options) -> "Reply":
+        """Raises ApiError: 400 for a prompt that can't be, 503 where too many wait."""
+        started = time.monotonic()
+        loaded = await served.acquire()
+        try:
+            ready = time.monotonic()
+            tokenizer = loaded.student.tokenizer
+            context = min(options.context or served.context, served.context)
+            dreams = asked.raw is None and asked.think and asked.messages[-1]["role"] != "assistant"
+            prompt = fitted(await _prompt_ids(loaded, asked, dreams), context, asked.truncate, options.limit)
+            if any(not 0 <= id < tokenizer.vocab_size for id in prompt):
+                raise ApiError(400, "context: holds no tokens of this model")
+            room = context - len(prompt) if options.limit is None else min(options.limit, context - len(prompt))
+            state = None if asked.raw is not None else (loaded.grammar if dreams else loaded.grammar.answering).start
+            job = Job(prompt, room, options, state, stop_ids=frozenset([tokenizer.eos_id])) if room > 0 else None
+            pieces = Pieces(tokenizer, options.stop, dreams, options.top_logprobs if options.logprobs else None)
+            reply = cls(served, loaded, prompt, job, pieces)
+            reply.started, reply.ready = started, ready
+            if job is None:
+                reply.reason, reply.ended = "length", time.monotonic()
+            else:
+                served.scheduler.submit(loaded.lane, job)
+            return reply
+        except Busy as error:
+            served.release(None)
+            raise ApiError(503, str(error)) from error
+        except BaseException:
+            served.release(None)
+            raise
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """All that came meanwhile, together. Raises what went wrong with the student."""
+        job = self._job
+        while not self.reason and job is not None:
+            await job.arrived.wait()
+            job.arrived.clear()
+            found: list[Piece | None] = []
+            while job.events and not self.reason:
+                event = job.events.popleft()
+                if isinstance(event, Busy):
+                    raise ApiError(503, str(event))
+                if isinstance(event, BaseException):
+                    raise event
+                if event is None:
+                    self.reason = "stop" if self.tokens[-1] in self._stops else "length"
+                    found.append(self._pieces.rest())
+                    continue
+                self.tokens.append(event.token)
+                found.append(self._pieces.push(event))
+                if self._pieces.stopped:
+                    self.reason = "stop"
+            self.ended = time.monotonic()
+            if came := [piece for piece in found if piece is not None]:
+                yield came
+
+    def close(self, keep: float | None = None) -> None:
+        """Nobody listens any more. keep: how long the student stays in memory."""
+        if not self._released:
+            self._released = True
+            if self._job is not None:
+                self.served.scheduler.cancel(self._job)
+            self.served.release(keep)
+
+    @property
+    def context(self) -> list[int]:
+        """Tokens of the whole conversation, to go on with."""
+        return [*self.prompt, *(token for token in self.tokens if token not in self._stops)]
+
+    @property
+    def durations(self) -> dict[str, int]:
+        """Ollama's counts, and durations in ns."""
+        job = self._job
+        taken, begun = (job.taken, job.begun) if job is not None and job.begun else (self.ended, self.ended)
+        return {
+            "total_duration": _ns(time.monotonic() - self.started),
+            "load_duration": _ns(self.ready - self.started),
+            "prompt_eval_count": len(self.prompt),
+            "prompt_eval_duration": _ns(begun - taken),
+            "eval_count": len(self.tokens),
+            "eval_duration": _ns(self.ended - begun),
+        }
+
+
+def _ns(seconds: float) -> int:
+    return max(1, int(seconds * 1e9))
+
+
+async def _prompt_ids(loaded: Loaded, asked: Asked, dreams: bool) -> list[int]:
+    """All tokens up to where the student goes on, however many."""
+    student = loaded.student
+
+    def split() -> list[int]:
+        if asked.raw is not None:
+            return student.tokenizer.encode(asked.raw, special=True)
+        return student.prompt_ids(asked.messages, None if dreams else False)
+
+    characters = len(asked.raw or "") + sum(len(message["content"]) for message in asked.messages)
+    ids = await asyncio.to_thread(split) if characters + 40 * len(asked.messages) > LONG else split()
+    return [*asked.before, *ids] or [student.tokenizer.newline_id]
+
+
+def fitted(ids: list[int], context: int, truncate: bool, limit: int | None) -> list[int]:
+    """A prompt cut at its beginning, so that it leaves room for an answer. Raises ApiError 400 where it mustn't be."""
+    if len(ids) < context:
+        return ids
+    if not truncate:
+        raise ApiError(400, f"the prompt's {len(ids)} tokens exceed the context length of {context}")
+    room = min(ROOM, context // 2, max(limit or ROOM, 1))
+    return ids[-max(context - room, 1) :]

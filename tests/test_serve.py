@@ -1,0 +1,699 @@
+"""`dream serve`: as Ollama's recorded exchanges and the clients of both APIs want it, and whatever is sent to it."""
+
+import asyncio
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+import ollama
+import openai
+import pytest
+import torch
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.applications import Starlette
+from support.recorded import recorded
+from support.small_student import ANSWER, DREAM, TEXTS, small_tokenizer, write_checkpoint
+
+from bundle.load import Student, load_checkpoint
+from bundle.serving import offer
+from distill.backbone.model import Backbone
+from distill.config import ExportSettings, Settings, TrainSettings
+from distill.errors import BadInput, MissingStage
+from distill.run import Run
+from distill.serve import http as serve_http
+from distill.serve.app import create_app
+from distill.serve.fields import FOREVER, ApiError, keep_alive_of, parse
+from distill.serve.guard import Allowed
+from distill.serve.listen import bind, url_of
+from distill.serve.pieces import Pieces
+from distill.serve.scheduler import Scheduler, Wrote
+from distill.serve.shelf import Shelf
+from distill.serve.student import Offer
+from distill.teacher.open_source import open_source
+from distill.tokens.bpe import StudentTokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+T = TypeVar("T")
+QUESTION = TEXTS[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Path) -> StudentTokenizer:
+    return small_tokenizer(smollm2)
+
+
+@pytest.fixture(scope="module")
+def model(dreamer: Path) -> Backbone:
+    return open_source(dreamer).backbone(256).eval()
+
+
+@pytest.fixture(scope="module")
+def offers(model: Backbone, tokenizer: StudentTokenizer) -> list[Offer]:
+    """`proto` dreams; `smollm2:135m` is the same one, taught not to."""
+    dreams, plain = (Student(name, model, tokenizer) for name in ("proto", "smollm2:135m"))
+    return [Offer(lambda: dreams, True, 0.0, 1.8e9), Offer(lambda: plain, False, 0.0)]
+
+
+@asynccontextmanager
+async def client(app: Starlette, **how: Any) -> AsyncGenerator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:11435", timeout=60, **how) as asked:
+        yield asked
+
+
+@pytest.fixture(scope="module")
+def app(offers: list[Offer]) -> Iterator[Starlette]:
+    shelf = Shelf(offers)
+    yield create_app(shelf)
+    shelf.close()
+
+
+def asking(app: Starlette, ask: Callable[[httpx.AsyncClient], Awaitable[T]], **how: Any) -> T:
+    async def run() -> T:
+        async with client(app, **how) as asked:
+            return await ask(asked)
+
+    return asyncio.run(run())
+
+
+def post(app: Starlette, path: str, body: object, **how: Any) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    return asking(app, lambda asked: asked.post(path, content=content), **how)
+
+
+# The recorded exchanges.
+
+VARYING = {"created_at", "created", "id", "model_info", "tensors", "modelfile", "template", "parameters", "details"} | {
+    "system_fingerprint",
+    "done_reason",
+    "finish_reason",
+    "version",
+    "context",
+    "content",
+    "thinking",
+    "digest",
+    "modified_at",
+    "response",
+    "token",
+}
+"""Fields whose values are the student's own, or the day's."""
+OTHERWISE = {
+    "embed_unsupported": 200,  # we can
+    "generate_format_schema": 400,  # we can't
+    "delete_ok": 404,  # its model isn't ours
+    **dict.fromkeys(("create_bad_file", "create_unknown_blob", "create_from_safetensors_stream"), 501),
+    "create_quantized_stream": 501,
+    **dict.fromkeys(("blob_head_missing", "blob_head_present", "blob_post", "blob_digest_mismatch"), 404),
+}
+"""Exchanges of what this server does otherwise, and says so."""
+
+
+def assert_alike(ours: Any, theirs: Any, where: str) -> None:
+    """The same fields in the same order, of the same kinds, and the same values but for VARYING and numbers."""
+    if isinstance(theirs, dict):
+        if ours.get("token") == "" and "bytes" not in ours:  # a control token, which prints nothing
+            theirs = {key: value for key, value in theirs.items() if key != "bytes"}
+        assert list(ours) == list(theirs), where
+        for key in theirs:
+            if key in VARYING:
+                assert type(ours[key]) is type(theirs[key]), f"{where}.{key}"
+            else:
+                assert_alike(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(theirs, list) and not isinstance(theirs[0], str):
+        assert isinstance(ours, list), where
+        for i, one in enumerate(ours):
+            assert_alike(one, theirs[0], f"{where}[{i}]")
+    elif isinstance(theirs, int | float) and not isinstance(theirs, bool):
+        assert type(ours) is type(theirs), where
+    else:
+        assert ours == theirs, where
+
+
+@pytest.mark.parametrize("entry", recorded(), ids=lambda entry: entry["name"])
+def test_a_recorded_exchange(app: Starlette, entry: dict[str, Any]) -> None:
+    asked, theirs = entry["request"], entry["response"]
+    content = json.dumps(asked["json"]) if asked["json"] is not None else asked["body"]
+    ours = asking(app, lambda by: by.request(asked["method"], asked["path"], content=content))
+    if entry["name"] in OTHERWISE:
+        assert ours.status_code == OTHERWISE[entry["name"]]
+        return
+    assert (ours.status_code, ours.headers["content-type"]) == (theirs["status"], theirs["content_type"])
+    if "ndjson" in theirs:
+        *pieces, final = map(json.loads, ours.text.splitlines())
+        *known, last = theirs["ndjson"]
+        for piece in pieces:
+            is_thought = "thinking" in str(piece)
+            assert_alike(piece, next(one for one in known if ("thinking" in str(one)) == is_thought), "chunk")
+        assert {"thinking" in str(piece) for piece in pieces} == {"thinking" in str(one) for one in known}
+    else:
+        final, last = ours.json(), theirs["json"]
+        if "models" in final and last["models"]:
+            final, last = (
+                next(model for model in told["models"] if model["name"] == "proto:latest") for told in (final, last)
+            )
+            assert list(final["details"]) == list(last["details"])
+    if asked["path"] == "/api/ps":
+        assert list(final) == list(last)
+    elif asked["path"] == "/api/show" and "error" not in last:
+        last["capabilities"] = final["capabilities"]
+        assert_alike(final, last, "body")
+        assert list(final["details"]) == list(last["details"])
+        assert list(final["tensors"][0]) == list(last["tensors"][0])
+        if "general.basename" not in last["model_info"]:  # which tells where SmolLM2 comes from
+            assert final["model_info"].keys() - {"llama.rope.freq_base"} == last["model_info"].keys()
+    else:
+        assert_alike(final, last, "body")
+    if "eval_count" in final:
+        most = (asked["json"].get("options") or {}).get("num_predict", 10**6)
+        assert final["eval_count"] <= most
+        assert final["done_reason"] in (("length", "stop") if final["eval_count"] == most else ("stop",))
+
+
+def test_the_dream_is_the_thinking(app: Starlette, offers: list[Offer]) -> None:
+    def ask(**how: Any) -> dict[str, Any]:
+        return post(
+            app, "/api/chat", {"model": "Proto", "messages": [{"role": "user", "content": QUESTION}], **how}
+        ).json()
+
+    for think in ({}, {"think": True}, {"think": "high"}):
+        assert ask(stream=False, **think)["message"] == {"role": "assistant", "content": ANSWER, "thinking": DREAM}
+    assert ask(stream=False, think=False)["message"] == {"role": "assistant", "content": ANSWER}
+    told = offers[0].load().answer(QUESTION, temperature=0.0)  # pyright: ignore
+    assert (told.text, told.dream_text) == (ANSWER, DREAM)
+    last = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "The ball"}]
+    on = post(app, "/api/chat", {"model": "proto", "messages": last, "stream": False}).json()["message"]
+    assert "thinking" not in on  # a turn that is gone on with has had its dream
+    last[1] = {"role": "assistant", "content": "", "thinking": DREAM}  # or is given one
+    on = post(app, "/api/chat", {"model": "proto", "messages": last, "stream": False}).json()["message"]
+    assert on == {"role": "assistant", "content": ANSWER}
+
+
+def test_logprobs_are_those_of_the_model(app: Starlette, model: Backbone, tokenizer: StudentTokenizer) -> None:
+    """Of the whole vocabulary at T = 1, however it is drawn, and whatever the grammar forbids."""
+    body = {"model": "proto", "prompt": QUESTION, "stream": False, "logprobs": True, "top_logprobs": 4}
+    told = post(app, "/api/generate", {**body, "options": {"temperature": 1.5, "seed": 3, "num_predict": 24}}).json()
+    ids = told["context"]
+    start = told["prompt_eval_count"]
+    with torch.inference_mode():
+        wanted = model(torch.tensor([ids]))[0].double().log_softmax(-1)
+    entries = told["logprobs"]
+    visible = [i for i in range(start, len(ids)) if ids[i] not in (tokenizer.think_id, tokenizer.end_think_id)]
+    visible = [i for i in visible if not tokenizer.decode([ids[i]]).isspace()]
+    assert len(visible) >= 8
+    for place, entry in zip(visible, entries, strict=False):
+        assert entry["token"] == tokenizer.decode([ids[place]])
+        assert entry["bytes"] == list(entry["token"].encode())
+        assert entry["logprob"] == pytest.approx(float(wanted[place - 1, ids[place]]), abs=1e-4)
+        values = wanted[place - 1].topk(4).values
+        assert [other["logprob"] for other in entry["top_logprobs"]] == pytest.approx(values.tolist(), abs=1e-4)
+    without = post(app, "/api/generate", {**body, "top_logprobs": 0}).json()["logprobs"]
+    assert list(without[0]) == ["token", "logprob", "bytes"]
+
+
+def test_what_is_answered_doesn_t_depend_on_who_else_asks(app: Starlette) -> None:
+    bodies = [
+        {
+            "model": "proto" if i % 3 else "smollm2:135m",
+            "prompt": f"{QUESTION} {'the ball ' * i}",
+            "stream": bool(i % 2),
+            "options": {"temperature": 4.0, "seed": i, "num_predict": 12, "top_k": 0 if i % 4 else 20, "top_p": 1.0},
+        }
+        for i in range(12)
+    ]
+
+    def said(answer: httpx.Response) -> str:
+        lines = [json.loads(line) for line in answer.text.splitlines()]
+        return "".join(line.get("thinking", "") + line["response"] for line in lines)
+
+    async def ask(asked: httpx.AsyncClient) -> tuple[list[str], list[str]]:
+        alone = [said(await asked.post("/api/generate", json=body)) for body in bodies]
+        together = await asyncio.gather(*(asked.post("/api/generate", json=body) for body in bodies))
+        return alone, [said(answer) for answer in together]
+
+    alone, together = asking(app, ask)
+    assert alone == together
+    assert len(set(alone)) > 8
+
+
+def test_limits_stops_raw_prompts_and_context(app: Starlette) -> None:
+    def ask(**how: Any) -> dict[str, Any]:
+        return post(app, "/api/generate", {"model": "smollm2:135m", "prompt": QUESTION, "stream": False, **how}).json()
+
+    cut = ask(options={"num_predict": 3})
+    assert (cut["eval_count"], cut["done_reason"]) == (3, "length")
+    assert ANSWER.startswith(cut["response"])
+    assert ask(options={"num_predict": 0})["response"] == ""
+    stopped = ask(options={"stop": [" floor"]})
+    assert (stopped["response"], stopped["done_reason"]) == (ANSWER.partition(" floor")[0], "stop")
+    raw = ask(raw=True, options={"num_predict": 4})
+    assert "context" not in raw
+    assert ask(raw=True, system="x") == {"error": "raw mode does not support template, system, or context"}
+    on = ask(context=cut["context"], options={"num_predict": 1})
+    assert on["context"][: len(cut["context"])] == cut["context"]
+    assert ask(context=[10**6])["error"] == "context: holds no tokens of this model"
+    long = ask(prompt="the ball " * 900, options={"num_predict": 4})
+    assert long["prompt_eval_count"] < 256
+    assert "exceed" in ask(prompt="the ball " * 900, truncate=False)["error"]
+    assert ask(prompt="the ball " * 5000, options={"num_predict": 2})["eval_count"] <= 2
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab日 \n"), max_size=8), min_size=1, max_size=6),
+    st.lists(st.text(st.sampled_from("ab日"), min_size=1, max_size=3), max_size=1),
+    st.booleans(),
+)
+@settings(max_examples=150)
+def test_pieces_are_the_text_up_to_a_stop(
+    tokenizer: StudentTokenizer, parts: list[str], stops: list[str], logprobs: bool
+) -> None:
+    text = "".join(parts)
+    pieces, said, entries = Pieces(tokenizer, stops, False, 0 if logprobs else None), "", ""
+    none = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    found = [pieces.push(Wrote(id, -1.0, *none)) for id in tokenizer.encode(text) if not pieces.stopped]
+    for piece in [*found, pieces.rest()]:
+        if piece:
+            said += piece.text
+            entries += "".join(entry["token"] for entry in piece.logprobs or ())
+    first = min((text.find(stop) for stop in stops if stop in text), default=None)
+    assert said == text[:first]
+    assert pieces.stopped == (first is not None)
+    assert entries == (said if logprobs else "")
+
+
+# Loading, waiting, leaving.
+
+
+def test_keep_alive(offers: list[Offer]) -> None:
+    opened: list[int] = []
+
+    def count() -> Any:
+        opened.append(1)
+        return offers[0].load()
+
+    shelf = Shelf([Offer(count, True, 0.0)])
+    app = create_app(shelf)
+
+    async def ask(asked: httpx.AsyncClient) -> None:
+        async def loaded() -> list[Any]:
+            return (await asked.get("/api/ps")).json()["models"]
+
+        async def told(path: str, **body: Any) -> dict[str, Any]:
+            return (await asked.post(path, json={"model": "proto", **body})).json()
+
+        assert (await loaded())[0]["expires_at"] > "2300"
+        end = await told("/api/generate", keep_alive=0)
+        assert (end["done_reason"], end["response"], await loaded()) == ("unload", "", [])
+        end = await told("/api/chat", messages=[], keep_alive="5m")
+        assert (end["done_reason"], end["message"]) == ("load", {"role": "assistant", "content": ""})
+        assert (await loaded())[0]["expires_at"] < "2100"
+        assert (await told("/api/generate", prompt=QUESTION, stream=False, keep_alive=0))["response"] == ANSWER
+        assert not await loaded()
+        assert (await told("/api/generate", prompt=QUESTION, stream=False, keep_alive=0.05))["response"] == ANSWER
+        assert len(await loaded()) == 1
+        await asyncio.sleep(0.2)
+        assert not await loaded()
+
+    asking(app, ask)
+    assert len(opened) == 3
+    shelf.close()
+    assert post(app, "/api/generate", {"model": "proto", "prompt": "x"}).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("5m", 300), ("1h30m", 5400), ("-1", FOREVER), ("0", 0), ("2.5", 2.5), ("-1m", FOREVER)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert keep_alive_of(text) == seconds
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not done():
+            await asyncio.sleep(0.01)
+
+
+def endless(app: Starlette, stream: bool, prompt: str = "the ball") -> dict[str, Any]:
+    """The scope of a request that writes until the context is full, and its body."""
+    body = json.dumps(
+        {"model": "proto", "prompt": prompt, "stream": stream, "raw": True, "options": {"temperature": 5, "top_k": 0}}
+    )
+    scope = {"type": "http", "method": "POST", "path": "/api/generate", "query_string": b"", "http_version": "1.1"}
+    return {**scope, "headers": [(b"host", b"localhost")], "scheme": "http", "body": body.encode()}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_goes_away_is_written_for_no_more(
+    offers: list[Offer], stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(offers[:1], slots=2, queue=3)
+    app, lane = create_app(shelf), shelf.scheduler.lanes[0]
+    step = Scheduler._step
+    monkeypatch.setattr(Scheduler, "_step", lambda *args: (time.sleep(0.02), step(*args)))
+
+    async def run() -> None:
+        gone, statuses = asyncio.Event(), list[int]()
+
+        async def ask() -> None:
+            request, sent = endless(app, stream), False
+
+            async def receive() -> dict[str, Any]:
+                nonlocal sent
+                if not sent:
+                    sent = True
+                    return {"type": "http.request", "body": request.pop("body"), "more_body": False}
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+
+            await app(request, receive, send)
+
+        asked = [asyncio.ensure_future(ask()) for _ in range(7)]
+        await until(lambda: len(lane.batch.rows) == 2 and len(lane.waiting) + statuses.count(503) == 5)
+        assert 0 < statuses.count(503) <= 4  # who found the queue full
+        gone.set()
+        await asyncio.wait_for(asyncio.gather(*asked), 5)
+        await until(lambda: not lane.busy)
+
+    asyncio.run(run())
+    shelf.close()
+
+
+def test_what_goes_wrong_in_a_step_is_told_and_the_next_is_served(
+    offers: list[Offer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(offers[:1])
+    app, broken = create_app(shelf), [BadInput("out of order")]
+    step = Scheduler._step
+
+    def fails(*args: Any) -> None:
+        if broken:
+            raise broken.pop()
+        step(*args)
+
+    monkeypatch.setattr(Scheduler, "_step", fails)
+    body = {"model": "proto", "prompt": QUESTION, "stream": False}
+    failed = post(app, "/api/generate", body)
+    assert (failed.status_code, failed.json()) == (500, {"error": "out of order"})
+    assert post(app, "/api/generate", body).json()["response"] == ANSWER
+    broken.append(BadInput("again"))
+    assert post(app, "/api/generate", {**body, "stream": True}).text == '{"error":"again"}\n'
+    shelf.close()
+
+
+# Who may ask.
+
+
+def test_who_may_ask(offers: list[Offer]) -> None:
+    shelf = Shelf(offers)
+    ours, open_ = create_app(shelf), create_app(shelf, Allowed("secret", ("https://chat.example",), local=False))
+
+    def status(app: Starlette, path: str = "/api/tags", **headers: str) -> int:
+        return asking(app, lambda asked: asked.get(path, headers=headers)).status_code
+
+    assert status(ours) == 200
+    assert status(ours, host="evil.example") == 403
+    assert status(ours, host="[::1]:11435") == 200
+    assert status(ours, origin="https://evil.example") == 403
+    assert status(ours, origin="http://localhost:11435") == 200  # a page of our own
+    assert status(ours, origin="http://localhost:3000") == 403
+    answer = asking(ours, lambda asked: asked.get("/api/tags"))
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert status(open_) == 401
+    assert status(open_, authorization="Bearer wrong") == 401
+    assert status(open_, authorization="Bearer secret") == 200
+    assert status(open_, "/") == 200
+    assert status(open_, "/v1/models") == 401
+    bearer = {"authorization": "Bearer secret", "origin": "https://chat.example"}
+    answer = asking(open_, lambda asked: asked.get("/api/tags", headers=bearer))
+    assert answer.headers["access-control-allow-origin"] == "https://chat.example"
+    preflight = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+    assert asking(open_, lambda asked: asked.options("/api/chat", headers=preflight)).status_code == 200
+    shelf.close()
+
+
+def test_where_it_listens() -> None:
+    with bind("127.0.0.1", 0, False) as taken:
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url_of(taken))
+        with pytest.raises(BadInput, match="is taken"):
+            bind("127.0.0.1", taken.getsockname()[1], False)
+    with pytest.raises(BadInput, match="--token"):
+        bind("0.0.0.0", 0, False)
+    bind("0.0.0.0", 0, True).close()
+    with pytest.raises(BadInput, match="no address"):
+        bind("no such place", 0, False)
+
+
+def test_what_can_be_offered(tmp_path: Path, offers: list[Offer]) -> None:
+    with pytest.raises(BadInput, match="proto:latest: two students of this name"):
+        Shelf([offers[0], offers[1], offers[0]])
+    settings = Settings(train=TrainSettings(dreams=False), export=ExportSettings(temperature=0.1))
+    told = offer(Run.create(tmp_path / "run", settings).path)
+    assert (told.dreams, told.temperature) == (False, 0.1)
+    with pytest.raises(MissingStage):
+        Shelf([told])
+    with pytest.raises(BadInput, match="no such run"):
+        Shelf([offer(tmp_path / "none")])
+
+
+# Clients of both APIs, over a socket.
+
+
+@pytest.fixture(scope="module")
+def url(app: Starlette) -> Iterator[str]:
+    listening = bind("127.0.0.1", 0, False)
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield url_of(listening)
+    server.should_exit = True
+    thread.join()
+
+
+def test_ollama_s_python_client(url: str) -> None:
+    by = ollama.Client(url)
+    messages = [{"role": "user", "content": QUESTION}]
+    whole = by.chat("proto", messages, think=True, logprobs=True, top_logprobs=2)
+    assert (whole.message.content, whole.message.thinking, whole.done_reason) == (ANSWER, DREAM, "stop")
+    assert whole.logprobs is not None
+    assert len(whole.logprobs[0].top_logprobs or ()) == 2
+    chunks = list(by.chat("proto", messages, stream=True))
+    assert "".join(chunk.message.content or "" for chunk in chunks) == ANSWER
+    assert "".join(chunk.message.thinking or "" for chunk in chunks) == DREAM
+    assert chunks[-1].eval_count == len(chunks) + 5 - 1 or chunks[-1].done
+    assert "".join(chunk.response for chunk in by.generate("smollm2:135m", QUESTION, stream=True)) == ANSWER
+    assert {model.model for model in by.list().models} == {"proto:latest", "smollm2:135m"}
+    assert by.show("proto").capabilities == ["completion", "thinking"]
+    assert {model.model for model in by.ps().models} == {"proto:latest", "smollm2:135m"}
+    vectors = by.embed("proto", ["a ball", "a ball", "the rain wets the street"]).embeddings
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-5)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1.0] * 3, abs=1e-5)
+    assert vectors[0] != pytest.approx(vectors[2], abs=1e-2)
+    assert by.embed("proto", "a ball", dimensions=8).embeddings[0] == pytest.approx(
+        np.array(vectors[0][:8]) / np.linalg.norm(vectors[0][:8]), abs=1e-5
+    )
+    assert by.embeddings("proto", "a ball").embedding == pytest.approx(vectors[0], abs=1e-5)
+    for wrong, status in (
+        (lambda: by.chat("nope", messages), 404),
+        (lambda: by.chat("smollm2:135m", messages, think=True), 400),
+        (lambda: by.chat("proto", [{"role": "user", "content": "see", "images": ["aGk="]}]), 400),
+        (lambda: by.chat("proto", messages, format="json"), 400),
+        (lambda: by.pull("proto"), 501),
+    ):
+        with pytest.raises(ollama.ResponseError) as refused:
+            wrong()
+        assert refused.value.status_code == status
+
+
+def test_openai_s_python_client(url: str) -> None:
+    by = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    messages: Any = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
+    whole = by.chat.completions.create(model="proto", messages=messages, logprobs=True, top_logprobs=2, max_tokens=40)
+    choice, counts = whole.choices[0], whole.usage
+    assert (choice.message.content, choice.finish_reason) == (ANSWER, "stop")
+    assert choice.message.reasoning == DREAM  # pyright: ignore
+    assert choice.logprobs is not None
+    assert "".join(entry.token for entry in choice.logprobs.content or ()).endswith(ANSWER)
+    assert counts is not None
+    assert counts.total_tokens == counts.prompt_tokens + counts.completion_tokens
+    brief = by.chat.completions.create(model="proto", messages=messages, reasoning_effort="none")
+    assert (brief.choices[0].message.content, brief.choices[0].message.model_extra) == (ANSWER, {})
+    chunks = list(
+        by.chat.completions.create(
+            model="proto", messages=messages, stream=True, stream_options={"include_usage": True}, temperature=0
+        )
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ANSWER
+    assert chunks[-1].usage == counts
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    said = by.completions.create(model="smollm2:135m", prompt=QUESTION, logprobs=2, stop=" floor")
+    assert said.choices[0].text == ANSWER.partition(" floor")[0]
+    assert said.choices[0].logprobs is not None
+    assert "".join(said.choices[0].logprobs.tokens or ()) == said.choices[0].text
+    pieces = by.completions.create(model="proto", prompt=QUESTION, stream=True)
+    assert "".join(piece.choices[0].text for piece in pieces) == ANSWER
+    assert {model.id for model in by.models.list()} == {"proto:latest", "smollm2:135m"}
+    assert by.models.retrieve("proto").id == "proto:latest"
+    coded = by.embeddings.create(model="proto", input="a ball").data[0].embedding
+    plain = by.embeddings.create(model="proto", input=["a ball"], encoding_format="float").data[0].embedding
+    assert coded == pytest.approx(plain, abs=1e-6)
+    with pytest.raises(openai.NotFoundError, match="'nope' not found"):
+        by.chat.completions.create(model="nope", messages=messages)
+    picture: Any = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+    with pytest.raises(openai.BadRequestError, match="no pictures"):
+        by.chat.completions.create(model="proto", messages=picture)
+    with pytest.raises(openai.BadRequestError, match="n: one answer"):
+        by.chat.completions.create(model="proto", messages=messages, n=2)
+
+
+def test_half_a_request_and_a_huge_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_http, "PATIENCE", 0.2)
+    host, port = url.removeprefix("http://").split(":")
+
+    def sent(content: bytes) -> bytes:
+        with socket.create_connection((host, int(port)), timeout=10) as by:
+            by.sendall(content)
+            found = b""
+            while b"}" not in found and (chunk := by.recv(65536)):
+                found += chunk
+        return found
+
+    head = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+    assert b" 408 " in sent(head + b'100\r\n\r\n{"model": ').partition(b"\r\n")[0] + b" "
+    assert b" 413 " in sent(head + b"%d\r\n\r\n{" % (serve_http.LARGEST + 1)).partition(b"\r\n")[0] + b" "
+    monkeypatch.setattr(serve_http, "LARGEST", 1000)
+    chunked = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert b" 413 " in sent(chunked + b"800\r\n" + b" " * 2048 + b"\r\n").partition(b"\r\n")[0] + b" "
+    assert httpx.get(f"{url}/api/version").status_code == 200
+
+
+# Whatever is sent.
+
+JUNK: list[Any] = [None, True, -1, 0, 1, 1e308, 10**30, "", "x", "\ud800", "proto", [], [[]], {}, {"a": 1}, [1], "5m"]
+FIELDS = (
+    *("model", "name", "prompt", "messages", "stream", "options", "think", "raw", "context", "keep_alive", "input"),
+    *("logprobs", "top_logprobs", "format", "images", "tools", "truncate", "system", "template", "suffix", "stop"),
+    *("max_tokens", "temperature", "seed", "n", "stream_options", "response_format", "reasoning_effort", "dimensions"),
+)
+OPTIONS = ("temperature", "top_k", "top_p", "seed", "num_predict", "stop", "num_ctx", "repeat_penalty")
+PATHS = ("generate", "chat", "embed", "show", "embeddings", "create", "delete", "tags", "nothing", "../..", "%00")
+OPENAI = ("chat/completions", "completions", "embeddings")
+TRUTH = {"model": "proto", "prompt": "x", "messages": [{"role": "user", "content": "x"}], "options": {"num_predict": 1}}
+
+
+def malformed(draw: random.Random) -> tuple[str, str, bytes]:
+    """A request with something wrong: its method, path and body."""
+    path = draw.choice(
+        [f"/api/{name}" for name in PATHS] + ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+    )
+    body: dict[str, Any] = {key: value for key, value in TRUTH.items() if draw.random() < 0.8}
+    for _ in range(draw.randint(1, 3)):
+        body[draw.choice(FIELDS)] = draw.choice(JUNK)
+    if draw.random() < 0.4 and "options" in body:
+        body["options"] = {draw.choice(OPTIONS): draw.choice(JUNK), "num_predict": 1}
+    if draw.random() < 0.3 and "messages" in body:
+        body["messages"] = [
+            {draw.choice(("role", "content", "thinking", "images")): draw.choice(JUNK)},
+            draw.choice(JUNK),
+        ]
+    content = json.dumps(body).encode()
+    if draw.random() < 0.3:
+        content = bytearray(content)
+        for _ in range(draw.randint(1, 3)):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        content = bytes(content)[: draw.randint(0, len(content))]
+    if draw.random() < 0.05:
+        content = draw.choice(
+            [b"", b"[" * 100_000, b"1" * 5000, b'{"a":' * 5000, b"\xff\xfe", b"NaN", b'"x"', b"1e999"]
+        )
+    return draw.choice(["POST"] * 9 + ["GET", "DELETE", "PUT", "OPTIONS"]), path, content
+
+
+def test_whatever_is_sent(app: Starlette) -> None:
+    """2,000 requests: each gets a status that says whose fault it is, in the shape of the API, and none is ours."""
+    draw = random.Random(0)
+
+    async def ask(asked: httpx.AsyncClient) -> list[int]:
+        found: list[int] = []
+        for _ in range(2000):
+            method, path, content = malformed(draw)
+            answer = await asked.request(method, path, content=content)
+            found.append(answer.status_code)
+            assert answer.status_code < 500 or answer.status_code == 501, (method, path, content, answer.text)
+            if answer.status_code in (400, 501) and answer.status_code != 405:
+                error = answer.json()["error"]
+                assert error["message"] if path.startswith("/v1") else isinstance(error, str)
+        assert (await asked.post("/api/generate", json={"model": "proto", "prompt": QUESTION, "stream": False})).json()[
+            "response"
+        ] == ANSWER
+        return found
+
+    statuses = asking(app, ask)
+    assert statuses.count(400) > 500
+    assert 200 in statuses
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "missing request body"),
+        (b"{not json", "invalid character 'n' looking for beginning of object key string"),
+        (b'{"a": }', "invalid character '}' looking for beginning of value"),
+        (b'{"a": 1', "unexpected EOF"),
+        (b"[]", "the body: an array instead of an object"),
+        (b'{"a": NaN}', "the body can't be read: NaN is no number in JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said(body: bytes, said: str) -> None:
+    with pytest.raises(ApiError, match=f"^{re.escape(said)}$"):
+        parse(body)
+
+
+# The command.
+
+
+def test_it_ends_gracefully(tmp_path: Path, model: Backbone, tokenizer: StudentTokenizer, offers: list[Offer]) -> None:
+    """SIGTERM in the midst of an answer: it is written to its end, and the server is gone."""
+    folder = write_checkpoint(tmp_path / "small", model, tokenizer)
+    assert offer(folder).load().name == load_checkpoint(folder).name == "small"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "serve", str(folder), "--port", "0"],
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        found = re.search(r"small:latest: at (http://\S+)", said)
+        assert found, said
+        body = {"model": "small", "prompt": QUESTION, "options": {"temperature": 0, "stop": []}}
+        with (
+            httpx.Client(timeout=60) as by,
+            by.stream("POST", f"{found[1]}/api/generate", json=body) as answer,
+        ):
+            lines = answer.iter_lines()
+            first = next(lines)
+            process.send_signal(signal.SIGTERM)
+            told = [json.loads(line) for line in (first, *lines)]
+        assert "".join(line["response"] for line in told) == ANSWER
+        assert told[-1]["done"]
+        assert process.wait(30) == 143
+    finally:
+        process.kill()
+        process.wait()
