@@ -98,6 +98,17 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> "Run":
 
 
 @pytest.fixture(scope="module")
+def no_plots() -> Generator[None]:
+    """Pages of reports without their plots, which take a second to draw: those who test reports draw them."""
+    from markupsafe import Markup
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("forest", "curves", "frontier"):
+            patch.setattr(f"distill.report.plots.{kind}", lambda *_: Markup())
+        yield
+
+
+@pytest.fixture(scope="module")
 def one_thread() -> Generator[None]:
     """So small a model loses more by waiting for threads than it gains; on a busy machine it is steadier, too."""
     import torch

@@ -24,7 +24,7 @@ from distill.report.measure import read_results
 from distill.run import Run
 from distill.training.checkpoint import best
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
 TIMES = ("finished", "cost", "seconds", "tokens_per_second", "on_frontier")
 """Keys whose values differ from call to call."""

@@ -30,7 +30,7 @@ from distill.tokens.chat import prompt_ids, think_block
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best, folder_of, latest, write_checksums
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ def runs(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = trained_run(small_run, folder / "soft")
     run.settings.evaluate.prompts, run.settings.evaluate.dreams = 3, 1
     run.settings.evaluate.max_tokens, run.settings.evaluate.bootstrap = 6, 50
+    run.settings.export.dtype = "f32"  # with half precision it might draw other dreams
     Run.create(run.path, run.settings)
     export(run)
     return folder
@@ -79,17 +80,13 @@ def test_one_student_in_every_form_has_the_same_numbers(together: tuple[dict[str
         "gguf",
         "ollama",
     ]
-    assert run["metrics"] == checkpoint["metrics"]
-    assert run["missing"] == checkpoint["missing"]
+    assert run["metrics"] == checkpoint["metrics"] == bundle["metrics"]
+    assert run["missing"] == checkpoint["missing"] == bundle["missing"]
     assert set(run["missing"]) == {"bits_per_byte_sibling", "steering_chrf", "steering_concepts"}  # one answer a prompt
-    assert bundle["metrics"].keys() == run["metrics"].keys()
-    # Bundle and GGUF hold half precision: likelihoods agree to three digits, what they draw may differ.
-    for metric in ("bits_per_byte", "bits_per_byte_oracle", "kl", "kl_no_dream"):
-        want = run["metrics"][metric]["value"] if metric in run["metrics"] else None
-        assert want is None or bundle["metrics"][metric]["value"] == pytest.approx(want, rel=5e-4, abs=1e-4), metric
+    # llama.cpp computes otherwise: likelihoods agree to five digits, what it draws is another's.
     for metric in ("bits_per_byte", "kl", "agreement", "calibration_error"):
         want = run["metrics"][metric]["value"]
-        assert gguf["metrics"][metric]["value"] == pytest.approx(want, rel=0.01, abs=0.01), metric
+        assert gguf["metrics"][metric]["value"] == pytest.approx(want, rel=1e-5, abs=1e-5), metric
     assert "which image tokens stand for a triplet" in gguf["missing"]["bits_per_byte_oracle"]
     assert "no likelihood" in tiny["missing"]["bits_per_byte"]
     assert {"chrf", "rouge_l", "distinct_2", "length_ratio"} <= tiny["metrics"].keys()
