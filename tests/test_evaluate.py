@@ -34,9 +34,9 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
 
 @pytest.fixture(scope="module")
-def run(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Evaluated by no test: those that evaluate take a copy."""
-    return trained_run(small_run, tmp_path_factory.mktemp("evaluate") / "run")
+    return trained_run(tmp_path_factory.mktemp("evaluate") / "run")
 
 
 @pytest.fixture

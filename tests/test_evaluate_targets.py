@@ -36,10 +36,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def runs(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one run, exported."""
     folder = tmp_path_factory.mktemp("runs")
-    run = trained_run(small_run, folder / "soft")
+    run = trained_run(folder / "soft")
     run.settings.evaluate.prompts, run.settings.evaluate.dreams = 3, 1
     run.settings.evaluate.max_tokens, run.settings.evaluate.bootstrap = 6, 50
     run.settings.export.dtype = "f32"  # with half precision it might draw other dreams

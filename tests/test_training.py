@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from support.disturbed import start
+from support.small_capture import tokenized_small
 
 from distill.backbone.model import load_backbone, save_backbone
-from distill.config import RedreamSettings, Settings, StudentSettings, TokenizeSettings, TrainSettings
+from distill.config import RedreamSettings, Settings, StudentSettings, TrainSettings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
 from distill.events import Event
 from distill.exam.baselines import copy_file
-from distill.knowledge.mine import mine
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
@@ -49,22 +49,18 @@ def small_settings(source: Run, **train_settings: object) -> Settings:
     return Settings(
         teacher=source.settings.teacher,
         capture=source.settings.capture,
-        tokenize=TokenizeSettings(vocab_size=1024, image_tokens=24),
+        tokenize=source.settings.tokenize,
         student=StudentSettings(hidden=64, layers=2, heads=4, kv_heads=2, ffn=128, context=256),
         train=TrainSettings(**options),  # type: ignore[arg-type]
     )
 
 
 @pytest.fixture(scope="module")
-def prepared(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Captured, mined and tokenized; not trained."""
     torch.set_num_threads(1)
-    run = Run.create(tmp_path_factory.mktemp("prepared") / "run", small_settings(small_run))
-    copy_file(small_run.traces, run.traces)
-    copy_file(small_run.path / "run.json", run.path / "run.json")
-    mine(run)
-    build_tokenizer(run)
-    return run
+    run = tokenized_small(tmp_path_factory.mktemp("prepared") / "run")
+    return Run.create(run.path, small_settings(run))
 
 
 def fork(source: Run, folder: Path, **train_settings: object) -> Run:
