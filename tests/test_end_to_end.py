@@ -238,6 +238,19 @@ def test_an_altered_bundle_is_exported_again(finished: tuple[Path, str], run: Ru
     assert again == before, "another locale makes another bundle"
 
 
+def test_without_held_out_answers_there_is_no_evaluation(finished: tuple[Path, str]) -> None:
+    """The answers that are there are taken, all of them to train on."""
+    changes = ["--config", "tiny.yaml", "--set", "capture.held_out=0", "--steps", "2"]
+    source = Run.open(finished[0] / "runs" / "tiny")
+    begin_after_capture(source.path, finished[0] / "runs" / "all")
+    teacher = source.settings.teacher.model
+    done = dream(finished[0], "run", "--name", "all", "--teacher", teacher, "--prompts", "prompts.txt", *changes)
+    assert "evaluate: warning: skipped" in done.stderr
+    assert "export: done in" in done.stdout
+    assert "bits per byte" not in done.stdout
+    assert "Bundle: runs/all/bundle" in done.stdout
+
+
 def test_a_changed_setting_reruns_only_what_it_reaches(finished: tuple[Path, str], run: Run) -> None:
     """Last, because it changes the run."""
     found = json.loads(dream(finished[0], "run", "--name", "tiny", "--set", "evaluate.dreams=1", "--json", "-q").stdout)

@@ -23,17 +23,13 @@ def server(smollm2: Path) -> Generator[FakeOllama]:
 
 @pytest.fixture(scope="module")
 def folder(server: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `dream run` has asked the server, and learned from all that it said."""
+    """A folder in which `dream run` has asked the server."""
     folder = tmp_path_factory.mktemp("ollama")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     (folder / "tiny.yaml").write_text(SETTINGS, encoding="utf-8")
     args = ["--teacher", f"ollama:{MODEL}", "--host", server.url, "--prompts", "prompts.txt", "--config", "tiny.yaml"]
-    args += ["--name", "mine", "--steps", "80", "--set", "train.lr=8e-3", "--set", "capture.held_out=0"]
-    done = dream(folder, "run", *args)
-    assert "evaluate: warning: skipped" in done.stderr, "no answer is held out"
-    assert "export: done in" in done.stdout
-    assert "bits per byte" not in done.stdout
-    assert "Bundle: runs/mine/bundle" in done.stdout
+    args += ["--name", "mine", "--steps", "80", "--set", "train.lr=8e-3"]
+    dream(folder, "run", *args)
     return folder
 
 
