@@ -27,6 +27,7 @@ from distill.exam.targets import How, Target, find_target
 from distill.report.doubts import cautions
 from distill.report.evaluate import evaluate_targets
 from distill.report.findings import missing_reasons
+from distill.report.measure import Measurement
 from distill.report.page import render_markdown
 from distill.report.tables import metric_rows
 from distill.run import Run
@@ -208,13 +209,13 @@ def test_one_that_fails_is_told_and_the_others_are_shown(tmp_path: Path, monkeyp
     monkeypatch.setattr(examination, "open_examinee", sit)
     exam = fake_exam(tmp_path / "exam")
     events = list[Event]()
-    results = evaluate_targets(targets, exam, EvaluateSettings(dreams=1), events.append, cost=False)
+    results = evaluate_targets(Measurement(exam, EvaluateSettings(dreams=1), events.append), targets, cost=False)
     assert list(results["systems"]) == ["a.gguf"]
     assert results["failed"] == {"b.gguf": "http://somewhere: no Ollama answers there"}
     assert [event.kind for event in events].count("warning") == 1
     assert "b.gguf failed: http://somewhere: no Ollama answers there" in cautions(results)
     with pytest.raises(DistillError, match="no Ollama answers there"):
-        evaluate_targets(targets[1:], exam, EvaluateSettings(dreams=1), cost=False)
+        evaluate_targets(Measurement(exam, EvaluateSettings(dreams=1)), targets[1:], cost=False)
 
 
 # What it costs.
@@ -297,7 +298,7 @@ def test_one_that_answered_nothing_was_not_timed(tmp_path: Path, monkeypatch: py
     (tmp_path / "a.gguf").write_text("a", encoding="utf-8")
     monkeypatch.setattr(examination, "open_examinee", lambda target, how: FakeExaminee())
     targets, exam = [Target("a.gguf", "gguf", tmp_path / "a.gguf")], fake_exam(tmp_path / "exam")
-    results = evaluate_targets(targets, exam, EvaluateSettings(dreams=1), cost=False)
+    results = evaluate_targets(Measurement(exam, EvaluateSettings(dreams=1)), targets, cost=False)
     results["systems"]["a.gguf"]["cost"] = summarize([Timed(0.5, 0, 0.5)], 7, "one prompt at a time")
     assert "a.gguf: speed not measured: it answered nothing." in cautions(results)
     assert "one prompt at a time" not in render_markdown(results)
