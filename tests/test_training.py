@@ -118,10 +118,9 @@ def test_training_twice_gives_the_same_bits(trained: Run, prepared: Run, tmp_pat
     assert rows(again) == rows(trained)
 
 
-def test_more_steps_go_on_from_the_last_checkpoint(trained: Run, prepared: Run, tmp_path: Path) -> None:
+def test_more_steps_go_on_from_the_last_checkpoint(trained: Run, tmp_path: Path) -> None:
     """Resume through every checkpoint, before and after the drafts: the bits of an undisturbed run."""
-    run = fork(prepared, tmp_path / "run")
-    train(run)
+    run = Run.open(Path(shutil.copytree(trained.path, tmp_path / "run")))
     for step in (8, 12):  # as if killed after step 4, with metrics already written past it
         shutil.rmtree(checkpoint.folder_of(run, step))
     content = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
@@ -260,11 +259,11 @@ def test_two_processes_train_the_same_student(trained: Run, prepared: Run, tmp_p
 
 
 def test_minutes_end_a_training(prepared: Run, tmp_path: Path) -> None:
-    run = fork(prepared, tmp_path / "run", minutes=0.05, steps=10**6, drafts_share=0.0)
+    run = fork(prepared, tmp_path / "run", minutes=0.03, steps=10**6, drafts_share=0.0)
     summary = train(run)
     state = checkpoint.read_loop(checkpoint.latest(run))
     assert 0 < summary["steps"] < 10**4
-    assert state.seconds == pytest.approx(3.0, abs=1.0)
+    assert state.seconds == pytest.approx(1.8, abs=0.9)
 
 
 def test_a_trial_chooses_and_is_remembered(prepared: Run, tmp_path: Path) -> None:
@@ -306,20 +305,20 @@ def test_precision_asked_for_on_resume_is_obeyed(prepared: Run, tmp_path: Path) 
 
 def test_minutes_buy_training_not_the_trial(prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: object) -> numerics.Numerics:
-        time.sleep(2.0)
-        return numerics.Numerics("float32", False, seconds=2.0)
+        time.sleep(1.5)
+        return numerics.Numerics("float32", False, seconds=1.5)
 
     monkeypatch.setattr(numerics, "choose", slow)
-    run = fork(prepared, tmp_path / "run", minutes=0.03, steps=10**6, drafts_share=0.0)
+    run = fork(prepared, tmp_path / "run", minutes=0.02, steps=10**6, drafts_share=0.0)
     summary = train(run)
     state = checkpoint.read_loop(checkpoint.latest(run))
-    assert state.seconds == pytest.approx(1.8, abs=0.9)
+    assert state.seconds == pytest.approx(1.2, abs=0.9)
     assert summary["steps"] > 1
-    assert summary["trial_seconds"] == 2.0
-    run.settings.train.minutes = 0.05
+    assert summary["trial_seconds"] == 1.5
+    run.settings.train.minutes = 0.04
     more = train(run)
     assert more["steps"] > summary["steps"]
-    assert checkpoint.read_loop(checkpoint.latest(run)).seconds == pytest.approx(3.0, abs=0.9)
+    assert checkpoint.read_loop(checkpoint.latest(run)).seconds == pytest.approx(2.4, abs=0.9)
 
 
 def test_other_settings_are_refused_by_name(trained: Run, prepared: Run, tmp_path: Path) -> None:
@@ -333,20 +332,17 @@ def test_other_settings_are_refused_by_name(trained: Run, prepared: Run, tmp_pat
     assert train(run)["steps"] == 3
 
 
-@pytest.mark.parametrize("harm", ["cut", "alter", "remove"])
-def test_a_harmed_checkpoint_is_refused(harm: str, trained: Run, prepared: Run, tmp_path: Path) -> None:
+def test_a_harmed_checkpoint_is_refused(prepared: Run, tmp_path: Path) -> None:
     run = fork(prepared, tmp_path / "run", steps=4)
     train(run)
     run.settings.train.steps = 8
     file = checkpoint.latest(run) / "optimizer.safetensors"
     content = file.read_bytes()
-    if harm == "remove":
-        file.unlink()
-    else:
-        middle = len(content) // 2
-        file.write_bytes(content[:middle] if harm == "cut" else content[:middle] + b"?" + content[middle + 1 :])
-    with pytest.raises(CorruptFile, match=r"step-000004.*optimizer\.safetensors.*delete"):
-        train(run)
+    middle = len(content) // 2
+    for harmed in (content[:middle], content[:middle] + b"?" + content[middle + 1 :], None):
+        file.unlink() if harmed is None else file.write_bytes(harmed)
+        with pytest.raises(CorruptFile, match=r"step-000004.*optimizer\.safetensors.*delete"):
+            train(run)
     shutil.rmtree(checkpoint.latest(run))
     assert train(run)["steps"] == 8
 
