@@ -149,8 +149,7 @@ class TrainSettings:
     schedule: str = "wsd"
     """`wsd` (constant, then linear decay over the last fifth) or `cosine`."""
     optimizer: str = "auto"
-    """`adamw`, `muon` (the blocks' matrices move by an orthogonalized momentum), or `auto`: muon where weights begin
-    from chance, adamw where they are inherited."""
+    """`adamw`, `muon` (orthogonalized momentum, for matrices), or `auto`: muon from chance, adamw where inherited."""
     weight_decay: float = 0.05
     average: float = 0.0
     """Ship a mean of the weights along the training: their mean age, as a share of the training so far; 0: the last."""
@@ -183,8 +182,7 @@ class TrainSettings:
     unread_until: float = 0.5
     """Share of training after which no question is hidden: both have fallen to 0 by then, linearly."""
     retrieve: str = ""
-    """Put what other training answers say of a prompt after it, as image tokens: `neighbourhood`, `walk` or `sample`
-    of their knowledge graph; empty: nothing."""
+    """Put what other answers say of a prompt after it, as image tokens: `neighbourhood`, `walk`, `sample`, or none."""
     retrieve_limit: int = 4
     """Triplets put after a prompt at most."""
     precision: str = "auto"
@@ -210,6 +208,21 @@ class RedreamSettings:
     """What a dream's own likelihood counts beside its answer's; 1: the likeliest dream, given the answer, is chosen."""
     minutes: float = 0.0
     """Stop after so many minutes: answers that weren't come to keep their dreams; 0: no limit."""
+
+
+@dataclass
+class PolishSettings:
+    """How a trained student learns from what its teacher would have said after its own words (`dream polish`)."""
+
+    rounds: int = 0
+    """Of answering and learning; 0: as many as `minutes` allow."""
+    minutes: float = 10.0
+    answers: int = 64
+    """The student's own, in each round, sampled at `temperature`."""
+    temperature: float = 1.0
+    teachers_share: float = 0.25
+    """Share of the steps that learn from the teacher's own answers, as training did."""
+    lr: float = 1e-4
 
 
 @dataclass
@@ -282,6 +295,7 @@ class Settings:
     student: StudentSettings = field(default_factory=StudentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     redream: RedreamSettings = field(default_factory=RedreamSettings)
+    polish: PolishSettings = field(default_factory=PolishSettings)
     dreaming: DreamingConfig = field(default_factory=DreamingConfig)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
@@ -292,26 +306,12 @@ class Settings:
         return f"dataset:{self.capture.dataset}" if self.capture.dataset else self.teacher.model
 
 
-LEAST: dict[str, int] = {
-    "teacher.context": 0,
-    "teacher.threads": 0,
-    "teacher.timeout": 0,
-    "teacher.retries": 0,
-    "teacher.in_flight": 0,
-    "teacher.thinking_tokens": 1,
-    "mine.steps": 1,
-    "mine.minutes": 0,
-    "mine.graph_nodes": 0,
-    "train.minutes": 0,
-    "train.retrieve_limit": 1,
-    "redream.samples": 1,
-    "redream.prior": 0,
-    "redream.minutes": 0,
-    "evaluate.prompts": 0,
-    "evaluate.dreams": 0,
-    "evaluate.max_tokens": 1,
-    "evaluate.bootstrap": 1,
-}
+AT_LEAST_0 = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
+    mine.graph_nodes train.minutes redream.prior redream.minutes polish.minutes polish.lr polish.temperature
+    evaluate.prompts evaluate.dreams"""
+AT_LEAST_1 = """teacher.thinking_tokens mine.steps train.retrieve_limit redream.samples polish.answers
+    evaluate.max_tokens evaluate.bootstrap"""
+LEAST = dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1)
 """The smallest value of settings whose stage comes late, or has no place to check them."""
 
 
