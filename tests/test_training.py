@@ -163,13 +163,14 @@ def test_dreams_under_which_answers_are_likelier_are_packed(
 ) -> None:
     """And an interrupted choice goes on to the same file."""
     monkeypatch.setattr(redreaming, "TOGETHER", 4)
-    trained = fork(prepared, tmp_path / "trained", batch_rows=4)  # with fewer it dreams nothing likelier
+    # One that has learned next to nothing dreams of anything, and its answers are as likely after that.
+    trained = fork(prepared, tmp_path / "trained", steps=1, checkpoint_every=1, validate_every=1, drafts_share=0.0)
     train(trained)
     runs: list[Run] = []
     for name in ("whole", "stopped"):
         shutil.copytree(trained.path, tmp_path / name)
         runs.append(Run.open(tmp_path / name))
-        runs[-1].settings.redream = RedreamSettings(samples=12, prior=0.0)
+        runs[-1].settings.redream = RedreamSettings(samples=4, prior=0.0)
     run, stopped = runs
     summary = redreaming.redream(run)
 
