@@ -13,22 +13,28 @@ if TYPE_CHECKING:
 
 LONGEST = (
     "end_to_end",
-    "sweep",
-    "ollama_end_to_end",
     "training",
+    "ollama_end_to_end",
+    "sweep",
     "ablation",
-    "dreaming_model",
-    "bpe",
-    "statistics",
     "compare",
-    "evaluate",
-    "bench_results",
+    "dreaming_model",
+    "torch_engine",
+    "bpe",
     "mining",
     "dream_phases",
+    "evaluate",
     "watch",
+    "evaluate_targets",
+    "comparison_html",
+    "teacher_embedded",
+    "bench_results",
+    "statistics",
+    "grammar",
+    "source",
     "dream_engine",
-    "bench",
     "bundle",
+    "architectures",
     "retrieval",
 )
 """Files that take longest, the longest first: begun first, so that two processes end together."""
@@ -95,6 +101,17 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> "Run":
     from support.small_capture import captured_small
 
     return captured_small(tmp_path_factory.mktemp("small") / "run")
+
+
+@pytest.fixture(scope="module")
+def no_plots() -> Generator[None]:
+    """Pages of reports without their plots, which take a second to draw: those who test reports draw them."""
+    from markupsafe import Markup
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("forest", "curves", "frontier"):
+            patch.setattr(f"distill.report.plots.{kind}", lambda *_: Markup())
+        yield
 
 
 @pytest.fixture(scope="module")

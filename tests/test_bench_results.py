@@ -185,10 +185,10 @@ def test_new_and_missing_series_are_listed() -> None:
 
 def test_results_combine_and_keep_what_each_measured() -> None:
     one = BenchResult("train", [Series("ours", "s", -1, (1.0,), {"batch": 2})], {"rows": 8}, {"x": 1}, warmup=1)
-    both = combined("all", {"train": one, "score": one}, {"export": "no disk"})
-    assert [series.name for series in both.series] == ["train: ours", "score: ours"]
+    both = combined("all", {"train": one, "startup": one}, {"export": "no disk"})
+    assert [series.name for series in both.series] == ["train: ours", "startup: ours"]
     assert both.series[0].setting == {"rows": 8, "batch": 2}
-    assert both.about == {"train": {"x": 1}, "score": {"x": 1}, "failed": {"export": "no disk"}}
+    assert both.about == {"train": {"x": 1}, "startup": {"x": 1}, "failed": {"export": "no disk"}}
 
 
 # On the command line.

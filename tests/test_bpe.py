@@ -1,7 +1,6 @@
 """The student's tokenizer against independent ones: the teacher's own ids, llama.cpp, sentencepiece, transformers."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fuzz_text import fuzz_text
+from support.small_capture import mined_small
 from support.tiny_gguf import write_tiny_gguf
 
 from bundle.verify import ODD
@@ -401,16 +401,9 @@ def test_llama_cpp_gives_the_same_ids(engine: tuple[StudentTokenizer, LlamaCpp])
 
 
 @pytest.fixture
-def mined_run(small_run: Run, tmp_path: Path) -> Run:
-    """A copy of the captured run, mined."""
-    from distill.knowledge.mine import mine
-
-    shutil.copytree(small_run.path, tmp_path / "run")
-    run = Run(
-        tmp_path / "run", replace(small_run.settings, tokenize=TokenizeSettings(vocab_size=3000, image_tokens=40))
-    )
-    mine(run)
-    return run
+def mined_run(tmp_path: Path) -> Run:
+    run = mined_small(tmp_path / "run")
+    return Run(run.path, replace(run.settings, tokenize=TokenizeSettings(vocab_size=3000, image_tokens=40)))
 
 
 def test_the_stage_writes_a_whole_tokenizer_and_is_skipped_when_fresh(mined_run: Run) -> None:

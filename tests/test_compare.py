@@ -24,7 +24,7 @@ from distill.report.measure import read_results
 from distill.run import Run
 from distill.training.checkpoint import best
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
 TIMES = ("finished", "cost", "seconds", "tokens_per_second", "on_frontier")
 """Keys whose values differ from call to call."""
@@ -40,10 +40,10 @@ def child(base: Run, folder: Path, seed: int, **train: Any) -> Run:
 
 
 @pytest.fixture(scope="module")
-def made(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """runs/base, and soft0, soft1, hard0, hard1 trained on its data. Copied by tests that write into it."""
     runs = tmp_path_factory.mktemp("compare") / "runs"
-    base = trained_run(small_run, runs / "base")
+    base = trained_run(runs / "base")
     for seed in range(2):
         child(base, runs / f"soft{seed}", seed)
         child(base, runs / f"hard{seed}", seed, soft_weight=0.0)
@@ -292,7 +292,7 @@ def test_a_part_of_a_run_is_found_by_its_name_and_fewer_prompts_have_a_folder_of
                 assert entry["low"] >= 0, name
 
 
-def test_two_held_out_sets_are_refused_and_one_can_be_chosen(runs: Path, small_run: Run) -> None:
+def test_two_held_out_sets_are_refused_and_one_can_be_chosen(runs: Path) -> None:
     """Another run whose held-out answers are others."""
     import sqlite3
 

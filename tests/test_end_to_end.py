@@ -1,6 +1,7 @@
 """The whole way with the embedded teacher, on the smallest student: every stage, twice, as a user runs it.
 
-The first time in a locale that isn't UTF-8, which must make no difference.
+The first time, and what a user does next, where files are ASCII unless one says otherwise and the terminal is Windows':
+no locale may make a difference.
 """
 
 import json
@@ -15,7 +16,6 @@ from typing import Any
 
 import pytest
 from support.disturbed import begin_after_capture, call, contents, disturb
-from support.locales import C, latin_1
 
 from distill.config import load_settings
 from distill.run import Run, sha256_file
@@ -44,22 +44,37 @@ def dream(folder: Path, *args: str, stdin: str = "", code: int = 0) -> subproces
     return done
 
 
+EVERYTHING = """
+import sys
+from cli.main import main
+
+for line in sys.argv[1:]:
+    try:
+        main(line.split("|"))
+    except SystemExit as end:
+        print(line, "ends with", end.code)
+"""
+NEXT = ["verify|tiny", f"chat|tiny|--prompt|{PROMPTS[2]}|--tokens|20", f"watch|tiny|{PROMPTS[2]}|--max-tokens|8"]
+NEXT += [f"chat|tiny|--json|--prompt|{PROMPTS[2]}|--tokens|4"]
+"""What is called after `dream run`, in the same process."""
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "cp1252"}
+
+
 @pytest.fixture(scope="module")
 def finished(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder with a finished run in runs/tiny, and what `dream run` printed."""
+    """A folder with a finished run in runs/tiny, and what `dream run` printed, and NEXT."""
     folder = tmp_path_factory.mktemp("end_to_end")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     (folder / "tiny.yaml").write_text(SETTINGS, encoding="utf-8")
-    args = ["--teacher", f"embedded:{smollm2}", "--prompts", "prompts.txt", "--config", "tiny.yaml", "--name", "tiny"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **latin_1(tmp_path_factory.mktemp("locale"))}
+    first = f"run|--teacher|embedded:{smollm2}|--prompts|prompts.txt|--config|tiny.yaml|--name|tiny"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **ASCII}
     environment.pop("DREAM_RUNS", None)
-    command = [sys.executable, "-c", "from cli.main import main; main()", "run", *args]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=500
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return folder, done.stdout
+    command = [sys.executable, "-c", EVERYTHING, first, *NEXT]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=500)
+    out, said = done.stdout.decode("cp1252"), done.stderr.decode("cp1252")
+    assert out.count(" ends with 0") == len(NEXT) + 1, out + said
+    assert "Traceback" not in said
+    return folder, out
 
 
 @pytest.fixture
@@ -179,35 +194,10 @@ def test_chat(finished: tuple[Path, str]) -> None:
     assert len(talk.splitlines()) > 2
 
 
-EVERYTHING = """
-import sys
-from cli.main import main
-
-for line in sys.argv[1:]:
-    try:
-        main(line.split("|"))
-    except SystemExit as end:
-        print(line, "ends with", end.code)
-"""
-
-
-def test_no_locale_makes_a_difference(finished: tuple[Path, str], run: Run) -> None:
-    """Files in ASCII unless one says otherwise, a terminal of Windows. Export, verification, a chat and a dream that is
-    watched, in one process: the files are those of before, and what can't be shown is replaced."""
-    before = {path.name: sha256_file(path) for path in run.bundle.iterdir()}
-    lines = ["export|tiny|--force", "verify|tiny", f"chat|tiny|--prompt|{PROMPTS[2]}|--tokens|20"]
-    lines += [f"watch|tiny|{PROMPTS[2]}|--max-tokens|8", f"chat|tiny|--json|--prompt|{PROMPTS[2]}|--tokens|4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **C, "PYTHONIOENCODING": "cp1252"}
-    command = [sys.executable, "-c", EVERYTHING, *lines]
-    done = subprocess.run(command, cwd=finished[0], env=environment, capture_output=True, timeout=500)
-    out = done.stdout.decode("cp1252")
-    assert b"Traceback" not in done.stderr, done.stderr.decode("cp1252")
-    assert out.count(" ends with 0") == len(lines), out
-    said = out.partition("--max-tokens|8 ends with 0")[2]
+def test_no_terminal_makes_a_difference(finished: tuple[Path, str]) -> None:
+    """What it can't show is replaced."""
+    said = finished[1].partition("--max-tokens|8 ends with 0")[2]
     assert json.loads(said[: said.rindex("}") + 1])["prompt"] == PROMPTS[2]
-    told = ("bundle.json", "README.md")  # which hold the time, and how fast it was
-    after = {path.name: sha256_file(path) for path in run.bundle.iterdir()}
-    assert [name for name in before | after if name not in told and before.get(name) != after.get(name)] == []
 
 
 def test_an_altered_bundle_does_not_verify(finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -234,6 +224,8 @@ def test_bundle_loads_in_transformers(run: Run) -> None:
 
 
 def test_an_altered_bundle_is_exported_again(finished: tuple[Path, str], run: Run) -> None:
+    told = ("bundle.json", "README.md")  # which hold the time, and how fast it was
+    before = {path.name: sha256_file(path) for path in run.bundle.iterdir() if path.name not in told}
     with (run.bundle / "model.gguf").open("ab") as file:
         file.write(b"x")
     done = dream(finished[0], "run", "--name", "tiny", "--json", "--quiet")
@@ -242,11 +234,16 @@ def test_an_altered_bundle_is_exported_again(finished: tuple[Path, str], run: Ru
     assert done.stderr.count("\n") == 1
     assert "exporting again" in done.stderr
     assert json.loads(dream(finished[0], "verify", "tiny", "--json").stdout)["ok"] is True
+    again = {path.name: sha256_file(path) for path in run.bundle.iterdir() if path.name not in told}
+    assert again == before, "another locale makes another bundle"
 
 
 def test_without_held_out_answers_there_is_no_evaluation(finished: tuple[Path, str]) -> None:
-    changes = ["--config", "tiny.yaml", "--set", "capture.held_out=0", "--set", "capture.limit=4", "--steps", "5"]
-    teacher = Run.open(finished[0] / "runs" / "tiny").settings.teacher.model
+    """The answers that are there are taken, all of them to train on."""
+    changes = ["--config", "tiny.yaml", "--set", "capture.held_out=0", "--steps", "2"]
+    source = Run.open(finished[0] / "runs" / "tiny")
+    begin_after_capture(source.path, finished[0] / "runs" / "all")
+    teacher = source.settings.teacher.model
     done = dream(finished[0], "run", "--name", "all", "--teacher", teacher, "--prompts", "prompts.txt", *changes)
     assert "evaluate: warning: skipped" in done.stderr
     assert "export: done in" in done.stdout

@@ -30,13 +30,13 @@ from distill.tokens.chat import prompt_ids, think_block
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.training.checkpoint import best, folder_of, latest, write_checksums
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
 
 @pytest.fixture(scope="module")
-def run(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Evaluated by no test: those that evaluate take a copy."""
-    return trained_run(small_run, tmp_path_factory.mktemp("evaluate") / "run")
+    return trained_run(tmp_path_factory.mktemp("evaluate") / "run")
 
 
 @pytest.fixture

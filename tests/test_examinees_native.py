@@ -13,9 +13,6 @@ from support.answers_run import TEACHER
 from support.small_exam import SYSTEM, TRIPLETS, SmallExam, assert_equal_scores, brute_score, small_exam
 from support.small_student import ANSWER, DREAM, dreaming_model, small_model, small_tokenizer, write_checkpoint
 
-from bench.score import bench_score, scored_rows
-from bench.stopwatch import Stopwatch
-from bench.training import synthetic_documents
 from distill.config import Settings, TrainSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.dream.pretrained import Parts, save_parts
@@ -235,9 +232,9 @@ def test_labels_are_of_the_nearest_image_tokens(examinee: NativeExaminee, exam: 
 
 def test_phrases_keep_the_codes_that_they_were_trained_with(exam: SmallExam, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "student")
-    save_codes(tmp_path / "student" / "tokenizer", dict.fromkeys(TRIPLETS[0].phrases, 2))
+    save_codes(tmp_path / "student" / "tokenizer", dict(zip(TRIPLETS[0].phrases, (2, 1, 0), strict=True)))
     trained = NativeExaminee(find_target(str(tmp_path / "student")), How(device="cpu"))
-    assert trained.labels(TRIPLETS[:1]) == [exam.codebook.labels[2]] * 3
+    assert trained.labels(TRIPLETS[:1]) == [exam.codebook.labels[code] for code in (2, 1, 0)]
 
 
 def test_what_fits_its_context(examinee: NativeExaminee, exam: SmallExam) -> None:
@@ -367,18 +364,6 @@ def small_tokenizer_of(teacher: TeacherTokenizer) -> StudentTokenizer:
     cut = AlignedCut(teacher)
     cut.keep_text(["Another corpus", "\n"])
     return cut.build(["one"])
-
-
-def test_the_bench_counts_what_both_read() -> None:
-    found = bench_score(Stopwatch(2, 0), prompts=3, vocab_size=300, context=256)
-    ratios = next(series for series in found.series if series.name == "scored over bare")
-    assert all(value > 0 for value in ratios.values)
-    contexts, answers, targets = scored_rows(synthetic_documents(300), 3)
-    assert found.about["answer_tokens"] == sum(map(len, answers))
-    assert found.about["tokens"] == sum(map(len, contexts)) + sum(map(len, answers)) - 3
-    assert all(
-        target is not None and target.ids.shape == (len(a), 21) for target, a in zip(targets, answers, strict=True)
-    )
 
 
 def test_weights_that_are_no_numbers_are_refused(folder: Path, how: How, tmp_path: Path) -> None:

@@ -221,8 +221,8 @@ def test_basic_usage(basic: dict[str, Any]) -> None:
     model, output = basic["model"], basic["output"]
     assert isinstance(model, DreamingReasoningLLM)
     assert isinstance(output, str)
-    others = [model.generate("What happens when you drop a ball?", max_length=50, seed=seed) for seed in range(1, 4)]
-    assert output or any(others), "an untrained student may end at once, but not always"
+    said = [output, *(model.generate("What happens when you drop a ball?", max_length=50, seed=i) for i in range(1, 6))]
+    assert sum(map(bool, said)) >= 5, "one whose weights are drawn ends at once no more often than it says any word"
     assert model.generate("What happens when you drop a ball?", max_length=50, temperature=0.8) == output
 
 

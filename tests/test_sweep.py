@@ -4,9 +4,9 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Generator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from support.ablation_run import STEPS, small_world
+from support.disturbed import start
 
 from cli.main import dream
 from distill.config import Settings
@@ -29,7 +30,7 @@ from distill.sweep.sweep import sweep as whole_sweep
 from distill.sweep.table import rows, values_of
 from distill.training.checkpoint import best, list_checkpoints
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
 VARIANTS: dict[str, Any] = {
     "name": "lenses",
@@ -45,6 +46,17 @@ NAMES = ["soft-seed0", "soft-seed1", "nodream-seed0", "nodream-seed1"]
 def world(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The base: tokenized, not trained. Don't alter it."""
     return small_world(tmp_path_factory.mktemp("world") / "small")
+
+
+COST = {"tokens_per_second": None, "first_token_seconds": None, "peak_bytes": None, "note": "not asked"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_processes() -> Generator[None]:
+    """What a target costs is found out in a process of its own: see test_evaluate_targets.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.report.measure.kept_cost", lambda *_, **__: COST)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -273,18 +285,10 @@ def test_engines_are_trained_where_they_are_asked_for(world: Run, tmp_path: Path
 # Stops and failures.
 
 
-def start(folder: Path, file: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cli.main", "sweep", str(file), "--runs-dir", str(folder), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
-
-
-def wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
+def wait_for(process: BaseProcess, path: Path) -> None:
     deadline = time.monotonic() + 240
     while not path.exists():
-        assert process.poll() is None, "it ended before it could be stopped"
+        assert process.exitcode is None, "it ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -294,33 +298,26 @@ LONG = 40
 
 
 def long_variants(world: Run, folder: Path) -> Path:
-    """As VARIANTS, but with longer trainings."""
+    """Longer trainings than those of VARIANTS."""
     settings = VARIANTS["settings"] | {"train.steps": LONG, "train.checkpoint_every": 5, "train.keep_last": 100}
-    return write(folder, VARIANTS | {"settings": settings, "name": "killed"}, world)
+    return write(folder, {"name": "killed", "settings": settings, "variants": {"soft": None}, "seeds": 3}, world)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(world: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`long_variants`, trained at one go; don't alter it."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    sweep(read_plan(long_variants(world, folder)), folder / "whole")
-    return folder / "whole"
-
-
-def test_stopped_and_killed_it_ends_with_the_same_weights(world: Run, undisturbed: Path, tmp_path: Path) -> None:
+def test_stopped_and_killed_it_ends_with_the_same_weights(world: Run, tmp_path: Path) -> None:
     file, cells = long_variants(world, tmp_path), tmp_path / "killed" / "cells"
-    process = start(tmp_path, file, "--no-compare")
+    command = ["sweep", str(file), "--runs-dir", str(tmp_path), "--no-compare"]
+    process = start(tmp_path, command)
     wait_for(process, cells / "soft-seed0" / "checkpoints" / "step-000005")
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert b"Nothing is lost" in said
-    process = start(tmp_path, file, "--no-compare")
+    os.kill(process.pid or 0, signal.SIGINT)
+    process.join(120)
+    assert process.exitcode == 130
+    assert "Nothing is lost" in (tmp_path / "output.txt").read_text(encoding="utf-8")
+    process = start(tmp_path, command)
     wait_for(process, cells / "soft-seed1" / "checkpoints" / "step-000010")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     state = json.loads((tmp_path / "killed" / "sweep.json").read_text(encoding="utf-8"))
-    assert [state["cells"][name]["state"] for name in NAMES] == ["trained", "training", "waiting", "waiting"]
+    assert [cell["state"] for cell in state["cells"].values()] == ["trained", "training", "waiting"]
     kept = list_checkpoints(Run.open(cells / "soft-seed1"))
     assert 10 <= int(kept[-1].name.removeprefix("step-")) < LONG
     inode = kept[1].stat().st_ino
@@ -328,8 +325,9 @@ def test_stopped_and_killed_it_ends_with_the_same_weights(world: Run, undisturbe
     sweep(read_plan(file), tmp_path / "killed", events.append)
     assert kept[1].stat().st_ino == inode, "it began anew"
     assert not [event for event in events if event.stage.startswith("cell 1") and event.unit == "step"]
-    for name in NAMES:
-        assert weights(tmp_path / "killed", name) == weights(undisturbed, name)
+    sweep(read_plan(file), tmp_path / "undisturbed")
+    for name in state["cells"]:
+        assert weights(tmp_path / "killed", name) == weights(tmp_path / "undisturbed", name)
 
 
 BAD = {"variants": {"wild": {"train.lr": 1e30}, "tame": {}}, "settings": {"train.warmup": 0}, "name": "bad"}
@@ -505,6 +503,7 @@ def test_a_dry_run_writes_nothing(world: Run, tmp_path: Path) -> None:
 def test_the_table_sorts_cells_by_the_metric(swept: tuple[Path, dict[str, Any], list[Event]]) -> None:
     folder, state, _ = swept
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert [entry["cost"] for entry in results["systems"].values()] == [COST, COST]
     values = {name: entry["metrics"]["bits_per_byte"] for name, entry in results["systems"].items()}
     systems = sorted(values, key=lambda name: values[name]["value"])
     assert state["order"] == [f"{system}-seed{seed}" for system in systems for seed in (0, 1)]

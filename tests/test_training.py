@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from support.disturbed import start
+from support.small_capture import tokenized_small
 
 from distill.backbone.model import load_backbone, save_backbone
-from distill.config import RedreamSettings, Settings, StudentSettings, TokenizeSettings, TrainSettings
+from distill.config import RedreamSettings, Settings, StudentSettings, TrainSettings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
 from distill.events import Event
 from distill.exam.baselines import copy_file
-from distill.knowledge.mine import mine
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
@@ -49,22 +49,18 @@ def small_settings(source: Run, **train_settings: object) -> Settings:
     return Settings(
         teacher=source.settings.teacher,
         capture=source.settings.capture,
-        tokenize=TokenizeSettings(vocab_size=1024, image_tokens=24),
+        tokenize=source.settings.tokenize,
         student=StudentSettings(hidden=64, layers=2, heads=4, kv_heads=2, ffn=128, context=256),
         train=TrainSettings(**options),  # type: ignore[arg-type]
     )
 
 
 @pytest.fixture(scope="module")
-def prepared(small_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Captured, mined and tokenized; not trained."""
     torch.set_num_threads(1)
-    run = Run.create(tmp_path_factory.mktemp("prepared") / "run", small_settings(small_run))
-    copy_file(small_run.traces, run.traces)
-    copy_file(small_run.path / "run.json", run.path / "run.json")
-    mine(run)
-    build_tokenizer(run)
-    return run
+    run = tokenized_small(tmp_path_factory.mktemp("prepared") / "run")
+    return Run.create(run.path, small_settings(run))
 
 
 def fork(source: Run, folder: Path, **train_settings: object) -> Run:
@@ -122,10 +118,9 @@ def test_training_twice_gives_the_same_bits(trained: Run, prepared: Run, tmp_pat
     assert rows(again) == rows(trained)
 
 
-def test_more_steps_go_on_from_the_last_checkpoint(trained: Run, prepared: Run, tmp_path: Path) -> None:
+def test_more_steps_go_on_from_the_last_checkpoint(trained: Run, tmp_path: Path) -> None:
     """Resume through every checkpoint, before and after the drafts: the bits of an undisturbed run."""
-    run = fork(prepared, tmp_path / "run")
-    train(run)
+    run = Run.open(Path(shutil.copytree(trained.path, tmp_path / "run")))
     for step in (8, 12):  # as if killed after step 4, with metrics already written past it
         shutil.rmtree(checkpoint.folder_of(run, step))
     content = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
@@ -168,13 +163,14 @@ def test_dreams_under_which_answers_are_likelier_are_packed(
 ) -> None:
     """And an interrupted choice goes on to the same file."""
     monkeypatch.setattr(redreaming, "TOGETHER", 4)
-    trained = fork(prepared, tmp_path / "trained", batch_rows=4)  # with fewer it dreams nothing likelier
+    # One that has learned next to nothing dreams of anything, and its answers are as likely after that.
+    trained = fork(prepared, tmp_path / "trained", steps=1, checkpoint_every=1, validate_every=1, drafts_share=0.0)
     train(trained)
     runs: list[Run] = []
     for name in ("whole", "stopped"):
         shutil.copytree(trained.path, tmp_path / name)
         runs.append(Run.open(tmp_path / name))
-        runs[-1].settings.redream = RedreamSettings(samples=12, prior=0.0)
+        runs[-1].settings.redream = RedreamSettings(samples=4, prior=0.0)
     run, stopped = runs
     summary = redreaming.redream(run)
 
@@ -264,11 +260,11 @@ def test_two_processes_train_the_same_student(trained: Run, prepared: Run, tmp_p
 
 
 def test_minutes_end_a_training(prepared: Run, tmp_path: Path) -> None:
-    run = fork(prepared, tmp_path / "run", minutes=0.05, steps=10**6, drafts_share=0.0)
+    run = fork(prepared, tmp_path / "run", minutes=0.03, steps=10**6, drafts_share=0.0)
     summary = train(run)
     state = checkpoint.read_loop(checkpoint.latest(run))
     assert 0 < summary["steps"] < 10**4
-    assert state.seconds == pytest.approx(3.0, abs=1.0)
+    assert state.seconds == pytest.approx(1.8, abs=0.9)
 
 
 def test_a_trial_chooses_and_is_remembered(prepared: Run, tmp_path: Path) -> None:
@@ -310,20 +306,20 @@ def test_precision_asked_for_on_resume_is_obeyed(prepared: Run, tmp_path: Path) 
 
 def test_minutes_buy_training_not_the_trial(prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: object) -> numerics.Numerics:
-        time.sleep(2.0)
-        return numerics.Numerics("float32", False, seconds=2.0)
+        time.sleep(1.5)
+        return numerics.Numerics("float32", False, seconds=1.5)
 
     monkeypatch.setattr(numerics, "choose", slow)
-    run = fork(prepared, tmp_path / "run", minutes=0.03, steps=10**6, drafts_share=0.0)
+    run = fork(prepared, tmp_path / "run", minutes=0.02, steps=10**6, drafts_share=0.0)
     summary = train(run)
     state = checkpoint.read_loop(checkpoint.latest(run))
-    assert state.seconds == pytest.approx(1.8, abs=0.9)
+    assert state.seconds == pytest.approx(1.2, abs=0.9)
     assert summary["steps"] > 1
-    assert summary["trial_seconds"] == 2.0
-    run.settings.train.minutes = 0.05
+    assert summary["trial_seconds"] == 1.5
+    run.settings.train.minutes = 0.04
     more = train(run)
     assert more["steps"] > summary["steps"]
-    assert checkpoint.read_loop(checkpoint.latest(run)).seconds == pytest.approx(3.0, abs=0.9)
+    assert checkpoint.read_loop(checkpoint.latest(run)).seconds == pytest.approx(2.4, abs=0.9)
 
 
 def test_other_settings_are_refused_by_name(trained: Run, prepared: Run, tmp_path: Path) -> None:
@@ -337,20 +333,17 @@ def test_other_settings_are_refused_by_name(trained: Run, prepared: Run, tmp_pat
     assert train(run)["steps"] == 3
 
 
-@pytest.mark.parametrize("harm", ["cut", "alter", "remove"])
-def test_a_harmed_checkpoint_is_refused(harm: str, trained: Run, prepared: Run, tmp_path: Path) -> None:
+def test_a_harmed_checkpoint_is_refused(prepared: Run, tmp_path: Path) -> None:
     run = fork(prepared, tmp_path / "run", steps=4)
     train(run)
     run.settings.train.steps = 8
     file = checkpoint.latest(run) / "optimizer.safetensors"
     content = file.read_bytes()
-    if harm == "remove":
-        file.unlink()
-    else:
-        middle = len(content) // 2
-        file.write_bytes(content[:middle] if harm == "cut" else content[:middle] + b"?" + content[middle + 1 :])
-    with pytest.raises(CorruptFile, match=r"step-000004.*optimizer\.safetensors.*delete"):
-        train(run)
+    middle = len(content) // 2
+    for harmed in (content[:middle], content[:middle] + b"?" + content[middle + 1 :], None):
+        file.unlink() if harmed is None else file.write_bytes(harmed)
+        with pytest.raises(CorruptFile, match=r"step-000004.*optimizer\.safetensors.*delete"):
+            train(run)
     shutil.rmtree(checkpoint.latest(run))
     assert train(run)["steps"] == 8
 

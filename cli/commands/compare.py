@@ -70,8 +70,8 @@ def _measured(
 ) -> tuple[dict[str, Any], Path]:
     from distill.address import Address
     from distill.config import TeacherSettings
-    from distill.exam.examine import dream_tokens_of
     from distill.report.compare import compare as perform
+    from distill.report.measure import Measurement
 
     if len(specs) < 2:
         raise click.UsageError("name two targets or more; `dream evaluate` measures one")
@@ -81,20 +81,9 @@ def _measured(
     folder = out or _folder(exam, list(systems), asked["prompts"])
     hosts = [Address(host)] if host else list(settings.teacher.hosts)
     with Progress(quiet) as listen:
-        results = perform(
-            systems,
-            exam,
-            folder,
-            settings.evaluate,
-            listen,
-            seed=settings.seed,
-            baseline=baseline,
-            dream_tokens=dream_tokens_of(exam.run, targets),
-            device=settings.train.device,
-            cost=cost,
-            judge=TeacherSettings(model=judge, hosts=hosts) if judge else None,
-            force=force,
-        )
+        measurement = Measurement.of(exam, settings, targets, listen, force)
+        asked_too = TeacherSettings(model=judge, hosts=hosts) if judge else None
+        results = perform(measurement, systems, folder, baseline=baseline, cost=cost, judge=asked_too)
     return results, folder
 
 

@@ -87,24 +87,14 @@ def evaluate(
         return
     if evaluate__baselines:
         raise click.UsageError("--baselines go with one run alone: they are trained in it")
-    from distill.exam.examine import dream_tokens_of
     from distill.report.evaluate import evaluate_targets
+    from distill.report.measure import Measurement
 
     found, out = [find(spec, host) for spec in targets], asked["out"]
     exam, settings = exam_for(found, overrides=overrides, **asked)
     with Progress(quiet) as listen:
-        results = evaluate_targets(
-            found,
-            exam,
-            settings.evaluate,
-            listen,
-            seed=settings.seed,
-            dream_tokens=dream_tokens_of(exam.run, found),
-            device=settings.train.device,
-            cost=cost is not False,
-            force=force,
-            out=out,
-        )
+        measurement = Measurement.of(exam, settings, found, listen, force)
+        results = evaluate_targets(measurement, found, cost=cost is not False, out=out)
     where = f"Report: {out / 'report.html'}" if out else f"Kept in {exam.folder}"
     answer(as_json, results, f"{exam.name[:1].upper()}{exam.name[1:]}.\n\n{report_text(results)}\n\n{where}")
     if results["failed"]:

@@ -100,6 +100,8 @@ def measure_cost(
         "max_tokens": settings.max_tokens,
         "questions": [{"key": q.key, "prompt": q.prompt, "system": q.system} for q in exam.questions[: PROMPTS * 4]],
     }
+    if target.kind == "ollama":  # its process is the server
+        return _told(request)
     try:
         done = subprocess.run(
             [sys.executable, "-m", "distill.exam.cost"],
@@ -142,7 +144,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": float(np.median(values)), "low": min(values), "high": max(values)}
 
 
-# In the process of its own.
+# In the process of its own; of a model in Ollama, in this one.
 
 
 def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,14 +205,13 @@ def _peak() -> int | None:
     return None
 
 
-def _main() -> None:
-    """A request on stdin; its answer is the last line on stdout, whatever libraries may write there before."""
+def _told(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Or why nothing can be measured."""
     try:
-        found = _measure(json.load(sys.stdin))
+        return _measure(request)
     except DistillError as error:
-        found = _not_measured(str(error))
-    json.dump(found, sys.stdout)
+        return _not_measured(str(error))
 
 
-if __name__ == "__main__":
-    _main()
+if __name__ == "__main__":  # the answer is the last line on stdout, whatever libraries may write there before
+    json.dump(_told(json.load(sys.stdin)), sys.stdout)

@@ -4,36 +4,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.config import EvaluateSettings, TeacherSettings
+from distill.config import TeacherSettings
 from distill.errors import BadInput
-from distill.events import Event, Listener, silent
+from distill.events import Event, Listener
 from distill.exam.measured import Measured
-from distill.exam.questions import Exam
 from distill.report.measure import Measurement, Systems, keep, samples_of
 
 
 def compare(
+    measurement: Measurement,
     systems: Systems,
-    exam: Exam,
     folder: Path,
-    settings: EvaluateSettings,
-    listen: Listener = silent,
     *,
-    seed: int = 0,
     baseline: str = "",
-    dream_tokens: int = 66,
-    device: str = "auto",
     cost: bool = True,
     judge: TeacherSettings | None = None,
-    force: bool = False,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Examine every target of every system and compare each system with `baseline` (the first, where none is named).
 
     Writes results.json, samples.jsonl, report.md and report.html into `folder`, and returns the results. judge: who
-    also says which answer is better. force: measure everything again. warnings: what the caller has to say before the
-    numbers are believed. Raises BadInput for fewer than two systems or an unknown baseline; what a target or a judge
-    raises, having kept what was measured (where there is no such judge: before measuring).
+    also says which answer is better. warnings: what the caller has to say before the numbers are believed. Raises
+    BadInput for fewer than two systems or an unknown baseline; what a target or a judge raises, having kept what was
+    measured (where there is no such judge: before measuring).
     """
     baseline = baseline or next(iter(systems), "")
     if len(systems) < 2:
@@ -41,20 +34,19 @@ def compare(
     if baseline not in systems:
         raise BadInput(f"--baseline {baseline}: is none of the systems {', '.join(systems)}")
     if judge is not None:
-        _check_judge(judge, listen)
-    measurement = Measurement(exam, settings, listen, seed, dream_tokens, device, force)
+        _check_judge(judge, measurement.listen)
     measured, failed = measurement.measure(systems)
     for spec, error in failed.items():
         raise type(error)(f"{spec}: {error}; what was measured is kept, the same command goes on from there")
     results = measurement.results(systems, measured, baseline, cost)
     results["warnings"] = [*warnings, *results["warnings"]]
-    samples = samples_of(exam, measured, several=True)
+    samples = samples_of(measurement.exam, measured, several=True)
     keep(folder, results, samples)
     if judge is not None:  # a judge that fails takes nothing of the rest along
         results["judge"] = _judged(measurement, measured, baseline, judge)
         results["warnings"] += results["judge"].pop("warnings", [])
         keep(folder, results, samples)
-    listen(Event("compare", "done", f"{folder / 'report.html'}"))
+    measurement.listen(Event("compare", "done", f"{folder / 'report.html'}"))
     return results
 
 

@@ -11,10 +11,10 @@ from distill.config import EvaluateSettings
 from distill.events import Event, Listener, silent
 from distill.exam.baselines import check_baselines, train_baseline
 from distill.exam.examine import VERSION as EXAMINATION
-from distill.exam.examine import dream_tokens_of, names_of, teacher_measured
+from distill.exam.examine import names_of, teacher_measured
 from distill.exam.measured import Measured
 from distill.exam.metrics.statistics import PairedBootstrap
-from distill.exam.questions import Exam, load_exam
+from distill.exam.questions import load_exam
 from distill.exam.targets import Kind, Target
 from distill.report.measure import VERSION, Measurement, keep, samples_of
 from distill.run import Run, fingerprint, sha256_file
@@ -69,9 +69,7 @@ def evaluate_run(
     and its differences to the student (`versus_student`).
     """
     exam, seed = load_exam(run), run.settings.seed
-    measurement = Measurement(
-        exam, run.settings.evaluate, listen, seed, dream_tokens_of(run), run.settings.train.device, force
-    )
+    measurement = Measurement.of(exam, run.settings, listen=listen, force=force)
     systems = _systems(run, chosen, listen)
     # Before training its dreams are noise: only its likelihoods without one say something.
     measured, failed = measurement.measure(systems, only={"start": ("score-none",)})
@@ -153,17 +151,7 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate_targets(
-    targets: Sequence[Target],
-    exam: Exam,
-    settings: EvaluateSettings,
-    listen: Listener = silent,
-    *,
-    seed: int = 0,
-    dream_tokens: int = 66,
-    device: str = "auto",
-    cost: bool = True,
-    force: bool = False,
-    out: Path | None = None,
+    measurement: Measurement, targets: Sequence[Target], *, cost: bool = True, out: Path | None = None
 ) -> dict[str, Any]:
     """Examine every target, the first being the baseline; returns the content of results.json, which is written to
     `out` with samples.jsonl, report.md and report.html where a folder is given.
@@ -171,17 +159,17 @@ def evaluate_targets(
     A target that fails is in `failed` with its reason and in nothing else. Raises what failed where all did.
     """
     systems = {name: [target] for name, target in zip(names_of(targets), targets, strict=True)}
-    measurement = Measurement(exam, settings, listen, seed, dream_tokens, device, force)
     measured, failed = measurement.measure(systems)
     if not measured:
         raise next(iter(failed.values()))
     there = {name: systems[name] for name in measured}
     results = measurement.results(there, measured, next(iter(there)), cost)
     results["failed"] = {spec: str(error) for spec, error in failed.items()}
-    results |= {"seed": seed, "settings": {**asdict(settings), "dream_tokens": dream_tokens}}
+    settings = {**asdict(measurement.settings), "dream_tokens": measurement.dream_tokens}
+    results |= {"seed": measurement.seed, "settings": settings}
     for entry in results["systems"].values():
         entry["target"] = entry["targets"][0]
     if out is not None:
-        keep(out, results, samples_of(exam, measured))
-    listen(Event("evaluate", "done", str(out / "report.md") if out else ""))
+        keep(out, results, samples_of(measurement.exam, measured))
+    measurement.listen(Event("evaluate", "done", str(out / "report.md") if out else ""))
     return results

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from distill.config import EvaluateSettings
+from distill.config import EvaluateSettings, Settings
 from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener, silent
 from distill.exam.contamination import of_target
 from distill.exam.cost import kept_cost
-from distill.exam.examine import examine
+from distill.exam.examine import dream_tokens_of, examine
 from distill.exam.measured import Measured
 from distill.exam.metrics.catalogue import in_order, metric_of
 from distill.exam.provenance import machine, versions
@@ -49,6 +49,19 @@ class Measurement:
     dream_tokens: int = 66
     device: str = "auto"
     force: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        exam: Exam,
+        settings: Settings,
+        targets: Sequence[Target] = (),
+        listen: Listener = silent,
+        force: bool = False,
+    ) -> Self:
+        """As a run's settings have it; dreams are as long as the longest of the exam's run and of the targets."""
+        longest = dream_tokens_of(exam.run, targets)
+        return cls(exam, settings.evaluate, listen, settings.seed, longest, settings.train.device, force)
 
     def measure(
         self, systems: Systems, only: Mapping[str, Sequence[str]] | None = None

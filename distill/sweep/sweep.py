@@ -15,11 +15,11 @@ from distill.config import Settings
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.exam.baselines import SHARED_STAGES
-from distill.exam.examine import dream_tokens_of
 from distill.exam.metrics.catalogue import metric_of
 from distill.exam.questions import load_exam
 from distill.exam.targets import find_target
 from distill.report.compare import compare as compare_systems
+from distill.report.measure import Measurement
 from distill.report.tables import markdown_table
 from distill.run import Run, write_atomic
 from distill.sweep.cells import Job, best_source, data_key, prepare_data, train_cell
@@ -205,19 +205,9 @@ class Sweep:
         warnings = self._incomplete(trained, baseline)
         exam = load_exam(self._exam_run(trained[baseline][0]))
         systems = {name: [find_target(str(self.path_of(cell))) for cell in cells] for name, cells in trained.items()}
-        results = compare_systems(
-            systems,
-            exam,
-            self.folder,
-            common.evaluate,
-            self.listen,
-            seed=common.seed,
-            baseline=baseline,
-            dream_tokens=dream_tokens_of(exam.run, [target for targets in systems.values() for target in targets]),
-            device=common.train.device,
-            force=force,
-            warnings=warnings,
-        )
+        targets = [target for each in systems.values() for target in each]
+        measurement = Measurement.of(exam, common, targets, self.listen, force)
+        results = compare_systems(measurement, systems, self.folder, baseline=baseline, warnings=warnings)
         self.state["compared_with"] = baseline
         for name, entry in results["systems"].items():
             entry["sweep_seeds"] = [cell.seed for cell in trained[name]]

@@ -3,27 +3,26 @@
 from pathlib import Path
 
 from support.shared import made_once
+from support.small_capture import tokenized_small
 
-from distill.config import EvaluateSettings, Settings, StudentSettings, TokenizeSettings, TrainSettings
-from distill.exam.baselines import copy_file
-from distill.knowledge.mine import mine
+from distill.config import EvaluateSettings, Settings, StudentSettings, TrainSettings
 from distill.run import Run
-from distill.tokens.build import build_tokenizer
 from distill.training.loop import train
 
 STEPS = 24
 
 
-def trained_run(source: Run, folder: Path) -> Run:
-    """The traces of `source` (captured already), mined, tokenized, and a tiny student trained on them."""
-    return Run.open(made_once("trained", lambda kept: _train(source, kept), folder))
+def trained_run(folder: Path) -> Run:
+    """The small capture, mined, tokenized, and a tiny student trained on it."""
+    return Run.open(made_once("trained", _train, folder))
 
 
-def _train(source: Run, folder: Path) -> None:
+def _train(folder: Path) -> None:
+    source = tokenized_small(folder)
     settings = Settings(
         teacher=source.settings.teacher,
         capture=source.settings.capture,
-        tokenize=TokenizeSettings(vocab_size=1024, image_tokens=24),
+        tokenize=source.settings.tokenize,
         student=StudentSettings(hidden=64, layers=2, heads=4, kv_heads=2, ffn=128, context=384),
         train=TrainSettings(
             steps=STEPS,
@@ -40,9 +39,4 @@ def _train(source: Run, folder: Path) -> None:
         ),
         evaluate=EvaluateSettings(dreams=2, max_tokens=24, bootstrap=200),
     )
-    run = Run.create(folder, settings)
-    copy_file(source.traces, run.traces)
-    copy_file(source.path / "run.json", folder / "run.json")
-    mine(run)
-    build_tokenizer(run)
-    train(run)
+    train(Run.create(folder, settings))

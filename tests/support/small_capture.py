@@ -9,11 +9,16 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from distill.config import CaptureSettings, Settings, TeacherSettings
+from support.shared import made_once
+
+from distill.config import CaptureSettings, Settings, TeacherSettings, TokenizeSettings
 from distill.corpus.capture import capture
+from distill.knowledge.mine import mine
 from distill.run import Run
+from distill.tokens.build import build_tokenizer
 
 KEPT = Path(__file__).parents[1] / "fixtures" / "small_capture.zip"
+TOKENIZE = TokenizeSettings(vocab_size=1024, image_tokens=24)
 QUESTIONS = """\
 What happens when you drop a ball?
 What happens if you leave ice in the sun?
@@ -47,6 +52,22 @@ def captured_small(folder: Path) -> Run:
     with zipfile.ZipFile(KEPT) as kept:
         kept.extractall(folder)
     return Run.open(folder)
+
+
+def mined_small(folder: Path) -> Run:
+    """The same, mined; once for all tests."""
+    return Run.open(made_once("mined", lambda kept: mine(captured_small(kept)), folder))
+
+
+def tokenized_small(folder: Path) -> Run:
+    """The same, with a small tokenizer (TOKENIZE)."""
+
+    def make(kept: Path) -> None:
+        mined = mined_small(kept)
+        mined.settings.tokenize = TOKENIZE
+        build_tokenizer(Run.create(kept, mined.settings))
+
+    return Run.open(made_once("tokenized", make, folder))
 
 
 def keep(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`dream bench train`, `generate`, `dreams`, `export` and `score`: what is done with a student's weights."""
+"""`dream bench train`, `generate`, `dreams` and `export`: what is done with a student's weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,20 +127,3 @@ def export(target: Path | None, watch: "Stopwatch", **asked: Any) -> "BenchResul
     from bundle.load import load_student
 
     return bench_export(watch, None if target is None else load_student(target), **asked)
-
-
-@bench.command()
-@size_options
-@click.option("--prompts", default=64, show_default=True, type=click.IntRange(1, 512), help="Answers that are scored.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@measured(repeat=5)
-def score(watch: "Stopwatch", **asked: Any) -> "BenchResult":
-    """Time the scoring of given answers, all metrics, against the bare model's forward pass over as many tokens.
-
-    \b
-    Example:
-      dream bench score --preset micro
-    """
-    from bench.score import bench_score
-
-    return bench_score(watch, **asked)

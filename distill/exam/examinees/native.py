@@ -46,7 +46,7 @@ class NativeExaminee(TokenExaminee):
         self.end_think = self.tokenizer.end_think_id
         self.context_size = self.model.config.context + 1  # the last token is only predicted, never read
         self._grammar = DreamGrammar(self.tokenizer, how.steps)
-        self._codes = _codes_in(folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder, self.codebook)
+        self._codes = _codes_in(folder, self.codebook, target.run)
         dreams = self._find_dreams(target.run)
         self._recall = _recall_of(target.run, self._codes, self.tokenizer)
         self._headers: dict[tuple[str, str], list[int]] = {}
@@ -145,11 +145,16 @@ def vocabulary_of(tokenizer: StudentTokenizer) -> Vocabulary:
     return Vocabulary(TeacherTokenizer(told.model, told.pre, told.tokens, told.merges, told.types, tokenizer.eos_id))
 
 
-def _codes_in(words: Path, codebook: Codebook | None) -> dict[str, int]:
-    """phrases.json of a tokenizer's folder; {} where it has none, as a bundle."""
-    if codebook is None or not (words / "phrases.json").is_file():
+def _codes_in(folder: Path, codebook: Codebook | None, run: Run | None = None) -> dict[str, int]:
+    """phrases.json of a student's folder. A bundle has none and takes its run's, where that has the same image tokens
+    still: phrases go by their role there, which the codebook alone doesn't know. {} where there is none."""
+    for words in (folder / "tokenizer", folder):
+        if codebook is not None and (words / "phrases.json").is_file():
+            return load_codes(words, codebook)
+    if codebook is None or run is None or not (run.tokenizer / "phrases.json").is_file():
         return {}
-    return load_codes(words, codebook)
+    theirs = Codebook.load(run.tokenizer)
+    return load_codes(run.tokenizer, theirs) if theirs.labels == codebook.labels else {}
 
 
 def _recall_of(run: Run | None, codes: Mapping[str, int], tokenizer: StudentTokenizer) -> Recall | None:
