@@ -29,6 +29,7 @@ LAYERS = (
     "mining",
     "knowledge",
     "tokens",
+    "vision",
     "student",
     "dream",
     "training",

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from distill.backbone.device import pick_device
 from distill.backbone.model import Backbone
 from distill.config import DreamingConfig
 from distill.dream.dreamers import Dreamt, graph_data
@@ -22,7 +23,7 @@ from distill.dream.engine import DreamEngine
 from distill.dream.graph_reasoner import chains_of
 from distill.dream.memory import recall
 from distill.dream.output_decoder import OutputDecoder, Sampling, image_labels
-from distill.dream.pretrained import KNOWLEDGE, Parts, load_parts, pick_device, save_parts
+from distill.dream.pretrained import KNOWLEDGE, Parts, load_parts, save_parts
 from distill.dream.prompting import OUTPUT_MODES, Asked, OutputMode, check, choice, images_of, prompts_of
 from distill.dream.reading import read_words
 from distill.dream.record import DreamRecord

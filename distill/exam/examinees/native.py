@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.backbone.device import pick_device
 from distill.backbone.model import count_parameters
 from distill.corpus.traces import TraceStore
-from distill.dream.pretrained import load_parts, pick_device
+from distill.dream.pretrained import load_parts
 from distill.errors import TeacherError
 from distill.exam.examinees.common import check_finite
 from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken, Thinks
