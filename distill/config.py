@@ -104,7 +104,7 @@ class TokenizeSettings:
     image_tokens: int = 512
     """Codebook size at most (1,024 is the design's bound)."""
     encoder: str = "local"
-    """`local` (needs no download) or `ollama:MODEL` (its /api/embed)."""
+    """`local` (needs no download), `ollama:MODEL` (its /api/embed) or `clip:FOLDER` (pictures share its space)."""
 
 
 @dataclass
