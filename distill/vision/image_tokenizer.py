@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,10 +14,7 @@ from distill.config import LEAST, ImageTokenizerConfig
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.vision.backbones import Backbone, open_backbone, orthonormal
-from distill.vision.pictures import content_digest, prepare, read_picture
-
-if TYPE_CHECKING:
-    from distill.vision.pictures import Picture
+from distill.vision.pictures import Picture, content_digest, prepare, read_picture
 
 KEPT = 16_384
 """Embeddings kept at most, the latest asked for: 32 MB of 512 numbers each."""
@@ -63,7 +59,7 @@ class ImageTokenizer:
         """Pixels of a patch's side, as the weights have it; 0 where a backbone has none."""
         return self.backbone.patch_size
 
-    def tokenize(self, images: "Iterable[Picture] | Tensor", batch_size: int = 32) -> list[Tensor | None]:
+    def tokenize(self, images: Iterable[Picture] | Tensor, batch_size: int = 32) -> list[Tensor | None]:
         """An embedding, (embedding_dim,) float32 on the CPU, of each picture; None of one that can't be read, of which
         a warning tells in one line. However many there are, only `batch_size` of them are held at once.
 
@@ -73,7 +69,7 @@ class ImageTokenizer:
         return list(self.stream(images, batch_size))
 
     @torch.no_grad()
-    def stream(self, images: "Iterable[Picture] | Tensor", batch_size: int = 32) -> Iterator[Tensor | None]:
+    def stream(self, images: Iterable[Picture] | Tensor, batch_size: int = 32) -> Iterator[Tensor | None]:
         """The same, one after the other as they are ready."""
         if batch_size < 1:
             raise BadInput(f"batch_size={batch_size}: must be at least 1")
@@ -84,12 +80,12 @@ class ImageTokenizer:
             known: dict[str, Tensor] = {}
             for image in batch:
                 try:
-                    name, content = read_picture(image)
+                    content = read_picture(image)
                     digest = content_digest(content)
                     if digest in self._known:
                         known[digest] = self._known[digest]
                     elif digest not in new:
-                        new[digest] = prepare(content, self.backbone.preparation, name)
+                        new[digest] = prepare(content, self.backbone.preparation)
                     digests.append(digest)
                 except BadInput as error:
                     self.listen(Event("vision", "warning", str(error)))
