@@ -392,7 +392,9 @@ def test_a_run_has_its_pictures_and_goes_on_where_it_was_killed(
     with TraceStore(run.traces, readonly=True) as store:
         prompts = {trace.key: trace.prompt for trace in store.traces()}
     for line in lines:
-        (path,) = line["pictures"]
+        ((path, labels),) = line["pictures"].items()
+        assert labels
+        assert set(labels) <= set(NAMES)
         assert prompts[line["key"]].endswith(f" {path}")
         assert Image.open(run.path / path).size == (128, 128)
     mine(run, silent)

@@ -18,6 +18,7 @@ from PIL import Image
 from distill.config import ImageTokenizerConfig
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event
+from distill.vision import backbones
 from distill.vision.dinov2 import CONFIG, backbone_of, dinov2_small, fields
 from distill.vision.image_tokenizer import ImageTokenizer
 from distill.vision.pictures import MOST_PIXELS, Preparation, prepare, read_picture
@@ -186,7 +187,7 @@ def test_any_size_fits_and_none_takes_much_memory(width: int, height: int, crop:
         assert pixels.shape == (3, size, size)
         middle = pixels[:, size // 2, size // 2]
         assert torch.allclose(middle, (1 - torch.tensor(how.mean)) / torch.tensor(how.std), atol=1e-4)
-    assert prepare(Image.new("L", (40_000, 1)), how).shape == (3, size, size)
+    assert prepare(read_picture(Image.new("L", (40_000, 1))), how).shape == (3, size, size)
 
 
 def test_tensors_of_whole_numbers_fractions_and_normalized_ones() -> None:
@@ -287,6 +288,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def tokenizer_of(models: dict[str, Path], kind: str, **settings: Any) -> ImageTokenizer:
     config = ImageTokenizerConfig(backbone=kind, weights=str(models[kind]), embedding_dim=0, **settings)
     return ImageTokenizer(config, "cpu")
+
+
+SNIPPET = """
+from image_token_llm.image_tokenizer import ImageTokenizer
+from image_token_llm.config import ImageTokenizerConfig
+import torch
+
+config = ImageTokenizerConfig(embedding_dim=512, patch_size=16)
+tokenizer = ImageTokenizer(config, device="cuda")  # Uses CLIP by default, on GPU
+images = [torch.randn(3, 224, 224) for _ in range(128)]
+tokens = tokenizer.tokenize(images, batch_size=32)  # Efficient large-batch
+print(tokens[0].shape)  # (512,)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:device='cuda'")
+def test_the_users_snippet(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it was written, but for where it imports from, and for whose weights a CLIP is taken without a name."""
+    monkeypatch.setitem(backbones.HUB, "clip", str(models["clip"]))
+    exec(SNIPPET.replace("image_token_llm.image", "distill.vision.image").replace("image_token_llm", "distill"), {})
+    assert capsys.readouterr().out == "torch.Size([512])\n"
 
 
 @pytest.mark.parametrize("size", [(32, 32), (57, 40), (33, 90), (300, 500)])

@@ -131,13 +131,13 @@ def content_digest(content: Image.Image | Tensor) -> str:
     return hashlib.sha256(about.encode() + data).hexdigest()
 
 
-def prepare(source: Picture, how: Preparation) -> Tensor:
-    """(3, S, S) float32, as the backbone was trained on. Raises BadInput.
+def prepare(content: Image.Image | Tensor, how: Preparation) -> Tensor:
+    """(3, S, S) float32 of what `read_picture` gave, as the backbone was trained on. Raises BadInput.
 
     Of a tensor whole numbers are pixels from 0 to 255, fractions pixels from 0 to 1; with values outside of that it
     is taken as normalized already.
     """
-    content, normalized = read_picture(source), False
+    normalized = False
     if isinstance(content, Tensor):
         pixels, normalized = _of_tensor(content)
         left, top, right, bottom = _looked_at(pixels.shape[2], pixels.shape[1], how)

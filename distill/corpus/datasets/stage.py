@@ -107,7 +107,7 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
     return summary
 
 
-def _draw(run: Run, question: Question) -> dict[str, list[str]]:
+def _draw(run: Run, question: Question) -> dict[str, dict[str, tuple[str, ...]]]:
     """Draw the question's pictures that aren't there yet. Returns what dataset.jsonl says of them."""
     for picture in question.pictures:
         path = run.path / PICTURES / picture.name
@@ -116,4 +116,4 @@ def _draw(run: Run, question: Question) -> dict[str, list[str]]:
             aside = path.with_name(f".{path.name}.partial")  # made anew in any case: nothing is lost but itself
             aside.write_bytes(picture.png())
             aside.replace(path)
-    return {"pictures": [picture.path for picture in question.pictures]} if question.pictures else {}
+    return {"pictures": {picture.path: picture.labels for picture in question.pictures}} if question.pictures else {}
