@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -355,6 +356,10 @@ def test_weights_that_are_none(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(CorruptFile, match="its weights lack"):
         tokenizer_of({"dinov2": models["resnet"]}, "dinov2")
     (tmp_path / "config.json").write_text('{"model_type": "clip"}', encoding="utf-8")
+    shutil.copytree(models["resnet"], tmp_path / "resnet")
+    (tmp_path / "resnet" / "preprocessor_config.json").write_text('{"size": "large"}', encoding="utf-8")
+    with pytest.raises(CorruptFile, match=r"resnet: its preprocessor_config\.json can't be read"):
+        tokenizer_of({"resnet": tmp_path / "resnet"}, "resnet")
     (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
     with pytest.raises(CorruptFile, match=r"can't load it as a clip model .*config\.json and model\.safetensors"):
         tokenizer_of({"clip": tmp_path}, "clip")

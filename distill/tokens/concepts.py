@@ -274,9 +274,9 @@ def open_embed(model: str, teacher: TeacherSettings | None = None) -> Embed:
     """The embedding call of `ollama:MODEL`, with the teacher's time-out and retries, at the first of its hosts that
     answers: there it stays, as another may have another model of that name."""
     if model.startswith("clip:"):
-        from distill.tokens.clip_text import ClipText
+        from distill.tokens.clip_text import clip_text
 
-        return ClipText(model.removeprefix("clip:"))
+        return clip_text(model.removeprefix("clip:"))
     from distill.teacher import open_teacher
 
     hosts = open_teacher(replace(teacher or TeacherSettings(), model=model))

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.backbone.from_transformers import load_model
+from distill.backbone.from_transformers import load_model, one_line
 from distill.config import ImageTokenizerConfig
-from distill.errors import BadInput
+from distill.errors import BadInput, CorruptFile
 from distill.events import Listener
 from distill.vision.pictures import Preparation
 
 KINDS = ("clip", "dinov2", "resnet", "lite", "patch")
 HUB = {"clip": "openai/clip-vit-base-patch32", "resnet": "microsoft/resnet-50"}
 """The weights that are taken where `vision.weights` names none."""
+WIDTHS = {"clip": "projection_dim", "dinov2": "hidden_size"}
 CLASSES = {"clip": "CLIPModel", "dinov2": "Dinov2Model", "resnet": "ResNetModel"}
 USUAL: dict[str, dict[str, Any]] = {
     "clip": {
@@ -57,6 +58,7 @@ class Pretrained(Backbone):
     def __init__(self, kind: str, source: str, image_size: int) -> None:
         super().__init__()
         import transformers
+        from transformers.utils.hub import cached_file
 
         self.kind, self.name = kind, f"{kind}:{source}"
         here = Path(source).exists()
@@ -67,45 +69,34 @@ class Pretrained(Backbone):
         )
         config = self.model.config
         vision = config.vision_config if kind == "clip" else config
-        widths = {"clip": "projection_dim", "dinov2": "hidden_size", "resnet": "hidden_sizes"}
-        self.dim = width if isinstance(width := getattr(config, widths[kind]), int) else width[-1]
+        self.dim = getattr(config, WIDTHS[kind]) if kind != "resnet" else config.hidden_sizes[-1]
         self.patch_size = getattr(vision, "patch_size", 0)
         own = vision.image_size if kind == "clip" else ITS_OWN[kind]
-        said = {**USUAL.get(kind, {}), **self._preprocessor(source)}
-        if image_size:
-            said |= {"size": {"shortest_edge": image_size}, "crop_size": image_size}
-        self.preparation = Preparation.of(said, own)
+        try:
+            found: Any = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+            said = {**USUAL.get(kind, {}), **(json.loads(Path(found).read_text(encoding="utf-8")) if found else {})}
+            if image_size:
+                said |= {"size": {"shortest_edge": image_size}, "crop_size": image_size}
+            self.preparation = Preparation.of(said, own)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            reason = f"preprocessor_config.json can't be read ({one_line(error)})"
+            raise CorruptFile(f"{source}: its {reason}; download the model again") from error
         if self.patch_size and self.preparation.size % self.patch_size:
             raise BadInput(f"vision.image_size={self.preparation.size}: not a multiple of {self.patch_size}, its patch")
         self.requires_grad_(False)
 
-    @staticmethod
-    def _preprocessor(source: str) -> dict[str, Any]:
-        """preprocessor_config.json of a folder, or of the hub's cache; empty where there is none."""
-        from transformers.utils.hub import cached_file
-
-        try:
-            found: Any = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-            return json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
-        except (OSError, ValueError):
-            return {}
-
     def forward(self, pixels: Tensor) -> Tensor:
-        if self.kind == "clip":
-            seen = self.model.vision_model(pixels, **self._positions())
-            return self.model.visual_projection(seen.pooler_output)
-        return self.model(pixels).pooler_output.flatten(1)
+        pooled = self._seen(pixels).pooler_output.flatten(1)
+        return self.model.visual_projection(pooled) if self.kind == "clip" else pooled
 
     def patches(self, pixels: Tensor) -> Tensor:
-        if self.kind == "resnet":
-            return self.model(pixels).last_hidden_state.flatten(2).mT
-        model = self.model.vision_model if self.kind == "clip" else self.model
-        return model(pixels, **self._positions()).last_hidden_state[:, 1:]
+        states = self._seen(pixels).last_hidden_state
+        return states.flatten(2).mT if self.kind == "resnet" else states[:, 1:]
 
-    def _positions(self) -> dict[str, bool]:
-        """CLIP's places are for one size; DINOv2 always fits them to the picture's."""
-        other = self.kind == "clip" and self.preparation.size != self.model.config.vision_config.image_size
-        return {"interpolate_pos_encoding": True} if other else {}
+    def _seen(self, pixels: Tensor) -> Any:
+        if self.kind != "clip":
+            return self.model(pixels)
+        return self.model.vision_model(pixels, interpolate_pos_encoding=True)  # as DINOv2 always does
 
 
 class Lite(Backbone):

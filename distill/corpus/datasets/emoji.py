@@ -137,7 +137,7 @@ def _chosen(about: list[dict[str, Any]], pictures: dict[str, Callable[[], bytes]
     for entry in about:
         name, words = entry["name"].lower(), entry["name"].lower().split()
         plain = name.replace(" ", "").isalpha() and name.isascii() and len(words) <= 2 and not words[0].endswith("ans")
-        one = words[-1] != "face" and (not name.endswith("s") or name.endswith("ss"))
+        one = words[-1] != "face" and name not in KINDS.values() and (not name.endswith("s") or name.endswith("ss"))
         if entry["subcategory"] in KINDS and plain and one and entry["image"] in pictures and name not in found:
             found[name] = Emoji(name, KINDS[entry["subcategory"]], pictures[entry["image"]]())
     # A black cat is a cat: of such names the shorter one stays.
