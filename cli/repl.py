@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -37,6 +37,8 @@ class Student(Protocol):
 
     @property
     def editor(self) -> "DreamEditor": ...
+
+    def asked(self, prompt: str, images: Sequence[str]) -> str: ...
 
     def chat(
         self,

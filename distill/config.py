@@ -69,7 +69,7 @@ class CaptureSettings:
     minutes: float = 0.0
     """Stop asking after so many minutes and go on with what is there; 0: no limit."""
     dataset: str = ""
-    """`causal-world` or, in pictures, `synthetic` and `emoji-scenes`: true dreams and answers; no teacher is asked."""
+    """`causal-world` or, in pictures, `emoji-scenes`: true dreams and answers; no teacher is asked."""
     dataset_files: str = ""
     """A folder or .tgz that a dataset is made of; empty: fetched."""
     dataset_size: int = 24000

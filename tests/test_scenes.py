@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import tarfile
 from collections import Counter
@@ -14,10 +15,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from distill.config import ImageTokenizerConfig, Settings
+from distill.config import ImageTokenizerConfig, Settings, StudentSettings
 from distill.corpus.capture import capture
-from distill.corpus.datasets import causal_world as world
-from distill.corpus.datasets import emoji, emoji_scenes, synthetic
+from distill.corpus.datasets import emoji, emoji_scenes
 from distill.corpus.datasets.questions import Drawn, Question
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingDependency
@@ -25,9 +25,14 @@ from distill.events import Event, silent
 from distill.knowledge.mine import mine
 from distill.mining.triplets import Triplet, read_triplets
 from distill.run import Run
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import prompt_ids, render
 from distill.tokens.image_tokens import Codebook, build_codebook
+from distill.tokens.packing import Documents, pack
+from distill.tokens.shown import PLACES
 from distill.vision.codebook import STRENGTHS, PictureCodebook
 from distill.vision.image_tokenizer import ImageTokenizer
+from distill.vision.seeing import tokenize
 
 NAMES = (
     *("rat", "cow", "tiger", "rabbit", "wrench", "hammer", "clamp", "dagger", "pear", "peach", "mango", "lemon"),
@@ -184,35 +189,6 @@ def test_npm_fetches_and_its_refusals_are_one_line(tmp_path: Path, monkeypatch: 
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_synthetic_pictures_show_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many pictures as states, no two alike; what is asked of them is what the causal world says."""
-    drawn = list(synthetic.questions(900, 20, 1))
-    counts = Counter(question.split for question in drawn)
-    assert counts == {"train": 900, "familiar": 20, "combination": 20, "depth": 20}
-    pictures = {picture.name: picture for question in drawn for picture in question.pictures}
-    assert len({picture.png() for picture in pictures.values()}) == len(pictures) > 300
-    for question in drawn:
-        *_, last = question.pictures
-        thing, place, temperature, condition = last.labels
-        if "become" in question.prompt:
-            before = world.State(place, temperature, condition)
-            actions = {words: action for action, words in world.WORDS.items()}
-            told = question.prompt.split("It is ")[1].split(". What")[0].split(", then ")
-            for words in told:
-                before = world.act(world.material_of(thing), before, actions[words])
-            assert question.answer == f"The {thing} is {before.place}, {before.temperature} and {before.condition}."
-        elif "changed" in question.prompt:
-            pairs = zip(question.pictures[0].labels[1:], last.labels[1:], strict=True)
-            changes = [f"was {a} and is {b} now" for a, b in pairs if a != b]
-            assert question.answer == (f"The {thing} {', '.join(changes)}." if changes else "Nothing changed.")
-        else:
-            assert question.answer == f"A {thing} {place}, {temperature} and {condition}."
-        assert all(word not in question.prompt for word in last.labels)
-    monkeypatch.setattr(synthetic.world, "questions", lambda *_: drawn[:0])
-    with pytest.raises(BadInput, match="ask for fewer"):
-        list(synthetic.questions(1, 1, 0))
-
-
 # Pictures as image tokens.
 
 
@@ -236,7 +212,7 @@ def learnt(package: Path) -> tuple[PictureCodebook, dict[str, tuple[Any, list[tu
         split: (vectors_of(tokenizer, list(own.values())), [picture.labels for picture in own.values()])
         for split, own in pictures.items()
     }
-    return PictureCodebook.learn(codebook, tokenizer.backbone.name, *of["train"]), of
+    return PictureCodebook.learn(codebook, tokenizer.config, *of["train"]), of
 
 
 def test_a_pictures_tokens_name_what_is_in_it(learnt: Any) -> None:
@@ -295,12 +271,12 @@ def test_a_map_on_disk_and_what_does_not_fit(learnt: Any, tmp_path: Path) -> Non
     embeddings, labels = of["familiar"]
     codebook.save(tmp_path)
     again = PictureCodebook.load(tmp_path, codebook.codebook)
-    assert again.backbone == "lite"
+    assert again.vision == codebook.vision
     assert again.tokens(embeddings).tolist() == codebook.tokens(embeddings).tolist()
     with pytest.raises(BadInput, match=r"embeddings of shape \(\d+, 5\): lite has 768 numbers"):
         codebook.vectors(embeddings[:, :5])
     with pytest.raises(BadInput, match="two or more"):
-        PictureCodebook.learn(codebook.codebook, "lite", embeddings[:1], labels[:1])
+        PictureCodebook.learn(codebook.codebook, codebook.vision, embeddings[:1], labels[:1])
     with pytest.raises(BadInput, match="encoder is local"):
         PictureCodebook.shared(codebook.codebook)
     (tmp_path / "pictures.safetensors").write_bytes(b"cut")
@@ -345,7 +321,7 @@ def test_clip_shares_its_space(tmp_path: Path, width: int) -> None:
     shared = PictureCodebook.shared(Codebook.load(tmp_path / "kept"))
     tokenizer = ImageTokenizer(ImageTokenizerConfig("clip", str(tmp_path), embedding_dim=0), "cpu")
     tokens = torch.stack([token for token in tokenizer.tokenize(torch.rand(5, 3, 16, 16)) if token is not None])
-    assert shared.backbone == tokenizer.backbone.name
+    assert shared.vision == tokenizer.config
     seen = torch.nn.functional.normalize(tokens, dim=1) - torch.tensor(codebook.encoder.mean)  # pyright: ignore
     space = seen @ torch.tensor(codebook.encoder.components.T)  # pyright: ignore
     nearest = (space @ torch.tensor(codebook.centroids[:, : space.shape[1]]).T).argmax(1)
@@ -403,6 +379,68 @@ def test_a_run_has_its_pictures_and_goes_on_where_it_was_killed(
     again = before.read_bytes()
     capture(run, silent)
     assert before.read_bytes() == again
+
+
+def test_prompts_show_what_is_in_their_pictures(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training's and the exam's from the run's map, a user's pictures through the same; what can't see says so."""
+    from bundle.load import Student
+    from distill.corpus.datasets import stage
+    from distill.dream.model import DreamingReasoningLLM
+    from distill.student.initialize import new_student
+
+    monkeypatch.setattr(stage, "HELD_OUT", 10)
+    run = small_run(tmp_path / "run", "emoji-scenes", dataset_files=str(package), dataset_size=240)
+    settings = run.settings
+    settings.vision = ImageTokenizerConfig("lite", embedding_dim=0, image_size=32)
+    settings.tokenize.vocab_size = 600
+    settings.student = StudentSettings(init="chance", hidden=32, layers=1, heads=2, kv_heads=1, ffn=32, context=128)
+    for perform in (capture, mine):
+        perform(run, silent)
+    told: list[Event] = []
+    summary = tokenize(run, told.append)
+    assert summary["pictures_recall"] > 5 * summary["pictures_chance"]
+    assert [event for event in told if event.unit == "picture"][-1].done == summary["pictures_pictures"] / 5
+    before = (run.path / "run.json").read_bytes()
+    assert tokenize(run, silent) == summary
+    assert (run.path / "run.json").read_bytes() == before
+
+    tokenizer, hits = StudentTokenizer.load(run.tokenizer), 0
+    lines = [json.loads(line) for line in (run.path / "dataset.jsonl").read_text(encoding="utf-8").splitlines()]
+    pictures = {path: found for line in lines for path, found in line["pictures"].items()}
+    assert tokenizer.shown.keys() == pictures.keys()
+    for path, found in pictures.items():
+        places = {name: min(PLACES, key=lambda place: math.dist(PLACES[place], at)) for name, at in found.items()}
+        hits += sum(f"{place} ⟨{name}⟩" in tokenizer.shown[path] for name, place in places.items())
+    assert hits > 0.8 * sum(map(len, pictures.values()))
+    path, shown = next((path, text) for path, text in tokenizer.shown.items() if text)
+    wanted = tokenizer.encode(render([{"role": "user", "content": f"What? {shown}"}]), special=True)
+    assert prompt_ids(tokenizer, f"What? {path}") == wanted
+    pack(run)
+    documents = Documents.load(run.data / "train")
+    texts = [tokenizer.decode(documents.prompt(i).tolist()) for i in range(len(documents))]
+    assert sum("⟨" in text for text in texts) > 0.9 * len(texts)
+    assert not any(".png" in text for text in texts)
+
+    model = new_student(settings.student, tokenizer, 0)
+    student = Student("seer", model, tokenizer, folder=run.tokenizer)
+    assert student.prompt_ids([{"role": "user", "content": f"What? {path}"}], None) == wanted
+    assert student.asked("What?", [str(run.path / path)]) == f"What? {shown}"
+    assert student.asked("What?", []) == "What?"
+    with pytest.raises(BadInput, match=r"none\.png: can't be read"):
+        student.asked("What?", ["none.png"])
+    with pytest.raises(BadInput, match="this student can't see"):
+        Student("blind", model, tokenizer).asked("What?", [str(run.path / path)])
+    codebook = Codebook.load(run.tokenizer)
+    parts = {"backbone": model, "tokenizer": tokenizer, "codebook": codebook}
+    DreamingReasoningLLM(**parts, eyes=PictureCodebook.of(run.tokenizer, codebook)).save_pretrained(tmp_path / "kept")
+    seer = DreamingReasoningLLM.load_pretrained(tmp_path / "kept", "cpu")
+    with Image.open(run.path / path) as image:
+        found = seer.generate("What?", images=[image], max_length=2, dreamer="none", return_dreams=True)
+    assert found["record"].prompt == f"What? {shown}"
+    with pytest.raises(BadInput, match="this student can't see"):
+        DreamingReasoningLLM(**parts).generate("What?", images=[str(run.path / path)])
 
 
 def test_the_real_emoji() -> None:

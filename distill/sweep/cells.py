@@ -86,9 +86,9 @@ def shared_files(source: Run, stages: Sequence[str]) -> list[Path]:
 def _performers() -> dict[str, Callable[[Run, Listener], Any]]:
     from distill.corpus.capture import capture
     from distill.knowledge.mine import mine
-    from distill.tokens.build import build_tokenizer
+    from distill.vision.seeing import tokenize
 
-    return {"capture": capture, "mine": mine, "tokenize": build_tokenizer}
+    return {"capture": capture, "mine": mine, "tokenize": tokenize}
 
 
 # Training.

@@ -32,6 +32,12 @@ USUAL: dict[str, dict[str, Any]] = {
     }
 }
 """What a preprocessor_config.json says of such models, for folders that have none."""
+LICENCES = {
+    "clip": "CLIP by OpenAI (MIT)",
+    "dinov2": "DINOv2-S/14 by Meta (Apache-2.0)",
+    "resnet": "ResNet-50 by Microsoft (Apache-2.0)",
+}
+"""Of the weights that are taken where none are named."""
 ITS_OWN = {"clip": 224, "resnet": 224, "dinov2": 224, "lite": 128, "patch": 224}
 """Pixels of a side where neither the settings nor the weights say."""
 
@@ -159,6 +165,11 @@ def orthonormal(rows: int, columns: int) -> Tensor:
     """(rows, columns) whose columns have length 1 and are at right angles, drawn once and for all; rows ≥ columns."""
     drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return torch.linalg.qr(drawn)[0].float()
+
+
+def licence(config: ImageTokenizerConfig) -> str:
+    """Whose the weights are, or which their user must know."""
+    return f"that of {config.weights}" if config.weights else LICENCES.get(config.backbone, "none: no weights")
 
 
 def open_backbone(config: ImageTokenizerConfig, listen: Listener) -> Backbone:

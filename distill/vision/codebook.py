@@ -11,6 +11,7 @@ Shape legend: n pictures, d a picture's embedding, D = 512, C codes, K tokens of
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +21,39 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from threadpoolctl import threadpool_limits
 
+from distill.config import ImageTokenizerConfig
 from distill.errors import BadInput, CorruptFile
 from distill.mining.triplets import clean_phrase
 from distill.run import write_atomic
 from distill.tokens.bpe import image_text
 from distill.tokens.concepts import CONCEPT_DIM, OllamaEncoder, Vectors, pad, unit_rows
 from distill.tokens.image_tokens import Codebook
+from distill.tokens.shown import PLACES
+from distill.vision.backbones import licence
 
 STRENGTHS = np.logspace(-3, 3, 13)
 """Of the ridge, to choose from; embeddings have length 1."""
 TOKENS = 3
 """Of a picture, if nobody asks for more or fewer."""
-NAME = "pictures"
+SEEING = ("pictures.json", "pictures.safetensors")
+"""The files of a map."""
 
 
 class PictureCodebook:
     """Embeddings of pictures to codes of a codebook.
 
-    backbone: which one made the embeddings, `Backbone.name`. weights (d, D) and bias (D,): the map from embeddings of
-    length 1 into the codebook's space.
+    vision: what made the embeddings. weights (d, D) and bias (D,): the map from embeddings of length 1 into the
+    codebook's space. floor: how strong a code must be for something to be there.
     """
 
-    def __init__(self, codebook: Codebook, backbone: str, weights: Vectors, bias: Vectors) -> None:
-        self.codebook, self.backbone, self.weights, self.bias = codebook, backbone, weights, bias
+    def __init__(
+        self, codebook: Codebook, vision: ImageTokenizerConfig, weights: Vectors, bias: Vectors, floor: float = 0.0
+    ) -> None:
+        self.codebook, self.vision, self.weights, self.bias, self.floor = codebook, vision, weights, bias, floor
 
     @classmethod
     def learn(
-        cls, codebook: Codebook, backbone: str, embeddings: Vectors, labels: Sequence[Sequence[str]]
+        cls, codebook: Codebook, vision: ImageTokenizerConfig, embeddings: Vectors, labels: Sequence[Sequence[str]]
     ) -> "PictureCodebook":
         """Learn the map from (n, d) embeddings of pictures and the phrases that each shows. Deterministic.
 
@@ -64,7 +71,12 @@ class PictureCodebook:
         ridge: Any = RidgeCV(STRENGTHS)
         with threadpool_limits(1):
             ridge.fit(unit_rows(embeddings), wanted @ codebook.centroids)
-        return cls(codebook, backbone, ridge.coef_.T.astype(np.float32), ridge.intercept_.astype(np.float32))
+        learnt = cls(codebook, vision, ridge.coef_.T.astype(np.float32), ridge.intercept_.astype(np.float32))
+        strength = (learnt.vectors(embeddings) @ codebook.centroids.T).max(1)
+        there = np.array([bool(own) for own in labels])
+        if there.any() and not there.all():  # half way between most of what is there and most of what isn't
+            learnt.floor = float(np.quantile(strength[there], 0.05) + np.quantile(strength[~there], 0.95)) / 2
+        return learnt
 
     @classmethod
     def shared(cls, codebook: Codebook) -> "PictureCodebook":
@@ -74,13 +86,16 @@ class PictureCodebook:
         if not isinstance(encoder, OllamaEncoder) or not encoder.name.startswith("clip:"):
             raise BadInput(f"the codebook's encoder is {encoder.name}: pictures share the space of clip:FOLDER alone")
         weights = pad(encoder.components.T, CONCEPT_DIM)
-        return cls(codebook, encoder.name, weights, -encoder.mean @ weights)
+        vision = ImageTokenizerConfig("clip", encoder.name.removeprefix("clip:"), embedding_dim=0)
+        return cls(codebook, vision, weights, -encoder.mean @ weights)
 
     def vectors(self, embeddings: Vectors) -> Vectors:
         """(n, d) → (n, D) in the codebook's space: about the sum of what is in each picture. Raises BadInput."""
         if embeddings.ndim != 2 or embeddings.shape[1] != len(self.weights):
             width = len(self.weights)
-            raise BadInput(f"embeddings of shape {embeddings.shape}: {self.backbone} has {width} numbers of a picture")
+            raise BadInput(
+                f"embeddings of shape {embeddings.shape}: {self.vision.backbone} has {width} numbers of a picture"
+            )
         return (unit_rows(embeddings) @ self.weights + self.bias).astype(np.float32)
 
     def tokens(self, embeddings: Vectors, count: int = TOKENS) -> NDArray[np.int64]:
@@ -100,6 +115,12 @@ class PictureCodebook:
             found = self.codebook.centroids[codes[:, level]]
             left -= np.maximum(strength[rows, codes[:, level]], 0)[:, None] * found
         return codes, left
+
+    def seen(self, embeddings: Vectors) -> str:
+        """(places, d) of one picture's parts as prompts have it: each place where something is, and its image token."""
+        strength = self.vectors(embeddings) @ self.codebook.centroids.T
+        codes = zip(PLACES, strength.argmax(1).tolist(), strength.max(1), strict=True)
+        return " ".join(f"{place} {self.shown([code])}" for place, code, much in codes if much >= self.floor)
 
     def shown(self, codes: Sequence[int]) -> str:
         """Codes by their labels: `⟨vase⟩⟨stand⟩⟨table⟩`."""
@@ -134,22 +155,27 @@ class PictureCodebook:
 
     def save(self, folder: Path) -> None:
         """Write pictures.safetensors and pictures.json; the codebook itself is beside them already."""
+        about = {"version": 1, "vision": asdict(self.vision), "licence": licence(self.vision), "floor": self.floor}
         arrays = {"weights": self.weights, "bias": self.bias}
-        write_atomic(
-            folder / f"{NAME}.safetensors", save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
-        )
-        write_atomic(folder / f"{NAME}.json", json.dumps({"version": 1, "backbone": self.backbone}) + "\n")
+        write_atomic(folder / SEEING[1], save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
+        write_atomic(folder / SEEING[0], json.dumps(about, indent=1) + "\n")
+
+    @classmethod
+    def of(cls, folder: Path, codebook: Codebook | None) -> "PictureCodebook | None":
+        """The map in a student's folder; None where it was not trained to see. Raises CorruptFile."""
+        return cls.load(folder, codebook) if codebook is not None and (folder / SEEING[0]).is_file() else None
 
     @classmethod
     def load(cls, folder: Path, codebook: Codebook) -> "PictureCodebook":
         """Read what `save` wrote. Raises CorruptFile."""
-        path = folder / f"{NAME}.json"
+        path = folder / SEEING[0]
         try:
-            backbone = json.loads(path.read_text(encoding="utf-8"))["backbone"]
-            arrays = load_file(folder / f"{NAME}.safetensors")
+            about = json.loads(path.read_text(encoding="utf-8"))
+            vision, floor = ImageTokenizerConfig(**about["vision"]), float(about["floor"])
+            arrays = load_file(folder / SEEING[1])
             weights, bias = arrays["weights"], arrays["bias"]
             if weights.ndim != 2 or weights.shape[1] != CONCEPT_DIM or bias.shape != (CONCEPT_DIM,):
                 raise ValueError(f"its map of shape {weights.shape} goes elsewhere")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CorruptFile(f"{path}: not a map of pictures ({error}); run `dream tokenize --force`") from error
-        return cls(codebook, backbone, weights, bias)
+        return cls(codebook, vision, weights, bias, floor)

@@ -22,7 +22,7 @@ from distill.events import Listener, silent
 
 __all__ = ["LICENCE", "VERSION", "digest", "questions"]
 
-VERSION = 1
+VERSION = 2
 """Raised when the scenes change."""
 
 SIDE = 128
@@ -75,7 +75,8 @@ class Scene:
     def drawn(self) -> Drawn:
         about = repr((VERSION, [thing.name for thing in self.things], self.at, self.ground))
         labels = tuple(thing.name for thing in self.things)
-        return Drawn(f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.png", self.png, labels)
+        at = tuple((x / SIDE, y / SIDE) for x, y, _ in self.at)
+        return Drawn(f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.png", self.png, labels, at)
 
     def dream(self) -> dict[str, list[Step]]:
         first, *second = (thing.name for thing in self.things)

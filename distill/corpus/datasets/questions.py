@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 PICTURES = "pictures"
 """The run's folder of them."""
+PICTURED = ("emoji-scenes",)
+"""Datasets that ask about pictures."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class Step:
 class Drawn:
     """A picture that a question is about. `png` draws it, the same each time; nothing is drawn before it is asked for.
 
-    name: of its file, made of all that decides what is in it. labels: what is to be seen, as phrases.
+    name: of its file, made of all that decides what is in it. labels: what is to be seen, as phrases; at: where, as
+    shares of the picture's width and height.
     """
 
     name: str
     png: Callable[[], bytes]
     labels: tuple[str, ...]
+    at: tuple[tuple[float, float], ...]
 
     @property
     def path(self) -> str:

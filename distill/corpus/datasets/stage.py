@@ -20,7 +20,6 @@ from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
 
 DATASETS = {
     "causal-world": "distill.corpus.datasets.causal_world",
-    "synthetic": "distill.corpus.datasets.synthetic",
     "emoji-scenes": "distill.corpus.datasets.emoji_scenes",
 }
 HELD_OUT = 300
@@ -107,7 +106,7 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
     return summary
 
 
-def _draw(run: Run, question: Question) -> dict[str, dict[str, tuple[str, ...]]]:
+def _draw(run: Run, question: Question) -> dict[str, Any]:
     """Draw the question's pictures that aren't there yet. Returns what dataset.jsonl says of them."""
     for picture in question.pictures:
         path = run.path / PICTURES / picture.name
@@ -116,4 +115,5 @@ def _draw(run: Run, question: Question) -> dict[str, dict[str, tuple[str, ...]]]
             aside = path.with_name(f".{path.name}.partial")  # made anew in any case: nothing is lost but itself
             aside.write_bytes(picture.png())
             aside.replace(path)
-    return {"pictures": {picture.path: picture.labels for picture in question.pictures}} if question.pictures else {}
+    shown = {picture.path: dict(zip(picture.labels, picture.at, strict=True)) for picture in question.pictures}
+    return {"pictures": shown} if shown else {}

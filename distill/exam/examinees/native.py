@@ -38,6 +38,7 @@ from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
 from distill.tokens.packing import Aligner, split_traces, training_recall
 from distill.tokens.recall import Recall
+from distill.tokens.shown import load_shown
 
 TOGETHER = 32
 """Prompts dreamed and answered at once."""
@@ -79,6 +80,7 @@ class NativeExaminee:
         self.cannot: dict[Ability, str] = {}
         self._asked_before: dict[str, tuple[Question, Asked]] = {}
         self.tokenizer, reason = with_teacher_map(parts.tokenizer, how.vocabulary)
+        self.tokenizer.shown = parts.tokenizer.shown or ({} if target.run is None else load_shown(target.run.tokenizer))
         if reason:
             self.cannot["targets"] = reason
         self._grammar = DreamGrammar(self.tokenizer, how.steps)
