@@ -381,9 +381,7 @@ def test_a_run_has_its_pictures_and_goes_on_where_it_was_killed(
     assert before.read_bytes() == again
 
 
-def test_prompts_show_what_is_in_their_pictures(
-    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training's and the exam's from the run's map, a user's pictures through the same; what can't see says so."""
     from bundle.load import Student
     from distill.corpus.datasets import stage
@@ -433,7 +431,7 @@ def test_prompts_show_what_is_in_their_pictures(
     with pytest.raises(BadInput, match="this student can't see"):
         Student("blind", model, tokenizer).asked("What?", [str(run.path / path)])
     codebook = Codebook.load(run.tokenizer)
-    parts = {"backbone": model, "tokenizer": tokenizer, "codebook": codebook}
+    parts: dict[str, Any] = {"backbone": model, "tokenizer": tokenizer, "codebook": codebook}
     DreamingReasoningLLM(**parts, eyes=PictureCodebook.of(run.tokenizer, codebook)).save_pretrained(tmp_path / "kept")
     seer = DreamingReasoningLLM.load_pretrained(tmp_path / "kept", "cpu")
     with Image.open(run.path / path) as image:

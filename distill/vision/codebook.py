@@ -43,13 +43,13 @@ class PictureCodebook:
     """Embeddings of pictures to codes of a codebook.
 
     vision: what made the embeddings. weights (d, D) and bias (D,): the map from embeddings of length 1 into the
-    codebook's space. floor: how strong a code must be for something to be there.
+    codebook's space. there (d + 1,): weights and bias of whether something is there at all, above half if so.
     """
 
     def __init__(
-        self, codebook: Codebook, vision: ImageTokenizerConfig, weights: Vectors, bias: Vectors, floor: float = 0.0
+        self, codebook: Codebook, vision: ImageTokenizerConfig, weights: Vectors, bias: Vectors, there: Vectors
     ) -> None:
-        self.codebook, self.vision, self.weights, self.bias, self.floor = codebook, vision, weights, bias, floor
+        self.codebook, self.vision, self.weights, self.bias, self.there = codebook, vision, weights, bias, there
 
     @classmethod
     def learn(
@@ -69,14 +69,15 @@ class PictureCodebook:
         for row, own in enumerate(labels):
             wanted[row, [code[phrase] for phrase in own]] = 1
         ridge: Any = RidgeCV(STRENGTHS)
+        rows, there = unit_rows(embeddings), wanted.any(1)
+        if not there.any():
+            raise BadInput("no picture shows anything: label some")
         with threadpool_limits(1):
-            ridge.fit(unit_rows(embeddings), wanted @ codebook.centroids)
-        learnt = cls(codebook, vision, ridge.coef_.T.astype(np.float32), ridge.intercept_.astype(np.float32))
-        strength = (learnt.vectors(embeddings) @ codebook.centroids.T).max(1)
-        there = np.array([bool(own) for own in labels])
-        if there.any() and not there.all():  # half way between most of what is there and most of what isn't
-            learnt.floor = float(np.quantile(strength[there], 0.05) + np.quantile(strength[~there], 0.95)) / 2
-        return learnt
+            gate: Any = RidgeCV(STRENGTHS).fit(rows, there.astype(np.float32))
+            ridge.fit(rows[there], wanted[there] @ codebook.centroids)
+        gate = np.append(gate.coef_, gate.intercept_).astype(np.float32)
+        weights, bias = ridge.coef_.T.astype(np.float32), ridge.intercept_.astype(np.float32)
+        return cls(codebook, vision, weights, bias, gate)
 
     @classmethod
     def shared(cls, codebook: Codebook) -> "PictureCodebook":
@@ -87,7 +88,8 @@ class PictureCodebook:
             raise BadInput(f"the codebook's encoder is {encoder.name}: pictures share the space of clip:FOLDER alone")
         weights = pad(encoder.components.T, CONCEPT_DIM)
         vision = ImageTokenizerConfig("clip", encoder.name.removeprefix("clip:"), embedding_dim=0)
-        return cls(codebook, vision, weights, -encoder.mean @ weights)
+        there = np.append(np.zeros(len(weights)), 1).astype(np.float32)  # at every place something
+        return cls(codebook, vision, weights, -encoder.mean @ weights, there)
 
     def vectors(self, embeddings: Vectors) -> Vectors:
         """(n, d) → (n, D) in the codebook's space: about the sum of what is in each picture. Raises BadInput."""
@@ -118,9 +120,9 @@ class PictureCodebook:
 
     def seen(self, embeddings: Vectors) -> str:
         """(places, d) of one picture's parts as prompts have it: each place where something is, and its image token."""
-        strength = self.vectors(embeddings) @ self.codebook.centroids.T
-        codes = zip(PLACES, strength.argmax(1).tolist(), strength.max(1), strict=True)
-        return " ".join(f"{place} {self.shown([code])}" for place, code, much in codes if much >= self.floor)
+        sure = unit_rows(embeddings) @ self.there[:-1] + self.there[-1]
+        found = zip(PLACES, self.tokens(embeddings, 1).tolist(), sure, strict=True)
+        return " ".join(f"{place} {self.shown(codes)}" for place, codes, much in found if much > 0.5)
 
     def shown(self, codes: Sequence[int]) -> str:
         """Codes by their labels: `⟨vase⟩⟨stand⟩⟨table⟩`."""
@@ -155,8 +157,8 @@ class PictureCodebook:
 
     def save(self, folder: Path) -> None:
         """Write pictures.safetensors and pictures.json; the codebook itself is beside them already."""
-        about = {"version": 1, "vision": asdict(self.vision), "licence": licence(self.vision), "floor": self.floor}
-        arrays = {"weights": self.weights, "bias": self.bias}
+        about = {"version": 1, "vision": asdict(self.vision), "licence": licence(self.vision)}
+        arrays = {"weights": self.weights, "bias": self.bias, "there": self.there}
         write_atomic(folder / SEEING[1], save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
         write_atomic(folder / SEEING[0], json.dumps(about, indent=1) + "\n")
 
@@ -171,11 +173,11 @@ class PictureCodebook:
         path = folder / SEEING[0]
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            vision, floor = ImageTokenizerConfig(**about["vision"]), float(about["floor"])
+            vision = ImageTokenizerConfig(**about["vision"])
             arrays = load_file(folder / SEEING[1])
-            weights, bias = arrays["weights"], arrays["bias"]
-            if weights.ndim != 2 or weights.shape[1] != CONCEPT_DIM or bias.shape != (CONCEPT_DIM,):
+            weights, bias, there = arrays["weights"], arrays["bias"], arrays["there"]
+            if weights.shape != (len(there) - 1, CONCEPT_DIM) or bias.shape != (CONCEPT_DIM,):
                 raise ValueError(f"its map of shape {weights.shape} goes elsewhere")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CorruptFile(f"{path}: not a map of pictures ({error}); run `dream tokenize --force`") from error
-        return cls(codebook, vision, weights, bias, floor)
+        return cls(codebook, vision, weights, bias, there)
