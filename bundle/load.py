@@ -70,8 +70,9 @@ class Student:
         """What its folder (tokenizer and codebook) holds to see with."""
         from distill.vision.codebook import SEEING, PictureCodebook
 
-        can_see = self.folder is not None and (self.folder / SEEING[0]).is_file()
-        return PictureCodebook.of(self.folder, Codebook.load(self.folder)) if can_see else None
+        if self.folder is None or not (self.folder / SEEING[0]).is_file():
+            return None
+        return PictureCodebook.load(self.folder, Codebook.load(self.folder))
 
     @cached_property
     def _grammar(self) -> DreamGrammar:
