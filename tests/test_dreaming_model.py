@@ -563,7 +563,7 @@ def test_images_are_seen_by_the_engine_and_read_by_the_backbone(model: DreamingR
         ({"images": torch.zeros(1, 2, 768)}, r"shape \(1, 2, 768\); give embeddings"),
         ({"images": torch.full((1, 1, 512), float("nan"))}, "not all values are finite"),
         ({"images": [np.zeros((1, 512)), np.zeros((2, 512))]}, "images: no numbers of one shape"),
-        ({"images": "cup.png"}, "images: no numbers of one shape"),
+        ({"images": "cup.png"}, "images: this student can't see"),
         ({"images": [["cup.png"]]}, "images: no numbers of one shape"),
         ({"images": []}, "images: no numbers of one shape"),
         ({"images": torch.zeros(2, 1, 512)}, "2 sets of images for 1 prompts"),
