@@ -13,9 +13,9 @@ import torch
 from bench.result import BenchResult
 from bench.stopwatch import Stopwatch, rates, ratio, speeds
 from bench.training import synthetic_documents
+from distill.backbone.device import pick_device
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.config import StudentSettings
-from distill.dream.pretrained import pick_device
 from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.scoring import BATCH_TOKENS, LOGITS_AT_ONCE, POSITIONS_AT_ONCE, score_answers
 from distill.tokens.packing import Documents

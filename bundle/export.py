@@ -26,6 +26,7 @@ from distill.student.initialize import CHANCE, TEACHER
 from distill.teacher.find_weights import license_of
 from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
+from distill.vision.codebook import SEEING
 
 VERIFICATION_PROMPTS = 10
 FEWER = 6
@@ -215,7 +216,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     tokenizer = checkpoint / "tokenizer"
-    extras = {name: tokenizer / name for name in CODEBOOK if (tokenizer / name).exists()}
+    extras = {name: tokenizer / name for name in (*CODEBOOK, *SEEING) if (tokenizer / name).exists()}
     if run.knowledge.exists():
         extras[run.knowledge.name] = run.knowledge
     if (engine := engine_of(run, checkpoint / "model.safetensors")) is not None:

@@ -24,8 +24,7 @@ class TeacherSettings:
     model: str = "embedded:smollm2"
     """`ollama:NAME`, `embedded:smollm2` or `embedded:/path/model.gguf`."""
     weights: str = ""
-    """A GGUF, or a folder of safetensors, that the teacher is: a student begins with it; empty: the embedded teacher's
-    own, or the file that Ollama names, where it runs on this machine."""
+    """The teacher's own GGUF or folder of safetensors; empty: the embedded one's, or the file that Ollama names."""
     hosts: list[Address] = field(default_factory=list[Address])
     """Ollama servers to share the work; empty: $OLLAMA_HOST or the default address. Passwords in them aren't kept."""
     timeout: float = 300.0
@@ -39,8 +38,7 @@ class TeacherSettings:
     threads: int = 0
     """CPU threads of the embedded engine; 0: as many as there are cores that nothing else keeps busy."""
     engine: str = "auto"
-    """What runs the embedded teacher: `torch` (our engine, many prompts at once), `llama.cpp`, or `auto`: once many
-    requests are in flight, the one that wrote more tokens a second in a short trial."""
+    """What runs the embedded teacher: `torch` (many prompts at once), `llama.cpp`, or `auto`: a short trial decides."""
     think: str = "auto"
     """Whether it thinks before it answers: `true`, `false`, `auto` (where the model can, but for a run that was begun
     without), or `low`, `medium`, `high` for models that take levels. What it thinks is kept and mined."""
@@ -70,7 +68,9 @@ class CaptureSettings:
     minutes: float = 0.0
     """Stop asking after so many minutes and go on with what is there; 0: no limit."""
     dataset: str = ""
-    """`causal-world`: questions, true dreams and true answers from a simulation, and no teacher is asked."""
+    """`causal-world` or, in pictures, `emoji-scenes`: true dreams and answers; no teacher is asked."""
+    dataset_files: str = ""
+    """A folder or .tgz that a dataset is made of; empty: fetched."""
     dataset_size: int = 24000
     """Training questions of a dataset that is made to measure."""
 
@@ -105,7 +105,23 @@ class TokenizeSettings:
     image_tokens: int = 1024
     """Codebook size at most; 1,024 is the bound."""
     encoder: str = "local"
-    """`local` (needs no download) or `ollama:MODEL` (its /api/embed)."""
+    """`local` (needs no download), `ollama:MODEL` (its /api/embed) or `clip:FOLDER` (pictures share its space)."""
+
+
+@dataclass
+class ImageTokenizerConfig:
+    """How pictures are seen."""
+
+    backbone: str = "clip"
+    """`clip`, `dinov2` (fetched without a hub), `resnet`, `lite` (needs no weights) or `patch` (deprecated)."""
+    weights: str = ""
+    """A folder of transformers' (config.json, model.safetensors), or a name on the hub; empty: the backbone's usual."""
+    embedding_dim: int = 512
+    """Numbers in a picture's embedding; 0: as many as the backbone has."""
+    patch_size: int = 16
+    """Pixels of a patch's side, of `patch` alone; other backbones have their own."""
+    image_size: int = 0
+    """Pixels of a picture's side as it is seen; 0: the backbone's own. Smaller is quicker."""
 
 
 @dataclass
@@ -149,8 +165,7 @@ class TrainSettings:
     schedule: str = "wsd"
     """`wsd` (constant, then linear decay over the last fifth) or `cosine`."""
     optimizer: str = "auto"
-    """`adamw`, `muon` (the blocks' matrices move by an orthogonalized momentum), or `auto`: muon where weights begin
-    from chance, adamw where they are inherited."""
+    """`adamw`, `muon` (orthogonalized momentum for matrices), or `auto`: muon from chance, adamw where inherited."""
     weight_decay: float = 0.05
     average: float = 0.0
     """Ship a mean of the weights along the training: their mean age, as a share of the training so far; 0: the last."""
@@ -183,8 +198,7 @@ class TrainSettings:
     unread_until: float = 0.5
     """Share of training after which no question is hidden: both have fallen to 0 by then, linearly."""
     retrieve: str = ""
-    """Put what other training answers say of a prompt after it, as image tokens: `neighbourhood`, `walk` or `sample`
-    of their knowledge graph; empty: nothing."""
+    """What of other answers' knowledge graph stands after a prompt: `neighbourhood`, `walk`, `sample`; empty: none."""
     retrieve_limit: int = 4
     """Triplets put after a prompt at most."""
     precision: str = "auto"
@@ -279,6 +293,7 @@ class Settings:
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     mine: MineSettings = field(default_factory=MineSettings)
     tokenize: TokenizeSettings = field(default_factory=TokenizeSettings)
+    vision: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
     student: StudentSettings = field(default_factory=StudentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     redream: RedreamSettings = field(default_factory=RedreamSettings)
@@ -292,26 +307,12 @@ class Settings:
         return f"dataset:{self.capture.dataset}" if self.capture.dataset else self.teacher.model
 
 
-LEAST: dict[str, int] = {
-    "teacher.context": 0,
-    "teacher.threads": 0,
-    "teacher.timeout": 0,
-    "teacher.retries": 0,
-    "teacher.in_flight": 0,
-    "teacher.thinking_tokens": 1,
-    "mine.steps": 1,
-    "mine.minutes": 0,
-    "mine.graph_nodes": 0,
-    "train.minutes": 0,
-    "train.retrieve_limit": 1,
-    "redream.samples": 1,
-    "redream.prior": 0,
-    "redream.minutes": 0,
-    "evaluate.prompts": 0,
-    "evaluate.dreams": 0,
-    "evaluate.max_tokens": 1,
-    "evaluate.bootstrap": 1,
-}
+_ZERO = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
+    mine.graph_nodes train.minutes redream.prior redream.minutes evaluate.prompts evaluate.dreams vision.embedding_dim
+    vision.image_size"""
+_ONE = """teacher.thinking_tokens mine.steps train.retrieve_limit redream.samples evaluate.max_tokens
+    evaluate.bootstrap vision.patch_size"""
+LEAST: dict[str, int] = {name: least for least, names in enumerate((_ZERO, _ONE)) for name in names.split()}
 """The smallest value of settings whose stage comes late, or has no place to check them."""
 
 
@@ -390,8 +391,7 @@ def kind_of(name: str) -> Any:
 def check_ranges(settings: Settings) -> None:
     """Raises BadInput for what is below LEAST."""
     for name, least in LEAST.items():
-        value = attrgetter(name)(settings)
-        if value < least:
+        if (value := attrgetter(name)(settings)) < least:
             raise BadInput(f"{name}={value}: must be at least {least}")
 
 
