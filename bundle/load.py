@@ -20,7 +20,6 @@ from distill.student.grammar import DreamGrammar, dream_size, longest_path
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Message, render, think_ids, with_steps
 from distill.tokens.image_tokens import Codebook
-from distill.tokens.shown import show
 
 if TYPE_CHECKING:
     from distill.dream.model import DreamingReasoningLLM
@@ -118,9 +117,7 @@ class Student:
     def prompt_ids(self, messages: Sequence[Message], think: bool | None) -> list[int]:
         """Ids of a conversation; the oldest turns are left out where all don't fit the context."""
         head: list[Message] = [message for message in messages[:1] if message["role"] == "system"]
-        turns: list[Message] = [
-            {**m, "content": show(m["content"], self.tokenizer.shown)} for m in messages[len(head) :]
-        ]
+        turns = list(messages[len(head) :])
         if not head and self.system:
             head = [{"role": "system", "content": self.system}]
         while True:

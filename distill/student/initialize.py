@@ -43,7 +43,11 @@ def new_student(settings: StudentSettings, tokenizer: StudentTokenizer, seed: in
     if settings.init not in ("", CHANCE, TEACHER):
         return transplant(open_source(Path(settings.init)), tokenizer, settings.context)
     config = config_for(settings, tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
-    return Backbone(config).initialize(seed)
+    model = Backbone(config).initialize(seed)
+    table = model.model.embed_tokens.weight.detach()
+    for id, label in zip(tokenizer.image_ids, tokenizer.labels, strict=True):
+        table[id] += table[tokenizer.encode(f" {label}")].mean(0)
+    return model
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from distill.events import Listener, silent
 
 __all__ = ["LICENCE", "VERSION", "digest", "questions"]
 
-VERSION = 2
+VERSION = 3
 """Raised when the scenes change."""
 
 SIDE = 128
@@ -34,13 +34,8 @@ SINGLE = 0.25
 """Share of pictures with one thing."""
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-CENTRES = {
-    "left of": ((33, 64), (95, 64)),
-    "right of": ((95, 64), (33, 64)),
-    "above": ((64, 33), (64, 95)),
-    "below": ((64, 95), (64, 33)),
-}
-"""Relation → where the first and the second thing stand, about."""
+CENTRES = {"left of": ((33, 64), (95, 64)), "above": ((64, 33), (64, 95))}
+"""Relation → where the first and the second thing stand, about. Of two things the left or upper one is named first."""
 PLACES = {
     "in the middle": (64, 64),
     "on the left": (33, 64),
@@ -141,14 +136,15 @@ def _draw(draw: random.Random, split: str, emoji: list[Emoji], unseen: set[str],
 
 def _asked(draw: random.Random, scene: Scene, drawn: Drawn, split: str, others: list[Emoji]) -> list[Question]:
     """The picture's questions: four of two things, three of one."""
-    first, *second = names = [thing.name for thing in scene.things]
-    beside = f" {a(second[0])}" if second else ""
-    asked = [
-        ("What is in this picture?", f"{a(first).capitalize()} {scene.relation}{beside}."),
-        (f"Where is the {first}?", f"The {first} is {scene.relation}{f' the {second[0]}' if second else ''}."),
-    ]
-    if second:
-        asked.append((f"What is {OPPOSITE[scene.relation]} the {first}?", f"{a(second[0]).capitalize()}."))
+    names = [thing.name for thing in scene.things]
+    said = " ".join([a(names[0]), scene.relation, *map(a, names[1:])])
+    asked = [("What is in this picture?", f"{said.capitalize()}.")]
+    turned = draw.random() < 0.5 and len(names) == 2
+    one, *other = reversed(names) if turned else names
+    relation = OPPOSITE[scene.relation] if turned else scene.relation
+    asked.append((f"Where is the {one}?", f"The {' the '.join([f'{one} is {relation}', *other])}."))
+    if other:
+        asked.append((f"What is {OPPOSITE[relation]} the {one}?", f"{a(other[0]).capitalize()}."))
     # Of another kind than what is there: a poodle is a dog.
     absent = [thing.name for thing in others if thing.kind not in {thing.kind for thing in scene.things}]
     if absent and draw.random() < 0.5:

@@ -26,7 +26,6 @@ from distill.tokens.chat import dream_ids, prompt_ids, think_block
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
 from distill.tokens.packing import split_traces, training_recall
 from distill.tokens.recall import Recall
-from distill.tokens.shown import load_shown
 
 MASKED = "what it writes is held to the grammar of dreams and answers by a mask, as natively always"
 RETRIEVED = "its prompts carry what was retrieved for them, as in its training"
@@ -44,7 +43,6 @@ class NativeExaminee(TokenExaminee):
         parts = load_parts(folder, pick_device(how.device))
         check_finite(parts.model, folder)
         self.model, self.codebook, self.tokenizer = parts.model.eval(), parts.codebook, parts.tokenizer
-        self.tokenizer.shown = self.tokenizer.shown or ({} if target.run is None else load_shown(target.run.tokenizer))
         super().__init__(how, vocabulary_of(self.tokenizer))
         self.end_think = self.tokenizer.end_think_id
         self.context_size = self.model.config.context + 1  # the last token is only predicted, never read
