@@ -4,15 +4,17 @@ RUN: of configs/emoji-scenes.yaml, by another seed each. Writes docs/results/see
 
 import json
 import re
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bench.figures import RESULTS
+from bench.figures import RESULTS, ROOT
 from distill.corpus.datasets.emoji_scenes import OPPOSITE, PLACES
 from distill.exam.examinees.opening import open_examinee
 from distill.exam.questions import Question, load_exam
@@ -52,7 +54,7 @@ def named(answer: str) -> list[str]:
 
 def measure(run: Run, pictures: bool) -> dict[str, dict[str, float]]:
     """Split → column → share of what was right. pictures: False takes them away."""
-    exam = load_exam(run)
+    exam = load_exam(run, 0)
     examinee = open_examinee(find_target(str(run.path)), How(device="cpu"))
     questions = exam.questions
     if not pictures:  # what is seen in them comes after the question
@@ -60,23 +62,30 @@ def measure(run: Run, pictures: bool) -> dict[str, dict[str, float]]:
     said = examinee.answer(questions, think=True, temperature=0.0, max_tokens=24, draw=0)
     found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for question, spoken in zip(questions, said, strict=True):
-        for column, right in judged(question, spoken.text):
+        for column, right in judged(question, spoken.answer):
             found[question.truth.split if question.truth else ""][column].append(right)
     return {split: {name: float(np.mean(hits)) for name, hits in columns.items()} for split, columns in found.items()}
 
 
 def main(paths: list[str]) -> None:
-    runs = [Run.open(Path(path)) for path in paths]
-    rows: list[dict[str, object]] = []
+    runs, rows = [Run.open(Path(path)) for path in paths], list[dict[str, Any]]()
     for pictures in (True, False):
         found = [measure(run, pictures) for run in runs]
         for split, label in SPLITS.items():
             shares = {name: [own[split][name] for own in found] for name in COLUMNS}
-            cells = {name: float(np.mean(own)) for name, own in shares.items()}
-            spreads = {name: [cells[name], min(own), max(own)] for name, own in shares.items() if len(own) > 1}
-            rows.append({"name": f"{label}{'' if pictures else ', without the picture'}", **cells, **spreads})
-            print(rows[-1])
-    write_atomic(RESULTS / "seeing.json", json.dumps({"rows": rows}, indent=1))
+            cells = {name: [float(np.mean(own)), min(own), max(own)][: len(own) + 1] for name, own in shares.items()}
+            rows.append({"name": label if pictures else f"{label}, without the picture", **cells})
+    columns = {name: {"label": label, "digits": 1, "percent": True} for name, label in COLUMNS.items()}
+    settings, seeds = runs[0].settings, len(runs)
+    about = f"{seeds} seed{'s' * (seeds > 1)} of {settings.train.steps} steps, {len(load_exam(runs[0], 0).questions)}"
+    told = {
+        "command": "python -m bench.seeing RUN (one of each seed)",
+        "machine": f"2 shared cores; {about} questions; mean, least and most of the seeds",
+        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, encoding="utf-8").strip(),
+        "columns": {"name": {"label": "questions about"}, **columns},
+        "rows": rows,
+    }
+    write_atomic(RESULTS / "seeing.json", json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

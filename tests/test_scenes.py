@@ -442,7 +442,19 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
     seer = DreamingReasoningLLM.load_pretrained(tmp_path / "kept", "cpu")
     with Image.open(run.path / path) as image:
         found = seer.generate("What?", images=[image], max_length=2, dreamer="none", return_dreams=True)
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
     assert found["record"].prompt == f"What? {shown}"
+    how: dict[str, Any] = {"max_length": 2, "dreamer": "none", "return_dreams": True}
+    assert seer.generate("What?", images=pixels, **how)["record"].prompt == f"What? {shown}"
+    things = {str(run.path / path): name for path, found in pictures.items() if len(found) == 1 for name in found}
+    (what, action, result), names = zip(*list(things.items())[:3], strict=True)
+    said = seer.generate("Then?", image_triplets=[(what, action, result)], **how)["record"].prompt
+    assert said == f"Then? {''.join(f'⟨{name}⟩' for name in names)}"
+    mixed = seer.generate("Then?", image_triplets=[(pixels, pixels / 255, pixels)], **how)["record"].prompt
+    assert re.fullmatch(r"Then\? (⟨[^⟩]+⟩)\1\1", mixed)
+    for triplet, match in [(("a", "b"), "each is three"), (("a", 1, "b"), "tuples of three")]:
+        with pytest.raises(BadInput, match=match):
+            seer.generate("Then?", image_triplets=[triplet])
     with pytest.raises(BadInput, match="this student can't see"):
         DreamingReasoningLLM(**parts).generate("What?", images=[str(run.path / path)])
 

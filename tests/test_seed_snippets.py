@@ -255,11 +255,11 @@ def test_live_dream_viewing(elsewhere: Path, basic: dict[str, Any], capsys: pyte
     assert record.prompt in (elsewhere / "dreams.json").read_text(encoding="utf-8")
 
 
-def test_image_input_is_refused_as_pixels_and_taken_as_embeddings(basic: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match=r"Pillow, or embeddings of shape \(prompts, images, 512\)"):
+def test_image_input_is_pixels_for_who_can_see_and_else_embeddings(basic: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="this student can't see"):
         run(IMAGE_INPUT, {**basic})
-    with pytest.raises(BadInput, match="give paths"):
-        run(IMAGE_INPUT_2, {**basic, "load_images": lambda names: torch.zeros(1, len(names), 3, 224, 224)})
+    with pytest.raises(BadInput, match=r"Pillow, or embeddings of shape \(prompts, images, 512\)"):
+        run(IMAGE_INPUT_2, {**basic, "load_images": lambda names: torch.zeros(2, len(names), 3, 224, 224)})
     names = {**basic, "load_images": lambda names: torch.randn(1, len(names), 512)}
     run(IMAGE_INPUT_2, names)
     assert isinstance(names["description"], str)

@@ -24,7 +24,17 @@ from distill.dream.graph_reasoner import chains_of
 from distill.dream.memory import recall
 from distill.dream.output_decoder import OutputDecoder, Sampling, image_labels
 from distill.dream.pretrained import KNOWLEDGE, Parts, load_parts, save_parts
-from distill.dream.prompting import OUTPUT_MODES, Asked, OutputMode, check, choice, images_of, pictures_of, prompts_of
+from distill.dream.prompting import (
+    OUTPUT_MODES,
+    Asked,
+    OutputMode,
+    check,
+    choice,
+    images_of,
+    pictures_of,
+    prompts_of,
+    triplets_of,
+)
 from distill.dream.reading import read_words
 from distill.dream.record import DreamRecord
 from distill.dream.view.viewer import DreamViewer, Format
@@ -127,14 +137,16 @@ class DreamingReasoningLLM:
         attention: bool = False,
         retrieve: str = "",
         on_dream: Callable[[DreamRecord], None] | None = None,
+        image_triplets: Any = None,
     ) -> Any:
         """Dream of a prompt and answer it.
 
         prompt: one, or several (the i-th draws with `seed + i`, and results come as lists). images: embeddings
         (B, N, 512), as tensor, array or list, which the engine sees as they are and the backbone as the nearest image
-        tokens; or pictures that one prompt is about: a list of paths, files' bytes or images of Pillow. output_mode:
-        "text" → str; "image" → (what, action, result), (B, 512) each, of length 1; "both" → {"text", "image"}; by
-        default the config's. max_length: tokens of the answer, the dream not counted.
+        tokens; or pictures that one prompt is about: a list of paths, files' bytes or images of Pillow, or pixels
+        (N, 3, H, W); image_triplets: [(what, action, result)], three pictures each. output_mode: "text" → str; "image"
+        → (what, action, result), (B, 512) each, of length 1; "both" → {"text", "image"}; by default the config's.
+        max_length: tokens of the answer, the dream not counted.
         temperature 0 is greedy; then top_k (0: all) and top_p. stream: an iterator over pieces of text.
         return_dreams: {"output", "labels" (of the image's three), "dreams" (a Branch a path), "graph_data",
         "record" (DreamRecord), "seconds", "dream_seconds"}. watch_dreams: draw the dream on the console while it forms.
@@ -152,10 +164,13 @@ class DreamingReasoningLLM:
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
         asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows, dream, replace)
         asked = dataclasses.replace(asked, attention=attention, watch=watch_dreams, on_dream=on_dream)
-        if pictures := pictures_of(images):
+        pictures, triplets = pictures_of(images), triplets_of(image_triplets)
+        if pictures or triplets:
             if not (prompt is None or isinstance(prompt, str)):
                 raise BadInput("images: pictures go with one prompt; ask one after the other")
-            prompt, images = with_images(self.parts.eyes, prompt or "", pictures), None
+            if images is not None and not pictures:
+                raise BadInput("images: embeddings and triplets of pictures don't go together; give either")
+            prompt, images = with_images(self.parts.eyes, prompt or "", pictures, triplets), None
         seen = images_of(images)
         prompts = prompts_of(prompt, seen)
         several = not (prompt is None or isinstance(prompt, str)) or len(prompts) > 1

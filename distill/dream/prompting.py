@@ -123,9 +123,31 @@ def parse_guide(parts: Parts, guide: str) -> list[int]:
 
 
 def pictures_of(given: Any) -> list[Picture]:
-    """The pictures, where some are given; none where embeddings or nothing are."""
+    """The pictures, where some are given, pixels (N, 3, H, W) of one prompt's or (1, N, 3, H, W) too; none where
+    embeddings or nothing are."""
+    if isinstance(given, Tensor):
+        given = given[0] if given.ndim == 5 and len(given) == 1 else given
+        return list(given) if given.ndim == 4 else []
     some: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
-    return some if some and all(isinstance(one, str | PathLike | bytes | Image.Image) for one in some) else []
+    return some if some and all(map(_is_picture, some)) else []
+
+
+def triplets_of(given: Any) -> list[Sequence[Picture]]:
+    """Triplets of pictures (what, action, result), where those are tensors (B, 3, H, W) B of them. Raises BadInput."""
+    some: list[Sequence[Picture]] = []
+    for triplet in given or ():
+        if not isinstance(triplet, list | tuple) or not all(map(_is_picture, triplet)):
+            raise BadInput("image_triplets: give tuples of three pictures: what, action, result")
+        several = [list(one) if isinstance(one, Tensor) and one.ndim == 4 else [one] for one in triplet]
+        if len({len(own) for own in several}) > 1:
+            raise BadInput("image_triplets: what, action and result are not equally many pictures")
+        some += zip(*several, strict=True)
+    return some
+
+
+def _is_picture(given: Any) -> bool:
+    pixels = isinstance(given, Tensor) and given.ndim in (3, 4)
+    return pixels or isinstance(given, str | PathLike | bytes | Image.Image)
 
 
 def images_of(given: Any) -> Tensor | None:

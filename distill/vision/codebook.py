@@ -120,9 +120,16 @@ class PictureCodebook:
 
     def seen(self, embeddings: Vectors) -> str:
         """(places, d) of one picture's parts as prompts have it: each place where something is, and its image token."""
-        sure = unit_rows(embeddings) @ self.there[:-1] + self.there[-1]
-        found = zip(PLACES, self.tokens(embeddings, 1).tolist(), sure, strict=True)
+        found = zip(PLACES, self.tokens(embeddings, 1).tolist(), self._sure(embeddings), strict=True)
         return " ".join(f"{place} {self.shown(codes)}" for place, codes, much in found if much > 0.5)
+
+    def surest(self, embeddings: Vectors) -> str:
+        """The image token of the one place of a picture where it is surest that something is."""
+        place = int(self._sure(embeddings).argmax())
+        return self.shown(self.tokens(embeddings[place : place + 1], 1)[0].tolist())
+
+    def _sure(self, embeddings: Vectors) -> Vectors:
+        return unit_rows(embeddings) @ self.there[:-1] + self.there[-1]
 
     def shown(self, codes: Sequence[int]) -> str:
         """Codes by their labels: `⟨vase⟩⟨stand⟩⟨table⟩`."""

@@ -89,6 +89,17 @@ def read_picture(source: Picture) -> Image.Image | Tensor:
     return _decoded(image, name)
 
 
+def as_image(source: Picture) -> Image.Image:
+    """The same of a tensor too: values are taken as `prepare` does, normalized ones are put back. Raises BadInput."""
+    if isinstance(content := read_picture(source), Image.Image):
+        return content
+    pixels, normalized = _of_tensor(content)
+    if normalized:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (Preparation.mean, Preparation.std))
+        pixels = pixels * std + mean
+    return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
 def _unwarned() -> "warnings.catch_warnings[None]":
     """Without Pillow's warnings: what matters is raised."""
     return warnings.catch_warnings(action="ignore")

@@ -26,7 +26,7 @@ from distill.tokens.image_tokens import Codebook
 from distill.tokens.shown import PLACES, save_shown
 from distill.vision.codebook import PictureCodebook
 from distill.vision.image_tokenizer import ImageTokenizer
-from distill.vision.pictures import Picture, read_picture
+from distill.vision.pictures import Picture, as_image
 
 TOGETHER = 32
 """Pictures embedded at once."""
@@ -69,17 +69,25 @@ def learn_to_see(run: Run, folder: Path, codebook: Codebook, listen: Listener) -
     }
 
 
-def with_images(eyes: PictureCodebook | None, prompt: str, images: Sequence[Picture]) -> str:
-    """The prompt and after it what is seen in images, as in training.
+def with_images(
+    eyes: PictureCodebook | None, prompt: str, images: Sequence[Picture], triplets: Sequence[Sequence[Picture]] = ()
+) -> str:
+    """The prompt and after it what is seen in images, as in training. triplets: pictures of a what, an action and a
+    result, each said by one image token: `⟨vase⟩⟨push⟩⟨breaks⟩`.
 
     Raises BadInput where the student was not trained to see, or an image can't be read.
     """
-    if not images:
+    if not images and not triplets:
         return prompt
     if eyes is None:
         raise BadInput("images: this student can't see; train one that can (`dream run --config emoji-scenes`)")
-    embedded = embed_places(_opened(**asdict(eyes.vision)), images)
-    return " ".join([prompt, *(eyes.seen(own) for own in embedded)]).strip()
+    if any(len(triplet) != 3 for triplet in triplets):
+        raise BadInput("image_triplets: each is three pictures: what, action, result")
+    embedded = embed_places(_opened(**asdict(eyes.vision)), [*images, *(one for own in triplets for one in own)])
+    said = [eyes.seen(own) for own in embedded[: len(images)]]
+    things = [eyes.surest(own) for own in embedded[len(images) :]]
+    said += ["".join(things[i : i + 3]) for i in range(0, len(things), 3)]
+    return " ".join([prompt, *said]).strip()
 
 
 @cache
@@ -104,9 +112,7 @@ def embed_places(tokenizer: ImageTokenizer, pictures: Iterable[Picture]) -> list
 
 def looked_at(picture: Picture) -> list[Image.Image]:
     """A picture's parts around the places, half as wide and half as high."""
-    whole = read_picture(picture)
-    if not isinstance(whole, Image.Image):
-        raise BadInput("images: tensors are not looked at in parts; give paths, bytes or images of Pillow")
+    whole = as_image(picture)
     width, height = whole.size
     corners = [((x - 0.25) * width, (y - 0.25) * height) for x, y in PLACES.values()]
     return [whole.crop((int(x), int(y), int(x + (width + 1) / 2), int(y + (height + 1) / 2))) for x, y in corners]

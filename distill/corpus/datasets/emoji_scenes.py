@@ -11,7 +11,7 @@ import hashlib
 import io
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distill.corpus.datasets.emoji import LICENCE as LICENCE
 from distill.corpus.datasets.emoji import Emoji, emoji_files, read_emoji
@@ -72,6 +72,12 @@ class Scene:
         labels = tuple(thing.name for thing in self.things)
         at = tuple((x / SIDE, y / SIDE) for x, y, _ in self.at)
         return Drawn(f"{hashlib.sha256(about.encode()).hexdigest()[:16]}.png", self.png, labels, at)
+
+    def seen_from(self, name: str) -> "Scene":
+        """The same, that thing first, whose relation to the other is told."""
+        if len(self.things) == 1 or self.things[0].name == name:
+            return self
+        return replace(self, things=self.things[::-1], at=self.at[::-1], relation=OPPOSITE[self.relation])
 
     def dream(self) -> dict[str, list[Step]]:
         first, *second = (thing.name for thing in self.things)
@@ -138,18 +144,20 @@ def _asked(draw: random.Random, scene: Scene, drawn: Drawn, split: str, others: 
     """The picture's questions: four of two things, three of one."""
     names = [thing.name for thing in scene.things]
     said = " ".join([a(names[0]), scene.relation, *map(a, names[1:])])
-    asked = [("What is in this picture?", f"{said.capitalize()}.")]
-    turned = draw.random() < 0.5 and len(names) == 2
-    one, *other = reversed(names) if turned else names
-    relation = OPPOSITE[scene.relation] if turned else scene.relation
-    asked.append((f"Where is the {one}?", f"The {' the '.join([f'{one} is {relation}', *other])}."))
+    asked = [("What is in this picture?", f"{said.capitalize()}.", scene)]
+    about = scene.seen_from(draw.choice(names))
+    one, *other = (thing.name for thing in about.things)
+    asked.append((f"Where is the {one}?", f"The {' the '.join([f'{one} is {about.relation}', *other])}.", about))
     if other:
-        asked.append((f"What is {OPPOSITE[relation]} the {one}?", f"{a(other[0]).capitalize()}."))
+        asked.append((f"What is {OPPOSITE[about.relation]} the {one}?", f"{a(other[0]).capitalize()}.", about))
     # Of another kind than what is there: a poodle is a dog.
     absent = [thing.name for thing in others if thing.kind not in {thing.kind for thing in scene.things}]
     if absent and draw.random() < 0.5:
-        asked.append((f"Is there {a(name := draw.choice(absent))} in this picture?", f"No, there is no {name}."))
+        asked.append((f"Is there {a(name := draw.choice(absent))} in this picture?", f"No, there is no {name}.", scene))
     else:
-        asked.append((f"Is there {a(name := draw.choice(names))} in this picture?", f"Yes, there is {a(name)}."))
-    dream = scene.dream()
-    return [Question(f"{text} {drawn.path}", answer, split, len(names), dream, (drawn,)) for text, answer in asked]
+        about = scene.seen_from(name := draw.choice(names))
+        asked.append((f"Is there {a(name)} in this picture?", f"Yes, there is {a(name)}.", about))
+    return [
+        Question(f"{text} {drawn.path}", answer, split, len(names), seen.dream(), (drawn,))
+        for text, answer, seen in asked
+    ]
