@@ -103,7 +103,7 @@ class TokenizeSettings:
     vocab_size: int = 8192
     """Tokens in all at most, image tokens included; aligned keeps what the corpus needs even past it."""
     image_tokens: int = 1024
-    """Codebook size at most; 1,024 is the bound."""
+    """Codebook size at most; 4,096 is the bound. More tell more of an answer, and need more answers to be learned."""
     encoder: str = "local"
     """`local` (needs no download), `ollama:MODEL` (its /api/embed) or `clip:FOLDER` (pictures share its space)."""
 

@@ -301,9 +301,11 @@ class LikelierBySlot(Told):
     def __init__(self) -> None:
         pass
 
-    def gains(self, dream: Sequence[int], answer: NDArray[Any], alternatives: NDArray[Any]) -> NDArray[np.float32]:
-        ids = np.concatenate([answer[:, None], alternatives], axis=1)
-        return ((ids + sum(dream)) % 7 == 0).astype(np.float32) * 2
+    def gains(
+        self, prompt: NDArray[Any], dream: Sequence[int], answer: NDArray[Any], slots: NDArray[Any]
+    ) -> NDArray[np.float32]:
+        ids = np.concatenate([answer[:, None], slots], axis=1)
+        return ((ids + sum(dream) + prompt.sum()) % 7 == 0).astype(np.float32) * 2
 
 
 @settings(max_examples=10, deadline=None)
@@ -349,7 +351,9 @@ def test_batches_hold_what_the_documents_say(seed: int) -> None:
                     logprobs = documents.slot_logprobs[flat].astype(np.float32)[None]
                     if piece.variant == MINED:
                         answer = Documents.span(documents.answer_ends, i)
-                        told = LikelierBySlot().gains(dream, documents.answer(i), documents.slot_ids[answer])
+                        told = LikelierBySlot().gains(
+                            documents.prompt(i), dream, documents.answer(i), documents.slot_ids[answer]
+                        )
                         logprobs = tilted(logprobs, told[flat - answer.start][None])
                     assert torch.equal(batch.targets.logprobs[at], torch.from_numpy(logprobs[0]))
             start += piece.length

@@ -30,7 +30,7 @@ from distill.mining.triplets import LENSES, Triplet, clean_phrase
 from distill.run import write_atomic
 from distill.tokens.concepts import CONCEPT_DIM, ConceptEncoder, Embed, Vectors, fit_encoder, load_encoder, unit_rows
 
-MAX_IMAGE_TOKENS = 1024
+MAX_IMAGE_TOKENS = 4096
 
 Dream = dict[str, list[tuple[int, int, int]]]
 """Lens → its chain of (what, action, result) codes. Every lens is there, in lens order."""

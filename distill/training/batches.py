@@ -271,8 +271,9 @@ class Batches:
         slots = self.documents.slot_ids[answer].astype(np.int64)
         gains = np.zeros((length, 1 + slots.shape[1]), np.float32)
         if piece.variant == MINED:
+            prompt, dream = self.documents.prompt(piece.document), self.documents.dream(piece.document).tolist()
             own = self.documents.answer(piece.document).astype(np.int64)
-            gains[length - len(own) :] = told.gains(self.documents.dream(piece.document).tolist(), own, slots)
+            gains[length - len(own) :] = told.gains(prompt, dream, own, slots)
         return gains
 
     def _is_bottlenecked(self, piece: Piece, unread: float) -> bool:
