@@ -68,11 +68,11 @@ class CaptureSettings:
     minutes: float = 0.0
     """Stop asking after so many minutes and go on with what is there; 0: no limit."""
     dataset: str = ""
-    """`causal-world` or, in pictures, `emoji-scenes`: true dreams and answers; no teacher is asked."""
+    """`causal-world`, `conceptnet` or, in pictures, `emoji-scenes`, `coco`, `visual-genome`; no teacher is asked."""
     dataset_files: str = ""
-    """A folder or .tgz that a dataset is made of; empty: fetched."""
+    """A folder or file that a dataset is made of; empty: emoji are fetched."""
     dataset_size: int = 24000
-    """Training questions of a dataset that is made to measure."""
+    """Training questions of a dataset, at most."""
 
 
 @dataclass

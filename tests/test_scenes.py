@@ -1,5 +1,7 @@
 """Datasets in pictures: what is asked of a picture is in it, and what is held out stays out."""
 
+import gzip
+import importlib
 import io
 import json
 import math
@@ -18,7 +20,8 @@ from PIL import Image, ImageDraw
 from distill.config import ImageTokenizerConfig, Settings, StudentSettings
 from distill.corpus.capture import capture
 from distill.corpus.datasets import emoji, emoji_scenes
-from distill.corpus.datasets.questions import Drawn, Question
+from distill.corpus.datasets.questions import Drawn, Question, Step
+from distill.corpus.datasets.stage import DATASETS
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingDependency
 from distill.events import Event, silent
@@ -468,3 +471,97 @@ def test_the_real_emoji() -> None:
     assert len(things) > 200
     assert {"hammer", "cat", "violin"} <= {thing.name for thing in things}
     assert all(Image.open(io.BytesIO(thing.png)).size == (64, 64) for thing in things)
+
+
+def jpeg(path: Path, side: int = 40) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (side, side), "red").save(path)
+
+
+@pytest.fixture
+def brought(tmp_path: Path) -> dict[str, Path]:
+    """Small files as users bring them: dataset → its folder."""
+    things = [f"thing {i}" for i in range(60)]
+    rows = [f"/a/{i}\t/r/IsA\t/c/en/{name.replace(' ', '_')}/n\t/c/en/toy\t" for i, name in enumerate(things)]
+    rows = [row + '{"weight": 1.0}' for row in rows] + ['/a/x\t/r/IsA\t/c/fr/chat\t/c/en/toy\t{"weight": 1.0}']
+    rows += ['/a/y\t/r/Causes\t/c/en/rain\t/c/en/wet_street\t{"weight": 2.0}', "/a/z\t/r/IsA\t/c/en/a\t/c/en/b\t{}"]
+    rows += ['/a/w\t/r/IsA\t/c/en/doubt\t/c/en/toy\t{"weight": 0.5}', "/a/v\t/r/Synonym\t/c/en/a\t/c/en/b\t{}"]
+    folders = {name: tmp_path / name for name in ("conceptnet", "visual-genome", "coco")}
+    for folder in folders.values():
+        folder.mkdir()
+    with gzip.open(folders["conceptnet"] / "conceptnet-assertions-5.7.0.csv.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(rows) + "\n")
+    for i in range(60):
+        jpeg(folders["visual-genome"] / "VG_100K" / f"{i}.jpg")
+        jpeg(folders["coco"] / "train2017" / f"{i:012}.jpg")
+    box = {"x": 0, "y": 0, "w": 20, "h": 20}
+    relation = {"predicate": "ON", "subject": {"name": "Cup", **box}, "object": {"names": ["table"], **box, "y": 20}}
+    graphs = [
+        {"image_id": i, "relationships": [{**relation, "object": relation["subject"]}, relation]} for i in range(70)
+    ]
+    (folders["visual-genome"] / "relationships.json").write_text(json.dumps(graphs), encoding="utf-8")
+    notes = folders["coco"] / "annotations"
+    notes.mkdir()
+    images = [{"id": i, "file_name": f"{i:012}.jpg"} for i in range(70)]
+    said = [{"image_id": i, "caption": f'A dog by a "bus" {i}. \\"annotations\\": ['} for i in range(70)]
+    captions = {"info": {"a": ["["]}, "images": images, "annotations": said + said[:3]}
+    (notes / "captions_train2017.json").write_text(json.dumps(captions), encoding="utf-8")
+    boxes = [{"image_id": i, "category_id": c, "bbox": [20 * c, 0, 9 + c, 9]} for i in range(70) for c in (0, 1)]
+    instances = {"annotations": boxes, "categories": [{"id": 0, "name": "dog"}, {"id": 1, "name": "bus"}]}
+    (notes / "instances_train2017.json").write_text(json.dumps(instances, indent=1), encoding="utf-8")
+    return folders
+
+
+def test_files_that_users_bring(brought: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions with true dreams, some held out; read in small pieces as in large ones."""
+    asked = {name: list(module(name).questions(40, 10, 1, str(folder))) for name, folder in brought.items()}
+    monkeypatch.setattr("distill.corpus.datasets.brought.CHUNK", 7)
+    for name, questions in asked.items():
+        again = list(module(name).questions(40, 10, 1, str(brought[name])))
+        assert [(q.prompt, q.answer, q.split) for q in again] == [(q.prompt, q.answer, q.split) for q in questions]
+        splits = Counter(question.split for question in questions)
+        assert splits["train"] == 40
+        assert 0 < splits["subject" if name == "conceptnet" else "picture"] <= 10
+        assert len({question.prompt for question in questions}) == len(questions)
+    facts = {question.answer: question for question in asked["conceptnet"]}
+    assert all(re.fullmatch(r"Thing \d+ is a kind of toy\.|Rain causes wet street\.|A is .*", fact) for fact in facts)
+    seen = asked["visual-genome"][0]
+    assert seen.answer == "Cup on table."
+    assert seen.dream == {"spatial": [Step("cup", "on", "table")]}
+    assert seen.pictures[0].labels == ("cup", "table")
+    assert seen.pictures[0].at == ((0.25, 0.25), (0.25, 0.75))
+    assert Image.open(io.BytesIO(seen.pictures[0].png())).size == (40, 40)
+    beside = asked["coco"][0]
+    assert beside.dream == {"spatial": [Step("bus", "right of", "dog")]}
+    assert re.fullmatch(r'A dog by a "bus" \d+\. \\"annotations\\": \[', beside.answer)
+
+
+def test_files_that_are_none_are_one_line(brought: dict[str, Path], tmp_path: Path) -> None:
+    for name, pattern in [("conceptnet", "assertions"), ("visual-genome", "relationships"), ("coco", "captions_")]:
+        with pytest.raises(BadInput, match=rf"needs \*?{pattern}.*download it from .* capture\.dataset_files"):
+            list(module(name).questions(4, 1, 0))
+        with pytest.raises(BadInput, match=rf"empty: is not there, so there is no \*?{pattern}"):
+            list(module(name).questions(4, 1, 0, str(tmp_path / "empty")))
+    csv = tmp_path / "assertions.csv"
+    for text, match in [("a\tb\n", r"assertions\.csv:1: not a row"), ("", "no English facts")]:
+        csv.write_text(text, encoding="utf-8")
+        with pytest.raises((BadInput, CorruptFile), match=match):
+            list(module("conceptnet").questions(4, 1, 0, str(csv)))
+    graph = brought["visual-genome"] / "relationships.json"
+    whole = graph.read_text(encoding="utf-8")
+    for text, match in [
+        ("{}", "no array"),
+        (whole[:-90], "70: not as it should be"),
+        ("[3]", "1: .*no object"),
+        ('[{"image_id": 1}]', "1: no picture's"),
+    ]:
+        graph.write_text(text, encoding="utf-8")
+        with pytest.raises(CorruptFile, match=match):
+            list(module("visual-genome").questions(4, 1, 0, str(graph.parent)))
+    (brought["coco"] / "annotations" / "instances_train2017.json").unlink()
+    with pytest.raises(BadInput, match=r"instances_train2017\.json: is not there"):
+        list(module("coco").questions(4, 1, 0, str(brought["coco"])))
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(DATASETS[name])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 PICTURES = "pictures"
 """The run's folder of them."""
-PICTURED = ("emoji-scenes",)
+PICTURED = ("emoji-scenes", "coco", "visual-genome")
 """Datasets that ask about pictures."""
 
 

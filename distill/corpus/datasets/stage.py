@@ -21,6 +21,9 @@ from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
 DATASETS = {
     "causal-world": "distill.corpus.datasets.causal_world",
     "emoji-scenes": "distill.corpus.datasets.emoji_scenes",
+    "coco": "distill.corpus.datasets.coco",
+    "visual-genome": "distill.corpus.datasets.visual_genome",
+    "conceptnet": "distill.corpus.datasets.conceptnet",
 }
 HELD_OUT = 300
 """Questions of each split that is never trained on."""
