@@ -556,7 +556,7 @@ def test_images_are_seen_by_the_engine_and_read_by_the_backbone(model: DreamingR
         ({"temperature": -1.0}, "sampling: temperature -1.0"),
         ({"temperature": float("nan")}, "sampling: temperature nan"),
         ({"temperature": float("inf"), "stream": True}, "sampling: temperature inf"),
-        ({"images": torch.zeros(1, 3, 64, 64)}, "give paths, files' bytes"),
+        ({"images": torch.zeros(1, 3, 64, 64)}, "this student can't see"),
         ({"images": torch.zeros(1, 2, 768)}, r"shape \(1, 2, 768\); give embeddings"),
         ({"images": torch.full((1, 1, 512), float("nan"))}, "not all values are finite"),
         ({"images": [np.zeros((1, 512)), np.zeros((2, 512))]}, "images: no numbers of one shape"),

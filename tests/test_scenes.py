@@ -417,7 +417,7 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
     assert tokenizer.shown.keys() == pictures.keys()
     for path, found in pictures.items():
         places = {name: min(PLACES, key=lambda place: math.dist(PLACES[place], at)) for name, at in found.items()}
-        hits += sum(f"{place} ⟨{name}⟩" in tokenizer.shown[path] for name, place in places.items())
+        hits += sum(f"⟨{name}⟩ {place}" in tokenizer.shown[path] for name, place in places.items())
     assert hits > 0.8 * sum(map(len, pictures.values()))
     path, shown = next((path, text) for path, text in tokenizer.shown.items() if text)
     wanted = tokenizer.encode(render([{"role": "user", "content": f"What? {shown}"}]), special=True)

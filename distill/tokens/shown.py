@@ -1,6 +1,6 @@
-"""Pictures in prompts: where a prompt names one, its image tokens are read, each after the place where it was seen.
+"""Pictures in prompts: where a prompt names one, its image tokens are read, each before the place where it was seen.
 
-`What is in this picture? ./pictures/0a1b.png` is read as `What is in this picture? left ⟨dog⟩ right ⟨cup⟩`.
+`What is in this picture? ./pictures/0a1b.png` is read as `What is in this picture? ⟨dog⟩ left ⟨cup⟩ right`.
 """
 
 import json

@@ -119,9 +119,9 @@ class PictureCodebook:
         return codes, left
 
     def seen(self, embeddings: Vectors) -> str:
-        """(places, d) of one picture's parts as prompts have it: each place where something is, and its image token."""
+        """(places, d) of one picture's parts as prompts have it: each image token, and the place where it was seen."""
         found = zip(PLACES, self.tokens(embeddings, 1).tolist(), self._sure(embeddings), strict=True)
-        return " ".join(f"{place} {self.shown(codes)}" for place, codes, much in found if much > 0.5)
+        return " ".join(f"{self.shown(codes)} {place}" for place, codes, much in found if much > 0.5)
 
     def surest(self, embeddings: Vectors) -> str:
         """The image token of the one place of a picture where it is surest that something is."""
