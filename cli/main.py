@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "sizes": "Show what a student of each size would begin as.",
         "train": "Train the student.",
         "redream": "Choose its own best dreams to train it on.",
+        "polish": "Let it learn from its own answers.",
         "evaluate": "Measure it, or any model, on held-out prompts.",
         "export": "Write the bundle: transformers, GGUF, Modelfile.",
     },
@@ -56,7 +57,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Section → command → short help."""
 
-STAGES = ("capture", "mine", "tokenize", "train", "redream", "export")
+STAGES = ("capture", "mine", "tokenize", "train", "redream", "polish", "export")
 MODULES = dict.fromkeys(STAGES, "stages") | dict.fromkeys(COMMANDS["Looking around"], "looking")
 """Command NAME is the function NAME in cli/commands/NAME.py, but for these."""
 RESUMED = ("run", "evaluate", "ablate", "compare", "sweep")

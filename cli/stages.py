@@ -26,7 +26,10 @@ STAGES: dict[str, tuple[str, str]] = {
 """Stage → (module, function), in order."""
 
 
-ASKED_FOR: dict[str, tuple[str, str]] = {"redream": ("distill.training.redream", "redream")}
+ASKED_FOR: dict[str, tuple[str, str]] = {
+    "redream": ("distill.training.redream", "redream"),
+    "polish": ("distill.training.polish", "polish"),
+}
 """Stages that only their own command runs."""
 
 

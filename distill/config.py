@@ -14,7 +14,7 @@ from typing import Any, cast, get_type_hints
 
 from distill.address import Address, masked
 from distill.errors import BadInput
-from distill.written import dump_yaml, read_yaml, typed
+from distill.written import dump_yaml, read_settings, read_yaml, typed
 
 
 @dataclass
@@ -30,8 +30,7 @@ class TeacherSettings:
     timeout: float = 300.0
     """Seconds that one request may take, queueing included."""
     context: int = 0
-    """Tokens of a prompt and its answer (Ollama's num_ctx); 0: Ollama's choice, in the embedded engine enough for the
-    longest prompt. What doesn't fit is refused, never cut."""
+    """Tokens of a prompt and its answer (num_ctx), never cut; 0: Ollama's choice, embedded enough for the longest."""
     retries: int = 5
     in_flight: int = 0
     """Requests kept in flight per host; 0: found out while capturing."""
@@ -82,8 +81,7 @@ class MineSettings:
     miner: str = "syntax"
     """`syntax` (dependency parse) or `teacher` (the teacher itself, with a JSON schema)."""
     choose: str = "rarity"
-    """Which triplets the syntax miner keeps: `rarity`, those that tell most about their answer; `likelihood`, of those
-    what makes it likeliest under the teacher's weights (a second an answer); `all`, those that come first."""
+    """What the syntax miner keeps: `rarity` (what tells most), `likelihood` (by the teacher, a second each) or `all`."""
     minutes: float = 10.0
     """What choosing by likelihood may take; what is left then is chosen by rarity. 0: no limit."""
     steps: int = 5
@@ -138,8 +136,7 @@ class StudentSettings:
     """What choosing the teacher's layers, and their neurons, may take each, about."""
     image_rows: str = "apart"
     """How the rows of an inherited student's image tokens begin: `apart` (as their labels, moved in a direction of
-    their own that tells them from words), `label` (as their labels alone), or `untied` (read as their labels, written
-    as `apart`, by an output matrix of its own: more parameters, and answers that read their dreams sooner)."""
+    their own that tells them from words), `label` (as these alone), or `untied` (read as these, written as `apart`)."""
     preset: str = ""
     """Sizes from chance: `nano` (the default there), `micro` or `small`. It, or any of the next three, means chance."""
     hidden: int = 0
@@ -165,7 +162,7 @@ class TrainSettings:
     schedule: str = "wsd"
     """`wsd` (constant, then linear decay over the last fifth) or `cosine`."""
     optimizer: str = "auto"
-    """`adamw`, `muon` (orthogonalized momentum for matrices), or `auto`: muon from chance, adamw where inherited."""
+    """`adamw`, `muon` (orthogonalized momentum, for matrices), or `auto`: muon from chance, adamw where inherited."""
     weight_decay: float = 0.05
     average: float = 0.0
     """Ship a mean of the weights along the training: their mean age, as a share of the training so far; 0: the last."""
@@ -198,7 +195,7 @@ class TrainSettings:
     unread_until: float = 0.5
     """Share of training after which no question is hidden: both have fallen to 0 by then, linearly."""
     retrieve: str = ""
-    """What of other answers' knowledge graph stands after a prompt: `neighbourhood`, `walk`, `sample`; empty: none."""
+    """Put what other answers say of a prompt after it, as image tokens: `neighbourhood`, `walk`, `sample`, or none."""
     retrieve_limit: int = 4
     """Triplets put after a prompt at most."""
     precision: str = "auto"
@@ -224,6 +221,21 @@ class RedreamSettings:
     """What a dream's own likelihood counts beside its answer's; 1: the likeliest dream, given the answer, is chosen."""
     minutes: float = 0.0
     """Stop after so many minutes: answers that weren't come to keep their dreams; 0: no limit."""
+
+
+@dataclass
+class PolishSettings:
+    """How a trained student learns from what its teacher would have said after its own words (`dream polish`)."""
+
+    rounds: int = 0
+    """Of answering and learning; 0: as many as `minutes` allow."""
+    minutes: float = 10.0
+    answers: int = 64
+    """The student's own, in each round, sampled at `temperature`."""
+    temperature: float = 1.0
+    teachers_share: float = 0.25
+    """Share of the steps that learn from the teacher's own answers, as training did."""
+    lr: float = 1e-4
 
 
 @dataclass
@@ -297,6 +309,7 @@ class Settings:
     student: StudentSettings = field(default_factory=StudentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     redream: RedreamSettings = field(default_factory=RedreamSettings)
+    polish: PolishSettings = field(default_factory=PolishSettings)
     dreaming: DreamingConfig = field(default_factory=DreamingConfig)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
@@ -307,12 +320,12 @@ class Settings:
         return f"dataset:{self.capture.dataset}" if self.capture.dataset else self.teacher.model
 
 
-_ZERO = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
-    mine.graph_nodes train.minutes redream.prior redream.minutes evaluate.prompts evaluate.dreams vision.embedding_dim
-    vision.image_size"""
-_ONE = """teacher.thinking_tokens mine.steps train.retrieve_limit redream.samples evaluate.max_tokens
-    evaluate.bootstrap vision.patch_size"""
-LEAST: dict[str, int] = {name: least for least, names in enumerate((_ZERO, _ONE)) for name in names.split()}
+AT_LEAST_0 = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
+    mine.graph_nodes train.minutes redream.prior redream.minutes polish.minutes polish.lr polish.temperature
+    evaluate.prompts evaluate.dreams vision.embedding_dim vision.image_size"""
+AT_LEAST_1 = """teacher.thinking_tokens mine.steps train.retrieve_limit redream.samples polish.answers
+    evaluate.max_tokens evaluate.bootstrap vision.patch_size"""
+LEAST = dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1)
 """The smallest value of settings whose stage comes late, or has no place to check them."""
 
 
@@ -329,7 +342,7 @@ def load_settings(
     """
     settings = copy.deepcopy(base) if base is not None else Settings()
     if file is not None:
-        change(settings, _content(file), str(file))
+        change(settings, read_settings(file), str(file))
     for override in overrides:
         source = f"--set {masked(override).splitlines()[0] if override else override}"
         key, given, text = override.partition("=")
@@ -341,19 +354,6 @@ def load_settings(
     change(settings, values or {}, "settings")
     check_ranges(settings)
     return settings
-
-
-def _content(file: Path) -> Any:
-    try:
-        content = read_yaml(file.read_text(encoding="utf-8-sig"), str(file))
-    except FileNotFoundError as error:
-        raise BadInput(f"{file}: no such settings file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise BadInput(f"{file}: can't be read: {reason}") from error
-    if not isinstance(content, dict | None):
-        raise BadInput(f"{file}: should hold settings, such as train: {{lr: 1e-3}}")
-    return content or {}
 
 
 def change(settings: Settings, values: Mapping[str, Any], source: str, within: str = "") -> None:

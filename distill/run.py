@@ -26,6 +26,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "start": ("capture", "mine", "tokenize"),
     "redream": ("capture", "mine", "tokenize"),
     "train": ("capture", "mine", "tokenize", "start", "redream"),
+    "polish": ("train",),
     "engine": ("train",),
     "evaluate": ("train",),
     "export": ("train", "engine", "evaluate"),
@@ -329,10 +330,16 @@ class Run:
             versions=versions,
             settings=dict(settings),
         )
-        records = {**self.records(), stage: entry}
+        self._keep({**self.records(), stage: entry})
+        return entry
+
+    def forget(self, stage: str) -> None:
+        """What the stage left is gone."""
+        self._keep({name: record for name, record in self.records().items() if name != stage})
+
+    def _keep(self, records: Mapping[str, StageRecord]) -> None:
         content = {"version": 1, "stages": {name: asdict(record) for name, record in records.items()}}
         write_atomic(self.path / "run.json", json.dumps(content, indent=2) + "\n")
-        return entry
 
     def check_same(self, stage: str, settings: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
         """Raise RunMismatch naming the first keys in which `settings` differs from what was `recorded`."""

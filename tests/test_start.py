@@ -3,15 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from support.small_student import dreaming_model, small_tokenizer
 
 from bundle.gguf import file_bytes, write_gguf
+from cli.main import dream
 from distill.backbone.model import count_parameters, load_backbone
 from distill.config import CaptureSettings, Settings, StudentSettings, TeacherSettings, TokenizeSettings, TrainSettings
 from distill.corpus.capture import capture
-from distill.errors import BadInput
+from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.events import Event
 from distill.knowledge.mine import mine
 from distill.run import Run
@@ -25,6 +28,7 @@ from distill.tokens.chat import prompt_ids
 from distill.tokens.packing import Documents, pack
 from distill.training import checkpoint
 from distill.training.loop import train
+from distill.training.polish import judged, polish, polished
 from distill.training.sizes import measure_sizes
 from distill.training.start import action_shares, begin, default_ffn, is_inherited, samples
 
@@ -232,3 +236,101 @@ def test_what_is_kept_by_default() -> None:
     assert default_ffn(8192, whole=False) == 2816
     assert default_ffn(160, whole=False) == 160, "what is small already stays"
     assert default_ffn(1536, whole=True) == 1536, "where layers were cut, they stay whole"
+
+
+# Learning from its own answers.
+
+
+@pytest.fixture(scope="module")
+def trained(answered: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A student of half its teacher's neurons, hardly trained. Don't alter it."""
+    run = of(answered, tmp_path_factory.mktemp("trained") / "run", ffn=80)
+    train(run)
+    return run
+
+
+def to_polish(trained: Run, folder: Path, **settings: object) -> Run:
+    run = of(trained, folder, ffn=80)
+    for name, value in ({"rounds": 3, "answers": 8, "lr": 2e-3} | settings).items():
+        setattr(run.settings.polish, name, value)
+    return run
+
+
+def weights_of(run: Run) -> bytes:
+    return (checkpoint.best(run) / "model.safetensors").read_bytes()
+
+
+def test_answers_are_judged_as_their_teacher_would_go_on(answered: Run, teacher: Path) -> None:
+    """Against one answer at a time in float64, without slots."""
+    tokenizer = StudentTokenizer.load(answered.tokenizer)
+    model = transplant(open_source(teacher), tokenizer, 96).double()
+    prompts = [prompt_ids(tokenizer, question) for question in QUESTIONS[:3]]
+    answers = [[*tokenizer.encode(text), tokenizer.eos_id] for text in ("The ball falls.", "It", "The floor falls up")]
+    found = judged(model, tokenizer, prompts, answers)
+    words = [*range(tokenizer.base_size), tokenizer.eos_id]
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        assert found.prompt(i).tolist() == prompt
+        assert found.answer(i).tolist() == answer
+        span = found.span(found.answer_ends, i)
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 : -1]
+        for place, token in enumerate(answer):
+            expected = dict(zip(words, logits[place][words].log_softmax(-1).tolist(), strict=True))
+            likeliest = sorted(expected, key=lambda id: -expected[id])[:20]
+            ids, logprobs = found.slot_ids[span][place], found.slot_logprobs[span][place].astype(float)
+            kept = {int(id): value for id, value in zip(ids, logprobs[1:], strict=True) if np.isfinite(value)}
+            assert kept.keys() | {token} == {*likeliest, token}
+            assert logprobs[0] == pytest.approx(expected[token], rel=2e-3, abs=2e-3)
+            assert kept == pytest.approx({id: expected[id] for id in kept}, rel=2e-3, abs=2e-3)
+
+
+def test_polishing_brings_own_answers_nearer_to_the_teacher_and_can_be_undone(trained: Run, tmp_path: Path) -> None:
+    run = to_polish(trained, tmp_path / "run", rounds=8)
+    before, records = weights_of(run), run.records()
+    events: list[Event] = []
+    summary = polish(run, events.append)
+    assert summary["kl_of_own_answers"] < 0.8 * summary["kl_of_own_answers_before"]
+    assert (summary["rounds"], summary["answers"]) == (8, 64)
+    assert weights_of(run) != before
+    assert checkpoint.best(run) == checkpoint.latest(run)
+    assert [event.done for event in events if event.kind == "progress"] == list(range(1, 9))
+    assert polish(run, events.append) == summary
+    assert events[-1].message == "nothing changed: kept"
+    assert train(run)["steps"] == 2, "what trained it is as it was"
+    run.settings.train.steps = 4
+    with pytest.raises(RunMismatch, match=r"polished; `dream polish .* --undo`"):
+        train(run)
+    undone = CliRunner().invoke(dream, ["polish", str(run.path), "--undo", "--json"])
+    assert json.loads(undone.stdout)["deleted"] == 1
+    assert weights_of(run) == before
+    assert run.records() == records
+
+
+def test_a_polishing_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp_path: Path) -> None:
+    whole, cut = (to_polish(trained, tmp_path / name) for name in ("whole", "cut"))
+
+    def stop(event: Event) -> None:
+        if event.kind == "progress" and event.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        polish(cut, stop)
+    assert "polish" not in cut.records()
+    assert len(polished(cut)) == 1
+    cut.settings.polish.temperature = 0.5
+    with pytest.raises(RunMismatch, match="other settings; --force"):
+        polish(cut)
+    cut.settings.polish.temperature = 1.0
+    told, expected = polish(cut), polish(whole)
+    assert told == expected
+    assert weights_of(cut) == weights_of(whole)
+
+
+def test_what_cannot_be_polished_is_refused(trained: Run, tmp_path: Path) -> None:
+    with pytest.raises(MissingStage, match="dream train"):
+        polish(Run.create(tmp_path / "new", Settings()))
+    run = to_polish(trained, tmp_path / "run")
+    run.settings.teacher.weights = str(tmp_path / "none.gguf")
+    with pytest.raises(BadInput, match=r"none\.gguf"):
+        polish(run)
+    assert polished(run) == []

@@ -1,4 +1,4 @@
-"""`dream capture`, `mine`, `tokenize`, `train`, `redream` and `export`: a run's stages one by one."""
+"""`dream capture`, `mine`, `tokenize`, `train`, `redream`, `polish` and `export`: a run's stages one by one."""
 
 import functools
 from collections.abc import Callable
@@ -83,6 +83,30 @@ def redream(run: "Run") -> None:
     Example, a round:
       dream redream my-student --samples 8 && dream train my-student
     """
+
+
+@click.command()
+@setting("--minutes", "polish.minutes", "Stop after so long.", type=click.FloatRange(0), metavar="M")
+@setting("--rounds", "polish.rounds", "Stop after so many rounds instead.", type=click.IntRange(1), metavar="N")
+@click.option("--undo", is_flag=True, help="Go back to what training left.")
+@stage_options()
+def polish(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool) -> None:
+    """Let RUN's trained student answer training prompts itself, and learn at each word what its teacher would have said
+    next. Needs the teacher's weights. Stopped at any moment, it goes on from there; so it does with more --minutes.
+
+    What comes out is the run's best checkpoint: evaluate and export take it.
+
+    \b
+    Example:
+      dream polish my-student --minutes 10 && dream evaluate my-student
+    """
+    if not undo:
+        return stage_command(run, "polish", force, as_json, quiet)
+    from distill.training.polish import undo as undone
+
+    with run.working():
+        count = undone(run)
+    answer(as_json, {"run": str(run.path), "deleted": count}, f"polish: {count or 'no'} checkpoints deleted")
 
 
 @stage()

@@ -202,6 +202,24 @@ def log_likelihood(
 ) -> list[NDArray[np.float64]]:
     """Natural log-probability of each token of each continuation after its context, (len(continuation),) each.
 
+    Bounds and errors as of `states_before`.
+    """
+    scores: list[NDArray[np.float64]] = [np.zeros(0)] * len(contexts)
+    for batch, hidden in states_before(model, contexts, continuations, batch_tokens):
+        targets = torch.tensor([token for i in batch for token in continuations[i]], device=hidden.device)
+        ends = np.cumsum([len(continuations[i]) for i in batch])
+        for i, part in zip(batch, np.split(_token_scores(model, hidden, targets), ends[:-1]), strict=True):
+            scores[i] = part
+    return scores
+
+
+@torch.inference_mode()
+def states_before(
+    model: Backbone, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], batch_tokens: int = 8192
+) -> Iterator[tuple[list[int], Tensor]]:
+    """The last hidden states that predict the tokens of each continuation after its context: numbers of some pairs, and
+    (tokens of all of them, D), in that order. Pairs without a continuation are in none.
+
     batch_tokens bounds rows × length of one forward pass. Raises BadInput for an empty context (nothing predicts
     the first token) or a pair that doesn't fit the model's context.
     """
@@ -212,7 +230,6 @@ def log_likelihood(
         # The last token is only predicted, never read, so it needs no place.
         if len(row) - 1 > model.config.context:
             raise BadInput(f"continuation: {len(row)} tokens don't fit a context of {model.config.context}; shorten it")
-    scores: list[NDArray[np.float64]] = [np.zeros(0)] * len(rows)
     lengths = {i: len(row) - 1 for i, row in enumerate(rows) if continuations[i]}
     for batch in batches(lengths, batch_tokens):
         length = lengths[batch[0]]
@@ -220,13 +237,7 @@ def log_likelihood(
         ids = torch.tensor([rows[i][:-1] + [0] * (length + 1 - len(rows[i])) for i in batch], device=model.cos.device)
         hidden = model.hidden(ids)
         spans = [range(len(contexts[i]) - 1, len(rows[i]) - 1) for i in batch]
-        hidden = torch.cat([hidden[place, span.start : span.stop] for place, span in enumerate(spans)])
-        targets = torch.tensor([token for i in batch for token in continuations[i]], device=ids.device)
-        flat = _token_scores(model, hidden, targets)
-        ends = np.cumsum([len(span) for span in spans])
-        for i, part in zip(batch, np.split(flat, ends[:-1]), strict=True):
-            scores[i] = part
-    return scores
+        yield batch, torch.cat([hidden[place, span.start : span.stop] for place, span in enumerate(spans)])
 
 
 def _token_scores(model: Backbone, hidden: Tensor, targets: Tensor) -> NDArray[np.float64]:

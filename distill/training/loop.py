@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from distill.errors import RunMismatch
 from distill.events import Event, Listener, silent
 from distill.run import Run, sha256_file
 from distill.tokens.packing import pack
@@ -68,6 +69,8 @@ def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
 def set_aside_stale(run: Run, listen: Listener) -> None:
     """Rename checkpoints that were trained on other data: what reads them must start anew, but nothing is lost."""
     found = checkpoint.list_checkpoints(run)
+    if found and "polish" in checkpoint.read_loop(found[-1]).settings:
+        raise RunMismatch(f"{found[-1]}: polished; `dream polish {run.path} --undo` goes back to what training left")
     if not found or checkpoint.read_loop(found[-1]).settings.get("data") == data_fingerprint(run):
         return
     number = next(n for n in itertools.count(1) if not run.checkpoints.with_name(f"checkpoints.{n}").exists())

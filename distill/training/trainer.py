@@ -45,6 +45,7 @@ from distill.training.plan import (
 )
 from distill.training.start import is_inherited, started_at
 from distill.training.step import forward_backward, make_optimizer, move, pick_device
+from distill.training.validate import validate
 
 
 class Trainer:
@@ -252,40 +253,12 @@ class Trainer:
             return drafts.share_out(chosen, dream, self.world, self.device, self._stopped)
 
     # Measuring.
-    @torch.no_grad()
     @torch.compiler.set_stance("force_eager")  # batches of another size would each compile anew
     def validate(self) -> dict[str, float]:
         """Loss and cross-entropies on the validation documents: nats a token; bits per byte of the answers."""
         with self.average.shipped():
-            return self._validate()
-
-    def _validate(self) -> dict[str, float]:
-        totals = torch.zeros(4, dtype=torch.float64)
-        rows = self.validation.epoch(0)
-        size = max(self.settings.batch_rows, 1)
-        self.model.eval()
-        for start in range(0, len(rows), size):
-            batch = move(self.validation.assemble(rows[start : start + size]), self.device)
-            result = forward_backward(self.model, batch, self.numerics.precision, self.kernel, backward=False)
-            real = batch.targets.weight > 0
-            answers = real & batch.answers
-            totals += torch.tensor(
-                [
-                    float(result["loss"]) * batch.loss_positions,
-                    batch.loss_positions,
-                    float(result["ce"][answers].sum()),
-                    float(answers.sum()),
-                ],
-                dtype=torch.float64,
-            )
-        self.model.train()
-        documents = self.validation.documents
-        tokens_a_byte = len(documents.answer_ids) / max(int(documents.answer_bytes.sum()), 1)
-        cross_entropy = float(totals[2] / totals[3].clamp_min(1))
-        return {
-            "validation_loss": float(totals[0] / totals[1].clamp_min(1)),
-            "validation_bits_per_byte": cross_entropy * tokens_a_byte / math.log(2),
-        }
+            rows, how = self.settings.batch_rows, (self.numerics.precision, self.kernel)
+            return validate(self.model, self.validation, rows, *how)
 
     def _choose_numerics(self, kept: numerics.Numerics | None) -> numerics.Numerics:
         settings = self.settings

@@ -1,0 +1,269 @@
+"""On-policy distillation: the `polish` stage.
+
+Training shows a student its teacher's answers; its own go on from what it said itself, where no teacher ever was. Here
+it answers training prompts, dreams before some of them, and at each word learns what its teacher would have said next
+(generalized knowledge distillation, arXiv:2306.13649): soft targets alone, of the teacher's 20 likeliest and a tail.
+Some steps learn from the teacher's own answers as before, lest those be forgotten.
+
+A round is so many answers, their targets and the steps that learn from them; at its end there is a checkpoint, so that
+a polishing that was stopped goes on with the round that it was in.
+
+Shape legend: A answer tokens of all documents, K alternatives of each.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distill.backbone.generate import generate, states_before
+from distill.backbone.model import Backbone, load_backbone
+from distill.corpus.teachers_source import teachers_source
+from distill.errors import BadInput, RunMismatch
+from distill.events import Event, Listener, silent
+from distill.run import Run, sha256_file
+from distill.student.grammar import DreamGrammar, longest_path
+from distill.student.initialize import transplant
+from distill.teacher.protocol import MAX_TOP_LOGPROBS
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.chat import think_block
+from distill.tokens.packing import Documents, pack, spelled_bytes
+from distill.training import checkpoint, numerics
+from distill.training.batches import Batch, Batches, Mixture
+from distill.training.drafts import dream_on
+from distill.training.losses import tail_kernel
+from distill.training.step import forward_backward, make_optimizer, move, pick_device
+from distill.training.validate import validate
+
+VERSION = 1
+SCORED = 2048
+"""Tokens whose targets are made at once."""
+LEAST_RATE = 0.1
+"""Share of the learning rate that is left at the end; it falls evenly."""
+
+
+def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
+    """Let the run's best checkpoint learn from its own answers, or go on; what comes out is the run's best checkpoint
+    then. Returns what it changed.
+
+    Raises MissingStage before a training, BadInput where the teacher's weights can't be read, RunMismatch where a
+    polishing with other settings is there (with `force` it is undone).
+    """
+    settings = run.settings.polish
+    run.require("train")
+    how = {**asdict(settings), "seed": run.settings.seed, "version": VERSION}
+    if not force and (record := run.fresh("polish", how)) is not None:
+        listen(Event("polish", "done", "nothing changed: kept", data=record.summary))
+        return record.summary
+    if force:
+        undo(run)
+    polishing = Polishing(run, how, listen)
+    summary = polishing.perform()
+    weights = checkpoint.best(run) / "model.safetensors"
+    outputs = {str(weights.relative_to(run.path)): sha256_file(weights)}
+    run.record("polish", how, outputs, summary, polishing.told["seconds"])
+    listen(Event("polish", "done", f"{summary['answers']} answers of its own", data=summary))
+    return summary
+
+
+def polished(run: Run) -> list[Path]:
+    """Checkpoints of a polishing; all others are the training's."""
+    return [path for path in checkpoint.list_checkpoints(run) if "polish" in checkpoint.read_loop(path).settings]
+
+
+def undo(run: Run) -> int:
+    """Go back to the training: delete what polishing left; returns how many checkpoints that were."""
+    found = polished(run)
+    for path in found:
+        shutil.rmtree(path)
+    run.forget("polish")
+    return len(found)
+
+
+class Polishing:
+    """One polishing of a run. told: what its checkpoints know of it."""
+
+    def __init__(self, run: Run, how: Mapping[str, Any], listen: Listener) -> None:
+        self.run, self.listen, self.settings, self.seed = run, listen, run.settings.polish, run.settings.seed
+        self.tokenizer = StudentTokenizer.load(run.tokenizer)
+        source = teachers_source(run, listen)
+        if isinstance(source, str):
+            raise BadInput(f"{run.path}: polishing needs its teacher's weights (--teacher-weights): {source}")
+        if self.tokenizer.kind != "aligned":
+            raise BadInput(f"{run.path}: polishing needs its teacher's tokens; tokenize with --kind aligned")
+        pack(run)
+        same = {key: value for key, value in how.items() if key not in ("rounds", "minutes")}
+        self.told: dict[str, Any] = {"how": same, "round": 0, "steps": 0, "answers": 0, "seconds": 0.0, "kl": []}
+        train, device = run.settings.train, pick_device(run.settings.train.device)
+        before = polished(run)
+        of_training = [path for path in checkpoint.list_checkpoints(run) if path not in before]
+        self.base = checkpoint.read_loop(of_training[-1])
+        begun = checkpoint.folder_of(run, self.base.best_step)
+        begun = before[-1] if before else begun if begun.is_dir() else of_training[-1]
+        checkpoint.verify_checkpoint(begun)
+        self.model = load_backbone(begun).to(device)
+        betas = (train.betas[0], train.betas[1])
+        self.optimizer = make_optimizer(self.model, self.settings.lr, betas, train.weight_decay)
+        if before:
+            self.told = checkpoint.read_loop(begun).settings["polish"]
+            if self.told["how"] != same:
+                raise RunMismatch(f"{begun}: polished with other settings; --force begins again where training ended")
+            checkpoint.load_optimizer(begun, self.model, self.optimizer)
+        self.teacher = transplant(source, self.tokenizer, run.settings.student.context).to(device)
+        kept = numerics.load(run.checkpoints / "numerics.json")
+        self.precision = kept.precision if kept else "float32"
+        self.steps = longest_path(run.settings)
+        self.grammar = DreamGrammar(self.tokenizer, self.steps)
+        self.given, self.validation = (
+            self._batches(Documents.load(run.data / name), mixture, train.soft_weight)
+            for name, mixture in (
+                ("train", Mixture.of(train)),
+                ("validation", replace(Mixture.of(train), noise=0.0)),
+            )
+        )
+
+    def _batches(self, documents: Documents, mixture: Mixture, soft: float) -> Batches:
+        context, strict = self.model.config.context, self.run.settings.train.strict
+        return Batches(documents, self.tokenizer, context, mixture, self.seed, soft, self.grammar, strict)
+
+    def _validated(self) -> float:
+        rows = self.run.settings.train.batch_rows
+        found = validate(self.model, self.validation, rows, self.precision, tail_kernel)
+        return found["validation_bits_per_byte"]
+
+    def progress(self) -> float:
+        """Share of all rounds, or of the minutes, that is done."""
+        if self.settings.rounds:
+            return self.told["round"] / self.settings.rounds
+        return self.told["seconds"] / max(60 * self.settings.minutes, 1e-9)
+
+    def perform(self) -> dict[str, Any]:
+        """Round after round, each kept; the summary."""
+        self.told.setdefault("before", round(self._validated(), 4))
+        self.listen(Event("polish", "start", "the student answers, its teacher says what it would have said"))
+        while (progress := self.progress()) < 1:
+            started = time.monotonic()
+            kl = self._round(self.told["round"], self.settings.lr * max(LEAST_RATE, 1 - progress))
+            self.told["round"] += 1
+            self.told["kl"] = [*self.told["kl"][:1], round(kl, 4)]
+            self.told["seconds"] = round(self.told["seconds"] + time.monotonic() - started, 1)
+            self._save()
+            total, unit = (
+                (self.settings.rounds, "rounds") if self.settings.rounds else (60 * self.settings.minutes, "s")
+            )
+            done, data = min(self.progress(), 1.0) * total, {"kl": kl, "answers": self.told["answers"]}
+            self.listen(Event("polish", "progress", done=round(done, 1), total=total, unit=unit, data=data))
+        told, (first, *_, last) = self.told, (self.told["kl"] * 2 or [0.0, 0.0])
+        bits = {"bits_per_byte_before": told["before"], "bits_per_byte": round(self._validated(), 4)}
+        counts = {"rounds": told["round"], "answers": told["answers"], "steps": told["steps"]}
+        return {**counts, "kl_of_own_answers_before": first, "kl_of_own_answers": last, **bits}
+
+    def _round(self, number: int, rate: float) -> float:
+        """Answers, their targets and what is learned from both; the divergence on them, nats a token."""
+        random = np.random.default_rng([self.seed, number])
+        documents, dreams = self.own_answers(number, random)
+        mixture = Mixture(dreams=True, empty=0.0, drafts=1.0)
+        own = self._batches(documents, mixture, soft=1.0)
+        size, share = self.run.settings.train.batch_rows, self.settings.teachers_share
+        rows = own.drafted(0, own.epoch(0), 0, dreams)
+        steps = [(own, rows[start : start + size]) for start in range(0, len(rows), size)]
+        given = self.given.epoch(number)
+        count = round(len(steps) * share / (1 - share))
+        steps += [(self.given, [given[(i * size + j) % len(given)] for j in range(size)]) for i in range(count)]
+        kl: list[float] = []
+        for place in random.permutation(len(steps)):
+            source, chosen = steps[place]
+            found = self._step(source.assemble(chosen), rate)
+            if source is own:
+                kl.append(found)
+        self.told["answers"] += len(documents)
+        return float(np.mean(kl))
+
+    def own_answers(self, number: int, random: np.random.Generator) -> tuple[Documents, dict[int, list[int]]]:
+        """Documents of the student's answers with its teacher's targets, and the dreams that some were given after."""
+        run, asked = self.run.settings, self.given.documents
+        fit = np.flatnonzero(np.diff(asked.prompt_ends, prepend=0) < self.model.config.context // 2)
+        if not len(fit):
+            raise BadInput(f"student.context={self.model.config.context}: no prompt fits into half of it; raise it")
+        chosen = [int(i) for i in random.choice(fit, min(self.settings.answers, len(fit)), replace=False)]
+        seed = self.seed + number * len(asked)
+        dreaming = [i for i in chosen if run.train.dreams and random.random() >= run.train.empty_dreams]
+        how = (asked, self.tokenizer, self.steps, seed, dreaming, self.settings.temperature)
+        dreamed = dream_on(self.model, *how)
+        prompts = [asked.prompt(i).tolist() for i in chosen]
+        thoughts = [think_block(self.tokenizer, dreamed.get(i, [])) for i in chosen]
+        self.model.eval()
+        answers = generate(
+            self.model,
+            [[*prompt, *thought] for prompt, thought in zip(prompts, thoughts, strict=True)],
+            max_tokens=run.capture.max_tokens,
+            temperature=self.settings.temperature,
+            seed=[seed + i for i in chosen],
+            stop_ids=[self.tokenizer.eos_id],
+            batch_rows=64,
+            grammar=self.grammar.answering,
+        )
+        self.model.train()
+        documents = judged(self.teacher, self.tokenizer, prompts, answers)
+        return documents, {place: dreamed[i] for place, i in enumerate(chosen) if i in dreamed}
+
+    def _step(self, batch: Batch, rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = move(batch, self.model.cos.device)
+        found = forward_backward(self.model, batch, self.precision, tail_kernel)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.settings.train.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.told["steps"] += 1
+        return float(found["kl"][(batch.targets.weight > 0) & batch.answers].mean())
+
+    def _save(self) -> None:
+        """A checkpoint, the best of the run, in the place of the round's before."""
+        before = polished(self.run)
+        step = self.base.step + self.told["steps"]
+        state = replace(self.base, step=step, best_step=step, settings={**self.base.settings, "polish": self.told})
+        checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {}, {})
+        for path in before:
+            shutil.rmtree(path)
+
+
+@torch.inference_mode()
+def judged(
+    teacher: Backbone, tokenizer: StudentTokenizer, prompts: Sequence[list[int]], answers: Sequence[list[int]]
+) -> Documents:
+    """Documents of answers that a student gave, without dreams; the targets are what its teacher, under the student's
+    vocabulary, would have said after the prompt and the answer so far: of words, and of the end."""
+    parts: list[NDArray[Any]] = [np.zeros((0, MAX_TOP_LOGPROBS))] * len(answers)
+    scores: list[NDArray[Any]] = [np.zeros((0, 1 + MAX_TOP_LOGPROBS))] * len(answers)
+    unsaid = torch.ones(tokenizer.vocab_size, dtype=torch.bool, device=teacher.cos.device)
+    unsaid[: tokenizer.base_size] = unsaid[tokenizer.eos_id] = False
+    for batch, hidden in states_before(teacher, prompts, answers, SCORED):
+        labels = torch.tensor([[token] for i in batch for token in answers[i]], device=hidden.device)
+        logprobs = teacher.lm_head(hidden).float().masked_fill_(unsaid, float("-inf")).log_softmax(-1)
+        values, ids = logprobs.topk(MAX_TOP_LOGPROBS)
+        same = ids == labels
+        values, ids = values.masked_fill(same, float("-inf")), torch.where(same, labels, ids)
+        ends = np.cumsum([len(answers[i]) for i in batch])[:-1]
+        both = torch.cat([logprobs.gather(1, labels), values], 1).cpu().numpy()
+        for i, some, said in zip(batch, np.split(ids.cpu().numpy(), ends), np.split(both, ends), strict=True):
+            parts[i], scores[i] = some, said
+    return Documents(
+        prompt_ids=np.concatenate(prompts),
+        prompt_ends=np.cumsum([len(prompt) for prompt in prompts]),
+        dream_ids=np.zeros(0, np.int64),
+        dream_ends=np.zeros(len(answers), np.int64),
+        answer_ids=np.concatenate(answers),
+        answer_ends=np.cumsum([len(answer) for answer in answers]),
+        slot_ids=np.concatenate(parts).astype(np.int64),
+        slot_logprobs=np.concatenate(scores).astype(np.float16),
+        chunk_ids=np.full(sum(map(len, answers)), -1, np.int32),
+        chunk_logprobs=np.zeros(0, np.float32),
+        answer_bytes=np.array([spelled_bytes(np.array(answer), tokenizer) for answer in answers], np.int64),
+    )
