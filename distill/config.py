@@ -81,7 +81,7 @@ class MineSettings:
     miner: str = "syntax"
     """`syntax` (dependency parse) or `teacher` (the teacher itself, with a JSON schema)."""
     choose: str = "rarity"
-    """What the syntax miner keeps: `rarity` (what tells most), `likelihood` (by the teacher, a second each) or `all`."""
+    """What the syntax miner keeps: `rarity` (what tells most), `likelihood` (by the teacher; seconds each) or `all`."""
     minutes: float = 10.0
     """What choosing by likelihood may take; what is left then is chosen by rarity. 0: no limit."""
     steps: int = 5
