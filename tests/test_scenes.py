@@ -87,7 +87,6 @@ def seen_in(picture: Drawn) -> dict[str, tuple[float, float]]:
 
 
 def test_answers_are_what_the_picture_shows(drawn: list[Question]) -> None:
-    kinds = {name: emoji.KINDS[GROUPS[i // 4]] for i, name in enumerate(NAMES)}
     asked: Counter[str] = Counter()
     for question in drawn:
         (picture,) = question.pictures
@@ -96,18 +95,15 @@ def test_answers_are_what_the_picture_shows(drawn: list[Question]) -> None:
         assert question.depth == len(there)
         text = question.prompt.removesuffix(f" {picture.path}")
         asked[" ".join(text.split()[:2])] += 1
-        for lens, steps in question.dream.items():
-            for step in steps:
-                if lens == "abstract":
-                    assert kinds[step.what] == step.result
-                elif step.action != "is":
-                    (x, y), (u, v) = there[step.what], there[step.result]
-                    far = {"left of": u - x, "right of": x - u, "above": v - y, "below": y - v}[step.action]
-                    assert far > 40
-                else:
-                    x, y = there[step.what]
-                    away = {"the left": x < 45, "the right": x > 83, "the top": y < 45, "the bottom": y > 83}
-                    assert away.get(step.result[3:], abs(x - 64) + abs(y - 64) < 20)
+        for step in question.dream["spatial"]:
+            if step.action != "is":
+                (x, y), (u, v) = there[step.what], there[step.result]
+                far = {"left of": u - x, "right of": x - u, "above": v - y, "below": y - v}[step.action]
+                assert far > 40
+            else:
+                x, y = there[step.what]
+                away = {"the left": x < 45, "the right": x > 83, "the top": y < 45, "the bottom": y > 83}
+                assert away.get(step.result[3:], abs(x - 64) + abs(y - 64) < 20)
         if text.startswith("Is there"):
             name = re.sub("^an? ", "", text.removeprefix("Is there ").removesuffix(" in this picture?"))
             assert name in NAMES
@@ -125,7 +121,7 @@ def test_answers_are_what_the_picture_shows(drawn: list[Question]) -> None:
             assert question.answer == (f"The {first.what} is {relation}." if beside is None else thing)
             if beside is not None:
                 assert (beside[1], beside[2]) == (emoji_scenes.OPPOSITE[first.action], first.what)
-    assert min(asked[kind] for kind in ("What is", "Where is", "Is there")) > 40
+    assert min(asked[kind] for kind in ("What is", "Where is", "Is there")) > 20
 
 
 def test_things_and_pairs_are_held_out(drawn: list[Question], package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,7 +169,16 @@ def test_dreams_under_which_answers_are_likelier_are_packed(
 ) -> None:
     """And an interrupted choice goes on to the same file."""
     monkeypatch.setattr(redreaming, "TOGETHER", 4)
-    trained = fork(prepared, tmp_path / "trained", batch_rows=4)  # with fewer it dreams nothing likelier
+    own = redreaming.dream_on
+
+    def dreamt(model: Any, documents: Documents, *how: Any) -> dict[int, list[int]]:
+        """So small a student dreams nothing likelier: some of it are other answers' dreams."""
+        found = own(model, documents, *how)
+        others = list(found)[1:]
+        return found | {i: documents.dream(j).tolist() for i, j in zip(found, others, strict=False)}
+
+    monkeypatch.setattr(redreaming, "dream_on", dreamt)
+    trained = fork(prepared, tmp_path / "trained")
     train(trained)
     runs: list[Run] = []
     for name in ("whole", "stopped"):

@@ -46,7 +46,8 @@ def new_student(settings: StudentSettings, tokenizer: StudentTokenizer, seed: in
     model = Backbone(config).initialize(seed)
     table = model.model.embed_tokens.weight.detach()
     for id, label in zip(tokenizer.image_ids, tokenizer.labels, strict=True):
-        table[id] += table[tokenizer.encode(f" {label}")].mean(0)
+        near = table[id] + table[tokenizer.encode(f" {label}")].mean(0)
+        table[id] = near * (table[id].norm() / near.norm())
     return model
 
 

@@ -1,7 +1,7 @@
 """Scenes of emoji: one thing or two on a plain ground, with questions that only the picture answers.
 
-Of each picture four questions are asked: what there is, where it is, what is beside something, whether something is
-there. Names are the emoji's own; the true dream says how the things stand to each other, and what they are.
+Of each picture is asked what there is, where each thing is, what is beside it, whether something is there. Names are
+the emoji's own; the true dream says how the things stand to each other, first of the one that is asked about.
 
 Some things never occur in training (split `thing`), nor do some pairs of things (split `combination`); `familiar`
 pictures are new but of the training's kind.
@@ -84,7 +84,7 @@ class Scene:
         spatial = [Step(first, "is", self.relation)]
         if second:
             spatial = [Step(first, self.relation, second[0]), Step(second[0], OPPOSITE[self.relation], first)]
-        return {"spatial": spatial, "abstract": [Step(thing.name, "is a", thing.kind) for thing in self.things]}
+        return {"spatial": spatial}
 
 
 def a(name: str) -> str:
@@ -141,15 +141,16 @@ def _draw(draw: random.Random, split: str, emoji: list[Emoji], unseen: set[str],
 
 
 def _asked(draw: random.Random, scene: Scene, drawn: Drawn, split: str, others: list[Emoji]) -> list[Question]:
-    """The picture's questions: four of two things, three of one."""
+    """The picture's questions: six of two things, three of one. Both things are asked about: of one question alone a
+    student learns late to look which of the two is meant."""
     names = [thing.name for thing in scene.things]
     said = " ".join([a(names[0]), scene.relation, *map(a, names[1:])])
     asked = [("What is in this picture?", f"{said.capitalize()}.", scene)]
-    about = scene.seen_from(draw.choice(names))
-    one, *other = (thing.name for thing in about.things)
-    asked.append((f"Where is the {one}?", f"The {' the '.join([f'{one} is {about.relation}', *other])}.", about))
-    if other:
-        asked.append((f"What is {OPPOSITE[about.relation]} the {one}?", f"{a(other[0]).capitalize()}.", about))
+    for about in map(scene.seen_from, names):
+        one, *other = (thing.name for thing in about.things)
+        asked.append((f"Where is the {one}?", f"The {' the '.join([f'{one} is {about.relation}', *other])}.", about))
+        if other:
+            asked.append((f"What is {OPPOSITE[about.relation]} the {one}?", f"{a(other[0]).capitalize()}.", about))
     # Of another kind than what is there: a poodle is a dog.
     absent = [thing.name for thing in others if thing.kind not in {thing.kind for thing in scene.things}]
     if absent and draw.random() < 0.5:
