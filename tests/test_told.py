@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.small_student import DREAM, small_tokenizer
 
-from distill.training.told import AGAIN, ASKED, END, FAR, NEAR, Told, tilted
+from distill.training.told import AGAIN, ASKED, END, FAR, NEAR, WITHIN, Told, tilted
 
 ANSWER = "The balls fall to the floor, and the ball falls."
 
@@ -24,16 +24,26 @@ def test_words_of_the_dream_are_likelier_until_they_are_said(smollm2: Path) -> N
     assert words[:6] == ["The", " balls", " fall", " to", " the", " floor"]
     floor = NEAR * ASKED  # in the step of ball, asked for
     expected = [
-        [0, 0, FAR, FAR * ASKED, 0, END[3]],
-        [FAR, 0, FAR, FAR * ASKED, 0, END[3]],
-        [NEAR, 0, AGAIN, floor, 0, END[2]],
-        [0, 0, AGAIN, floor, 0, END[1]],
-        [0, 0, AGAIN, floor, 0, END[1]],
-        [floor, 0, AGAIN, floor, 0, END[1]],
-        [0, 0, AGAIN, AGAIN, 0, END[0]],
+        [0, 0, FAR, FAR * ASKED, 0, END[4]],
+        [FAR, 0, FAR, FAR * ASKED, 0, END[4]],
+        [NEAR, 0, AGAIN, floor, 0, END[3]],
+        [0, 0, AGAIN, floor, 0, END[2]],
+        [0, 0, AGAIN, floor, 0, END[2]],
+        [floor, 0, AGAIN, floor, 0, END[2]],
+        [0, 0, AGAIN, AGAIN, 0, END[1]],
     ]
     assert gains[: len(expected)] == pytest.approx(np.array(expected))
-    assert gains[-1, 0] == pytest.approx(END[0])
+    assert gains[-1, 0] == pytest.approx(END[1]), "one word is still to be said"
+
+
+def test_a_word_of_several_tokens_is_likelier_from_each_to_the_next(smollm2: Path) -> None:
+    tokenizer = small_tokenizer(smollm2, [ANSWER])
+    dream, word = tokenizer.encode(DREAM, special=True), tokenizer.encode(" release")
+    assert len(word) > 2
+    answer = np.array([*word, *word, tokenizer.eos_id])
+    gains = Told(tokenizer).gains(np.zeros(0, np.int64), dream, answer, np.zeros((len(answer), 0), np.int64))
+    rest = [WITHIN] * (len(word) - 1)
+    assert gains[:, 0].tolist() == pytest.approx([FAR, *rest, AGAIN, *rest, END[3]])
 
 
 def test_gains_make_a_distribution_of_a_distribution() -> None:
