@@ -48,9 +48,7 @@ def digest(files: str) -> str:
 
 def opened(path: Path) -> TextIO:
     """As UTF-8 text, unpacked where it ends in .gz."""
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8")
-    return path.open(encoding="utf-8")
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
 def elements(path: Path, key: str = "") -> Iterator[dict[str, Any]]:
