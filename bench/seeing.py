@@ -73,14 +73,14 @@ def main(paths: list[str]) -> None:
         found = [measure(run, pictures) for run in runs]
         for split, label in SPLITS.items():
             shares = {name: [own[split][name] for own in found] for name in COLUMNS}
-            cells = {name: [float(np.mean(own)), min(own), max(own)][: len(own) + 1] for name, own in shares.items()}
+            cells = {n: [float(np.mean(own)), min(own), max(own)] if own[1:] else own[0] for n, own in shares.items()}
             rows.append({"name": label if pictures else f"{label}, without the picture", **cells})
     columns = {name: {"label": label, "digits": 1, "percent": True} for name, label in COLUMNS.items()}
     settings, seeds = runs[0].settings, len(runs)
     about = f"{seeds} seed{'s' * (seeds > 1)} of {settings.train.steps} steps, {len(load_exam(runs[0], 0).questions)}"
     told = {
         "command": "python -m bench.seeing RUN (one of each seed)",
-        "machine": f"2 shared cores; {about} questions; mean, least and most of the seeds",
+        "machine": f"2 shared cores; {about} questions{'; mean, least and most' * (seeds > 1)}",
         "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, encoding="utf-8").strip(),
         "columns": {"name": {"label": "questions about"}, **columns},
         "rows": rows,
