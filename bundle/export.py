@@ -26,6 +26,8 @@ from distill.student.initialize import CHANCE, TEACHER
 from distill.teacher.find_weights import license_of
 from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.shown import load_shown, show
+from distill.vision.codebook import SEEING
 
 VERIFICATION_PROMPTS = 10
 FEWER = 6
@@ -188,6 +190,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
     answers: dict[str, str] = {}
     hashes = ""
     license = License()
+    shown = load_shown(run.tokenizer)
     if run.traces.exists():
         from distill.corpus.traces import TraceStore
 
@@ -198,7 +201,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
             teacher |= {"license": replace(license, text="").to_json(), "is_model": not info.is_dataset}
             for prompt, answer in store.texts(held_out=True):
                 if len(answers) < VERIFICATION_PROMPTS:
-                    answers.setdefault(prompt, answer)
+                    answers.setdefault(show(prompt, shown), answer)
             hashes = hashes_json(prompt for prompt, _ in store.texts(held_out=False))
     records, capture, began = run.records(), run.settings.capture, _began(run)
     if began != TEACHER:
@@ -215,7 +218,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     tokenizer = checkpoint / "tokenizer"
-    extras = {name: tokenizer / name for name in CODEBOOK if (tokenizer / name).exists()}
+    extras = {name: tokenizer / name for name in (*CODEBOOK, *SEEING) if (tokenizer / name).exists()}
     if run.knowledge.exists():
         extras[run.knowledge.name] = run.knowledge
     if (engine := engine_of(run, checkpoint / "model.safetensors")) is not None:

@@ -20,9 +20,12 @@ from distill.run import Run
 from distill.student.grammar import DreamGrammar, dream_size, longest_path
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Message, render, think_ids, with_steps
+from distill.tokens.image_tokens import Codebook
 
 if TYPE_CHECKING:
     from distill.dream.model import DreamingReasoningLLM
+    from distill.vision.codebook import PictureCodebook
+    from distill.vision.pictures import Picture
 
 HEAD = 3
 """Tokens around a dream that `dream_size` leaves out: `<think>` with its line break, and the last one's."""
@@ -50,6 +53,22 @@ class Student:
     tokenizer: StudentTokenizer
     system: str = ""
     steps: int = DreamingConfig.dream_length
+    folder: Path | None = None
+
+    def asked(self, prompt: str, images: "Sequence[Picture]") -> str:
+        """The prompt and what is seen in images. Raises BadInput where it can't see, or an image can't be read."""
+        from distill.vision.seeing import with_images
+
+        return with_images(self._eyes, prompt, images) if images else prompt
+
+    @cached_property
+    def _eyes(self) -> "PictureCodebook | None":
+        """What its folder (tokenizer and codebook) holds to see with."""
+        from distill.vision.codebook import SEEING, PictureCodebook
+
+        if self.folder is None or not (self.folder / SEEING[0]).is_file():
+            return None
+        return PictureCodebook.load(self.folder, Codebook.load(self.folder))
 
     @cached_property
     def _grammar(self) -> DreamGrammar:
@@ -254,4 +273,5 @@ def _assemble(path: Path, tokenizer: StudentTokenizer, name: str, system: str, s
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the weights {model.config.vocab_size}; "
             "put back the tokenizer that it was trained with"
         )
-    return Student(name, model, tokenizer, system, steps)
+    words = path / "tokenizer"
+    return Student(name, model, tokenizer, system, steps, words if words.is_dir() else path)

@@ -14,7 +14,7 @@ from typing import Any, cast, get_type_hints
 
 from distill.address import Address, masked
 from distill.errors import BadInput
-from distill.written import dump_yaml, read_yaml, typed
+from distill.written import dump_yaml, read_settings, read_yaml, typed
 
 
 @dataclass
@@ -24,23 +24,20 @@ class TeacherSettings:
     model: str = "embedded:smollm2"
     """`ollama:NAME`, `embedded:smollm2` or `embedded:/path/model.gguf`."""
     weights: str = ""
-    """A GGUF, or a folder of safetensors, that the teacher is: a student begins with it; empty: the embedded teacher's
-    own, or the file that Ollama names, where it runs on this machine."""
+    """The teacher's own GGUF or folder of safetensors; empty: the embedded one's, or the file that Ollama names."""
     hosts: list[Address] = field(default_factory=list[Address])
     """Ollama servers to share the work; empty: $OLLAMA_HOST or the default address. Passwords in them aren't kept."""
     timeout: float = 300.0
     """Seconds that one request may take, queueing included."""
     context: int = 0
-    """Tokens of a prompt and its answer (Ollama's num_ctx); 0: Ollama's choice, in the embedded engine enough for the
-    longest prompt. What doesn't fit is refused, never cut."""
+    """Tokens of a prompt and its answer (num_ctx), never cut; 0: Ollama's choice, embedded enough for the longest."""
     retries: int = 5
     in_flight: int = 0
     """Requests kept in flight per host; 0: found out while capturing."""
     threads: int = 0
     """CPU threads of the embedded engine; 0: as many as there are cores that nothing else keeps busy."""
     engine: str = "auto"
-    """What runs the embedded teacher: `torch` (our engine, many prompts at once), `llama.cpp`, or `auto`: once many
-    requests are in flight, the one that wrote more tokens a second in a short trial."""
+    """What runs the embedded teacher: `torch` (many prompts at once), `llama.cpp`, or `auto`: a short trial decides."""
     think: str = "auto"
     """Whether it thinks before it answers: `true`, `false`, `auto` (where the model can, but for a run that was begun
     without), or `low`, `medium`, `high` for models that take levels. What it thinks is kept and mined."""
@@ -70,9 +67,11 @@ class CaptureSettings:
     minutes: float = 0.0
     """Stop asking after so many minutes and go on with what is there; 0: no limit."""
     dataset: str = ""
-    """`causal-world`: questions, true dreams and true answers from a simulation, and no teacher is asked."""
+    """`causal-world`, `conceptnet` or, in pictures, `emoji-scenes`, `coco`, `visual-genome`; no teacher is asked."""
+    dataset_files: str = ""
+    """A folder or file that a dataset is made of; empty: emoji are fetched."""
     dataset_size: int = 24000
-    """Training questions of a dataset that is made to measure."""
+    """Training questions of a dataset, at most."""
 
 
 @dataclass
@@ -82,8 +81,7 @@ class MineSettings:
     miner: str = "syntax"
     """`syntax` (dependency parse) or `teacher` (the teacher itself, with a JSON schema)."""
     choose: str = "rarity"
-    """Which triplets the syntax miner keeps: `rarity`, those that tell most about their answer; `likelihood`, of those
-    what makes it likeliest under the teacher's weights (a second an answer); `all`, those that come first."""
+    """What the syntax miner keeps: `rarity` (what tells most), `likelihood` (by the teacher; seconds each) or `all`."""
     minutes: float = 10.0
     """What choosing by likelihood may take; what is left then is chosen by rarity. 0: no limit."""
     steps: int = 5
@@ -105,7 +103,23 @@ class TokenizeSettings:
     image_tokens: int = 1024
     """Codebook size at most; 4,096 is the bound. More tell more of an answer, and need more answers to be learned."""
     encoder: str = "local"
-    """`local` (needs no download) or `ollama:MODEL` (its /api/embed)."""
+    """`local` (needs no download), `ollama:MODEL` (its /api/embed) or `clip:FOLDER` (pictures share its space)."""
+
+
+@dataclass
+class ImageTokenizerConfig:
+    """How pictures are seen."""
+
+    backbone: str = "clip"
+    """`clip`, `dinov2` (fetched without a hub), `resnet`, `lite` (needs no weights) or `patch` (deprecated)."""
+    weights: str = ""
+    """A folder of transformers' (config.json, model.safetensors), or a name on the hub; empty: the backbone's usual."""
+    embedding_dim: int = 512
+    """Numbers in a picture's embedding; 0: as many as the backbone has."""
+    patch_size: int = 16
+    """Pixels of a patch's side, of `patch` alone; other backbones have their own."""
+    image_size: int = 0
+    """Pixels of a picture's side as it is seen; 0: the backbone's own. Smaller is quicker."""
 
 
 @dataclass
@@ -121,9 +135,8 @@ class StudentSettings:
     measure_seconds: float = 60.0
     """What choosing the teacher's layers, and their neurons, may take each, about."""
     image_rows: str = "apart"
-    """How the rows of an inherited student's image tokens begin: `apart` (as their labels, moved in a direction of
-    their own that tells them from words), `label` (as their labels alone), or `untied` (read as their labels, written
-    as `apart`, by an output matrix of its own: more parameters, and answers that read their dreams sooner)."""
+    """How an inherited student's image tokens begin: `apart` (as their labels, moved in a direction that tells them from
+    words), `label` (as these alone; from chance, near them), or `untied` (read as these, written as `apart`)."""
     preset: str = ""
     """Sizes from chance: `nano` (the default there), `micro` or `small`. It, or any of the next three, means chance."""
     hidden: int = 0
@@ -292,6 +305,7 @@ class Settings:
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     mine: MineSettings = field(default_factory=MineSettings)
     tokenize: TokenizeSettings = field(default_factory=TokenizeSettings)
+    vision: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
     student: StudentSettings = field(default_factory=StudentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     redream: RedreamSettings = field(default_factory=RedreamSettings)
@@ -308,9 +322,9 @@ class Settings:
 
 AT_LEAST_0 = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
     mine.graph_nodes train.minutes redream.prior redream.minutes polish.minutes polish.lr polish.temperature
-    evaluate.prompts evaluate.dreams"""
+    evaluate.prompts evaluate.dreams vision.embedding_dim vision.image_size"""
 AT_LEAST_1 = """teacher.thinking_tokens mine.steps train.retrieve_limit redream.samples polish.answers
-    evaluate.max_tokens evaluate.bootstrap"""
+    evaluate.max_tokens evaluate.bootstrap vision.patch_size"""
 LEAST = dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1)
 """The smallest value of settings whose stage comes late, or has no place to check them."""
 
@@ -328,7 +342,7 @@ def load_settings(
     """
     settings = copy.deepcopy(base) if base is not None else Settings()
     if file is not None:
-        change(settings, _content(file), str(file))
+        change(settings, read_settings(file), str(file))
     for override in overrides:
         source = f"--set {masked(override).splitlines()[0] if override else override}"
         key, given, text = override.partition("=")
@@ -340,19 +354,6 @@ def load_settings(
     change(settings, values or {}, "settings")
     check_ranges(settings)
     return settings
-
-
-def _content(file: Path) -> Any:
-    try:
-        content = read_yaml(file.read_text(encoding="utf-8-sig"), str(file))
-    except FileNotFoundError as error:
-        raise BadInput(f"{file}: no such settings file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise BadInput(f"{file}: can't be read: {reason}") from error
-    if not isinstance(content, dict | None):
-        raise BadInput(f"{file}: should hold settings, such as train: {{lr: 1e-3}}")
-    return content or {}
 
 
 def change(settings: Settings, values: Mapping[str, Any], source: str, within: str = "") -> None:
@@ -390,8 +391,7 @@ def kind_of(name: str) -> Any:
 def check_ranges(settings: Settings) -> None:
     """Raises BadInput for what is below LEAST."""
     for name, least in LEAST.items():
-        value = attrgetter(name)(settings)
-        if value < least:
+        if (value := attrgetter(name)(settings)) < least:
             raise BadInput(f"{name}={value}: must be at least {least}")
 
 

@@ -1,6 +1,7 @@
 """What people write by hand, YAML and text: read as it is written, and refused in one line where it can't be."""
 
 import math
+from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
 from distill.errors import BadInput
@@ -111,3 +112,17 @@ def typed(kind: Any, value: Any) -> Any:
         what = "a whole number" if kind is int else "a number"
         raise ValueError(f"{str(value)[:60]!r} should be {what}") from error
     return number
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """A YAML file of settings. Raises BadInput."""
+    try:
+        content = read_yaml(file.read_text(encoding="utf-8-sig"), str(file))
+    except FileNotFoundError as error:
+        raise BadInput(f"{file}: no such settings file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise BadInput(f"{file}: can't be read: {reason}") from error
+    if not isinstance(content, dict | None):
+        raise BadInput(f"{file}: should hold settings, such as train: {{lr: 1e-3}}")
+    return content or {}

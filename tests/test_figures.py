@@ -26,6 +26,7 @@ FIGURE = re.compile(r"\d\.\d|\d ?%|\[[+−-]?\d")
 """A decimal, a percentage or an interval."""
 NO_FIGURE = re.compile(r"`[^`]*`|arXiv:\S+|95 % interval")
 DEFINITIONS = {
+    "| `vision.backbone` | what it is | where its weights come from |",
     "| check | passes when |",
     "| architectures | from | not |",
     "| column | what |",

@@ -30,6 +30,7 @@ LAYERS = (
     "mining",
     "knowledge",
     "tokens",
+    "vision",
     "student",
     "dream",
     "serve",
@@ -172,7 +173,9 @@ def opens_text_by_locale(call: ast.Call) -> bool:
     match call.func:
         case ast.Attribute(attr="read_text" | "write_text" as name):
             return len(call.args) <= (name == "write_text")
-        case ast.Attribute(attr="open", value=ast.Name("Run" | "Image" | "os" | "browser" | "self" | "cls")):
+        case ast.Attribute(
+            attr="open", value=ast.Name("Run" | "Image" | "tarfile" | "os" | "browser" | "self" | "cls")
+        ):
             return False
         case ast.Attribute(attr="open") | ast.Name("open") as opened:
             mode = given.get("mode", next(iter(call.args[isinstance(opened, ast.Name) :]), None))

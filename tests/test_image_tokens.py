@@ -228,7 +228,7 @@ def test_sizes_out_of_bounds_are_refused(size: int) -> None:
 
 
 def test_an_unknown_encoder_is_refused() -> None:
-    with pytest.raises(BadInput, match="local or ollama:MODEL"):
+    with pytest.raises(BadInput, match="local, ollama:MODEL or clip:FOLDER"):
         build_codebook([], size=8, encoder="clip")
 
 

@@ -4,6 +4,7 @@ Each list is one document's snippets in order; those of a list share their names
 What this version can't do yet (pixels, learning from feedback) is refused in one line.
 """
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from typing import Any
 import networkx as nx
 import pytest
 import torch
+from support.fake_ollama import engine
 
-from distill.config import DreamingConfig
+from distill.config import DreamingConfig, Settings
 from distill.dream.graph_reasoner import DreamGraphReasoner
 from distill.dream.model import DreamingReasoningLLM
 from distill.dream.record import Branch, DreamRecord
 from distill.errors import BadInput
 
-WHERE = {"image_token_llm.dreaming_model": "distill.dream.model", "image_token_llm.config": "distill.config"}
+WHERE = {
+    "image_token_llm.dreaming_model": "distill.dream.model",
+    "image_token_llm.config": "distill.config",
+    "image_token_llm.model": "bundle.reasoning",
+}
 
 BASIC = """
 from image_token_llm.dreaming_model import DreamingReasoningLLM
@@ -255,11 +261,11 @@ def test_live_dream_viewing(elsewhere: Path, basic: dict[str, Any], capsys: pyte
     assert record.prompt in (elsewhere / "dreams.json").read_text(encoding="utf-8")
 
 
-def test_image_input_is_refused_as_pixels_and_taken_as_embeddings(basic: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match=r"no vision encoder; give embeddings of shape \(prompts, images, 512\)"):
+def test_image_input_is_pixels_for_who_can_see_and_else_embeddings(basic: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="this student can't see"):
         run(IMAGE_INPUT, {**basic})
-    with pytest.raises(BadInput, match="no vision encoder"):
-        run(IMAGE_INPUT_2, {**basic, "load_images": lambda names: torch.zeros(1, len(names), 3, 224, 224)})
+    with pytest.raises(BadInput, match=r"Pillow, or embeddings of shape \(prompts, images, 512\)"):
+        run(IMAGE_INPUT_2, {**basic, "load_images": lambda names: torch.zeros(2, len(names), 3, 224, 224)})
     names = {**basic, "load_images": lambda names: torch.randn(1, len(names), 512)}
     run(IMAGE_INPUT_2, names)
     assert isinstance(names["description"], str)
@@ -311,3 +317,83 @@ def test_reinforcement_learning_is_told_to_be_missing() -> None:
     assert isinstance(names["output"], str)
     with pytest.raises(BadInput, match="learning from feedback is not in this version"):
         run(FEEDBACK, names)
+
+
+DISTILL = """
+# Create new model from Ollama teacher
+model = ImageTokenReasoningLLM(device="cuda")
+
+prompts = [
+    "What is AI?",
+    "Explain machine learning",
+    # ... more prompts
+]
+
+metrics = model.distill_from_ollama(
+    prompts=prompts,
+    teacher_model="llama3.2:1b",
+)
+
+# Export bundle
+model.export_ollama_bundle(
+    output_dir="./my_models",
+    bundle_name="custom-llm",
+)
+"""
+
+FROM_BUNDLE = """
+from image_token_llm.model import ImageTokenReasoningLLM
+
+# Load pretrained model
+model = ImageTokenReasoningLLM.load_from_bundle(
+    bundle_dir="./my_models/custom-llm",
+    device="cuda",  # or "cpu"
+)
+
+# Generate text
+output = model.generate(
+    prompt="What is quantum computing?",
+    max_new_tokens=100,
+    temperature=0.7,
+)
+print(output)
+
+# Streaming generation
+result = model.generate(
+    prompt="Write a story",
+    max_new_tokens=200,
+    temperature=0.9,
+    stream=True,
+)
+for chunk in result:
+    print(chunk, end="", flush=True)
+"""
+
+TRIPLETS = """
+result = model.generate("Describe the scene", image_triplets=triplets)
+"""
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_older_model(
+    elsewhere: Path, dreamer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Distilled, exported, loaded and asked, as its snippets do; a student of words says that it can't see triplets."""
+    from bundle import reasoning
+
+    settings = Settings()
+    settings.capture.max_tokens, settings.tokenize.vocab_size, settings.train.steps = 24, 600, 2
+    settings.student.init, settings.student.context, settings.train.batch_rows = "chance", 128, 2
+    monkeypatch.setattr(reasoning, "Settings", lambda: copy.deepcopy(settings))
+    names: dict[str, Any] = {"ImageTokenReasoningLLM": reasoning.ImageTokenReasoningLLM}
+    with engine({"llama3.2:1b": dreamer}) as server, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        run(DISTILL, names)
+    assert names["metrics"]["steps"] == 2
+    run(FROM_BUNDLE, names)
+    assert isinstance(names["output"], str)
+    assert names["output"] in capsys.readouterr().out
+    pictures = torch.rand(1, 3, 64, 64)
+    with pytest.raises(BadInput, match="this student can't see"):
+        run(TRIPLETS, {**names, "triplets": [(pictures, pictures, pictures)]})

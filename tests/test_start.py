@@ -195,6 +195,11 @@ def test_chance_is_chance(answered: Run, tmp_path: Path) -> None:
     tokenizer = StudentTokenizer.load(run.tokenizer)
     one, two = (new_student(run.settings.student, tokenizer, seed) for seed in (0, 1))
     assert not torch.equal(one.model.embed_tokens.weight, two.model.embed_tokens.weight)
+    run.settings.student.image_rows = "label"  # near their labels' words, and apart from them
+    rows = new_student(run.settings.student, tokenizer, 0).model.embed_tokens.weight.detach()
+    words = torch.stack([rows[tokenizer.encode(f" {label}")].mean(0) for label in tokenizer.labels])
+    near = torch.cosine_similarity(rows[torch.from_numpy(tokenizer.image_ids)], words)
+    assert 0.4 < near.min() < near.max() < 0.9
 
 
 def test_hidden_states_are_drawn_to_the_teachers(answered: Run, tmp_path: Path) -> None:

@@ -13,6 +13,14 @@ from cli.runs import RunName
 @click.command()
 @click.argument("target", metavar="RUN|BUNDLE", type=RunName())
 @click.option("--prompt", metavar="TEXT", type=Text(), help="Print the answer to this and leave.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Show it this picture with the prompt; repeatable.",
+)
 @click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 5))
 @click.option("--tokens", default=256, show_default=True, type=click.IntRange(1), help="Of an answer, at most.")
 @click.option("--seed", default=0, show_default=True, type=int)
@@ -20,7 +28,7 @@ from cli.runs import RunName
 @click.option("--dreams/--no-dreams", default=True, show_default=True, help="Show the dream.")
 @runs_dir_option
 @json_option
-def chat(target: Path, prompt: str | None, tokens: int, as_json: bool, **how: Any) -> None:
+def chat(target: Path, prompt: str | None, images: tuple[str, ...], tokens: int, as_json: bool, **how: Any) -> None:
     """Talk to a student: a run's best checkpoint, or any bundle folder. Runs natively, without Ollama.
 
     \b
@@ -28,20 +36,24 @@ def chat(target: Path, prompt: str | None, tokens: int, as_json: bool, **how: An
     /dream shows the last dream with its tokens numbered; /dream 3 ⟨water⟩ replaces one, and answers again.
     Examples:
       dream chat my-student
+      dream chat seer --image vase.png --prompt "What is in this picture?"
       dream chat runs/my-student/bundle --prompt "What happens when you drop a ball?" --json
     """
     if as_json and prompt is None:
         raise click.UsageError("--json needs --prompt")
+    if images and prompt is None:
+        raise click.UsageError("--image needs --prompt")
     from bundle.load import load_student
     from cli.repl import Chat, converse, show, together
     from distill.training.feedback import FEEDBACK
 
     kept = target / FEEDBACK if (target / "run.json").exists() else None
     talk = Chat(load_student(target), max_tokens=tokens, feedback=kept, **how)
-    if prompt is None:
+    asked = None if prompt is None else talk.student.asked(prompt, images)
+    if asked is None:
         click.echo("Ask something; /help lists the commands.", err=True)
         converse(talk)
     elif as_json:
-        emit_json({"prompt": prompt, **together(talk.pieces(prompt))})
+        emit_json({"prompt": prompt, **together(talk.pieces(asked))})
     else:
-        show(talk, talk.pieces(prompt))
+        show(talk, talk.pieces(asked))

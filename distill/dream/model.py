@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from distill.backbone.device import pick_device
 from distill.backbone.model import Backbone
 from distill.config import DreamingConfig
 from distill.dream.dreamers import Dreamt, graph_data
@@ -22,8 +23,18 @@ from distill.dream.engine import DreamEngine
 from distill.dream.graph_reasoner import chains_of
 from distill.dream.memory import recall
 from distill.dream.output_decoder import OutputDecoder, Sampling, image_labels
-from distill.dream.pretrained import KNOWLEDGE, Parts, load_parts, pick_device, save_parts
-from distill.dream.prompting import OUTPUT_MODES, Asked, OutputMode, check, choice, images_of, prompts_of
+from distill.dream.pretrained import KNOWLEDGE, Parts, load_parts, save_parts
+from distill.dream.prompting import (
+    OUTPUT_MODES,
+    Asked,
+    OutputMode,
+    check,
+    choice,
+    images_of,
+    pictures_of,
+    prompts_of,
+    triplets_of,
+)
 from distill.dream.reading import read_words
 from distill.dream.record import DreamRecord
 from distill.dream.view.viewer import DreamViewer, Format
@@ -33,6 +44,8 @@ from distill.knowledge.growing_graph import KnowledgeGraph
 from distill.knowledge.retrieval import Labels, Retriever
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook
+from distill.vision.codebook import PictureCodebook
+from distill.vision.seeing import with_images
 
 Image = tuple[Tensor, Tensor, Tensor]
 """(what, action, result), (B, 512) each, of length 1."""
@@ -49,7 +62,7 @@ class DreamingReasoningLLM:
     device: "auto" takes the GPU where there is one; "cuda" without one falls back to the CPU with a warning.
     enable_dream_viewer: record every dream (so does the config's enable_visualization). enable_rl: accepted, with a
     warning, as this version doesn't learn from feedback. system: said before every prompt. knowledge: a graph that
-    grows with every dream, as `remember` opens it. seed: of untrained weights.
+    grows with every dream, as `remember` opens it. eyes: how it sees pictures. seed: of untrained weights.
     Raises RunMismatch for parts that don't fit each other, BadInput for a device or an output mode that there isn't.
     """
 
@@ -66,6 +79,7 @@ class DreamingReasoningLLM:
         engine: DreamEngine | None = None,
         knowledge: KnowledgeGraph | None = None,
         system: str = "",
+        eyes: PictureCodebook | None = None,
         seed: int = 0,
     ) -> None:
         if enable_rl:
@@ -87,7 +101,7 @@ class DreamingReasoningLLM:
             )
         else:
             settings = config or (engine.config if engine is not None else DreamingConfig())
-            parts = Parts(backbone, tokenizer, codebook, engine, settings, system)
+            parts = Parts(backbone, tokenizer, codebook, engine, settings, system, eyes)
         choice("dreaming.output_mode", parts.config.output_mode, OUTPUT_MODES)
         self.parts = parts.check("the student").to(pick_device(device))
         parts.model.eval()
@@ -123,13 +137,16 @@ class DreamingReasoningLLM:
         attention: bool = False,
         retrieve: str = "",
         on_dream: Callable[[DreamRecord], None] | None = None,
+        image_triplets: Any = None,
     ) -> Any:
         """Dream of a prompt and answer it.
 
         prompt: one, or several (the i-th draws with `seed + i`, and results come as lists). images: embeddings
         (B, N, 512), as tensor, array or list, which the engine sees as they are and the backbone as the nearest image
-        tokens. output_mode: "text" → str; "image" → (what, action, result), (B, 512) each, of length 1; "both" →
-        {"text", "image"}; by default the config's. max_length: tokens of the answer, the dream not counted.
+        tokens; or pictures that one prompt is about: a list of paths, files' bytes or images of Pillow, or pixels
+        (N, 3, H, W); image_triplets: [(what, action, result)], three pictures each. output_mode: "text" → str; "image"
+        → (what, action, result), (B, 512) each, of length 1; "both" → {"text", "image"}; by default the config's.
+        max_length: tokens of the answer, the dream not counted.
         temperature 0 is greedy; then top_k (0: all) and top_p. stream: an iterator over pieces of text.
         return_dreams: {"output", "labels" (of the image's three), "dreams" (a Branch a path), "graph_data",
         "record" (DreamRecord), "seconds", "dream_seconds"}. watch_dreams: draw the dream on the console while it forms.
@@ -147,6 +164,13 @@ class DreamingReasoningLLM:
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
         asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows, dream, replace)
         asked = dataclasses.replace(asked, attention=attention, watch=watch_dreams, on_dream=on_dream)
+        pictures, triplets = pictures_of(images), triplets_of(image_triplets)
+        if pictures or triplets:
+            if not (prompt is None or isinstance(prompt, str)):
+                raise BadInput("images: pictures go with one prompt; ask one after the other")
+            if images is not None and not pictures:
+                raise BadInput("images: embeddings and triplets of pictures don't go together; give either")
+            prompt, images = with_images(self.parts.eyes, prompt or "", pictures, triplets), None
         seen = images_of(images)
         prompts = prompts_of(prompt, seen)
         several = not (prompt is None or isinstance(prompt, str)) or len(prompts) > 1
@@ -323,6 +347,7 @@ class DreamingReasoningLLM:
             codebook=parts.codebook,
             engine=parts.engine,
             system=parts.system if system is None else system,
+            eyes=parts.eyes,
         )
         if (folder / KNOWLEDGE).is_file():
             model.know(folder / KNOWLEDGE)

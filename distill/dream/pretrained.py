@@ -6,7 +6,6 @@ says the rest: system message, settings, and the SHA-256 of every other file.
 """
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -27,11 +26,22 @@ from distill.student.grammar import DreamGrammar
 from distill.tokens.bpe import FILES, StudentTokenizer, image_text
 from distill.tokens.chat import Triple
 from distill.tokens.image_tokens import Codebook
+from distill.vision.codebook import SEEING, PictureCodebook
 
 NAME, KNOWLEDGE = "dreaming.json", "knowledge.graphml"
 VERSION = 1
 CODEBOOK = ("codebook.json", "codebook.safetensors", "encoder.json", "encoder.safetensors")
-READ = ("config.json", "model.safetensors", *FILES, "dream_tokenizer.json", *CODEBOOK, WEIGHTS, ABOUT, KNOWLEDGE)
+READ = (
+    "config.json",
+    "model.safetensors",
+    *FILES,
+    "dream_tokenizer.json",
+    *CODEBOOK,
+    *SEEING,
+    WEIGHTS,
+    ABOUT,
+    KNOWLEDGE,
+)
 """What is read of a folder, so what is checked."""
 SHAPES = ("num_dream_sequences", "dream_length", "graph_reasoning_hops")
 """Settings that an engine is made for."""
@@ -39,7 +49,8 @@ SHAPES = ("num_dream_sequences", "dream_length", "graph_reasoning_hops")
 
 @dataclass
 class Parts:
-    """Who dreams and answers. codebook and engine may be missing: such a student dreams by itself alone."""
+    """Who dreams and answers. codebook and engine may be missing: such a student dreams by itself alone; without eyes
+    it sees no pictures."""
 
     model: Backbone
     tokenizer: StudentTokenizer
@@ -47,6 +58,7 @@ class Parts:
     engine: DreamEngine | None = None
     config: DreamingConfig = field(default_factory=DreamingConfig)
     system: str = ""
+    eyes: PictureCodebook | None = None
 
     def check(self, where: str) -> "Parts":
         """Itself; raises RunMismatch, beginning with `where`, unless all parts fit each other."""
@@ -142,8 +154,9 @@ def save_parts(parts: Parts, folder: Path, knowledge: Graph | None = None) -> No
         StudentTokenizer(parts.tokenizer.hf, parts.tokenizer.origin).save(aside, parts.model.config.context)
         if parts.codebook is not None:
             parts.codebook.save(aside)
-        if parts.engine is not None:
-            parts.engine.save(aside)
+        for own in (parts.engine, parts.eyes):
+            if own is not None:
+                own.save(aside)
         if knowledge is not None:
             save_graph(knowledge, aside / KNOWLEDGE, max(1, len(knowledge)))
         about = {
@@ -172,6 +185,7 @@ def load_parts(folder: Path, device: torch.device, engine: Path | None = None) -
     config = _config(folder, about.get("config"))
     parts = Parts(load_backbone(folder), tokenizer, codebook, None, config, str(about.get("system", "")))
     parts.check(str(folder))
+    parts.eyes = PictureCodebook.of(words, codebook)
     source = engine or folder
     if codebook is not None and len(codebook) and (source / ABOUT).is_file():
         parts.engine = DreamEngine.load(source, codebook, parts.model.config.hidden)
@@ -213,16 +227,3 @@ def _about(folder: Path) -> dict[str, Any]:
                 raise CorruptFile(f"{folder / file}: {state} since it was written; {remedy}")
         return about if name != "checksums.json" else {}
     return {}
-
-
-def pick_device(name: str) -> torch.device:
-    """Raises BadInput for a device that there isn't; "cuda" without a GPU is the CPU, with a warning."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        warnings.warn("device='cuda': there is no such GPU here; the CPU is used", stacklevel=3)
-        return torch.device("cpu")
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"device={name!r}: can't be used; choose auto, cpu or cuda") from error

@@ -5,10 +5,12 @@ Shape legend: B prompts, N images, D = 512.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from distill.dream.editor import image_phrases
@@ -20,6 +22,7 @@ from distill.errors import BadInput
 from distill.tokens.bpe import image_text
 from distill.tokens.chat import Dream
 from distill.tokens.concepts import CONCEPT_DIM
+from distill.vision.pictures import Picture
 
 OutputMode = Literal["text", "image", "both"]
 OUTPUT_MODES: tuple[OutputMode, ...] = get_args(OutputMode)
@@ -119,6 +122,34 @@ def parse_guide(parts: Parts, guide: str) -> list[int]:
     return [parts.editor.code("guide", phrase) for phrase in phrases]
 
 
+def pictures_of(given: Any) -> list[Picture]:
+    """The pictures, where some are given, pixels (N, 3, H, W) of one prompt's or (1, N, 3, H, W) too; none where
+    embeddings or nothing are."""
+    if isinstance(given, Tensor):
+        given = given[0] if given.ndim == 5 and len(given) == 1 else given
+        return list(given) if given.ndim == 4 else []
+    some: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    return some if some and all(map(_is_picture, some)) else []
+
+
+def triplets_of(given: Any) -> list[Sequence[Picture]]:
+    """Triplets of pictures (what, action, result), where those are tensors (B, 3, H, W) B of them. Raises BadInput."""
+    some: list[Sequence[Picture]] = []
+    for triplet in given or ():
+        if not isinstance(triplet, list | tuple) or not all(map(_is_picture, triplet)):
+            raise BadInput("image_triplets: give tuples of three pictures: what, action, result")
+        several = [list(one) if isinstance(one, Tensor) and one.ndim == 4 else [one] for one in triplet]
+        if len({len(own) for own in several}) > 1:
+            raise BadInput("image_triplets: what, action and result are not equally many pictures")
+        some += zip(*several, strict=True)
+    return some
+
+
+def _is_picture(given: Any) -> bool:
+    pixels = isinstance(given, Tensor) and given.ndim in (3, 4)
+    return pixels or isinstance(given, str | PathLike | bytes | Image.Image)
+
+
 def images_of(given: Any) -> Tensor | None:
     """Embeddings (B, N, D) of a tensor, an array or a list of either. Raises BadInput where they are none."""
     if given is None:
@@ -133,7 +164,7 @@ def images_of(given: Any) -> Tensor | None:
     shape = tuple(images.shape)
     if images.ndim == 5 or (images.ndim == 4 and shape[1] in (1, 3, 4)):
         raise BadInput(
-            f"images: pixels of shape {shape}, and this version has no vision encoder; give embeddings of shape "
+            f"images: pixels of shape {shape}; give paths, files' bytes or images of Pillow, or embeddings of shape "
             f"(prompts, images, {CONCEPT_DIM})"
         )
     if images.ndim != 3 or shape[2] != CONCEPT_DIM or not all(shape):

@@ -20,6 +20,7 @@ from distill.mining.triplets import Triplet, by_trace, read_triplets
 from distill.run import Run, fingerprint
 from distill.teacher.protocol import TeacherTokenizer, TokenTargets
 from distill.tokens.image_tokens import Codebook
+from distill.tokens.shown import load_shown, show
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,13 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
     """The first `limit` held-out prompts in the order of their keys (None: evaluate.prompts; 0: all).
 
     Of several answers to a prompt the first is asked for, so that each prompt counts once; another is its sibling.
-    Where the dataset has splits, as many of each as there are. Empty answers are no questions. Raises MissingStage
+    Where the dataset has splits, as many of each as there are. Every target is told of pictures what the student
+    reads: their image tokens. Empty answers are no questions. Raises MissingStage
     before capture, BadInput where no held-out prompt has an answer.
     """
     run.require("capture")
     limit = run.settings.evaluate.prompts if limit is None else limit
-    truths = read_truths(run)
+    truths, shown = read_truths(run), load_shown(run.tokenizer)
     mined = by_trace(read_triplets(run.triplets)) if run.triplets.exists() else {}
     questions: list[Question] = []
     with TraceStore(run.traces, readonly=True) as store:
@@ -165,7 +167,7 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
                 )
                 sibling = next((other for other in others if other.triplets), None)
                 question = _question(trace, run, mined.get(trace.key, []), truths.get(trace.key))
-                questions.append(replace(question, sibling=sibling))
+                questions.append(replace(question, prompt=show(trace.prompt, shown), sibling=sibling))
     if not questions:
         raise BadInput(
             f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from distill.address import Address
-from distill.dream.pretrained import pick_device
+from distill.backbone.device import pick_device
 from distill.errors import BadInput
 from distill.run import Run, fingerprint, sha256_file
 from distill.student.grammar import steps_within

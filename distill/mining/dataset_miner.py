@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from distill.corpus.datasets.stage import info, questions
 from distill.corpus.traces import Trace, TraceStore
-from distill.mining.triplets import LENSES, Mined, Triplet, by_trace
+from distill.mining.triplets import LENSES, Mined, Triplet, by_trace, clean_phrase, fits
 from distill.run import Run
 from distill.teacher.protocol import GenerateOptions
 
@@ -18,10 +18,12 @@ def mine_dataset(run: Run, traces: Sequence[Trace]) -> Iterator[Mined]:
 
 
 def _true_triplets(run: Run) -> Iterator[Triplet]:
-    """The steps of every question's true dream, by lens."""
+    """The steps of every question's true dream, by lens; those of users' files are as long as phrases may be."""
     about, options = info(run), GenerateOptions(temperature=0.0, system=run.settings.capture.system)
     for question in questions(run):
         key = TraceStore.key(about, question.prompt, options)
         for lens in LENSES:
             for number, step in enumerate(question.dream.get(lens, ())):
-                yield Triplet(step.what, step.action, step.result, lens, number, key, -1, "dataset")
+                what, action, result = map(clean_phrase, (step.what, step.action, step.result))
+                if fits(what) and fits(action) and fits(result):
+                    yield Triplet(what, action, result, lens, number, key, -1, "dataset")

@@ -36,14 +36,22 @@ def wants_teacher(settings: StudentSettings) -> bool:
 
 
 def new_student(settings: StudentSettings, tokenizer: StudentTokenizer, seed: int) -> Backbone:
-    """A Backbone for the tokenizer: that of the folder or GGUF `settings.init`, or one with random weights.
+    """A Backbone for the tokenizer: that of the folder or GGUF `settings.init`, or one with random weights, in which
+    `image_rows="label"` puts image tokens near their labels' words.
 
     Raises BadInput, CorruptFile.
     """
     if settings.init not in ("", CHANCE, TEACHER):
         return transplant(open_source(Path(settings.init)), tokenizer, settings.context)
     config = config_for(settings, tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
-    return Backbone(config).initialize(seed)
+    model = Backbone(config).initialize(seed)
+    if settings.image_rows != "label":
+        return model
+    table = model.model.embed_tokens.weight.detach()
+    for id, label in zip(tokenizer.image_ids, tokenizer.labels, strict=True):
+        near = table[id] + table[tokenizer.encode(f" {label}")].mean(0)
+        table[id] = near * (table[id].norm() / near.norm())
+    return model
 
 
 @torch.no_grad()

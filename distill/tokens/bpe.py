@@ -24,6 +24,7 @@ from distill.run import sha256_file, write_atomic
 from distill.teacher.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_alphabet
 from distill.teacher.pre_tokenizers import PRE_TOKENIZATIONS, imported_as
 from distill.tokens.chat_template import JINJA
+from distill.tokens.shown import load_shown
 
 PAD, START, END = CONTROL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 THINK, END_THINK = "<think>", "</think>"
@@ -81,6 +82,8 @@ class StudentTokenizer:
         self.hf = tokenizer
         self.origin = origin
         self.teacher_map = teacher_map
+        self.shown: dict[str, str] = {}
+        """Pictures' paths → how prompts show them (shown.py); where they lie in the folder that it is loaded from."""
         self.base_size = tokenizer.get_vocab_size(with_added_tokens=False)
         self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         self.pad_id, self.start_id, self.eos_id, self.think_id, self.end_think_id, *lenses = range(
@@ -231,6 +234,7 @@ class StudentTokenizer:
                     raise CorruptFile(f"{folder / name}: altered since it was written; run `dream tokenize` again")
             teacher_map = load_file(folder / FILES[2])["teacher_map"] if FILES[2] in digests else None
             found = cls(Tokenizer.from_str((folder / FILES[0]).read_text(encoding="utf-8")), origin, teacher_map)
+            found.shown = load_shown(folder)
             if found.decode(found.encode(EVERY_BYTE)) != EVERY_BYTE:
                 raise ValueError(f"what {FILES[0]} writes isn't what it reads")
             return found

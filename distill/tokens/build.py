@@ -1,13 +1,15 @@
 """The `tokenize` stage: the corpus' traces and triplets become a codebook and a tokenizer."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.corpus.datasets.questions import PICTURED
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
@@ -16,9 +18,15 @@ from distill.run import Run, publish_folder, sha256_file
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.aligned import CHAT_WORDS, AlignedCut, why_not
 from distill.tokens.bpe import ADDED, StudentTokenizer
+from distill.tokens.shown import words_around
+
+if TYPE_CHECKING:
+    from distill.tokens.image_tokens import Codebook
 
 VERSION = 1
 """Raised when the stage makes something else of the same input, so that finished runs notice."""
+
+See = Callable[[Path, "Codebook"], dict[str, Any]]
 
 KINDS = ("auto", "aligned", "sentencepiece")
 
@@ -39,17 +47,19 @@ class Corpus:
 
     @property
     def prompts(self) -> list[str]:
-        return list(dict.fromkeys(trace.prompt for trace in self.traces))
+        return list(dict.fromkeys(words_around(trace.prompt) for trace in self.traces))
 
 
 def stage_settings(run: Run) -> dict[str, Any]:
     """All that tokenizing depends on, besides traces and triplets."""
-    return {**asdict(run.settings.tokenize), "seed": run.settings.seed, "version": VERSION}
+    vision = {"vision": asdict(run.settings.vision)} if run.settings.capture.dataset in PICTURED else {}
+    return {**asdict(run.settings.tokenize), "seed": run.settings.seed, "version": VERSION, **vision}
 
 
-def build_tokenizer(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
+def build_tokenizer(run: Run, listen: Listener = silent, force: bool = False, see: See | None = None) -> dict[str, Any]:
     """Write tokenizer/: the student's tokenizer, the codebook and each phrase's code. Returns the summary.
 
+    see: adds how pictures are read in the codebook to the folder, and what is worth saying of it to the summary.
     Raises MissingStage without traces or triplets, BadInput where `tokenize.kind` is unknown or can't be had.
     """
     from distill.tokens.image_tokens import build_codebook, save_codes
@@ -83,6 +93,7 @@ def build_tokenizer(run: Run, listen: Listener = silent, force: bool = False) ->
         tokenizer.save(folder)
         codebook.save(folder)
         save_codes(folder, codes)
+        summary |= see(folder, codebook) if see is not None else {}
         outputs = {f"{run.tokenizer.name}/{file.name}": sha256_file(file) for file in sorted(folder.iterdir())}
     run.record("tokenize", settings, outputs, summary, time.monotonic() - started)
     listen(Event("tokenize", "done", f"{tokenizer.vocab_size} tokens, {tokenizer.kind}", data=summary))

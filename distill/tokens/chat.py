@@ -20,6 +20,7 @@ from typing import NotRequired, TypedDict
 
 from distill.mining.triplets import LENSES
 from distill.tokens.bpe import END, END_THINK, START, THINK, StudentTokenizer, image_text
+from distill.tokens.shown import show
 
 STOP = (END,)
 """Stop strings. The end token alone: a model that opens a turn of its own has ended its own before."""
@@ -72,9 +73,12 @@ def go_template() -> str:
 
 
 def prompt_ids(tokenizer: StudentTokenizer, prompt: str, think: bool | None = None, system: str = "") -> list[int]:
-    """Ids of a single question up to where the student goes on. Image tokens typed by a user steer it."""
+    """Ids of a single question up to where the student goes on. Image tokens typed by a user steer it, those of
+    pictures that it names are put in their place."""
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
-    return tokenizer.encode(render([*messages, {"role": "user", "content": prompt}], think), special=True)
+    return tokenizer.encode(
+        render([*messages, {"role": "user", "content": show(prompt, tokenizer.shown)}], think), special=True
+    )
 
 
 def with_context(prompt: str, triples: Iterable[tuple[str, str, str]]) -> str:

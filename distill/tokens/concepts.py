@@ -2,8 +2,8 @@
 
 Two encoders, one interface. `local` needs no download: half of its dimensions are how a phrase is written
 (TF-IDF of words and character n-grams, latent semantic analysis), half what its words keep company with in the
-corpus (positive pointwise mutual information, factorized). `ollama:MODEL` asks an embedding model. Both save
-their state as safetensors and JSON, so that phrases never seen before can be embedded later.
+corpus (positive pointwise mutual information, factorized). `ollama:MODEL` asks an embedding model, `clip:FOLDER`
+CLIP's text side. All save their state as safetensors and JSON, so that phrases never seen before can be embedded later.
 
 Shape legend: n phrases, D = 512, F surface features, W words.
 """
@@ -45,7 +45,7 @@ class ConceptEncoder(Protocol):
 
     @property
     def name(self) -> str:
-        """`local` or `ollama:MODEL`, as in the settings."""
+        """`local`, `ollama:MODEL` or `clip:FOLDER`, as in the settings."""
         ...
 
     def encode(self, phrases: Sequence[str]) -> Vectors:
@@ -214,7 +214,7 @@ def _ppmi(pairs: Any) -> Any:
 
 
 class OllamaEncoder:
-    """An embedding model's vectors, by seeded PCA to 512 dimensions where it has more, padded where fewer.
+    """An embedding model's vectors (CLIP's too), by seeded PCA to 512 dimensions where it has more, padded where fewer.
 
     `embed` is Teacher.embed; after loading from disk it is opened when first needed.
     """
@@ -273,6 +273,10 @@ def _embedded(phrases: Sequence[str], embed: Embed, model: str) -> Vectors:
 def open_embed(model: str, teacher: TeacherSettings | None = None) -> Embed:
     """The embedding call of `ollama:MODEL`, with the teacher's time-out and retries, at the first of its hosts that
     answers: there it stays, as another may have another model of that name."""
+    if model.startswith("clip:"):
+        from distill.tokens.clip_text import clip_text
+
+        return clip_text(model.removeprefix("clip:"))
     from distill.teacher import open_teacher
 
     hosts = open_teacher(replace(teacher or TeacherSettings(), model=model))
@@ -305,9 +309,9 @@ def fit_encoder(
     `teacher`. Raises BadInput."""
     if name == "local":
         return LocalEncoder.fit(phrases, texts, seed)
-    if name.startswith("ollama:"):
+    if name.startswith(("ollama:", "clip:")):
         return OllamaEncoder.fit(name, phrases, embed or open_embed(name, teacher), seed)
-    raise BadInput(f"tokenize.encoder={name}: no such encoder; choose local or ollama:MODEL")
+    raise BadInput(f"tokenize.encoder={name}: no such encoder; choose local, ollama:MODEL or clip:FOLDER")
 
 
 # State on disk.

@@ -7,42 +7,53 @@ belongs to and what the right answer is. Its true dreams become triplets when it
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.corpus.datasets.questions import Question
+from distill.corpus.datasets.questions import PICTURES, Question
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput
-from distill.events import Event, Listener
+from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, write_atomic
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
 
-DATASETS = {"causal-world": "distill.corpus.datasets.causal_world"}
+DATASETS = {
+    "causal-world": "distill.corpus.datasets.causal_world",
+    "emoji-scenes": "distill.corpus.datasets.emoji_scenes",
+    "coco": "distill.corpus.datasets.coco",
+    "visual-genome": "distill.corpus.datasets.visual_genome",
+    "conceptnet": "distill.corpus.datasets.conceptnet",
+}
 HELD_OUT = 300
 """Questions of each split that is never trained on."""
 MOST = 1_000_000
 
 
-def questions(run: Run) -> Iterator[Question]:
-    """All questions of the run's dataset, the same each time. Raises BadInput for an unknown one or a bad size."""
-    name, size = run.settings.capture.dataset, run.settings.capture.dataset_size
+def _module(run: Run) -> Any:
+    """The run's dataset. One that is made of files of others has LICENCE, which says whose, and their `digest`; it is
+    told where they lie. Raises BadInput for an unknown one."""
+    name = run.settings.capture.dataset
     if name not in DATASETS:
         raise BadInput(f"capture.dataset: {name!r} is none of {', '.join(DATASETS)}")
-    if not 1 <= size <= MOST:
-        raise BadInput(f"capture.dataset_size: {size} is not from 1 to {MOST:,}")
-    make: Callable[[int, int, int], Iterator[Question]] = importlib.import_module(DATASETS[name]).questions
-    return make(size, HELD_OUT, run.settings.seed)
+    return importlib.import_module(DATASETS[name])
+
+
+def questions(run: Run, listen: Listener = silent) -> Iterator[Question]:
+    """All questions of the run's dataset, the same each time. Raises BadInput for an unknown one or a bad size."""
+    module, capture = _module(run), run.settings.capture
+    if not 1 <= capture.dataset_size <= MOST:
+        raise BadInput(f"capture.dataset_size: {capture.dataset_size} is not from 1 to {MOST:,}")
+    files = (capture.dataset_files, listen) if hasattr(module, "LICENCE") else ()
+    return module.questions(capture.dataset_size, HELD_OUT, run.settings.seed, *files)
 
 
 def info(run: Run) -> TeacherInfo:
     """The dataset, in the place of a teacher."""
-    name = run.settings.capture.dataset
-    if name not in DATASETS:
-        raise BadInput(f"capture.dataset: {name!r} is none of {', '.join(DATASETS)}")
-    version = importlib.import_module(DATASETS[name]).VERSION
-    digest = fingerprint(["dataset", name, version, run.settings.seed])
-    return TeacherInfo(f"dataset:{name}", name, digest, "", str(version), logprobs=False)
+    name, module = run.settings.capture.dataset, _module(run)
+    made_of = [module.digest(run.settings.capture.dataset_files)] if hasattr(module, "LICENCE") else []
+    digest = fingerprint(["dataset", name, module.VERSION, run.settings.seed, *made_of])
+    return TeacherInfo(f"dataset:{name}", name, digest, "", str(module.VERSION), logprobs=False)
 
 
 def dataset_file(run: Run) -> Path:
@@ -66,8 +77,10 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
     started = time.monotonic()
     if run.settings.capture.limit:
         raise BadInput("capture.limit: a dataset is made to measure; set capture.dataset_size instead")
-    drawn = questions(run)
+    drawn, licence = questions(run, listen), getattr(_module(run), "LICENCE", "")
     listen(Event("capture", "start", f"dataset {run.settings.capture.dataset}"))
+    if licence:
+        listen(Event("capture", "note", licence))
     about, options = info(run), GenerateOptions(temperature=0.0, system=run.settings.capture.system)
     lines: list[str] = []
     wanted: dict[str, bool] = {}
@@ -82,14 +95,28 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
                 response = Response(question.answer, None, "stop")
                 store.put(Trace(key, question.prompt, held_out, response, options, about.digest))
             about_it = {"split": question.split, "depth": question.depth, "answer": question.answer}
-            lines.append(json.dumps({"key": key, **about_it}))
+            lines.append(json.dumps({"key": key, **about_it, **_draw(run, question)}))
             if done % 500 == 0:
                 listen(Event("capture", "progress", done=done, total=total, unit="question"))
         store.select(wanted)
         stats, digest = store.stats(), store.content_digest()
     write_atomic(dataset_file(run), "".join(f"{line}\n" for line in lines))
     summary = {"responses": stats.responses, "held_out": stats.held_out, "dataset": run.settings.capture.dataset}
+    summary |= {"licence": licence} if licence else {}
     outputs = {run.traces.name: digest, dataset_file(run).name: fingerprint(sorted(lines))}
     run.record("capture", settings, outputs, summary, time.monotonic() - started)
     listen(Event("capture", "done", f"{stats.responses} questions", data=summary))
     return summary
+
+
+def _draw(run: Run, question: Question) -> dict[str, Any]:
+    """Draw the question's pictures that aren't there yet. Returns what dataset.jsonl says of them."""
+    for picture in question.pictures:
+        path = run.path / PICTURES / picture.name
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{path.name}.partial")  # made anew in any case: nothing is lost but itself
+            aside.write_bytes(picture.png())
+            aside.replace(path)
+    shown = {picture.path: dict(zip(picture.labels, picture.at, strict=True)) for picture in question.pictures}
+    return {"pictures": shown} if shown else {}

@@ -5,22 +5,22 @@ Nothing but the folder is read, no code of its own is run, and no pickle is ever
 Shape legend: B rows, V vocabulary.
 """
 
-import contextlib
 import inspect
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distill.backbone.device import pick_device
+from distill.backbone.from_transformers import load_model
 from distill.backbone.generate import Sampler
 from distill.backbone.model import count_parameters, pad_left
-from distill.dream.pretrained import pick_device
-from distill.errors import BadInput, CorruptFile
+from distill.errors import BadInput
 from distill.exam.examinees.common import TOGETHER, TokenExaminee, check_finite
-from distill.exam.examinees.hf_words import HfWords, one_line
+from distill.exam.examinees.hf_words import HfWords
 from distill.exam.examinees.protocol import AnswerScore, Card
 from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.questions import Question
@@ -162,45 +162,10 @@ def _safetensors(folder: Path) -> list[Path]:
 
 def _load(folder: Path) -> Any:
     """The model, in float32. Raises CorruptFile."""
-    try:
-        from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-        loader: Any = AutoModelForCausalLM
-        with _quiet():
-            model, found = loader.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except Exception as error:  # whatever the many architectures there raise
-        raise CorruptFile(
-            f"{folder}: transformers can't load it as a causal language model ({one_line(error)}); give a whole "
-            "folder of a known architecture"
-        ) from error
-    # It would go on with random weights.
-    if missing := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]])):
-        raise CorruptFile(f"{folder}: its weights lack {', '.join(missing[:3])}; download the model again")
-    return model.eval()
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """Without transformers' own progress bars and warnings: what matters is checked here."""
-    from transformers.utils import logging
-
-    log: Any = logging
-    level, bar = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bar:
-            log.enable_progress_bar()
+    remedy = "give a whole folder of a known architecture"
+    return load_model(AutoModelForCausalLM, folder, "a causal language model", remedy)
 
 
 def _ends(model: Any) -> list[int]:

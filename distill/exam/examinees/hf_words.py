@@ -5,17 +5,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from distill.backbone.from_transformers import one_line
 from distill.errors import BadInput, CorruptFile
 from distill.exam.questions import Question
 from distill.teacher.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.bpe import END_THINK, THINK
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what a library said."""
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 class HfWords:

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from distill.backbone.device import pick_device
 from distill.backbone.generate import generate
 from distill.backbone.model import count_parameters
 from distill.corpus.traces import TraceStore
-from distill.dream.pretrained import load_parts, pick_device
+from distill.dream.pretrained import load_parts
 from distill.errors import TeacherError
 from distill.exam.examinees.common import TokenExaminee, check_finite
 from distill.exam.examinees.protocol import AnswerScore, Card

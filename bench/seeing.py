@@ -1,0 +1,92 @@
+"""What students tell of pictures that they never saw, and without them: `python -m bench.seeing RUN…`.
+
+RUN: of configs/emoji-scenes.yaml, by another seed each. Writes docs/results/seeing.json; answers are the likeliest."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.figures import RESULTS, ROOT
+from distill.corpus.datasets.emoji_scenes import OPPOSITE, PLACES
+from distill.exam.examinees.opening import open_examinee
+from distill.exam.questions import Question, load_exam
+from distill.exam.targets import How, find_target
+from distill.exam.truth import same_answer
+from distill.run import Run, write_atomic
+
+COLUMNS = {
+    "names": "names of things",
+    "relation": "where they are",
+    "whether": "whether there is one",
+    "exact": "exact match",
+}
+PLACED = re.compile("|".join([*OPPOSITE, *PLACES]))
+SPLITS = {"combination": "unseen pairs", "familiar": "new pictures of known pairs", "thing": "things never trained on"}
+
+
+def judged(question: Question, answer: str) -> Iterator[tuple[str, bool]]:
+    """What the answer has of the true one, column by column: things by name, the relation or place, yes or no."""
+    assert question.truth is not None
+    truth = question.truth.answer
+    yield "exact", same_answer(answer, truth)
+    if question.prompt.startswith("Is there"):
+        yield "whether", answer.split(",")[0] == truth.split(",")[0]
+    elif question.prompt.startswith("Where"):
+        yield "relation", PLACED.findall(answer) == PLACED.findall(truth)
+    else:
+        said = named(answer)
+        yield from (("names", thing in said) for thing in named(truth))
+
+
+def named(answer: str) -> list[str]:
+    """`An owl above a birthday cake.` → owl, birthday cake."""
+    parts = PLACED.split(answer.strip(" ."))[::2]
+    return [part.strip().partition(" ")[2] for part in parts if part.strip()]
+
+
+def measure(run: Run, pictures: bool) -> dict[str, dict[str, float]]:
+    """Split → column → share of what was right. pictures: False takes them away."""
+    exam = load_exam(run, 0)
+    examinee = open_examinee(find_target(str(run.path)), How(device="cpu"))
+    questions = exam.questions
+    if not pictures:  # what is seen in them comes after the question
+        questions = [replace(question, prompt=question.prompt.partition("?")[0] + "?") for question in questions]
+    said = examinee.answer(questions, think=True, temperature=0.0, max_tokens=24, draw=0)
+    found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for question, spoken in zip(questions, said, strict=True):
+        for column, right in judged(question, spoken.answer):
+            found[question.truth.split if question.truth else ""][column].append(right)
+    return {split: {name: float(np.mean(hits)) for name, hits in columns.items()} for split, columns in found.items()}
+
+
+def main(paths: list[str]) -> None:
+    runs, rows = [Run.open(Path(path)) for path in paths], list[dict[str, Any]]()
+    for pictures in (True, False):
+        found = [measure(run, pictures) for run in runs]
+        for split, label in SPLITS.items():
+            shares = {name: [own[split][name] for own in found] for name in COLUMNS}
+            cells = {n: [float(np.mean(own)), min(own), max(own)] if own[1:] else own[0] for n, own in shares.items()}
+            rows.append({"name": label if pictures else f"{label}, without the picture", **cells})
+    columns = {name: {"label": label, "digits": 1, "percent": True} for name, label in COLUMNS.items()}
+    settings, seeds = runs[0].settings, len(runs)
+    about = f"{seeds} seed{'s' * (seeds > 1)} of {settings.train.steps} steps, {len(load_exam(runs[0], 0).questions)}"
+    told = {
+        "command": "python -m bench.seeing RUN (one of each seed)",
+        "machine": f"2 shared cores; {about} questions{'; mean, least and most' * (seeds > 1)}",
+        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, encoding="utf-8").strip(),
+        "columns": {"name": {"label": "questions about"}, **columns},
+        "rows": rows,
+    }
+    write_atomic(RESULTS / "seeing.json", json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

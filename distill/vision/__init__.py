@@ -1,0 +1,1 @@
+"""What is seen: pictures as embeddings, and as image tokens."""
