@@ -135,7 +135,7 @@ class StudentSettings:
     measure_seconds: float = 60.0
     """What choosing the teacher's layers, and their neurons, may take each, about."""
     image_rows: str = "apart"
-    """How an inherited student's image tokens begin: `apart` (as their labels, moved in a direction that tells them from
+    """How an inherited student's image tokens begin: `apart` (as their labels, moved along what tells them from
     words), `label` (as these alone; from chance, near them), or `untied` (read as these, written as `apart`)."""
     preset: str = ""
     """Sizes from chance: `nano` (the default there), `micro` or `small`. It, or any of the next three, means chance."""
