@@ -51,11 +51,12 @@ SHOWN = 16
 
 @dataclass(frozen=True)
 class Judged:
-    """An answer (its ids, the end among them) after a context. sign: 1 liked, −1 not."""
+    """An answer (its ids, the end among them) after a context. sign: 1 liked, −1 not. was: log π₀(answer)."""
 
     context: list[int]
     answer: list[int]
     sign: int
+    was: float = 0.0
 
 
 def learn(
@@ -115,8 +116,7 @@ class Learning:
         best = checkpoint.best(run)
         checkpoint.verify_checkpoint(best)
         self.base = checkpoint.read_loop(checkpoint.latest(run))
-        self.model, self.before = (load_backbone(best).to(device) for _ in range(2))
-        self.before.eval().requires_grad_(False)
+        self.model = load_backbone(best).to(device)
         betas = (train.betas[0], train.betas[1])
         self.optimizer = make_optimizer(self.model, lr, betas, train.weight_decay)
         self.grammar = DreamGrammar(self.tokenizer, longest_path(run.settings))
@@ -154,7 +154,10 @@ class Learning:
                 left_out += 1
                 continue
             groups += [[Judged(context, answer, sign) for answer, sign in judged] for context in contexts]
-        return groups, left_out
+        flat = [each for group in groups for each in group]
+        found = log_likelihood(self.model, [each.context for each in flat], [each.answer for each in flat])
+        were = iter(float(part.sum()) for part in found)
+        return [[replace(each, was=next(were)) for each in group] for group in groups], left_out
 
     def perform(self, epochs: int, beta: float, listen: Listener) -> int:
         """All steps; how many there were."""
@@ -165,7 +168,7 @@ class Learning:
             order = random.permutation(len(self.groups))
             for start in range(0, len(order), TOGETHER):
                 some = [self.groups[i] for i in order[start : start + TOGETHER]]
-                loss = preference_loss(self.model, self.before, some, beta)
+                loss = preference_loss(self.model, some, beta)
                 loss.backward()
                 row = move(self.given.assemble([rows[steps]]), self.model.cos.device)
                 row.targets.scale(REPLAY)
@@ -201,13 +204,11 @@ class Learning:
         }
 
 
-def preference_loss(model: Backbone, before: Backbone, groups: Sequence[Sequence[Judged]], beta: float) -> Tensor:
+def preference_loss(model: Backbone, groups: Sequence[Sequence[Judged]], beta: float) -> Tensor:
     """Mean over the groups of what the formulas above say; groups of two are pairs, the better one first."""
     flat = [each for group in groups for each in group]
     logprobs = answer_logprobs(model, flat)
-    with torch.no_grad():
-        were = answer_logprobs(before, flat)
-    rewards = beta * (logprobs - were)
+    rewards = beta * (logprobs - torch.tensor([each.was for each in flat], device=logprobs.device))
     mean = rewards.detach().mean().clamp_min(0)
     losses: list[Tensor] = []
     place = 0
