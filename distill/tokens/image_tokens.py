@@ -38,7 +38,7 @@ Dream = dict[str, list[tuple[int, int, int]]]
 
 def dream_of(triplets: Iterable[Triplet], codes: Mapping[str, int]) -> Dream:
     """The dream that the triplets of one trace are. Steps with a phrase that has no code are left out, and those whose
-    result is the thing itself: they tell of nothing that becomes of it.
+    thing and result are other phrases of one code: they would say that nothing becomes of it.
 
     Neighbours that quantize to the very same three codes are one step.
     """
@@ -53,7 +53,8 @@ def coded_steps(
     for triplet in sorted(triplets, key=lambda t: t.step):
         step = (codes.get(triplet.what, -1), codes.get(triplet.action, -1), codes.get(triplet.result, -1))
         chain = chains[triplet.lens]
-        if min(step) >= 0 and step[0] != step[2] and not (chain and chain[-1][0] == step):
+        circle = step[0] == step[2] and triplet.what != triplet.result
+        if min(step) >= 0 and not circle and not (chain and chain[-1][0] == step):
             chain.append((step, triplet))
     return chains
 
