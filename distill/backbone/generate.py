@@ -223,21 +223,29 @@ def states_before(
     batch_tokens bounds rows × length of one forward pass. Raises BadInput for an empty context (nothing predicts
     the first token) or a pair that doesn't fit the model's context.
     """
-    rows = [[*context, *continuation] for context, continuation in zip(contexts, continuations, strict=True)]
-    for context, row in zip(contexts, rows, strict=True):
+    lengths: dict[int, int] = {}
+    for i, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+        size = len(context) + len(continuation)
         if not context:
             raise BadInput("context: is empty; nothing predicts the continuation's first token")
         # The last token is only predicted, never read, so it needs no place.
-        if len(row) - 1 > model.config.context:
-            raise BadInput(f"continuation: {len(row)} tokens don't fit a context of {model.config.context}; shorten it")
-    lengths = {i: len(row) - 1 for i, row in enumerate(rows) if continuations[i]}
+        if size - 1 > model.config.context:
+            raise BadInput(f"continuation: {size} tokens don't fit a context of {model.config.context}; shorten it")
+        if continuation:
+            lengths[i] = size - 1
     for batch in batches(lengths, batch_tokens):
-        length = lengths[batch[0]]
-        # Padded on the right: a causal model never sees it.
-        ids = torch.tensor([rows[i][:-1] + [0] * (length + 1 - len(rows[i])) for i in batch], device=model.cos.device)
-        hidden = model.hidden(ids)
-        spans = [range(len(contexts[i]) - 1, len(rows[i]) - 1) for i in batch]
-        yield batch, torch.cat([hidden[place, span.start : span.stop] for place, span in enumerate(spans)])
+        yield batch, states_of(model, [contexts[i] for i in batch], [continuations[i] for i in batch])
+
+
+def states_of(model: Backbone, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> Tensor:
+    """The same of all pairs in one pass, (tokens of all continuations, D), with gradients where they are wanted."""
+    rows = [[*context, *continuation] for context, continuation in zip(contexts, continuations, strict=True)]
+    longest = max(map(len, rows))
+    # Padded on the right: a causal model never sees it.
+    ids = torch.tensor([row[:-1] + [0] * (longest - len(row)) for row in rows], device=model.cos.device)
+    hidden = model.hidden(ids)
+    spans = [range(len(context) - 1, len(row) - 1) for context, row in zip(contexts, rows, strict=True)]
+    return torch.cat([hidden[place, span.start : span.stop] for place, span in enumerate(spans)])
 
 
 def _token_scores(model: Backbone, hidden: Tensor, targets: Tensor) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from all that there is, so that the order doesn't matter and a wrong thumb can b
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -21,22 +22,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.backbone.generate import generate, log_likelihood
-from distill.backbone.model import Backbone, load_backbone
+from distill.backbone.generate import generate, log_likelihood, states_of
+from distill.backbone.model import Backbone
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run, sha256_file
-from distill.student.grammar import DreamGrammar, longest_path
-from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import render, think_block
-from distill.tokens.packing import Documents, pack, split_traces
+from distill.tokens.packing import pack, split_traces
 from distill.training import checkpoint
-from distill.training.batches import Batches, Mixture
 from distill.training.feedback import FEEDBACK, Feedback, read_feedback
 from distill.training.losses import tail_kernel
-from distill.training.step import forward_backward, make_optimizer, move, pick_device
-from distill.training.validate import validate
+from distill.training.onward import Onward
+from distill.training.step import forward_backward, move
 
 VERSION = 1
 TOGETHER = 8
@@ -47,6 +45,8 @@ REPLAY = 0.1
 """What a row of the teacher's answers counts beside: they may say just what feedback is about."""
 SHOWN = 16
 """Validation prompts that are answered before and after."""
+NUMBERS = ("answer_tokens", "answers_that_end", "bits_per_byte")
+"""What is measured before and after."""
 
 
 @dataclass(frozen=True)
@@ -78,28 +78,22 @@ def learn(
     undo(run)
     pack(run)
     learning = Learning(run, feedback, lr)
-    before, likely = learning.measured(), learning.preferred()
+    before, likely = learning.measured(), learning.preferred([each.was for group in learning.groups for each in group])
     listen(Event("learn", "start", f"{len(feedback)} lines of feedback"))
     steps = learning.perform(epochs, beta, listen)
     after = learning.measured()
     summary: dict[str, Any] = {"feedback": len(feedback), "left_out": learning.left_out, "steps": steps}
-    summary |= {"preferred_before": likely, "preferred": learning.preferred()}
+    now = likelihoods(learning.model, learning.groups)
+    summary |= {"preferred_before": likely, "preferred": learning.preferred(now)}
     summary |= {f"{name}{when}": found[name] for name in NUMBERS for when, found in (("_before", before), ("", after))}
     summary["examples"] = [
         {"prompt": prompt, "before": old, "after": new}
         for prompt, old, new in zip(learning.prompts[:3], before["answers"], after["answers"], strict=False)
     ]
-    step = learning.base.step + steps
-    state = replace(learning.base, step=step, best_step=step, settings={**learning.base.settings, "learn": how})
-    folder = checkpoint.save_checkpoint(run, learning.model, learning.optimizer, state, {}, {})
-    weights = folder / "model.safetensors"
-    outputs = {str(weights.relative_to(run.path)): sha256_file(weights)}
-    run.record("learn", how, outputs, summary, time.monotonic() - started)
+    learning.save(learning.base, steps, "learn", how)
+    learning.record("learn", how, summary, time.monotonic() - started)
     listen(Event("learn", "done", f"{steps} steps", data=summary))
     return summary
-
-
-NUMBERS = ("answer_tokens", "answers_that_end", "bits_per_byte")
 
 
 def undo(run: Run) -> int:
@@ -107,33 +101,17 @@ def undo(run: Run) -> int:
     return checkpoint.drop(run, "learn")
 
 
-class Learning:
+class Learning(Onward):
     """One learning of a run."""
 
     def __init__(self, run: Run, feedback: Sequence[Feedback], lr: float) -> None:
-        self.run, train, device = run, run.settings.train, pick_device(run.settings.train.device)
-        self.tokenizer = StudentTokenizer.load(run.tokenizer)
-        best = checkpoint.best(run)
-        checkpoint.verify_checkpoint(best)
+        super().__init__(run, lr)
         self.base = checkpoint.read_loop(checkpoint.latest(run))
-        self.model = load_backbone(best).to(device)
-        betas = (train.betas[0], train.betas[1])
-        self.optimizer = make_optimizer(self.model, lr, betas, train.weight_decay)
-        self.grammar = DreamGrammar(self.tokenizer, longest_path(run.settings))
         self.groups, self.left_out = self._read(feedback)
         if not self.groups:
             raise BadInput(f"{run.path / FEEDBACK}: nothing of it fits student.context; raise it")
-        mixture, context = Mixture.of(train), self.model.config.context
-        parts = [Documents.load(run.data / name) for name in ("train", "validation")]
-        self.given, self.validation = (
-            Batches(
-                part, self.tokenizer, context, mix, run.settings.seed, train.soft_weight, self.grammar, train.strict
-            )
-            for part, mix in zip(parts, (mixture, replace(mixture, noise=0.0)), strict=True)
-        )
-        self._asked = [parts[1].prompt(i).tolist() for i in range(min(SHOWN, len(parts[1])))]
         with TraceStore(run.traces, readonly=True) as store:
-            self.prompts = [trace.prompt for trace in split_traces(store)[1]]
+            self.prompts = [trace.prompt for trace in split_traces(store)[1][:SHOWN]]
 
     def _read(self, feedback: Sequence[Feedback]) -> tuple[list[list[Judged]], int]:
         """Of each line one answer, or two to compare, after the dream that was dreamed and after none: the next dream
@@ -154,52 +132,47 @@ class Learning:
                 left_out += 1
                 continue
             groups += [[Judged(context, answer, sign) for answer, sign in judged] for context in contexts]
-        flat = [each for group in groups for each in group]
-        found = log_likelihood(self.model, [each.context for each in flat], [each.answer for each in flat])
-        were = iter(float(part.sum()) for part in found)
+        were = iter(likelihoods(self.model, groups))
         return [[replace(each, was=next(were)) for each in group] for group in groups], left_out
 
     def perform(self, epochs: int, beta: float, listen: Listener) -> int:
         """All steps; how many there were."""
         random, steps = np.random.default_rng(self.run.settings.seed), 0
         total = epochs * -(-len(self.groups) // TOGETHER)
-        rows = [row for epoch in range(-(-total // len(self.given.epoch(0)))) for row in self.given.epoch(epoch)]
+        rows = chain.from_iterable(self.given.epoch(epoch) for epoch in count())
         for _ in range(epochs):
             order = random.permutation(len(self.groups))
             for start in range(0, len(order), TOGETHER):
-                some = [self.groups[i] for i in order[start : start + TOGETHER]]
-                loss = preference_loss(self.model, some, beta)
+                loss = preference_loss(self.model, [self.groups[i] for i in order[start : start + TOGETHER]], beta)
                 loss.backward()
-                row = move(self.given.assemble([rows[steps]]), self.model.cos.device)
+                row = move(self.given.assemble([next(rows)]), self.model.cos.device)
                 row.targets.scale(REPLAY)
-                forward_backward(self.model, row, "float32", tail_kernel)
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.settings.train.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                forward_backward(self.model, row, self.precision, tail_kernel)
+                self.descend()
                 steps += 1
                 data = {"loss": float(loss.detach())}
                 listen(Event("learn", "progress", done=steps, total=total, unit="steps", data=data))
         return steps
 
-    def preferred(self) -> float | None:
-        """Share of the better answers that are likelier, a token, than what was said; None without any."""
-        pairs = [group for group in self.groups if len(group) == 2]
-        flat = [each for pair in pairs for each in pair]
-        found = log_likelihood(self.model, [each.context for each in flat], [each.answer for each in flat])
-        means = [float(part.mean()) for part in found]
-        return round(float(np.mean(np.greater(means[::2], means[1::2]))), 3) if pairs else None
+    def preferred(self, nats: Sequence[float]) -> float | None:
+        """Share of the better answers that are likelier, a token, than what was said; None without any. nats:
+        log-likelihoods of all answers of the groups."""
+        each = iter(nats)
+        means = [[next(each) / len(judged.answer) for judged in group] for group in self.groups]
+        found = [pair[0] > pair[1] for pair in means if len(pair) == 2]
+        return round(float(np.mean(found)), 3) if found else None
 
     def measured(self) -> dict[str, Any]:
         """NUMBERS, and greedy answers to validation prompts, without dreams."""
-        blocks = [[*ids, *think_block(self.tokenizer, [])] for ids in self._asked]
+        asked, none = self.validation.documents, think_block(self.tokenizer, [])
+        blocks = [[*map(int, asked.prompt(i)), *none] for i in range(min(SHOWN, len(asked)))]
         room, grammar = self.run.settings.capture.max_tokens, self.grammar.answering
         self.model.eval()
         said = generate(self.model, blocks, max_tokens=room, stop_ids=[self.tokenizer.eos_id], grammar=grammar)
-        found = validate(self.model, self.validation, 1, "float32", tail_kernel)
         return {
             "answer_tokens": round(float(np.mean([len(ids) for ids in said])), 1),
             "answers_that_end": round(float(np.mean([ids[-1] == self.tokenizer.eos_id for ids in said])), 3),
-            "bits_per_byte": round(found["validation_bits_per_byte"], 4),
+            "bits_per_byte": self.bits_per_byte(),
             "answers": [self.tokenizer.decode(ids, skip_special=True).strip() for ids in said],
         }
 
@@ -224,14 +197,16 @@ def preference_loss(model: Backbone, groups: Sequence[Sequence[Judged]], beta: f
 
 
 def answer_logprobs(model: Backbone, some: Sequence[Judged]) -> Tensor:
-    """(n,) log-likelihoods of whole answers after their contexts."""
-    rows = [[*each.context, *each.answer] for each in some]
-    length, device = max(map(len, rows)), model.cos.device
-    # Padded on the right: a causal model never sees it.
-    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
-    hidden = model.hidden(ids[:, :-1])
-    places = [(i, len(each.context) - 1 + n) for i, each in enumerate(some) for n in range(len(each.answer))]
-    which = torch.tensor(places, device=device)
-    logits = model.lm_head(hidden[which[:, 0], which[:, 1]]).float()
-    scores = logits.log_softmax(-1).gather(1, ids[which[:, 0], which[:, 1] + 1][:, None])[:, 0]
-    return torch.zeros(len(some), device=device).index_add(0, which[:, 0], scores)
+    """(n,) log-likelihoods of whole answers after their contexts, with gradients."""
+    hidden = states_of(model, [each.context for each in some], [each.answer for each in some])
+    tokens = torch.tensor([token for each in some for token in each.answer], device=hidden.device)
+    scores = model.lm_head(hidden).float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    whose = torch.tensor([i for i, each in enumerate(some) for _ in each.answer], device=hidden.device)
+    return torch.zeros(len(some), device=hidden.device).index_add(0, whose, scores)
+
+
+def likelihoods(model: Backbone, groups: Sequence[Sequence[Judged]]) -> list[float]:
+    """Log-likelihoods of all answers of the groups."""
+    flat = [each for group in groups for each in group]
+    found = log_likelihood(model, [each.context for each in flat], [each.answer for each in flat])
+    return [float(part.sum()) for part in found]

@@ -14,7 +14,7 @@ Shape legend: A answer tokens of all documents, K alternatives of each.
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -22,23 +22,23 @@ import torch
 from numpy.typing import NDArray
 
 from distill.backbone.generate import generate, states_before
-from distill.backbone.model import Backbone, load_backbone
+from distill.backbone.model import Backbone
 from distill.corpus.teachers_source import teachers_source
 from distill.errors import BadInput, RunMismatch
 from distill.events import Event, Listener, silent
-from distill.run import Run, sha256_file
-from distill.student.grammar import DreamGrammar, longest_path
+from distill.run import Run
+from distill.student.grammar import longest_path
 from distill.student.initialize import transplant
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import think_block
 from distill.tokens.packing import Documents, pack, spelled_bytes
 from distill.training import checkpoint, numerics
-from distill.training.batches import Batch, Batches, Mixture
+from distill.training.batches import Batch, Mixture
 from distill.training.drafts import dream_on
 from distill.training.losses import tail_kernel
-from distill.training.step import forward_backward, make_optimizer, move, pick_device
-from distill.training.validate import validate
+from distill.training.onward import Onward
+from distill.training.step import forward_backward, move
 
 VERSION = 1
 SCORED = 2048
@@ -66,9 +66,7 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
         raise RunMismatch(f"{later[-1]}: has learned from feedback; `dream learn {run.path} --undo` goes back first")
     polishing = Polishing(run, how, listen)
     summary = polishing.perform()
-    weights = checkpoint.best(run) / "model.safetensors"
-    outputs = {str(weights.relative_to(run.path)): sha256_file(weights)}
-    run.record("polish", how, outputs, summary, polishing.told["seconds"])
+    polishing.record("polish", how, summary, polishing.told["seconds"])
     listen(Event("polish", "done", f"{summary['answers']} answers of its own", data=summary))
     return summary
 
@@ -79,55 +77,30 @@ def undo(run: Run) -> int:
     return checkpoint.drop(run, "polish", "learn")
 
 
-class Polishing:
+class Polishing(Onward):
     """One polishing of a run. told: what its checkpoints know of it."""
 
     def __init__(self, run: Run, how: Mapping[str, Any], listen: Listener) -> None:
-        self.run, self.listen, self.settings, self.seed = run, listen, run.settings.polish, run.settings.seed
-        self.tokenizer = StudentTokenizer.load(run.tokenizer)
+        self.listen, self.settings, self.seed = listen, run.settings.polish, run.settings.seed
         source = teachers_source(run, listen)
         if isinstance(source, str):
             raise BadInput(f"{run.path}: polishing needs its teacher's weights (--teacher-weights): {source}")
-        if self.tokenizer.kind != "aligned":
+        if StudentTokenizer.load(run.tokenizer).kind != "aligned":
             raise BadInput(f"{run.path}: polishing needs its teacher's tokens; tokenize with --kind aligned")
         pack(run)
+        kept = numerics.load(run.checkpoints / "numerics.json")
+        super().__init__(run, self.settings.lr, kept.precision if kept else "float32")
         same = {key: value for key, value in how.items() if key not in ("rounds", "minutes")}
         self.told: dict[str, Any] = {"how": same, "round": 0, "steps": 0, "answers": 0, "seconds": 0.0, "kl": []}
-        train, device = run.settings.train, pick_device(run.settings.train.device)
-        before, of_training = (checkpoint.of_stage(run, stage) for stage in ("polish", "train"))
-        self.base = checkpoint.read_loop(of_training[-1])
-        begun = checkpoint.folder_of(run, self.base.best_step)
-        begun = before[-1] if before else begun if begun.is_dir() else of_training[-1]
-        checkpoint.verify_checkpoint(begun)
-        self.model = load_backbone(begun).to(device)
-        betas = (train.betas[0], train.betas[1])
-        self.optimizer = make_optimizer(self.model, self.settings.lr, betas, train.weight_decay)
-        if before:
-            self.told = checkpoint.read_loop(begun).settings["polish"]
+        if checkpoint.stage_of(self.begun) == "polish":
+            self.told = checkpoint.read_loop(self.begun).settings["polish"]
             if self.told["how"] != same:
-                raise RunMismatch(f"{begun}: polished with other settings; --force begins again where training ended")
-            checkpoint.load_optimizer(begun, self.model, self.optimizer)
-        self.teacher = transplant(source, self.tokenizer, run.settings.student.context).to(device)
-        kept = numerics.load(run.checkpoints / "numerics.json")
-        self.precision = kept.precision if kept else "float32"
+                text = f"{self.begun}: polished with other settings; --force begins again where training ended"
+                raise RunMismatch(text)
+            checkpoint.load_optimizer(self.begun, self.model, self.optimizer)
+        self.base = checkpoint.read_loop(checkpoint.of_stage(run, "train")[-1])
+        self.teacher = transplant(source, self.tokenizer, run.settings.student.context).to(self.model.cos.device)
         self.steps = longest_path(run.settings)
-        self.grammar = DreamGrammar(self.tokenizer, self.steps)
-        self.given, self.validation = (
-            self._batches(Documents.load(run.data / name), mixture, train.soft_weight)
-            for name, mixture in (
-                ("train", Mixture.of(train)),
-                ("validation", replace(Mixture.of(train), noise=0.0)),
-            )
-        )
-
-    def _batches(self, documents: Documents, mixture: Mixture, soft: float) -> Batches:
-        context, strict = self.model.config.context, self.run.settings.train.strict
-        return Batches(documents, self.tokenizer, context, mixture, self.seed, soft, self.grammar, strict)
-
-    def _validated(self) -> float:
-        rows = self.run.settings.train.batch_rows
-        found = validate(self.model, self.validation, rows, self.precision, tail_kernel)
-        return found["validation_bits_per_byte"]
 
     def progress(self) -> float:
         """Share of all rounds, or of the minutes, that is done."""
@@ -137,7 +110,7 @@ class Polishing:
 
     def perform(self) -> dict[str, Any]:
         """Round after round, each kept; the summary."""
-        self.told.setdefault("before", round(self._validated(), 4))
+        self.told.setdefault("before", self.bits_per_byte())
         self.listen(Event("polish", "start", "the student answers, its teacher says what it would have said"))
         while (progress := self.progress()) < 1:
             started = time.monotonic()
@@ -145,14 +118,14 @@ class Polishing:
             self.told["round"] += 1
             self.told["kl"] = [*self.told["kl"][:1], round(kl, 4)]
             self.told["seconds"] = round(self.told["seconds"] + time.monotonic() - started, 1)
-            self._save()
+            self._keep()
             total, unit = (
                 (self.settings.rounds, "rounds") if self.settings.rounds else (60 * self.settings.minutes, "s")
             )
             done, data = min(self.progress(), 1.0) * total, {"kl": kl, "answers": self.told["answers"]}
             self.listen(Event("polish", "progress", done=round(done, 1), total=total, unit=unit, data=data))
         told, (first, *_, last) = self.told, (self.told["kl"] * 2 or [0.0, 0.0])
-        bits = {"bits_per_byte_before": told["before"], "bits_per_byte": round(self._validated(), 4)}
+        bits = {"bits_per_byte_before": told["before"], "bits_per_byte": self.bits_per_byte()}
         counts = {"rounds": told["round"], "answers": told["answers"], "steps": told["steps"]}
         return {**counts, "kl_of_own_answers_before": first, "kl_of_own_answers": last, **bits}
 
@@ -161,7 +134,7 @@ class Polishing:
         random = np.random.default_rng([self.seed, number])
         documents, dreams = self.own_answers(number, random)
         mixture = Mixture(dreams=True, empty=0.0, drafts=1.0)
-        own = self._batches(documents, mixture, soft=1.0)
+        own = self.batches(documents, mixture, soft=1.0)
         size, share = self.run.settings.train.batch_rows, self.settings.teachers_share
         rows = own.drafted(0, own.epoch(0), 0, dreams)
         steps = [(own, rows[start : start + size]) for start in range(0, len(rows), size)]
@@ -210,18 +183,14 @@ class Polishing:
             group["lr"] = rate
         batch = move(batch, self.model.cos.device)
         found = forward_backward(self.model, batch, self.precision, tail_kernel)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.settings.train.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.descend()
         self.told["steps"] += 1
         return float(found["kl"][(batch.targets.weight > 0) & batch.answers].mean())
 
-    def _save(self) -> None:
-        """A checkpoint, the best of the run, in the place of the round's before."""
+    def _keep(self) -> None:
+        """A checkpoint in the place of the round's before."""
         before = checkpoint.of_stage(self.run, "polish")
-        step = self.base.step + self.told["steps"]
-        state = replace(self.base, step=step, best_step=step, settings={**self.base.settings, "polish": self.told})
-        checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {}, {})
+        self.save(self.base, self.told["steps"], "polish", self.told)
         for path in before:
             shutil.rmtree(path)
 

@@ -1,0 +1,70 @@
+"""What trainings have in common that go on from a trained student: `polish` and `learn`."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.backbone.model import load_backbone
+from distill.run import Run, sha256_file
+from distill.student.grammar import DreamGrammar, longest_path
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.packing import Documents
+from distill.training import checkpoint
+from distill.training.batches import Batches, Mixture
+from distill.training.checkpoint import LoopState
+from distill.training.losses import tail_kernel
+from distill.training.step import make_optimizer, pick_device
+from distill.training.validate import validate
+
+
+class Onward:
+    """The run's best student with a new optimizer, its training's batches and those of validation.
+
+    begun: the checkpoint that it goes on from. Raises MissingStage without one, CorruptFile for an altered one.
+    """
+
+    def __init__(self, run: Run, lr: float, precision: str = "float32") -> None:
+        self.run, self.precision, train = run, precision, run.settings.train
+        self.tokenizer = StudentTokenizer.load(run.tokenizer)
+        self.begun = checkpoint.best(run)
+        checkpoint.verify_checkpoint(self.begun)
+        self.model = load_backbone(self.begun).to(pick_device(train.device))
+        self.optimizer = make_optimizer(self.model, lr, (train.betas[0], train.betas[1]), train.weight_decay)
+        self.grammar, mixture = DreamGrammar(self.tokenizer, longest_path(run.settings)), Mixture.of(train)
+        self.given, self.validation = (
+            self.batches(Documents.load(run.data / name), how, train.soft_weight)
+            for name, how in (("train", mixture), ("validation", replace(mixture, noise=0.0)))
+        )
+
+    def batches(self, documents: Documents, mixture: Mixture, soft: float) -> Batches:
+        context, settings = self.model.config.context, self.run.settings
+        return Batches(
+            documents, self.tokenizer, context, mixture, settings.seed, soft, self.grammar, settings.train.strict
+        )
+
+    def bits_per_byte(self) -> float:
+        """Of the validation answers."""
+        rows = self.run.settings.train.batch_rows
+        found = validate(self.model, self.validation, rows, self.precision, tail_kernel)
+        return round(found["validation_bits_per_byte"], 4)
+
+    def descend(self) -> None:
+        """A step along the gradients that there are."""
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.settings.train.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def save(self, base: LoopState, steps: int, stage: str, told: Mapping[str, Any]) -> Path:
+        """A checkpoint so many steps after `base`, the best of the run. told: what it knows of its stage."""
+        step = base.step + steps
+        state = replace(base, step=step, best_step=step, settings={**base.settings, stage: told})
+        return checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {}, {})
+
+    def record(self, stage: str, how: Mapping[str, Any], summary: Mapping[str, Any], seconds: float) -> None:
+        """Write down that the stage is done."""
+        weights = checkpoint.best(self.run) / "model.safetensors"
+        outputs = {str(weights.relative_to(self.run.path)): sha256_file(weights)}
+        self.run.record(stage, how, outputs, summary, seconds)
