@@ -94,10 +94,19 @@ def content_stems(texts: Iterable[str]) -> set[str]:
     return {stem(word) for word in words if word not in STOP_WORDS}
 
 
+def words_of(phrase: str) -> list[str]:
+    """A phrase's words, owners without their 's."""
+    return f"{phrase} ".replace("'s ", " ").split()
+
+
+def telling(phrase: str) -> list[str]:
+    """Those of a phrase's words that say something, in order."""
+    return [word for word in words_of(phrase) if word not in STOP_WORDS]
+
+
 def content(phrase: str) -> list[str]:
-    """The stems of a phrase's words that say something, in order; where none does, its words."""
-    words = f"{phrase} ".replace("'s ", " ").split()
-    return [stem(word) for word in words if word not in STOP_WORDS] or words
+    """Their stems; where no word says anything, all words."""
+    return [stem(word) for word in telling(phrase)] or words_of(phrase)
 
 
 def grounded(phrase: str, known: set[str]) -> bool:

@@ -10,12 +10,11 @@ Shape legend: n tokens of an answer, S alternatives of each.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.mining.inflect import STOP_WORDS, stem
+from distill.mining.inflect import STOP_WORDS, stem, telling
 from distill.tokens.bpe import StudentTokenizer
 
 NEAR, NEXT, FAR = 3.9, 3.1, 2.6
@@ -29,8 +28,6 @@ AGAIN = 0.6
 """Nats by which those that were said are likelier than other words."""
 END = (2.7, 1.7, 0.0, -1.7, -4.0)
 """Nats of the answer's end where so many words of the dream are not said yet, the last for all numbers above."""
-
-
 LONGEST = 8
 """Tokens of a word at most."""
 
@@ -42,7 +39,7 @@ class Told:
     """Which of a tokenizer's tokens are words of a dream, whatever their form."""
 
     def __init__(self, tokenizer: StudentTokenizer) -> None:
-        self._tokenizer, self._labels = tokenizer, tokenizer.labels
+        self._tokenizer = tokenizer
         forms: dict[str, list[int]] = {}
         self._root: dict[int, str] = {}
         for id in range(tokenizer.base_size):
@@ -51,14 +48,14 @@ class Told:
                 self._root[id] = stem(word[1:])
                 forms.setdefault(self._root[id], []).append(id)
         self._forms = {root: np.array(ids) for root, ids in forms.items()}
+        self._said_by = [self._words(label) for label in tokenizer.labels]
 
-    @cache  # noqa: B019 - it lives as long as its batches
-    def _words(self, label: str) -> tuple[Word, ...]:
+    def _words(self, label: str) -> list[Word]:
         """What a code stands for."""
-        words = [word for word in f"{label} ".replace("'s ", " ").split() if word not in STOP_WORDS]
-        return tuple(
-            root if (root := stem(word)) in self._forms else tuple(self._tokenizer.encode(f" {word}")) for word in words
-        )
+        return [
+            root if (root := stem(word)) in self._forms else tuple(self._tokenizer.encode(f" {word}"))
+            for word in telling(label)
+        ]
 
     def gains(
         self, prompt: NDArray[np.int64], dream: Sequence[int], answer: NDArray[np.int64], slots: NDArray[np.int64]
@@ -67,7 +64,7 @@ class Told:
         first = int(self._tokenizer.image_ids[0])
         steps: dict[Word, list[int]] = {}  # of each word
         for place, code in enumerate(id - first for id in dream if id >= first):
-            for word in self._words(self._labels[code]):
+            for word in self._said_by[code]:
                 steps.setdefault(word, []).append(place // 3)
         asked: set[Word] = {self._root.get(id, "") for id in prompt.tolist()}
         tokens = np.concatenate([answer[:, None], slots], axis=1)
