@@ -153,7 +153,33 @@ class Speaker:
             self.take()
 
 
-class Splitter:
+class Parts:
+    """Tells dream and answer apart, token by token. opens: the very first token may open a dream."""
+
+    def __init__(self, tokenizer: StudentTokenizer, opens: bool) -> None:
+        self.tokenizer, self.thinking, self._opens = tokenizer, False, opens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def part(self) -> Part:
+        return "thinking" if self.thinking else "content"
+
+    def text(self, token: int) -> str | None:
+        """What it prints: bytes of a character wait until it is whole. None: it is a tag, and another part begins."""
+        opening, self._opens = self._opens and token == self.tokenizer.think_id, False
+        if opening or (self.thinking and token == self.tokenizer.end_think_id):
+            self.thinking = opening
+            self._decoder.reset()
+            return None
+        return self._decoder.decode(printed(self.tokenizer, token))
+
+
+def printed(tokenizer: StudentTokenizer, token: int) -> bytes:
+    """What a token prints; control tokens nothing, as in Ollama."""
+    return b"" if tokenizer.pad_id <= token <= tokenizer.eos_id else tokenizer.token_bytes(token)
+
+
+class Splitter(Parts):
     """Parts what a student writes, token by token, into dream and answer, as text.
 
     The line breaks around the tags belong to the format and are left out. Bytes of a character wait until it is
@@ -161,27 +187,19 @@ class Splitter:
     """
 
     def __init__(self, tokenizer: StudentTokenizer, answering: bool = False) -> None:
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, opens=not answering)
         self.thought: list[int] = []
-        self.thinking = False
-        self._first = not answering  # a dream opens with the very first token, or there is none
         self._fresh = True  # nothing printed yet in this part
         self._held = ""  # white space that may turn out to stand before a tag
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> tuple[Part, str] | None:
         """What can be shown now that `token` has come."""
-        opening, self._first = self._first and token == self.tokenizer.think_id, False
-        closing = self.thinking and token == self.tokenizer.end_think_id
-        if opening or closing:
-            self.thinking, self._fresh, self._held = opening, True, ""
-            self._decoder.reset()
+        if (text := self.text(token)) is None:
+            self._fresh, self._held = True, ""
             return None
-        if token in (self.tokenizer.eos_id, self.tokenizer.start_id, self.tokenizer.pad_id):
-            return None  # never printed, as in Ollama
-        if self.thinking:
+        if self.thinking and printed(self.tokenizer, token):
             self.thought.append(token)
-        text = self._held + self._decoder.decode(self.tokenizer.token_bytes(token))
+        text = self._held + text
         if self._fresh:
             text = text.lstrip()
         kept = text.rstrip()
@@ -189,7 +207,7 @@ class Splitter:
         if not kept:
             return None
         self._fresh = False
-        return ("thinking" if self.thinking else "content"), kept
+        return self.part, kept
 
 
 class OutputDecoder(nn.Module):

@@ -5,12 +5,11 @@ As Ollama does it: a character of several tokens, or what may begin a stop strin
 for the rest and becomes one piece with the last token's values; control tokens print nothing.
 """
 
-import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.dream.output_decoder import Part
+from distill.dream.output_decoder import Part, Parts, printed
 from distill.serve.scheduler import Wrote
 from distill.tokens.bpe import StudentTokenizer
 
@@ -31,29 +30,22 @@ def said(pieces: Sequence[Piece]) -> tuple[str, str, list[Entry]]:
     return answer, dream, [entry for piece in pieces for entry in piece.logprobs or ()]
 
 
-class Pieces:
+class Pieces(Parts):
     """stop: strings that end the answer, and are no part of it. parts: its first token may open a dream; without it,
     tags are text like any other. logprobs: of each piece, with so many alternatives; None: none are wanted."""
 
     def __init__(self, tokenizer: StudentTokenizer, stop: Sequence[str], parts: bool, logprobs: int | None) -> None:
-        self.tokenizer, self.stop, self.logprobs = tokenizer, [text for text in stop if text], logprobs
+        super().__init__(tokenizer, opens=parts)
+        self.stop, self.logprobs = [text for text in stop if text], logprobs
         self.stopped = False
         """A stop string came."""
-        self._part: Part = "content"
-        self._opens, self._fresh, self._held = parts, False, ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._fresh, self._held = False, ""
         self._last: Wrote | None = None
 
     def push(self, wrote: Wrote) -> Piece | None:
         """What can be sent now."""
-        opening = self._opens and wrote.token == self.tokenizer.think_id
-        closing = self._part == "thinking" and wrote.token == self.tokenizer.end_think_id
-        self._opens = False
-        if opening or closing:  # white space around the tags belongs to the format
-            self._part, self._fresh, self._held = "thinking" if opening else "content", True, ""
-            self._decoder.reset()
-            return None
-        text = self._decoder.decode(printed(self.tokenizer, wrote.token))
+        if (text := self.text(wrote.token)) is None:  # white space around the tags belongs to the format
+            self._fresh, self._held = True, ""
         if not text:
             return None
         text, self._last = self._held + text, wrote
@@ -69,10 +61,10 @@ class Pieces:
 
     def rest(self) -> Piece | None:
         """What was held back until the end."""
-        return self._piece(self._held.rstrip() if self._part == "thinking" else self._held)
+        return self._piece(self._held.rstrip() if self.thinking else self._held)
 
     def _waits(self, text: str) -> bool:
-        if self._part == "thinking" and text != text.rstrip():
+        if self.thinking and text != text.rstrip():
             return True
         return any(text.endswith(stop[:size]) for stop in self.stop for size in range(1, len(stop)))
 
@@ -81,7 +73,7 @@ class Pieces:
         if not text or self._last is None:
             return None
         self._fresh = False
-        return Piece(self._part, text, None if self.logprobs is None else [self._entry(text, self._last)])
+        return Piece(self.part, text, None if self.logprobs is None else [self._entry(text, self._last)])
 
     def _entry(self, text: str, wrote: Wrote) -> Entry:
         found = _entry(text, wrote.logprob)
@@ -91,11 +83,6 @@ class Pieces:
                 for id, logprob in zip(wrote.top_ids.tolist(), wrote.top_logprobs.tolist(), strict=True)
             ]
         return found
-
-
-def printed(tokenizer: StudentTokenizer, token: int) -> bytes:
-    """What a token prints; control tokens nothing."""
-    return b"" if tokenizer.pad_id <= token <= tokenizer.eos_id else tokenizer.token_bytes(token)
 
 
 def _entry(text: str, logprob: float) -> Entry:
