@@ -71,7 +71,7 @@ class ImageTokenReasoningLLM:
         from distill.knowledge.mine import mine
         from distill.training.checkpoint import best
         from distill.training.loop import train
-        from distill.vision.seeing import tokenize
+        from distill.vision.tokenize import tokenize
 
         if not prompts:
             raise BadInput("prompts: none are given; the teacher is asked one at least")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STAGES: dict[str, tuple[str, str]] = {
     "capture": ("distill.corpus.capture", "capture"),
     "mine": ("distill.knowledge.mine", "mine"),
-    "tokenize": ("distill.vision.seeing", "tokenize"),
+    "tokenize": ("distill.vision.tokenize", "tokenize"),
     "train": ("distill.training.loop", "train"),
     "engine": ("distill.training.engine.phases", "train_engine"),
     "evaluate": ("distill.report.evaluate", "evaluate"),

@@ -36,7 +36,7 @@ from distill.tokens.packing import Documents, pack
 from distill.tokens.shown import PLACES
 from distill.vision.codebook import STRENGTHS, PictureCodebook
 from distill.vision.image_tokenizer import ImageTokenizer
-from distill.vision.seeing import tokenize
+from distill.vision.tokenize import tokenize
 
 NAMES = (
     *("rat", "cow", "tiger", "rabbit", "wrench", "hammer", "clamp", "dagger", "pear", "peach", "mango", "lemon"),

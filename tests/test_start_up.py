@@ -48,6 +48,10 @@ def test_the_quickest_benchmark_needs_no_torch() -> None:
     assert not modules & {"torch", "transformers", "spacy", "sklearn", "xllamacpp"}
 
 
+def test_a_tokenizer_without_pictures_needs_no_torch() -> None:
+    assert not imported("import distill.vision.tokenize") & {"torch", "PIL", "transformers", "sklearn"}
+
+
 def test_status_needs_no_torch(tmp_path: object) -> None:
     code = (
         "from pathlib import Path; from distill.config import Settings; from distill.run import Run\n"

@@ -19,7 +19,7 @@ KEPT = ("steps", "tokens", "epochs", "parameters", "best_step", "validation_loss
 PERFORMERS = {
     "capture": "distill.corpus.capture",
     "mine": "distill.knowledge.mine",
-    "tokenize": "distill.vision.seeing",
+    "tokenize": "distill.vision.tokenize",
 }
 """Stage → the module that has it."""
 

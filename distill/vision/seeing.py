@@ -18,9 +18,8 @@ from PIL import Image
 from distill.config import ImageTokenizerConfig
 from distill.corpus.datasets.stage import dataset_file
 from distill.errors import BadInput
-from distill.events import Event, Listener, silent
+from distill.events import Event, Listener
 from distill.run import Run
-from distill.tokens.build import build_tokenizer
 from distill.tokens.concepts import Vectors
 from distill.tokens.image_tokens import Codebook
 from distill.tokens.shown import PLACES, save_shown
@@ -35,11 +34,6 @@ Found = Mapping[str, tuple[float, float]]
 """What a picture shows → where its middle is, as shares of width and height."""
 
 
-def tokenize(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
-    """`build_tokenizer`, and where the run's dataset has pictures, how they are seen. Returns the summary."""
-    return build_tokenizer(run, listen, force, lambda folder, codebook: learn_to_see(run, folder, codebook, listen))
-
-
 def learn_to_see(run: Run, folder: Path, codebook: Codebook, listen: Listener) -> dict[str, Any]:
     """Write the map of pictures and what each picture's tokens are into `folder`. Returns how good they are; {} for a
     run without pictures."""
@@ -51,11 +45,12 @@ def learn_to_see(run: Run, folder: Path, codebook: Codebook, listen: Listener) -
     if not train:
         return {}
     tokenizer = ImageTokenizer(run.settings.vision, listen=listen)
-    names, embeddings = [*train, *rest], np.zeros((0, len(PLACES), tokenizer.embedding_dim), np.float32)
+    names, looked = [*train, *rest], list[Vectors]()
     files = iter(run.path / name for name in names)
     while some := list(islice(files, TOGETHER)):
-        embeddings = np.concatenate([embeddings, np.stack(embed_places(tokenizer, some))])
-        listen(Event("tokenize", "progress", done=len(embeddings), total=len(names), unit="picture"))
+        looked += embed_places(tokenizer, some)
+        listen(Event("tokenize", "progress", done=len(looked), total=len(names), unit="picture"))
+    embeddings = np.stack(looked)
     labels = [own for found in [*train.values(), *rest.values()] for own in at_places(found)]
     learnt = len(train) * len(PLACES)
     flat = embeddings.reshape(-1, tokenizer.embedding_dim)
