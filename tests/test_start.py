@@ -18,7 +18,7 @@ from cli.repl import Chat, together
 from distill.backbone.model import count_parameters, load_backbone
 from distill.config import CaptureSettings, Settings, StudentSettings, TeacherSettings, TokenizeSettings, TrainSettings
 from distill.corpus.capture import capture
-from distill.errors import BadInput, MissingStage, RunMismatch
+from distill.errors import BadInput, DistillError, MissingStage, RunMismatch
 from distill.events import Event
 from distill.knowledge.mine import mine
 from distill.run import Run
@@ -424,3 +424,5 @@ def test_a_line_that_is_no_feedback_is_named(tmp_path: Path, line: str, reason: 
         read_feedback(path)
     keep(path, Feedback([{"role": "user", "content": "q"}], "", "a", "bad"))
     assert len(path.read_text(encoding="utf-8").splitlines()) == 3
+    with pytest.raises(DistillError, match="can't write it"):
+        keep(tmp_path, Feedback([{"role": "user", "content": "q"}], "", "a", "bad"))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.errors import BadInput
+from distill.errors import BadInput, DistillError
 from distill.tokens.chat import Message
 
 FEEDBACK = "feedback.jsonl"
@@ -29,19 +29,19 @@ class Feedback:
 
 
 def keep(path: Path, feedback: Feedback) -> None:
-    """Append a line; it is on disk when this returns. Raises OSError."""
-    with path.open("a+b") as file:
-        if file.tell() and not _ends_a_line(path):
-            file.write(b"\n")  # after what a kill cut short, or an editor left
-        file.write(json.dumps(asdict(feedback), ensure_ascii=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
+    """Append a line; it is on disk when this returns. Raises DistillError where it can't be."""
+    line = json.dumps(asdict(feedback), ensure_ascii=False).encode() + b"\n"
+    try:
+        with path.open("a+b") as file:
+            if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n":
+                line = b"\n" + line  # after what a kill cut short, or an editor left
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise DistillError(
+            f"{path}: can't write it: {error.strerror} (free some space, or check the rights)"
+        ) from error
 
 
 def read_feedback(path: Path) -> list[Feedback]:
