@@ -168,7 +168,7 @@ def test_capture_takes_about_the_ideal_time(tmp_path: Path, slots: int, requests
 def test_the_benchmark_goes_through_the_whole_client():
     result = bench_capture(Stopwatch(1, 0), slots=5, seconds=0.2, requests=60)
     assert result.about["answered"] == 60
-    assert 3 <= result.about["slots_found"] <= 5  # by the clock, beside whatever else computes
+    assert result.about["slots_found"] in (4, 5)
     assert result.about["ideal_seconds"] == 2.4
     assert 1 <= result.named("over the ideal time").median < 3
     assert result.named("on disk").median < 90
