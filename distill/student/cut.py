@@ -160,7 +160,6 @@ def narrow(
         if heads < config.heads:
             kept = _refit(attention.o_proj, mixed, states, wanted, partial(head_surgeon, config=config, keep=heads))
             _keep_rows(attention.q_proj, kept)
-            mixed = [x[..., kept] for x in mixed]
         for state, x in zip(states, mixed, strict=True):
             state += attention.o_proj(x)
         active = [_activations(block, state) for state in states]
@@ -170,7 +169,7 @@ def narrow(
         _keep_rows(feed.gate_proj, kept)
         _keep_rows(feed.up_proj, kept)
         for state, x in zip(states, active, strict=True):
-            state += feed.down_proj(x[..., kept])
+            state += feed.down_proj(x)
         told(number + 1, config.layers)
         now, still = time.monotonic(), config.layers - number - 1
         if still and (now - begun) * still > ends - now:
@@ -189,22 +188,25 @@ def narrowed(config: BackboneConfig, ffn: int, heads: int) -> BackboneConfig:
 
 def _refit(
     projection: nn.Linear,
-    read: Sequence[Tensor],
+    read: list[Tensor],
     states: Sequence[Tensor],
     wanted: Sequence[Tensor],
     choose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
 ) -> Tensor:
-    """Which of the inputs (B, T, F) of a projection stay; its weights become what makes the states, to which it is
-    added, as they are wanted, as far as that is done here."""
+    """Which inputs of a projection stay; what it has read, (B, T, F) of each sample, becomes these alone, and its
+    weights what makes the states, to which it is added, as they are wanted, as far as that is done here."""
     whole = projection.weight.t()
-    gram, missing = torch.zeros(len(whole), len(whole)), torch.zeros(whole.shape)
-    for x, state, aim in zip(read, states, wanted, strict=True):
+    gram = torch.zeros(len(whole), len(whole))
+    for x in read:
         _add_products(gram, x.flatten(0, 1))
-        missing.addmm_(x.flatten(0, 1).t(), (aim - state).flatten(0, 1))
     gram = gram.triu() + gram.triu(1).t()
     kept, rows = choose(gram, whole)
-    errors = missing - gram @ whole  # what the whole projection would leave wrong here, as the kept inputs see it
-    rows = rows + MENDED * _fitted(gram[kept][:, kept], errors[kept])
+    missing = torch.zeros(rows.shape)
+    for i, (state, aim) in enumerate(zip(states, wanted, strict=True)):
+        read[i] = read[i][..., kept]
+        missing.addmm_(read[i].flatten(0, 1).t(), (aim - state).flatten(0, 1))
+    errors = missing - gram[kept] @ whole  # what the whole projection would leave wrong, as the kept inputs see it
+    rows = rows + MENDED * _fitted(gram[kept][:, kept], errors)
     projection.weight = nn.Parameter(rows.t().contiguous())
     return kept
 
@@ -251,7 +253,9 @@ def head_surgeon(gram: Tensor, weight: Tensor, config: BackboneConfig, keep: int
 def _inverse(gram: Tensor) -> Tensor:
     """(XᵀX)⁻¹ in float64, damped, of a gram of mean diagonal 1."""
     scale = float(gram.diagonal().mean()) or 1.0
-    return torch.linalg.inv(gram.double() / scale + DAMPING * torch.eye(len(gram), dtype=torch.float64))
+    regular = gram.double() / scale
+    regular.diagonal().add_(DAMPING)
+    return torch.linalg.inv(regular)
 
 
 def _without(rows: Tensor, inverse: Tensor, left: Tensor, going: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,8 +30,8 @@ from distill.training.batches import Batches, Mixture
 
 VERSION = 4
 ABOUT = "start.json"
-NARROW_TOKENS = 24_576
-"""Positions whose activations decide which neurons stay."""
+NARROW_TOKENS = 36_864
+"""Positions whose activations decide which neurons and heads stay, where there is time for so many."""
 JUDGED_TOKENS = 4_096
 """Positions on which layers are tried and the start is judged."""
 
