@@ -50,7 +50,7 @@ def small_settings(source: Run, **train_settings: object) -> Settings:
         teacher=source.settings.teacher,
         capture=source.settings.capture,
         tokenize=source.settings.tokenize,
-        student=StudentSettings(hidden=64, layers=2, heads=4, kv_heads=2, ffn=128, context=128),
+        student=StudentSettings(hidden=64, layers=2, heads=4, kv_heads=2, ffn=128, context=256),
         train=TrainSettings(**options),  # type: ignore[arg-type]
     )
 
