@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,33 +14,37 @@ if TYPE_CHECKING:
 
 LONGEST = (
     "end_to_end",
-    "training",
     "ollama_end_to_end",
     "sweep",
+    "training",
     "ablation",
-    "compare",
-    "dreaming_model",
+    "evaluate_targets",
     "torch_engine",
+    "dreaming_model",
+    "compare",
     "bpe",
+    "watch",
     "mining",
+    "statistics",
+    "teacher_embedded",
+    "retrieval",
+    "comparison_html",
+    "grammar",
+    "dream_engine",
     "dream_phases",
     "evaluate",
-    "watch",
-    "evaluate_targets",
-    "comparison_html",
-    "teacher_embedded",
-    "bench_results",
-    "statistics",
-    "grammar",
-    "source",
-    "dream_engine",
-    "bundle",
+    "serve",
     "architectures",
-    "retrieval",
+    "capture",
+    "bench_results",
+    "bundle",
+    "source",
+    "examination",
 )
 """Files that take longest, the longest first: begun first, so that two processes end together."""
 
 
+os.fsync = lambda fd: None  # thousands of them, milliseconds each; what a power cut would take is no test's business
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")  # a machine that does other things too is no fault of the code
 

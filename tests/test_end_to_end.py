@@ -20,7 +20,7 @@ from support.disturbed import begin_after_capture, call, contents, disturb
 from distill.config import load_settings
 from distill.run import Run, sha256_file
 
-PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "push", "heat", "wet", "cut", "throw")
+PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "heat", "throw")
            for thing in ("a ball", "a glass", "an egg à la coque 🥚", "some paper")]  # fmt: skip
 SETTINGS = """
 teacher: {threads: 1, engine: llama.cpp}
@@ -135,7 +135,7 @@ def test_killed_at_random_moments_it_leaves_the_same_files(
     seed = done = 0
     while done < (wanted or 2):
         draw = random.Random(seed)
-        moments = [draw.uniform(0.5, 9.0 if wanted else 5.0) for _ in range(min(wanted - done, 10) if wanted else 2)]
+        moments = [draw.uniform(0.5, 9.0 if wanted else 3.0) for _ in range(min(wanted - done, 10) if wanted else 2)]
         folder = tmp_path / str(seed)
         folder.mkdir()
         for name in ("prompts.txt", "tiny.yaml"):

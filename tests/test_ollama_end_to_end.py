@@ -28,7 +28,7 @@ def folder(server: FakeOllama, tmp_path_factory: pytest.TempPathFactory) -> Path
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
     (folder / "tiny.yaml").write_text(SETTINGS, encoding="utf-8")
     args = ["--teacher", f"ollama:{MODEL}", "--host", server.url, "--prompts", "prompts.txt", "--config", "tiny.yaml"]
-    args += ["--name", "mine", "--steps", "80", "--set", "train.lr=8e-3"]
+    args += ["--name", "mine", "--steps", "120", "--set", "train.lr=8e-3"]
     dream(folder, "run", *args)
     return folder
 

@@ -185,7 +185,7 @@ def test_an_engine_that_stays_silent(smollm2: Path) -> None:
         LlamaCpp(smollm2, slots=1, threads=1, context=512, timeout=0.02) as engine,
         pytest.raises(TeacherUnavailable, match=r"no answer within .* s"),
     ):
-        engine.complete("The " * 300, max_tokens=4)
+        engine.complete("The " * 100, max_tokens=4)
 
 
 def test_a_connection_that_the_engine_closed_is_opened_again(smollm2: Path) -> None:

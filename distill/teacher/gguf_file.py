@@ -71,6 +71,7 @@ class _Reader:
         12: "d",
     }
     STRING, ARRAY = 8, 9
+    LENGTH = struct.Struct("<Q")
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
@@ -82,12 +83,21 @@ class _Reader:
         self.at += struct.calcsize("<" + code)
         return value
 
+    def strings(self, count: int) -> list[str]:
+        """In one loop: a vocabulary has 100,000 of tokens and merges."""
+        data, at, size = self.data, self.at, len(self.data)
+        found: list[str] = []
+        for _ in range(count):
+            (length,) = self.LENGTH.unpack_from(data, at)
+            start, at = at + 8, at + 8 + length
+            if at > size:
+                raise ValueError("it is cut short")
+            found.append(data[start:at].decode("utf-8", "replace"))
+        self.at = at
+        return found
+
     def string(self) -> str:
-        length = self.scalar("Q")
-        self.at += length
-        if self.at > len(self.data):
-            raise ValueError("it is cut short")
-        return self.data[self.at - length : self.at].decode("utf-8", "replace")
+        return self.strings(1)[0]
 
     def value(self, kind: int) -> Any:
         if kind == self.STRING:
@@ -95,7 +105,9 @@ class _Reader:
         if kind != self.ARRAY:
             return self.scalar(self.SCALARS[kind])
         element, count = self.scalar("I"), self.scalar("Q")
-        if element in (self.STRING, self.ARRAY):
+        if element == self.STRING:
+            return self.strings(count)
+        if element == self.ARRAY:
             return [self.value(element) for _ in range(count)]
         layout = f"<{count}{self.SCALARS[element]}"
         values = list(struct.unpack_from(layout, self.data, self.at))

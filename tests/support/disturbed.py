@@ -20,18 +20,25 @@ from distill.run import sha256_file
 from distill.training import distributed
 
 distributed.PRELOADED += [  # one process to fork from, for those that training starts too
-    "support.disturbed",
-    "distill.corpus.capture",
-    "distill.knowledge.mine",
-    "distill.tokens.build",
-    "distill.training.engine.phases",
-    "distill.report.evaluate",
+    "support.preloaded",
     "bundle.export",
     "cli.pipeline",
-    "spacy",
-    "transformers",
+    "distill.corpus.capture",
+    "distill.knowledge.mine",
+    "distill.report.evaluate",
+    "distill.report.plots",
+    "distill.tokens.build",
+    "distill.training.engine.phases",
+    "rouge_score.rouge_scorer",
+    "sacrebleu.metrics.chrf",
+    "sklearn.decomposition",
+    "sklearn.feature_extraction.text",
     "torch.utils.tensorboard",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
 ]
+# It is told no sys.path, and leaves out in silence what it can't import.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 CLOCKED = re.compile(
     r"seconds|tokens?_(per|a)_second|finished|exported|asked_now|fingerprint|bytes|(bundle/)?README\.md|"
     r"tokens a second|in_flight|ms_|latency"
