@@ -9,7 +9,7 @@ import pytest
 from distill.exam.examinees.protocol import Card
 from distill.exam.measured import Measured
 from distill.exam.metrics.significance import holm, permutation_test
-from distill.exam.metrics.statistics import PairedBootstrap, Ratio, paired
+from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio, shared
 from distill.exam.questions import Question
 from distill.report.numbers import SHOWN, compare_numbers
 
@@ -75,8 +75,9 @@ def test_values_differences_and_wins_are_as_by_hand() -> None:
         both = [i for i in range(PROMPTS) if one.denominator[i] and two.denominator[i]]
         gains = [better * (one.numerator[i] / one.denominator[i] - two.numerator[i] / two.denominator[i]) for i in both]
         difference = one_of(found, "b", name)
-        interval = bootstrap.difference(*paired(one, two))
-        assert interval is not None
+        drawn = HierarchicalBootstrap(1, PROMPTS, 300, 3).contrast(*([ratio] for ratio in shared([one, two])))
+        assert drawn is not None
+        interval = drawn[0]
         assert difference["prompts"] == len(both) == (24 if name == "chrf" else 30)
         assert (difference["wins"], difference["losses"]) == (sum(g > 0 for g in gains), sum(g < 0 for g in gains))
         assert difference["ties"] == 0

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import norm, t
 
 from distill.exam.metrics import likelihood as metrics
-from distill.exam.metrics.statistics import PairedBootstrap, Ratio
+from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio
 from distill.teacher.protocol import UNKNOWN_ID, TokenTargets
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Aligner
@@ -149,7 +149,7 @@ def test_ratio_ignores_what_is_not_defined() -> None:
     assert not Ratio.of([math.nan], [1.0]).defined
     assert ratio.within(np.array([True, True, False])).value == 0.5
     assert PairedBootstrap(1, 10, 0).interval(Ratio.of([math.nan])) is None
-    assert PairedBootstrap(2, 10, 0).difference(Ratio.of([1.0, 1.0]), Ratio.of([0.0, 0.0], [0, 0])) is None
+    assert HierarchicalBootstrap(1, 2, 10, 0).contrast([Ratio.of([1.0, 1.0])], [Ratio.of([0.0, 0.0], [0, 0])]) is None
 
 
 def test_bootstrap_equals_resampling_by_hand() -> None:
@@ -180,8 +180,9 @@ def test_what_makes_a_prompt_hard_cancels_in_a_pair() -> None:
     generator = np.random.default_rng(0)
     lengths, hard = generator.integers(50, 400, 64).astype(float), generator.normal(0, 0.4, 64)
     a, b = (Ratio.of(lengths * (mean + hard + generator.normal(0, 0.1, 64)), lengths) for mean in (2.0, 2.1))
-    bootstrap = PairedBootstrap(64, 600, 0)
-    value, difference = bootstrap.interval(a), bootstrap.difference(b, a)
+    bootstrap = HierarchicalBootstrap(1, 64, 600, 0)
+    value, found = bootstrap.interval([a]), bootstrap.contrast([b], [a])
     assert value is not None
-    assert difference is not None
+    assert found is not None
+    difference = found[0]
     assert difference.high - difference.low < 0.7 * (value.high - value.low)

@@ -95,9 +95,16 @@ class Measurement:
         return measured, failed
 
     def results(
-        self, systems: Systems, measured: Mapping[str, Sequence[Measured]], baseline: str, cost: bool
+        self,
+        systems: Systems,
+        measured: Mapping[str, Sequence[Measured]],
+        baseline: str,
+        cost: bool,
+        pairs: Sequence[tuple[str, str]] = (),
+        by_seed: bool = False,
     ) -> dict[str, Any]:
-        """The content of results.json. measured: may hold more than `systems`, as the teacher, who is no target."""
+        """The content of results.json. measured: may hold more than `systems`, as the teacher, who is no target.
+        pairs, by_seed: see `compare_numbers`."""
         exam, settings, warnings = self.exam, self.settings, list[str]()
         entries: dict[str, Any] = {}
         for name, found in measured.items():
@@ -114,6 +121,8 @@ class Measurement:
             seed=self.seed,
             questions=exam.questions,
             costs={name: entry["cost"] for name, entry in entries.items()},
+            pairs=pairs,
+            by_seed=by_seed,
         )
         for name, metrics in numbers.pop("metrics").items():
             entries[name]["metrics"] = metrics

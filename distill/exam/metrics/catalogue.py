@@ -67,6 +67,9 @@ METRICS: dict[str, Metric] = {
     "dream_recall": Metric("dream recall", 1, 1, True, "dreams"),
     "dream_recall_chance": Metric("dream recall by chance", 0, 1, True, "dreams"),
     "dream_precision": Metric("dream precision", 1, 1, True, "dreams"),
+    "codes_right": Metric("codes of the true dream in place", 1, 1, True, "dreams"),
+    "dreams_right": Metric("whole dreams right", 1, 1, True, "dreams"),
+    "tokens_dreamed": Metric("tokens of the dream", 0, 1, group="dreams"),
     "steering_chrf": Metric("answer follows its dream, chrF2", 1, 1, group="dreams", least=-100.0, most=100.0),
     "steering_concepts": Metric("answer follows its dream, concepts", 1, group="dreams", least=-2.0, most=2.0),
 }
