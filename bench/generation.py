@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.result import BenchResult, Series
-from bench.stopwatch import Stopwatch, rates, ratio, took
+from bench.stopwatch import Stopwatch, listed, rates, ratio
 from distill.backbone.generate import generate
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.backbone.session import Session
@@ -129,7 +129,7 @@ def bench_dreams(watch: Stopwatch, parts: Parts | None = None, prompt: str = QUE
         "prompt_tokens": len(ids),
         "dream_tokens": len(thought),
     }
-    series = [*took(seconds), ratio("backbone over engine", seconds[backbone], seconds[engine])]
+    series = [*listed(seconds), ratio("backbone over engine", seconds[backbone], seconds[engine])]
     return watch.result("dreams", series, settings, device=str(parts.device))
 
 

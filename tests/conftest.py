@@ -109,7 +109,7 @@ def no_plots() -> Generator[None]:
     from markupsafe import Markup
 
     with pytest.MonkeyPatch.context() as patch:
-        for kind in ("forest", "curves", "frontier"):
+        for kind in ("forest", "curves"):
             patch.setattr(f"distill.report.plots.{kind}", lambda *_: Markup())
         yield
 

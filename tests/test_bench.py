@@ -124,13 +124,3 @@ def test_benches_refuse_what_they_cannot_measure() -> None:
         bench_dreams(Stopwatch(), parts)
     with pytest.raises(BadInput, match=r"student\.preset"):
         bench_generate(Stopwatch(), preset="tiny")
-
-
-def test_a_growing_graph_is_measured_and_stays_within_its_bound(run: Run) -> None:
-    code, out, err = run("graph", "--dreams", 40, "--max-nodes", 30, "--json")
-    assert code == 0, err
-    about, series = json.loads(out)["about"], by_name(out)
-    assert about["nodes_in_file"] == 30 <= series["most nodes in memory"]["median"] <= 1.25 * 30
-    assert about["kept_nodes_lost_by_reload"] == 0
-    assert len(about["mib"]) == 5
-    assert series["a dream"]["unit"] == "s"

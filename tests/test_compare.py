@@ -26,7 +26,7 @@ from distill.training.checkpoint import best
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
 
-TIMES = ("finished", "cost", "seconds", "tokens_per_second", "on_frontier")
+TIMES = ("finished", "cost", "seconds", "tokens_per_second")
 """Keys whose values differ from call to call."""
 
 

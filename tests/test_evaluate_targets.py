@@ -24,8 +24,8 @@ from distill.exam.cost import Timed, kept_cost, measure_cost, summarize
 from distill.exam.examinees.native import MASKED
 from distill.exam.questions import Exam, load_exam
 from distill.exam.targets import How, Target, find_target
+from distill.report.compare import compare
 from distill.report.doubts import cautions
-from distill.report.evaluate import evaluate_targets
 from distill.report.findings import missing_reasons
 from distill.report.measure import Measurement
 from distill.report.page import render_markdown
@@ -195,6 +195,13 @@ def test_bad_inputs_say_what_to_do(runs: Path, args: list[str], told: str) -> No
     assert told in (result.output + str(result.exception)).replace("\n", " ")
 
 
+HOW: dict[str, Any] = {"cost": False, "strict": False}
+
+
+def named(targets: list[Target]) -> dict[str, list[Target]]:
+    return {target.spec: [target] for target in targets}
+
+
 def test_one_that_fails_is_told_and_the_others_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     targets = [Target(f"{name}.gguf", "gguf", tmp_path / f"{name}.gguf") for name in "ab"]
     for target in targets:
@@ -209,13 +216,13 @@ def test_one_that_fails_is_told_and_the_others_are_shown(tmp_path: Path, monkeyp
     monkeypatch.setattr(examination, "open_examinee", sit)
     exam = fake_exam(tmp_path / "exam")
     events = list[Event]()
-    results = evaluate_targets(Measurement(exam, EvaluateSettings(dreams=1), events.append), targets, cost=False)
+    results = compare(Measurement(exam, EvaluateSettings(dreams=1), events.append), named(targets), None, **HOW)
     assert list(results["systems"]) == ["a.gguf"]
     assert results["failed"] == {"b.gguf": "http://somewhere: no Ollama answers there"}
     assert [event.kind for event in events].count("warning") == 1
     assert "b.gguf failed: http://somewhere: no Ollama answers there" in cautions(results)
     with pytest.raises(DistillError, match="no Ollama answers there"):
-        evaluate_targets(Measurement(exam, EvaluateSettings(dreams=1)), targets[1:], cost=False)
+        compare(Measurement(exam, EvaluateSettings(dreams=1)), named(targets[1:]), None, **HOW)
 
 
 # What it costs.
@@ -298,7 +305,7 @@ def test_one_that_answered_nothing_was_not_timed(tmp_path: Path, monkeypatch: py
     (tmp_path / "a.gguf").write_text("a", encoding="utf-8")
     monkeypatch.setattr(examination, "open_examinee", lambda target, how: FakeExaminee())
     targets, exam = [Target("a.gguf", "gguf", tmp_path / "a.gguf")], fake_exam(tmp_path / "exam")
-    results = evaluate_targets(Measurement(exam, EvaluateSettings(dreams=1)), targets, cost=False)
+    results = compare(Measurement(exam, EvaluateSettings(dreams=1)), named(targets), None, **HOW)
     results["systems"]["a.gguf"]["cost"] = summarize([Timed(0.5, 0, 0.5)], 7, "one prompt at a time")
     assert "a.gguf: speed not measured: it answered nothing." in cautions(results)
     assert "one prompt at a time" not in render_markdown(results)

@@ -23,7 +23,6 @@ from distill.exam import examine as examination
 from distill.exam.examine import (
     dream_tokens_of,
     examine,
-    names_of,
     safe_name,
     teacher_measured,
 )
@@ -387,15 +386,6 @@ def test_all_that_a_transformers_model_reads_is_in_its_digest(tmp_path: Path, na
     assert folder.digest() != before
 
 
-def test_names_of_targets_are_all_different(tmp_path: Path) -> None:
-    a, b = (Target(f"{run}/step-000010", "checkpoint", tmp_path / run / "step-000010") for run in "ab")
-    model = Target("ollama:tiny", "ollama", model="tiny")
-    assert names_of([a, model]) == ["step-000010", "tiny"]
-    assert names_of([a, b, model]) == ["a/step-000010", "b/step-000010", "tiny"]
-    assert names_of([model, model, model]) == ["ollama:tiny", "ollama:tiny-2", "ollama:tiny-3"]
-
-
-@given(st.text(max_size=40))
 def test_any_name_is_a_folder(name: str) -> None:
     found = safe_name(name)
     assert found

@@ -220,17 +220,6 @@ class _Examination:
         return [asdict(replace(each, mined=examinee.labels(question.triplets))) for each, question in pairs]
 
 
-def names_of(targets: Sequence[Target]) -> list[str]:
-    """A name for each target, all different: its own, or as it was written where two are called alike."""
-    names = [target.name for target in targets]
-    found: list[str] = []
-    for name, target in zip(names, targets, strict=True):
-        wanted = target.spec if names.count(name) > 1 else name
-        numbered = (f"{wanted}-{number}" for number in range(2, len(names) + 2))
-        found.append(next(free for free in (wanted, *numbered) if free not in found))
-    return found
-
-
 def teacher_measured(exam: Exam, left_out: Mapping[str, str] | None = None) -> Measured:
     """The teacher's own row: bits per byte of its answers by its own account, how its text reads, and how often it
     ended by itself (within capture.max_tokens).

@@ -8,9 +8,6 @@ from distill.run import Run
 FEW = 20
 """Prompts below which a report warns that intervals are wide and tests weak."""
 
-NATIVE = ("run", "checkpoint", "bundle")
-"""Kinds of targets that write by `distill.student.grammar`."""
-
 CONTAMINATED = (("exact", "word for word"), ("near", "in nearly the same words"), ("contained", "within a longer text"))
 """Kinds of contamination, and how they are told."""
 
@@ -36,7 +33,6 @@ def doubts(entries: Entries, prompts: int) -> list[str]:
                 f"{name}: {entry['left_out']} of {prompts} prompts don't fit its context, and its values are without "
                 "them; differences are taken on the prompts that both can take."
             )
-    warnings += masked(entries)
     for kind, words in CONTAMINATED:
         found = {name: (entry["contamination"] or {}).get(kind, 0) for name, entry in entries.items()}
         if told := ", ".join(f"{name} {count}" for name, count in found.items() if count):
@@ -65,19 +61,6 @@ def mixed(name: str, runs: Sequence[Run | None], abouts: Sequence[Mapping[str, A
     other = [key for key in keys if any(one.get(key) != known[0].get(key) for one in known)]
     told = f"{name}: its trainings differ in {', '.join(other)}, not in the seed alone; better name them apart."
     return [told] if other else []
-
-
-def masked(entries: Entries) -> list[str]:
-    """Whether only some of those that dream are held to a grammar: then it isn't the weights alone that differ."""
-    dreaming = {name: entry["kind"] for name, entry in entries.items() if entry["card"]["dreams"]}
-    held = [name for name, kind in dreaming.items() if kind in NATIVE]
-    free = [name for name in dreaming if name not in held]
-    if not held or not free:
-        return []
-    return [
-        f"{', '.join(held)} ran natively, masked: what was written is held to the grammar of dreams and answers. "
-        f"{', '.join(free)} had no mask: malformed dreams and unclean answers are then of the engine, too."
-    ]
 
 
 def cautions(results: Mapping[str, Any]) -> list[str]:

@@ -29,9 +29,9 @@ from distill.report.numbers import WHOLE, compare_numbers
 from distill.report.page import render_html, render_markdown
 from distill.run import write_atomic, write_json_lines
 
-VERSION = 4
+VERSION = 5
 """Raised when results.json changes its shape or its meaning, so that what is kept is measured anew."""
-READABLE = (1, VERSION)
+READABLE = (1, 4, VERSION)
 """Versions of comparisons whose reports can be written again."""
 PERMUTATIONS = 10_000
 
@@ -120,7 +120,6 @@ class Measurement:
             permutations=PERMUTATIONS,
             seed=self.seed,
             questions=exam.questions,
-            costs={name: entry["cost"] for name, entry in entries.items()},
             pairs=pairs,
             by_seed=by_seed,
         )
@@ -199,18 +198,14 @@ class Measurement:
             return None, str(error)
 
 
-def samples_of(exam: Exam, measured: Mapping[str, Sequence[Measured]], several: bool = False) -> list[dict[str, Any]]:
-    """Per prompt: the teacher's answer, and what each system dreamed and said, and its metrics.
-
-    several: a list a system, an entry for each of its targets; else of its first alone. Prompts that nobody was asked
-    are left out.
-    """
+def samples_of(exam: Exam, measured: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
+    """Per prompt: the teacher's answer, and what each of a system's targets dreamed and said, and its metrics. Prompts
+    that nobody was asked are left out."""
     samples: list[dict[str, Any]] = []
     for i, question in enumerate(exam.questions):
         if any(question.key not in found.left_out for each in measured.values() for found in each):
             said = {name: [_said(found, question.key, i) for found in each] for name, each in measured.items()}
-            systems = said if several else {name: each[0] for name, each in said.items()}
-            samples.append({**question.about(), "systems": systems})
+            samples.append({**question.about(), "systems": said})
     return samples
 
 
@@ -233,8 +228,10 @@ def publish(folder: Path, results: dict[str, Any]) -> None:
     write_atomic(folder / "report.html", render_html(results))
 
 
-def keep(folder: Path, results: dict[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
-    """results.json, samples.jsonl and both reports."""
+def keep(folder: Path | None, results: dict[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+    """results.json, samples.jsonl and both reports, where there is a folder for them."""
+    if folder is None:
+        return
     write_json_lines(folder / "samples.jsonl", samples)
     write_atomic(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     publish(folder, results)

@@ -1,4 +1,4 @@
-"""What a comparison's measurements come to: values, paired differences and tests, wins, disagreements, the frontier.
+"""What a comparison's measurements come to: values, paired differences and tests, wins, disagreements.
 
 A system is one target, or several trainings of one recipe that differ by their seed. Everything is on the same prompts.
 """
@@ -17,8 +17,8 @@ from distill.exam.questions import Question
 
 USED = "bits_per_byte_used"
 LEADING = ("exact_match", USED, "bits_per_byte", "chrf")
-"""The first of these that all systems have leads: its tests are corrected by themselves, and disagreements and the
-frontier are told in it. A rule, so that nobody chooses it by what came out."""
+"""The first of these that all systems have leads: its tests are corrected by themselves, and disagreements are told
+in it. A rule, so that nobody chooses it by what came out."""
 
 TIE = 1e-9
 """A prompt whose values differ by no more is a tie: they are equal but for rounding."""
@@ -26,7 +26,6 @@ TIE = 1e-9
 WHOLE = "calibration"
 """Group of metrics that are of all prompts together: they have no interval, and no difference."""
 
-NO_QUALITY: dict[str, Any] = dict.fromkeys(("quality", "low", "high"))
 SHOWN = 24
 """Disagreements that are kept."""
 
@@ -40,7 +39,6 @@ METHODS = {
 }
 
 Systems = Mapping[str, Sequence[Measured]]
-Costs = Mapping[str, Mapping[str, Any] | None]
 
 
 def compare_numbers(
@@ -51,22 +49,19 @@ def compare_numbers(
     permutations: int = 10_000,
     seed: int = 0,
     questions: Sequence[Question] = (),
-    costs: Costs | None = None,
     pairs: Sequence[tuple[str, str]] = (),
     by_seed: bool = False,
 ) -> dict[str, Any]:
     """The parts of a comparison's results.json that are computed from measurements alone.
 
     systems: name → what each of its trainings did, all on the same questions. questions: those, for the prompts' texts.
-    costs: name → its cost ("tokens_per_second": {"median": …}); without any, tokens a second are those of its own
-    answers, of the first training. pairs: which are compared, (one, against); none: each with the baseline. by_seed:
+    pairs: which are compared, (one, against); none: each with the baseline. by_seed:
     their trainings are of the same seeds, one by one.
 
     "metrics": system → metric → value, low, high, prompts, seeds. "differences": one minus the other, "own" and "other"
     their values on the prompts that both have, with p-values by `permutation_test` where each has one
     training, else by `HierarchicalBootstrap.contrast` of as many draws; "tests" says how. "same_as": a metric that is
     this very one for both, under which it is tested. "disagreements": prompts where the systems differ most.
-    "frontier": size, speed, quality.
     """
     pairs = pairs or [(name, baseline) for name in systems if name != baseline]
     numbers = _Numbers(systems, baseline, by_seed, resamples, permutations, seed)
@@ -93,7 +88,6 @@ def compare_numbers(
             "bootstrap": resamples,
         },
         "disagreements": numbers.disagreements(leading, questions) if leading else [],
-        "frontier": numbers.frontier(leading, costs or {}) if leading else None,
     }
 
 
@@ -207,37 +201,6 @@ class _Numbers:
             }
             for i in order[:SHOWN]
         ]
-
-    def frontier(self, metric: str, costs: Costs) -> dict[str, Any]:
-        """Size, speed and quality of each system, and whether another is at least as good in all three and better in
-        one.
-
-        Quality is that on the prompts that all systems have. "speed_of": "alone" where costs tell the speed of one
-        prompt at a time, else "in batches", as the exam was answered. A system of which one of the three is not known
-        is compared with nobody, and is not on the frontier.
-        """
-        better, timed = metric_of(metric).better, any(costs.values())
-        every = iter(shared([ratio for each in self.found.values() for ratio in each[metric]]))
-        points: list[dict[str, Any]] = []
-        goods: dict[str, tuple[float, ...]] = {}
-        for system, each in self.systems.items():
-            quality = self.bootstrap.interval([next(every) for _ in each])
-            size, speed = each[0].card.bytes, each[0].tokens_per_second
-            if timed:
-                cost = costs.get(system)
-                speed = cost["tokens_per_second"]["median"] if cost and cost["tokens_per_second"] else None
-            if size is not None and speed is not None and quality:
-                goods[system] = (-size, speed, better * quality.value)
-            told = {"quality": quality.value, "low": quality.low, "high": quality.high} if quality else NO_QUALITY
-            points.append({"system": system, "bytes": size, "tokens_per_second": speed, **told})
-        for point in points:
-            own = goods.get(point["system"])
-            beaten = own and any(
-                other != own and all(o >= s for o, s in zip(other, own, strict=True)) for other in goods.values()
-            )
-            point["on_frontier"] = own is not None and not beaten
-        speed_of = "alone" if timed else "in batches"
-        return {"quality": metric, "better": better, "speed_of": speed_of, "points": points}
 
 
 def _kind(one: Sequence[Any], two: Sequence[Any], by_seed: bool) -> str:

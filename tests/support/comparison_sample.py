@@ -152,17 +152,6 @@ def _results(effects: dict[str, dict[str, float]], prompts: int, seeds: int, cur
     ]
     _correct(differences)
     first = metrics[0]
-    points = [
-        {
-            "system": system,
-            "bytes": systems[system]["card"]["bytes"],
-            "tokens_per_second": systems[system]["cost"]["tokens_per_second"]["median"],
-            "quality": systems[system]["metrics"][first]["value"],
-            "on_frontier": number in (0, 3),
-        }
-        for number, system in enumerate(effects)
-        if first in effects[system]
-    ]
     return {
         "version": 1,
         "title": ", ".join(effects),
@@ -189,7 +178,6 @@ def _results(effects: dict[str, dict[str, float]], prompts: int, seeds: int, cur
         },
         "disagreements": _disagreements(values, first, prompts),
         "judge": None,
-        "frontier": {"quality": first, "better": metric_of(first).better, "points": points},
         "warnings": [],
         "versions": {"python": "3.11.2", "torch": "2.8.0"},
         "machine": {"processor": "a processor", "threads": 2, "device": "cpu"},
@@ -381,7 +369,7 @@ def _judge(systems: list[str]) -> dict[str, Any]:
 
 def bare() -> dict[str, Any]:
     """Results in which nothing is known but the systems' names."""
-    results = small() | {"differences": [], "disagreements": [], "frontier": None}
+    results = small() | {"differences": [], "disagreements": []}
     for system in results["systems"].values():
         system |= {"trained_on": None, "cost": None, "contamination": None, "curves": [], "metrics": {}}
         system["card"] |= dict.fromkeys(("parameters", "bytes", "context"))

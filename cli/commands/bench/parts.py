@@ -1,4 +1,4 @@
-"""`dream bench capture`, `ollama`, `graph` and `startup`: what needs no student; and `all`."""
+"""`dream bench capture`, `ollama` and `startup`: what needs no student; and `all`."""
 
 import traceback
 from collections.abc import Callable
@@ -71,23 +71,6 @@ def ollama(models: tuple[str, ...], watch: "Stopwatch", **asked: Any) -> "BenchR
 
 
 @bench.command()
-@click.option("--dreams", default=10_000, show_default=True, type=click.IntRange(5), help="Dreams of 4 × 5 steps.")
-@click.option("--max-nodes", default=1000, show_default=True, type=click.IntRange(1), help="The graph's bound.")
-@click.option("--seed", default=0, show_default=True, help="Of the dreams.")
-@measured(repeat=1, warmup=0)
-def graph(watch: "Stopwatch", **asked: int) -> "BenchResult":
-    """Let a persistent knowledge graph grow by many dreams: its nodes, its memory, and what a reload keeps.
-
-    \b
-    Example:
-      dream bench graph --dreams 10000
-    """
-    from bench.graph import bench_graph
-
-    return bench_graph(watch, **asked)
-
-
-@bench.command()
 @measured(repeat=15)
 def startup(watch: "Stopwatch") -> "BenchResult":
     """Time `dream --help` against the smallest click program, whole processes, alternating.
@@ -106,7 +89,7 @@ def startup(watch: "Stopwatch") -> "BenchResult":
 @bench.command("all")
 @measured(repeat=3)
 def everything(watch: "Stopwatch") -> "BenchResult":
-    """A quick batch: startup, train, generate, export and capture, small, in a few minutes.
+    """A quick batch: startup, train, generate and capture, small, in a few minutes.
 
     One that fails is reported and makes the exit code 1; the others are measured all the same.
 
@@ -135,7 +118,6 @@ def everything(watch: "Stopwatch") -> "BenchResult":
 def quick() -> "dict[str, Callable[[Stopwatch], BenchResult]]":
     """Name → what measures it."""
     from bench.capture import bench_capture
-    from bench.export import bench_export
     from bench.generation import bench_generate
     from bench.startup import bench_startup
     from bench.training import bench_train
@@ -147,6 +129,5 @@ def quick() -> "dict[str, Callable[[Stopwatch], BenchResult]]":
         "startup": bench_startup,
         "train": partial(bench_train, rows=2, context=256, settings=settings),
         "generate": partial(bench_generate, tokens=32, prompt_tokens=(64,), batches=(1, 8)),
-        "export": partial(bench_export, dtypes=("f16",)),
         "capture": partial(bench_capture, slots=4, seconds=0.1, requests=80),
     }

@@ -140,7 +140,7 @@ class Ablation:
         pairs = [(one, two) for one, two in PAIRS if one in systems and two in systems]
         results = measurement.results(systems, measured, self.arms[0], cost=False, pairs=pairs, by_seed=True)
         results["title"] = f"what dreaming is worth to {self.run.name}"
-        keep(self.folder, results, samples_of(self.exam, measured, several=True))
+        keep(self.folder, results, samples_of(self.exam, measured))
         self.listen(Event("ablate", "done", f"{self.folder / 'report.html'}"))
         return results
 
