@@ -20,7 +20,7 @@ from distill.report.findings import difference_text
 from distill.report.page import render_html
 
 VOID = {"meta", "input", "br", "img", "link"}
-SECTIONS = ["found", "believe", "differences", "measured", "prompts", "judge", "curves", "cost", "training", "seen"]
+SECTIONS = ["found", "believe", "differences", "measured", "prompts", "judge", "cost", "training", "seen"]
 
 
 class Outline(HTMLParser):
@@ -93,7 +93,7 @@ def test_every_part_is_named() -> None:
     outline = Outline(render_html(big()))
     assert [found["id"] for found in outline.all("section")] == [*SECTIONS, "reading"]
     assert [found["id"] for found in Outline(render_html(small())).all("section")] == [
-        name for name in [*SECTIONS, "reading"] if name not in ("judge", "curves")
+        name for name in [*SECTIONS, "reading"] if name != "judge"
     ]
     assert len(outline.all("caption")) == len(outline.all("table")) == 7
     for found in outline.all("svg", role="img"):

@@ -3,9 +3,9 @@
 import re
 from xml.etree import ElementTree
 
-from support.comparison_sample import big, small
+from support.comparison_sample import small
 
-from distill.report.plots import curves, forest, looks
+from distill.report.plots import forest, looks
 
 
 def numbers(plot: str, drawn: str) -> list[list[float]]:
@@ -34,17 +34,6 @@ def test_a_forest_stands_right_of_zero_where_the_difference_is_positive() -> Non
     assert forest(results, "kl") == ""
     results["baseline"] = "another"
     assert "hard − soft" in forest(results, "chrf")
-
-
-def test_a_line_a_training_ends_where_its_loss_ends() -> None:
-    results = big()
-    plot = curves(results, "validation_loss")
-    assert len(numbers(plot, r"stroke-width: 1.8")) == 12
-    last = results["systems"]["hard"]["curves"][1]["points"][-1]["validation_loss"]
-    assert f"runs/hard-1: {last:.3f} after 983,040 tokens" in plot
-    assert curves(small(), "loss") == ""
-    results["systems"]["hard"]["curves"][0]["points"] = [{"step": 1, "tokens": None, "loss": None}]
-    assert len(numbers(curves(results, "validation_loss"), r"stroke-width: 1.8")) == 11
 
 
 def test_more_systems_than_colours_differ_in_shape_or_colour() -> None:

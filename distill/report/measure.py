@@ -22,8 +22,8 @@ from distill.exam.measured import Measured
 from distill.exam.metrics.catalogue import in_order, metric_of
 from distill.exam.provenance import machine, versions
 from distill.exam.questions import Exam
-from distill.exam.targets import Target
-from distill.exam.trained_on import curve, trained_on
+from distill.exam.targets import How, Target
+from distill.exam.trained_on import trained_on
 from distill.report.doubts import doubts, mixed
 from distill.report.numbers import WHOLE, compare_numbers
 from distill.report.page import render_html, render_markdown
@@ -172,20 +172,12 @@ class Measurement:
             "tokens_per_second": found[0].tokens_per_second,
             "cost": self._cost(first) if first and cost else None,
             "contamination": seen or {"checked": False, "reason": reason} if first else None,
-            "curves": [curve(target) for target in targets if target.run is not None],
         }
 
     def _cost(self, target: Target) -> dict[str, Any]:
-        self.listen(Event("evaluate", "note", f"{target.spec}: speed and memory, in a process of its own"))
-        return kept_cost(
-            target,
-            self.exam,
-            self.settings,
-            seed=self.seed,
-            dream_tokens=self.dream_tokens,
-            device=self.device,
-            force=self.force,
-        )
+        self.listen(Event("evaluate", "note", f"{target.spec}: speed, one prompt at a time"))
+        how = How(self.seed, self.dream_tokens, self.device)
+        return kept_cost(target, self.exam, self.settings, how, force=self.force)
 
     def _tried(
         self, read: Callable[[Target], dict[str, Any] | None], target: Target

@@ -34,12 +34,6 @@ GROUPS = {
     "concepts": "Own answers as concepts",
     "dreams": "Dreams",
 }
-CURVES = (
-    ("validation_bits_per_byte", "Bits per byte of held-out rows"),
-    ("validation_loss", "Loss on held-out rows"),
-    ("loss", "Training loss"),
-)
-"""What is drawn over the tokens trained on, where a training has it."""
 READING = (
     "Brackets hold 95 % intervals. Differences are paired by prompt: what makes a prompt hard for all systems cancels.",
     "▲ and ▼ mark what is clearly better or worse than the baseline: its p-value, corrected for the tests that were "
@@ -76,7 +70,6 @@ def render_html(results: Results) -> str:
             long=len(results["title"]) > LONG,
             looks={name: (colour, plots.GLYPHS[shape]) for name, (colour, shape) in looks.items()},
             forests={name: plots.forest(results, name) for name in results["metrics"]},
-            curves=[(title, plots.curves(results, field)) for field, title in CURVES],
             groups=[(GROUPS[group], list(names)) for group, names in metrics],
         )
     )

@@ -4,7 +4,6 @@ Colours are the page's own variables, so plots follow its light and dark scheme.
 """
 
 import io
-import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distill.exam.metrics.catalogue import metric_of
 from distill.report.findings import SIGNS, WORDS, Results, difference_text, minus, p_equals, pair_text, verdict
@@ -23,7 +22,6 @@ from distill.report.findings import SIGNS, WORDS, Results, difference_text, minu
 GLYPHS = "●■◆▲▼✚⬟★"
 MARKERS = "osD^vPp*"
 """A marker for each system in turn, and the character that looks like it."""
-DASHES = ("-", (0, (7, 4)), (0, (2, 3)), (0, (10, 3, 2, 3)), (0, (5, 2)), (0, (1, 4)), (0, (12, 4)), (0, (8, 3, 2, 3)))
 COLOURS = {f"#00f0{i:02x}": f"var(--s{i})" for i in range(8)} | {
     "#00f1f1": "var(--soft)",
     "#00f1f2": "var(--faint)",
@@ -89,33 +87,6 @@ def forest(results: Results, metric: str) -> Markup:
     way = {1: "better →", -1: "← better", 0: ""}[kind.better]
     axes.set_xlabel(" · ".join(filter(None, [way, "percentage points" if kind.percent else ""])))
     return _svg(figure, f"{kind.label}, difference to {results['baseline']}: {'; '.join(labels)}")
-
-
-@styled
-def curves(results: Results, field: str) -> Markup:
-    """`field` ("loss", "validation_loss") over the tokens trained on, a line a target; "" where nobody has any."""
-    lines: list[tuple[str, str, list[tuple[float, float]]]] = []
-    for name, system in results["systems"].items():
-        for curve in system["curves"]:
-            known = [(p["tokens"], p.get(field)) for p in curve["points"] if p.get("tokens") is not None]
-            points = [(x, y) for x, y in known if y is not None and math.isfinite(y)]
-            if len(points) > 1:
-                lines.append((name, curve["target"], points))
-    if not lines:
-        return Markup()
-    style, labels = looks(results), list[str]()
-    figure, axes = _axes(290, left=60)
-    for name, target, points in lines:
-        (colour, shape), (across, up) = style[name], zip(*points, strict=True)
-        drawn: dict[str, Any] = {"color": list(COLOURS)[colour], "marker": MARKERS[shape], "markersize": 8}
-        axes.plot(across, up, linestyle=DASHES[shape], linewidth=1.8, markevery=[-1], clip_on=False, **drawn)
-        labels.append(f"{target}: {up[-1]:.3f} after {across[-1]:,.0f} tokens")
-    # The first steps' losses would press all that matters to the floor.
-    _scale(axes, "y", [y for *_, points in lines for _, y in points[len(points) // 20 :]])
-    axes.set(xlabel="tokens trained on →")
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(EngFormatter())
-    return _svg(figure, f"{field.replace('_', ' ')} over tokens: {'; '.join(labels)}")
 
 
 def _axes(height: float, left: float = 8) -> tuple[Figure, Axes]:

@@ -195,7 +195,7 @@ def contamination_rows(results: Results) -> Rows:
         if not found["checked"]:
             rows.append([name, f"not checked: {found['reason']}", "–"])
             continue
-        told = ", ".join(f"{found[kind]} {word}" for kind, word in kinds if found[kind]) or "none"
+        told = ", ".join(f"{found[kind]} {word}" for kind, word in kinds if found.get(kind)) or "none"
         told += f"; {found['reason']}" if found["reason"] else ""
         rows.append([name, told, str(found["prompts"])])
     return rows
