@@ -42,9 +42,7 @@ def baselines_option(function: Any) -> Any:
 @exam_options
 @click.option("--temperature", type=click.FloatRange(0, 5), help="Of their own answers. [evaluate.temperature]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Of an answer, the dream not counted. [evaluate.max_tokens]")
-@click.option(
-    "--cost/--no-cost", default=None, help="Measure speed too, one prompt at a time [yes, but for one run alone]."
-)
+@click.option("--cost/--no-cost", default=None, help="Measure speed too [yes, but for one run alone].")
 @baselines_option
 @config_options
 @common_options

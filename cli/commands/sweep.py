@@ -26,7 +26,7 @@ def sweep(
 ) -> None:
     """Train many settings on the same data, each a run of its own, and compare them.
 
-    FILE.yaml names the settings: variants or a grid, and how many seeds (docs/sweeping.md). What is
+    FILE.yaml names the settings: variants, and how many seeds (docs/sweeping.md). What is
     trained is kept, so the same command goes on where it was stopped; a cell that failed is tried again.
 
     \b
