@@ -84,7 +84,7 @@ def test_one_student_in_every_form_has_the_same_numbers(together: tuple[dict[str
     assert run["missing"] == checkpoint["missing"] == bundle["missing"]
     assert set(run["missing"]) == {"bits_per_byte_sibling", "steering_chrf", "steering_concepts"}  # one answer a prompt
     # llama.cpp computes otherwise: likelihoods agree to five digits, what it draws is another's.
-    for metric in ("bits_per_byte", "kl", "agreement", "calibration_error"):
+    for metric in ("bits_per_byte", "agreement", "calibration_error"):
         want = run["metrics"][metric]["value"]
         assert gguf["metrics"][metric]["value"] == pytest.approx(want, rel=1e-5, abs=1e-5), metric
     assert "which image tokens stand for a triplet" in gguf["missing"]["bits_per_byte_oracle"]

@@ -59,9 +59,7 @@ def test_text_in_a_sweep_is_text_too(tmp_path: Path) -> None:
     texts = ("no", "007", "12:30", "'${x}'", "1e3")
     file.write_text(
         "settings: {export.system: off}\nname: 007\nvariants:\n"
-        + "".join(
-            f"  v{i}: {{capture.system: {text}}}\n" for i, text in enumerate(("no", "007", "12:30", "'${x}'", "1e3"))
-        ),
+        + "".join(f"  v{i}: {{capture.system: {text}}}\n" for i, text in enumerate(texts)),
         encoding="utf-8",
     )
     plan = read_plan(file)

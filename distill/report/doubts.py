@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from distill.run import Run
-
 FEW = 20
 """Prompts below which a report warns that intervals are wide and tests weak."""
 
@@ -44,19 +42,18 @@ def doubts(entries: Entries, prompts: int) -> list[str]:
     return warnings
 
 
-def mixed(name: str, runs: Sequence[Run | None], abouts: Sequence[Mapping[str, Any] | None]) -> list[str]:
+def mixed(name: str, abouts: Sequence[Mapping[str, Any] | None]) -> list[str]:
     """Trainings of one system should differ by their seed alone: else it isn't the seed that their spread tells of.
 
     abouts: `trained_on` of each.
     """
-    known: list[dict[str, Any]] = []
-    for run, about in zip(runs, abouts, strict=True):
-        if run is not None and about is not None:
-            settings = {key: v for key, v in about["settings"].items() if not key.startswith(("evaluate.", "export."))}
-            # As they were trained: that the best checkpoint of one is earlier is the seed's doing.
-            train = run.records().get("train")
-            tokens = train.summary.get("tokens") if train else None
-            known.append(settings | {"seed": None, "data": about["data"], "tokens": tokens})
+    # Their settings tell how long they were trained: that the best checkpoint of one is earlier is the seed's doing.
+    known = [
+        {key: value for key, value in about["settings"].items() if not key.startswith(("evaluate.", "export.", "seed"))}
+        | {"data": about["data"]}
+        for about in abouts
+        if about is not None
+    ]
     keys = dict.fromkeys(key for one in known for key in one)
     other = [key for key in keys if any(one.get(key) != known[0].get(key) for one in known)]
     told = f"{name}: its trainings differ in {', '.join(other)}, not in the seed alone; better name them apart."

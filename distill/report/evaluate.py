@@ -65,8 +65,8 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The content of results.json and of samples.jsonl for one checkpoint; baselines are trained if they aren't yet.
 
-    To what every comparison holds come `run`, `checkpoint`, `tokenizer` …, and for each system its checkpoint, its step
-    and its differences to the student (`versus_student`).
+    To what every comparison holds come `run`, `checkpoint`, `tokenizer` …, and for each system its checkpoint and its
+    step.
     """
     exam, seed = load_exam(run), run.settings.seed
     measurement = Measurement.of(exam, run.settings, listen=listen, force=force)
@@ -94,12 +94,6 @@ def evaluate_run(
         "settings": asdict(run.settings.evaluate),
         "fall": _falls(measured, run.settings.evaluate, seed),
     }
-    for name, entry in results["systems"].items():
-        entry["versus_student"] = {
-            d["metric"]: None if d["value"] is None else {key: d[key] for key in ("value", "low", "high")}
-            for d in results["differences"]
-            if d["system"] == name
-        }
     for name, (target,) in systems.items():
         assert target.path is not None
         results["systems"][name] |= {"checkpoint": target.path.name, "step": read_loop(target.path).step}

@@ -112,7 +112,7 @@ class Measurement:
             entries[name] = self._entry(targets, found, cost)
             abouts = [self._tried(trained_on, target)[0] for target in targets]
             entries[name]["trained_on"] = abouts[0] if abouts else None
-            warnings += mixed(name, [target.run for target in targets], abouts)
+            warnings += mixed(name, abouts)
         numbers = compare_numbers(
             measured,
             baseline,

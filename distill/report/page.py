@@ -34,16 +34,6 @@ GROUPS = {
     "concepts": "Own answers as concepts",
     "dreams": "Dreams",
 }
-READING = (
-    "Brackets hold 95 % intervals. Differences are paired by prompt: what makes a prompt hard for all systems cancels.",
-    "▲ and ▼ mark what is clearly better or worse than the baseline: its p-value, corrected for the tests that were "
-    "made, is below 0.05 and its interval leaves out zero. The tests of the metric that leads are corrected by "
-    "themselves, those of all others together.",
-    "No clear difference doesn't mean equal: the interval says how large a difference could still be there.",
-    "“Missing” is what a system can't give; it counts neither for nor against it. “–” is not defined.",
-    "Metrics with a mined dream (oracle) read a dream made from the very answer that is scored, and “by chance” is "
-    "what would be reached without looking at the prompt: landmarks, no results of a system.",
-)
 JUDGING = (
     "{} was shown both answers to each prompt in both orders. A win is a verdict for the same answer in both; a tie is "
     "where it calls them equal, where the orders disagree, or where both said the same. In the win rate a tie counts "
@@ -90,7 +80,6 @@ def _common(results: Results) -> dict[str, Any]:
         "landmarks": [name for name in results["metrics"] if name.endswith(NOT_OWN)],
         "value": _value,
         "metric_of": metric_of,
-        "reading": READING,
         "judging": JUDGING,
     }
 

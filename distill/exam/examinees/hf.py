@@ -110,12 +110,11 @@ class TransformersExaminee(TokenExaminee):
         # Where padding can't be told from a prompt's beginning, or would take an answer's place, rows stay alone.
         takes = inspect.signature(self.model.forward).parameters
         size = TOGETHER if "position_ids" in takes and max_tokens <= room else 1
-        if len(prompts) > size:
-            parts = [slice(start, start + size) for start in range(0, len(prompts), size)]
-            return [
-                ids for part in parts for ids in self.write(prompts[part], seeds[part], temperature, max_tokens, dream)
-            ]
-        return self._write_together(prompts, seeds, temperature, min(max_tokens, room), dream)
+        written: list[list[int]] = []
+        for part in (slice(start, start + size) for start in range(0, len(prompts), size)):
+            room = (self.context_size or 1 << 30) - max(map(len, prompts[part]))
+            written += self._write_together(prompts[part], seeds[part], temperature, min(max_tokens, room), dream)
+        return written
 
     def _write_together(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], temperature: float, max_tokens: int, dream: bool
