@@ -23,28 +23,14 @@ SECONDS = click.FloatRange(0, min_open=True)
 )
 @click.option("--seconds", default=0.5, show_default=True, type=SECONDS, help="Seconds that each answer takes.")
 @click.option("--requests", default=160, show_default=True, type=click.IntRange(1), help="Prompts.")
-@click.option(
-    "--engines", default="", metavar="MODEL", help="Compare the embedded teacher's engines: smollm2, or a .gguf."
-)
-@click.option("--tokens", default=96, show_default=True, type=click.IntRange(1), help="Of an answer, with --engines.")
-@click.option("--threads", default=0, type=click.IntRange(0), help="CPU threads, with --engines [all free cores].")
 @measured(repeat=1, warmup=0)
-def capture(
-    slots: int, seconds: float, requests: int, engines: str, tokens: int, threads: int, watch: "Stopwatch"
-) -> "BenchResult":
+def capture(slots: int, seconds: float, requests: int, watch: "Stopwatch") -> "BenchResult":
     """Time a whole capture against a server of known speed; 1.0 is the best that any client could do.
-
-    With --engines: tokens a second of our engine and of llama.cpp, on the same prompts, in turn.
 
     \b
     Example:
       dream bench capture --slots 7
-      dream bench capture --engines smollm2 --requests 128 --repeat 3
     """
-    if engines:
-        from bench.engines import bench_engines
-
-        return bench_engines(watch, engines, requests, tokens, threads)
     from bench.capture import bench_capture
 
     return bench_capture(watch, slots, seconds, requests)

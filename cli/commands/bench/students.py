@@ -81,13 +81,14 @@ def generate(target: Path | None, watch: "Stopwatch", **asked: Any) -> "BenchRes
 
 
 @bench.command()
-@student_option
+@click.argument("target", type=RunName())
+@runs_dir_option
 @click.option("--prompt", default=None, help="What is asked [What happens when you drop a ball?].")
 @measured(repeat=11)
-def dreams(target: Path | None, prompt: str | None, watch: "Stopwatch") -> "BenchResult":
-    """Time a whole dream up to the answer's first token: drafted by the engine, and decoded by the backbone.
+def dreams(target: Path, prompt: str | None, watch: "Stopwatch") -> "BenchResult":
+    """Time a dream up to the answer's first token: drafted by the engine, and decoded by the backbone.
 
-    TARGET is a run, checkpoint or bundle with a dream engine; without one an untrained nano student is taken.
+    TARGET is a run, checkpoint or bundle with a dream engine.
 
     \b
     Example:
@@ -96,5 +97,4 @@ def dreams(target: Path | None, prompt: str | None, watch: "Stopwatch") -> "Benc
     from bench.generation import QUESTION, bench_dreams
     from bundle.load import load_dreaming
 
-    parts = None if target is None else load_dreaming(target).parts
-    return bench_dreams(watch, parts, prompt or QUESTION)
+    return bench_dreams(watch, load_dreaming(target), prompt or QUESTION)
