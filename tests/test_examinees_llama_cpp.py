@@ -105,8 +105,6 @@ def test_likelihoods_are_the_native_students(
         expected = native(model, prompt_ids(tokenizer, PROMPT, False), answer)
         picked = expected[np.arange(len(answer)), answer]
         assert score.logprobs == pytest.approx(picked, abs=1e-3)
-        assert score.confidence == pytest.approx(np.exp(expected.max(axis=1)), abs=1e-3)
-        assert score.correct.tolist() == (expected.argmax(axis=1) == answer).tolist()
 
 
 def test_soft_targets_against_brute_force(
@@ -175,7 +173,6 @@ def test_a_dream_that_never_ends_is_cut_and_said_to_be(path: Path, questions: li
     assert examinee.cannot["targets"] == "the exam has no soft targets"
     [score] = examinee.score(questions[:1], "none")
     assert np.isnan(score.kl).all()
-    assert np.isfinite(score.confidence).all()
     examinee.close()
 
 

@@ -204,8 +204,7 @@ class _Examination:
             _, dream, *draw = phase.split("-")
             dream = "mined" if dream == "sibling" else dream
             scores = examinee.score(chunk, cast(Dreamt, dream), int(draw[0]) - 1 if draw else 0)
-            # Calibration is measured after no dream, and after the first of its own.
-            return [asdict(Scored.of(score, phase in ("score-none", "score-own-1"))) for score in scores]
+            return [asdict(Scored.of(score)) for score in scores]
         spoken = examinee.answer(
             chunk,
             think="mined" if phase in STEERED else True,

@@ -19,13 +19,13 @@ from distill.exam.contamination import of_target
 from distill.exam.cost import kept_cost
 from distill.exam.examine import dream_tokens_of, examine
 from distill.exam.measured import Measured
-from distill.exam.metrics.catalogue import in_order, metric_of
+from distill.exam.metrics.catalogue import in_order
 from distill.exam.provenance import machine, versions
 from distill.exam.questions import Exam
 from distill.exam.targets import How, Target
 from distill.exam.trained_on import trained_on
 from distill.report.doubts import doubts, mixed
-from distill.report.numbers import WHOLE, compare_numbers
+from distill.report.numbers import compare_numbers
 from distill.report.page import render_html, render_markdown
 from distill.run import write_atomic, write_json_lines
 
@@ -210,7 +210,7 @@ def _said(found: Measured, key: str, i: int) -> dict[str, Any]:
         "dream": found.dreams[i] if spoke and found.card.dreams else None,
         "answer": found.answers[i] if spoke else None,
         "left_out": None,
-        "metrics": {name: found.at(name, i) for name in found.metrics if metric_of(name).group != WHOLE},
+        "metrics": {name: found.at(name, i) for name in found.metrics},
     }
 
 

@@ -23,9 +23,6 @@ in it. A rule, so that nobody chooses it by what came out."""
 TIE = 1e-9
 """A prompt whose values differ by no more is a tie: they are equal but for rounding."""
 
-WHOLE = "calibration"
-"""Group of metrics that are of all prompts together: they have no interval, and no difference."""
-
 SHOWN = 24
 """Disagreements that are kept."""
 
@@ -120,7 +117,7 @@ class _Numbers:
 
     def _entry(self, name: str, ratios: list[Ratio]) -> dict[str, Any]:
         seeds = [ratio.value for ratio in ratios]
-        interval = None if metric_of(name).group == WHOLE else self.bootstrap.interval(ratios)
+        interval = self.bootstrap.interval(ratios)
         # With few seeds an interval can reach beyond what the metric can be.
         low, high = metric_of(name).within(interval.low, interval.high) if interval else (None, None)
         value = interval.value if interval else float(np.mean(seeds))
@@ -132,7 +129,7 @@ class _Numbers:
             self._difference(system, against, name)
             for system, against in pairs
             for name in self.names
-            if name in self.found[system] and name in self.found[against] and not _is_alone(name)
+            if name in self.found[system] and name in self.found[against] and not name.endswith("_chance")
         ]
 
     def _difference(self, system: str, against: str, name: str) -> dict[str, Any]:
@@ -206,11 +203,6 @@ class _Numbers:
 def _kind(one: Sequence[Any], two: Sequence[Any], by_seed: bool) -> str:
     """Of a test between so many trainings, a key of METHODS."""
     return "permutation" if len(one) == len(two) == 1 else "paired" if by_seed else "bootstrap"
-
-
-def _is_alone(name: str) -> bool:
-    """Whether nothing is compared in it: a chance level, and what is of all prompts together."""
-    return name.endswith("_chance") or metric_of(name).group == WHOLE
 
 
 def _defined(each: Sequence[Measured]) -> dict[str, list[Ratio]]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 
@@ -25,7 +24,7 @@ CONTEXT = 4096
 
 TOO_MANY = "llama.cpp would have to print the probabilities of all tokens at each position"
 RIVALS = 5
-"""Alternatives asked for: enough for agreement and calibration."""
+"""Alternatives asked for: enough for agreement."""
 
 
 class GgufExaminee(TokenExaminee):
@@ -115,8 +114,6 @@ class GgufExaminee(TokenExaminee):
             return score
         forced = self._engine.force(context, answer, min(RIVALS, len(self.vocabulary.bytes_of)))
         score.logprobs[:] = forced.logprobs
-        score.confidence[:] = np.exp(forced.top_logprobs[:, 0])
-        score.correct[:] = forced.top_ids[:, 0] == np.array(answer)
         if target is not None:
             hits = forced.top_ids[target.soft, :RIVALS] == target.top[target.soft, None]
             score.agrees[target.soft], score.agrees_5[target.soft] = hits[:, 0], hits.any(axis=1)
