@@ -363,7 +363,6 @@ def test_ollama_s_clock_and_ours(run: Run) -> None:
     assert 4 < result.named(f"{one}: all requests, client").median <= 8
     assert result.named(f"{four}: first token, client").median > first.median, "two of four wait"
     assert result.named(f"{four}: all requests, client").median > result.named(f"{one}: all requests, client").median
-    assert result.about[MODEL]["prompt_tokens"] == {one: 17, four: 17}
     assert result.about[MODEL]["quantization_level"] == "Q4_1"
     assert result.machine["ollama"] == "0.33.0-rc2"
     assert len(result.machine[MODEL]) == 12

@@ -226,7 +226,7 @@ def test_what_it_is(examinee: GgufExaminee, path: Path, model: Backbone) -> None
     assert (card.kind, card.quantization, card.context, card.dreams) == ("gguf", "float32", 256, True)
     assert card.parameters == sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
     assert card.bytes == path.stat().st_size
-    assert set(examinee.cannot) == {"mined"}
+    assert set(examinee.cannot) == {"kl", "mined"}
     assert examinee.labels([]) is None
 
 

@@ -69,6 +69,5 @@ def _planned(found: dict[str, Any]) -> str:
     rows = [(c["cell"], c["state"], told(c["changes"]), c["steps"], ", ".join(c["runs"])) for c in found["cells"]]
     lines = [table(rows, ("cell", "state", "settings", "steps", "stages to run")), ""]
     lines += [f"{c['cell']}: {'; '.join(c['differs'])} (needs --force)" for c in found["cells"] if c["differs"]]
-    lines += [f"{name}: no longer in the file, would be left alone" for name in found["left_alone"]]
     lines.append(f"{len(rows)} cells in {found['folder']}")
     return "\n".join(lines)

@@ -15,16 +15,13 @@ from distill.training.checkpoint import STEP, LoopState, read_loop
 
 
 def trained_on(target: Target) -> dict[str, Any] | None:
-    """Teacher, data, tokens and settings of a training, up to what is examined; None where the target says nothing.
+    """Teacher, data, tokens and settings of a training, up to what is examined; None where its run isn't here.
 
     What can't be read is None. seconds: of the whole training, so of its last checkpoint alone.
     """
     run = target.run
     if run is None:
-        told = _provenance(target)
-        teacher = told.get("teacher")
-        name = teacher.get("name") if isinstance(teacher, dict) else teacher
-        return {"teacher": name, "settings": {}, **dict.fromkeys(("data", "tokens", "answers"))} if told else None
+        return None
     records, loop = run.records(), _loop(target)
     capture, train = (records[stage].summary if stage in records else {} for stage in ("capture", "train"))
     documents = _read(run.data / "data.json", "counts", "train")

@@ -166,6 +166,11 @@ def share(entry: dict[str, Any], value: str, low: str = "", high: str = "") -> s
     return f"{100 * entry[value]:.1f} %{interval}"
 
 
+def visible(text: str) -> str:
+    """With control characters, which HTML forbids, shown as ␀ … ␟."""
+    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in text)
+
+
 def dream_lines(dream: str) -> list[str]:
     """A dream as printed, ⟨spatial⟩⟨a ball⟩⟨is on⟩⟨the shelf⟩…, a line for each lens."""
     return [line for part in _LENS.split(dream) if (line := " ".join(part.split()))]

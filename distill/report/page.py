@@ -91,7 +91,7 @@ def _environment(kind: str) -> Environment:
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=html,
-        finalize=_visible if html else _prose,
+        finalize=_shown if html else _prose,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -101,11 +101,8 @@ def _environment(kind: str) -> Environment:
     return made
 
 
-def _visible(value: Any) -> Any:
-    """With control characters, which HTML forbids, shown as ␀ … ␟."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in value)
+def _shown(value: Any) -> Any:
+    return findings.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _prose(value: Any) -> Any:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distill.exam.metrics.catalogue import metric_of
-from distill.report.findings import SIGNS, WORDS, Results, difference_text, minus, p_equals, pair_text, verdict
+from distill.report.findings import SIGNS, WORDS, Results, difference_text, minus, p_equals, pair_text, verdict, visible
 
 GLYPHS = "●■◆▲▼✚⬟★"
 MARKERS = "osD^vPp*"
@@ -129,12 +129,7 @@ def _svg(figure: Figure, label: str) -> Markup:
     inner = re.sub(r"font: [^;\"]*|font-family: [^;\"]*", "font: 14px system-ui, sans-serif", inner)
     inner = re.sub("|".join(COLOURS), lambda found: COLOURS[found[0]], inner)
     box = f'viewBox="0 0 {WIDE} {figure.get_figheight() * 72:g}"'
-    return Markup(f'<svg class="plot" role="img" aria-label="{visible(label)}" {box}>{inner}')
-
-
-def visible(text: str) -> Markup:
-    """Escaped for HTML, inside and outside of quotes; control characters, which HTML forbids, are shown as ␀ … ␟."""
-    return escape("".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in text))
+    return Markup(f'<svg class="plot" role="img" aria-label="{escape(visible(label))}" {box}>{inner}')
 
 
 def clip(value: str, length: int) -> str:
