@@ -158,21 +158,12 @@ def of_target(target: Target, exam: Exam) -> Contamination:
         hashes = (folder.parent if target.kind == "gguf" else folder) / HASHES
         if hashes.is_file():
             return _by_hashes(exam, hashes)
-    why = (
-        f"{run.traces} is gone: what it was trained on is not known"
-        if run is not None
-        else UNKNOWN.get(target.kind, NOT_TOLD)
-    )
+    why = "nothing here tells what it was trained on"
+    if run is not None:
+        why = f"{run.traces} is gone: what it was trained on is not known"
+    elif target.kind == "bundle":
+        why = f"the bundle has no {HASHES}; export it again"
     return Contamination(False, why, prompts=len(exam.questions))
-
-
-NOT_TOLD = "its folder does not tell what it was trained on"
-UNKNOWN = {
-    "ollama": "Ollama does not tell what a model was trained on",
-    "gguf": "a GGUF does not tell what it was trained on",
-    "bundle": f"the bundle has no {HASHES}; export it again",
-}
-"""Kind of target → why nothing can be said of one without its run."""
 
 
 # Hashes of prompts.

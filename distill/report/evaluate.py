@@ -21,7 +21,7 @@ from distill.run import Run, fingerprint, sha256_file
 from distill.tokens.bpe import StudentTokenizer
 from distill.training.checkpoint import best, folder_of, latest, read_loop, verify_checkpoint
 
-TIMES = ("finished", "machine", "cost", "frontier", "tokens_per_second", "seconds")
+TIMES = ("finished", "machine", "cost", "tokens_per_second", "seconds")
 """Keys of results that say how fast it went, and when and where: two evaluations of one checkpoint are equal in all
 else."""
 
