@@ -101,7 +101,7 @@ class Ablation:
             arms.remove(arm)
 
     def _mined(self, question: Question) -> list[int]:
-        return dream_ids(self.tokenizer, dream_of(question.triplets, self.codes)) if question.triplets else []
+        return dream_ids(self.tokenizer, dream_of(question.triplets, self.codes))
 
     def _exam(self) -> Exam:
         """The held-out prompts that fit the student's context with any dream: too few are told now, and not when the
