@@ -1,34 +1,26 @@
 """How fast a student writes and dreams, each beside the other way of doing it, in the same run.
 
 Writing: transformers' own `generate` on the same weights, both greedy, both on a cache. Dreaming: the backbone that
-decodes a dream of the same size token by token.
+decodes its dream token by token.
 
 Shape legend: B rows, P prompt tokens, N new tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from itertools import cycle, product
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.result import BenchResult, Series
-from bench.stopwatch import Stopwatch, rates, ratio, took
+from bench.stopwatch import Stopwatch, listed, rates, ratio
 from distill.backbone.generate import generate
 from distill.backbone.model import Backbone, config_for, count_parameters
-from distill.backbone.session import Session
-from distill.config import DreamingConfig, StudentSettings
-from distill.dream.dreamers import draft
-from distill.dream.engine import DreamEngine
-from distill.dream.output_decoder import Sampling, Speaker
-from distill.dream.pretrained import Parts
-from distill.dream.starter import starter_codebook, starter_tokenizer
+from distill.config import StudentSettings
+from distill.dream.model import DreamingReasoningLLM
 from distill.errors import BadInput
-from distill.mining.triplets import LENSES
-from distill.tokens.chat import Dream, prompt_ids, think_ids
 
 QUESTION = "What happens when you drop a ball?"
 
@@ -99,68 +91,27 @@ def _reference(model: Backbone) -> Callable[[Tensor, int], list[list[int]]]:
     return write
 
 
-def bench_dreams(watch: Stopwatch, parts: Parts | None = None, prompt: str = QUESTION) -> BenchResult:
-    """Seconds from a prompt to the first token of its answer, with an engine's dream and with the backbone's own.
-
-    Both dreams are full: every step of every lens. The engine drafts and judges its own, which the backbone then
-    reads; the backbone decodes as many tokens one by one, tags and line breaks included, each of them chosen and
-    then replaced, so that the count is the same for any weights.
-    parts: a student with an engine; None: an untrained nano one. Raises BadInput where it has no engine, or where
-    prompt and dream don't fit its context.
-    """
-    parts = parts or untrained()
+def bench_dreams(watch: Stopwatch, model: DreamingReasoningLLM, prompt: str = QUESTION) -> BenchResult:
+    """Seconds from a prompt to an answer of one token, greedily: with no dream, an engine's, and the backbone's own,
+    each as long as its weights make it. Raises BadInput where it has no engine, or a prompt doesn't fit its context."""
+    parts = model.parts
     if parts.engine is None:
         raise BadInput("bench: this student has no dream engine; train one (`dream train --phase all`)")
-    ids, thought = prompt_ids(parts.tokenizer, prompt, None, parts.system), think_ids(parts.tokenizer, _full(parts))
-    if (length := len(ids) + len(thought) + 1) > (context := parts.model.config.context):
-        raise BadInput(f"prompt: with a full dream it takes {length} tokens of a context of {context}; shorten it")
-    engine, backbone = "first token, the engine's dream", "first token, the backbone's dream"
-    jobs = {
-        "first token, no dream": lambda: _to_first_token(parts, ids, []),
-        engine: lambda: _to_first_token(parts, ids, [thought], drafting=True),
-        backbone: lambda: _to_first_token(parts, ids, [[token] for token in thought]),
-    }
-    seconds = watch.seconds(jobs, "bench dreams")
+    names = {"no dream": "none", "the engine's dream": "engine", "the backbone's dream": "backbone"}
+    seconds = watch.seconds(
+        {
+            f"first token, {name}": partial(model.generate, prompt, max_length=1, temperature=0.0, dreamer=dreamer)
+            for name, dreamer in names.items()
+        },
+        "bench dreams",
+        str(parts.device),
+    )
     settings = {
         "parameters": count_parameters(parts.model),
         "engine_parameters": count_parameters(parts.engine),
         "paths": parts.config.num_dream_sequences,
         "steps": parts.config.dream_length,
-        "prompt_tokens": len(ids),
-        "dream_tokens": len(thought),
     }
-    series = [*took(seconds), ratio("backbone over engine", seconds[backbone], seconds[engine])]
+    _, engine, backbone = seconds.values()
+    series = [*listed(seconds), ratio("backbone over engine", backbone, engine)]
     return watch.result("dreams", series, settings, device=str(parts.device))
-
-
-def _to_first_token(parts: Parts, ids: list[int], read: list[list[int]], drafting: bool = False) -> int:
-    """Read a prompt, dream of it if `drafting`, read on piece by piece; the token that comes then."""
-    pieces = sum(map(len, read))
-    speaker = Speaker(Session(parts.model, 1, len(ids) + pieces), Sampling(temperature=0.0))
-    states = speaker.read(ids)
-    if drafting:
-        draft(parts, states, ())
-    for piece in read:
-        speaker.peek()
-        speaker.read(piece, last=True)
-    return speaker.peek()
-
-
-def _full(parts: Parts) -> Dream:
-    """A dream of all steps of all lenses, of codes that differ."""
-    codes = cycle(range(len(parts.labels)))
-    steps = range(parts.config.dream_length)
-    return {lens: [(next(codes), next(codes), next(codes)) for _ in steps] for lens in LENSES}
-
-
-def untrained(vocab_size: int = 8192, codes: int = 512) -> Parts:
-    """A nano student and an engine with random weights, of the sizes that a run has by default. Most of its vocabulary
-    is of no text."""
-    labels, small = [f"phrase {code}" for code in range(codes)], starter_codebook()
-    centroids = torch.randn(codes, 512, generator=torch.Generator().manual_seed(0))
-    centroids = torch.nn.functional.normalize(centroids, dim=-1).numpy()
-    codebook = replace(small, labels=labels, centroids=centroids, counts=small.counts[:1].repeat(codes))
-    tokenizer, config = starter_tokenizer(labels), DreamingConfig()
-    sizes = config_for(StudentSettings(), max(vocab_size, tokenizer.vocab_size), 0, 2)
-    engine = DreamEngine.new(config, sizes.hidden, codebook, seed=0).eval()
-    return Parts(Backbone(sizes).initialize(0).eval(), tokenizer, codebook, engine, config)

@@ -24,14 +24,14 @@ _NANO = 1_000_000_000
 _WORDS = ["river", "stone", "house", "green", "window", "morning", "paper", "garden", "bread", "summer"]
 
 Reply = dict[str, float | None]
-"""What one streamed answer measured: KINDS, None where that can't be known, and the numbers of READ and WRITTEN."""
+"""What one streamed answer measured: KINDS, None where that can't be known, and the number of WRITTEN."""
 KINDS: dict[str, tuple[str, Literal[1, -1]]] = {
     "first token, client": ("s", -1),
     "reading, server": ("tokens/s", 1),
     "writing, server": ("tokens/s", 1),
     "writing, client": ("tokens/s", 1),
 }
-READ, WRITTEN = "prompt_tokens", "answer_tokens"
+WRITTEN = "answer_tokens"
 
 
 def bench_ollama(
@@ -61,17 +61,14 @@ def bench_ollama(
         for model in models:
             ask = partial(_ask, client, model, numbers, tokens)
             entry = known.get(name_key(model), {})
-            about[model] = {"bytes": entry.get("size"), **(entry.get("details") or {}), READ: {}, WRITTEN: {}}
-            about[model]["first_request_loaded_seconds"] = ask(min(words))["loading"]
+            about[model] = {"bytes": entry.get("size"), **(entry.get("details") or {})}
+            ask(min(words))  # loads it
             where[model] = str(entry.get("digest", ""))[:12]
             for length, requests in product(words, at_once):
                 label = f"{model}, prompt {length} words, {requests} at once"
                 rounds = watch.each(partial(_together, partial(ask, length), requests), f"bench ollama, {label}")
                 setting = {"model": model, "prompt_words": length, "at_once": requests}
                 series += _series(label, setting, rounds)
-                replies = [reply for _, each in rounds for reply in each]
-                for name in (READ, WRITTEN):
-                    about[model][name][label] = statistics.median(reply[name] or 0 for reply in replies)
         result = watch.result("ollama", series, {"tokens": tokens}, about)
     finally:
         client.close()
@@ -110,8 +107,6 @@ def _ask(client: OllamaClient, model: str, numbers: "count[int]", tokens: int, w
         "reading, server": _rate(said, "prompt_eval"),
         "writing, server": _rate(said, "eval"),
         "writing, client": (written - 1) / (times[-1] - times[0]) if written > 1 and times[-1] > times[0] else None,
-        "loading": (said.get("load_duration") or 0) / _NANO,
-        READ: said.get("prompt_eval_count"),
         WRITTEN: written,
     }
 

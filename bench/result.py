@@ -115,31 +115,21 @@ class BenchResult:
             raise BadInput(f"{source}: holds no result of `{KIND}` ({error!r}); `--out FILE.json` saves one") from error
 
 
-def load_result(path: Path) -> BenchResult:
-    """A saved result. Raises BadInput where there is none."""
+def load_result(path: Path, name: str = "") -> BenchResult:
+    """A saved result. Raises BadInput where there is none, or where it is of another benchmark than `name`."""
     try:
-        return BenchResult.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
+        found = BenchResult.from_json(json.loads(path.read_text(encoding="utf-8")), str(path))
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such file; save a result: `dream bench … --out {path}`") from error
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path}: can't be read as a result of `{KIND}` ({error})") from error
-
-
-def check_out(path: Path) -> None:
-    """Raises BadInput where a result can't be written there: no .json, or something else in its place."""
-    if path.suffix != ".json" or path.is_dir():
-        raise BadInput(f"--out {path}: a result is kept in a file that ends in .json")
-    if path.exists():
-        try:
-            load_result(path)
-        except BadInput as error:
-            told = f"is there already and holds no result of `{KIND}`; remove it or choose another name"
-            raise BadInput(f"--out {path}: {told}") from error
+    if name and found.name != name:
+        raise BadInput(f"{path}: is of `{KIND} {found.name}`, not of `{KIND} {name}`; nothing to compare")
+    return found
 
 
 def write_result(result: BenchResult, path: Path) -> None:
-    """As JSON. Raises BadInput as `check_out` does, DistillError where it can't be written."""
-    check_out(path)
+    """As JSON. Raises DistillError where it can't be written."""
     write_atomic(path, json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n")
 
 

@@ -5,7 +5,7 @@ import sys
 from functools import partial
 
 from bench.result import BenchResult
-from bench.stopwatch import Stopwatch, ratio, took
+from bench.stopwatch import Stopwatch, listed, ratio
 
 PROGRAMS = {
     "dream --help": "from cli.main import main; main(['--help'])",
@@ -21,4 +21,4 @@ def bench_startup(watch: Stopwatch) -> BenchResult:
     }
     seconds = watch.seconds(jobs, "bench startup")
     over = ratio("dream over click", seconds["dream --help"], seconds["bare click --help"], better=-1)
-    return watch.result("startup", [*took(seconds), over])
+    return watch.result("startup", [*listed(seconds), over])

@@ -68,9 +68,9 @@ def seconds_of(job: Callable[[], object], device: str = "cpu") -> float:
     return time.perf_counter() - started
 
 
-def took(seconds: Numbers) -> list[Series]:
-    """Seconds, a series a name."""
-    return [Series(name, "s", -1, tuple(each)) for name, each in seconds.items()]
+def listed(numbers: Numbers, unit: str = "s", better: Literal[1, -1] = -1) -> list[Series]:
+    """A series a name."""
+    return [Series(name, unit, better, tuple(each)) for name, each in numbers.items()]
 
 
 def rates(amount: float, seconds: Numbers) -> dict[str, list[float]]:
@@ -80,7 +80,7 @@ def rates(amount: float, seconds: Numbers) -> dict[str, list[float]]:
 
 def speeds(tokens: Numbers) -> list[Series]:
     """Tokens a second, a series a name."""
-    return [Series(name, "tokens/s", 1, tuple(each)) for name, each in tokens.items()]
+    return listed(tokens, "tokens/s", 1)
 
 
 def ratio(

@@ -103,8 +103,8 @@ def example(samples: list[dict[str, Any]]) -> list[str]:
     """The first held-out question whose answer came with a dream, else the first."""
     if not samples:
         return []
-    sample = next((sample for sample in samples if sample["systems"]["student"].get("dream")), samples[0])
-    student = sample["systems"]["student"]
+    sample = next((sample for sample in samples if sample["systems"]["student"][0].get("dream")), samples[0])
+    student = sample["systems"]["student"][0]
     lines = [f"Question, never trained on:  {sample['prompt']}"]
     if student.get("dream"):
         lines.append(f"Dream:   {' '.join(student['dream'].split())}")

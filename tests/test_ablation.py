@@ -27,11 +27,11 @@ from distill.exam.questions import Question, load_exam
 from distill.exam.targets import How, Target
 from distill.exam.truth import read_truths
 from distill.mining.triplets import by_trace, read_triplets, write_triplets
+from distill.report.page import render_markdown
 from distill.run import Run
 from distill.shipped import shipped
 from distill.sweep.ablation.ablate import Ablation, ablate, cells_of
-from distill.sweep.ablation.arms import ARMS, Reader, dream_accuracy, others
-from distill.sweep.ablation.report import headline, render
+from distill.sweep.ablation.arms import ARMS, PAIRS, Reader, dream_accuracy, others
 from distill.sweep.plan import read_plan
 from distill.tokens.chat import dream_ids, parse_dream, think_ids
 from distill.training.checkpoint import best, folder_of, latest
@@ -97,26 +97,22 @@ def with_own(reader: Reader, questions: list[Question], dreams: list[list[int]],
 
 def test_trainings_differ_in_their_dreams_and_seeds_alone(ablated: tuple[Run, dict[str, Any]]) -> None:
     run, results = ablated
-    entries = results["trainings"]
-    assert [(e["seed"], e["training"]) for e in entries] == [
-        (s, t) for s in (0, 1) for t in ("nodream", "pause", "dreams")
-    ]
-    assert {(e["steps"], e["tokens"], e["parameters"]) for e in entries} == {
-        (STEPS, STEPS * 2 * 256, entries[0]["parameters"])
-    }
+    trained_on = {arm: entry["trained_on"] for arm, entry in results["systems"].items()}
+    assert len({(about["parameters"], about["data"]) for about in trained_on.values()}) == 1
     weights: set[bytes] = set()
-    for entry in entries:
-        child = Run.open(run.path / "ablation" / f"seed-{entry['seed']}" / entry["training"])
-        assert child.settings.seed == entry["seed"]
-        assert child.settings.train.dreams == (entry["training"] != "nodream")
-        assert child.settings.train.pause == (entry["training"] == "pause")
+    for seed, training in [(s, t) for s in (0, 1) for t in ("nodream", "pause", "dreams")]:
+        child = Run.open(run.path / "ablation" / f"seed-{seed}" / training)
+        assert child.settings.seed == seed
+        assert child.require("train").summary["tokens"] == STEPS * 2 * 256
+        assert child.settings.train.dreams == (training != "nodream")
+        assert child.settings.train.pause == (training == "pause")
         assert child.settings.student == run.settings.student
         assert latest(child) == folder_of(child, STEPS)
         with TraceStore(child.traces, readonly=True) as one, TraceStore(run.traces, readonly=True) as other:
             assert one.content_digest() == other.content_digest()
         assert (child.data / "data.json").read_bytes() == (run.data / "data.json").read_bytes()
         weights.add((best(child) / "model.safetensors").read_bytes())
-    assert len(weights) == len(entries)
+    assert len(weights) == 6
     child = Run.open(run.path / "ablation" / "seed-0" / "dreams")
     assert child.records()["train"] == run.records()["train"], "the run's own training is one of them"
     assert (best(run) / "model.safetensors").read_bytes() in weights
@@ -127,9 +123,9 @@ def test_the_runs_own_engine_is_shared_where_it_is_what_the_child_would_train(co
     child = copied.path / "ablation" / "seed-0" / "dreams"
     shutil.rmtree(child)
     own = {path.name: path.read_bytes() for path in copied.engine.iterdir()}
-    results = ablate(copied, seeds=1, arms=["engine"])
+    ablate(copied, seeds=1, arms=["engine"])
     assert {path.name: path.read_bytes() for path in (child / "engine").iterdir()} == own
-    assert results["trainings"][0]["engine_seconds"] == copied.require("engine").seconds
+    assert Run.open(child).require("engine").seconds == copied.require("engine").seconds
     shutil.rmtree(child)
     copied.settings.dreaming.keep_above = 0.25  # the run's own engine isn't up to date any more
     ablate(copied, seeds=1, arms=["engine"])
@@ -169,66 +165,64 @@ def test_the_shipped_sweep_has_every_training(world: Run, tmp_path: Path) -> Non
 # Results.
 
 
+def samples_in(run: Run) -> list[dict[str, Any]]:
+    text = (run.path / "ablation" / "samples.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def test_files_hold_the_numbers_and_the_report_is_made_of_them(ablated: tuple[Run, dict[str, Any]]) -> None:
     run, results = ablated
     folder = run.path / "ablation"
     assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(results))
     text = (folder / "report.md").read_text(encoding="utf-8")
-    assert text == render(json.loads((folder / "results.json").read_text(encoding="utf-8")))
-    assert list(results["arms"]) == [name for name, arm in ARMS.items() if not arm.optional]
-    for label in (ARMS[name].label for name in results["arms"]):
-        assert label in text
-    assert "dream ablate small --seeds 2 --steps 6" in text
+    assert text == render_markdown(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    assert list(results["systems"]) == [name for name, arm in ARMS.items() if not arm.optional]
+    for arm in results["systems"]:
+        assert f"{arm}: {ARMS[arm].label}." in text
     assert str(run.path.parent) not in text
-    assert f"| 0, nodream | {results['trainings'][0]['computed']} | {STEPS} (" in text
-    assert results["groups"]["all"] == 12
-    assert sum(n for name, n in results["groups"].items() if "/" in name) == 12
+    pairs = list(dict.fromkeys((found["system"], found["against"]) for found in results["differences"]))
+    assert pairs == [pair for pair in PAIRS if {*pair} <= results["systems"].keys()]
+    assert results["tests"]["kinds"] == ["paired"]
+    assert "<h1" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_means_and_differences_follow_from_the_samples(ablated: tuple[Run, dict[str, Any]]) -> None:
     run, results = ablated
-    samples = [
-        json.loads(line) for line in (run.path / "ablation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    samples = samples_in(run)
 
-    def by_hand(arm: str, metric: str, split: str | None) -> float:
-        chosen = [sample for sample in samples if split in (None, sample["split"])]
-        of_seeds: list[float] = []
-        for seed in ("0", "1"):
-            pairs = [sample["seeds"][seed][arm]["metrics"][metric] for sample in chosen]
-            of_seeds.append(sum(top for top, _ in pairs) / sum(bottom for _, bottom in pairs))
-        return sum(of_seeds) / 2
+    def by_hand(arm: str) -> float:
+        sizes = np.array([len(sample["teacher"].encode()) for sample in samples])
+        rates = [
+            [sample["systems"][arm][seed]["metrics"]["bits_per_byte_used"] for sample in samples] for seed in (0, 1)
+        ]
+        return float(np.mean(np.array(rates) @ sizes / sizes.sum()))
 
-    for split in (None, "combination", "depth", "familiar"):
-        name = f"bits_per_byte/{split or 'all'}"
-        pause, engine = (by_hand(arm, "bits_per_byte", split) for arm in ("pause", "engine"))
-        assert results["metrics"]["pause"][name]["value"] == pytest.approx(pause)
-        assert results["differences"]["engine-pause"][name]["value"] == pytest.approx(engine - pause)
+    told = {(d["system"], d["against"], d["metric"]): d for d in results["differences"]}
+    assert results["systems"]["pause"]["metrics"]["bits_per_byte_used"]["value"] == pytest.approx(by_hand("pause"))
+    found = told["engine", "pause", "bits_per_byte_used"]
+    assert found["value"] == pytest.approx(by_hand("engine") - by_hand("pause"))
+    assert found["low"] <= found["value"] <= found["high"]
     truths = read_truths(run)
     for sample in samples:
         assert sample["expected"] == truths[sample["key"]].answer
-        for arm in sample["seeds"]["1"].values():
-            hit = arm["answer"].split() == sample["expected"].split()
-            assert arm["metrics"]["exact_match"] == [hit, 1]
+        for arm in sample["systems"].values():
+            hit = arm[1]["answer"].split() == sample["expected"].split()
+            assert arm[1]["metrics"]["exact_match"] == hit
+            assert arm[1]["metrics"][f"exact_match_{sample['split']}"] == hit
 
 
 def test_exact_match_is_of_what_an_arm_says(copied: Run) -> None:
     """Every other true answer becomes what the student said: trainings stay, the arm is measured anew."""
-    samples = [
-        json.loads(line)
-        for line in (copied.path / "ablation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    said = {sample["key"]: sample["seeds"]["0"]["pause"]["answer"] for sample in samples[::2]}
+    said = {sample["key"]: sample["systems"]["pause"][0]["answer"] for sample in samples_in(copied)[::2]}
     lines = [json.loads(line) for line in dataset_file(copied).read_text(encoding="utf-8").splitlines()]
     lines = [{**line, "answer": said.get(line["key"], "never")} for line in lines]
     dataset_file(copied).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     events: list[Event] = []
     results = ablate(copied, events.append, seeds=1, arms=["pause"])
-    assert results["metrics"]["pause"]["exact_match/all"]["value"] == 0.5
+    assert results["systems"]["pause"]["metrics"]["exact_match"]["value"] == 0.5
     assert not [event for event in events if event.unit == "step"]
-    assert set(results["arms"]) == {"pause"}
-    assert results["differences"] == {}
-    assert "## Differences" not in render(results)
+    assert set(results["systems"]) == {"pause"}
+    assert results["differences"] == []
 
 
 def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[str, Any]]) -> None:
@@ -253,30 +247,25 @@ def test_an_interrupted_ablation_goes_on(copied: Run, ablated: tuple[Run, dict[s
     assert not (copied.path / "ablation" / "results.json").exists()
     events: list[Event] = []
     results = ablate(copied, events.append, seeds=2)
-    first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert first["seeds"]["1"]["engine"]["answer"] == "from the kept file"
+    assert samples_in(copied)[0]["systems"]["engine"][1]["answer"] == "from the kept file"
     assert not [event for event in events if event.unit == "step"]  # nothing was trained
     last = [event for event in events if event.stage == "seed 1, oracle" and event.kind == "progress"][-1]
     assert last.done == last.total == 2 * 12
-    for name in ("metrics", "differences", "groups"):
-        assert results[name] == ablated[1][name]
+    assert results["differences"] == ablated[1]["differences"]
     # A line that was cut short isn't taken.
     kept.write_text(kept.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     ablate(copied, seeds=2)
-    first = json.loads((copied.path / "ablation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    assert first["seeds"]["1"]["engine"]["answer"] != "from the kept file"
+    assert samples_in(copied)[0]["systems"]["engine"][1]["answer"] != "from the kept file"
 
 
 def test_without_true_answers_likelihood_and_chrf_are_measured(copied: Run) -> None:
     dataset_file(copied).unlink()
     results = ablate(copied, seeds=1, arms=["nodream", "backbone"])
-    assert not results["exact"]
-    assert set(results["groups"]) == {"all"}
-    found = results["metrics"]["backbone"]
-    assert {"chrf/all", "bits_per_byte/all", "dream_accuracy/all"} <= found.keys()
-    assert "exact_match/all" not in found
-    assert "bits per byte" in headline(results)
-    assert "There is one training seed" in render(results)
+    found = results["systems"]["backbone"]["metrics"]
+    assert {"chrf", "bits_per_byte_used", "codes_right"} <= found.keys()
+    assert "exact_match" not in found
+    assert results["tests"]["leading"] == "bits_per_byte_used"
+    assert "one training each" in render_markdown(results)
 
 
 def test_true_dreams_of_siblings(copied: Run) -> None:
@@ -292,33 +281,29 @@ def test_true_dreams_of_siblings(copied: Run) -> None:
     copied.settings.evaluate.prompts = len(held)
     arms = ["nodream", "oracle", "empty", "sibling", "oracle_other", "oracle_shuffled"]
     results = ablate(copied, seeds=1, arms=arms)
-    assert list(results["arms"]) == arms
-    assert results["prompts"] == len(held)
-    samples = [
-        json.loads(line) for line in (copied.path / "ablation" / "samples.jsonl").read_text("utf-8").splitlines()
-    ]
-    said = {arm: [sample["seeds"]["0"][arm] for sample in samples] for arm in arms}
+    assert list(results["systems"]) == arms
+    assert results["exam"]["prompts"] == len(held)
+    samples = samples_in(copied)
+    said = {arm: [sample["systems"][arm][0] for sample in samples] for arm in arms}
     alone = [sample["key"] == held[0].key for sample in samples]
-    assert [told["metrics"]["bits_per_byte"][1] == 0 for told in said["sibling"]] == alone
-    true = {told["key"]: told["dream"] for told in samples}
+    assert [told["metrics"]["bits_per_byte_used"] is None for told in said["sibling"]] == alone
+    true = {sample["key"]: told["dream"] for sample, told in zip(samples, said["oracle"], strict=True)}
     places = {trace.key: i for i, trace in enumerate(held)}
     for sample, sibling, other in zip(samples, said["sibling"], said["oracle_other"], strict=True):
         place = places[sample["key"]]
         assert sibling["dream"] == (true[held[place - 1].key] if place else "")
-        assert other["dream"] in {*true.values()} - {sample["dream"]}
-    with_sibling = [i for i, each in enumerate(alone) if not each]
+        assert other["dream"] in {*true.values()} - {true[sample["key"]]}
+    sizes = [0 if out else len(sample["teacher"].encode()) for sample, out in zip(samples, alone, strict=True)]
 
     def bits(arm: str) -> float:
-        pairs = [said[arm][i]["metrics"]["bits_per_byte"] for i in with_sibling]
-        return sum(top for top, _ in pairs) / sum(bottom for _, bottom in pairs)
+        return float(np.average([told["metrics"]["bits_per_byte_used"] or 0 for told in said[arm]], weights=sizes))
 
-    told = results["differences"]["oracle-sibling"]["bits_per_byte/all"]
-    assert told["value"] == pytest.approx(bits("oracle") - bits("sibling")), "over the prompts that have one"
-    moved = results["metrics"]["sibling"]["steering_chrf/all"]
+    told = {(d["system"], d["against"], d["metric"]): d["value"] for d in results["differences"]}
+    assert told["oracle", "sibling", "bits_per_byte_used"] == pytest.approx(bits("oracle") - bits("sibling"))
+    moved = results["systems"]["sibling"]["metrics"]["steering_chrf"]
     assert moved["low"] <= moved["value"] <= moved["high"]
-    assert {"steering_concepts/all"} <= results["metrics"]["sibling"].keys()
-    text = render(results)
-    assert "answer follows its dream, chrF2" in text
+    assert "steering_concepts" in results["systems"]["sibling"]["metrics"]
+    assert "answer follows its dream, chrF2" in render_markdown(results)
 
 
 def test_retrieval_is_measured_with_and_without(copied: Run) -> None:
@@ -326,8 +311,9 @@ def test_retrieval_is_measured_with_and_without(copied: Run) -> None:
     child = Run.open(copied.path / "ablation" / "seed-0" / "retrieval")
     assert child.settings.train.retrieve == "neighbourhood"
     assert (child.data / "data.json").read_bytes() != (copied.data / "data.json").read_bytes()
-    assert results["metrics"]["retrieval"]["bits_per_byte/all"] != results["metrics"]["backbone"]["bits_per_byte/all"]
-    assert results["differences"]["retrieval-backbone"]["exact_match/all"] is not None
+    told = {d["metric"]: d for d in results["differences"]}
+    assert told["exact_match"]["against"] == "backbone"
+    assert told["bits_per_byte_used"]["value"]
     ablation = Ablation(copied, silent, ["retrieval"], STEPS, force=False)
     copied.settings.student.context = max(map(ablation._size, ablation.exam.questions))
     with pytest.raises(BadInput, match=r"raise student\.context, or lower train\.retrieve_limit"):
@@ -380,22 +366,19 @@ def test_spoiled_dreams_are_spoiled(reader: Reader, questions: list[Question], m
 
 def test_answers_follow_the_dream_they_are_given(reader: Reader, ablated: tuple[Run, dict[str, Any]]) -> None:
     """Likelihoods of one arm equal those of the rendered context, answer by answer."""
-    samples = [
-        json.loads(line)
-        for line in (ablated[0].path / "ablation" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    samples = samples_in(ablated[0])
     tokenizer, model, questions = reader.tokenizer, reader.model, load_exam(ablated[0]).questions
     for question, sample in zip(questions, samples, strict=True):
-        told, mined = sample["seeds"]["0"]["oracle"], reader.mined(question.triplets)
+        told, mined = sample["systems"]["oracle"][0], reader.mined(question.triplets)
         answer, _ = reader.aligned(question)
         context = [*reader.header(question), *think_ids(tokenizer, parse_dream(tokenizer, mined))]
         with torch.inference_mode():
             logits = model(torch.tensor([[*context, *answer]]))[0].double().log_softmax(-1)
         places = range(len(context) - 1, len(context) - 1 + len(answer))
         bits = -sum(float(logits[p, id]) for p, id in zip(places, answer, strict=True)) / np.log(2)
-        assert told["metrics"]["bits_per_byte"] == [pytest.approx(bits, rel=1e-4), question.bytes]
-        assert told["metrics"]["dream_tokens"] == [len(mined), 1]
-        assert told["dream"] == sample["dream"] == tokenizer.decode(mined)
+        assert told["metrics"]["bits_per_byte_used"] == pytest.approx(bits / question.bytes, rel=1e-4)
+        assert told["metrics"]["tokens_dreamed"] == len(mined)
+        assert told["dream"] == tokenizer.decode(mined)
 
 
 def test_dream_accuracy_by_hand(reader: Reader) -> None:
@@ -414,10 +397,10 @@ def test_dream_accuracy_by_hand(reader: Reader) -> None:
         ids(),
     ]
     found = dream_accuracy(tokenizer, own, [true] * 4 + [[], ids()])
-    assert found["dream_accuracy"].numerator.tolist() == [9, 7, 6, 0, 0, 0]
-    assert found["dream_accuracy"].denominator.tolist() == [9, 9, 9, 9, 0, 0]
-    assert found["dream_exact"].numerator.tolist() == [1, 0, 0, 0, 0, 0]
-    assert found["dream_exact"].denominator.tolist() == [1, 1, 1, 1, 0, 0]
+    assert found["codes_right"].numerator.tolist() == [9, 7, 6, 0, 0, 0]
+    assert found["codes_right"].denominator.tolist() == [9, 9, 9, 9, 0, 0]
+    assert found["dreams_right"].numerator.tolist() == [1, 0, 0, 0, 0, 0]
+    assert found["dreams_right"].denominator.tolist() == [1, 1, 1, 1, 0, 0]
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=24), st.integers(0, 9))
@@ -439,9 +422,9 @@ def test_one_seed_is_the_bootstrap_over_prompts() -> None:
     one, plain = HierarchicalBootstrap(1, 30, 300, 5).interval([ratio]), PairedBootstrap(30, 300, 5).interval(ratio)
     assert one is not None
     assert plain is not None
-    assert (one.value, one.low, one.high, one.seeds) == (plain.value, plain.low, plain.high, (plain.value,))
+    assert one == plain
     assert HierarchicalBootstrap(2, 1, 10, 0).interval([ratio, Ratio.of([np.nan])]) is None
-    assert HierarchicalBootstrap(1, 1, 10, 0).difference([Ratio.of([np.nan])], [ratio]) is None
+    assert HierarchicalBootstrap(1, 1, 10, 0).contrast([Ratio.of([np.nan])], [ratio], by_seed=True) is None
 
 
 def test_a_seed_that_differs_widens_the_interval() -> None:
@@ -452,7 +435,6 @@ def test_a_seed_that_differs_widens_the_interval() -> None:
     assert same is not None
     assert wider is not None
     assert wider.high - wider.low > 2 * (same.high - same.low)
-    assert wider.seeds == tuple(ratio.value for ratio in flipped)
     assert wider == HierarchicalBootstrap(3, 200, 500, 0).interval(flipped)
 
 
@@ -468,51 +450,14 @@ def test_intervals_cover_the_truth_over_seeds_and_prompts(of_seed: float, of_pro
             chance = np.clip(0.5 + draw.normal(0, of_seed, (3, 1)) + prompts, 0, 1)
             arms.append([Ratio.of(row) for row in draw.random((3, 80)) < chance])
         bootstrap = HierarchicalBootstrap(3, 80, 400, number)
-        value, difference = bootstrap.interval(arms[0]), bootstrap.difference(arms[1], arms[0])
+        value, found = bootstrap.interval(arms[0]), bootstrap.contrast(arms[1], arms[0], by_seed=True)
         assert value is not None
-        assert difference is not None
+        assert found is not None
+        difference = found[0]
         hits["value"] += value.low <= 0.5 <= value.high
         hits["difference"] += difference.low <= 0.0 <= difference.high
     for name in ("value", "difference"):  # binomial noise of 150 runs is ± 3.5 %
         assert 0.9 <= hits[name] / runs <= 0.998, (name, hits[name])
-
-
-# Words.
-
-
-def entry(value: float, low: float, high: float) -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "seeds": [value] * 3}
-
-
-def fabricated(exact: bool, nodream: dict[str, Any], pause: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Results of backbone dreams with these differences to the controls and to another prompt's dream."""
-    metric = "exact_match" if exact else "bits_per_byte"
-    arms = ("nodream", "pause", "backbone", "other")
-    return {
-        "exact": exact,
-        "seeds": [0, 1, 2],
-        "groups": {"all": 50},
-        "arms": {arm: {"label": ARMS[arm].label, "training": ARMS[arm].training} for arm in arms},
-        "metrics": {arm: {f"{metric}/all": entry(0.5, 0.4, 0.6)} for arm in arms},
-        "differences": {
-            f"backbone-{name}": {f"{metric}/all": found}
-            for name, found in (("nodream", nodream), ("pause", pause), ("other", other))
-        },
-    }
-
-
-def test_the_headline_says_what_the_numbers_say() -> None:
-    up, none, down = entry(0.2, 0.1, 0.3), entry(0.0, -0.1, 0.1), entry(-0.2, -0.3, -0.1)
-    won = headline(fabricated(True, up, up, up))
-    assert won.startswith("- backbone dreams win against both controls: 50.0 % exact match (no dream +20.0 % [+10.0 %,")
-    unclear = headline(fabricated(True, up, none, none))
-    assert "backbone dreams do not clearly win" in unclear
-    assert "pause tokens +0.0 % [-10.0 %, +10.0 %]" in unclear
-    assert "backbone dreams lose to a control" in headline(fabricated(True, up, down, up))
-    # Of bits, fewer are better.
-    won = headline(fabricated(False, down, down, down))
-    assert "backbone dreams win against both controls" in won
-    assert "no dream -0.200 [-0.300, -0.100]" in won
 
 
 # Bad input, and the command.
@@ -534,7 +479,7 @@ def test_what_cannot_be_ablated_says_so(world: Run, tmp_path: Path) -> None:
     sizes = sorted(map(Ablation(copy, silent, [], STEPS, False)._size, load_exam(copy).questions))
     copy.settings.student.context = sizes[5]
     short = Ablation(copy, silent, [], STEPS, False)
-    assert len(short.exam.questions) == 12 - short.left_out == sum(size <= sizes[5] for size in sizes) < 12
+    assert len(short.exam.questions) == sum(size <= sizes[5] for size in sizes) < 12
     copy.settings.student.context = sizes[0] - 1
     with pytest.raises(BadInput, match="0 of 12 held-out prompts fit the student's context"):
         ablate(copy)
@@ -550,11 +495,10 @@ def test_the_command_tells_and_writes(copied: Run, tmp_path: Path) -> None:
     runner, out = CliRunner(), tmp_path / "docs" / "found.md"
     told = runner.invoke(dream, ["ablate", str(copied.path), "--seeds", "2", "--out", str(out), "-q"])
     assert told.exit_code == 0, told.output
-    assert "backbone dreams − pause tokens" in told.output
+    assert "backbone − pause" in told.output
     assert out.read_text(encoding="utf-8") == (copied.path / "ablation" / "report.md").read_text(encoding="utf-8")
     call = ["ablate", str(copied.path), "--arms", "nodream, empty", "--seeds", "1", "--json", "-q"]
     results = json.loads(runner.invoke(dream, call).output)
-    assert list(results["arms"]) == ["nodream", "empty"]
-    assert "--arms nodream,empty" in (copied.path / "ablation" / "report.md").read_text(encoding="utf-8")
+    assert list(results["systems"]) == ["nodream", "empty"]
     wrong = runner.invoke(dream, ["ablate", str(copied.path), "--arms", "dreams"])
     assert isinstance(wrong.exception, BadInput)

@@ -9,7 +9,7 @@ import pytest
 from distill.exam.examinees.protocol import Card
 from distill.exam.measured import Measured
 from distill.exam.metrics.significance import holm, permutation_test
-from distill.exam.metrics.statistics import PairedBootstrap, Ratio, paired
+from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio, shared
 from distill.exam.questions import Question
 from distill.report.numbers import SHOWN, compare_numbers
 
@@ -28,7 +28,6 @@ def target(
         "bits_per_byte": Ratio.of((1.5 + shift + hard + draw.normal(0, 0.05, PROMPTS)) * lengths, lengths),
         "chrf": Ratio.of(chrf),
         "length_ratio": Ratio.of(draw.integers(5, 50, PROMPTS), lengths),
-        "calibration_error": Ratio.of(draw.normal(1, 3, PROMPTS), lengths),
         "dream_recall": Ratio.of(draw.random(PROMPTS)),
         "dream_recall_chance": Ratio.of(draw.random(PROMPTS)),
         **more,
@@ -63,9 +62,6 @@ def test_values_differences_and_wins_are_as_by_hand() -> None:
     bootstrap = PairedBootstrap(PROMPTS, 300, 3)
     for name, ratio in b.metrics.items():
         entry = found["metrics"]["b"][name]
-        if name == "calibration_error":  # of all prompts together
-            assert (entry["value"], entry["low"], entry["high"]) == (ratio.value, None, None)
-            continue
         interval = bootstrap.interval(ratio)
         assert interval is not None
         assert (entry["value"], entry["low"], entry["high"]) == (interval.value, interval.low, interval.high)
@@ -75,8 +71,9 @@ def test_values_differences_and_wins_are_as_by_hand() -> None:
         both = [i for i in range(PROMPTS) if one.denominator[i] and two.denominator[i]]
         gains = [better * (one.numerator[i] / one.denominator[i] - two.numerator[i] / two.denominator[i]) for i in both]
         difference = one_of(found, "b", name)
-        interval = bootstrap.difference(*paired(one, two))
-        assert interval is not None
+        drawn = HierarchicalBootstrap(1, PROMPTS, 300, 3).contrast(*([ratio] for ratio in shared([one, two])))
+        assert drawn is not None
+        interval = drawn[0]
         assert difference["prompts"] == len(both) == (24 if name == "chrf" else 30)
         assert (difference["wins"], difference["losses"]) == (sum(g > 0 for g in gains), sum(g < 0 for g in gains))
         assert difference["ties"] == 0
@@ -118,7 +115,7 @@ def test_equal_values_are_ties() -> None:
     exact, bits = one_of(found, "b", "exact_match"), one_of(found, "b", "bits_per_byte")
     assert (exact["wins"], exact["ties"], exact["losses"]) == (10, 15, 5)
     assert (bits["wins"], bits["ties"], bits["losses"], bits["p"], bits["value"]) == (0, PROMPTS, 0, 1.0, 0.0)
-    assert found["disagreements"][0]["metric"] == found["frontier"]["quality"] == "exact_match"
+    assert found["disagreements"][0]["metric"] == "exact_match"
     assert [shown["key"] for shown in found["disagreements"]] == [
         KEYS[i] for i in (*range(1, 10, 2), *range(10, 30, 2))
     ]
@@ -162,46 +159,12 @@ def test_disagreements_lie_furthest_apart() -> None:
     assert first["systems"]["c"] == {"dream": None, "answer": None}
 
 
-def test_frontier_is_who_is_beaten_by_nobody() -> None:
-    draw = np.random.default_rng(0)
-    systems = {
-        name: [
-            target(i, shift=0.1 * draw.integers(0, 3), size=int(draw.integers(1, 4)), speed=float(draw.integers(1, 4)))
-        ]
-        for i, name in enumerate("abcdefghij")
-    }
-    systems["j"][0].card = Card("ollama", "j", None, None, None, "Q8_0", False)
-    found = numbers(systems)["frontier"]
-    points = {point["system"]: point for point in found["points"]}
-    assert found["better"] == -1
-
-    def beaten(name: str, by: str) -> bool:
-        p, q = points[name], points[by]
-        if q["bytes"] is None:
-            return False
-        pairs = [
-            (q["bytes"], p["bytes"]),
-            (-q["tokens_per_second"], -p["tokens_per_second"]),
-            (q["quality"], p["quality"]),
-        ]
-        return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
-
-    for name in "abcdefghi":
-        assert points[name]["on_frontier"] == (not any(beaten(name, by) for by in systems))
-    assert not points["j"]["on_frontier"]
-    assert len({point["on_frontier"] for point in found["points"]}) == 2
-    costs = {name: {"tokens_per_second": {"median": 7.0}} for name in "abcdefghi"} | {"j": None}
-    timed = {p["system"]: p["tokens_per_second"] for p in numbers(systems, costs=costs)["frontier"]["points"]}
-    assert timed == dict.fromkeys("abcdefghi", 7.0) | {"j": None}
-
-
 def test_systems_that_share_no_leading_metric() -> None:
     a, b = target(1), target(2)
     for name in ("bits_per_byte", "chrf"):
         del b.metrics[name]
     found = numbers({"a": [a], "b": [b]})
     assert found["disagreements"] == []
-    assert found["frontier"] is None
     undefined = target(3, bits_per_byte=Ratio.of(np.full(PROMPTS, np.nan)))
     entries = numbers({"a": [a], "b": [undefined]})["metrics"]["b"]
     assert entries["bits_per_byte"] == {"value": None, "low": None, "high": None, "seeds": [], "prompts": 0}
@@ -235,13 +198,6 @@ def test_values_side_by_side_are_of_the_same_prompts() -> None:
     assert difference["other"] == pytest.approx(values["a"])
     assert difference["own"] - difference["other"] == pytest.approx(difference["value"])
     assert one_of(found, "c", "bits_per_byte")["other"] == pytest.approx(whole["a"])
-    points = {point["system"]: point for point in found["frontier"]["points"]}
-    assert {name: point["quality"] for name, point in points.items()} == pytest.approx(values)
-    assert all(point["low"] < point["quality"] < point["high"] for point in points.values())
-    assert not points["b"]["on_frontier"]
-    b.metrics["bits_per_byte"], c.metrics["bits_per_byte"] = bits.within(~hard), c.metrics["bits_per_byte"].within(hard)
-    none = numbers({"a": [a], "b": [b], "c": [c]})["frontier"]["points"]
-    assert [(point["quality"], point["on_frontier"]) for point in none] == [(None, False)] * 3
 
 
 def test_a_metric_that_repeats_another_is_tested_once() -> None:
@@ -270,7 +226,7 @@ def test_a_metric_that_repeats_another_is_tested_once() -> None:
     assert one_of(led, "b", "bits_per_byte_dreams")["same_as"] == "bits_per_byte_used"
 
 
-def test_it_is_said_which_tests_and_whose_speed() -> None:
+def test_it_is_said_which_tests() -> None:
     one, two = [target(1)], [target(2), target(3)]
     for systems, kinds in (
         ({"a": one, "b": [target(4)]}, ["permutation"]),
@@ -279,6 +235,3 @@ def test_it_is_said_which_tests_and_whose_speed() -> None:
         ({"a": one, "b": two, "c": [target(4)]}, ["permutation", "bootstrap"]),
     ):
         assert numbers(systems)["tests"]["kinds"] == kinds
-    assert numbers({"a": one, "b": two})["frontier"]["speed_of"] == "in batches"
-    costs = {"a": {"tokens_per_second": {"median": 7.0}}, "b": None}
-    assert numbers({"a": one, "b": two}, costs=costs)["frontier"]["speed_of"] == "alone"

@@ -8,7 +8,7 @@ import pytest
 
 from distill.config import Settings
 from distill.exam.targets import Target, find_target
-from distill.exam.trained_on import curve, trained_on
+from distill.exam.trained_on import trained_on
 from distill.run import Run
 from distill.training.checkpoint import LoopState
 
@@ -24,8 +24,6 @@ def run(tmp_path: Path) -> Run:
         (folder / "tokenizer" / "dream_tokenizer.json").write_text("{}", encoding="utf-8")
         state = LoopState(step, 100 * step, epoch=step // 10, best_step=20)
         (folder / "loop.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-    lines = [json.dumps({"step": step, "tokens": 100 * step, "loss": 9.0 - step / 10}) for step in range(5, 41, 5)]
-    run.metrics.write_text("\n".join([*lines, "7", '{"step": 4']) + "\n", encoding="utf-8")
     run.data.mkdir(exist_ok=True)
     counts = {"train": {"documents": 12, "answer_tokens": 345}}
     (run.data / "data.json").write_text(json.dumps({"counts": counts, "fingerprint": "f" * 64}), encoding="utf-8")
@@ -49,7 +47,6 @@ def test_a_checkpoint_is_credited_with_its_own_steps(run: Run, where: str, step:
     assert told is not None
     assert (told["steps"], told["tokens"], told["epochs"], told["seconds"]) == (step, 100 * step, step // 10, seconds)
     assert (told["answers"], told["answer_tokens"], told["data"]) == (12, 345, "f" * 16)
-    assert [point["step"] for point in curve(target)["points"]] == list(range(5, step + 1, 5))
 
 
 def test_a_bundle_is_credited_with_the_checkpoint_that_it_was_made_of(run: Run) -> None:
@@ -57,22 +54,10 @@ def test_a_bundle_is_credited_with_the_checkpoint_that_it_was_made_of(run: Run) 
     told = trained_on(made)
     assert told is not None
     assert (told["steps"], told["tokens"], told["seconds"]) == (20, 2000, None)
-    assert [point["step"] for point in curve(made)["points"]] == [5, 10, 15, 20]
     gone = bundled(run, json.dumps({"provenance": {"checkpoint": "step-000030"}}))
     told = trained_on(gone)
     assert told is not None
     assert (told["steps"], told["tokens"], told["answers"]) == (None, None, 12)
-    assert curve(gone)["points"] == []
-    elsewhere = run.path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "bundle.json").write_text('{"provenance": {"teacher": {"name": "Lehrerin Ä"}}}', encoding="utf-8")
-    assert trained_on(find_target(str(elsewhere))) == {
-        "teacher": "Lehrerin Ä",
-        "settings": {},
-        "data": None,
-        "tokens": None,
-        "answers": None,
-    }
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", "5", '{"provenance": 5}', '{"provenance": {"checkpoint": 5}}'])
@@ -82,12 +67,8 @@ def test_what_is_broken_ends_nothing(run: Run, broken: str) -> None:
     told = trained_on(target)
     assert told is not None
     assert (told["tokens"], told["answers"], told["data"]) == (None, None, None)
-    assert trained_on(Target("alone", "bundle", run.bundle)) in (
-        None,
-        {"teacher": None, "settings": {}, "data": None, "tokens": None, "answers": None},
-    )
     (run.checkpoints / "step-000020" / "loop.json").write_text(broken, encoding="utf-8")
     of_checkpoint = Target("it", "checkpoint", run.checkpoints / "step-000020", run=run)
     told = trained_on(of_checkpoint)
     assert told is not None
-    assert (told["tokens"], curve(of_checkpoint)["points"]) == (None, [])
+    assert told["tokens"] is None

@@ -45,23 +45,20 @@ def slow_shingles(text: str) -> set[str]:
     return {"|".join(padded[i : i + 3]) for i in range(len(padded) - 2)}
 
 
-def slow_kind(prompt: str, training: list[tuple[str, str]]) -> tuple[str, float] | None:
+def slow_kind(prompt: str, training: list[str]) -> tuple[str, float] | None:
     """Every pair, one after the other."""
     own, line = slow_shingles(prompt), " ".join(slow_words(prompt))
-    if any(" ".join(slow_words(other)) == line for other, _ in training):
+    if any(" ".join(slow_words(other)) == line for other in training):
         return "exact", 1.0
-    best = max((len(own & slow_shingles(other)) / len(own | slow_shingles(other)) for other, _ in training), default=0)
-    if best >= 0.7:
-        return "near", best
-    texts = [f" {' '.join(slow_words(text))} " for pair in training for text in pair]
-    return ("contained", 1.0) if len(slow_words(prompt)) >= 5 and any(f" {line} " in t for t in texts) else None
+    best = max((len(own & slow_shingles(other)) / len(own | slow_shingles(other)) for other in training), default=0)
+    return ("near", best) if best >= 0.7 else None
 
 
-def assert_as_slow(found: Contamination, prompts: list[str], training: list[tuple[str, str]]) -> None:
+def assert_as_slow(found: Contamination, prompts: list[str], training: list[str]) -> None:
     want = [slow_kind(prompt, training) for prompt in prompts]
     kinds = Counter(kind[0] for kind in want if kind)
     assert found.checked
-    assert (found.exact, found.near, found.contained) == (kinds["exact"], kinds["near"], kinds["contained"])
+    assert (found.exact, found.near) == (kinds["exact"], kinds["near"])
     assert len(found.examples) == min(kinds.total(), contamination.EXAMPLES)
     for example in found.examples:
         kind = slow_kind(example["prompt"], training)
@@ -76,28 +73,28 @@ copies = st.lists(st.sampled_from("abcdefghijk"), min_size=8, max_size=14)
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(sentences, min_size=1, max_size=6), st.lists(st.tuples(sentences, sentences), max_size=6))
-def test_search_finds_what_comparing_all_pairs_finds(prompts: list[str], training: list[tuple[str, str]]) -> None:
+@given(st.lists(sentences, min_size=1, max_size=6), st.lists(sentences, max_size=6))
+def test_search_finds_what_comparing_all_pairs_finds(prompts: list[str], training: list[str]) -> None:
     assert_as_slow(check(exam_of(prompts), training), prompts, training)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(copies, min_size=1, max_size=4), st.data())
 def test_search_finds_copies_with_a_word_changed(prompts: list[list[str]], data: st.DataObject) -> None:
-    training: list[tuple[str, str]] = []
+    training: list[str] = []
     for prompt in prompts:
         place, word = data.draw(st.integers(0, len(prompt) - 1)), data.draw(st.sampled_from(["", "a", "new", "k l"]))
-        training.append((" ".join([*prompt[:place], word, *prompt[place + 1 :]]), "x " + " ".join(prompt[1:])))
+        training.append(" ".join([*prompt[:place], word, *prompt[place + 1 :]]))
     texts = [" ".join(prompt) for prompt in prompts]
     assert_as_slow(check(exam_of(texts), training), texts, training)
 
 
 TRAINING = [
-    ("What happens when you drop a ball?", "It falls."),
-    ("Please tell me in a few words why the sky is blue and what makes it turn red in the evening", "Light scatters."),
-    ("What is rust?", "You asked: how long does it take for iron to rust in the rain? About a week."),
-    ("写一首关于雪的短诗。", "雪花"),
-    ("🎈?!", "A balloon."),
+    "What happens when you drop a ball?",
+    "Please tell me in a few words why the sky is blue and what makes it turn red in the evening",
+    "What is rust?",
+    "写一首关于雪的短诗。",
+    "🎈?!",
 ]
 
 
@@ -105,10 +102,8 @@ def test_known_cases() -> None:
     prompts = [
         "what happens, when you  DROP a ball",  # exact: other case, marks and spaces
         "Please tell me in a few words why the sky is blue and what makes it turn red in the morning",  # near
-        "How long does it take for iron to rust in the rain?",  # contained in an answer
-        "Why the sky is blue?",  # contained in a prompt
-        "What is ice?",  # too short to be contained, and not near
-        "the sky is blue",  # contained, but of four words
+        "Why the sky is blue?",  # a part of one
+        "What is ice?",
         "写一首关于雪的短诗",  # exact
         "🎈?!",  # exact, though it has no words
         "🌍?!",
@@ -118,24 +113,23 @@ def test_known_cases() -> None:
         ("What is C?", "What is C++?"),
         ("Is 3 × 4", "Is 3 ÷ 4"),
     ):
-        assert check(exam_of([one]), [(other, "")]).exact == 0
-        assert check(exam_of([one]), [(one.upper(), "")]).exact == 1
-    assert check(exam_of(["A well-known and/or 3−1"]), [("a well known, and or 3 - 1!", "")]).exact == 1
+        assert check(exam_of([one]), [other]).exact == 0
+        assert check(exam_of([one]), [one.upper()]).exact == 1
+    assert check(exam_of(["A well-known and/or 3−1"]), ["a well known, and or 3 - 1!"]).exact == 1
     found = check(exam_of(prompts), TRAINING)
     assert_as_slow(found, prompts, TRAINING)
-    assert (found.exact, found.near, found.contained, found.prompts) == (3, 1, 2, 9)
+    assert (found.exact, found.near, found.prompts) == (3, 1, 7)
     kinds = [example["kind"] for example in found.examples]
-    assert kinds == ["exact"] * 3 + ["near"] + ["contained"] * 2
-    assert found.examples[0]["found"] == TRAINING[0][0]
-    assert found.examples[3]["found"] == TRAINING[1][0]
-    assert found.examples[4]["found"] == "you asked how long does it take for iron to rust in the rain about a week"
+    assert kinds == ["exact"] * 3 + ["near"]
+    assert found.examples[0]["found"] == TRAINING[0]
+    assert found.examples[3]["found"] == TRAINING[1]
 
 
 def test_the_most_similar_training_prompt_is_shown() -> None:
     prompt = "one two three four five six seven eight nine ten eleven twelve"
     changed = [prompt.replace("twelve", "12 13"), prompt + " thirteen", prompt.replace("one", "1")]
-    found = check(exam_of([prompt]), [(text, "") for text in changed])
-    assert found.examples[0]["found"] == max(changed, key=lambda text: slow_kind(prompt, [(text, "")]) or ("", 0))
+    found = check(exam_of([prompt]), changed)
+    assert found.examples[0]["found"] == max(changed, key=lambda text: slow_kind(prompt, [text]) or ("", 0))
     assert found.examples[0]["similarity"] == pytest.approx(11 / 14, abs=1e-4)
 
 
@@ -205,7 +199,7 @@ def test_what_nobody_can_know_is_not_checked(tmp_path: Path) -> None:
         assert found == Contamination(False, found.reason, prompts=1)
         reasons.append(found.reason)
     assert all(reasons)
-    assert len(set(reasons)) == 4
+    assert len(set(reasons)) == 2
     assert "export it again" in reasons[-1]
 
 
@@ -227,7 +221,7 @@ def test_a_bundle_elsewhere_knows_its_training_prompts(smollm2: Path, tmp_path: 
     exam = exam_of_prompts(str(prompts), tmp_path)
     for spec in (elsewhere, elsewhere / "model.gguf"):
         found = of_target(find_target(str(spec)), exam)
-        assert (found.checked, found.exact, found.near, found.contained, found.prompts) == (True, 1, 0, 0, 3)
+        assert (found.checked, found.exact, found.near, found.prompts) == (True, 1, 0, 3)
         assert [example["prompt"] for example in found.examples] == ["what happens when you drop a ball"]
         assert "exact copies only" in found.reason
     for broken in ('{"version":1,"prompts":[]}', "[]"):

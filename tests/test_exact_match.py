@@ -100,7 +100,7 @@ def test_exact_match_counts_what_is_said_greedily(run: Run) -> None:
     for sample in samples:
         truth = truths[sample["key"]]
         assert (sample["split"], sample["expected"], sample["depth"]) == (truth.split, truth.answer, truth.depth)
-        assert sample["systems"]["student"]["metrics"]["exact_match"] == hits[sample["key"]]
+        assert sample["systems"]["student"][0]["metrics"]["exact_match"] == hits[sample["key"]]
     assert "exact match, combination ↑" in render_markdown(results)
 
 

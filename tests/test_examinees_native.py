@@ -292,7 +292,6 @@ def test_a_tokenizer_of_its_own_has_likelihoods_alone(exam: SmallExam, tmp_path:
     for question, score in zip(exam.questions, pieces.score(exam.questions, "none"), strict=True):
         assert len(score.logprobs) == len(tokenizer.encode(question.text))
         assert np.isnan(score.kl).all()
-        assert np.isfinite(score.confidence).all()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ DEFINITIONS = {
     "| check | passes when |",
     "| architectures | from | not |",
     "| column | what |",
-    "| kind | a training prompt or answer |",
+    "| kind | a training prompt |",
     "| think block | share | loss on it |",
 }
 """Headings of tables whose figures are thresholds, settings and names."""

@@ -23,7 +23,6 @@ from bundle.export import Origin, write_bundle
 from bundle.load import Student
 from distill.config import ExportSettings
 from distill.corpus.datasets.causal_world import questions
-from distill.exam.scoring import score_answers
 from distill.tokens.chat import prompt_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,8 +58,14 @@ def native(student: Student, line: dict[str, Any]) -> list[tuple[float, bool]]:
     """
     *context, newline = prompt_ids(student.tokenizer, line["question"], think=False)
     answers = [[newline, *student.tokenizer.encode(choice)] for choice in line["choices"]]
-    scores = dict(score_answers(student.model, [context] * len(answers), answers, [None] * len(answers)))
-    return [(float(scores[i].logprobs.sum()), bool(scores[i].correct.all())) for i in range(len(answers))]
+    found: list[tuple[float, bool]] = []
+    for answer in answers:
+        with torch.inference_mode():
+            logits = student.model(torch.tensor([[*context, *answer]]))[0, len(context) - 1 : -1]
+        logprobs, labels = logits.double().log_softmax(-1), torch.tensor(answer)
+        likely = bool((logits.argmax(-1) == labels).all())
+        found.append((float(logprobs[torch.arange(len(answer)), labels].sum()), likely))
+    return found
 
 
 def test_what_the_harness_relies_on(student: Student, bundle: Path) -> None:

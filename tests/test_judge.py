@@ -103,10 +103,7 @@ def test_a_fair_judge_against_counting_by_hand(tmp_path: Path) -> None:
         assert pair["low"] < pair["win_rate"] < pair["high"]
         n, least = wins + losses, min(wins, losses)
         assert pair["p"] == pytest.approx(min(1.0, 2 * binom.cdf(least, n, 0.5)))
-        z = 1.959963984540054
         assert pair["agreement"] == 1.0
-        assert pair["agreement_low"] == pytest.approx(30 / (30 + z * z))
-        assert pair["agreement_high"] == pytest.approx(1.0)
     ordered = sorted(pair["p"] for pair in found["pairs"])
     corrected = {ordered[0]: min(1.0, 2 * ordered[0]), ordered[1]: min(1.0, max(2 * ordered[0], ordered[1]))}
     assert [pair["p_corrected"] for pair in found["pairs"]] == [corrected[pair["p"]] for pair in found["pairs"]]
@@ -267,19 +264,6 @@ def test_an_embedded_judge_has_room_for_the_longest_prompt() -> None:
     assert context_for({"base": ["a"], "new": ["b"]}, questions(1), "base") == 1024
     answers = {"base": ["a " * 9000, None], "new": ["b", "b " * 90_000], "mute": []}
     assert 6000 < context_for(answers, questions(2), "base") < 7000
-
-
-def test_examples_show_one_of_each_outcome(tmp_path: Path) -> None:
-    with serve(Court(fair)) as server:
-        found = held(server, tmp_path, {"base": stars([1] * 8, "x"), "new": stars([2, 2, 2, 2, 2, 2, 0, 1], "y")})
-    assert [example["outcome"] for example in found["examples"]] == ["win", "loss", "tie"]
-    first = found["examples"][0]
-    assert first["answers"] == {"new": "y **", "base": "x *"}
-    assert [(v["A"], v["verdict"], v["reason"]) for v in first["verdicts"]] == [
-        ("new", "A", "So it is."),
-        ("base", "B", "So it is."),
-    ]
-    assert json.loads(json.dumps(found)) == found
 
 
 def test_every_combination_of_two_orders() -> None:

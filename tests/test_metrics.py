@@ -9,7 +9,7 @@ import torch
 from scipy.stats import norm, t
 
 from distill.exam.metrics import likelihood as metrics
-from distill.exam.metrics.statistics import PairedBootstrap, Ratio
+from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio
 from distill.teacher.protocol import UNKNOWN_ID, TokenTargets
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Aligner
@@ -26,6 +26,13 @@ def brute_kl(logits: np.ndarray, named: dict[int, float]) -> float:
     if p_tail > 1e-12:
         terms.append(p_tail * (math.log(p_tail) - float(np.log(q_tail))))
     return math.fsum(terms)
+
+
+def bucket_kl(logits: torch.Tensor, ids: torch.Tensor, logprobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As the exam takes it: named logits, and all others in one bucket."""
+    places = metrics.named_places(ids)
+    tail = logits.scatter(-1, places, -torch.inf).logsumexp(-1).double()
+    return metrics.bucket_divergence(logits.gather(-1, places), tail, ids, logprobs)
 
 
 def random_case(seed: int, scale: float, vocab: int = 50, slots: int = 6) -> tuple[np.ndarray, list[dict[int, float]]]:
@@ -53,14 +60,14 @@ def test_bucket_kl_equals_the_formula(seed: int, scale: float) -> None:
     want = [brute_kl(row, named) for row, named in zip(logits, rows, strict=True)]
     total = np.log(np.exp(logits.astype(np.float64)).sum(-1))
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
-        kl, normalizer = metrics.bucket_kl(torch.from_numpy(logits).to(dtype), *packed(rows, 6))
+        kl, normalizer = bucket_kl(torch.from_numpy(logits).to(dtype), *packed(rows, 6))
         np.testing.assert_allclose(kl.numpy(), want, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(normalizer.numpy(), total, rtol=tolerance)
 
 
 def test_bucket_kl_normalizes_positions_without_targets() -> None:
     logits = torch.tensor([[1.0, 2.0, 0.5]])
-    _, normalizer = metrics.bucket_kl(logits, torch.full((1, 2), -1), torch.full((1, 2), -torch.inf))
+    _, normalizer = bucket_kl(logits, torch.full((1, 2), -1), torch.full((1, 2), -torch.inf))
     assert normalizer.item() == pytest.approx(math.log(math.e + math.e**2 + math.e**0.5), rel=1e-6)
 
 
@@ -72,7 +79,7 @@ def test_bucket_kl_is_a_lower_bound_and_exact_when_nearly_everything_is_named(se
     full = float((p * np.log(p / q)).sum())
     order = np.argsort(-p)
     values = [
-        metrics.bucket_kl(torch.from_numpy(logits)[None], *packed([{int(i): p[i] for i in order[:n]}], 30))[0].item()
+        bucket_kl(torch.from_numpy(logits)[None], *packed([{int(i): p[i] for i in order[:n]}], 30))[0].item()
         for n in (1, 5, 20, 29)
     ]
     assert values == sorted(values)
@@ -83,9 +90,9 @@ def test_bucket_kl_is_a_lower_bound_and_exact_when_nearly_everything_is_named(se
 def test_bucket_kl_survives_masses_over_one_and_tiny_tails() -> None:
     logits = torch.tensor([[40.0, 0.0, -40.0, -41.0]])
     ids = torch.tensor([[0, 1]])
-    over, _ = metrics.bucket_kl(logits, ids, torch.tensor([[0.7, 0.4]]).log())
+    over, _ = bucket_kl(logits, ids, torch.tensor([[0.7, 0.4]]).log())
     assert over.item() == pytest.approx(brute_kl(logits[0].numpy(), {0: 0.7 / 1.1, 1: 0.4 / 1.1}), abs=1e-6)
-    tail, _ = metrics.bucket_kl(logits, ids, torch.tensor([[0.5, 0.3]]).log())
+    tail, _ = bucket_kl(logits, ids, torch.tensor([[0.5, 0.3]]).log())
     assert tail.item() == pytest.approx(brute_kl(logits[0].numpy(), {0: 0.5, 1: 0.3}), rel=1e-6)
 
 
@@ -97,7 +104,7 @@ def test_bucket_kl_equals_the_training_loss() -> None:
     targets = Targets(ids[:, 0], slots, logprobs.float(), ones, ones)
     _, kl, _ = fused_distillation(torch.from_numpy(logits), torch.eye(logits.shape[1]), targets, tail_kernel)
     assert kl.min() > 0.01
-    np.testing.assert_allclose(metrics.bucket_kl(torch.from_numpy(logits), ids, logprobs)[0].numpy(), kl, atol=2e-5)
+    np.testing.assert_allclose(bucket_kl(torch.from_numpy(logits), ids, logprobs)[0].numpy(), kl, atol=2e-5)
 
 
 class LettersOnly:
@@ -149,7 +156,7 @@ def test_ratio_ignores_what_is_not_defined() -> None:
     assert not Ratio.of([math.nan], [1.0]).defined
     assert ratio.within(np.array([True, True, False])).value == 0.5
     assert PairedBootstrap(1, 10, 0).interval(Ratio.of([math.nan])) is None
-    assert PairedBootstrap(2, 10, 0).difference(Ratio.of([1.0, 1.0]), Ratio.of([0.0, 0.0], [0, 0])) is None
+    assert HierarchicalBootstrap(1, 2, 10, 0).contrast([Ratio.of([1.0, 1.0])], [Ratio.of([0.0, 0.0], [0, 0])]) is None
 
 
 def test_bootstrap_equals_resampling_by_hand() -> None:
@@ -180,8 +187,9 @@ def test_what_makes_a_prompt_hard_cancels_in_a_pair() -> None:
     generator = np.random.default_rng(0)
     lengths, hard = generator.integers(50, 400, 64).astype(float), generator.normal(0, 0.4, 64)
     a, b = (Ratio.of(lengths * (mean + hard + generator.normal(0, 0.1, 64)), lengths) for mean in (2.0, 2.1))
-    bootstrap = PairedBootstrap(64, 600, 0)
-    value, difference = bootstrap.interval(a), bootstrap.difference(b, a)
+    bootstrap = HierarchicalBootstrap(1, 64, 600, 0)
+    value, found = bootstrap.interval([a]), bootstrap.contrast([b], [a])
     assert value is not None
-    assert difference is not None
+    assert found is not None
+    difference = found[0]
     assert difference.high - difference.low < 0.7 * (value.high - value.low)

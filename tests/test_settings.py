@@ -56,8 +56,10 @@ def test_text_in_files_is_text_too(tmp_path: Path) -> None:
 
 def test_text_in_a_sweep_is_text_too(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
+    texts = ("no", "007", "12:30", "'${x}'", "1e3")
     file.write_text(
-        "settings: {export.system: off}\ngrid: {capture.system: [no, 007, 12:30, '${x}', 1e3]}\nname: 007\n",
+        "settings: {export.system: off}\nname: 007\nvariants:\n"
+        + "".join(f"  v{i}: {{capture.system: {text}}}\n" for i, text in enumerate(texts)),
         encoding="utf-8",
     )
     plan = read_plan(file)

@@ -19,7 +19,6 @@ from distill.exam.metrics.speech import (
     speech_metrics,
 )
 from distill.mining.triplets import LENSES
-from distill.report.doubts import masked
 from distill.teacher.gguf_tokenizer import CONTROL, NORMAL, USER_DEFINED, Vocabulary
 from distill.teacher.protocol import TeacherTokenizer
 
@@ -166,13 +165,3 @@ def test_metrics_of_some_replies() -> None:
     assert found["malformed_dreams"].denominator.tolist() == [1, 1, 0, 1]
     silent = speech_metrics([forms[2]])
     assert not silent["malformed_dreams"].defined
-
-
-def test_a_comparison_says_who_was_masked() -> None:
-    native = {"kind": "run", "card": {"dreams": True}}
-    gguf = {"kind": "gguf", "card": {"dreams": True}}
-    silent = {"kind": "ollama", "card": {"dreams": False}}
-    (told,) = masked({"mine": native, "mine.gguf": gguf, "other": silent})
-    assert told.startswith("mine ran natively, masked")
-    assert "mine.gguf had no mask" in told
-    assert masked({"mine": native, "other": silent}) == masked({"a": gguf, "b": silent}) == []

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from scipy.stats import norm, t
 
-from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio, effective, paired, tail
+from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio, effective, shared, tail
 
 
 def test_paired_leaves_what_both_define() -> None:
     one, other = Ratio.of([1.0, np.nan, 3.0, 4.0], [1, 1, 0, 2]), Ratio.of([2.0, 3.0, 4.0, np.nan], [3, 1, 1, 1])
-    a, b = paired(one, other)
+    a, b = shared([one, other])
     assert a.denominator.astype(bool).tolist() == b.denominator.astype(bool).tolist() == [True, False, False, False]
     assert (a.value, b.numerator[0]) == (1.0, 2.0)
-    assert not paired(one, one.within(np.zeros(4, bool)))[0].defined
+    assert not shared([one, one.within(np.zeros(4, bool))])[0].defined
 
 
 def test_few_prompts_and_unequal_ones_widen_intervals() -> None:
@@ -111,11 +111,14 @@ RUNS = 500
 def coverage(name: str, prompts: int, runs: int = RUNS) -> float:
     # Draws of its own for each case: bad luck in one is not that of all.
     number = list(CASES | LIMITS).index(name)
-    bootstrap, hits = PairedBootstrap(prompts, 1_000, number), 0
+    bootstrap, pair, hits = PairedBootstrap(prompts, 1_000, number), HierarchicalBootstrap(1, prompts, 1_000, number), 0
     draw, case = np.random.default_rng([prompts, number]), (CASES | LIMITS)[name]
     for _ in range(runs):
         what, metrics, truth = case(draw, prompts)
-        found = getattr(bootstrap, what)(*metrics)
+        if what == "difference":
+            found = pair.contrast(metrics[:1], metrics[1:])[0]
+        else:
+            found = getattr(bootstrap, what)(*metrics)
         hits += found.low <= truth <= found.high
     return hits / runs
 
@@ -167,9 +170,8 @@ def test_contrast_of_one_seed_each_is_the_paired_bootstrap() -> None:
     one, two = Ratio.of(draw.normal(size=30)), Ratio.of(draw.normal(0.5, 1, size=30))
     found, plain = HierarchicalBootstrap(1, 30, 300, 2).contrast([one], [two]), PairedBootstrap(30, 300, 2)
     assert found is not None
-    interval = plain.difference(one, two)
-    assert interval is not None
-    assert (found[0].value, found[0].low, found[0].high) == (interval.value, interval.low, interval.high)
+    ends = np.quantile(plain.draws(one) - plain.draws(two), [tail(30), 1 - tail(30)]).tolist()
+    assert (found[0].value, found[0].low, found[0].high) == (one.value - two.value, *ends)
     assert HierarchicalBootstrap(1, 2, 10, 0).contrast([Ratio.of([np.nan, np.nan])], [one]) is None
 
 

@@ -13,8 +13,6 @@ import torch
 from support.small_student import TEXTS, small_model, small_tokenizer
 from support.tiny_gguf import write_tiny_gguf
 
-from bench.engines import bench_engines
-from bench.stopwatch import Stopwatch
 from bundle.gguf import write_gguf
 from distill.config import TeacherSettings
 from distill.corpus.traces import TraceStore
@@ -349,14 +347,6 @@ def test_a_trial_of_the_real_engines(tiny: Path) -> None:
         version = teacher.describe().version
     assert " or " not in version
     assert [event.message.split(":")[0] for event in events] == [f"answers come from {version}"]
-
-
-def test_the_engines_are_compared_on_the_same_prompts(tiny: Path) -> None:
-    result = bench_engines(Stopwatch(2, 0), str(tiny), requests=6, tokens=4, threads=1)
-    assert [series.name for series in result.series] == ["llama.cpp", "torch", "torch / llama.cpp"]
-    llama, torch_, ratio = (series.values for series in result.series)
-    assert ratio == pytest.approx([b / a for a, b in zip(llama, torch_, strict=True)])
-    assert set(result.about["slots"]) == {"llama.cpp", "torch"}
 
 
 def test_the_real_teacher_says_what_llama_cpp_lets_it_say(smollm2: Path) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import FILE, stage_options
-from cli.output import answer, table
+from cli.output import answer
 from cli.progress import Progress
+from cli.targets import report_text
 
 if TYPE_CHECKING:
     from distill.run import Run
@@ -42,20 +43,13 @@ def ablate(run: "Run", arms: list[str], out: Path | None, as_json: bool, quiet: 
     Example:
       dream ablate my-world --seeds 3 --set evaluate.prompts=600 --out docs/ablation.md
     """
+    from distill.report.page import render_markdown
     from distill.run import write_atomic
     from distill.sweep.ablation.ablate import ablate as perform
-    from distill.sweep.ablation.report import difference_rows, headline, main_metric, render, table_rows
 
     with Progress(quiet) as listen, run.working():
         results = perform(run, listen, arms=arms, **asked)
     if out is not None:
-        write_atomic(out, render(results))
-    metric = main_metric(results)
-    tables = (
-        table_rows(results, metric, list(results["arms"]), each=False),
-        difference_rows(results, metric, list(results["differences"]), each=False),
-    )
-    parts = [table(rows, heading) for heading, *rows in tables if rows]
-    report = out or run.path / "ablation" / "report.md"
-    text = "\n\n".join([*parts, headline(results), f"Report: {report}"])
-    answer(as_json, {"run": str(run.path), **results}, text)
+        write_atomic(out, render_markdown(results))
+    report = out or run.path / "ablation" / "report.html"
+    answer(as_json, {"run": str(run.path), **results}, f"{report_text(results)}\n\nReport: {report}")

@@ -23,7 +23,7 @@ WRITING = ("source", "out", "as_json", "quiet", "runs_dir")
 @click.option("--baseline", default="", metavar="NAME", help="Whom the others are compared with [the first].")
 @exam_options
 @click.option("--judge", metavar="TEACHER", help="Also ask a teacher which answers are better: ollama:llama3.2:1b.")
-@click.option("--cost/--no-cost", default=True, help="Measure speed and memory too, each in a process of its own.")
+@click.option("--cost/--no-cost", default=True, help="Measure speed too, one prompt at a time.")
 @click.option(
     "--from", "source", type=FILE, metavar="RESULTS.json", help="Write an earlier comparison's reports again, no more."
 )

@@ -9,7 +9,7 @@ from cli.output import answer
 from cli.progress import Progress
 from cli.runs import RunName, open_run, resolve, runs_dir, undone_on_failure
 from cli.stages import stage_command
-from cli.targets import exam_for, exam_options, find, report_text
+from cli.targets import exam_for, exam_options, find_systems, report_text
 from distill.errors import DistillError
 
 BASELINES = ("hard", "nodream")
@@ -42,7 +42,7 @@ def baselines_option(function: Any) -> Any:
 @exam_options
 @click.option("--temperature", type=click.FloatRange(0, 5), help="Of their own answers. [evaluate.temperature]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Of an answer, the dream not counted. [evaluate.max_tokens]")
-@click.option("--cost/--no-cost", default=None, help="Measure speed and memory too [yes, but for one run alone].")
+@click.option("--cost/--no-cost", default=None, help="Measure speed too [yes, but for one run alone].")
 @baselines_option
 @config_options
 @common_options
@@ -87,14 +87,15 @@ def evaluate(
         return
     if evaluate__baselines:
         raise click.UsageError("--baselines go with one run alone: they are trained in it")
-    from distill.report.evaluate import evaluate_targets
+    from distill.report.compare import compare
     from distill.report.measure import Measurement
 
-    found, out = [find(spec, host) for spec in targets], asked["out"]
+    systems, out = find_systems(targets, host), asked["out"]
+    found = [target for each in systems.values() for target in each]
     exam, settings = exam_for(found, overrides=overrides, **asked)
     with Progress(quiet) as listen:
         measurement = Measurement.of(exam, settings, found, listen, force)
-        results = evaluate_targets(measurement, found, cost=cost is not False, out=out)
+        results = compare(measurement, systems, out, cost=cost is not False, strict=False)
     where = f"Report: {out / 'report.html'}" if out else f"Kept in {exam.folder}"
     answer(as_json, results, f"{exam.name[:1].upper()}{exam.name[1:]}.\n\n{report_text(results)}\n\n{where}")
     if results["failed"]:

@@ -26,7 +26,7 @@ def sweep(
 ) -> None:
     """Train many settings on the same data, each a run of its own, and compare them.
 
-    FILE.yaml names the settings: variants or a grid, and how many seeds (docs/sweeping.md). What is
+    FILE.yaml names the settings: variants, and how many seeds (docs/sweeping.md). What is
     trained is kept, so the same command goes on where it was stopped; a cell that failed is tried again.
 
     \b
@@ -69,6 +69,5 @@ def _planned(found: dict[str, Any]) -> str:
     rows = [(c["cell"], c["state"], told(c["changes"]), c["steps"], ", ".join(c["runs"])) for c in found["cells"]]
     lines = [table(rows, ("cell", "state", "settings", "steps", "stages to run")), ""]
     lines += [f"{c['cell']}: {'; '.join(c['differs'])} (needs --force)" for c in found["cells"] if c["differs"]]
-    lines += [f"{name}: no longer in the file, would be left alone" for name in found["left_alone"]]
     lines.append(f"{len(rows)} cells in {found['folder']}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ import copy
 import json
 import shutil
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,20 +79,20 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
         paths |= {run.checkpoints, run.metrics}
     if "engine" in shared:
         paths.add(run.engine)
+    copy_run(run, folder, settings, tuple(shared), paths)
+    return child
+
+
+def copy_run(run: Run, folder: Path, settings: Settings, stages: tuple[str, ...], paths: Iterable[Path]) -> None:
+    """A new run with those settings, and what of these paths and records there is."""
     with publish_folder(folder) as aside:
         for path in sorted(path for path in paths if path.exists()):
             copy_file(path, aside / path.relative_to(run.path))
         if (run.path / "run.json").exists():
-            write_atomic(aside / "run.json", records_of(run, tuple(shared)))
+            content = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+            content["stages"] = {name: record for name, record in content["stages"].items() if name in stages}
+            write_atomic(aside / "run.json", json.dumps(content, indent=2) + "\n")
         write_atomic(aside / "config.yaml", settings_yaml(settings))
-    return child
-
-
-def records_of(run: Run, stages: tuple[str, ...]) -> str:
-    """run.json with the records of those stages alone."""
-    content = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
-    content["stages"] = {name: record for name, record in content["stages"].items() if name in stages}
-    return json.dumps(content, indent=2) + "\n"
 
 
 def copy_file(source: Path, target: Path) -> None:

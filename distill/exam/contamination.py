@@ -8,7 +8,6 @@ finding counts:
 exact       a training prompt has the same words
 near        a training prompt resembles it: Jaccard similarity of their shingles of 3 words, beginning and end marked,
             of at least 0.7 (resemblance: Broder 1997, doi:10.1109/SEQUEN.1997.666900)
-contained   all its words, 5 or more, stand in this order in a training prompt or a training answer
 """
 
 import hashlib
@@ -29,10 +28,6 @@ from distill.training.start import is_inherited, started_at
 NEAR = 0.7
 ORDER = 3
 """Words of a shingle."""
-LEAST_WORDS = 5
-"""A prompt of fewer words stands in some answer by chance."""
-AROUND = 10
-"""Words that are shown on either side of a contained prompt."""
 EXAMPLES = 10
 HASHES = "training_prompts.json"
 """In a bundle: hashes of the prompts that it was trained on. Exact copies can be found with them, near ones cannot."""
@@ -41,14 +36,14 @@ HASHES_VERSION = 2
 HASH_DIGITS = 12
 """Hexadecimal, 48 bits: 1,000 questions against 100,000 prompts meet by chance once in 2.8 million checks."""
 
-Kind = Literal["exact", "near", "contained"]
+Kind = Literal["exact", "near"]
 
 
 @dataclass(frozen=True)
 class Contamination:
     """What was found. checked: False where it can't be known; `reason` says why, or what the check had to leave out.
 
-    exact, near, contained: questions of each kind, none counted twice, out of `prompts`. examples: the worst of them,
+    exact, near: questions of each kind, none counted twice, out of `prompts`. examples: the worst of them,
     each with prompt, found (the training text), similarity and kind.
     """
 
@@ -56,16 +51,15 @@ class Contamination:
     reason: str = ""
     exact: int = 0
     near: int = 0
-    contained: int = 0
     prompts: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
 
 class Finding(NamedTuple):
-    """Of one question. The higher rank, then the higher similarity counts; a contained prompt is there whole: 1."""
+    """Of one question. The higher similarity counts, and of equal ones the same words."""
 
-    rank: int
     similarity: float
+    same: bool
     kind: Kind
     text: str
 
@@ -94,11 +88,11 @@ def shingles(found: Sequence[str]) -> frozenset[Shingle]:
     return frozenset(zip(*(padded[i:] for i in range(ORDER)), strict=False))
 
 
-def check(exam: Exam, training: Iterable[tuple[str, str]]) -> Contamination:
-    """The exam's prompts against training texts, (prompt, answer) each; read once, in order, none kept."""
+def check(exam: Exam, training: Iterable[str]) -> Contamination:
+    """The exam's prompts against training prompts; read once, in order, none kept."""
     search = _Search([question.prompt for question in exam.questions])
-    for prompt, answer in training:
-        search.read(prompt, answer)
+    for prompt in training:
+        search.read(prompt)
     return _summary(exam, search.found)
 
 
@@ -109,7 +103,8 @@ def _summary(exam: Exam, findings: Sequence[Finding | None], reason: str = "") -
     return Contamination(
         True,
         reason,
-        **{kind: kinds[kind] for kind in ("exact", "near", "contained")},
+        exact=kinds["exact"],
+        near=kinds["near"],
         prompts=len(exam.questions),
         examples=[
             {"prompt": prompt, "found": found.text, "similarity": round(found.similarity, 4), "kind": found.kind}
@@ -125,39 +120,21 @@ class _Search:
         self._words = [words(prompt) for prompt in prompts]
         self._shingles = [shingles(own) for own in self._words]
         self.found: list[Finding | None] = [None] * len(prompts)
-        # Which prompts are these words, hold this shingle, begin with these words?
-        self._same, self._holding, self._beginning = (defaultdict[Sequence[str], list[int]](list) for _ in range(3))
-        for i, own in enumerate(self._words):
-            self._same[tuple(own)].append(i)
-            for shingle in self._shingles[i]:
+        self._holding = defaultdict[Shingle, list[int]](list)
+        """Which prompts hold this shingle?"""
+        for i, own in enumerate(self._shingles):
+            for shingle in own:
                 self._holding[shingle].append(i)
-            if len(own) >= LEAST_WORDS:
-                self._beginning[tuple(own[:LEAST_WORDS])].append(i)
 
-    def read(self, prompt: str, answer: str) -> None:
+    def read(self, prompt: str) -> None:
         own = words(prompt)
-        for i in self._same.get(tuple(own), ()):
-            self._note(i, Finding(2, 1.0, "exact", prompt))
         there = shingles(own)
         for i, shared in Counter(i for shingle in there for i in self._holding.get(shingle, ())).items():
+            same = own == self._words[i]
             similarity = shared / (len(there) + len(self._shingles[i]) - shared)
-            if similarity >= NEAR:
-                self._note(i, Finding(1, similarity, "near", prompt))
-        self._contained(own)
-        self._contained(words(answer))
-
-    def _contained(self, text: list[str]) -> None:
-        for place, begin in enumerate(zip(*(text[i:] for i in range(LEAST_WORDS)), strict=False)):
-            for i in self._beginning.get(begin, ()):
-                end = place + len(self._words[i])
-                if self.found[i] is None and text[place:end] == self._words[i]:
-                    excerpt = text[max(0, place - AROUND) : end + AROUND]
-                    self._note(i, Finding(0, 1.0, "contained", " ".join(excerpt)))
-
-    def _note(self, i: int, finding: Finding) -> None:
-        known = self.found[i]
-        if known is None or finding[:2] > known[:2]:
-            self.found[i] = finding
+            found = Finding(similarity, same, "exact" if same else "near", prompt)
+            if similarity >= NEAR and found[:2] > (self.found[i] or (0.0, False))[:2]:
+                self.found[i] = found
 
 
 # What a target was trained on.
@@ -172,7 +149,7 @@ def of_target(target: Target, exam: Exam) -> Contamination:
     run, folder = target.run, target.path
     if run is not None and run.traces.exists():
         with TraceStore(run.traces, readonly=True) as store:
-            found = check(exam, store.texts(held_out=False))
+            found = check(exam, (prompt for prompt, _ in store.texts(held_out=False)))
         if is_inherited(run):
             start = "its teacher" if started_at(run) else Path(run.settings.student.init).name
             found = replace(found, reason=f"what {start}, its start, was trained on is not known")
@@ -181,21 +158,12 @@ def of_target(target: Target, exam: Exam) -> Contamination:
         hashes = (folder.parent if target.kind == "gguf" else folder) / HASHES
         if hashes.is_file():
             return _by_hashes(exam, hashes)
-    why = (
-        f"{run.traces} is gone: what it was trained on is not known"
-        if run is not None
-        else UNKNOWN.get(target.kind, NOT_TOLD)
-    )
+    why = "nothing here tells what it was trained on"
+    if run is not None:
+        why = f"{run.traces} is gone: what it was trained on is not known"
+    elif target.kind == "bundle":
+        why = f"the bundle has no {HASHES}; export it again"
     return Contamination(False, why, prompts=len(exam.questions))
-
-
-NOT_TOLD = "its folder does not tell what it was trained on"
-UNKNOWN = {
-    "ollama": "Ollama does not tell what a model was trained on",
-    "gguf": "a GGUF does not tell what it was trained on",
-    "bundle": f"the bundle has no {HASHES}; export it again",
-}
-"""Kind of target → why nothing can be said of one without its run."""
 
 
 # Hashes of prompts.
@@ -224,7 +192,7 @@ def _by_hashes(exam: Exam, path: Path) -> Contamination:
         return Contamination(False, why, prompts=len(exam.questions))
     # The hash is all that is known of the training prompt; it has the same words.
     findings = [
-        Finding(2, 1.0, "exact", question.prompt) if prompt_hash(question.prompt) in known else None
+        Finding(1.0, True, "exact", question.prompt) if prompt_hash(question.prompt) in known else None
         for question in exam.questions
     ]
     return _summary(exam, findings, "exact copies only: of its training prompts the bundle holds hashes")

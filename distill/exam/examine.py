@@ -204,8 +204,7 @@ class _Examination:
             _, dream, *draw = phase.split("-")
             dream = "mined" if dream == "sibling" else dream
             scores = examinee.score(chunk, cast(Dreamt, dream), int(draw[0]) - 1 if draw else 0)
-            # Calibration is measured after no dream, and after the first of its own.
-            return [asdict(Scored.of(score, phase in ("score-none", "score-own-1"))) for score in scores]
+            return [asdict(Scored.of(score)) for score in scores]
         spoken = examinee.answer(
             chunk,
             think="mined" if phase in STEERED else True,
@@ -218,17 +217,6 @@ class _Examination:
             return [each.answer for each in spoken]
         pairs = zip(spoken, chunk, strict=True)
         return [asdict(replace(each, mined=examinee.labels(question.triplets))) for each, question in pairs]
-
-
-def names_of(targets: Sequence[Target]) -> list[str]:
-    """A name for each target, all different: its own, or as it was written where two are called alike."""
-    names = [target.name for target in targets]
-    found: list[str] = []
-    for name, target in zip(names, targets, strict=True):
-        wanted = target.spec if names.count(name) > 1 else name
-        numbered = (f"{wanted}-{number}" for number in range(2, len(names) + 2))
-        found.append(next(free for free in (wanted, *numbered) if free not in found))
-    return found
 
 
 def teacher_measured(exam: Exam, left_out: Mapping[str, str] | None = None) -> Measured:

@@ -1,6 +1,6 @@
 """From what is kept of a target's examination to its metrics: a pure function.
 
-Shape legend: Q the exam's questions, B bins of confidence.
+Shape legend: Q the exam's questions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,6 @@ import numpy as np
 from distill.config import EvaluateSettings
 from distill.errors import TeacherError
 from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Spoken
-from distill.exam.metrics.calibration import calibration_bins, calibration_error
 from distill.exam.metrics.catalogue import METRICS, in_order
 from distill.exam.metrics.concepts import concept_metrics
 from distill.exam.metrics.dreams import dream_metrics, labels_of
@@ -41,25 +40,27 @@ class Scored:
     """An `AnswerScore`, summed over the answer's tokens.
 
     nats: Σ log p. sums and counts: of kl, agrees and agrees_5, over the positions where each is known.
-    bins (B, 3): see `calibration_bins`; empty where not kept.
     """
 
     nats: float
     tokens: int
     sums: dict[str, float]
     counts: dict[str, int]
-    bins: list[list[float]]
 
     @classmethod
-    def of(cls, score: AnswerScore, bins: bool) -> Self:
+    def of(cls, score: AnswerScore) -> Self:
         values = {name: getattr(score, name) for name in AVERAGED}
         return cls(
             nats=float(score.logprobs.sum()),
             tokens=len(score.logprobs),
             sums={name: float(np.nansum(each)) for name, each in values.items()},
             counts={name: int(np.isfinite(each).sum()) for name, each in values.items()},
-            bins=calibration_bins(score).tolist() if bins else [],
         )
+
+    @classmethod
+    def read(cls, record: dict[str, Any]) -> Self:
+        """As kept; journals of old hold more ("bins")."""
+        return cls(**{name: record[name] for name in ("nats", "tokens", "sums", "counts")})
 
 
 @dataclass
@@ -89,7 +90,7 @@ class Sheet:
         elif phase in STEERED:
             self.steered.append(records)
         else:
-            self.scores[phase.removeprefix("score-")] = [Scored(**record) for record in records]
+            self.scores[phase.removeprefix("score-")] = [Scored.read(record) for record in records]
 
 
 @dataclass
@@ -168,8 +169,7 @@ def spread_over(ratio: Ratio, places: Sequence[int], size: int) -> Ratio:
 
 
 def _likelihoods(scores: Mapping[str, list[Scored]], asked: Sequence[Question]) -> dict[str, Ratio]:
-    """Bits per byte, KL, agreement and calibration; after K own dreams the first as a marginal over them, KL and
-    agreement as means over them, and calibration after the first dream."""
+    """Bits per byte, KL and agreement; after K own dreams the first as a marginal over them, the others as means."""
     metrics: dict[str, Ratio] = {}
     own = [each for name, each in scores.items() if name.startswith("own-")]
     lengths = [question.bytes for question in asked]
@@ -187,10 +187,6 @@ def _likelihoods(scores: Mapping[str, list[Scored]], asked: Sequence[Question]) 
         for name, metric in AVERAGED.items():
             sums = [float(np.mean([score.sums[name] for score in each])) for each in by_question]
             metrics[metric + suffix] = Ratio.of(sums, [each[0].counts[name] for each in by_question])
-        if suffix != "_oracle":
-            metrics[f"calibration_error{suffix}"] = calibration_error(
-                np.array([score.bins for score in draws[0]], np.float64)
-            )
     return metrics
 
 
@@ -254,7 +250,7 @@ def _names(*starts: str) -> list[str]:
     return [name for name in METRICS if name.startswith(starts)]
 
 
-LIKELIHOOD = ("bits_per_byte", "kl", "agreement", "calibration_error")
+LIKELIHOOD = ("bits_per_byte", "kl", "agreement")
 OF_DREAMS = ("dream_", "malformed_dreams")
 NO_SIBLINGS = "the teacher gave these prompts one answer each, or nothing was mined from others (capture.samples)"
 NOT_MINED = "nothing was mined from these answers"
@@ -301,7 +297,6 @@ def _explain(metrics: Mapping[str, Ratio], missing: dict[str, str]) -> None:
 
 UNDEFINED = {
     "targets": "the answers have no soft targets in its vocabulary",
-    "calibration": "it doesn't tell how sure it is",
     "speech": "it dreamed nothing",
 }
 """Group of metrics → why they are defined for no question."""

@@ -109,8 +109,7 @@ def _score_block(logits: Tensor, labels: Tensor, named: SoftTargets | None, part
     device = logits.device
     labels = labels.to(device)
     own = logits.gather(-1, labels[:, None]).squeeze(-1).double()
-    best = logits.topk(min(BEST, logits.shape[-1]))
-    highest, likeliest = best.values[:, 0].double(), best.indices[:, 0]
+    best = logits.topk(min(BEST, logits.shape[-1])).indices
     if named is None or not named.soft[part].any():
         total = _log_sum_exp(logits)
     else:
@@ -119,12 +118,10 @@ def _score_block(logits: Tensor, labels: Tensor, named: SoftTargets | None, part
         values = logits.gather(-1, places)
         tail = _log_sum_exp(logits.scatter_(-1, places, -torch.inf))
         kl, total = bucket_divergence(values, tail, ids, torch.from_numpy(named.logprobs[part]).to(device))
-        hits = best.indices == torch.from_numpy(named.top[part]).to(device)[:, None]
+        hits = best == torch.from_numpy(named.top[part]).to(device)[:, None]
         for column, found in ((result.kl, kl), (result.agrees, hits[:, 0]), (result.agrees_5, hits.any(-1))):
             column[part] = np.where(soft, found.cpu().numpy(), np.nan)
     result.logprobs[part] = (own - total).cpu().numpy()
-    result.confidence[part] = (highest - total).exp().cpu().numpy()
-    result.correct[part] = (likeliest == labels).cpu().numpy()
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What a target was trained on, and how its training went: from the run that it came out of.
+"""What a target was trained on: from the run that it came out of.
 
-What is examined need not be the end of its training: a run's best checkpoint is often an earlier one. Tokens, steps and
-the learning curve are those of the checkpoint itself.
+What is examined need not be the end of its training: a run's best checkpoint is often an earlier one. Tokens and steps
+are those of the checkpoint itself.
 """
 
 import json
@@ -13,22 +13,15 @@ from distill.exam.provenance import changed_settings
 from distill.exam.targets import Target
 from distill.training.checkpoint import STEP, LoopState, read_loop
 
-SHOWN = ("step", "tokens", "loss", "validation_loss", "validation_bits_per_byte")
-MOST = 400
-"""Points of a learning curve at most."""
-
 
 def trained_on(target: Target) -> dict[str, Any] | None:
-    """Teacher, data, tokens and settings of a training, up to what is examined; None where the target says nothing.
+    """Teacher, data, tokens and settings of a training, up to what is examined; None where its run isn't here.
 
     What can't be read is None. seconds: of the whole training, so of its last checkpoint alone.
     """
     run = target.run
     if run is None:
-        told = _provenance(target)
-        teacher = told.get("teacher")
-        name = teacher.get("name") if isinstance(teacher, dict) else teacher
-        return {"teacher": name, "settings": {}, **dict.fromkeys(("data", "tokens", "answers"))} if told else None
+        return None
     records, loop = run.records(), _loop(target)
     capture, train = (records[stage].summary if stage in records else {} for stage in ("capture", "train"))
     documents = _read(run.data / "data.json", "counts", "train")
@@ -77,24 +70,3 @@ def _loop(target: Target) -> LoopState | None:
         return read_loop(folder)
     except CorruptFile:  # also where there is none
         return None
-
-
-def curve(target: Target) -> dict[str, Any]:
-    """The training's metrics.jsonl up to what is examined, thinned to about MOST points; validated ones are kept.
-
-    No points where it is not known how far that was trained.
-    """
-    points: list[dict[str, Any]] = []
-    run, loop = target.run, _loop(target)
-    if run is not None and loop is not None and run.metrics.is_file():
-        for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                value = json.loads(line)
-                point = {name: value.get(name) for name in SHOWN}
-                if point["step"] <= loop.step:
-                    points.append(point)
-            except (ValueError, AttributeError, TypeError):
-                continue  # cut short by a kill; training writes it again
-    every = max(1, -(-len(points) // MOST))
-    kept = [p for i, p in enumerate(points) if i % every == 0 or p["validation_bits_per_byte"] is not None]
-    return {"target": target.name, "points": kept}

@@ -14,39 +14,44 @@ from distill.report.measure import Measurement, Systems, keep, samples_of
 def compare(
     measurement: Measurement,
     systems: Systems,
-    folder: Path,
+    folder: Path | None,
     *,
     baseline: str = "",
     cost: bool = True,
     judge: TeacherSettings | None = None,
     warnings: Sequence[str] = (),
+    strict: bool = True,
 ) -> dict[str, Any]:
     """Examine every target of every system and compare each system with `baseline` (the first, where none is named).
 
-    Writes results.json, samples.jsonl, report.md and report.html into `folder`, and returns the results. judge: who
-    also says which answer is better. warnings: what the caller has to say before the numbers are believed. Raises
-    BadInput for fewer than two systems or an unknown baseline; what a target or a judge raises, having kept what was
-    measured (where there is no such judge: before measuring).
+    Writes results.json, samples.jsonl, report.md and report.html into `folder`, if any, and returns the results. judge:
+    who also says which answer is better. warnings: what the caller has to say before the numbers are believed. strict:
+    all must be measured; else one that fails is in `failed` with its reason and in nothing else. Raises BadInput for an
+    unknown baseline; what a target or a judge raises, having kept what was measured (where there is no such judge:
+    before measuring), and if not strict what the first raised where all did.
     """
-    baseline = baseline or next(iter(systems), "")
-    if len(systems) < 2:
-        raise BadInput(f"{baseline or 'nothing'}: there is nothing to compare it with; name two targets or more")
+    baseline = baseline or next(iter(systems))
     if baseline not in systems:
         raise BadInput(f"--baseline {baseline}: is none of the systems {', '.join(systems)}")
     if judge is not None:
         _check_judge(judge, measurement.listen)
     measured, failed = measurement.measure(systems)
     for spec, error in failed.items():
-        raise type(error)(f"{spec}: {error}; what was measured is kept, the same command goes on from there")
-    results = measurement.results(systems, measured, baseline, cost)
+        if strict:
+            raise type(error)(f"{spec}: {error}; what was measured is kept, the same command goes on from there")
+        if not measured:
+            raise error
+    baseline = baseline if baseline in measured else next(iter(measured))
+    results = measurement.results({name: systems[name] for name in measured}, measured, baseline, cost)
     results["warnings"] = [*warnings, *results["warnings"]]
-    samples = samples_of(measurement.exam, measured, several=True)
+    results["failed"] = {spec: str(error) for spec, error in failed.items()}
+    samples = samples_of(measurement.exam, measured)
     keep(folder, results, samples)
     if judge is not None:  # a judge that fails takes nothing of the rest along
         results["judge"] = _judged(measurement, measured, baseline, judge)
         results["warnings"] += results["judge"].pop("warnings", [])
         keep(folder, results, samples)
-    measurement.listen(Event("compare", "done", f"{folder / 'report.html'}"))
+    measurement.listen(Event("compare", "done", f"{folder / 'report.html'}" if folder else ""))
     return results
 
 

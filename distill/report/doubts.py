@@ -3,13 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from distill.run import Run
-
 FEW = 20
 """Prompts below which a report warns that intervals are wide and tests weak."""
-
-NATIVE = ("run", "checkpoint", "bundle")
-"""Kinds of targets that write by `distill.student.grammar`."""
 
 CONTAMINATED = (("exact", "word for word"), ("near", "in nearly the same words"), ("contained", "within a longer text"))
 """Kinds of contamination, and how they are told."""
@@ -36,7 +31,6 @@ def doubts(entries: Entries, prompts: int) -> list[str]:
                 f"{name}: {entry['left_out']} of {prompts} prompts don't fit its context, and its values are without "
                 "them; differences are taken on the prompts that both can take."
             )
-    warnings += masked(entries)
     for kind, words in CONTAMINATED:
         found = {name: (entry["contamination"] or {}).get(kind, 0) for name, entry in entries.items()}
         if told := ", ".join(f"{name} {count}" for name, count in found.items() if count):
@@ -48,36 +42,22 @@ def doubts(entries: Entries, prompts: int) -> list[str]:
     return warnings
 
 
-def mixed(name: str, runs: Sequence[Run | None], abouts: Sequence[Mapping[str, Any] | None]) -> list[str]:
+def mixed(name: str, abouts: Sequence[Mapping[str, Any] | None]) -> list[str]:
     """Trainings of one system should differ by their seed alone: else it isn't the seed that their spread tells of.
 
     abouts: `trained_on` of each.
     """
-    known: list[dict[str, Any]] = []
-    for run, about in zip(runs, abouts, strict=True):
-        if run is not None and about is not None:
-            settings = {key: v for key, v in about["settings"].items() if not key.startswith(("evaluate.", "export."))}
-            # As they were trained: that the best checkpoint of one is earlier is the seed's doing.
-            train = run.records().get("train")
-            tokens = train.summary.get("tokens") if train else None
-            known.append(settings | {"seed": None, "data": about["data"], "tokens": tokens})
+    # Their settings tell how long they were trained: that the best checkpoint of one is earlier is the seed's doing.
+    known = [
+        {key: value for key, value in about["settings"].items() if not key.startswith(("evaluate.", "export.", "seed"))}
+        | {"data": about["data"]}
+        for about in abouts
+        if about is not None
+    ]
     keys = dict.fromkeys(key for one in known for key in one)
     other = [key for key in keys if any(one.get(key) != known[0].get(key) for one in known)]
     told = f"{name}: its trainings differ in {', '.join(other)}, not in the seed alone; better name them apart."
     return [told] if other else []
-
-
-def masked(entries: Entries) -> list[str]:
-    """Whether only some of those that dream are held to a grammar: then it isn't the weights alone that differ."""
-    dreaming = {name: entry["kind"] for name, entry in entries.items() if entry["card"]["dreams"]}
-    held = [name for name, kind in dreaming.items() if kind in NATIVE]
-    free = [name for name in dreaming if name not in held]
-    if not held or not free:
-        return []
-    return [
-        f"{', '.join(held)} ran natively, masked: what was written is held to the grammar of dreams and answers. "
-        f"{', '.join(free)} had no mask: malformed dreams and unclean answers are then of the engine, too."
-    ]
 
 
 def cautions(results: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,5 @@
 """The evaluation of a run, a comparison of its student with its start, its baselines and its teacher, on prompts that
-it never saw; and that of any other targets, side by side."""
+it never saw."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from distill.config import EvaluateSettings
 from distill.events import Event, Listener, silent
 from distill.exam.baselines import check_baselines, train_baseline
 from distill.exam.examine import VERSION as EXAMINATION
-from distill.exam.examine import names_of, teacher_measured
+from distill.exam.examine import teacher_measured
 from distill.exam.measured import Measured
 from distill.exam.metrics.statistics import PairedBootstrap
 from distill.exam.questions import load_exam
@@ -21,7 +21,7 @@ from distill.run import Run, fingerprint, sha256_file
 from distill.tokens.bpe import StudentTokenizer
 from distill.training.checkpoint import best, folder_of, latest, read_loop, verify_checkpoint
 
-TIMES = ("finished", "machine", "cost", "frontier", "tokens_per_second", "seconds")
+TIMES = ("finished", "machine", "cost", "tokens_per_second", "seconds")
 """Keys of results that say how fast it went, and when and where: two evaluations of one checkpoint are equal in all
 else."""
 
@@ -65,8 +65,8 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The content of results.json and of samples.jsonl for one checkpoint; baselines are trained if they aren't yet.
 
-    To what every comparison holds come `run`, `checkpoint`, `tokenizer` …, and for each system its checkpoint, its step
-    and its differences to the student (`versus_student`).
+    To what every comparison holds come `run`, `checkpoint`, `tokenizer` …, and for each system its checkpoint and its
+    step.
     """
     exam, seed = load_exam(run), run.settings.seed
     measurement = Measurement.of(exam, run.settings, listen=listen, force=force)
@@ -94,12 +94,6 @@ def evaluate_run(
         "settings": asdict(run.settings.evaluate),
         "fall": _falls(measured, run.settings.evaluate, seed),
     }
-    for name, entry in results["systems"].items():
-        entry["versus_student"] = {
-            d["metric"]: None if d["value"] is None else {key: d[key] for key in ("value", "low", "high")}
-            for d in results["differences"]
-            if d["system"] == name
-        }
     for name, (target,) in systems.items():
         assert target.path is not None
         results["systems"][name] |= {"checkpoint": target.path.name, "step": read_loop(target.path).step}
@@ -145,31 +139,3 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
         summary["bits_per_byte_at_start"] = round(results["systems"]["start"]["metrics"]["bits_per_byte"]["value"], 4)
         summary["bits_per_byte_fall"] = round(fall["value"], 4)
     return summary | {"tokens_per_second": round(student["tokens_per_second"] or 0.0, 1)}
-
-
-# Other targets.
-
-
-def evaluate_targets(
-    measurement: Measurement, targets: Sequence[Target], *, cost: bool = True, out: Path | None = None
-) -> dict[str, Any]:
-    """Examine every target, the first being the baseline; returns the content of results.json, which is written to
-    `out` with samples.jsonl, report.md and report.html where a folder is given.
-
-    A target that fails is in `failed` with its reason and in nothing else. Raises what failed where all did.
-    """
-    systems = {name: [target] for name, target in zip(names_of(targets), targets, strict=True)}
-    measured, failed = measurement.measure(systems)
-    if not measured:
-        raise next(iter(failed.values()))
-    there = {name: systems[name] for name in measured}
-    results = measurement.results(there, measured, next(iter(there)), cost)
-    results["failed"] = {spec: str(error) for spec, error in failed.items()}
-    settings = {**asdict(measurement.settings), "dream_tokens": measurement.dream_tokens}
-    results |= {"seed": measurement.seed, "settings": settings}
-    for entry in results["systems"].values():
-        entry["target"] = entry["targets"][0]
-    if out is not None:
-        keep(out, results, samples_of(measurement.exam, measured))
-    measurement.listen(Event("evaluate", "done", str(out / "report.md") if out else ""))
-    return results

@@ -84,11 +84,9 @@ def _headline(system: str, against: str, tested: list[dict[str, Any]], results: 
 
 def headlines(results: Results) -> list[str]:
     """What came out: how far bits per byte fell since the start of a run's training, and one for each pair of systems
-    that was compared, and that was judged."""
-    lines = [fell(results)] if results.get("fall") else []
-    lines += [finding.headline for finding in findings(results)]
-    judge: Results = results["judge"] or {"model": "", "pairs": []}
-    return lines + [judged(pair, judge["model"]) for pair in judge["pairs"]]
+    that was compared."""
+    first = [fell(results)] if results.get("fall") else []
+    return [*first, *(finding.headline for finding in findings(results))]
 
 
 def fell(results: Results) -> str:
@@ -100,18 +98,6 @@ def fell(results: Results) -> str:
     return (
         f"Bits per byte of the teacher's held-out answers fell by {share(fall, 'value', 'low', 'high')}, "
         f"from {start:.3f} at the start to {student:.3f}."
-    )
-
-
-def judged(pair: dict[str, Any], model: str) -> str:
-    """What a judge says of one pair, and whether it is of one mind."""
-    p, low, high = (pair[name] for name in ("p_corrected", "low", "high"))
-    clear = p is not None and p < CLEAR and low is not None and (low > 0.5 or high < 0.5)
-    word = ("preferred" if pair["win_rate"] > 0.5 else "not preferred") if clear else WORDS["open"]
-    return (
-        f"{pair['system']} against {pair['against']}, judged by {model}: {word}, win rate "
-        f"{share(pair, 'win_rate', 'low', 'high')}, corrected p {p_equals(p)}; the same in both orders on "
-        f"{share(pair, 'agreement', 'agreement_low', 'agreement_high')}."
     )
 
 
@@ -128,6 +114,11 @@ def missing_reasons(results: Results) -> list[str]:
 
 
 # Numbers as text.
+
+
+def pair_text(entry: dict[str, Any], baseline: str = "") -> str:
+    """Who is compared with whom; `baseline` needs no word."""
+    return entry["system"] if entry["against"] == baseline else f"{entry['system']} − {entry['against']}"
 
 
 def difference_text(difference: dict[str, Any], interval: bool = True) -> str:
@@ -167,12 +158,17 @@ def p_equals(p: float | None) -> str:
     return p_text(p) if p is None or p < 0.001 else f"= {p_text(p)}"
 
 
-def share(entry: dict[str, Any], value: str, low: str, high: str) -> str:
+def share(entry: dict[str, Any], value: str, low: str = "", high: str = "") -> str:
     """ "30.0 % [20.0, 50.0]", "–" where it isn't defined."""
     if entry[value] is None:
         return "–"
-    interval = "" if entry[low] is None else f" [{100 * entry[low]:.1f}, {100 * entry[high]:.1f}]"
+    interval = "" if entry.get(low) is None else f" [{100 * entry[low]:.1f}, {100 * entry[high]:.1f}]"
     return f"{100 * entry[value]:.1f} %{interval}"
+
+
+def visible(text: str) -> str:
+    """With control characters, which HTML forbids, shown as ␀ … ␟."""
+    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in text)
 
 
 def dream_lines(dream: str) -> list[str]:

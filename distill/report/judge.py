@@ -86,16 +86,6 @@ class Verdict:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """One prompt of one pair. verdicts: with the system's answer first, then with the other's; () if never asked."""
-
-    question: Question
-    answers: tuple[str, str]
-    outcome: Outcome
-    verdicts: tuple[Verdict, ...] = ()
-
-
 def judge(
     answers: Mapping[str, Sequence[str | None]],
     questions: Sequence[Question],
@@ -141,17 +131,15 @@ def judge(
         lost = _ask(crew, unknown, known, journal, listen)
     if len(lost) > MANY_LOST * len(wanted):
         raise TeacherError(f"{lost[-1]} ({len(lost)} verdicts can't be had; the others are kept, ask again for these)")
-    judged: dict[str, list[_Judged]] = {name: [] for name in _others(answers, baseline)}
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in _others(answers, baseline)}
     for name, i, both in beside:
-        verdicts = tuple(known[key] for key in asked(i, *both))
-        judged[name].append(_Judged(questions[i], both, outcome_of(verdicts), verdicts))
+        outcomes[name].append(outcome_of([known[key] for key in asked(i, *both)]))
     pairs: list[dict[str, Any]] = [
-        {"system": name, "against": baseline, **count(each, resamples, seed)} for name, each in judged.items()
+        {"system": name, "against": baseline, **count(each, resamples, seed)} for name, each in outcomes.items()
     ]
     for pair, corrected in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
         pair["p_corrected"] = corrected
-    warnings = _warnings(who.spec, pairs)
-    return {"model": who.spec, "pairs": pairs, "examples": _examples(judged, baseline), "warnings": warnings}
+    return {"model": who.spec, "pairs": pairs, "warnings": _warnings(who.spec, pairs)}
 
 
 def context_for(answers: Mapping[str, Sequence[str | None]], questions: Sequence[Question], baseline: str) -> int:
@@ -245,62 +233,31 @@ def outcome_of(verdicts: Sequence[Verdict]) -> Outcome:
     return MEANT.get((choices[0], choices[1]), "disagreed")
 
 
-def count(judged: Sequence[_Judged], resamples: int, seed: int) -> dict[str, Any]:
+def count(outcomes: Sequence[Outcome], resamples: int, seed: int) -> dict[str, Any]:
     """One pair's numbers. `ties` holds equal verdicts, answers that are the same text and disagreements of the orders.
 
     win_rate is (wins + ties / 2) / (wins + ties + losses) with a bootstrap interval over prompts; p the exact two-sided
-    sign test of wins against losses; agreement the share of readable prompts on which both orders said the same, with
-    a Wilson interval (Wilson 1927). None where there is nothing to divide by.
+    sign test of wins against losses; agreement the share of readable prompts on which both orders said the same. None
+    where there is nothing to divide by.
     """
-    found = Counter(one.outcome for one in judged)
+    found = Counter(outcomes)
     wins, losses = found["win"], found["loss"]
     ties = found["tie"] + found["disagreed"] + found["identical"]
-    points = [{"win": 1.0, "loss": 0.0, "nonsense": math.nan}.get(one.outcome, 0.5) for one in judged]
-    rate = PairedBootstrap(len(judged), resamples, seed).interval(Ratio.of(points)) if judged else None
+    points = [{"win": 1.0, "loss": 0.0, "nonsense": math.nan}.get(outcome, 0.5) for outcome in outcomes]
+    rate = PairedBootstrap(len(points), resamples, seed).interval(Ratio.of(points)) if points else None
     agreed = wins + losses + found["tie"]
     asked = agreed + found["disagreed"]
-    wilson = binomtest(agreed, asked).proportion_ci(method="wilson") if asked else None
     return {
         "wins": wins,
         "ties": ties,
         "losses": losses,
-        "nonsense": found["nonsense"],
-        "disagreed": found["disagreed"],
-        "identical": found["identical"],
+        **{name: found[name] for name in ("nonsense", "disagreed", "identical")},
         "agreement": agreed / asked if asked else None,
-        "agreement_low": None if wilson is None else float(wilson.low),
-        "agreement_high": None if wilson is None else float(wilson.high),
-        "win_rate": None if rate is None else rate.value,
-        "low": None if rate is None else rate.low,
-        "high": None if rate is None else rate.high,
+        **{"win_rate": rate and rate.value, "low": rate and rate.low, "high": rate and rate.high},
         "p": float(binomtest(wins, wins + losses).pvalue) if wins + losses else (1.0 if ties else None),
         "p_corrected": None,
-        "prompts": len(judged),
+        "prompts": len(outcomes),
     }
-
-
-def _examples(judged: Mapping[str, Sequence[_Judged]], baseline: str) -> list[dict[str, Any]]:
-    """One of each outcome, the first in the order of systems and questions."""
-    told: dict[Outcome, tuple[str, _Judged]] = {}
-    for name, each in judged.items():
-        for one in each:
-            if one.verdicts:
-                told.setdefault(one.outcome, (name, one))
-    return [
-        {
-            "system": name,
-            "against": baseline,
-            "key": one.question.key,
-            "prompt": one.question.prompt,
-            "answers": {name: one.answers[0], baseline: one.answers[1]},
-            "outcome": one.outcome,
-            "verdicts": [
-                {"A": first, "verdict": verdict.choice, "reason": verdict.reason}
-                for first, verdict in zip((name, baseline), one.verdicts, strict=True)
-            ],
-        }
-        for name, one in told.values()
-    ]
 
 
 def _warnings(model: str, pairs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -19,19 +19,19 @@ from distill.exam.contamination import of_target
 from distill.exam.cost import kept_cost
 from distill.exam.examine import dream_tokens_of, examine
 from distill.exam.measured import Measured
-from distill.exam.metrics.catalogue import in_order, metric_of
+from distill.exam.metrics.catalogue import in_order
 from distill.exam.provenance import machine, versions
 from distill.exam.questions import Exam
-from distill.exam.targets import Target
-from distill.exam.trained_on import curve, trained_on
+from distill.exam.targets import How, Target
+from distill.exam.trained_on import trained_on
 from distill.report.doubts import doubts, mixed
-from distill.report.numbers import WHOLE, compare_numbers
+from distill.report.numbers import compare_numbers
 from distill.report.page import render_html, render_markdown
 from distill.run import write_atomic, write_json_lines
 
-VERSION = 4
+VERSION = 5
 """Raised when results.json changes its shape or its meaning, so that what is kept is measured anew."""
-READABLE = (1, VERSION)
+READABLE = (1, 4, VERSION)
 """Versions of comparisons whose reports can be written again."""
 PERMUTATIONS = 10_000
 
@@ -95,9 +95,16 @@ class Measurement:
         return measured, failed
 
     def results(
-        self, systems: Systems, measured: Mapping[str, Sequence[Measured]], baseline: str, cost: bool
+        self,
+        systems: Systems,
+        measured: Mapping[str, Sequence[Measured]],
+        baseline: str,
+        cost: bool,
+        pairs: Sequence[tuple[str, str]] = (),
+        by_seed: bool = False,
     ) -> dict[str, Any]:
-        """The content of results.json. measured: may hold more than `systems`, as the teacher, who is no target."""
+        """The content of results.json. measured: may hold more than `systems`, as the teacher, who is no target.
+        pairs, by_seed: see `compare_numbers`."""
         exam, settings, warnings = self.exam, self.settings, list[str]()
         entries: dict[str, Any] = {}
         for name, found in measured.items():
@@ -105,7 +112,7 @@ class Measurement:
             entries[name] = self._entry(targets, found, cost)
             abouts = [self._tried(trained_on, target)[0] for target in targets]
             entries[name]["trained_on"] = abouts[0] if abouts else None
-            warnings += mixed(name, [target.run for target in targets], abouts)
+            warnings += mixed(name, abouts)
         numbers = compare_numbers(
             measured,
             baseline,
@@ -113,7 +120,8 @@ class Measurement:
             permutations=PERMUTATIONS,
             seed=self.seed,
             questions=exam.questions,
-            costs={name: entry["cost"] for name, entry in entries.items()},
+            pairs=pairs,
+            by_seed=by_seed,
         )
         for name, metrics in numbers.pop("metrics").items():
             entries[name]["metrics"] = metrics
@@ -164,20 +172,12 @@ class Measurement:
             "tokens_per_second": found[0].tokens_per_second,
             "cost": self._cost(first) if first and cost else None,
             "contamination": seen or {"checked": False, "reason": reason} if first else None,
-            "curves": [curve(target) for target in targets if target.run is not None],
         }
 
     def _cost(self, target: Target) -> dict[str, Any]:
-        self.listen(Event("evaluate", "note", f"{target.spec}: speed and memory, in a process of its own"))
-        return kept_cost(
-            target,
-            self.exam,
-            self.settings,
-            seed=self.seed,
-            dream_tokens=self.dream_tokens,
-            device=self.device,
-            force=self.force,
-        )
+        self.listen(Event("evaluate", "note", f"{target.spec}: speed, one prompt at a time"))
+        how = How(self.seed, self.dream_tokens, self.device)
+        return kept_cost(target, self.exam, self.settings, how, force=self.force)
 
     def _tried(
         self, read: Callable[[Target], dict[str, Any] | None], target: Target
@@ -190,18 +190,14 @@ class Measurement:
             return None, str(error)
 
 
-def samples_of(exam: Exam, measured: Mapping[str, Sequence[Measured]], several: bool = False) -> list[dict[str, Any]]:
-    """Per prompt: the teacher's answer, and what each system dreamed and said, and its metrics.
-
-    several: a list a system, an entry for each of its targets; else of its first alone. Prompts that nobody was asked
-    are left out.
-    """
+def samples_of(exam: Exam, measured: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
+    """Per prompt: the teacher's answer, and what each of a system's targets dreamed and said, and its metrics. Prompts
+    that nobody was asked are left out."""
     samples: list[dict[str, Any]] = []
     for i, question in enumerate(exam.questions):
         if any(question.key not in found.left_out for each in measured.values() for found in each):
             said = {name: [_said(found, question.key, i) for found in each] for name, each in measured.items()}
-            systems = said if several else {name: each[0] for name, each in said.items()}
-            samples.append({**question.about(), "systems": systems})
+            samples.append({**question.about(), "systems": said})
     return samples
 
 
@@ -214,7 +210,7 @@ def _said(found: Measured, key: str, i: int) -> dict[str, Any]:
         "dream": found.dreams[i] if spoke and found.card.dreams else None,
         "answer": found.answers[i] if spoke else None,
         "left_out": None,
-        "metrics": {name: found.at(name, i) for name in found.metrics if metric_of(name).group != WHOLE},
+        "metrics": {name: found.at(name, i) for name in found.metrics},
     }
 
 
@@ -224,8 +220,10 @@ def publish(folder: Path, results: dict[str, Any]) -> None:
     write_atomic(folder / "report.html", render_html(results))
 
 
-def keep(folder: Path, results: dict[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
-    """results.json, samples.jsonl and both reports."""
+def keep(folder: Path | None, results: dict[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+    """results.json, samples.jsonl and both reports, where there is a folder for them."""
+    if folder is None:
+        return
     write_json_lines(folder / "samples.jsonl", samples)
     write_atomic(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     publish(folder, results)

@@ -1,4 +1,4 @@
-"""What a comparison's measurements come to: values, paired differences and tests, wins, disagreements, the frontier.
+"""What a comparison's measurements come to: values, paired differences and tests, wins, disagreements.
 
 A system is one target, or several trainings of one recipe that differ by their seed. Everything is on the same prompts.
 """
@@ -17,16 +17,12 @@ from distill.exam.questions import Question
 
 USED = "bits_per_byte_used"
 LEADING = ("exact_match", USED, "bits_per_byte", "chrf")
-"""The first of these that all systems have leads: its tests are corrected by themselves, and disagreements and the
-frontier are told in it. A rule, so that nobody chooses it by what came out."""
+"""The first of these that all systems have leads: its tests are corrected by themselves, and disagreements are told
+in it. A rule, so that nobody chooses it by what came out."""
 
 TIE = 1e-9
 """A prompt whose values differ by no more is a tie: they are equal but for rounding."""
 
-WHOLE = "calibration"
-"""Group of metrics that are of all prompts together: they have no interval, and no difference."""
-
-NO_QUALITY: dict[str, Any] = dict.fromkeys(("quality", "low", "high"))
 SHOWN = 24
 """Disagreements that are kept."""
 
@@ -35,10 +31,11 @@ METHODS = {
     "of random swaps of their results, prompt by prompt, whose difference is at least as large.",
     "bootstrap": "Of systems with several trainings, p is two-sided and of a bootstrap over prompts and seeds, which "
     "are not paired: 1 − the level of the widest interval that leaves out zero.",
+    "paired": "p is two-sided and of a bootstrap over prompts and seeds, paired by both: 1 − the level of the widest "
+    "interval that leaves out zero.",
 }
 
 Systems = Mapping[str, Sequence[Measured]]
-Costs = Mapping[str, Mapping[str, Any] | None]
 
 
 def compare_numbers(
@@ -49,30 +46,31 @@ def compare_numbers(
     permutations: int = 10_000,
     seed: int = 0,
     questions: Sequence[Question] = (),
-    costs: Costs | None = None,
+    pairs: Sequence[tuple[str, str]] = (),
+    by_seed: bool = False,
 ) -> dict[str, Any]:
     """The parts of a comparison's results.json that are computed from measurements alone.
 
     systems: name → what each of its trainings did, all on the same questions. questions: those, for the prompts' texts.
-    costs: name → its cost ("tokens_per_second": {"median": …}); without any, tokens a second are those of its own
-    answers, of the first training.
+    pairs: which are compared, (one, against); none: each with the baseline. by_seed:
+    their trainings are of the same seeds, one by one.
 
-    "metrics": system → metric → value, low, high, prompts, seeds. "differences": each system minus the baseline, "own"
-    and "other" their values on the prompts that both have, with p-values by `permutation_test` where each has one
+    "metrics": system → metric → value, low, high, prompts, seeds. "differences": one minus the other, "own" and "other"
+    their values on the prompts that both have, with p-values by `permutation_test` where each has one
     training, else by `HierarchicalBootstrap.contrast` of as many draws; "tests" says how. "same_as": a metric that is
     this very one for both, under which it is tested. "disagreements": prompts where the systems differ most.
-    "frontier": size, speed, quality.
     """
-    numbers = _Numbers(systems, baseline, resamples, permutations, seed)
-    differences, leading = numbers.differences(), numbers.leading
+    pairs = pairs or [(name, baseline) for name in systems if name != baseline]
+    numbers = _Numbers(systems, baseline, by_seed, resamples, permutations, seed)
+    differences, leading = numbers.differences(pairs), numbers.leading
     # What was to be found out is one question; all else that was looked at besides is another.
     families = [[d for d in differences if (d["metric"] == leading) is first] for first in (True, False)]
     for family in families:
         for difference, p in zip(family, holm([d["p"] for d in family]), strict=True):
             difference["p_corrected"] = p
     counts = [sum(difference["p"] is not None for difference in family) for family in families]
-    several = {len(each) > 1 or len(systems[baseline]) > 1 for name, each in systems.items() if name != baseline}
-    kinds = [kind for kind, drawn in zip(METHODS, (False, True), strict=True) if drawn in several]
+    used = {_kind(systems[one], systems[two], by_seed) for one, two in pairs}
+    kinds = [kind for kind in METHODS if kind in used]
     return {
         "metrics": {system: numbers.metrics(system) for system in systems},
         "differences": differences,
@@ -87,15 +85,17 @@ def compare_numbers(
             "bootstrap": resamples,
         },
         "disagreements": numbers.disagreements(leading, questions) if leading else [],
-        "frontier": numbers.frontier(leading, costs or {}) if leading else None,
     }
 
 
 class _Numbers:
     """found: system → metric → a ratio a training, of the metrics that all its trainings define for some prompt."""
 
-    def __init__(self, systems: Systems, baseline: str, resamples: int, permutations: int, seed: int) -> None:
+    def __init__(
+        self, systems: Systems, baseline: str, by_seed: bool, resamples: int, permutations: int, seed: int
+    ) -> None:
         self.systems, self.baseline, self.permutations, self.seed = systems, baseline, permutations, seed
+        self.by_seed = by_seed
         self.names = in_order({name for each in systems.values() for measured in each for name in measured.metrics})
         self.found = {system: _defined(each) for system, each in systems.items()}
         self.leading = next((name for name in LEADING if all(name in each for each in self.found.values())), None)
@@ -117,39 +117,39 @@ class _Numbers:
 
     def _entry(self, name: str, ratios: list[Ratio]) -> dict[str, Any]:
         seeds = [ratio.value for ratio in ratios]
-        interval = None if metric_of(name).group == WHOLE else self.bootstrap.interval(ratios)
+        interval = self.bootstrap.interval(ratios)
         # With few seeds an interval can reach beyond what the metric can be.
         low, high = metric_of(name).within(interval.low, interval.high) if interval else (None, None)
         value = interval.value if interval else float(np.mean(seeds))
         return {"value": value, "low": low, "high": high, "seeds": seeds, "prompts": _count(ratios)}
 
-    def differences(self) -> list[dict[str, Any]]:
-        """Of every other system to the baseline."""
-        against = self.found[self.baseline]
+    def differences(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """In all metrics that both of a pair have."""
         return [
-            self._difference(system, name, each[name], against[name])
-            for system, each in self.found.items()
+            self._difference(system, against, name)
+            for system, against in pairs
             for name in self.names
-            if system != self.baseline and name in each and name in against and not _is_alone(name)
+            if name in self.found[system] and name in self.found[against] and not name.endswith("_chance")
         ]
 
-    def _difference(self, system: str, name: str, ratios: list[Ratio], others: list[Ratio]) -> dict[str, Any]:
+    def _difference(self, system: str, against: str, name: str) -> dict[str, Any]:
         """On the prompts for which all trainings of both define it."""
+        ratios, others = self.found[system][name], self.found[against][name]
         better, both = metric_of(name).better, shared([*ratios, *others])
         one, two = both[: len(ratios)], both[len(ratios) :]
         means = [float(np.mean([r.value for r in each])) if both[0].defined else None for each in (one, two)]
         told: dict[str, Any] = {
             "system": system,
-            "against": self.baseline,
+            "against": against,
             "metric": name,
             "value": None if means[0] is None or means[1] is None else means[0] - means[1],
             **dict.fromkeys(("low", "high", "p", "p_corrected", "wins", "ties", "losses")),
             "own": means[0],
             "other": means[1],
             "prompts": _count(both),
-            "same_as": self._same_as(system, name),
+            "same_as": self._same_as(system, against, name),
         }
-        if interval := self.bootstrap.contrast(one, two):
+        if interval := self.bootstrap.contrast(one, two, self.by_seed):
             told |= {"low": interval[0].low, "high": interval[0].high}
             # A dream mined from the very answer is a landmark: no system is better for it.
             if better and not name.endswith("_oracle") and told["same_as"] is None:
@@ -159,15 +159,15 @@ class _Numbers:
         return told
 
     def _p(self, one: list[Ratio], two: list[Ratio]) -> float | None:
-        if len(one) == len(two) == 1:
+        if _kind(one, two, self.by_seed) == "permutation":
             return permutation_test(one[0], two[0], self.permutations, self.seed)
-        drawn = self.far.contrast(one, two) if self.far else None
+        drawn = self.far.contrast(one, two, self.by_seed) if self.far else None
         return drawn[1] if drawn else None
 
-    def _same_as(self, system: str, name: str) -> str | None:
+    def _same_as(self, system: str, against: str, name: str) -> str | None:
         """Bits per byte as a system answers are those without a dream, or after its own: where a metric is that for
         both, it is one test, told once."""
-        pairs = [(self.found[each].get(name), self.found[each].get(USED)) for each in (system, self.baseline)]
+        pairs = [(self.found[each].get(name), self.found[each].get(USED)) for each in (system, against)]
         same = all(a and b and all(map(_equal, a, b)) for a, b in pairs)
         return USED if same and name != USED else None
 
@@ -199,41 +199,10 @@ class _Numbers:
             for i in order[:SHOWN]
         ]
 
-    def frontier(self, metric: str, costs: Costs) -> dict[str, Any]:
-        """Size, speed and quality of each system, and whether another is at least as good in all three and better in
-        one.
 
-        Quality is that on the prompts that all systems have. "speed_of": "alone" where costs tell the speed of one
-        prompt at a time, else "in batches", as the exam was answered. A system of which one of the three is not known
-        is compared with nobody, and is not on the frontier.
-        """
-        better, timed = metric_of(metric).better, any(costs.values())
-        every = iter(shared([ratio for each in self.found.values() for ratio in each[metric]]))
-        points: list[dict[str, Any]] = []
-        goods: dict[str, tuple[float, ...]] = {}
-        for system, each in self.systems.items():
-            quality = self.bootstrap.interval([next(every) for _ in each])
-            size, speed = each[0].card.bytes, each[0].tokens_per_second
-            if timed:
-                cost = costs.get(system)
-                speed = cost["tokens_per_second"]["median"] if cost and cost["tokens_per_second"] else None
-            if size is not None and speed is not None and quality:
-                goods[system] = (-size, speed, better * quality.value)
-            told = {"quality": quality.value, "low": quality.low, "high": quality.high} if quality else NO_QUALITY
-            points.append({"system": system, "bytes": size, "tokens_per_second": speed, **told})
-        for point in points:
-            own = goods.get(point["system"])
-            beaten = own and any(
-                other != own and all(o >= s for o, s in zip(other, own, strict=True)) for other in goods.values()
-            )
-            point["on_frontier"] = own is not None and not beaten
-        speed_of = "alone" if timed else "in batches"
-        return {"quality": metric, "better": better, "speed_of": speed_of, "points": points}
-
-
-def _is_alone(name: str) -> bool:
-    """Whether nothing is compared in it: a chance level, and what is of all prompts together."""
-    return name.endswith("_chance") or metric_of(name).group == WHOLE
+def _kind(one: Sequence[Any], two: Sequence[Any], by_seed: bool) -> str:
+    """Of a test between so many trainings, a key of METHODS."""
+    return "permutation" if len(one) == len(two) == 1 else "paired" if by_seed else "bootstrap"
 
 
 def _defined(each: Sequence[Measured]) -> dict[str, list[Ratio]]:

@@ -1,15 +1,13 @@
 """A report as Markdown and as one page of HTML that fetches nothing: both are pure functions of its results.json.
 
 templates/report.html is the page, report.css its style and report.js its script, which only adds to what is there
-without it: highlighting, choosing, sorting, hovering. All that results say is escaped as it is put into a template; the
+without it: highlighting, choosing, sorting. All that results say is escaped as it is put into a template; the
 page's policy lets no script run but our own, by its hash, and lets nothing be fetched.
 """
 
 import base64
 import hashlib
-import json
 import re
-from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +20,6 @@ from distill.exam.metrics.catalogue import metric_of, shown
 from distill.report import findings, tables
 from distill.report.doubts import cautions
 from distill.report.findings import NOT_OWN, Results, minus
-from distill.report.numbers import TIE
 
 TEMPLATES = Path(__file__).with_name("templates")
 LONG = 36
@@ -37,23 +34,6 @@ GROUPS = {
     "concepts": "Own answers as concepts",
     "dreams": "Dreams",
 }
-CURVES = (
-    ("validation_bits_per_byte", "Bits per byte of held-out rows"),
-    ("validation_loss", "Loss on held-out rows"),
-    ("loss", "Training loss"),
-)
-"""What is drawn over the tokens trained on, where a training has it."""
-FRONTIERS = (("bytes", "Quality over size on disk"), ("tokens_per_second", "Quality over speed"))
-READING = (
-    "Brackets hold 95 % intervals. Differences are paired by prompt: what makes a prompt hard for all systems cancels.",
-    "▲ and ▼ mark what is clearly better or worse than the baseline: its p-value, corrected for the tests that were "
-    "made, is below 0.05 and its interval leaves out zero. The tests of the metric that leads are corrected by "
-    "themselves, those of all others together.",
-    "No clear difference doesn't mean equal: the interval says how large a difference could still be there.",
-    "“Missing” is what a system can't give; it counts neither for nor against it. “–” is not defined.",
-    "Metrics with a mined dream (oracle) read a dream made from the very answer that is scored, and “by chance” is "
-    "what would be reached without looking at the prompt: landmarks, no results of a system.",
-)
 JUDGING = (
     "{} was shown both answers to each prompt in both orders. A win is a verdict for the same answer in both; a tie is "
     "where it calls them equal, where the orders disagree, or where both said the same. In the win rate a tie counts "
@@ -65,10 +45,9 @@ def render_html(results: Results) -> str:
     """report.html."""
     from distill.report import plots  # matplotlib takes a second to import
 
-    looks = plots.Looks(results)
+    looks = plots.looks(results)
     style, script = ((TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    points = (results["frontier"] or {}).get("points", [])
     metrics = groupby(tables.metrics_of(results), lambda name: metric_of(name).group)
     return (
         _environment("html")
@@ -78,13 +57,9 @@ def render_html(results: Results) -> str:
             policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
             style=Markup(style),
             script=Markup(script),
-            island=island(results),
             long=len(results["title"]) > LONG,
-            colour=looks.place,
-            glyph=looks.glyph,
-            forests={name: plots.forest(results, name, looks) for name in results["metrics"]},
-            curves=[(title, plots.curves(results, field, looks)) for field, title in CURVES],
-            frontiers=[(title, plots.frontier(results, across, looks)) for across, title in FRONTIERS if points],
+            looks={name: (colour, plots.GLYPHS[shape]) for name, (colour, shape) in looks.items()},
+            forests={name: plots.forest(results, name) for name in results["metrics"]},
             groups=[(GROUPS[group], list(names)) for group, names in metrics],
         )
     )
@@ -105,8 +80,6 @@ def _common(results: Results) -> dict[str, Any]:
         "landmarks": [name for name in results["metrics"] if name.endswith(NOT_OWN)],
         "value": _value,
         "metric_of": metric_of,
-        "winners": winners,
-        "reading": READING,
         "judging": JUDGING,
     }
 
@@ -118,7 +91,7 @@ def _environment(kind: str) -> Environment:
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=html,
-        finalize=_visible if html else _prose,
+        finalize=_shown if html else _prose,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -128,11 +101,8 @@ def _environment(kind: str) -> Environment:
     return made
 
 
-def _visible(value: Any) -> Any:
-    """With control characters, which HTML forbids, shown as ␀ … ␟."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in value)
+def _shown(value: Any) -> Any:
+    return findings.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _prose(value: Any) -> Any:
@@ -155,18 +125,3 @@ def _table(rows: tables.Rows) -> Markup:
 def _value(name: str, value: float | None) -> str:
     """Of a metric, as text."""
     return minus(shown(value, metric_of(name)))
-
-
-def island(results: Results) -> Markup:
-    """The results as JSON that no HTML parser sees a tag or a comment in."""
-    told = json.dumps(results, ensure_ascii=False)
-    return Markup(re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", told))
-
-
-def winners(values: dict[str, float | None], name: str) -> Sequence[str]:
-    """Systems whose value in a metric is the best one but for rounding; nobody where it is everybody's."""
-    better = metric_of(name).better or 1
-    goods = {system: better * value for system, value in values.items() if value is not None}
-    best = max(goods.values(), default=0.0)
-    found = [system for system, value in goods.items() if value >= best - TIE]
-    return found if len(found) < len(goods) else []

@@ -14,6 +14,7 @@ from distill.report.findings import (
     difference_text,
     interval_text,
     p_text,
+    pair_text,
     share,
     verdict,
 )
@@ -110,7 +111,7 @@ def difference_rows(results: Results) -> Rows:
         rows.append(
             [
                 label(d["metric"]),
-                _pair(d),
+                pair_text(d),
                 difference_text(d),
                 p_text(d["p"]),
                 p_text(d["p_corrected"]),
@@ -128,20 +129,16 @@ def judge_rows(results: Results) -> Rows:
     for pair in (results["judge"] or {"pairs": []})["pairs"]:
         rows.append(
             [
-                _pair(pair),
+                pair_text(pair),
                 _counts(pair),
                 share(pair, "win_rate", "low", "high"),
                 p_text(pair["p"]),
                 p_text(pair["p_corrected"]),
-                share(pair, "agreement", "agreement_low", "agreement_high"),
+                share(pair, "agreement"),
                 str(pair["nonsense"]),
             ]
         )
     return rows
-
-
-def _pair(entry: dict[str, Any]) -> str:
-    return f"{entry['system']} − {entry['against']}"
 
 
 def _counts(entry: dict[str, Any]) -> str:
@@ -151,8 +148,6 @@ def _counts(entry: dict[str, Any]) -> str:
 def cost_rows(results: Results) -> Rows:
     """A row for each measure of size and speed, a column a system."""
     systems: dict[str, Any] = results["systems"]
-    frontier = results["frontier"] or {"points": []}
-    best = {point["system"] for point in frontier["points"] if point["on_frontier"]}
     cards = [system["card"] for system in systems.values()]
     costs = [system["cost"] or {} for system in systems.values()]
     rows = [
@@ -164,7 +159,6 @@ def cost_rows(results: Results) -> Rows:
         ["tokens a second, in batches", *(_three(system.get("tokens_per_second")) for system in systems.values())],
         ["seconds to first token", *(_spread(cost.get("first_token_seconds")) for cost in costs)],
         ["peak memory", *(size(cost.get("peak_bytes")) for cost in costs)],
-        ["on the frontier of size, speed and quality", *("yes" if name in best else "–" for name in systems)],
     ]
     return [["cost", *systems], *(row for row in rows if any(cell != "–" for cell in row[1:]))]
 
@@ -201,7 +195,7 @@ def contamination_rows(results: Results) -> Rows:
         if not found["checked"]:
             rows.append([name, f"not checked: {found['reason']}", "–"])
             continue
-        told = ", ".join(f"{found[kind]} {word}" for kind, word in kinds if found[kind]) or "none"
+        told = ", ".join(f"{found[kind]} {word}" for kind, word in kinds if found.get(kind)) or "none"
         told += f"; {found['reason']}" if found["reason"] else ""
         rows.append([name, told, str(found["prompts"])])
     return rows

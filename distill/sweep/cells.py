@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.config import Settings, settings_yaml
+from distill.config import Settings
 from distill.errors import RunMismatch
 from distill.events import Event, Listener
-from distill.exam.baselines import SHARED_STAGES, copy_file, records_of, renamed, train_child
-from distill.run import Run, fingerprint, publish_folder, write_atomic
+from distill.exam.baselines import SHARED_STAGES, copy_run, renamed, train_child
+from distill.run import Run, fingerprint
 from distill.sweep.plan import Cell
 
 KEPT = ("steps", "tokens", "epochs", "parameters", "best_step", "validation_loss", "tokens_per_second", "numerics")
@@ -51,14 +51,9 @@ def prepare_data(folder: Path, data: Settings, sources: Sequence[Run], listen: L
     source, stages = best_source(sources, data)
     if source is not None and len(stages) == len(SHARED_STAGES):
         return source
-    if not (folder / "config.yaml").exists():
-        with publish_folder(folder) as aside:
-            if source is not None:
-                for output in sorted({output for stage in stages for output in source.records()[stage].outputs}):
-                    if (source.path / output).exists():
-                        copy_file(source.path / output, aside / output)
-                write_atomic(aside / "run.json", records_of(source, tuple(stages)))
-            write_atomic(aside / "config.yaml", settings_yaml(data))
+    if source is not None and not (folder / "config.yaml").exists():
+        paths = {source.path / output for stage in stages for output in source.records()[stage].outputs}
+        copy_run(source, folder, data, tuple(stages), paths)
     run = Run.create(folder, data)
 
     def told(event: Event) -> None:

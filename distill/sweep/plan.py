@@ -3,10 +3,6 @@
 import contextlib
 import copy
 import difflib
-import hashlib
-import itertools
-import json
-import math
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +18,7 @@ from distill.run import Run
 from distill.written import read_yaml, typed
 
 TEXTS = ("name", "base", "metric", "baseline")
-KEYS = (*TEXTS, "settings", "variants", "grid", "seeds", "engine")
-LONGEST = 60
-"""Characters of a cell's name, its seed left out; a longer one is cut and ends in a hash."""
-MOST = 10_000
-"""Cells at most: more are a slip of the pen."""
+KEYS = (*TEXTS, "settings", "variants", "seeds", "engine")
 
 Changes = dict[str, Any]
 """Setting, dotted → value."""
@@ -120,7 +112,7 @@ def read_content(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{file}: can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not content:
-        raise BadInput(f"{file}: holds no keys; a sweep has variants or grid (docs/sweeping.md)")
+        raise BadInput(f"{file}: holds no keys; a sweep has variants (docs/sweeping.md)")
     found = cast("dict[str, Any]", content)
     for key, value in found.items():
         with _of(f"{file}: {key}"):
@@ -138,7 +130,7 @@ def plan_of(file: Path, content: Mapping[str, Any], base: Run | None, absolute: 
         common, given = _changed(start, content.get("settings") or {}, "settings")
         _by_steps(common, given, base)
         engine, seeds = bool(content.get("engine")), _seeds(content.get("seeds", 1), common.seed)
-        systems = _systems(content, common, engine, len(seeds))
+        systems = _systems(content, common, engine)
         if absolute is not None:
             for settings in (common, *(settings for settings, _ in systems.values())):
                 absolute(settings, start)
@@ -170,47 +162,19 @@ def _seeds(seeds: Any, first: int) -> list[int]:
     return listed
 
 
-def _systems(
-    content: Mapping[str, Any], common: Settings, engine: bool, seeds: int
-) -> dict[str, tuple[Settings, Changes]]:
-    """Name → settings, and what they change. Variants and a grid combine: each with each."""
-    if "variants" not in content and "grid" not in content:
-        raise BadInput("has nothing to try; give it variants or grid (docs/sweeping.md)")
-    variants = _variants(content["variants"]) if "variants" in content else {"": Changes()}
-    axes = _axes(content.get("grid"))
-    if (count := len(variants) * seeds * math.prod(map(len, axes.values()))) > MOST:
-        raise BadInput(f"{count:,} cells are too many; {MOST:,} is the most")
+def _systems(content: Mapping[str, Any], common: Settings, engine: bool) -> dict[str, tuple[Settings, Changes]]:
+    """Variant → settings, and what they change."""
+    if "variants" not in content:
+        raise BadInput("has nothing to try; give it variants (docs/sweeping.md)")
     systems: dict[str, tuple[Settings, Changes]] = {}
-    for name, variant in variants.items():
-        where = f"variants.{name}" if name else "grid"
-        if both := variant.keys() & axes.keys():
-            raise BadInput(f"grid.{min(both)}: is changed by a variant too; leave it to one of them")
-        for values in itertools.product(*axes.values()):
-            settings, changes = _changed(common, variant | dict(zip(axes, values, strict=True)), where)
-            _check(settings, changes, engine, where)
-            short = _short(",".join(filter(None, [name, _named({axis: changes[axis] for axis in axes})])))
-            if short in systems:  # values that differ in signs only
-                if systems[short][1] == changes:
-                    raise BadInput(f"{where}: {told(changes)} is tried twice")
-                short = _short(f"{short}-{_hash(json.dumps(changes))}")
-            systems[short] = settings, changes
-    return systems
-
-
-def _variants(content: Any) -> dict[str, Changes]:
-    variants = _mapping("variants", content)
-    for name in variants:
+    for name, variant in _mapping("variants", content["variants"]).items():
+        where = f"variants.{name}"
         if not re.fullmatch(r"[\w+=-][\w.+=-]*", name):
-            raise BadInput(f"variants.{name}: a variant is named with letters, digits, -, _, + or =")
-    return {name: _flat(f"variants.{name}", changes or {}) for name, changes in variants.items()}
-
-
-def _axes(content: Any) -> dict[str, list[Any]]:
-    axes = {} if content is None else _flat("grid", _mapping("grid", content))
-    for key, values in axes.items():
-        if not isinstance(values, list) or not values:
-            raise BadInput(f"grid.{key}: {values!r} should be a list of values, such as [1, 2]")
-    return axes
+            raise BadInput(f"{where}: a variant is named with letters, digits, -, _, + or =")
+        settings, changes = _changed(common, variant or {}, where)
+        _check(settings, changes, engine, where)
+        systems[name] = settings, changes
+    return systems
 
 
 def _mapping(where: str, value: Any) -> dict[str, Any]:
@@ -275,30 +239,6 @@ def _by_steps(settings: Settings, given: Changes, base: Run | None) -> None:
     settings.evaluate.baselines = []
 
 
-# Names.
-def _named(changes: Changes) -> str:
-    """What an axis each has: `lr=0.001,preset=nano`."""
-    last = [key.rpartition(".")[2] for key in changes]
-    names = [key if last.count(end) > 1 else end for key, end in zip(changes, last, strict=True)]
-    return ",".join(f"{name}={_word(value)}" for name, value in zip(names, changes.values(), strict=True))
-
-
-def _word(value: Any) -> str:
-    """A value as part of a folder's name."""
-    if isinstance(value, list):
-        return "+".join(_word(entry) for entry in cast("list[Any]", value)) or "none"
-    text = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-    return re.sub(r"[^\w.+-]+", "_", text) or "none"
-
-
 def _near(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else f" of {', '.join(names[:6])} …"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{_hash(name)}"

@@ -24,7 +24,7 @@ from distill.report.tables import markdown_table
 from distill.run import Run, write_atomic
 from distill.sweep.cells import Job, best_source, data_key, prepare_data, train_cell
 from distill.sweep.plan import Cell, Plan, by_system, told
-from distill.sweep.table import VALIDATION, rows, values_of
+from distill.sweep.table import rows, values_of
 
 VERSION = 1
 
@@ -54,7 +54,7 @@ def overview(plan: Plan, folder: Path) -> dict[str, Any]:
         planned |= {"data": str(source.path) if source is not None else "", "shared": shared}
         planned["runs"] = [stage for stage in SHARED_STAGES if stage not in shared] + ["train"] * (not trained)
         cells.append(planned | {"steps": cell.settings.train.steps, "differs": self.differences(cell)})
-    return {"folder": str(folder), "cells": cells, "left_alone": self.left_alone()}
+    return {"folder": str(folder), "cells": cells}
 
 
 class Sweep:
@@ -102,11 +102,6 @@ class Sweep:
         was, now = (other.depends(self.plan.engine) for other in (there, cell))
         return [f"{key} was {was[key]!r}, is {now[key]!r}" for key in now if was[key] != now[key]]
 
-    def left_alone(self) -> list[str]:
-        """Cells of the folder that the file has no more."""
-        here = {cell.name for cell in self.plan.cells}
-        return [name for name in self.state["cells"] if name not in here]
-
     def _check(self, force: bool) -> None:
         for cell in self.plan.cells:
             if not force and (found := self.differences(cell)):
@@ -114,11 +109,6 @@ class Sweep:
                     f"{self.path_of(cell)}: was trained with other settings ({', '.join(found[:3])}); --force trains "
                     f"such cells anew, another name: in {self.plan.file} keeps both"
                 )
-        left = self.left_alone()
-        for name in left:
-            self.state["cells"][name]["state"] = "left alone"
-        if left:
-            self._tell("note", f"{', '.join(left)}: no longer in {self.plan.file.name}, left alone")
 
     def _tell(self, kind: Literal["note", "warning"], text: str) -> None:
         self.listen(Event("sweep", kind, text))
@@ -246,6 +236,6 @@ class Sweep:
             cells[name].update(values)
         self.state["order"] = list(found)
         self._write()
-        by = VALIDATION.label if results is None else metric_of(metric).label
-        text = f"# {plan.name}: {len(cells)} cells by {by}\n\n{markdown_table(rows(self.state))}\n"
+        by = f" by {metric_of(metric).label}" if results else ""
+        text = f"# {plan.name}: {len(cells)} cells{by}\n\n{markdown_table(rows(self.state))}\n"
         write_atomic(self.folder / "summary.md", text)

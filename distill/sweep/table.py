@@ -1,6 +1,5 @@
 """A sweep's cells as one table, for summary.md and for terminals."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,33 +10,27 @@ Cells = Mapping[str, Mapping[str, Any]]
 """Name → what sweep.json says of a cell."""
 
 VALIDATION = Metric("validation loss", -1, 4)
-"""What cells are sorted by where nothing was compared."""
+"""Of a cell's training."""
 
 
 def values_of(cells: Cells, results: Mapping[str, Any] | None, metric: str) -> dict[str, dict[str, float | None]]:
     """Cell → `seed_value`, its own, and `value`, `low` and `high`, its system's over all seeds; the best system first,
-    then by seed. results: of the comparison; None where there was none: then cells are sorted by their losses."""
+    then by seed. results: of the comparison; None where there was none: then cells are as the file has them."""
     found: dict[str, dict[str, float | None]] = {}
     for name, cell in cells.items():
         system = (results or {}).get("systems", {}).get(cell["system"], {})
         measured = system.get("metrics", {}).get(metric) or {}
         own = dict(zip(system.get("sweep_seeds", []), measured.get("seeds") or [], strict=False)).get(cell["seed"])
         found[name] = {"seed_value": own, **{key: measured.get(key) for key in ("value", "low", "high")}}
-    better = metric_of(metric).better if results else VALIDATION.better
+    if results is None:
+        return found
+    better = metric_of(metric).better or 1
 
-    def place(name: str) -> tuple[float, float, str, int]:
-        system = cells[name]["system"]
-        value = found[name]["value"] if results else _mean_loss(cells, system)
-        if value is None or math.isnan(value):
-            return 1, 0, system, cells[name]["seed"]
-        return 0, -(better or 1) * value, system, cells[name]["seed"]
+    def place(name: str) -> tuple[bool, float, str, int]:
+        value = found[name]["value"]
+        return value is None, -better * (value or 0.0), cells[name]["system"], cells[name]["seed"]
 
     return {name: found[name] for name in sorted(found, key=place)}
-
-
-def _mean_loss(cells: Cells, system: str) -> float | None:
-    losses = [loss for cell in cells.values() if cell["system"] == system and (loss := cell.get("validation_loss"))]
-    return sum(losses) / len(losses) if losses else None
 
 
 def rows(state: Mapping[str, Any]) -> list[list[str]]:

@@ -20,7 +20,7 @@ TYPICAL = {
     "bits_per_byte": (1.9, 0.5),
     "kl": (1.4, 0.4),
     "agreement": (0.46, 0.12),
-    "calibration_error": (0.08, 0.03),
+    "agreement_5": (0.08, 0.03),
     "chrf": (23.0, 7.0),
     "length_ratio": (1.1, 0.2),
     "dream_recall": (0.31, 0.15),
@@ -64,8 +64,8 @@ def big() -> dict[str, Any]:
     """
     effects = {
         "soft": dict.fromkeys(TYPICAL, 0.0),
-        "hard": {"bits_per_byte": 0.08, "kl": 0.2, "agreement": -0.03, "calibration_error": 0.02, "chrf": -1.2},
-        "nodream": {"bits_per_byte": 0.004, "kl": 0.0, "agreement": 0.0, "calibration_error": 0.0, "chrf": 2.4},
+        "hard": {"bits_per_byte": 0.08, "kl": 0.2, "agreement": -0.03, "agreement_5": 0.02, "chrf": -1.2},
+        "nodream": {"bits_per_byte": 0.004, "kl": 0.0, "agreement": 0.0, "agreement_5": 0.0, "chrf": 2.4},
         "a-student-with-a-rather-long-name": dict.fromkeys(TYPICAL, 0.0) | {"bits_per_byte": -0.1, "chrf": 1.5},
         "ollama:llama3.2:1b": {"chrf": 9.0, "length_ratio": 0.4},
     }
@@ -82,7 +82,7 @@ def big() -> dict[str, Any]:
         "dreams": False,
     }
     reason = "Ollama's API gives no likelihood of a given answer"
-    outside["missing"] = dict.fromkeys(("bits_per_byte", "kl", "agreement", "calibration_error"), reason)
+    outside["missing"] = dict.fromkeys(("bits_per_byte", "kl", "agreement", "agreement_5"), reason)
     outside["missing"] |= dict.fromkeys(("dream_recall", "dream_recall_chance"), "it does not dream")
     for name in outside["missing"]:
         del outside["metrics"][name]
@@ -95,7 +95,7 @@ def big() -> dict[str, Any]:
         "contained": 1,
         "examples": [{"prompt": QUESTIONS[0], "found": HOSTILE, "similarity": 0.91, "kind": "near"}],
     }
-    systems["nodream"]["metrics"]["calibration_error"] = {
+    systems["nodream"]["metrics"]["agreement_5"] = {
         "value": None,
         "low": None,
         "high": None,
@@ -112,10 +112,10 @@ def big() -> dict[str, Any]:
         if difference["metric"] not in systems[difference["system"]]["missing"]
     ]
     for difference in results["differences"]:
-        if difference["system"] == "nodream" and difference["metric"] == "calibration_error":
+        if difference["system"] == "nodream" and difference["metric"] == "agreement_5":
             difference |= dict.fromkeys(("value", "low", "high", "p", "p_corrected"))
             difference |= {"prompts": 0, "wins": 0, "ties": 0, "losses": 0}
-        elif difference["metric"] in ("calibration_error", "length_ratio"):
+        elif difference["metric"] in ("agreement_5", "length_ratio"):
             difference |= dict.fromkeys(("wins", "ties", "losses"))  # no prompt has a value, or none is the better one
     results["judge"] = _judge(list(effects))
     for i, shown in enumerate(results["disagreements"][:6]):
@@ -152,17 +152,6 @@ def _results(effects: dict[str, dict[str, float]], prompts: int, seeds: int, cur
     ]
     _correct(differences)
     first = metrics[0]
-    points = [
-        {
-            "system": system,
-            "bytes": systems[system]["card"]["bytes"],
-            "tokens_per_second": systems[system]["cost"]["tokens_per_second"]["median"],
-            "quality": systems[system]["metrics"][first]["value"],
-            "on_frontier": number in (0, 3),
-        }
-        for number, system in enumerate(effects)
-        if first in effects[system]
-    ]
     return {
         "version": 1,
         "title": ", ".join(effects),
@@ -189,7 +178,6 @@ def _results(effects: dict[str, dict[str, float]], prompts: int, seeds: int, cur
         },
         "disagreements": _disagreements(values, first, prompts),
         "judge": None,
-        "frontier": {"quality": first, "better": metric_of(first).better, "points": points},
         "warnings": [],
         "versions": {"python": "3.11.2", "torch": "2.8.0"},
         "machine": {"processor": "a processor", "threads": 2, "device": "cpu"},
@@ -381,7 +369,7 @@ def _judge(systems: list[str]) -> dict[str, Any]:
 
 def bare() -> dict[str, Any]:
     """Results in which nothing is known but the systems' names."""
-    results = small() | {"differences": [], "disagreements": [], "frontier": None}
+    results = small() | {"differences": [], "disagreements": []}
     for system in results["systems"].values():
         system |= {"trained_on": None, "cost": None, "contamination": None, "curves": [], "metrics": {}}
         system["card"] |= dict.fromkeys(("parameters", "bytes", "context"))

@@ -29,7 +29,6 @@ class FakeExaminee:
     codebook: bool = True
     reads: bool = True
     too_long: frozenset[str] = frozenset()
-    confident: bool = True
     dies_at: int = -1
     calls: list[tuple[str, list[str]]] = field(default_factory=list[tuple[str, list[str]]])
     closed: int = 0
@@ -48,7 +47,7 @@ class FakeExaminee:
 
     def score(self, questions: Sequence[Question], dream: Dreamt, draw: int = 0) -> list[AnswerScore]:
         self._called(f"score-{dream}-{draw}", questions)
-        return [score_of(question, dream, draw, self.confident) for question in questions]
+        return [score_of(question, dream, draw) for question in questions]
 
     def answer(
         self, questions: Sequence[Question], *, think: Thinks, temperature: float, max_tokens: int, draw: int
@@ -74,7 +73,7 @@ class FakeExaminee:
         self.closed += 1
 
 
-def score_of(question: Question, dream: Dreamt, draw: int, confident: bool = True) -> AnswerScore:
+def score_of(question: Question, dream: Dreamt, draw: int) -> AnswerScore:
     """Drawn from the question, the dream and the draw."""
     draws = np.random.default_rng([question.seed(1, draw), len(dream)])
     length = len(question.text.split())
@@ -84,9 +83,6 @@ def score_of(question: Question, dream: Dreamt, draw: int, confident: bool = Tru
     score.kl[soft] = draws.exponential(1.0, int(soft.sum()))
     score.agrees[soft] = draws.random(int(soft.sum())) < 0.4
     score.agrees_5[soft] = np.maximum(score.agrees[soft], draws.random(int(soft.sum())) < 0.5)
-    if confident:
-        score.confidence[:] = draws.random(length)
-        score.correct[:] = draws.random(length) < 0.5
     return score
 
 

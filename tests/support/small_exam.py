@@ -98,8 +98,6 @@ def brute_score(
         q = np.exp(z - z.max()) / math.fsum(np.exp(z - z.max()))
         order = sorted(range(len(z)), key=lambda id: -z[id])
         score.logprobs[i] = math.log(q[label])
-        score.confidence[i] = q[order[0]]
-        score.correct[i] = order[0] == label
         if tokens is None or teacher_map is None or not tokens.soft[i]:
             continue
         p = {label: math.exp(np.float16(tokens.logprobs[i]))}  # as exactly as training stores it

@@ -11,7 +11,7 @@ from cli.options import Function, json_option
 from cli.output import emit_json, facts, table
 
 if TYPE_CHECKING:
-    from bench.check import Check
+    from bench.check import Change
     from bench.result import BenchResult
 
 
@@ -46,7 +46,7 @@ def measured(repeat: int, warmup: int = 1) -> Callable[[Function], Function]:
 
     The command prints the result, writes and compares it; its exit code is 1 where something became worse.
     """
-    path: Any = click.Path(path_type=Path)
+    path: Any = click.Path(path_type=Path, dir_okay=False)
     options = (
         click.option("--repeat", default=repeat, show_default=True, type=click.IntRange(1), help="Rounds that count."),
         click.option("--warmup", default=warmup, show_default=True, type=click.IntRange(0), help="Rounds before them."),
@@ -72,16 +72,12 @@ def measured(repeat: int, warmup: int = 1) -> Callable[[Function], Function]:
         def measure(
             *, as_json: bool, out: tuple[Path, ...], against: Path | None, threshold: float, **values: Any
         ) -> int:
-            from bench.check import require_bench
-            from bench.result import check_out, load_result
+            from bench.result import load_result
             from bench.stopwatch import Stopwatch
             from cli.progress import Progress
 
-            for path in out:
-                check_out(path)
-            saved = None if against is None else load_result(against)
-            if saved is not None:
-                require_bench(saved, str(click.get_current_context().info_name), str(against))
+            name = str(click.get_current_context().info_name)
+            saved = None if against is None else load_result(against, name)
             with Progress() as listen:
                 result = function(watch=Stopwatch(values.pop("repeat"), values.pop("warmup"), listen), **values)
             return _report(result, as_json, out, against, saved, threshold)
@@ -103,23 +99,25 @@ def _report(
     threshold: float,
 ) -> int:
     """Print, write, compare; the exit code. A result that can't be compared is printed and written all the same."""
-    from bench.check import check
+    from bench.check import check, differing
     from bench.result import write_result
     from distill.errors import BadInput
 
-    found: Check | None = None
+    found: list[Change] = []
     problem: BadInput | None = None
     try:
-        found = check(result, saved, threshold, str(against)) if saved is not None else None
+        found = check(result, saved, threshold, str(against)) if saved is not None else []
     except BadInput as error:
         problem = error
     if as_json:
-        emit_json(result.to_json() | ({"against": found.to_json()} if found else {}))
+        emit_json(result.to_json() | ({"against": {"changes": [vars(change) for change in found]}} if found else {}))
     else:
         _print(result)
         if found:
-            _print_check(found, str(against))
-    worse = problem is not None or bool(found and found.regressions)
+            _print_changes(found, str(against), threshold)
+    if saved is not None and (other := differing(saved.machine, result.machine)):
+        click.echo(f"warning: {against} was measured elsewhere ({other}): differences may come from that", err=True)
+    worse = problem is not None or any(change.verdict == "worse" for change in found)
     for path in out:
         if worse and against is not None and path.resolve() == against.resolve():
             click.echo(f"{path}: kept as it was, for it is what the new result fails against", err=True)
@@ -141,14 +139,10 @@ def _print(result: "BenchResult") -> None:
         click.echo(", ".join(f"{name} {value}" for name, value in facts(told)))
 
 
-def _print_check(found: "Check", source: str) -> None:
+def _print_changes(found: "list[Change]", source: str, threshold: float) -> None:
     from bench.result import number
 
-    rows = [(c.name, c.unit, number(c.saved), number(c.now), f"{c.worse:+.1%}", c.verdict) for c in found.changes]
+    rows = [(c.name, c.unit, number(c.saved), number(c.now), f"{c.worse:+.1%}", c.verdict) for c in found]
     click.echo("\n" + table(rows, (f"against {source}", "unit", "saved", "now", "worse by", "")))
-    for title, names in (("not in it", found.new), ("not measured now", found.missing)):
-        if names:
-            click.echo(f"{title}: {'; '.join(names)}")
-    for warning in found.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{found.regressions} of {len(rows)} worse by more than {found.threshold:.0%} with intervals apart")
+    worse = sum(change.verdict == "worse" for change in found)
+    click.echo(f"{worse} of {len(found)} worse by more than {threshold:.0%} with intervals apart")

@@ -1,4 +1,4 @@
-"""`dream bench capture`, `ollama`, `graph` and `startup`: what needs no student; and `all`."""
+"""`dream bench capture`, `ollama` and `startup`: what needs no student; and `all`."""
 
 import traceback
 from collections.abc import Callable
@@ -23,28 +23,14 @@ SECONDS = click.FloatRange(0, min_open=True)
 )
 @click.option("--seconds", default=0.5, show_default=True, type=SECONDS, help="Seconds that each answer takes.")
 @click.option("--requests", default=160, show_default=True, type=click.IntRange(1), help="Prompts.")
-@click.option(
-    "--engines", default="", metavar="MODEL", help="Compare the embedded teacher's engines: smollm2, or a .gguf."
-)
-@click.option("--tokens", default=96, show_default=True, type=click.IntRange(1), help="Of an answer, with --engines.")
-@click.option("--threads", default=0, type=click.IntRange(0), help="CPU threads, with --engines [all free cores].")
 @measured(repeat=1, warmup=0)
-def capture(
-    slots: int, seconds: float, requests: int, engines: str, tokens: int, threads: int, watch: "Stopwatch"
-) -> "BenchResult":
+def capture(slots: int, seconds: float, requests: int, watch: "Stopwatch") -> "BenchResult":
     """Time a whole capture against a server of known speed; 1.0 is the best that any client could do.
-
-    With --engines: tokens a second of our engine and of llama.cpp, on the same prompts, in turn.
 
     \b
     Example:
       dream bench capture --slots 7
-      dream bench capture --engines smollm2 --requests 128 --repeat 3
     """
-    if engines:
-        from bench.engines import bench_engines
-
-        return bench_engines(watch, engines, requests, tokens, threads)
     from bench.capture import bench_capture
 
     return bench_capture(watch, slots, seconds, requests)
@@ -71,23 +57,6 @@ def ollama(models: tuple[str, ...], watch: "Stopwatch", **asked: Any) -> "BenchR
 
 
 @bench.command()
-@click.option("--dreams", default=10_000, show_default=True, type=click.IntRange(5), help="Dreams of 4 × 5 steps.")
-@click.option("--max-nodes", default=1000, show_default=True, type=click.IntRange(1), help="The graph's bound.")
-@click.option("--seed", default=0, show_default=True, help="Of the dreams.")
-@measured(repeat=1, warmup=0)
-def graph(watch: "Stopwatch", **asked: int) -> "BenchResult":
-    """Let a persistent knowledge graph grow by many dreams: its nodes, its memory, and what a reload keeps.
-
-    \b
-    Example:
-      dream bench graph --dreams 10000
-    """
-    from bench.graph import bench_graph
-
-    return bench_graph(watch, **asked)
-
-
-@bench.command()
 @measured(repeat=15)
 def startup(watch: "Stopwatch") -> "BenchResult":
     """Time `dream --help` against the smallest click program, whole processes, alternating.
@@ -106,7 +75,7 @@ def startup(watch: "Stopwatch") -> "BenchResult":
 @bench.command("all")
 @measured(repeat=3)
 def everything(watch: "Stopwatch") -> "BenchResult":
-    """A quick batch: startup, train, generate, export and capture, small, in a few minutes.
+    """A quick batch: startup, train, generate and capture, small, in a few minutes.
 
     One that fails is reported and makes the exit code 1; the others are measured all the same.
 
@@ -135,7 +104,6 @@ def everything(watch: "Stopwatch") -> "BenchResult":
 def quick() -> "dict[str, Callable[[Stopwatch], BenchResult]]":
     """Name → what measures it."""
     from bench.capture import bench_capture
-    from bench.export import bench_export
     from bench.generation import bench_generate
     from bench.startup import bench_startup
     from bench.training import bench_train
@@ -147,6 +115,5 @@ def quick() -> "dict[str, Callable[[Stopwatch], BenchResult]]":
         "startup": bench_startup,
         "train": partial(bench_train, rows=2, context=256, settings=settings),
         "generate": partial(bench_generate, tokens=32, prompt_tokens=(64,), batches=(1, 8)),
-        "export": partial(bench_export, dtypes=("f16",)),
         "capture": partial(bench_capture, slots=4, seconds=0.1, requests=80),
     }

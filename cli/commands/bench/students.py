@@ -1,4 +1,4 @@
-"""`dream bench train`, `generate`, `dreams` and `export`: what is done with a student's weights."""
+"""`dream bench train`, `generate` and `dreams`: what is done with a student's weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.commands.bench.group import bench, counts_option, measured
-from cli.commands.stages import DTYPES
 from cli.options import Function, runs_dir_option
 from cli.runs import RunName
 
@@ -82,13 +81,14 @@ def generate(target: Path | None, watch: "Stopwatch", **asked: Any) -> "BenchRes
 
 
 @bench.command()
-@student_option
+@click.argument("target", type=RunName())
+@runs_dir_option
 @click.option("--prompt", default=None, help="What is asked [What happens when you drop a ball?].")
 @measured(repeat=11)
-def dreams(target: Path | None, prompt: str | None, watch: "Stopwatch") -> "BenchResult":
-    """Time a whole dream up to the answer's first token: drafted by the engine, and decoded by the backbone.
+def dreams(target: Path, prompt: str | None, watch: "Stopwatch") -> "BenchResult":
+    """Time a dream up to the answer's first token: drafted by the engine, and decoded by the backbone.
 
-    TARGET is a run, checkpoint or bundle with a dream engine; without one an untrained nano student is taken.
+    TARGET is a run, checkpoint or bundle with a dream engine.
 
     \b
     Example:
@@ -97,33 +97,4 @@ def dreams(target: Path | None, prompt: str | None, watch: "Stopwatch") -> "Benc
     from bench.generation import QUESTION, bench_dreams
     from bundle.load import load_dreaming
 
-    parts = None if target is None else load_dreaming(target).parts
-    return bench_dreams(watch, parts, prompt or QUESTION)
-
-
-@bench.command()
-@student_option
-@size_options
-@click.option(
-    "--dtype",
-    "dtypes",
-    multiple=True,
-    type=click.Choice(DTYPES),
-    default=("f16", "f32", "bf16", "q8_0"),
-    show_default=True,
-    help="Of the GGUF; repeatable.",
-)
-@measured(repeat=3)
-def export(target: Path | None, watch: "Stopwatch", **asked: Any) -> "BenchResult":
-    """Time writing a GGUF in each dtype, and in the first one writing and verifying a whole bundle.
-
-    TARGET is a run, checkpoint or bundle; without one an untrained student is taken.
-
-    \b
-    Example:
-      dream bench export --dtype q8_0
-    """
-    from bench.export import bench_export
-    from bundle.load import load_student
-
-    return bench_export(watch, None if target is None else load_student(target), **asked)
+    return bench_dreams(watch, load_dreaming(target), prompt or QUESTION)

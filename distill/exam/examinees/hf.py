@@ -42,12 +42,14 @@ class TransformersExaminee(TokenExaminee):
     """
 
     def __init__(self, target: Target, how: How) -> None:
-        from transformers import GenerationConfig
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         assert target.path is not None
         folder = target.path
         files = _safetensors(folder)
-        self.model: Any = _load(folder).to(pick_device(how.device))
+        remedy = "give a whole folder of a known architecture"
+        found = load_model(AutoModelForCausalLM, folder, "a causal language model", remedy)
+        self.model: Any = found.to(pick_device(how.device))
         check_finite(self.model, folder)
         config: Any = self.model.config.get_text_config()
         self._width, context = int(config.vocab_size), getattr(config, "max_position_embeddings", None)
@@ -110,12 +112,11 @@ class TransformersExaminee(TokenExaminee):
         # Where padding can't be told from a prompt's beginning, or would take an answer's place, rows stay alone.
         takes = inspect.signature(self.model.forward).parameters
         size = TOGETHER if "position_ids" in takes and max_tokens <= room else 1
-        if len(prompts) > size:
-            parts = [slice(start, start + size) for start in range(0, len(prompts), size)]
-            return [
-                ids for part in parts for ids in self.write(prompts[part], seeds[part], temperature, max_tokens, dream)
-            ]
-        return self._write_together(prompts, seeds, temperature, min(max_tokens, room), dream)
+        written: list[list[int]] = []
+        for part in (slice(start, start + size) for start in range(0, len(prompts), size)):
+            room = (self.context_size or 1 << 30) - max(map(len, prompts[part]))
+            written += self._write_together(prompts[part], seeds[part], temperature, min(max_tokens, room), dream)
+        return written
 
     def _write_together(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], temperature: float, max_tokens: int, dream: bool
@@ -158,14 +159,6 @@ def _safetensors(folder: Path) -> list[Path]:
         what = "pickled weights alone, which are never loaded" if pickled else "no weights"
         raise BadInput(f"{folder}: holds {what}; give a folder with model.safetensors")
     return files
-
-
-def _load(folder: Path) -> Any:
-    """The model, in float32. Raises CorruptFile."""
-    from transformers import AutoModelForCausalLM
-
-    remedy = "give a whole folder of a known architecture"
-    return load_model(AutoModelForCausalLM, folder, "a causal language model", remedy)
 
 
 def _ends(model: Any) -> list[int]:

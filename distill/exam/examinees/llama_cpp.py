@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 
 from distill.exam.examinees.common import STORED, TokenExaminee, engine_seed
 from distill.exam.examinees.protocol import AnswerScore, Card
-from distill.exam.metrics.likelihood import SoftTargets, bucket_kl
+from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.questions import Question
 from distill.exam.targets import How, Target
 from distill.teacher.gguf_file import read_gguf, read_metadata
@@ -23,12 +22,9 @@ from distill.tokens.chat import END_THINK, THINK
 CONTEXT = 4096
 """Tokens of context that the engine makes room for, at most: its float32 cache takes 46 kB a token in SmolLM2-135M."""
 
-KL_VOCABULARY = 16384
-"""KL needs the probability of every token that the teacher named, so the engine has to print all V of them for each
-position: 0.1 s at V = 4,096 and 0.4 s at 16,384 on one slow core; 49,152 would take hours for an exam."""
-
+TOO_MANY = "llama.cpp would have to print the probabilities of all tokens at each position"
 RIVALS = 5
-"""Alternatives asked for where KL isn't: enough for agreement and calibration."""
+"""Alternatives asked for: enough for agreement."""
 
 
 class GgufExaminee(TokenExaminee):
@@ -50,17 +46,13 @@ class GgufExaminee(TokenExaminee):
         )
         super().__init__(how, self._engine.vocabulary)
         self.cannot["mined"] = "a GGUF doesn't say which image tokens stand for a triplet"
-        ids, self._width = self.vocabulary.tokenizer.token_to_id, len(self.vocabulary.bytes_of)
+        ids = self.vocabulary.tokenizer.token_to_id
         self.end_think = ids.get(END_THINK)
         if THINK not in ids or self.end_think is None:
             self.cannot["dreams"] = f"its vocabulary has no {THINK} and {END_THINK}"
         elif self._engine.render("?") == self._engine.render("?", think=True):
             self.cannot["dreams"] = "its chat template can't tell it not to dream"
-        if "targets" not in self.cannot and self._width > KL_VOCABULARY:
-            self.cannot["kl"] = (
-                f"llama.cpp would have to print the probabilities of all {self._width:,} tokens at each position "
-                f"(done up to {KL_VOCABULARY:,})"
-            )
+        self.cannot["kl"] = TOO_MANY
         dreams = "dreams" not in self.cannot
         self.card = _card(target.path, target.name, int(trained) if trained else None, dreams)
 
@@ -120,21 +112,11 @@ class GgufExaminee(TokenExaminee):
         score = AnswerScore.unknown(len(answer))
         if not answer:
             return score
-        wants_kl = target is not None and "kl" not in self.cannot
-        forced = self._engine.force(context, answer, self._width if wants_kl else min(RIVALS, self._width))
+        forced = self._engine.force(context, answer, min(RIVALS, len(self.vocabulary.bytes_of)))
         score.logprobs[:] = forced.logprobs
-        score.confidence[:] = np.exp(forced.top_logprobs[:, 0])
-        score.correct[:] = forced.top_ids[:, 0] == np.array(answer)
-        if target is None:
-            return score
-        soft = target.soft
-        hits = forced.top_ids[:, :5] == target.top[:, None]
-        score.agrees[soft], score.agrees_5[soft] = hits[soft, 0], hits[soft].any(axis=1)
-        if wants_kl:
-            logq = np.empty_like(forced.top_logprobs)
-            np.put_along_axis(logq, forced.top_ids, forced.top_logprobs, axis=1)
-            named = (torch.from_numpy(array[soft]) for array in (logq, target.ids, target.logprobs))
-            score.kl[soft] = bucket_kl(*named)[0].numpy()
+        if target is not None:
+            hits = forced.top_ids[target.soft, :RIVALS] == target.top[target.soft, None]
+            score.agrees[target.soft], score.agrees_5[target.soft] = hits[:, 0], hits.any(axis=1)
         return score
 
 

@@ -14,7 +14,6 @@ from distill.exam.metrics.speech import Form, is_clean, is_printed_dream, is_who
 from distill.exam.questions import Question
 from distill.exam.targets import How, Target
 from distill.mining.triplets import Triplet
-from distill.teacher.names import name_key
 from distill.teacher.ollama import OllamaTeacher
 from distill.teacher.ollama_client import OllamaClient
 
@@ -104,16 +103,6 @@ class OllamaExaminee:
             **({"think": think} if self._thinks else {}),
             **({"logprobs": True} if thinks else {}),
         }
-
-    def ask(self, question: Question, max_tokens: int) -> dict[str, Any]:
-        """One greedy answer as the server gives it, with its durations."""
-        return self._client.post("/api/chat", self._body(question, True, 0.0, max_tokens, 0))
-
-    def loaded_bytes(self) -> int | None:
-        """Memory that the loaded model takes, as the server tells it."""
-        running = cast("list[dict[str, Any]]", self._client.get("/api/ps").get("models") or [])
-        found = (entry for entry in running if name_key(str(entry.get("name"))) == name_key(self.model))
-        return _number(next(found, {}).get("size"))
 
     def labels(self, triplets: Sequence[Triplet]) -> list[str] | None:
         return None

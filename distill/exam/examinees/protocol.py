@@ -30,21 +30,18 @@ class AnswerScore:
 
     logprobs (A,) float64, nats. kl (A,) float64, nats, and agrees, agrees_5 (A,) float64, 1 where the teacher's
     likeliest token is the target's likeliest, or among its five likeliest: NaN where there is no soft target, or the
-    target can't tell. confidence (A,) float64, the probability of the target's likeliest token, and correct (A,)
-    float64, 1 where that token is the answer's: NaN where the target can't tell.
+    target can't tell.
     """
 
     logprobs: NDArray[np.float64]
     kl: NDArray[np.float64]
     agrees: NDArray[np.float64]
     agrees_5: NDArray[np.float64]
-    confidence: NDArray[np.float64]
-    correct: NDArray[np.float64]
 
     @classmethod
     def unknown(cls, length: int) -> "AnswerScore":
         """All NaN, to be filled in."""
-        return cls(*(np.full(length, np.nan) for _ in range(6)))
+        return cls(*(np.full(length, np.nan) for _ in range(4)))
 
 
 @dataclass(frozen=True)

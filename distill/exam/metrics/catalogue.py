@@ -50,8 +50,6 @@ METRICS: dict[str, Metric] = {
     "agreement_5": Metric("top-5 agreement, no dream", 1, 1, True, "targets"),
     "agreement_5_dreams": Metric("top-5 agreement, own dreams", 1, 1, True, "targets"),
     "agreement_5_oracle": Metric("top-5 agreement, mined dream (oracle)", 1, 1, True, "targets"),
-    "calibration_error": Metric("calibration error, no dream", -1, 1, True, "calibration"),
-    "calibration_error_dreams": Metric("calibration error, own dreams", -1, 1, True, "calibration"),
     "chrf": Metric("chrF2 of own answers", 1, 1, most=100.0),
     "rouge_l": Metric("ROUGE-L of own answers", 1, 1, True),
     "repetition": Metric("repeated 4-grams", -1, 1, True),
@@ -72,12 +70,17 @@ METRICS: dict[str, Metric] = {
 }
 """In the order in which they are shown. Of a dataset with splits there is `exact_match_SPLIT`, too: `metric_of`."""
 
-RETIRED = {
+OTHERS = {
+    "codes_right": Metric("codes of the true dream in place", 1, 1, True, "dreams"),
+    "dreams_right": Metric("whole dreams right", 1, 1, True, "dreams"),
+    "tokens_dreamed": Metric("tokens of the dream", 0, 1, group="dreams"),
+    "calibration_error": Metric("calibration error, no dream", -1, 1, True, "calibration"),
+    "calibration_error_dreams": Metric("calibration error, own dreams", -1, 1, True, "calibration"),
     "dream_form": Metric("well-formed dreams", 1, 1, True, "dreams"),
     "triplet_agreement": Metric("triplet agreement of own answers", 1, 1, True, "concepts"),
     "triplet_agreement_chance": Metric("triplet agreement by chance", 0, 1, True, "concepts"),
 }
-"""Of results of old: still shown, last, and measured no more."""
+"""Of an ablation's arms, and of results of old, measured no more: shown last."""
 
 
 def metric_of(name: str) -> Metric:
@@ -86,12 +89,12 @@ def metric_of(name: str) -> Metric:
         exact = METRICS[EXACT]
         split = name.removeprefix(f"{EXACT}_")
         return Metric(f"{exact.label}, {split}", exact.better, exact.digits, exact.percent, exact.group)
-    return METRICS.get(name) or RETIRED[name]
+    return METRICS.get(name) or OTHERS[name]
 
 
 def in_order(names: set[str]) -> list[str]:
     """Names as they are shown: exact match first, by split after it, then METRICS' order. Raises KeyError."""
-    order = [*METRICS, *RETIRED]
+    order = [*METRICS, *OTHERS]
     return sorted(names, key=lambda name: (order.index(name), "") if name in order else _split_place(name))
 
 

@@ -65,28 +65,20 @@ def soft_targets(
     return SoftTargets(np.where(np.isfinite(logprobs), ids, -1), logprobs, top.astype(np.int64), soft)
 
 
-def bucket_kl(logits: Tensor, ids: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(teacher ‖ student), nats, over named tokens and one bucket for all others, and log Σ exp logits; (A,) float64.
-
-    logits (A, V) the student's; ids (A, S) all different, −1 absent; logprobs (A, S) the teacher's, −inf absent.
-    Σ_S p (log p − log q) + p_τ (log p_τ − log q_τ), p_τ = 1 − Σ_S p, q_τ = 1 − Σ_S q: a lower bound of the
-    full KL (log-sum inequality). q_τ is summed over the other tokens, so that nothing cancels. Where rounding
-    of stored values makes Σ_S p exceed 1, they are scaled to 1.
-    """
-    places = named_places(ids)
-    log_tail = logits.scatter(-1, places, -torch.inf).logsumexp(-1).double()
-    return bucket_divergence(logits.gather(-1, places), log_tail, ids, logprobs)
-
-
 def named_places(ids: Tensor) -> Tensor:
     """ids (A, S) with something that can be gathered where they are absent: the first of the row, or 0."""
     return torch.where(ids < 0, ids[:, :1].clamp_min(0), ids)
 
 
 def bucket_divergence(named: Tensor, log_tail: Tensor, ids: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    """`bucket_kl` of logits that were parted already: those at `named_places` (A, S), and log Σ exp of all others (A,).
+    """KL(teacher ‖ student), nats, over named tokens and one bucket for all others, and log Σ exp logits; (A,) float64.
 
-    An absent slot repeats the first one of its row, which counts once, whether it is absent itself or not.
+    named (A, S): the student's logits at `named_places`; log_tail (A,): log Σ exp of all its others; ids (A, S) all
+    different, −1 absent; logprobs (A, S) the teacher's, −inf absent.
+    Σ_S p (log p − log q) + p_τ (log p_τ − log q_τ), p_τ = 1 − Σ_S p, q_τ = 1 − Σ_S q: a lower bound of the
+    full KL (log-sum inequality). q_τ is summed over the other tokens, so that nothing cancels. Where rounding
+    of stored values makes Σ_S p exceed 1, they are scaled to 1. An absent slot repeats the first one of its row, which
+    counts once, whether it is absent itself or not.
     """
     repeated_place = ids < 0
     repeated_place[:, 0] = False

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.exam.metrics.statistics import Ratio, paired
+from distill.exam.metrics.statistics import Ratio, shared
 
 BLOCK = 1_000
 """Swaps that are in memory at once."""
@@ -25,7 +25,7 @@ def permutation_test(a: Ratio, b: Ratio, permutations: int = 10_000, seed: int =
     all swaps are taken and p is exact; else as many are drawn, and p = (1 + as large) / (1 + drawn), which is never 0
     and never too small (Phipson & Smyth 2010).
     """
-    a, b = paired(a, b)
+    a, b = shared([a, b])
     if not a.defined:
         return 1.0
     one, two = (np.stack([each.numerator, each.denominator], axis=1) for each in (a, b))

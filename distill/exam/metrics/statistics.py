@@ -52,12 +52,6 @@ def shared(metrics: Sequence[Ratio]) -> list[Ratio]:
     return [metric.within(everywhere) for metric in metrics]
 
 
-def paired(one: Ratio, other: Ratio) -> tuple[Ratio, Ratio]:
-    """`shared` of two."""
-    first, second = shared([one, other])
-    return first, second
-
-
 def effective(metrics: Sequence[Ratio]) -> float:
     """How many prompts of equal weight tell as much: (Σ denominator)² / Σ denominator² (Kish 1965), the least of all.
 
@@ -100,13 +94,6 @@ class PairedBootstrap:
         """Of one metric; None where it is defined for no prompt."""
         return Interval(metric.value, *_ends(self.draws(metric), [metric])) if metric.defined else None
 
-    def difference(self, metric: Ratio, other: Ratio) -> Interval | None:
-        """Of metric − other."""
-        if not (metric.defined and other.defined):
-            return None
-        draws = self.draws(metric) - self.draws(other)
-        return Interval(metric.value - other.value, *_ends(draws, [metric, other]))
-
     def fall(self, start: Ratio, end: Ratio) -> Interval | None:
         """Of 1 − end / start: by what share a metric fell."""
         if not (start.defined and end.defined and start.value > 0):
@@ -131,13 +118,6 @@ def _ends(draws: NDArray[np.float64], metrics: Sequence[Ratio]) -> tuple[float, 
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class SeedInterval(Interval):
-    """The mean over training seeds, its 95 % interval, and each seed's own value (of unpaired differences none)."""
-
-    seeds: tuple[float, ...]
-
-
 class HierarchicalBootstrap:
     """Intervals of the mean over S training seeds, all measured on the same prompts.
 
@@ -147,8 +127,8 @@ class HierarchicalBootstrap:
     Were the seeds resampled like the prompts, three of them would never leave their range: such intervals hold the
     truth in 77 to 99 % of simulated cases, these in 93 to 99 % (docs/statistics.md). One seed: prompts only.
 
-    Two systems may be paired by seed as well (`difference`), or by prompt only (`contrast`): then they need not have as
-    many seeds, and one variance of seeds is taken for both, from what both tell of it.
+    Two systems that are paired by prompt only need not have as many seeds: one variance of seeds is taken for both,
+    from what both tell of it.
     """
 
     def __init__(self, seeds: int, prompts: int, resamples: int, seed: int) -> None:
@@ -156,40 +136,41 @@ class HierarchicalBootstrap:
         self._resamples, self._seed = resamples, seed
         self._spreads = {seeds - 1: self._spread(seeds - 1)} if seeds > 1 else {}
 
-    def interval(self, metric: Sequence[Ratio]) -> SeedInterval | None:
+    def interval(self, metric: Sequence[Ratio]) -> Interval | None:
         """Of one metric, a ratio a seed; None where it is defined for no prompt."""
         if not all(ratio.defined for ratio in metric):
             return None
         values, draws = [ratio.value for ratio in metric], self._draws(metric)
-        of_mean = draws.mean(axis=1) + self._of_seeds([values], [draws])
-        return SeedInterval(float(np.mean(values)), *_ends(of_mean, metric), tuple(values))
+        of_mean = draws.mean(axis=1) + self._of_seeds([np.array(values)], [draws])
+        return Interval(float(np.mean(values)), *_ends(of_mean, metric))
 
-    def difference(self, metric: Sequence[Ratio], other: Sequence[Ratio]) -> SeedInterval | None:
-        """Of metric − other, paired by seed and by prompt."""
-        if not all(ratio.defined for ratio in [*metric, *other]):
-            return None
-        values = [one.value - two.value for one, two in zip(metric, other, strict=True)]
-        draws = self._draws(metric) - self._draws(other)
-        of_mean = draws.mean(axis=1) + self._of_seeds([values], [draws])
-        return SeedInterval(float(np.mean(values)), *_ends(of_mean, [*metric, *other]), tuple(values))
+    def contrast(
+        self, metric: Sequence[Ratio], other: Sequence[Ratio], by_seed: bool = False
+    ) -> tuple[Interval, float] | None:
+        """Of metric − other, paired by prompt, and its two-sided p-value: 1 − the level of the widest interval that
+        leaves out 0. None where either is defined for no prompt.
 
-    def contrast(self, metric: Sequence[Ratio], other: Sequence[Ratio]) -> tuple[SeedInterval, float] | None:
-        """Of metric − other, paired by prompt only, and its two-sided p-value: 1 − the level of the widest interval
-        that leaves out 0. The seeds of both may differ in number; None where either is defined for no prompt."""
-        if not all(ratio.defined for ratio in [*metric, *other]):
-            return None
-        groups = [[ratio.value for ratio in group] for group in (metric, other)]
-        one, two = self._draws(metric), self._draws(other)
-        value = float(np.mean(groups[0]) - np.mean(groups[1]))
-        of_value = one.mean(axis=1) - two.mean(axis=1) + self._of_seeds(groups, [one, two])
+        by_seed: paired by seed as well; else the seeds of both may differ in number.
+        """
         ratios = [*metric, *other]
-        return SeedInterval(value, *_ends(of_value, ratios), ()), _two_sided(of_value, effective(ratios))
+        if not all(ratio.defined for ratio in ratios):
+            return None
+        groups = [np.array([ratio.value for ratio in group]) for group in (metric, other)]
+        draws = [self._draws(metric), self._draws(other)]
+        value = float(groups[0].mean() - groups[1].mean())
+        of_value = draws[0].mean(axis=1) - draws[1].mean(axis=1)
+        if by_seed:
+            groups, draws = [groups[0] - groups[1]], [draws[0] - draws[1]]
+        of_value = of_value + self._of_seeds(groups, draws)
+        return Interval(value, *_ends(of_value, ratios)), _two_sided(of_value, effective(ratios))
 
     def _draws(self, metric: Sequence[Ratio]) -> NDArray[np.float64]:
         """(resamples, S)."""
         return np.stack([self._prompts.draws(ratio) for ratio in metric], axis=1)
 
-    def _of_seeds(self, values: Sequence[list[float]], draws: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    def _of_seeds(
+        self, values: Sequence[NDArray[np.float64]], draws: Sequence[NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
         """Draws of what the choice of seeds adds to the mean, or to the difference of two groups' means, (resamples,).
 
         values: of each group's seeds on the prompts as they are; draws: of each group, (resamples, seeds). Groups share
@@ -201,7 +182,7 @@ class HierarchicalBootstrap:
         if free not in self._spreads:
             self._spreads[free] = self._spread(free)
         normal, chi = self._spreads[free]
-        spread = sum(float(np.square(np.asarray(group) - np.mean(group)).sum()) for group in values)
+        spread = sum(float(np.square(group - group.mean()).sum()) for group in values)
         by_prompts = sum(float(np.nanvar(d - d.mean(axis=1)[:, None], axis=0).sum()) for d in draws) / free
         beyond = np.maximum(0.0, spread / chi - by_prompts)
         return normal * np.sqrt(beyond * sum(1 / len(group) for group in values))

@@ -1,56 +1,9 @@
 "use strict";
-// The page without this script shows everything, one below the other. It adds choosing, sorting, hovering and saving.
+// The page without this script shows everything, one below the other. It adds choosing and sorting.
 // What results say is read from the page's own text and attributes and set as text: never as markup.
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const one = (selector, within = document) => within.querySelector(selector);
 document.documentElement.classList.add("js");
-
-// Tips: the markers' titles, shown at once, on touching and by keys too.
-
-const tip = one("#tip");
-let told = null; // the marker whose tip is shown
-for (const title of all(".plot title")) {
-  title.parentNode.dataset.tip = title.textContent;
-  title.remove();
-}
-
-function show(mark) {
-  all(".mark.at").forEach((other) => other.classList.remove("at"));
-  const seen = mark?.getBoundingClientRect();
-  told = seen && seen.bottom > 0 && seen.top < innerHeight ? mark : null;
-  tip.hidden = !told;
-  if (!told) return;
-  if (mark.matches(".mark")) mark.classList.add("at");
-  tip.textContent = mark.dataset.tip;
-  const box = mark.getBoundingClientRect();
-  const left = Math.min(box.left + box.width / 2 - tip.offsetWidth / 2, innerWidth - tip.offsetWidth - 12);
-  const above = box.top - tip.offsetHeight - 9;
-  tip.style.left = `${Math.max(12, left)}px`;
-  tip.style.top = `${above > 6 ? above : box.bottom + 9}px`;
-}
-
-addEventListener("pointerover", (event) => show(event.target.closest("[data-tip]")));
-addEventListener("pointerdown", (event) => show(event.target.closest("[data-tip]")));
-addEventListener("scroll", () => show(told), { passive: true, capture: true });
-addEventListener("keydown", (event) => { if (event.key === "Escape") show(null); });
-
-for (const plot of all(".plot")) {
-  const marks = all("[data-tip]", plot);
-  if (marks.length < 2) continue;
-  let at = -1;
-  plot.setAttribute("tabindex", "0");
-  plot.setAttribute("role", "application");
-  plot.setAttribute("aria-label", `${plot.getAttribute("aria-label")}. Arrow keys walk through it.`);
-  plot.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (step) {
-      at = (at + step + marks.length) % marks.length;
-      show(marks[at]);
-      event.preventDefault();
-    }
-  });
-  plot.addEventListener("blur", () => show(null));
-}
 
 // One system brought out, one metric chosen.
 
@@ -103,10 +56,8 @@ let most = FEW;
 
 function arrange() {
   const words = one("#search").value.trim().toLowerCase();
-  const best = one("#best").value;
   const by = one("#order").value;
-  const fits = cards.filter((card) =>
-    (!best || JSON.parse(card.dataset.best).includes(best)) && (!words || card.textContent.toLowerCase().includes(words)));
+  const fits = cards.filter((card) => card.textContent.toLowerCase().includes(words));
   fits.sort((a, b) => (by === "text"
     ? one("h3", a).textContent.localeCompare(one("h3", b).textContent)
     : a.dataset.place - b.dataset.place));
@@ -122,7 +73,6 @@ function arrange() {
 if (cards.length) {
   one("#search").addEventListener("input", arrange);
   one("#order").addEventListener("change", arrange);
-  one("#best").addEventListener("change", arrange);
   one("#more").addEventListener("click", () => { most += 3 * FEW; arrange(); });
   one("#dreams").addEventListener("click", ({ target }) => {
     const open = target.getAttribute("aria-pressed") !== "true";
@@ -134,11 +84,3 @@ if (cards.length) {
 }
 
 addEventListener("beforeprint", () => all("details").forEach((each) => { each.open = true; }));
-
-one("#save").addEventListener("click", () => {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([one("#results").textContent], { type: "application/json" }));
-  link.download = "results.json";
-  link.click();
-  URL.revokeObjectURL(link.href);
-});

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arm:
-    """training: the student that it is measured on, a variant of configs/sweeps/ablation.yaml. own: its dreams are a
-    guess at the true one. optional: measured only where it is asked for, or ("several") where prompts have several
-    answers.
+    """label: what it reads. training: the student that it is measured on, a variant of configs/sweeps/ablation.yaml.
+    own: its dreams are a guess at the true one. optional: measured only where it is asked for, or ("several") where
+    prompts have several answers.
     """
 
     label: str
@@ -41,25 +41,32 @@ class Arm:
 
 
 ARMS = {
-    "nodream": Arm("no dream", "nodream"),
-    "pause": Arm("pause tokens", "pause"),
-    "backbone": Arm("backbone dreams", "dreams", own=True),
-    "engine": Arm("engine dreams", "dreams", own=True),
-    "oracle": Arm("true dreams (oracle)", "dreams"),
-    "empty": Arm("dream left out", "dreams"),
-    "shuffled": Arm("dream shuffled", "dreams"),
-    "other": Arm("another prompt's dream", "dreams"),
-    "sibling": Arm("true dream of another answer", "dreams", optional="several"),
-    "oracle_other": Arm("true dream of another prompt", "dreams", optional="several"),
-    "oracle_shuffled": Arm("true dream shuffled", "dreams", optional="several"),
-    "retrieval": Arm("retrieval, backbone dreams", "retrieval", own=True, optional=True),
+    "nodream": Arm("no dream, and trained without any", "nodream"),
+    "pause": Arm("pause tokens, as many as the true dream has, and trained on them", "pause"),
+    "backbone": Arm("the dream that it decodes", "dreams", own=True),
+    "engine": Arm("the dream that its engine drafts", "dreams", own=True),
+    "oracle": Arm("the true dream, made from the true answer", "dreams"),
+    "empty": Arm("its dream left out", "dreams"),
+    "shuffled": Arm("its dream shuffled", "dreams"),
+    "other": Arm("its dream of another prompt", "dreams"),
+    "sibling": Arm("the true dream of another answer", "dreams", optional="several"),
+    "oracle_other": Arm("the true dream of another prompt", "dreams", optional="several"),
+    "oracle_shuffled": Arm("the true dream shuffled", "dreams", optional="several"),
+    "retrieval": Arm("what the graph says of the prompt, and the dream that it decodes", "retrieval", True, True),
 }
 CONTROLS = ("nodream", "pause")
 """What a dream is held against: trained without any, and with as many tokens that say nothing."""
-READINGS = ("empty", "shuffled", "other")
-"""What becomes of the backbone's own dreams: does the answer read them?"""
 TRUE_READINGS = ("sibling", "oracle_other", "oracle_shuffled")
 """What stands in the place of true dreams."""
+PAIRS = [
+    *((arm, control) for arm in ("backbone", "engine", "oracle", "retrieval") for control in CONTROLS),
+    *(("backbone", reading) for reading in ("empty", "shuffled", "other")),
+    *(("oracle", reading) for reading in ("empty", *TRUE_READINGS)),
+    *((reading, none) for reading in TRUE_READINGS for none in ("empty", "nodream")),
+    ("engine", "backbone"),
+    ("retrieval", "backbone"),
+]
+"""Differences that are reported: the first minus the second."""
 
 
 def default_arms(several: bool) -> list[str]:
@@ -171,11 +178,11 @@ def arm_metrics(
     """The metrics of an ablation, of an arm's measurement. mined: the true dream of each question, [] for none."""
     dreams = [tokenizer.encode(dream, special=True) for dream in found.dreams]
     if any(question.truth for question in questions):
-        metrics = {"exact_match": exact_match(found.answers, questions)["exact_match"]}
+        metrics = exact_match(found.answers, questions)
     else:
         metrics = {"chrf": found.metrics["chrf"]}
-    metrics["bits_per_byte"] = found.metrics["bits_per_byte_dreams"]
-    metrics["dream_tokens"] = Ratio.of([len(dream) for dream in dreams])
+    metrics["bits_per_byte_used"] = found.metrics["bits_per_byte_dreams"]
+    metrics["tokens_dreamed"] = Ratio.of([len(dream) for dream in dreams])
     if arm == "sibling":  # of the others nothing was put in
         there = np.array([question.sibling is not None for question in questions])
         metrics = {name: ratio.within(there) for name, ratio in metrics.items()}
@@ -185,8 +192,8 @@ def arm_metrics(
 def dream_accuracy(
     tokenizer: StudentTokenizer, dreams: Sequence[Sequence[int]], mined: Sequence[Sequence[int]]
 ) -> dict[str, Ratio]:
-    """dream_accuracy: of the true dream's codes, those that stand in the own dream at the same lens, step and role.
-    dream_exact: whether both are the same step by step. Prompts without a true dream don't count."""
+    """codes_right: of the true dream's codes, those that stand in the own dream at the same lens, step and role.
+    dreams_right: whether both are the same step by step. Prompts without a true dream don't count."""
     right: list[int] = []
     total: list[int] = []
     exact: list[bool] = []
@@ -196,7 +203,7 @@ def dream_accuracy(
         right.append(sum(a == b for step, other in pairs for a, b in zip(step, other, strict=True)))
         total.append(3 * sum(len(steps) for steps in wanted.values()))
         exact.append(found == wanted and total[-1] > 0)
-    return {"dream_accuracy": Ratio.of(right, total), "dream_exact": Ratio.of(exact, [count > 0 for count in total])}
+    return {"codes_right": Ratio.of(right, total), "dreams_right": Ratio.of(exact, [count > 0 for count in total])}
 
 
 def others(groups: Sequence[Any], seed: int) -> list[int]:
