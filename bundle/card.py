@@ -5,10 +5,12 @@ import re
 from collections.abc import Mapping
 
 from bundle.manifest import Manifest
+from bundle.modelfile import VISION
 from distill.backbone.model import BackboneConfig
 from distill.report.tables import markdown_table
 from distill.teacher.licenses import OTHER, License
 from distill.teacher.names import fitting_name
+from distill.vision import PROJECTOR
 
 CARD = """\
 {front}# {title}
@@ -67,6 +69,7 @@ HUGGING_FACE = re.compile(
 ABOUT = {
     "LICENSE": "the terms of the weights",
     "model.gguf": "the student for Ollama and llama.cpp",
+    "mmproj.gguf": "what it sees pictures with, beside model.gguf",
     "Modelfile": "for `ollama create`",
     "model.safetensors": "the weights in float32",
     "config.json": "the architecture, for transformers",
@@ -131,6 +134,11 @@ def front_matter(license: License) -> str:
 
 def _terms(manifest: Manifest, license: License, whole: bool) -> str:
     """Whose weights these are, and under which terms they, or the teacher, are given."""
+    sees = [VISION] if PROJECTOR in manifest.files else []
+    return "\n\n".join([_own_terms(manifest, license, whole), *sees])
+
+
+def _own_terms(manifest: Manifest, license: License, whole: bool) -> str:
     teacher, began = manifest.provenance.get("teacher", {}), manifest.provenance.get("began_as")
     if began is None:
         return "What its weights began as was not recorded."

@@ -6,6 +6,7 @@ from typing import Any
 from distill.errors import BadInput
 from distill.teacher.licenses import License
 from distill.tokens.chat import STOP, go_template, modelfiles
+from distill.vision.backbones import LICENCES
 
 
 def ollama_settings(system: str, temperature: float, context: int) -> dict[str, Any]:
@@ -14,10 +15,15 @@ def ollama_settings(system: str, temperature: float, context: int) -> dict[str, 
     return {"template": go_template(), "system": system, "parameters": parameters}
 
 
-def license_text(license: License) -> str:
-    """What Ollama is told of a licence: its text, or its name and where it is found; "" where neither is known."""
+VISION = f"mmproj.gguf, which it sees with: {LICENCES['dinov2']}, https://www.apache.org/licenses/LICENSE-2.0"
+
+
+def license_text(license: License, sees: bool = False) -> str:
+    """What Ollama is told of a licence: its text, or its name and where it is found; "" where neither is known. sees: a
+    projector comes with it, whose encoder has terms of its own."""
     text = license.text if '"""' not in license.text else ""  # which a Modelfile can't quote
-    return text or (f"{license} {license.link}".rstrip() if license.name else "")
+    text = text or (f"{license} {license.link}".rstrip() if license.name else "")
+    return "\n\n".join(filter(None, [text, VISION if sees else ""]))
 
 
 def render_modelfile(name: str, model: str, settings: dict[str, Any], license: str = "") -> str:

@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "sizes": "Show what a student of each size would begin as.",
         "train": "Train the student.",
         "redream": "Choose its own best dreams to train it on.",
+        "see": "Let it learn to read pictures, for Ollama, too.",
         "polish": "Let it learn from its own answers.",
         "learn": "Let it learn from your feedback.",
         "evaluate": "Measure it, or any model, on held-out prompts.",
@@ -59,7 +60,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Section → command → short help."""
 
-STAGES = ("capture", "mine", "tokenize", "train", "redream", "polish", "learn", "export")
+STAGES = ("capture", "mine", "tokenize", "train", "redream", "see", "polish", "learn", "export")
 MODULES = dict.fromkeys(STAGES, "stages") | dict.fromkeys(COMMANDS["Looking around"], "looking")
 """Command NAME is the function NAME in cli/commands/NAME.py, but for these."""
 RESUMED = ("run", "evaluate", "ablate", "compare", "sweep")

@@ -48,8 +48,9 @@ def chat(target: Path, prompt: str | None, images: tuple[str, ...], tokens: int,
     from distill.training.feedback import FEEDBACK
 
     kept = target / FEEDBACK if (target / "run.json").exists() else None
-    talk = Chat(load_student(target), max_tokens=tokens, feedback=kept, **how)
-    asked = None if prompt is None else talk.student.asked(prompt, images)
+    student = load_student(target)
+    asked = None if prompt is None else student.asked(prompt, images)
+    talk = Chat(student.shown(images), max_tokens=tokens, feedback=kept, **how)
     if asked is None:
         click.echo("Ask something; /help lists the commands.", err=True)
         converse(talk)
