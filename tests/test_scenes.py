@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from support.dinov2 import dinov2
 
 from distill.config import ImageTokenizerConfig, Settings, StudentSettings
 from distill.corpus.capture import capture
@@ -456,6 +457,39 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
             seer.generate("Then?", image_triplets=[triplet])
     with pytest.raises(BadInput, match="this student can't see"):
         DreamingReasoningLLM(**parts).generate("What?", images=[str(run.path / path)])
+    _learns_to_see(run, model, tokenizer, tmp_path, monkeypatch)
+
+
+def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few steps of the `see` stage: both learn, tokens are read as before, and the bundle is a verified pair."""
+    from bundle.export import export
+    from bundle.load import load_student
+    from distill.training import checkpoint, see
+
+    weights = str(dinov2(folder / "dinov2"))
+    monkeypatch.setattr(see, "source_of", lambda *_: weights)
+    monkeypatch.setattr(see, "ASKED", 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoint.save_checkpoint(run, model, optimizer, checkpoint.LoopState(5, best_step=5), {}, {})
+    run.record("train", {}, {"checkpoints/step-000005": "0"}, {}, 1.0)
+    assert see.see(run) == {"skipped": "see.steps is 0"}
+    run.settings.see.steps, run.settings.see.image_size = 8, 28
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    summary = see.see(run)
+    assert (summary["steps"], summary["patches"], summary["asked"]) == (8, 16, 4)
+    assert see.see(run) == summary
+    assert checkpoint.stage_of(checkpoint.best(run)) == "see"
+    student = load_student(run.path)
+    assert student.sight is not None
+    assert student.model.state_dict().keys() == before.keys()
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in student.model.state_dict().items())
+    picture = next((run.path / "pictures").glob("*.png"))
+    assert student.shown([str(picture)]).answer("What?", max_tokens=2)
+    run.settings.export.dtype = "f32"
+    found = export(run)
+    assert found["pictures_identical"] == found["pictures"] == 6
+    assert see.undo(run) == 1
+    assert load_student(run.path).sight is None
 
 
 def test_the_real_emoji() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.dinov2 import dinov2
 from support.fake_ollama import engine
 from support.small_student import small_model, small_tokenizer
 
@@ -25,22 +26,6 @@ from distill.tokens.chat import PICTURE, picture_ids, render
 from distill.vision.sight import Sight, showing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def dinov2(folder: Path) -> Path:
-    """A tiny DINOv2 whose layer scales and places matter, its GELU by the formula that llama.cpp has."""
-    import transformers
-
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 7}
-    torch.manual_seed(0)
-    model = transformers.Dinov2Model(transformers.Dinov2Config(**small, hidden_act="gelu_pytorch_tanh"))  # pyright: ignore
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            scale = 0.7 if "lambda" in name or "embed" in name else 4.0 if parameter.ndim > 1 else 1.0
-            parameter.copy_(torch.rand_like(parameter) * scale if "lambda" in name else parameter * scale)
-        model.embeddings.position_embeddings.normal_()
-    model.save_pretrained(folder)
-    return folder
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -89,7 +74,7 @@ def published(smollm2: Path, weights: Path, tmp_path_factory: pytest.TempPathFac
     tokenizer = small_tokenizer(smollm2)
     sight = Sight.new(str(weights), 28, 64, 0)
     with torch.no_grad():
-        sight.projector[2].weight.mul_(8)  # so that what it sees matters to what it says
+        sight.projector[2].get_parameter("weight").mul_(8)  # so that what it sees matters to what it says
     sight.save(folder / "mmproj.gguf")
     asked: list[tuple[str, Path]] = []
     for number, image in enumerate(pictures(20)):
@@ -149,11 +134,6 @@ def test_a_student_reads_what_is_shown_before_the_question(published: Path) -> N
 
 def test_an_altered_projector_is_found(published: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(published, tmp_path / "copy"))
-    sight = Sight.load(copy / "mmproj.gguf")
-    sight.eps = 0.5  # written as 0.5, it is the same to both; what follows is not
-    sight.save(copy / "mmproj.gguf")
-    write_manifest(copy, read_manifest(copy))
-    assert verify(copy).ok
     (copy / "mmproj.gguf").write_bytes((copy / "model.gguf").read_bytes())
     write_manifest(copy, read_manifest(copy))
     found = verify(copy)
