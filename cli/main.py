@@ -45,6 +45,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Looking around": {
         "status": "What a run has, and what is stale.",
+        "tokens": "List a run's image tokens, or show them on a page.",
         "traces": "Export captured answers, or count them.",
         "prompts": "List the prompt sets that ship with us.",
         "teachers": "List the teachers that can be asked.",

@@ -1,5 +1,6 @@
 """Datasets in pictures: what is asked of a picture is in it, and what is held out stays out."""
 
+import base64
 import gzip
 import importlib
 import io
@@ -36,6 +37,7 @@ from distill.tokens.image_tokens import Codebook, build_codebook
 from distill.tokens.packing import Documents, pack
 from distill.tokens.shown import PLACES
 from distill.vision.codebook import STRENGTHS, PictureCodebook
+from distill.vision.gallery import gallery, image_tokens
 from distill.vision.image_tokenizer import ImageTokenizer
 from distill.vision.tokenize import tokenize
 
@@ -450,6 +452,17 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
     (what, action, result), names = zip(*list(things.items())[:3], strict=True)
     said = seer.generate("Then?", image_triplets=[(what, action, result)], **how)["record"].prompt
     assert said == f"Then? {''.join(f'⟨{name}⟩' for name in names)}"
+    with Image.open(io.BytesIO(base64.b64decode(found["record"].pictures[0]))) as small:
+        assert small.size == (128, 128)
+    tokens = {token.label: token for token in image_tokens(run)}
+    assert [token.code for token in tokens.values()] == list(range(len(codebook)))
+    assert sum(token.used for token in tokens.values()) == codebook.counts.sum() > 0
+    assert {phrase for token in tokens.values() for phrase in token.phrases} >= {"left of", "above"}
+    files = {file for token in tokens.values() for file, _ in token.pictures}
+    assert files <= {run.path / name for name in pictures}
+    single = next(token for token in tokens.values() if token.label in things.values())
+    assert all(single.label in pictures[f"./pictures/{file.name}"] for file, _ in single.pictures)
+    assert f"⟨{single.label}⟩" in gallery("run", [single]).decode()
     mixed = seer.generate("Then?", image_triplets=[(pixels, pixels / 255, pixels)], **how)["record"].prompt
     assert re.fullmatch(r"Then\? (⟨[^⟩]+⟩)\1\1", mixed)
     for triplet, match in [(("a", "b"), "each is three"), (("a", 1, "b"), "tuples of three")]:
@@ -467,7 +480,7 @@ def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypat
     from distill.training import checkpoint, see
 
     weights = str(dinov2(folder / "dinov2"))
-    monkeypatch.setattr(see, "source_of", lambda *_: weights)
+    monkeypatch.setattr(see, "dinov2_small", lambda listen: weights)  # pyright: ignore[reportUnknownLambdaType]
     monkeypatch.setattr(see, "ASKED", 4)
     optimizer = torch.optim.AdamW(model.parameters())
     checkpoint.save_checkpoint(run, model, optimizer, checkpoint.LoopState(5, best_step=5), {}, {})

@@ -32,6 +32,7 @@ from distill.training.batches import Batch, Mixture
 from distill.training.losses import tail_kernel
 from distill.training.onward import Onward
 from distill.training.step import forward_backward, make_optimizer, move
+from distill.vision.dinov2 import dinov2_small
 from distill.vision.sight import TOGETHER, Sight, showing
 
 VERSION = 1
@@ -207,8 +208,5 @@ class Seeing(Onward):
 
 def source_of(vision: ImageTokenizerConfig, listen: Listener) -> str:
     """The folder of DINOv2's weights: the settings', where their backbone is one, else DINOv2-S/14."""
-    if vision.backbone == "dinov2" and vision.weights:
-        return vision.weights
-    from distill.vision.dinov2 import dinov2_small
-
-    return str(dinov2_small(listen))
+    own = vision.backbone == "dinov2" and vision.weights
+    return vision.weights if own else str(dinov2_small(listen))
