@@ -5,12 +5,11 @@ import re
 from collections.abc import Mapping
 
 from bundle.manifest import Manifest
-from bundle.modelfile import VISION
+from bundle.modelfile import seeing
 from distill.backbone.model import BackboneConfig
 from distill.report.tables import markdown_table
 from distill.teacher.licenses import OTHER, License
 from distill.teacher.names import fitting_name
-from distill.vision import PROJECTOR
 
 CARD = """\
 {front}# {title}
@@ -134,8 +133,8 @@ def front_matter(license: License) -> str:
 
 def _terms(manifest: Manifest, license: License, whole: bool) -> str:
     """Whose weights these are, and under which terms they, or the teacher, are given."""
-    sees = [VISION] if PROJECTOR in manifest.files else []
-    return "\n\n".join([_own_terms(manifest, license, whole), *sees])
+    sees = seeing(manifest.provenance.get("sees", ""))
+    return "\n\n".join(filter(None, [_own_terms(manifest, license, whole), sees]))
 
 
 def _own_terms(manifest: Manifest, license: License, whole: bool) -> str:

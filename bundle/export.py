@@ -24,6 +24,7 @@ from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.grammar import longest_path
 from distill.student.initialize import CHANCE, TEACHER
 from distill.teacher.find_weights import license_of
+from distill.teacher.gguf_file import read_metadata
 from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.shown import NAMED, load_shown, show
@@ -145,7 +146,8 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
     write_gguf(model.state_dict(), config, tokenizer, folder / GGUF, settings.dtype, metadata, listen)
     ollama = ollama_settings(settings.system, settings.temperature, settings.context or config.context)
     models = [f"./{name}" for name in (GGUF, PROJECTOR) if (folder / name).is_file()]
-    terms = license_text(origin.license, len(models) > 1)
+    sees = str(read_metadata(folder / PROJECTOR)["general.license.name"]) if len(models) > 1 else ""
+    terms = license_text(origin.license, sees)
     write_atomic(folder / "Modelfile", render_modelfile(origin.name, "\nFROM ".join(models), ollama, terms))
     if origin.license.text:
         write_atomic(folder / LICENSE, origin.license.text.rstrip() + "\n")
@@ -158,6 +160,7 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
             "license": replace(origin.license, text="").to_json(),
             "image_tokens": len(tokenizer.image_ids),
             "importable": tokenizer.importable,
+            **({"sees": sees} if sees else {}),
         },
         verification_prompts=origin.verification_prompts,
         verification_answers=origin.verification_answers,

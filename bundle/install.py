@@ -84,7 +84,7 @@ def _license(folder: Path, manifest: Manifest) -> str:
     if LICENSE in manifest.files:
         check_file(folder, manifest, LICENSE)
         known = replace(known, text=(folder / LICENSE).read_text(encoding="utf-8"))
-    return license_text(known, PROJECTOR in manifest.files)
+    return license_text(known, manifest.provenance.get("sees", ""))
 
 
 def _create(asker: OllamaClient, name: str, what: dict[str, Any], listen: Listener) -> None:

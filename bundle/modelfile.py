@@ -6,7 +6,6 @@ from typing import Any
 from distill.errors import BadInput
 from distill.teacher.licenses import License
 from distill.tokens.chat import STOP, go_template, modelfiles
-from distill.vision.backbones import LICENCES
 
 
 def ollama_settings(system: str, temperature: float, context: int) -> dict[str, Any]:
@@ -15,15 +14,16 @@ def ollama_settings(system: str, temperature: float, context: int) -> dict[str, 
     return {"template": go_template(), "system": system, "parameters": parameters}
 
 
-VISION = f"mmproj.gguf, which it sees with: {LICENCES['dinov2']}, https://www.apache.org/licenses/LICENSE-2.0"
-
-
-def license_text(license: License, sees: bool = False) -> str:
-    """What Ollama is told of a licence: its text, or its name and where it is found; "" where neither is known. sees: a
-    projector comes with it, whose encoder has terms of its own."""
+def license_text(license: License, sees: str = "") -> str:
+    """What Ollama is told of a licence: its text, or its name and where it is found; "" where neither is known. sees:
+    whose the encoder in its mmproj.gguf is, which has terms of its own."""
     text = license.text if '"""' not in license.text else ""  # which a Modelfile can't quote
     text = text or (f"{license} {license.link}".rstrip() if license.name else "")
-    return "\n\n".join(filter(None, [text, VISION if sees else ""]))
+    return "\n\n".join(filter(None, [text, seeing(sees)]))
+
+
+def seeing(sees: str) -> str:
+    return f"mmproj.gguf, which it sees pictures with: {sees}" if sees else ""
 
 
 def render_modelfile(name: str, model: str, settings: dict[str, Any], license: str = "") -> str:

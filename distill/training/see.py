@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from distill.backbone.generate import generate
-from distill.config import ImageTokenizerConfig
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, RunMismatch
 from distill.events import Event, Listener, silent
@@ -110,12 +110,10 @@ class Seeing(Onward):
         super().__init__(run, LR)
         self.listen, self.settings = listen, run.settings.see
         self.base = checkpoint.read_loop(checkpoint.latest(run))
-        self.sight = Sight.new(
-            source_of(run.settings.vision, listen),
-            self.settings.image_size,
-            self.model.config.hidden,
-            run.settings.seed,
-        )
+        own = run.settings.vision.weights if run.settings.vision.backbone == "dinov2" else ""
+        source, whose = own or str(dinov2_small(listen)), f"that of {Path(own).name}" if own else ""
+        hidden, size = self.model.config.hidden, self.settings.image_size
+        self.sight = Sight.new(source, size, hidden, run.settings.seed, whose)
         with TraceStore(run.traces, readonly=True) as store:
             self.asked = split_traces(store)[0]
             held = [trace for trace in store.traces(held_out=True) if NAMED.search(trace.prompt)]
@@ -204,9 +202,3 @@ class Seeing(Onward):
         """What comes after the dream."""
         end = self.tokenizer.end_think_id
         return self.tokenizer.decode(ids[ids.index(end) + 1 if end in ids else 0 :], skip_special=True).strip()
-
-
-def source_of(vision: ImageTokenizerConfig, listen: Listener) -> str:
-    """The folder of DINOv2's weights: the settings', where their backbone is one, else DINOv2-S/14."""
-    own = vision.backbone == "dinov2" and vision.weights
-    return vision.weights if own else str(dinov2_small(listen))

@@ -31,22 +31,25 @@ PAD = (122, 116, 104)
 """The grey around a picture that isn't square, as llama.cpp has it for projectors of this kind."""
 TOGETHER = 16
 """Pictures encoded at once."""
-LICENCE = LICENCES["dinov2"]
+APACHE = "https://www.apache.org/licenses/LICENSE-2.0"
 
 
 @dataclass
 class Sight:
-    """encoder: tensors by GGUF's names, frozen. size: S. heads: of the encoder's attention; eps: of its norms."""
+    """encoder: tensors by GGUF's names, frozen. size: S. heads: of the encoder's attention; eps: of its norms. whose:
+    the encoder is, and its licence."""
 
     encoder: dict[str, Tensor]
     projector: nn.Sequential
     size: int
     heads: int
     eps: float
+    whose: str
 
     @classmethod
-    def new(cls, source: str, size: int, hidden: int, seed: int) -> "Sight":
-        """DINOv2's weights in a folder, for pictures of S = `size`, and a projector by chance into D = `hidden`.
+    def new(cls, source: str, size: int, hidden: int, seed: int, whose: str = "") -> "Sight":
+        """DINOv2's weights in a folder, for pictures of S = `size`, and a projector by chance into D = `hidden`. whose:
+        the weights are, where they aren't DINOv2-S/14.
         Raises BadInput for a size that its patches don't divide, CorruptFile."""
         model = Pretrained("dinov2", source, size).model
         state, config = model.state_dict(), model.config
@@ -62,16 +65,17 @@ class Sight:
             tensors |= {f"{ours}.{part}": state[f"{theirs}.{part}"] for part in ("weight", "bias")}
         for layer in range(config.num_hidden_layers):
             for ours, theirs, scale in BLOCK:
-                own, whose = f"v.blk.{layer}.{ours}", f"encoder.layer.{layer}."
-                weight, bias = state[f"{whose}{theirs}.weight"], state[f"{whose}{theirs}.bias"]
-                factor = state[f"{whose}{scale}.lambda1"] if scale else torch.ones(1)
+                own, of = f"v.blk.{layer}.{ours}", f"encoder.layer.{layer}."
+                weight, bias = state[f"{of}{theirs}.weight"], state[f"{of}{theirs}.bias"]
+                factor = state[f"{of}{scale}.lambda1"] if scale else torch.ones(1)
                 tensors[f"{own}.weight"] = weight * (factor[:, None] if weight.ndim > 1 else factor)
                 tensors[f"{own}.bias"] = bias * factor
         tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             projector = layers(config.hidden_size, hidden)
-        return cls(tensors, projector, size, config.num_attention_heads, config.layer_norm_eps)
+        whose = whose or f"{LICENCES['dinov2']}, {APACHE}"
+        return cls(tensors, projector, size, config.num_attention_heads, config.layer_norm_eps, whose)
 
     @property
     def patch(self) -> int:
@@ -155,9 +159,7 @@ class Sight:
         knows a projector."""
         up = self.encoder["v.blk.0.ffn_up.weight"]
         writer.add_type("mmproj")
-        writer.add_string("general.name", "DINOv2-S/14 with a projector")
-        writer.add_string("general.license", "apache-2.0")
-        writer.add_string("general.license.name", LICENCE)
+        writer.add_string("general.license.name", self.whose)
         writer.add_file_type(LlamaFileType.MOSTLY_F16 if dtype == "f16" else LlamaFileType.ALL_F32)
         writer.add_bool("clip.has_vision_encoder", True)
         writer.add_bool("clip.has_llava_projector", True)
@@ -184,15 +186,17 @@ class Sight:
             first = found["mm.0.weight"]
             projector = layers(first.shape[1], first.shape[0])
             projector.load_state_dict({name[3:]: tensor for name, tensor in found.items() if name.startswith("mm.")})
-            size, heads, eps = (file.fields[f"clip.vision.{key}"] for key in READ)
-            sight = cls(encoder, projector.requires_grad_(False), size, heads, eps)
+            sight = cls(encoder, projector.requires_grad_(False), *(file.fields[key] for key in READ))
             sight.features([Image.new("RGB", (1, 1))])
         except (KeyError, RuntimeError, ValueError, IndexError) as error:
             raise CorruptFile(f"{path}: not a projector that we wrote ({error}); export the run again") from error
         return sight
 
 
-READ = ("image_size", "attention.head_count", "attention.layer_norm_epsilon")
+READ = (
+    *(f"clip.vision.{key}" for key in ("image_size", "attention.head_count", "attention.layer_norm_epsilon")),
+    "general.license.name",
+)
 BLOCK = (
     ("ln1", "norm1", ""),
     ("attn_q", "attention.q_proj", ""),
