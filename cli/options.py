@@ -59,6 +59,7 @@ teacher_options = all_of(
 size_options = all_of(
     setting("--layers", "student.layers", "Of the teacher's layers, keep so many.", **_NUMBER),
     setting("--ffn", "student.ffn", "Of each layer's neurons, keep so many.", **_NUMBER),
+    setting("--heads", "student.heads", "Of each layer's heads, keep so many.", **_NUMBER),
     setting("--init", "student.init", "Begin so, or as another model.", metavar="teacher|chance|PATH"),
     setting("--preset", "student.preset", "Of this size, from chance.", type=click.Choice(["nano", "micro", "small"])),
     setting("--steps", "train.steps", "Optimizer steps.", **_NUMBER),

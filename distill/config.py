@@ -125,17 +125,18 @@ class StudentSettings:
     init: str = "teacher"
     """`teacher` (its weights where they can be read, else chance), `chance`, or a model's folder or GGUF."""
     layers: int = 0
-    """Layers; 0: two fifths of the teacher's, or the preset's. `dream sizes` shows what each number costs."""
+    """Layers; 0: all of the teacher's, or the preset's. `dream sizes` shows what each number costs."""
     ffn: int = 0
-    """Neurons of each feed-forward; 0: all of the teacher's, or the preset's."""
+    """Neurons of each feed-forward; 0: a third of the teacher's, or the preset's."""
+    heads: int = 0
+    """Heads of each attention; 0: all of the teacher's, or the preset's."""
     measure_seconds: float = 60.0
-    """What choosing the teacher's layers, and their neurons, may take each, about."""
+    """What choosing the teacher's layers, and their heads and neurons, may take each, about."""
     image_rows: str = "apart"
     """How image tokens begin: `apart` (as their labels, moved away from words), `label` (near them), or `untied`."""
     preset: str = ""
-    """Sizes from chance: `nano` (the default there), `micro` or `small`. It, or any of the next three, means chance."""
+    """Sizes from chance: `nano` (its default), `micro` or `small`. It, or either of the next two, means chance."""
     hidden: int = 0
-    heads: int = 0
     kv_heads: int = 0
     context: int = 512
 

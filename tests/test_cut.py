@@ -11,7 +11,7 @@ from distill.backbone.attention import Documents
 from distill.backbone.model import Backbone, BackboneConfig
 from distill.errors import BadInput
 from distill.student import cut
-from distill.student.cut import Sample, drop_layers, final_states, keep_layers, narrow, quality, surgeon
+from distill.student.cut import Sample, drop_layers, final_states, head_surgeon, keep_layers, narrow, quality, surgeon
 
 CONFIG = BackboneConfig(vocab_size=31, hidden=16, layers=5, heads=4, kv_heads=2, ffn=24, context=32)
 
@@ -90,18 +90,55 @@ def test_a_narrow_model_speaks_nearly_as_the_wide_one_where_neurons_are_doubled(
                 matrix[12:] = matrix[:12]
     sample = sample_of(teacher)
     before = quality(teacher, [sample])
-    smaller = narrow(teacher, [sample], 12)
+    smaller = narrow(teacher, [sample], 12, 4)
     assert smaller.config.ffn == 12
     assert [tuple(block.mlp.down_proj.weight.shape) for block in smaller.model.layers] == [(16, 12)] * 5
+    assert quality(smaller, [sample]).nats == pytest.approx(before.nats, abs=0.02)
+
+
+def test_the_surgeon_of_heads_takes_the_cheapest_of_each_group() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = (
+        torch.randn(200, 16, generator=generator, dtype=torch.float64)
+        @ torch.randn(16, 16, generator=generator).double()
+    )
+    gram, weight = x.t() @ x / 100, torch.randn(16, 16, generator=generator, dtype=torch.float64)
+    kept, mended = head_surgeon(gram.float(), weight.float(), CONFIG, 2)
+    heads = kept[::4] // 4
+    assert kept.tolist() == [4 * head + row for head in heads.tolist() for row in range(4)]
+    assert (heads // 2).tolist() == [0, 1]
+    torch.testing.assert_close(mended.double(), best_rest(gram, weight, kept.tolist())[1], rtol=0.05, atol=0.02)
+    # The first that goes is the cheapest of all, the second the cheapest of the other group, given the first.
+    rows = {head: range(4 * head, 4 * head + 4) for head in range(4)}
+
+    def cost(*gone: int) -> float:
+        return best_rest(gram, weight, [i for head in range(4) if head not in gone for i in rows[head]])[0]
+
+    first = min(range(4), key=cost)
+    second = min((head for head in range(4) if head // 2 != first // 2), key=lambda head: cost(first, head))
+    assert {first, second} == {*range(4)} - {*heads.tolist()}
+
+
+def test_a_model_with_fewer_heads_speaks_nearly_as_the_whole_where_heads_are_doubled() -> None:
+    teacher = model()
+    with torch.no_grad():
+        for block in teacher.model.layers:
+            block.self_attn.q_proj.weight.view(2, 2, 4, 16)[:, 1] = block.self_attn.q_proj.weight.view(2, 2, 4, 16)[
+                :, 0
+            ]
+    sample = sample_of(teacher)
+    before = quality(teacher, [sample])
+    smaller = narrow(teacher, [sample], 24, 2)
+    assert (smaller.config.heads, smaller.config.kv_heads, smaller.config.head_dim) == (2, 2, 4)
     assert quality(smaller, [sample]).nats == pytest.approx(before.nats, abs=0.02)
 
 
 def test_without_time_fewer_samples_are_looked_at() -> None:
     teacher = model()
     found = [sample_of(teacher, rows=2, seed=seed) for seed in range(10)]
-    hurried = narrow(copy.deepcopy(teacher), found, 12, seconds=0.0)
-    patient = narrow(copy.deepcopy(teacher), found, 12)
-    few = narrow(copy.deepcopy(teacher), found[:2], 12)
+    hurried = narrow(copy.deepcopy(teacher), found, 12, 4, seconds=0.0)
+    patient = narrow(copy.deepcopy(teacher), found, 12, 4)
+    few = narrow(copy.deepcopy(teacher), found[:2], 12, 4)
     first, last = ([m.model.layers[i].mlp.down_proj.weight for m in (hurried, patient, few)] for i in (0, -1))
     assert torch.equal(first[0], first[1]), "the first layer tells how long one takes"
     assert not torch.equal(last[0], last[1])
@@ -115,7 +152,7 @@ def test_later_layers_make_up_for_what_earlier_ones_got_wrong(monkeypatch: pytes
 
     def error(mended: float) -> float:
         monkeypatch.setattr(cut, "MENDED", mended)
-        return float((final_states(narrow(copy.deepcopy(teacher), [seen], 12), [new])[0] - wanted).square().mean())
+        return float((final_states(narrow(copy.deepcopy(teacher), [seen], 12, 4), [new])[0] - wanted).square().mean())
 
     assert error(0.5) < 0.97 * error(0.0)
 
@@ -145,4 +182,6 @@ def test_more_than_there_is_can_not_stay() -> None:
     with pytest.raises(BadInput, match=r"student\.layers=6: the teacher has 5"):
         drop_layers(teacher, [], 6, 1.0)
     with pytest.raises(BadInput, match=r"student\.ffn=25: the teacher's feed-forwards have 24"):
-        narrow(teacher, [], 25)
+        narrow(teacher, [], 25, 4)
+    with pytest.raises(BadInput, match=r"student\.heads=3: of the teacher's 4 keep 2 or 4"):
+        narrow(teacher, [], 24, 3)

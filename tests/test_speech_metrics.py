@@ -47,7 +47,7 @@ def test_letters_of_tokens() -> None:
     assert special([0, 1, 2, 3, 4]) == "tecww", "tags are tags though they aren't printed"
 
 
-@pytest.mark.parametrize("dream", ["</think>", f"{LENS}\n</think>", f"{LENS}{STEP}{STEP}\n</think>"])
+@pytest.mark.parametrize("dream", ["</think>", f"{LENS}{STEP}\n</think>", f"{LENS}{STEP}{STEP}\n</think>"])
 def test_dreams_that_follow_the_grammar(dream: str) -> None:
     assert is_dream(spelled(dream), steps=2)
     assert is_dream(spelled(dream), steps=1) == (dream.count("⟨wets⟩") < 2)
@@ -60,6 +60,7 @@ def test_dreams_that_follow_the_grammar(dream: str) -> None:
         "\n</think>",
         LENS,
         f"{LENS}\n",
+        f"{LENS}\n</think>",
         f"{LENS}</think>",
         f"{LENS}\n\n</think>",
         f"{LENS}⟨a ball⟩⟨release⟩\n</think>",
@@ -82,7 +83,7 @@ labels = st.text("ab é'", min_size=1, max_size=4).filter(lambda label: label no
 @given(st.dictionaries(st.sampled_from(LENSES), st.lists(labels, max_size=7)), st.integers(0, 3))
 def test_printed_dreams(chains: dict[str, list[str]], steps: int) -> None:
     text = "".join(f"⟨{lens}⟩" + "".join(f"⟨{label}⟩" for label in chains.get(lens, [])) for lens in LENSES)
-    wanted = all(len(chain) in range(0, 3 * steps + 1, 3) for chain in chains.values())
+    wanted = any(chains.values()) and all(len(chain) in range(0, 3 * steps + 1, 3) for chain in chains.values())
     assert is_printed_dream(text, steps) == is_printed_dream(f"\n{text}\n", steps) == wanted
 
 

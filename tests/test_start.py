@@ -133,11 +133,11 @@ def test_training_begins_as_the_teacher(answered: Run, tmp_path: Path) -> None:
 
 
 def test_layers_and_neurons_are_cut(answered: Run, tmp_path: Path) -> None:
-    run = of(answered, tmp_path / "run", layers=1, ffn=64)
+    run = of(answered, tmp_path / "run", layers=1, ffn=64, heads=2)
     folder = begin(run)
     assert folder is not None
     model = load_backbone(folder)
-    assert (model.config.layers, model.config.ffn) == (1, 64)
+    assert (model.config.layers, model.config.ffn, model.config.heads, model.config.head_dim) == (1, 64, 2, 16)
     about = json.loads((folder / "start.json").read_text(encoding="utf-8"))
     assert len(about["layers"]) == 1
     assert about["nats_a_token_at"].keys() == {"1"}

@@ -104,10 +104,12 @@ class Attention(nn.Module):
         scores = (q @ k.transpose(2, 3) * self.head_dim**-0.5).masked_fill(future, float("-inf"))
         return scores.softmax(-1)
 
+    def mixed(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None) -> Tensor:
+        """(B, T, H · E): of each head the values that it attends to."""
+        return self.attend(*self.project(x, cos, sin), documents).transpose(1, 2).flatten(2)
+
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, documents: Documents | None) -> Tensor:
-        q, k, v = self.project(x, cos, sin)
-        mixed = self.attend(q, k, v, documents)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return self.o_proj(self.mixed(x, cos, sin, documents))
 
 
 class FeedForward(nn.Module):

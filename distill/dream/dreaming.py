@@ -98,14 +98,14 @@ def _dreamt(
     seen = None if images is None else images.to(parts.device, torch.float32)
     if asked.dreamer == "engine":
         dreamt = draft(parts, states, asked.guide, seen, watch)
-        speaker.read(think_ids(parts.tokenizer, with_steps(dreamt.dream)), last=True)
+        speaker.read(think_ids(parts.tokenizer, dreamt.dream), last=True)
         speaker.obey(parts.grammar.answering)
         return dreamt
     speaker.obey(parts.grammar)
     if asked.guide:
         return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
     if asked.dreamer == "checked":
-        dream = with_steps(guess(parts, states, seen))
+        dream = guess(parts, states, seen)
         speaker.expect(think_ids(parts.tokenizer, dream), instead(parts.tokenizer))
         return read_dream(parts, decode(parts, speaker, watch), states, "checked engine")
     return read_dream(parts, decode(parts, speaker, watch), states)

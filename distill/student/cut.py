@@ -1,4 +1,4 @@
-"""A smaller model out of a larger one, by what some texts of its own need: fewer layers, narrower feed-forwards.
+"""A smaller model out of a larger one, by what some texts of its own need: fewer layers, fewer heads and neurons.
 
 Layers go that hurt the texts' likelihood least (greedily, a few at a time; compare ShortGPT, arXiv:2403.03853).
 Neurons of a feed-forward go by the optimal brain surgeon's rule on whole neurons, layer by layer (ZipLM,
@@ -6,23 +6,26 @@ arXiv:2302.04089): with activations X (positions, F) and the projection W (F, D)
 
     ‖W_j‖² / [(XᵀX)⁻¹]_jj
 
-to leave out if all that stay make up for it as least squares can, which is then done to W. Each layer is given what the
+to leave out if all that stay make up for it as least squares can, which is then done to W. A head of an attention, E
+rows of the projection behind it, goes likewise: it costs tr(W_jᵀ [(XᵀX)⁻¹]_jj⁻¹ W_j). Each layer is given what the
 layers before it, cut already, make of the texts, and W then moves to mend half of what these have left wrong, too: all
 of it fits the texts and nothing else (compare GPTAQ, arXiv:2504.02692, which does so for rounded weights).
 
-Shape legend: B rows, T positions, D hidden, F feed-forward, M positions that are predicted.
+Shape legend: B rows, T positions, D hidden, F feed-forward, E a head, M positions that are predicted.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from distill.backbone.architecture import BackboneConfig
 from distill.backbone.attention import Documents
 from distill.backbone.model import Backbone, Block
 from distill.errors import BadInput
@@ -131,10 +134,12 @@ def narrow(
     model: Backbone,
     samples: Sequence[Sample],
     ffn: int,
+    heads: int,
     seconds: float = math.inf,
     told: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Backbone:
-    """The model with `ffn` neurons in each feed-forward. The one given is used up.
+    """The model with `ffn` neurons in each feed-forward and `heads` queries in each attention, of every group that
+    shares a key as many. The one given is used up.
 
     seconds: what it may take, roughly: where a layer takes longer than its part, fewer samples are looked at from then
     on, a fifth of them at least. told: (layers done, of how many).
@@ -142,37 +147,74 @@ def narrow(
     config, ends = model.config, time.monotonic() + seconds
     if not 1 <= ffn <= config.ffn:
         raise BadInput(f"student.ffn={ffn}: the teacher's feed-forwards have {config.ffn} neurons; keep 1 to that many")
+    if not 1 <= heads <= config.heads or heads % config.kv_heads:
+        some = " or ".join(map(str, range(config.kv_heads, config.heads + 1, config.kv_heads)))
+        raise BadInput(f"student.heads={heads}: of the teacher's {config.heads} keep {some}: of every group as many")
     states, least = [_embedded(model, sample) for sample in samples], -(-len(samples) // 5)
     wanted = [state.clone() for state in states]  # the uncut model's
     for number, block in enumerate(_blocks(model)):
-        feed, begun = block.mlp, time.monotonic()
-        gram, missing = torch.zeros(config.ffn, config.ffn), torch.zeros(config.ffn, config.hidden)
-        active: list[Tensor] = []
-        for i, sample in enumerate(samples[: len(states)]):
-            states[i] = states[i] + _attention(model, block, sample, states[i])
-            wanted[i] = wanted[i] + _attention(model, block, sample, wanted[i])
-            wanted[i] += feed.down_proj(_activations(block, wanted[i]))
-            active.append(_activations(block, states[i]).flatten(0, 1))
-            _add_products(gram, active[i])
-            missing.addmm_(active[i].t(), (wanted[i] - states[i]).flatten(0, 1))
-        gram = gram.triu() + gram.triu(1).t()
-        whole = feed.down_proj.weight.t()
-        kept, down = surgeon(gram, whole, ffn)
-        errors = missing - gram @ whole  # what the whole feed-forward would leave wrong here, as the kept ones see it
-        down = down + MENDED * _fitted(gram[kept][:, kept], errors[kept])
-        feed.gate_proj.weight = torch.nn.Parameter(feed.gate_proj.weight[kept])
-        feed.up_proj.weight = torch.nn.Parameter(feed.up_proj.weight[kept])
-        feed.down_proj.weight = torch.nn.Parameter(down.t().contiguous())
+        begun, attention, feed = time.monotonic(), block.self_attn, block.mlp
+        mixed = [_mixed(model, block, sample, x) for sample, x in zip(samples, states, strict=False)]
+        for aim, sample in zip(wanted, samples, strict=False):
+            aim += attention.o_proj(_mixed(model, block, sample, aim))
+        if heads < config.heads:
+            kept = _refit(attention.o_proj, mixed, states, wanted, partial(head_surgeon, config=config, keep=heads))
+            _keep_rows(attention.q_proj, kept)
+        for state, x in zip(states, mixed, strict=True):
+            state += attention.o_proj(x)
+        active = [_activations(block, state) for state in states]
+        for aim in wanted:
+            aim += feed.down_proj(_activations(block, aim))
+        kept = _refit(feed.down_proj, active, states, wanted, partial(surgeon, keep=ffn))
+        _keep_rows(feed.gate_proj, kept)
+        _keep_rows(feed.up_proj, kept)
         for state, x in zip(states, active, strict=True):
-            state += feed.down_proj(x[:, kept]).view_as(state)
+            state += feed.down_proj(x)
         told(number + 1, config.layers)
         now, still = time.monotonic(), config.layers - number - 1
         if still and (now - begun) * still > ends - now:
             fitting = int(len(states) * max(ends - now, 0.0) / ((now - begun) * still))
             del states[max(fitting, least) :], wanted[max(fitting, least) :]
-    smaller = Backbone(replace(config, ffn=ffn))
+    smaller = Backbone(narrowed(config, ffn, heads))
     smaller.load_state_dict(model.state_dict())
     return smaller.eval()
+
+
+def narrowed(config: BackboneConfig, ffn: int, heads: int) -> BackboneConfig:
+    """The same with so many neurons and heads, which keep their size."""
+    size = None if heads * config.head_dim == config.hidden else config.head_dim
+    return replace(config, ffn=ffn, heads=heads, head_size=size)
+
+
+def _refit(
+    projection: nn.Linear,
+    read: list[Tensor],
+    states: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    choose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Which inputs of a projection stay; what it has read, (B, T, F) of each sample, becomes these alone, and its
+    weights what makes the states, to which it is added, as they are wanted, as far as that is done here."""
+    whole = projection.weight.t()
+    gram = torch.zeros(len(whole), len(whole))
+    for x in read:
+        _add_products(gram, x.flatten(0, 1))
+    gram = gram.triu() + gram.triu(1).t()
+    kept, rows = choose(gram, whole)
+    missing = torch.zeros(rows.shape)
+    for i, (state, aim) in enumerate(zip(states, wanted, strict=True)):
+        read[i] = read[i][..., kept]
+        missing.addmm_(read[i].flatten(0, 1).t(), (aim - state).flatten(0, 1))
+    errors = missing - gram[kept] @ whole  # what the whole projection would leave wrong, as the kept inputs see it
+    rows = rows + MENDED * _fitted(gram[kept][:, kept], errors)
+    projection.weight = nn.Parameter(rows.t().contiguous())
+    return kept
+
+
+def _keep_rows(projection: nn.Linear, kept: Tensor) -> None:
+    projection.weight = nn.Parameter(projection.weight[kept])
+    if projection.bias is not None:
+        projection.bias = nn.Parameter(projection.bias[kept])
 
 
 def surgeon(gram: Tensor, weight: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -183,20 +225,48 @@ def surgeon(gram: Tensor, weight: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     count = len(gram)
     if keep == count:
         return torch.arange(count), weight
-    scale = float(gram.diagonal().mean()) or 1.0
-    inverse = torch.linalg.inv(gram.double() / scale + DAMPING * torch.eye(count, dtype=torch.float64))
-    rows, left = weight.double(), torch.arange(count)
+    rows, inverse, left = weight.double(), _inverse(gram), torch.arange(count)
     while len(left) > keep:
         cost = rows.square().sum(1) / inverse.diagonal()
         going = cost.argsort()[: min(len(left) - keep, max(1, int(SHARE * len(left))))]
-        staying = torch.ones(len(left), dtype=torch.bool).index_fill_(0, going, value=False)
-        # Block elimination: what the leaving rows did is spread over all, and they vanish from the inverse.
-        spread = torch.linalg.solve(inverse[going][:, going], torch.cat((rows[going], inverse[going]), dim=1))
-        change = inverse[:, going] @ spread
-        rows = (rows - change[:, : rows.shape[1]])[staying]
-        inverse = (inverse - change[:, rows.shape[1] :])[staying][:, staying]
-        left = left[staying]
+        rows, inverse, left = _without(rows, inverse, left, going)
     return left, rows.to(weight.dtype)
+
+
+def head_surgeon(gram: Tensor, weight: Tensor, config: BackboneConfig, keep: int) -> tuple[Tensor, Tensor]:
+    """The same of whole heads, `keep` of them: rows go by `config.head_dim`, of each group of queries as many."""
+    size, group = config.head_dim, config.heads // config.kv_heads
+    rows, inverse, left = weight.double(), _inverse(gram), torch.arange(len(gram))
+    while len(left) > keep * size:
+        first = left[::size] // size // group  # the group of each head that is left
+        costs = [
+            float((rows[own] * torch.linalg.solve(inverse[own, own], rows[own])).sum())
+            if int((first == of).sum()) > keep // config.kv_heads
+            else math.inf
+            for of, own in ((of, slice(place * size, (place + 1) * size)) for place, of in enumerate(first))
+        ]
+        place = costs.index(min(costs))
+        rows, inverse, left = _without(rows, inverse, left, torch.arange(place * size, (place + 1) * size))
+    return left, rows.to(weight.dtype)
+
+
+def _inverse(gram: Tensor) -> Tensor:
+    """(XᵀX)⁻¹ in float64, damped, of a gram of mean diagonal 1."""
+    scale = float(gram.diagonal().mean()) or 1.0
+    regular = gram.double() / scale
+    regular.diagonal().add_(DAMPING)
+    return torch.linalg.inv(regular)
+
+
+def _without(rows: Tensor, inverse: Tensor, left: Tensor, going: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All without the rows `going`. Block elimination: what these did is spread over all, and they vanish from the
+    inverse."""
+    staying = torch.ones(len(left), dtype=torch.bool).index_fill_(0, going, value=False)
+    spread = torch.linalg.solve(inverse[going][:, going], torch.cat((rows[going], inverse[going]), dim=1))
+    change = inverse[:, going] @ spread
+    rows = (rows - change[:, : rows.shape[1]])[staying]
+    inverse = (inverse - change[:, rows.shape[1] :])[staying][:, staying]
+    return rows, inverse, left[staying]
 
 
 def _add_products(gram: Tensor, x: Tensor, size: int = 512) -> None:
@@ -233,8 +303,9 @@ def _through(model: Backbone, blocks: Sequence[Block], sample: Sample, x: Tensor
     return x
 
 
-def _attention(model: Backbone, block: Block, sample: Sample, x: Tensor) -> Tensor:
-    return block.self_attn(block.input_layernorm(x), *_rotations(model, sample), sample.documents)
+def _mixed(model: Backbone, block: Block, sample: Sample, x: Tensor) -> Tensor:
+    """(B, T, heads · E) of states (B, T, D): what the last projection of the attention reads."""
+    return block.self_attn.mixed(block.input_layernorm(x), *_rotations(model, sample), sample.documents)
 
 
 def _activations(block: Block, x: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
     <think>⏎ [⟨spatial⟩ triplets ⟨temporal⟩ triplets ⟨causal⟩ triplets ⟨abstract⟩ triplets ⏎] </think>⏎ words <|im_end|>
 
-The dream in brackets may be missing, as in the examples without one, and a lens may have no triplet. Natively it is
-a mask over the logits: a table of states, and where each token leads. In Ollama the weights alone must keep to it.
+The dream in brackets may be missing, as in the examples without one, and a lens may have no triplet, but not all of
+them. Natively it is a mask over the logits: a table of states, and where each token leads. In Ollama the weights alone
+must keep to it.
 
 Shape legend: B rows, S states, M masks (states that allow the same share one), K kinds of tokens, V vocabulary.
 """
@@ -28,7 +29,7 @@ KINDS = WORD, NEWLINE, IMAGE, THINK, END_THINK, EOS, NEVER, FIRST_LENS = range(8
 
 START, OPENED, INSIDE, CLOSING, CLOSED, ANSWER, FIRST_PATH = range(7)
 """States: before `<think>` · its line break · the first lens, or no dream · `</think>` after a dream · its line break ·
-the answer · and, for each lens in turn, how many image tokens it has."""
+the answer · and, for each lens in turn, how many image tokens it has; then, for each lens, that none has any yet."""
 
 
 def dream_size(steps: int) -> int:
@@ -122,7 +123,8 @@ def _kinds(tokenizer: StudentTokenizer) -> Tensor:
 def _machine(steps: int) -> tuple[Tensor, Tensor]:
     """allowed (S, K) bool, and after (S, K) int64: the state that a kind of token leads to."""
     path = 1 + 3 * steps
-    states, kinds = FIRST_PATH + len(LENSES) * path, FIRST_LENS + len(LENSES)
+    bare = FIRST_PATH + len(LENSES) * path
+    states, kinds = bare + len(LENSES), FIRST_LENS + len(LENSES)
     allowed = torch.zeros((states, kinds), dtype=torch.bool)
     after = torch.arange(states).unsqueeze(1).repeat(1, kinds)
     after[:ANSWER, END_THINK] = after[FIRST_PATH:, END_THINK] = CLOSED
@@ -133,10 +135,13 @@ def _machine(steps: int) -> tuple[Tensor, Tensor]:
     may(START, THINK, OPENED)
     may(OPENED, NEWLINE, INSIDE)
     may(INSIDE, END_THINK, CLOSED)
-    may(INSIDE, FIRST_LENS, FIRST_PATH)
+    may(INSIDE, FIRST_LENS, bare)
     for lens in range(len(LENSES)):
         begins = FIRST_PATH + lens * path
         is_last = lens == len(LENSES) - 1
+        may(bare + lens, IMAGE, begins + 1)
+        if not is_last:
+            may(bare + lens, FIRST_LENS + lens + 1, bare + lens + 1)
         for count in range(path):
             if count + 1 < path:
                 may(begins + count, IMAGE, begins + count + 1)

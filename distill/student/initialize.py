@@ -31,8 +31,7 @@ EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
 def wants_teacher(settings: StudentSettings) -> bool:
     """Whether a student shall begin as its teacher: it has none of the teacher's sizes otherwise."""
-    sizes = (settings.preset, settings.hidden, settings.heads, settings.kv_heads)
-    return settings.init == TEACHER and not any(sizes)
+    return settings.init == TEACHER and not any((settings.preset, settings.hidden, settings.kv_heads))
 
 
 def new_student(settings: StudentSettings, tokenizer: StudentTokenizer, seed: int) -> Backbone:

@@ -98,8 +98,11 @@ def with_context(prompt: str, triples: Iterable[tuple[str, str, str]]) -> str:
 
 
 def dream_ids(tokenizer: StudentTokenizer, dream: Mapping[str, Sequence[Triple]]) -> list[int]:
-    """The dream's tokens: each lens in order, each followed by the codes of its steps. Without think tags."""
+    """The dream's tokens: each lens in order, each followed by the codes of its steps, without think tags. No tokens
+    where no lens has a step: that is no dream."""
     ids: list[int] = []
+    if not any(dream.values()):
+        return ids
     for lens, lens_id in zip(LENSES, tokenizer.lens_ids, strict=True):
         ids += [lens_id, *(int(tokenizer.image_ids[code]) for step in dream.get(lens, ()) for code in step)]
     return ids
@@ -117,7 +120,7 @@ def think_block(tokenizer: StudentTokenizer, dream: Sequence[int]) -> list[int]:
 
 
 def with_steps(dream: Dream | None) -> Dream | None:
-    """The dream, or None where no lens has a step: that is no dream, as in the examples that a student learns from."""
+    """The dream, or None where no lens has a step."""
     return dream if dream and any(dream.values()) else None
 
 

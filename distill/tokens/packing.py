@@ -220,8 +220,7 @@ def build_documents(
         if trace.key in chosen:
             dreams.append(tokenizer.encode(chosen[trace.key], special=True))
         else:
-            found = triplets.get(trace.key, [])
-            dreams.append(dream_ids(tokenizer, dream_of(found, codes)) if found else [])
+            dreams.append(dream_ids(tokenizer, dream_of(triplets.get(trace.key, []), codes)))
         answer = aligner.align(trace.response.text, trace.response.tokens, trace.response.done_reason)
         answers.append(answer if trace.response.done_reason == "stop" else to_last_sentence(answer, tokenizer))
     width = max((answer.slot_ids.shape[1] for answer in answers), default=0)

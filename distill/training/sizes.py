@@ -16,7 +16,7 @@ from distill.corpus.teachers_source import teachers_source
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, write_atomic
-from distill.student.cut import quality
+from distill.student.cut import narrowed, quality
 from distill.student.initialize import transplant
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents, pack
@@ -27,7 +27,7 @@ LAYERS = (0.8, 0.6, 0.4)
 NEURONS = (2 / 3, 1 / 2, 1 / 3, 1 / 4, 1 / 6)
 """Shares of the neurons that are tried in all layers."""
 TOKENS = 12_288
-"""Positions whose activations decide here which neurons stay: half as many as where a student begins."""
+"""Positions whose activations decide here which neurons stay: a third of those that do where a student begins."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,15 @@ def measure_sizes(
     for number, (count, ffn) in enumerate(wanted):
         listen(Event("sizes", "progress", done=number, total=len(wanted), unit="sizes"))
         name = f"{count}x{ffn}"
+        cut = (count, ffn) != (whole.layers, whole.ffn)
+        heads = run.settings.student.heads if cut and run.settings.student.heads else whole.heads
         if name not in known:
             model = transplant(source, tokenizer, run.settings.student.context)
-            model = cut_to(run, model, tokenizer, count, ffn, TOKENS, silent).model
+            model = cut_to(run, model, tokenizer, (count, ffn, heads), TOKENS, silent).model
             known[name] = {"parameters": count_parameters(model), **_quality(run, model, tokenizer)}
             write_atomic(kept, json.dumps({"key": key, "sizes": known}, indent=2) + "\n")
-        config = replace(whole, layers=count, ffn=ffn, vocab_size=tokenizer.vocab_size)
+        config = narrowed(whole, ffn, heads)
+        config = replace(config, layers=count, vocab_size=tokenizer.vocab_size)
         found.append(Size(count, ffn, **known[name], config=config))
     listen(Event("sizes", "done", f"{len(found)} sizes", done=len(found), total=len(found)))
     return found

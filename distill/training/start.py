@@ -28,10 +28,10 @@ from distill.tokens.chat import parse_dream
 from distill.tokens.packing import Documents, pack
 from distill.training.batches import Batches, Mixture
 
-VERSION = 3
+VERSION = 4
 ABOUT = "start.json"
-NARROW_TOKENS = 24_576
-"""Positions whose activations decide which neurons stay."""
+NARROW_TOKENS = 36_864
+"""Positions whose activations decide which neurons and heads stay, where there is time for so many."""
 JUDGED_TOKENS = 4_096
 """Positions on which layers are tried and the start is judged."""
 
@@ -104,7 +104,8 @@ def make_start(run: Run, source: Source, listen: Listener) -> Start:
     model = transplant(source, tokenizer, settings.context)
     config = model.config
     ffn = settings.ffn or default_ffn(config.ffn, whole=bool(settings.layers))
-    cut = cut_to(run, model, tokenizer, settings.layers or config.layers, ffn, NARROW_TOKENS, listen)
+    keep = settings.layers or config.layers, ffn, settings.heads or config.heads
+    cut = cut_to(run, model, tokenizer, keep, NARROW_TOKENS, listen)
     judged = samples(run, tokenizer, config.context, JUDGED_TOKENS)
     at_once = quality(cut.model, judged)
     action = action_shares(Documents.load(run.data / "train"), tokenizer)
@@ -116,6 +117,8 @@ def make_start(run: Run, source: Source, listen: Listener) -> Start:
         "of_layers": config.layers,
         "ffn": ffn,
         "of_ffn": config.ffn,
+        "heads": model.config.heads,
+        "of_heads": config.heads,
         "parameters": count_parameters(model),
         "nats_a_token_at": {str(count): round(nats, 4) for count, nats in cut.path.items()},
         "at_once": {name: round(value, 4) for name, value in asdict(at_once).items()},
@@ -146,21 +149,23 @@ class Cut:
 
 
 def cut_to(
-    run: Run, model: Backbone, tokenizer: StudentTokenizer, layers: int, ffn: int, tokens: int, listen: Listener
+    run: Run, model: Backbone, tokenizer: StudentTokenizer, keep: tuple[int, int, int], tokens: int, listen: Listener
 ) -> Cut:
-    """So many layers and neurons of a model, chosen by the run's own training answers; about `tokens` positions of them
-    decide which neurons stay."""
+    """So many layers, neurons and heads of a model, chosen by the run's own training answers; about `tokens`
+    positions of them decide which neurons and heads stay."""
     config, seconds = model.config, run.settings.student.measure_seconds
+    layers, ffn, heads = keep
     kept, path = list(range(config.layers)), dict[int, float]()
     if layers != config.layers:
         listen(Event("train", "note", f"choosing {layers} of {config.layers} layers"))
         judged = samples(run, tokenizer, config.context, JUDGED_TOKENS)
         kept, path = drop_layers(model, judged, layers, seconds, _told(listen, "layers gone"))
         model = keep_layers(model, kept)
-    if ffn != config.ffn:
-        listen(Event("train", "note", f"choosing {ffn} of {config.ffn} neurons in each of {len(kept)} layers"))
+    if (ffn, heads) != (config.ffn, config.heads):
+        size = f"{ffn} of {config.ffn} neurons and {heads} of {config.heads} heads"
+        listen(Event("train", "note", f"choosing {size} in each of {len(kept)} layers"))
         seen = samples(run, tokenizer, config.context, tokens)
-        model = narrow(model, seen, ffn, seconds, _told(listen, "layers narrowed"))
+        model = narrow(model, seen, ffn, heads, seconds, _told(listen, "layers narrowed"))
     return Cut(model, kept, path)
 
 

@@ -65,9 +65,9 @@ def letters_of(text: str) -> str:
 
 def is_dream(letters: str, steps: int) -> bool:
     """Whether all between `<think>⏎` and the answer, `</think>` included, is a dream: each lens in order, with at most
-    `steps` whole triplets. None at all is one, too."""
+    `steps` whole triplets, one at least in all. Nothing at all is a dream, too."""
     lenses = "".join(f"{place}(iii){{0,{steps}}}" for place in range(len(LENSES)))
-    return re.fullmatch(f"({lenses}n)?e", letters) is not None
+    return re.fullmatch(f"((?!0123n){lenses}n)?e", letters) is not None
 
 
 def is_printed_dream(text: str, steps: int) -> bool:

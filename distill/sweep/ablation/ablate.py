@@ -106,7 +106,7 @@ class Ablation:
         self.trainings: list[dict[str, Any]] = []
 
     def _mined(self, question: Question) -> list[int]:
-        return dream_ids(self.tokenizer, dream_of(question.triplets, self.codes)) if question.triplets else []
+        return dream_ids(self.tokenizer, dream_of(question.triplets, self.codes))
 
     def _exam(self) -> tuple[Exam, int]:
         """The held-out prompts that fit the student's context with any dream, and how many don't: told now, and not

@@ -20,7 +20,7 @@ from distill.exam.targets import How, Target
 from distill.mining.triplets import Triplet
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import dream_ids, parse_dream, with_steps
+from distill.tokens.chat import dream_ids, parse_dream
 from distill.tokens.image_tokens import dream_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Reader(NativeExaminee):
 
     def mined(self, triplets: Sequence[Triplet]) -> list[int]:
         """A step with a phrase that no image token stands for is left out, as in training."""
-        return dream_ids(self.tokenizer, dream_of(triplets, self._codes)) if triplets else []
+        return dream_ids(self.tokenizer, dream_of(triplets, self._codes))
 
     def _dreamed(self, questions: Sequence[Question], temperature: float, draw: int) -> list[OwnDream]:
         return [OwnDream(dream, True) for dream in self.dreams(questions)]
@@ -149,7 +149,7 @@ class Reader(NativeExaminee):
         with torch.inference_mode():
             drafted = self.engine(*prompt_states(self.model, headers))
         dreams = drafted_dreams(drafted, keep_above=self._child.settings.dreaming.keep_above)
-        return [dream_ids(self.tokenizer, dream) if with_steps(dream) else [] for dream in dreams]
+        return [dream_ids(self.tokenizer, dream) for dream in dreams]
 
     def _shuffled(self, question: Question, dream: Sequence[int]) -> list[int]:
         """A dream with its image tokens in another order; what is none keeps its place."""

@@ -12,7 +12,7 @@ from distill.dream.engine import Drafted, DreamEngine, drafted_dreams
 from distill.dream.graph_reasoner import DreamGraphReasoner
 from distill.dream.input_tokenizer import ROLES, Encoded
 from distill.mining.triplets import LENSES
-from distill.tokens.chat import Dream, think_ids, with_steps
+from distill.tokens.chat import Dream, think_ids
 from distill.training.engine.data import DreamBatch, DreamData, first_triplets, outcomes
 from distill.training.engine.losses import DreamTargets, right_paths, right_shares
 from distill.training.engine.objectives import PromptStates, Reader, targets_of
@@ -119,7 +119,7 @@ def _answers(reader: Reader, drafted: Drafted, batch: DreamBatch, keep_above: fl
     }
     found: dict[str, float] = {}
     for name, given in dreams.items():
-        thinks = [think_ids(reader.tokenizer, with_steps(dream)) for dream in given]
+        thinks = [think_ids(reader.tokenizer, dream) for dream in given]
         nats, tokens = reader.read(batch.prompts[: len(given)], thinks, batch.answers[: len(given)])
         found[f"answer_{name}"] = float(nats) / max(tokens, 1)
     return found

@@ -27,7 +27,7 @@ from distill.dream.graph_reasoner import DreamGraphReasoner
 from distill.dream.input_tokenizer import Encoded
 from distill.mining.triplets import LENSES
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import dream_places, think_ids, with_steps
+from distill.tokens.chat import dream_places, think_ids
 from distill.training.engine.data import DreamBatch, DreamData, first_triplets, outcomes
 from distill.training.engine.losses import DreamTargets, cosine_loss, engine_loss, importance_loss, score_loss
 
@@ -144,7 +144,7 @@ class Reader:
         The best path of every lens is read, whatever its score: otherwise most paths would never learn from it.
         """
         dreams = drafted_dreams(drafted, keep=False)[:ANSWERS]
-        thinks = [think_ids(self.tokenizer, with_steps(dream)) for dream in dreams]
+        thinks = [think_ids(self.tokenizer, dream) for dream in dreams]
         slots = self._slots(drafted, thinks, [len(prompt) for prompt in batch.prompts])
         nats, tokens = self.read(batch.prompts[: len(dreams)], thinks, batch.answers[: len(dreams)], slots)
         return nats / max(tokens, 1)
