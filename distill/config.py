@@ -337,10 +337,7 @@ LEAST = dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(),
 
 
 def load_settings(
-    file: Path | None = None,
-    overrides: Sequence[str] = (),
-    base: Settings | None = None,
-    values: Mapping[str, Any] | None = None,
+    file: Path | None = None, overrides: Sequence[str] = (), base: Settings | None = None, values: Any = None
 ) -> Settings:
     """`base` (the defaults), then `file` (YAML), `overrides` such as "train.lr=3e-4", `values` by dotted name.
 
