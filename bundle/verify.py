@@ -246,7 +246,7 @@ class _Verification:
     def _pictures(self) -> None:
         """llama.cpp makes of pictures the embeddings that the student reads, and answers about them as it does; the
         pair as it is shipped informs."""
-        from bundle.seen import MAX_ERROR, Shown
+        from bundle.seen import MAX_ERROR, MAX_WORST, Shown
         from distill.vision.sight import Sight
 
         asked = [(question, self.folder / file) for question, file in self.manifest.verification_pictures]
@@ -255,7 +255,7 @@ class _Verification:
             shown = Shown(self.student, sight, asked)
             with tempfile.TemporaryDirectory(prefix="dream-verify-") as aside:
                 sight.save(wide := Path(aside) / PROJECTOR, "f32")
-                error = shown.error(wide)
+                error, worst = shown.errors(wide)
                 with self._engine("f32", wide) as engine:
                     exact = shown.agreement(engine, self.max_tokens)
             with self._engine(self.manifest.dtype, shipped) as engine:
@@ -263,8 +263,10 @@ class _Verification:
         except DistillError as failure:
             self.report.add("pictures", False, str(failure))
             return
-        found = f"relative error at most {error:.1e} over {len(asked)} pictures × {sight.patches} embeddings"
-        self.report.add("picture embeddings, f32 mmproj", bool(asked) and error <= MAX_ERROR, found)
+        found = (
+            f"relative error {error:.1e}, at most {worst:.1e}, over {len(asked)} pictures × {sight.patches} embeddings"
+        )
+        self.report.add("picture embeddings, f32 mmproj", error <= MAX_ERROR and worst <= MAX_WORST, found)
         same = exact.identical + exact.near_ties == exact.prompts > 0
         self.report.add("greedy tokens about pictures, f32 pair", same, str(exact))
         told = f"greedy tokens about pictures, shipped {self.manifest.dtype}"
