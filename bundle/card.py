@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from bundle.manifest import Manifest
+from bundle.modelfile import seeing
 from distill.backbone.model import BackboneConfig
 from distill.report.tables import markdown_table
 from distill.teacher.licenses import OTHER, License
@@ -67,6 +68,7 @@ HUGGING_FACE = re.compile(
 ABOUT = {
     "LICENSE": "the terms of the weights",
     "model.gguf": "the student for Ollama and llama.cpp",
+    "mmproj.gguf": "what it sees pictures with, beside model.gguf",
     "Modelfile": "for `ollama create`",
     "model.safetensors": "the weights in float32",
     "config.json": "the architecture, for transformers",
@@ -131,6 +133,11 @@ def front_matter(license: License) -> str:
 
 def _terms(manifest: Manifest, license: License, whole: bool) -> str:
     """Whose weights these are, and under which terms they, or the teacher, are given."""
+    sees = seeing(manifest.provenance.get("sees", ""))
+    return "\n\n".join(filter(None, [_own_terms(manifest, license, whole), sees]))
+
+
+def _own_terms(manifest: Manifest, license: License, whole: bool) -> str:
     teacher, began = manifest.provenance.get("teacher", {}), manifest.provenance.get("began_as")
     if began is None:
         return "What its weights began as was not recorded."

@@ -24,12 +24,15 @@ from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.grammar import longest_path
 from distill.student.initialize import CHANCE, TEACHER
 from distill.teacher.find_weights import license_of
+from distill.teacher.gguf_file import read_metadata
 from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.shown import load_shown, show
+from distill.tokens.shown import NAMED, load_shown, show
+from distill.vision import PROJECTOR
 from distill.vision.codebook import SEEING
 
 VERIFICATION_PROMPTS = 10
+VERIFICATION_PICTURES = 20
 FEWER = 6
 """Of these, so many are asked while a large student is exported; `dream verify` asks them all."""
 
@@ -38,7 +41,8 @@ FEWER = 6
 class Origin:
     """What a bundle tells of where its student comes from. extras: name in the bundle → file to copy. training_prompts:
     hashes of what it was trained on, as JSON; "" where that isn't known. license: of the weights that it began with;
-    unknown also where it began from chance. verification_answers: [prompt, the teacher's answer]."""
+    unknown also where it began from chance. verification_answers: [prompt, the teacher's answer]. pictures: questions
+    that `verify` asks of the pair, with a picture's file each."""
 
     name: str
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -48,6 +52,7 @@ class Origin:
     extras: dict[str, Path] = field(default_factory=dict[str, Path])
     training_prompts: str = ""
     license: License = field(default_factory=License)
+    pictures: list[tuple[str, Path]] = field(default_factory=list[tuple[str, Path]])
 
 
 def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
@@ -131,15 +136,19 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
     sampling |= {"temperature": settings.temperature} if settings.temperature else {}
     generation = {**sampling, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
-    for name, path in origin.extras.items():
+    pictures = {f"pictures/{path.name}": path for _, path in origin.pictures}
+    for name, path in (origin.extras | pictures).items():
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)
     if origin.training_prompts:
         write_atomic(folder / HASHES, origin.training_prompts)
     metadata = _gguf_metadata(origin)
     write_gguf(model.state_dict(), config, tokenizer, folder / GGUF, settings.dtype, metadata, listen)
     ollama = ollama_settings(settings.system, settings.temperature, settings.context or config.context)
-    terms = license_text(origin.license)
-    write_atomic(folder / "Modelfile", render_modelfile(origin.name, f"./{GGUF}", ollama, terms))
+    models = [f"./{name}" for name in (GGUF, PROJECTOR) if (folder / name).is_file()]
+    sees = str(read_metadata(folder / PROJECTOR)["general.license.name"]) if len(models) > 1 else ""
+    terms = license_text(origin.license, sees)
+    write_atomic(folder / "Modelfile", render_modelfile(origin.name, "\nFROM ".join(models), ollama, terms))
     if origin.license.text:
         write_atomic(folder / LICENSE, origin.license.text.rstrip() + "\n")
     manifest = Manifest(
@@ -151,9 +160,11 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
             "license": replace(origin.license, text="").to_json(),
             "image_tokens": len(tokenizer.image_ids),
             "importable": tokenizer.importable,
+            **({"sees": sees} if sees else {}),
         },
         verification_prompts=origin.verification_prompts,
         verification_answers=origin.verification_answers,
+        verification_pictures=[[question, f"pictures/{path.name}"] for question, path in origin.pictures],
         evaluation=origin.evaluation,
     )
     return write_manifest(folder, manifest)
@@ -188,6 +199,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
 
     teacher: dict[str, Any] = {}
     answers: dict[str, str] = {}
+    pictured: dict[Path, str] = {}
     hashes = ""
     license = License()
     shown = load_shown(run.tokenizer)
@@ -202,6 +214,8 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
             for prompt, answer in store.texts(held_out=True):
                 if len(answers) < VERIFICATION_PROMPTS:
                     answers.setdefault(show(prompt, shown), answer)
+                if len(found := NAMED.findall(prompt)) == 1:  # one question about each picture
+                    pictured.setdefault(run.path / found[0], NAMED.sub("", prompt).strip())
             hashes = hashes_json(prompt for prompt, _ in store.texts(held_out=False))
     records, capture, began = run.records(), run.settings.capture, _began(run)
     if began != TEACHER:
@@ -221,10 +235,16 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
     extras = {name: tokenizer / name for name in (*CODEBOOK, *SEEING) if (tokenizer / name).exists()}
     if run.knowledge.exists():
         extras[run.knowledge.name] = run.knowledge
+    pictures = list[tuple[str, Path]]()
+    if (projector := checkpoint / PROJECTOR).is_file():
+        extras[PROJECTOR] = projector
+        asked = [(question, path) for path, question in pictured.items()]
+        pictures = asked[:: max(1, len(asked) // VERIFICATION_PICTURES)][:VERIFICATION_PICTURES]
     if (engine := engine_of(run, checkpoint / "model.safetensors")) is not None:
         extras |= {name: engine / name for name in (WEIGHTS, ABOUT)}
     pairs = [[prompt, answer] for prompt, answer in answers.items() if answer.strip()]
-    return Origin(run.name, provenance, _evaluation(run, checkpoint), list(answers), pairs, extras, hashes, license)
+    told = (run.name, provenance, _evaluation(run, checkpoint), list(answers), pairs, extras, hashes, license)
+    return Origin(*told, pictures)
 
 
 def _began(run: Run) -> str:

@@ -13,6 +13,7 @@ from distill.events import Event, Listener, silent
 from distill.teacher.licenses import License
 from distill.teacher.names import fitting_name, is_name
 from distill.teacher.ollama_client import OllamaClient
+from distill.vision import PROJECTOR
 
 THINKING = "thinking"
 """The capability that Ollama gives a model whose template writes `.Thinking` between two tags."""
@@ -39,7 +40,9 @@ def install(
     DistillError where the installed model can't think.
     """
     manifest = read_manifest(bundle_dir)
-    check_file(bundle_dir, manifest, GGUF)
+    files = [GGUF, *([PROJECTOR] if PROJECTOR in manifest.files else [])]
+    for file in files:
+        check_file(bundle_dir, manifest, file)
     name, host = name or manifest.name, Address(host) if host else default_host()
     if not is_name(name):
         raise BadInput(f"{name}: Ollama takes no such name for a model; --name {fitting_name(name)} would do")
@@ -51,13 +54,14 @@ def install(
         listen(Event("install", "note", f"from {GGUF}: from the folder's safetensors Ollama would read other tokens"))
     try:
         _check_free(asker, name, host, force)
-        entry = manifest.files[GGUF]
-        digest, size = f"sha256:{entry['sha256']}", entry["bytes"]
+        digests = {file: f"sha256:{manifest.files[file]['sha256']}" for file in files}
+        size = sum(manifest.files[file]["bytes"] for file in files)
         listen(Event("install", "progress", "uploading", done=0, total=size, unit="B"))
-        asker.send_blob(digest, bundle_dir / GGUF)
+        for file, digest in digests.items():
+            asker.send_blob(digest, bundle_dir / file)
         listen(Event("install", "progress", "uploaded", done=size, total=size, unit="B"))
         told = {**manifest.ollama, "license": _license(bundle_dir, manifest), "quantize": quantize}
-        _create(asker, name, {"files": {GGUF: digest}, **{key: value for key, value in told.items() if value}}, listen)
+        _create(asker, name, {"files": digests, **{key: value for key, value in told.items() if value}}, listen)
         result = {"model": name, "host": host, "quantize": quantize, **_try_out(asker, name, host, manifest)}
     finally:
         asker.close()
@@ -80,7 +84,7 @@ def _license(folder: Path, manifest: Manifest) -> str:
     if LICENSE in manifest.files:
         check_file(folder, manifest, LICENSE)
         known = replace(known, text=(folder / LICENSE).read_text(encoding="utf-8"))
-    return license_text(known)
+    return license_text(known, manifest.provenance.get("sees", ""))
 
 
 def _create(asker: OllamaClient, name: str, what: dict[str, Any], listen: Listener) -> None:

@@ -2,9 +2,9 @@
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +19,9 @@ from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.run import Run
 from distill.student.grammar import DreamGrammar, dream_size, longest_path
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import Dream, Message, render, think_ids, with_steps
+from distill.tokens.chat import PICTURE, Dream, Message, picture_ids, render, think_ids, with_steps
 from distill.tokens.image_tokens import Codebook
+from distill.vision import PROJECTOR
 
 if TYPE_CHECKING:
     from distill.dream.model import DreamingReasoningLLM
@@ -46,6 +47,7 @@ class Student:
     """A student in memory. `system` is said before every conversation that has no system message of its own.
 
     steps: triplets that a lens of its dreams has at most. What it says is held to the form of a dream and an answer.
+    folder: of its tokenizer and codebook. pictures: ids that stand before what is asked next: see `shown`.
     """
 
     name: str
@@ -54,6 +56,20 @@ class Student:
     system: str = ""
     steps: int = DreamingConfig.dream_length
     folder: Path | None = None
+    sight: Path | None = None
+    pictures: tuple[range, ...] = ()
+
+    def shown(self, images: "Sequence[Picture]") -> "Student":
+        """It, with these images before its eyes: one that reads pictures themselves reads them before the last question
+        that it is asked. Raises BadInput for one that can't be read."""
+        if not images or self.sight is None:
+            return self
+        from distill.vision.sight import Sight, showing
+
+        sight, first = Sight.load(self.sight), self.model.config.vocab_size
+        ends = [first + place * sight.patches for place in range(len(images) + 1)]
+        pictures = tuple(range(start, end) for start, end in pairwise(ends))
+        return replace(self, model=showing(self.model, sight.rows(images)), pictures=pictures)
 
     def asked(self, prompt: str, images: "Sequence[Picture]") -> str:
         """The prompt and what is seen in images. Raises BadInput where it can't see, or an image can't be read."""
@@ -121,9 +137,12 @@ class Student:
         turns = list(messages[len(head) :])
         if not head and self.system:
             head = [{"role": "system", "content": self.system}]
+        asked = max((place for place, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
+        if self.pictures and asked >= 0:
+            turns[asked] = {**turns[asked], "content": PICTURE * len(self.pictures) + turns[asked]["content"]}
 
         def ids(start: int) -> list[int]:
-            return self.tokenizer.encode(render([*head, *turns[start:]], think), special=True)
+            return picture_ids(self.tokenizer, render([*head, *turns[start:]], think), self.pictures)
 
         def fits(start: int) -> bool:
             return len(ids(start)) + ROOM <= self.model.config.context
@@ -273,5 +292,6 @@ def _assemble(path: Path, tokenizer: StudentTokenizer, name: str, system: str, s
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the weights {model.config.vocab_size}; "
             "put back the tokenizer that it was trained with"
         )
-    words = path / "tokenizer"
-    return Student(name, model, tokenizer, system, steps, words if words.is_dir() else path)
+    words, sight = path / "tokenizer", path / PROJECTOR
+    folder = words if words.is_dir() else path
+    return Student(name, model, tokenizer, system, steps, folder, sight if sight.is_file() else None)

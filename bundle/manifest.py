@@ -28,6 +28,7 @@ class Manifest:
     evaluation            results.json of the run's evaluation, or None
     verification_prompts  held-out prompts that `verify` asks
     verification_answers  [prompt, the teacher's answer] of held-out prompts: `verify` measures what they cost
+    verification_pictures [question, file] about pictures of the bundle, for students that read them themselves
     parity                what `verify` found before the bundle was published
     """
 
@@ -38,6 +39,7 @@ class Manifest:
     verification_prompts: list[str]
     evaluation: dict[str, Any] | None = None
     verification_answers: list[list[str]] = field(default_factory=list[list[str]])
+    verification_pictures: list[list[str]] = field(default_factory=list[list[str]])
     parity: dict[str, Any] = field(default_factory=dict[str, Any])
     files: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     version: int = VERSION

@@ -14,10 +14,16 @@ def ollama_settings(system: str, temperature: float, context: int) -> dict[str, 
     return {"template": go_template(), "system": system, "parameters": parameters}
 
 
-def license_text(license: License) -> str:
-    """What Ollama is told of a licence: its text, or its name and where it is found; "" where neither is known."""
+def license_text(license: License, sees: str = "") -> str:
+    """What Ollama is told of a licence: its text, or its name and where it is found; "" where neither is known. sees:
+    whose the encoder in its mmproj.gguf is, which has terms of its own."""
     text = license.text if '"""' not in license.text else ""  # which a Modelfile can't quote
-    return text or (f"{license} {license.link}".rstrip() if license.name else "")
+    text = text or (f"{license} {license.link}".rstrip() if license.name else "")
+    return "\n\n".join(filter(None, [text, seeing(sees)]))
+
+
+def seeing(sees: str) -> str:
+    return f"mmproj.gguf, which it sees pictures with: {sees}" if sees else ""
 
 
 def render_modelfile(name: str, model: str, settings: dict[str, Any], license: str = "") -> str:

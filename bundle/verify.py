@@ -11,6 +11,7 @@ from typing import Any
 from bundle import parity
 from bundle.gguf import write_gguf
 from bundle.load import Student, load_student
+from bundle.looking import PictureEngine
 from bundle.manifest import GGUF, Manifest, check_files, read_manifest
 from distill.backbone.generate import generate
 from distill.backbone.model import count_parameters
@@ -18,6 +19,7 @@ from distill.errors import CorruptFile, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.chat import prompt_ids
+from distill.vision import PROJECTOR
 
 MAX_TOKENS = 48
 MAX_DIFFERENCE = 1e-3
@@ -157,6 +159,8 @@ class _Verification:
         self._progress(3)
         if self.manifest.dtype != "f32":
             self._shipped(ours)
+        if PROJECTOR in self.manifest.files:
+            self._pictures()
         self._progress(4)
         if model is not None or ollama_host is not None:
             self._ollama(ollama_host, model or self.manifest.name, ours)
@@ -166,7 +170,7 @@ class _Verification:
         self.listen(Event("verify", "progress", done=done, total=4, unit="steps"))
 
     @contextmanager
-    def _engine(self, dtype: str) -> Generator[LlamaCpp]:
+    def _engine(self, dtype: str, mmproj: Path | None = None) -> Generator[PictureEngine]:
         """llama.cpp with the weights in float32 (written aside, if the bundle ships others) or as shipped."""
         context = self.student.model.config.context
         with tempfile.TemporaryDirectory(prefix="dream-verify-") as aside:
@@ -176,7 +180,7 @@ class _Verification:
                 model = self.student.model
                 write_gguf(model.state_dict(), model.config, self.student.tokenizer, path, dtype)
             threads = 1 if count_parameters(self.student.model) < ONE_THREAD else 0
-            with LlamaCpp(path, exact=True, context=context, threads=threads) as engine:
+            with PictureEngine(path, mmproj, context=context, threads=threads) as engine:
                 yield engine
 
     def _weights(self) -> None:
@@ -238,6 +242,36 @@ class _Verification:
         self.report.numbers |= {"shipped_identical": agreement.identical, "shipped_largest_difference": worst}
         detail = f"{agreement}; log-probabilities differ by at most {worst:.1e}"
         self.report.add(name, agreement.identical == agreement.prompts, detail, required=False)
+
+    def _pictures(self) -> None:
+        """llama.cpp makes of pictures the embeddings that the student reads, and answers about them as it does; the
+        pair as it is shipped informs."""
+        from bundle.seen import MAX_ERROR, MAX_WORST, Shown
+        from distill.vision.sight import Sight
+
+        asked = [(question, self.folder / file) for question, file in self.manifest.verification_pictures]
+        try:
+            sight = Sight.load(shipped := self.folder / PROJECTOR)
+            shown = Shown(self.student, sight, asked)
+            with tempfile.TemporaryDirectory(prefix="dream-verify-") as aside:
+                sight.save(wide := Path(aside) / PROJECTOR, "f32")
+                error, worst = shown.errors(wide)
+                with self._engine("f32", wide) as engine:
+                    exact = shown.agreement(engine, self.max_tokens)
+            with self._engine(self.manifest.dtype, shipped) as engine:
+                pair = shown.agreement(engine, self.max_tokens)
+        except DistillError as failure:
+            self.report.add("pictures", False, str(failure))
+            return
+        found = (
+            f"relative error {error:.1e}, at most {worst:.1e}, over {len(asked)} pictures × {sight.patches} embeddings"
+        )
+        self.report.add("picture embeddings, f32 mmproj", error <= MAX_ERROR and worst <= MAX_WORST, found)
+        same = exact.identical + exact.near_ties == exact.prompts > 0
+        self.report.add("greedy tokens about pictures, f32 pair", same, str(exact))
+        told = f"greedy tokens about pictures, shipped {self.manifest.dtype}"
+        self.report.add(told, pair.identical == pair.prompts, str(pair), required=False)
+        self.report.numbers |= {"pictures": len(asked), "picture_error": error, "pictures_identical": exact.identical}
 
     def _bits(self, engine: LlamaCpp) -> None:
         """What the held-out answers cost in the shipped GGUF, beside the float32 student; both after an empty dream."""

@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "sizes": "Show what a student of each size would begin as.",
         "train": "Train the student.",
         "redream": "Choose its own best dreams to train it on.",
+        "see": "Let it learn to read pictures, for Ollama, too.",
         "polish": "Let it learn from its own answers.",
         "learn": "Let it learn from your feedback.",
         "evaluate": "Measure it, or any model, on held-out prompts.",
@@ -44,6 +45,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Looking around": {
         "status": "What a run has, and what is stale.",
+        "tokens": "List a run's image tokens, or show them on a page.",
         "traces": "Export captured answers, or count them.",
         "prompts": "List the prompt sets that ship with us.",
         "teachers": "List the teachers that can be asked.",
@@ -59,7 +61,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Section → command → short help."""
 
-STAGES = ("capture", "mine", "tokenize", "train", "redream", "polish", "learn", "export")
+STAGES = ("capture", "mine", "tokenize", "train", "redream", "see", "polish", "learn", "export")
 MODULES = dict.fromkeys(STAGES, "stages") | dict.fromkeys(COMMANDS["Looking around"], "looking")
 """Command NAME is the function NAME in cli/commands/NAME.py, but for these."""
 RESUMED = ("run", "evaluate", "ablate", "compare", "sweep")

@@ -92,6 +92,13 @@ def run_argument(function: Function) -> Function:
     return runs_dir_option(click.argument("run_path", metavar="RUN", type=RunName())(function))
 
 
+def image_option(function: Function) -> Function:
+    """--image, as `images`."""
+    path = click.Path(exists=True, dir_okay=False)
+    help = "Show it this picture with the prompt; repeatable."
+    return click.option("--image", "images", multiple=True, metavar="FILE", type=path, help=help)(function)
+
+
 def json_option(function: Function) -> Function:
     """--json → `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)

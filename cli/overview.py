@@ -4,7 +4,7 @@ from typing import Any
 
 from cli.output import command_line, facts, table
 from cli.progress import duration, shown
-from cli.stages import STAGES
+from cli.stages import stages_of
 from distill.run import COMMANDS, UPSTREAM, Run
 
 HEADLINES: dict[str, tuple[str, ...]] = {
@@ -23,7 +23,7 @@ def overview(run: Run) -> dict[str, Any]:
     """Stages, traces, checkpoints and bundle of a run, as JSON."""
     records = run.records()
     stages: dict[str, Any] = {}
-    for stage in STAGES:
+    for stage in stages_of(run):
         if stage not in records:
             stages[stage] = {"state": "missing"}
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 from cli.output import command_line, install_lines, table
 from cli.progress import Progress, duration
-from cli.stages import STAGES, StageResult, headline, run_stage
+from cli.stages import StageResult, headline, run_stage, stages_of
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener
 from distill.run import Run
@@ -23,7 +23,7 @@ def run_all(run: Run, force: bool, quiet: bool, say: Callable[[str], Any] | None
     started = time.monotonic()
     stages: dict[str, Any] = {}
     with Progress(quiet) as listen:
-        for stage in STAGES:
+        for stage in stages_of(run):
             try:
                 result = run_stage(run, stage, force, listen)
             except BadInput as error:

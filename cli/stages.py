@@ -19,6 +19,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "mine": ("distill.knowledge.mine", "mine"),
     "tokenize": ("distill.vision.tokenize", "tokenize"),
     "train": ("distill.training.loop", "train"),
+    "see": ("distill.training.see", "see"),
     "engine": ("distill.training.engine.phases", "train_engine"),
     "evaluate": ("distill.report.evaluate", "evaluate"),
     "export": ("bundle.export", "export"),
@@ -32,6 +33,11 @@ ASKED_FOR: dict[str, tuple[str, str]] = {
     "learn": ("distill.training.learn", "learn"),
 }
 """Stages that only their own command runs."""
+
+
+def stages_of(run: "Run") -> list[str]:
+    """STAGES but for `see`, where no step of it is asked for."""
+    return [stage for stage in STAGES if stage != "see" or run.settings.see.steps]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
-"""Every setting, its default and its meaning, in one tree. Nothing else in the project holds a default.
-
-`load_settings` merges these defaults, a YAML file and `key=value` overrides; later wins, unknown keys are refused.
-"""
+"""Every setting, its default and its meaning, in one tree. Nothing else in the project holds a default."""
 
 import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -39,8 +36,7 @@ class TeacherSettings:
     engine: str = "auto"
     """What runs the embedded teacher: `torch` (many prompts at once), `llama.cpp`, or `auto`: a short trial decides."""
     think: str = "auto"
-    """Whether it thinks before it answers: `true`, `false`, `auto` (where the model can, but for a run that was begun
-    without), or `low`, `medium`, `high` for models that take levels. What it thinks is kept and mined."""
+    """Whether it thinks first: `true`, `false`, `auto` (where it can, but for a run begun without), `low` to `high`."""
     thinking_tokens: int = 1024
     """Tokens that it may think at most, besides `capture.max_tokens`."""
 
@@ -137,8 +133,7 @@ class StudentSettings:
     measure_seconds: float = 60.0
     """What choosing the teacher's layers, and their heads and neurons, may take each, about."""
     image_rows: str = "apart"
-    """How an inherited student's image tokens begin: `apart` (as their labels, moved along what tells them from
-    words), `label` (as these alone; from chance, near them), or `untied` (read as these, written as `apart`)."""
+    """How image tokens begin: `apart` (as their labels, moved away from words), `label` (near them), or `untied`."""
     preset: str = ""
     """Sizes from chance: `nano` (its default), `micro` or `small`. It, or either of the next two, means chance."""
     hidden: int = 0
@@ -222,6 +217,16 @@ class RedreamSettings:
     """What a dream's own likelihood counts beside its answer's; 1: the likeliest dream, given the answer, is chosen."""
     minutes: float = 0.0
     """Stop after so many minutes: answers that weren't come to keep their dreams; 0: no limit."""
+
+
+@dataclass
+class SeeSettings:
+    """How a trained student learns to read pictures themselves, as Ollama shows them (`dream see`)."""
+
+    steps: int = 0
+    """Optimizer steps, the first quarter of the projector alone; 0: it reads image tokens in their place, natively."""
+    image_size: int = 112
+    """Pixels of a side to which pictures are brought; each 14 × 14 of them take a token of the context."""
 
 
 @dataclass
@@ -310,6 +315,7 @@ class Settings:
     student: StudentSettings = field(default_factory=StudentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     redream: RedreamSettings = field(default_factory=RedreamSettings)
+    see: SeeSettings = field(default_factory=SeeSettings)
     polish: PolishSettings = field(default_factory=PolishSettings)
     dreaming: DreamingConfig = field(default_factory=DreamingConfig)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
@@ -323,34 +329,28 @@ class Settings:
 
 AT_LEAST_0 = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
     mine.graph_nodes train.minutes redream.prior redream.minutes polish.minutes polish.lr polish.temperature
-    evaluate.prompts evaluate.dreams vision.embedding_dim vision.image_size"""
+    evaluate.prompts evaluate.dreams vision.embedding_dim vision.image_size see.steps"""
 AT_LEAST_1 = """teacher.thinking_tokens mine.steps train.retrieve_limit redream.samples polish.answers
-    evaluate.max_tokens evaluate.bootstrap vision.patch_size"""
+    evaluate.max_tokens evaluate.bootstrap vision.patch_size see.image_size"""
 LEAST = dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1)
 """The smallest value of settings whose stage comes late, or has no place to check them."""
 
 
 def load_settings(
-    file: Path | None = None,
-    overrides: Sequence[str] = (),
-    base: Settings | None = None,
-    values: Mapping[str, Any] | None = None,
+    file: Path | None = None, overrides: Sequence[str] = (), base: Settings | None = None, values: Any = None
 ) -> Settings:
     """`base` (the defaults), then `file` (YAML), `overrides` such as "train.lr=3e-4", `values` by dotted name.
 
-    Text is taken as it is written: after the = of an override all of it, in a file the scalar, whatever YAML would
-    make of it. Raises BadInput.
+    Text is taken as it is written, whatever YAML would make of it; later wins. Raises BadInput.
     """
     settings = copy.deepcopy(base) if base is not None else Settings()
-    if file is not None:
-        change(settings, read_settings(file), str(file))
+    change(settings, read_settings(file) if file is not None else {}, str(file))
     for override in overrides:
         source = f"--set {masked(override).splitlines()[0] if override else override}"
         key, given, text = override.partition("=")
         if not given:
             raise BadInput(f"{source}: write it as section.key=value, for example train.lr=3e-4")
-        key = key.strip()
-        as_text = isinstance(kind := kind_of(key), type) and issubclass(kind, str)
+        as_text = isinstance(kind := kind_of(key := key.strip()), type) and issubclass(kind, str)
         change(settings, {key: text if as_text else read_yaml(text, source)}, source)
     change(settings, values or {}, "settings")
     check_ranges(settings)
@@ -383,10 +383,7 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 def kind_of(name: str) -> Any:
     """The type of the setting of that dotted name, None where there is none."""
-    kind: Any = Settings
-    for part in name.split("."):
-        kind = _fields(kind).get(part)
-    return kind
+    return reduce(lambda kind, part: _fields(kind).get(part), name.split("."), cast("Any", Settings))
 
 
 def check_ranges(settings: Settings) -> None:

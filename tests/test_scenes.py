@@ -1,5 +1,6 @@
 """Datasets in pictures: what is asked of a picture is in it, and what is held out stays out."""
 
+import base64
 import gzip
 import importlib
 import io
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from support.dinov2 import dinov2
 
 from distill.config import ImageTokenizerConfig, Settings, StudentSettings
 from distill.corpus.capture import capture
@@ -35,6 +37,7 @@ from distill.tokens.image_tokens import Codebook, build_codebook
 from distill.tokens.packing import Documents, pack
 from distill.tokens.shown import PLACES
 from distill.vision.codebook import STRENGTHS, PictureCodebook
+from distill.vision.gallery import gallery, image_tokens
 from distill.vision.image_tokenizer import ImageTokenizer
 from distill.vision.tokenize import tokenize
 
@@ -449,6 +452,17 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
     (what, action, result), names = zip(*list(things.items())[:3], strict=True)
     said = seer.generate("Then?", image_triplets=[(what, action, result)], **how)["record"].prompt
     assert said == f"Then? {''.join(f'⟨{name}⟩' for name in names)}"
+    with Image.open(io.BytesIO(base64.b64decode(found["record"].pictures[0]))) as small:
+        assert small.size == (128, 128)
+    tokens = {token.label: token for token in image_tokens(run)}
+    assert [token.code for token in tokens.values()] == list(range(len(codebook)))
+    assert sum(token.used for token in tokens.values()) == codebook.counts.sum() > 0
+    assert {phrase for token in tokens.values() for phrase in token.phrases} >= {"left of", "above"}
+    files = {file for token in tokens.values() for file, _ in token.pictures}
+    assert files <= {run.path / name for name in pictures}
+    single = next(token for token in tokens.values() if token.label in things.values())
+    assert all(single.label in pictures[f"./pictures/{file.name}"] for file, _ in single.pictures)
+    assert f"⟨{single.label}⟩" in gallery("run", [single]).decode()
     mixed = seer.generate("Then?", image_triplets=[(pixels, pixels / 255, pixels)], **how)["record"].prompt
     assert re.fullmatch(r"Then\? (⟨[^⟩]+⟩)\1\1", mixed)
     for triplet, match in [(("a", "b"), "each is three"), (("a", 1, "b"), "tuples of three")]:
@@ -456,6 +470,39 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
             seer.generate("Then?", image_triplets=[triplet])
     with pytest.raises(BadInput, match="this student can't see"):
         DreamingReasoningLLM(**parts).generate("What?", images=[str(run.path / path)])
+    _learns_to_see(run, model, tokenizer, tmp_path, monkeypatch)
+
+
+def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few steps of the `see` stage: both learn, tokens are read as before, and the bundle is a verified pair."""
+    from bundle.export import export
+    from bundle.load import load_student
+    from distill.training import checkpoint, see
+
+    weights = str(dinov2(folder / "dinov2"))
+    monkeypatch.setattr(see, "dinov2_small", lambda listen: weights)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(see, "ASKED", 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoint.save_checkpoint(run, model, optimizer, checkpoint.LoopState(5, best_step=5), {}, {})
+    run.record("train", {}, {"checkpoints/step-000005": "0"}, {}, 1.0)
+    assert see.see(run) == {"skipped": "see.steps is 0"}
+    run.settings.see.steps, run.settings.see.image_size = 8, 28
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    summary = see.see(run)
+    assert (summary["steps"], summary["patches"], summary["asked"]) == (8, 16, 4)
+    assert see.see(run) == summary
+    assert checkpoint.stage_of(checkpoint.best(run)) == "see"
+    student = load_student(run.path)
+    assert student.sight is not None
+    assert student.model.state_dict().keys() == before.keys()
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in student.model.state_dict().items())
+    picture = next((run.path / "pictures").glob("*.png"))
+    assert student.shown([str(picture)]).answer("What?", max_tokens=2)
+    run.settings.export.dtype = "f32"
+    found = export(run)
+    assert found["pictures_identical"] == found["pictures"] == 6
+    assert see.undo(run) == 1
+    assert load_student(run.path).sight is None
 
 
 def test_the_real_emoji() -> None:

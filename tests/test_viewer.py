@@ -26,6 +26,8 @@ from distill.dream.view.records import winner
 from distill.dream.view.viewer import DreamViewer
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.mining.triplets import LENSES
+from distill.vision.gallery import Token, gallery
+from distill.vision.pictures import thumbnail
 
 
 def vectors(seed: int = 0, paths: int = 4, steps: int = 5) -> np.ndarray[Any, Any]:
@@ -384,6 +386,30 @@ def marked(page: Page, selector: str) -> set[str]:
     """Places ("branch.step") of the steps that match, or "from>to" of the edges."""
     name = "n.dataset.from ? `${n.dataset.from}>${n.dataset.to}` : `${n.dataset.branch}.${n.dataset.step}`"
     return set(page.eval(f"[...document.querySelectorAll({json.dumps(selector)})].map((n) => {name})"))
+
+
+def test_pictures_beside_their_tokens_and_the_gallery_in_a_browser(browser: Browser, tmp_path: Path) -> None:
+    Image.new("RGB", (300, 150), "#c02040").save(picture := tmp_path / "a <b>.png")
+    record = replace(engine_record(), prompt="What? ⟨dog⟩ left", pictures=[thumbnail(picture, 192)])
+    assert DreamRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+    with pytest.raises(TypeError, match="pictures"):
+        DreamRecord.from_json({**record.to_json(), "pictures": [1]})
+    page = browser.open(viewer_of(record).export(tmp_path / "dreams.html"))
+    size = "document.querySelector('h1 + .pictures img').naturalWidth"
+    assert page.eval(size) == 192
+    assert page.errors == []
+    hostile = Token("</li><script>", 1, 3, ["</li><script>", "a & b"], [(picture, (0.0, 0.0, 0.5, 1.0))])
+    (tmp_path / "tokens.html").write_bytes(gallery("run", [Token("dog", 0, 9, ["dog", "hound"], []), hostile]))
+    page = browser.open(tmp_path / "tokens.html")
+    headings = "[...document.querySelectorAll('li:not([hidden]) h2')].map((node) => node.textContent)"
+    assert page.eval(headings) == ["⟨dog⟩", "⟨</li><script>⟩"]
+    assert page.eval("[...document.querySelectorAll('img')].map((node) => node.naturalWidth)") == [56]
+    for words, left in (("HOUND", ["⟨dog⟩"]), ("a & b", ["⟨</li><script>⟩"]), ("none", [])):
+        page.eval(f"(find.value = {json.dumps(words)}, find.dispatchEvent(new Event('input')), 0)")
+        assert page.eval(headings) == left
+        assert page.eval("document.querySelector('#shown').textContent") == str(len(left))
+    assert page.errors == []
+    assert all(address.startswith(("file:", "data:")) for address in page.requests)
 
 
 def test_following_a_step_in_a_browser(browser: Browser, tmp_path: Path) -> None:

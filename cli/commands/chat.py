@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cli.options import Text, json_option, runs_dir_option
+from cli.options import Text, image_option, json_option, runs_dir_option
 from cli.output import emit_json
 from cli.runs import RunName
 
@@ -13,14 +13,7 @@ from cli.runs import RunName
 @click.command()
 @click.argument("target", metavar="RUN|BUNDLE", type=RunName())
 @click.option("--prompt", metavar="TEXT", type=Text(), help="Print the answer to this and leave.")
-@click.option(
-    "--image",
-    "images",
-    multiple=True,
-    metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False),
-    help="Show it this picture with the prompt; repeatable.",
-)
+@image_option
 @click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 5))
 @click.option("--tokens", default=256, show_default=True, type=click.IntRange(1), help="Of an answer, at most.")
 @click.option("--seed", default=0, show_default=True, type=int)
@@ -48,8 +41,9 @@ def chat(target: Path, prompt: str | None, images: tuple[str, ...], tokens: int,
     from distill.training.feedback import FEEDBACK
 
     kept = target / FEEDBACK if (target / "run.json").exists() else None
-    talk = Chat(load_student(target), max_tokens=tokens, feedback=kept, **how)
-    asked = None if prompt is None else talk.student.asked(prompt, images)
+    student = load_student(target)
+    asked = None if prompt is None else student.asked(prompt, images)
+    talk = Chat(student.shown(images), max_tokens=tokens, feedback=kept, **how)
     if asked is None:
         click.echo("Ask something; /help lists the commands.", err=True)
         converse(talk)

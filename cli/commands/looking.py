@@ -1,4 +1,4 @@
-"""`dream status`, `traces`, `prompts`, `teachers`, `settings` and `doctor`: looking around."""
+"""`dream status`, `tokens`, `traces`, `prompts`, `teachers`, `settings` and `doctor`: looking around."""
 
 import sys
 from dataclasses import asdict
@@ -27,6 +27,33 @@ def status(run_path: Path, as_json: bool) -> None:
     """
     found = overview(open_run(run_path, None, [], {}))
     answer(as_json, found, render(found))
+
+
+@click.command()
+@run_argument
+@click.option("--html", metavar="FILE", type=FILE, help="Write a page of them, with phrases and pictures.")
+@click.option("--most", default=20, show_default=True, type=click.IntRange(0), help="Print so many, the most used.")
+@json_option
+def tokens(run_path: Path, html: Path | None, most: int, as_json: bool) -> None:
+    """List RUN's image tokens: how often its dreams use each, which phrases it stands for, and pictures of it.
+
+    \b
+    Example:
+      dream tokens seer --html tokens.html
+    """
+    from distill.run import write_atomic
+    from distill.vision.gallery import gallery, image_tokens
+
+    run = open_run(run_path, None, [], {})
+    found = sorted(image_tokens(run), key=lambda token: -token.used)
+    if html is not None:
+        write_atomic(html, gallery(run.name, found))
+    rows = [
+        (f"⟨{token.label}⟩", token.used, len(token.pictures), ", ".join(token.phrases)[:60]) for token in found[:most]
+    ]
+    listed = [{"label": t.label, "code": t.code, "used": t.used, "phrases": t.phrases} for t in found]
+    text = table(rows, ("image token", "used", "pictures", "phrases"))
+    answer(as_json, {"run": str(run.path), "tokens": listed}, f"{text}\n{html}" if html else text)
 
 
 @click.group()

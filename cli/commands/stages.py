@@ -1,4 +1,4 @@
-"""`dream capture`, `mine`, `tokenize`, `train`, `redream`, `polish`, `learn`, `export`: a run's stages one by one."""
+"""`dream capture`, `mine`, `tokenize`, `train`, `redream`, `see`, `polish`, `learn`, `export`: a run's stages."""
 
 import functools
 from collections.abc import Callable
@@ -87,6 +87,26 @@ def redream(run: "Run") -> None:
 
 
 @click.command()
+@setting("--steps", "see.steps", "Optimizer steps.", type=click.IntRange(1), metavar="N")
+@setting("--image-size", "see.image_size", "Pixels of a side as it sees.", type=click.IntRange(14), metavar="PIXELS")
+@click.option("--undo", is_flag=True, help="Go back to the student before.")
+@stage_options()
+def see(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool) -> None:
+    """Let RUN's trained student learn to read pictures themselves: then Ollama shows them to it, too.
+
+    What comes out is the run's best checkpoint, with mmproj.gguf, which export puts beside model.gguf. `dream run` does
+    this after the training where see.steps says so.
+
+    \b
+    Example:
+      dream see seer --steps 800 && dream export seer && dream install seer
+    """
+    if undo:
+        return _undo(run, "see", as_json)
+    stage_command(run, "see", force, as_json, quiet)
+
+
+@click.command()
 @setting("--minutes", "polish.minutes", "Stop after so long.", type=click.FloatRange(0), metavar="M")
 @setting("--rounds", "polish.rounds", "Stop after so many rounds instead.", type=click.IntRange(1), metavar="N")
 @click.option("--undo", is_flag=True, help="Go back to what training left.")
@@ -136,10 +156,10 @@ def learn(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool, **how
 
 
 def _undo(run: "Run", stage: str, as_json: bool) -> None:
-    from distill.training import learn, polish
+    from distill.training import learn, polish, see
 
     with run.working():
-        count = {"polish": polish, "learn": learn}[stage].undo(run)
+        count = {"see": see, "polish": polish, "learn": learn}[stage].undo(run)
     answer(as_json, {"run": str(run.path), "deleted": count}, f"{stage}: {count or 'no'} checkpoints deleted")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import FILE, Function, Text, json_option, runs_dir_option
+from cli.options import FILE, Function, Text, image_option, json_option, runs_dir_option
 from cli.output import emit_json
 from cli.runs import RunName
 
@@ -29,6 +29,7 @@ def token_option(flag: str, metavar: str, help: str, multiple: bool = False) -> 
     help="Who dreams: the engine, all paths at once, or the backbone, token by token as in Ollama. "
     "[default: the engine where there is one]",
 )
+@image_option
 @token_option("--guide", "TOKENS", 'Up to three image tokens that each path begins with: "⟨a ball⟩".')
 @token_option("--dream", "TOKENS", 'Answer from this dream: "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩", or "none".')
 @token_option("--replace", "N=TOKEN", 'Replace token N of the dream before the answer: "3=⟨water⟩".', multiple=True)
@@ -49,6 +50,7 @@ def token_option(flag: str, metavar: str, help: str, multiple: bool = False) -> 
 def watch(
     target: Path,
     prompt: str,
+    images: tuple[str, ...],
     replace: tuple[str, ...],
     retrieve: str | None,
     exports: tuple[Path, ...],
@@ -69,6 +71,7 @@ def watch(
       dream watch my-student "What happens when you drop a ball?"
       dream watch my-student "What happens when you drop a ball?" --guide "⟨a ball⟩" --export dream.html
       dream watch my-student "What happens when you drop a ball?" --replace "3=⟨water⟩"
+      dream watch seer "What is in this picture?" --image scene.png --export dream.html
     """
     from bundle.load import load_dreaming
     from distill.dream.editor import parse_replacements
@@ -90,6 +93,7 @@ def watch(
 
     for piece in model.generate(
         prompt,
+        images=list(images) or None,
         output_mode="text",
         stream=True,
         replace=replaced,

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,6 +46,7 @@ from distill.knowledge.retrieval import Labels, Retriever
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook
 from distill.vision.codebook import PictureCodebook
+from distill.vision.pictures import thumbnail
 from distill.vision.seeing import with_images
 
 Image = tuple[Tensor, Tensor, Tensor]
@@ -171,6 +173,9 @@ class DreamingReasoningLLM:
             if images is not None and not pictures:
                 raise BadInput("images: embeddings and triplets of pictures don't go together; give either")
             prompt, images = with_images(self.parts.eyes, prompt or "", pictures, triplets), None
+            if return_dreams or self._viewer is not None:
+                small = [thumbnail(one, 192) for one in chain(pictures, *triplets)]
+                asked = dataclasses.replace(asked, pictures=small)
         seen = images_of(images)
         prompts = prompts_of(prompt, seen)
         several = not (prompt is None or isinstance(prompt, str)) or len(prompts) > 1

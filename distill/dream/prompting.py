@@ -34,6 +34,7 @@ class Asked:
 
     guide: codes. dream: read in the place of one of the student's own. replace: number of a token → the code that takes
     its place. attention: note what each word read. watch: draw the dream on the console. on_dream: gets it too.
+    pictures: small ones of those asked about, for its record.
     """
 
     mode: OutputMode
@@ -46,6 +47,7 @@ class Asked:
     attention: bool = False
     watch: bool = False
     on_dream: Callable[[DreamRecord], None] | None = None
+    pictures: list[str] = field(default_factory=list[str])
 
 
 def check(

@@ -87,6 +87,7 @@ class DreamRecord:
     """One prompt's dreaming. A record may be partial: the viewer gets one after each step that forms.
 
     dreamer: who dreamed; "given" where a user wrote the dream. words: of the answer, where its attention was noted.
+    pictures: those that were asked about, small, as base64 of JPEGs.
     """
 
     prompt: str
@@ -96,6 +97,7 @@ class DreamRecord:
     answer: str = ""
     seconds: float = 0.0
     words: list[Word] = field(default_factory=list[Word])
+    pictures: list[str] = field(default_factory=list[str])
 
     @property
     def lanes(self) -> list[tuple[int, Branch]]:
@@ -128,7 +130,10 @@ class DreamRecord:
             "branches": [_branch(branch) for branch in value["branches"]],
             "edges": [_edge(edge) for edge in value["edges"]],
             "words": [_word(word) for word in value.get("words", [])],  # files from before there were any
+            "pictures": [*value.get("pictures", [])],
         }
+        if not all(_is(picture, str) for picture in parts["pictures"]):
+            raise TypeError("pictures: not a text for each")
         made = _checked(cls(**{**value, **parts}))
         if any(len(word.tokens) != 3 * len(made.read) for word in made.words):
             raise TypeError("words: not a share for each token of the dream")

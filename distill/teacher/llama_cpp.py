@@ -224,7 +224,7 @@ class LlamaCpp:
 
     def complete(
         self,
-        prompt: str | list[int],
+        prompt: str | list[int] | dict[str, Any],
         *,
         max_tokens: int,
         temperature: float = 0.0,
@@ -235,7 +235,7 @@ class LlamaCpp:
         json_schema: dict[str, Any] | None = None,
         stop: list[str] | None = None,
     ) -> Completion:
-        """Continue a prompt (text, or ids as they are).
+        """Continue a prompt (text, ids as they are, or an object as the server takes it).
 
         Sampling is top-k, then top-p, then temperature, without penalties; temperature 0 is greedy. With
         `n_probs` each position tells so many alternatives: log-softmax of the raw logits, whatever the sampling.
@@ -331,7 +331,7 @@ class LlamaCpp:
         """Some token that a grammar can ask for."""
         return next(i for i, spelled in enumerate(self.vocabulary.bytes_of) if spelled.isalpha() and self._is_plain(i))
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         assert self._server is not None, "the engine is closed"
         connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
         if connection is None:  # one a thread
@@ -371,9 +371,12 @@ class LlamaCpp:
             raise ConnectionAbortedError("the engine is closed")
         return connection
 
-    def _exchange(self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _exchange(
+        self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any] | None
+    ) -> dict[str, Any]:
         try:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            text = json.dumps(body) if body is not None else None
+            connection.request("POST" if text else "GET", path, text, {"Content-Type": "application/json"})
             content = json.loads(connection.getresponse().read())
             self._answered = self._answered or path == "/completion"
             return content

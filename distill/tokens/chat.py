@@ -34,6 +34,9 @@ class Message(TypedDict):
     thinking: NotRequired[str]
 
 
+PICTURE = "\ufffc"
+"""Stands in a text for a picture that is read itself; not written by any template."""
+
 Triple = tuple[int, int, int]
 """Codes of the image tokens of (what, action, result)."""
 
@@ -79,6 +82,13 @@ def prompt_ids(tokenizer: StudentTokenizer, prompt: str, think: bool | None = No
     return tokenizer.encode(
         render([*messages, {"role": "user", "content": show(prompt, tokenizer.shown)}], think), special=True
     )
+
+
+def picture_ids(tokenizer: StudentTokenizer, text: str, pictures: Sequence[Iterable[int]]) -> list[int]:
+    """Ids of a rendered text, each picture's in the place of its PICTURE. What stands between is encoded by itself, as
+    llama.cpp does."""
+    first, *rest = (tokenizer.encode(part, special=True) for part in text.split(PICTURE, len(pictures)))
+    return first + [id for picture, part in zip(pictures, rest, strict=True) for id in (*picture, *part)]
 
 
 def with_context(prompt: str, triples: Iterable[tuple[str, str, str]]) -> str:

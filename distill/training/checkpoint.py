@@ -9,6 +9,7 @@ goes on from are in raw.safetensors.
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from distill.backbone.model import Backbone, save_backbone
 from distill.errors import CorruptFile, MissingStage
 from distill.run import Run, publish_folder, sha256_file
+from distill.vision import PROJECTOR
 
 FORMAT = 1
 STEP = re.compile(r"step-(\d{6,})$")
@@ -66,14 +68,14 @@ def list_checkpoints(run: Run) -> list[Path]:
 
 
 def of_stage(run: Run, *stages: str) -> list[Path]:
-    """Those that these stages left: "train", or what went on from there, "polish" or "learn"."""
+    """Those that these stages left: "train", or what went on from there, "see", "polish" or "learn"."""
     return [path for path in list_checkpoints(run) if stage_of(path) in stages]
 
 
 def stage_of(folder: Path) -> str:
     """The last stage that its weights went through."""
     settings = read_loop(folder).settings
-    return next((stage for stage in ("learn", "polish") if stage in settings), "train")
+    return next((stage for stage in ("learn", "polish", "see") if stage in settings), "train")
 
 
 def drop(run: Run, *stages: str) -> int:
@@ -130,8 +132,10 @@ def save_checkpoint(
     state: LoopState,
     drafts: dict[str, Tensor],
     raw: dict[str, Tensor],
+    sees: Callable[[Path], Any] | None = None,
 ) -> Path:
-    """Publish `step-NNNNNN` atomically. raw: the weights to go on from, where the model holds others."""
+    """Publish `step-NNNNNN` atomically. raw: the weights to go on from, where the model holds others. sees: writes
+    mmproj.gguf, where it reads pictures."""
     from safetensors.torch import save_file
 
     final = folder_of(run, state.step)
@@ -142,6 +146,8 @@ def save_checkpoint(
         for name, tensors in (("drafts", drafts), ("raw", raw)):
             if tensors:
                 save_file(tensors, folder / f"{name}.safetensors")
+        if sees is not None:
+            sees(folder / PROJECTOR)
         (folder / "loop.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
         write_checksums(folder)
     return final

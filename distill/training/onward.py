@@ -1,7 +1,9 @@
-"""What trainings have in common that go on from a trained student: `polish` and `learn`."""
+"""What trainings have in common that go on from a trained student: `see`, `polish` and `learn`."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from distill.training.checkpoint import LoopState
 from distill.training.losses import tail_kernel
 from distill.training.step import make_optimizer, pick_device
 from distill.training.validate import validate
+from distill.vision import PROJECTOR
 
 
 class Onward:
@@ -31,6 +34,9 @@ class Onward:
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
         self.begun = checkpoint.best(run)
         checkpoint.verify_checkpoint(self.begun)
+        self.sees: Callable[[Path], Any] | None = None
+        if (sight := self.begun / PROJECTOR).is_file():
+            self.sees = partial(shutil.copyfile, sight)
         self.model = load_backbone(self.begun).to(pick_device(train.device))
         self.optimizer = make_optimizer(self.model, lr, (train.betas[0], train.betas[1]), train.weight_decay)
         self.grammar, mixture = DreamGrammar(self.tokenizer, longest_path(run.settings)), Mixture.of(train)
@@ -61,7 +67,7 @@ class Onward:
         """A checkpoint so many steps after `base`, the best of the run. told: what it knows of its stage."""
         step = base.step + steps
         state = replace(base, step=step, best_step=step, settings={**base.settings, stage: told})
-        return checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {}, {})
+        return checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {}, {}, self.sees)
 
     def record(self, stage: str, how: Mapping[str, Any], summary: Mapping[str, Any], seconds: float) -> None:
         """Write down that the stage is done."""

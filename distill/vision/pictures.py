@@ -3,6 +3,7 @@
 Shape legend: H, W a picture's own size, S a backbone's.
 """
 
+import base64
 import hashlib
 import io
 import warnings
@@ -21,6 +22,9 @@ from distill.errors import BadInput
 
 Picture = str | PathLike[str] | bytes | Image.Image | Tensor
 """A path, a file's bytes, an image of Pillow, or a tensor (3 or 1, H, W) or (H, W)."""
+
+Box = tuple[float, float, float, float]
+"""A part of a picture: left, top, right and bottom as shares of its width and height."""
 
 MOST_PIXELS = 64_000_000
 """More are refused before they are decoded: 64 megapixels take 0.2 GB."""
@@ -98,6 +102,17 @@ def as_image(source: Picture) -> Image.Image:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (Preparation.mean, Preparation.std))
         pixels = pixels * std + mean
     return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def thumbnail(picture: Picture, side: int, part: Box = (0, 0, 1, 1)) -> str:
+    """A part of a picture as base64 of a JPEG. Raises BadInput."""
+    whole = as_image(picture)
+    left, top, right, bottom = (round(share * length) for share, length in zip(part, 2 * whole.size, strict=True))
+    small = whole.crop((max(0, left), max(0, top), min(whole.width, right), min(whole.height, bottom)))
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _unwarned() -> "warnings.catch_warnings[None]":

@@ -18,6 +18,7 @@ from support.fake_models import FLOAT_TYPES, Model, model_from_gguf, show, tags_
 from support.fake_ollama import NDJSON, FakeOllama, Reply, Request, error, reply
 
 from distill.errors import DistillError
+from distill.teacher.gguf_file import read_metadata
 from distill.teacher.llama_cpp import Completion, LlamaCpp
 
 NO_EMBEDDINGS = "This server does not support embeddings. Start it with `--embeddings`"
@@ -109,6 +110,8 @@ class Engine:
             if not self.blob(digest).exists():
                 path = f"/usr/share/ollama/.ollama/models/blobs/{digest.replace(':', '-')}"
                 return error(500, f"open {path}: no such file or directory", kind)
+        seeing = [name for name, digest in files.items() if is_projector(self.blob(digest))]
+        files = {name: digest for name, digest in files.items() if name not in seeing}
         if len(files) != 1 or not next(iter(files)).endswith(".gguf"):
             return error(400, "the fake imports one GGUF, no safetensors", kind)
         digest = next(iter(files.values()))
@@ -209,6 +212,15 @@ class Engine:
             json_schema={"type": "object"} if schema == "json" else schema or None,
             stop=[options["stop"]] if isinstance(options.get("stop"), str) else options.get("stop") or None,
         )
+
+
+def is_projector(path: Path) -> bool:
+    """As Ollama tells: it has `vision.block_count` of its architecture's, and no `block_count`."""
+    if path.open("rb").read(4) != b"GGUF":
+        return False
+    told = read_metadata(path)
+    blocks = (f"{told.get('general.architecture')}.{kind}block_count" for kind in ("", "vision."))
+    return [bool(told.get(key)) for key in blocks] == [False, True]
 
 
 def full_name(name: str) -> str:

@@ -43,7 +43,7 @@ def page(records: Sequence[DreamRecord]) -> bytes:
     earlier, records = len(records[:-SHOWN]), records[-SHOWN:]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     fill = {
-        "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         "title": _text(_clip(records[0].prompt, 60) if len(records) == 1 else f"{len(records)} dreams"),
         "picker": _picker(records, earlier) if len(records) > 1 else "",
         "dreams": "\n".join(_dream(i, record, i > 0) for i, record in enumerate(records)) or "<p>No dream yet.</p>",
@@ -100,13 +100,23 @@ def _dream(number: int, record: DreamRecord, hidden: bool) -> str:
     lanes = "\n".join(_lane(i, branch, record, i == best) for i, branch in record.lanes)
     return (
         f'<article class="dream" id="{name}" aria-labelledby="{name}-prompt"{" hidden" if hidden else ""}>\n'
-        f'<h1 id="{name}-prompt">{_text(record.prompt)}</h1>\n<p class="facts">{_facts(record)}</p>\n'
+        f'<h1 id="{name}-prompt">{_text(record.prompt)}</h1>\n{_pictures(record)}'
+        f'<p class="facts">{_facts(record)}</p>\n'
         '<div class="scroll"><div class="board" role="group" aria-label="Paths of the dream" '
         f'style="--steps:{max(1, steps)}">\n'
         f"{_edges(record)}\n{lanes}\n</div></div>\n"
         f"{_answer(record)}\n"
         f'<aside class="detail" aria-live="polite" aria-label="What is chosen"><p>{HINT}</p></aside>\n</article>'
     )
+
+
+def _pictures(record: DreamRecord) -> str:
+    """What was asked about, under the image tokens that it was read as."""
+    shown = (
+        f'<img alt="picture {i}" src="data:image/jpeg;base64,{_text(data)}">'
+        for i, data in enumerate(record.pictures, 1)
+    )
+    return f'<p class="pictures">{"".join(shown)}</p>\n' if record.pictures else ""
 
 
 def _answer(record: DreamRecord) -> str:

@@ -1,0 +1,204 @@
+"""Learning to read pictures themselves: the `see` stage, after which Ollama can show them, too.
+
+A trained student reads what the run's map saw of a picture, as image tokens. Here it learns to read the picture's patch
+features, which a projector turns into embeddings like its words' own: the projector first, the student held still, then
+both (LLaVA, arXiv:2310.03744). Half of the steps show the picture alone, where Ollama puts it, before the question; a
+quarter the image tokens beside it, a quarter the tokens alone, as before.
+
+Shape legend: N pictures, P patches of each, W the encoder's width, V vocabulary.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.backbone.generate import generate
+from distill.corpus.traces import TraceStore
+from distill.errors import BadInput, RunMismatch
+from distill.events import Event, Listener, silent
+from distill.run import Run
+from distill.tokens.chat import PICTURE, Message, picture_ids, render
+from distill.tokens.packing import pack, split_traces
+from distill.tokens.shown import NAMED, show
+from distill.training import checkpoint
+from distill.training.batches import Batch, Mixture
+from distill.training.losses import tail_kernel
+from distill.training.onward import Onward
+from distill.training.step import forward_backward, make_optimizer, move
+from distill.vision.dinov2 import dinov2_small
+from distill.vision.sight import TOGETHER, Sight, showing
+
+VERSION = 1
+ALONE = 0.25
+"""Share of the steps in which only the projector learns."""
+KINDS = ("picture", "both", "tokens")
+"""How a picture is read: by its patches, by its image tokens, by both."""
+TURNS = ("picture", "both", "picture", "tokens")
+"""What of pictures the steps after that show, in turn."""
+LR = 1e-3
+LEAST_RATE = 0.05
+"""Share of the learning rate that is left at the end; it falls evenly."""
+MOST = 20_000
+"""Pictures whose features are held at once: 1 GB of 64 patches each."""
+ASKED = 100
+"""Questions about pictures never trained on that are asked at the end."""
+ROOM = 96
+"""Tokens of a dream and its answer then."""
+
+
+def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
+    """Teach the run's best student to read pictures; what comes out is the run's best checkpoint, with mmproj.gguf.
+    Returns how well it tells what pictures show.
+
+    Raises MissingStage before a training, BadInput for a run without pictures or a context without room for one,
+    RunMismatch where the student has learned from feedback since.
+    """
+    settings = run.settings.see
+    run.require("train")
+    how = {**asdict(settings), "weights": run.settings.vision.weights, "seed": run.settings.seed, "version": VERSION}
+    if not force and (record := run.fresh("see", how)) is not None:
+        listen(Event("see", "done", "nothing changed: kept", data=record.summary))
+        return record.summary
+    if not settings.steps:
+        return {"skipped": "see.steps is 0"}
+    if later := checkpoint.of_stage(run, "learn"):
+        raise RunMismatch(f"{later[-1]}: has learned from feedback; `dream learn {run.path} --undo` goes back first")
+    started = time.monotonic()
+    undo(run)
+    pack(run)
+    seeing = Seeing(run, listen)
+    summary = seeing.perform()
+    seeing.record("see", how, summary, time.monotonic() - started)
+    listen(Event("see", "done", f"{summary['steps']} steps", data=summary))
+    return summary
+
+
+def undo(run: Run) -> int:
+    """Go back to the student before: delete what this left; returns how many checkpoints that were."""
+    return checkpoint.drop(run, "see")
+
+
+class Reader(nn.Embedding):
+    """Embeddings of tokens; from V on, ids are patches: rows of `features` (N · P, W), through the projector."""
+
+    def __init__(self, words: nn.Embedding, projector: nn.Module, features: Tensor) -> None:
+        super().__init__(words.num_embeddings, words.embedding_dim, _weight=words.weight)
+        self.weight = words.weight  # itself: the head may be tied to it
+        self.projector, self.features = projector, features
+
+    def forward(self, input: Tensor) -> Tensor:
+        first = self.num_embeddings
+        read = super().forward(input.clamp_max(first - 1))
+        seen = input >= first
+        if seen.any():
+            patches = self.features[(input[seen] - first).cpu()].to(read.device, torch.float32)
+            read = read.masked_scatter(seen.unsqueeze(-1), self.projector(patches).to(read.dtype))
+        return read
+
+
+class Seeing(Onward):
+    """One learning to see of a run."""
+
+    def __init__(self, run: Run, listen: Listener) -> None:
+        super().__init__(run, LR)
+        self.listen, self.settings = listen, run.settings.see
+        self.base = checkpoint.read_loop(checkpoint.latest(run))
+        own = run.settings.vision.weights if run.settings.vision.backbone == "dinov2" else ""
+        source, whose = own or str(dinov2_small(listen)), f"that of {Path(own).name}" if own else ""
+        hidden, size = self.model.config.hidden, self.settings.image_size
+        self.sight = Sight.new(source, size, hidden, run.settings.seed, whose)
+        with TraceStore(run.traces, readonly=True) as store:
+            self.asked = split_traces(store)[0]
+            held = [trace for trace in store.traces(held_out=True) if NAMED.search(trace.prompt)]
+        self.held = held[:: max(1, len(held) // ASKED)][:ASKED]
+        pictures = dict.fromkeys(path for trace in self.asked for path in NAMED.findall(trace.prompt))
+        if not pictures or not self.held:
+            raise BadInput(f"{run.path}: its questions name no pictures; see `dream run --config emoji-scenes`")
+        self.places = {path: place for place, path in enumerate(list(pictures)[:MOST])}
+        self.features = self._features()
+        self.sources = {kind: self._rows(kind) for kind in KINDS}
+
+    def _features(self) -> Tensor:
+        """(N · P, W) float16 of the training's pictures."""
+        files, parts = [str(self.run.path / path) for path in self.places], list[Tensor]()
+        while (done := len(parts) * TOGETHER) < len(files):
+            self.listen(Event("see", "progress", "looking", done=done, total=len(files), unit="pictures"))
+            parts.append(self.sight.features(files[done : done + TOGETHER]).half())
+        return torch.cat(parts).flatten(0, 1)
+
+    def _rows(self, kind: str) -> Iterator[Batch]:
+        """Batches without an end in which pictures are read so."""
+        documents = self.given.documents
+        prompts = [self._prompt(trace.prompt, kind, self.places) for trace in self.asked]
+        ids, ends = np.concatenate(prompts), np.cumsum([len(prompt) for prompt in prompts])
+        train, size = self.run.settings.train, self.run.settings.train.batch_rows
+        own = self.batches(replace(documents, prompt_ids=ids, prompt_ends=ends), Mixture.of(train), train.soft_weight)
+        rows = chain.from_iterable(own.epoch(epoch) for epoch in count())
+        return (own.assemble(list(islice(rows, size))) for _ in count())
+
+    def _prompt(self, prompt: str, kind: str, places: Mapping[str, int]) -> list[int]:
+        """Ids of a question; the patches of a picture are those from V on that its place says."""
+        paths, patches = NAMED.findall(prompt), self.sight.patches
+        if not all(path in places for path in paths):
+            kind = "tokens"
+        said = NAMED.sub("", prompt).strip() if kind == "picture" else show(prompt, self.tokenizer.shown)
+        firsts = [] if kind == "tokens" else [self.tokenizer.vocab_size + places[path] * patches for path in paths]
+        system: list[Message] = [{"role": "system", "content": self.run.settings.capture.system}]
+        turn: Message = {"role": "user", "content": PICTURE * len(firsts) + said}
+        text = render([*(system if system[0]["content"] else []), turn])
+        return picture_ids(self.tokenizer, text, [range(first, first + patches) for first in firsts])
+
+    def perform(self) -> dict[str, Any]:
+        """All steps, and a checkpoint. Returns the summary."""
+        stack, steps, losses = self.model.model, self.settings.steps, list[float]()
+        words = stack.embed_tokens
+        self.model.train().requires_grad_(False)
+        stack.embed_tokens = Reader(words, self.sight.projector.to(words.weight.device), self.features)
+        betas = self.run.settings.train.betas
+        self.optimizer = make_optimizer(self.model, LR, (betas[0], betas[1]), 0.0)
+        for step in range(steps):
+            if both := step >= ALONE * steps:
+                self.model.requires_grad_(True)
+            for group in self.optimizer.param_groups:
+                group["lr"] = LR * max(LEAST_RATE, 1 - step / steps)
+            batch = move(next(self.sources[TURNS[step % len(TURNS)] if both else "picture"]), words.weight.device)
+            losses.append(float(forward_backward(self.model, batch, self.precision, tail_kernel)["loss"]))
+            self.descend()
+            self.listen(
+                Event("see", "progress", done=step + 1, total=steps, unit="steps", data={"loss": round(losses[-1], 3)})
+            )
+        stack.embed_tokens = words
+        self.sight.projector.cpu().requires_grad_(False)
+        self.sees = self.sight.save
+        self.save(self.base, steps, "see", asdict(self.settings))
+        return {"steps": steps, "pictures": len(self.places), "patches": self.sight.patches, **self._told()}
+
+    def _told(self) -> dict[str, float]:
+        """Share of questions about pictures never trained on that are answered exactly right."""
+        self.model.eval()
+        paths = list(dict.fromkeys(path for trace in self.held for path in NAMED.findall(trace.prompt)))
+        places = {path: place for place, path in enumerate(paths)}
+        shown = showing(self.model, self.sight.rows([str(self.run.path / path) for path in paths]))
+        found: dict[str, float] = {"asked": len(self.held)}
+        for kind in KINDS:
+            prompts = [self._prompt(trace.prompt, kind, places) for trace in self.held]
+            said = generate(
+                shown, prompts, max_tokens=ROOM, stop_ids=[self.tokenizer.eos_id], grammar=self.grammar, batch_rows=16
+            )
+            right = [
+                self._answer(ids) == trace.response.text.strip() for ids, trace in zip(said, self.held, strict=True)
+            ]
+            found[f"right_by_{kind}"] = round(float(np.mean(right)), 3)
+        return found
+
+    def _answer(self, ids: Sequence[int]) -> str:
+        """What comes after the dream."""
+        end = self.tokenizer.end_think_id
+        return self.tokenizer.decode(ids[ids.index(end) + 1 if end in ids else 0 :], skip_special=True).strip()
