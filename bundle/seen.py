@@ -30,9 +30,8 @@ from distill.vision.pictures import Picture, as_image
 from distill.vision.sight import Sight, showing
 
 MAX_ERROR, MAX_WORST = 1e-3, 5e-3
-"""Of embeddings in float32, relative to their length: the root mean square over pictures, and of any one. llama.cpp on a
-CPU looks GELU up in a table of 16-bit numbers; a trained projector, whose outputs cancel, was seen to reach 8e-4 and
-1.7e-3."""
+"""Of embeddings in float32, relative to their length: the root mean square over pictures, and of any one. On a CPU
+llama.cpp looks GELU up in a table of 16-bit numbers: a trained projector reached 8e-4 and 1.7e-3."""
 SHARP = 50.0
 """Nats by which a place is likelier to be read than the one beside it."""
 EPS = 1e12
