@@ -213,8 +213,9 @@ def _refit(
 
 def _keep_rows(projection: nn.Linear, kept: Tensor) -> None:
     projection.weight = nn.Parameter(projection.weight[kept])
-    if projection.bias is not None:
-        projection.bias = nn.Parameter(projection.bias[kept])
+    bias = cast("nn.Parameter | None", projection.bias)
+    if bias is not None:
+        projection.bias = nn.Parameter(bias[kept])
 
 
 def surgeon(gram: Tensor, weight: Tensor, keep: int) -> tuple[Tensor, Tensor]:
