@@ -11,7 +11,7 @@ from support.fake_ollama import FakeOllama, dreaming_ollama, replay, serve
 from support.recorded import Told, exchange
 from support.small_student import ANSWER, DREAM
 
-from distill.errors import AnswerBroken, ModelNotFound, TeacherUnavailable
+from distill.errors import ModelNotFound, TeacherUnavailable
 from distill.exam.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut
 from distill.exam.metrics.speech import Form
 from distill.exam.questions import Question
@@ -200,8 +200,6 @@ def test_a_reply_that_breaks_off_is_no_answer(change: dict[str, Any]) -> None:
     with serve(Told({"/api/chat": {**whole, **change}}, ["tags", "version", "show_thinking_model"])) as server:
         examinee = opened(server, "proto")
         [spoken] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=40, draw=0)
-        with pytest.raises(AnswerBroken, match="breaks off /api/chat before its end"):
-            examinee.ask(QUESTIONS[0], 40)
         examinee.close()
     assert (spoken.dream, spoken.answer, spoken.tokens) == ("", "", 0)
     assert not spoken.form.whole
