@@ -1,14 +1,13 @@
 """The student as one GGUF file: what llama.cpp and Ollama load."""
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType, RopeScalingType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType, LlamaFileType, RopeScalingType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,8 +15,9 @@ from torch import Tensor
 from distill.backbone.architecture import BackboneConfig
 from distill.backbone.gguf_names import ROPE_DIVISORS, tensor_name, to_gguf
 from distill.backbone.model import Backbone
-from distill.errors import DistillError, RunMismatch
+from distill.errors import RunMismatch
 from distill.events import Event, Listener, silent
+from distill.teacher.gguf_file import writing_gguf
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat_template import JINJA
 
@@ -75,7 +75,8 @@ def write_gguf(
     """Write a student's weights and vocabulary to `path`, whole or not at all.
 
     weights: as `Backbone.state_dict()` names them. dtype: a key of DTYPES. metadata: keys such as `general.name`
-    with their values. Raises RunMismatch where the tokenizer doesn't fit the weights.
+    with their values. Raises RunMismatch where the tokenizer doesn't fit the weights, DistillError for a
+    full disk.
     """
     if tokenizer.vocab_size != config.vocab_size:
         raise RunMismatch(
@@ -83,26 +84,12 @@ def write_gguf(
             "export a checkpoint with the tokenizer that it was trained with"
         )
     kind, file_type = DTYPES[dtype]
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    writer: Any = GGUFWriter(aside, config.architecture)
-    try:
+    with writing_gguf(path, config.architecture) as writer:
         _add_description(writer, config, file_type, metadata or {})
         _add_vocabulary(writer, tokenizer)
         for name, weight in weights.items():
             if name != "lm_head.weight" or not config.tie_embeddings:
                 _add_tensor(writer, name, weight.detach().float().cpu().numpy(), config, kind, listen)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        os.replace(aside, path)
-    except OSError as error:
-        raise DistillError(
-            f"{path}: can't write it: {error.strerror} (free some space, or check the rights)"
-        ) from error
-    finally:
-        writer.close()
-        aside.unlink(missing_ok=True)
 
 
 def _add_description(

@@ -13,10 +13,9 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter, RopeScalingType
+from gguf import RopeScalingType
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,6 +24,7 @@ from bundle.load import Student
 from bundle.looking import PictureEngine
 from bundle.parity import Agreement
 from distill.backbone.generate import generate
+from distill.teacher.gguf_file import writing_gguf
 from distill.tokens.chat import PICTURE, Message, picture_ids, render
 from distill.vision.pictures import Picture, as_image
 from distill.vision.sight import Sight, showing
@@ -40,47 +40,46 @@ EPS = 1e12
 def write_copier(path: Path, hidden: int, patches: int) -> None:
     """The text model that copies: of every head two numbers, its queries and keys biases alone, which turn by 1 / P a
     place: the score of a place d off is cos(d / P) · 2 P² SHARP, about −SHARP d² from its peak."""
-    writer: Any = GGUFWriter(path, "llama")
-    writer.add_vocab_size(2)
-    writer.add_context_length(4 * patches + 8)
-    writer.add_embedding_length(hidden)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(32)
-    writer.add_head_count(hidden // 2)
-    writer.add_head_count_kv(hidden // 2)
-    writer.add_key_length(2)
-    writer.add_value_length(2)
-    writer.add_layer_norm_rms_eps(EPS)
-    writer.add_rope_dimension_count(2)
-    writer.add_rope_scaling_type(RopeScalingType.LINEAR)
-    writer.add_rope_scaling_factor(float(patches))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(["a", "b"])
-    writer.add_token_merges(["x y"])
-    writer.add_eos_token_id(1)
-    writer.add_add_bos_token(False)
-    scale = math.sqrt(2) * 2 * patches**2 * SHARP  # scores are divided by √2
-    zeros, one = np.zeros((hidden, hidden), np.float32), np.eye(hidden, dtype=np.float32)
-    back = np.full(hidden, math.sqrt(EPS), np.float32)
-    block = {
-        "attn_norm.weight": back,
-        "ffn_norm.weight": 0 * back,
-        **{f"attn_{part}.weight": matrix for part, matrix in (("q", zeros), ("k", zeros), ("v", one), ("output", one))},
-        "attn_q.bias": np.tile(np.array([math.cos(1), -math.sin(1)]) * scale, hidden // 2).astype(np.float32),
-        "attn_k.bias": np.tile(np.array([1, 0], np.float32), hidden // 2),
-        "attn_v.bias": 0 * back,
-        **{f"ffn_{part}.weight": np.zeros((32, hidden), np.float32) for part in ("gate", "up")},
-        "ffn_down.weight": np.zeros((hidden, 32), np.float32),
-    }
-    rows = np.zeros((2, hidden), np.float32)
-    tensors = {"token_embd.weight": rows, "output.weight": rows, "output_norm.weight": back}
-    for name, tensor in (tensors | {f"blk.0.{name}": tensor for name, tensor in block.items()}).items():
-        writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with writing_gguf(path, "llama") as writer:
+        writer.add_vocab_size(2)
+        writer.add_context_length(4 * patches + 8)
+        writer.add_embedding_length(hidden)
+        writer.add_block_count(1)
+        writer.add_feed_forward_length(32)
+        writer.add_head_count(hidden // 2)
+        writer.add_head_count_kv(hidden // 2)
+        writer.add_key_length(2)
+        writer.add_value_length(2)
+        writer.add_layer_norm_rms_eps(EPS)
+        writer.add_rope_dimension_count(2)
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(patches))
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(["a", "b"])
+        writer.add_token_merges(["x y"])
+        writer.add_eos_token_id(1)
+        writer.add_add_bos_token(False)
+        scale = math.sqrt(2) * 2 * patches**2 * SHARP  # scores are divided by √2
+        zeros, one = np.zeros((hidden, hidden), np.float32), np.eye(hidden, dtype=np.float32)
+        back = np.full(hidden, math.sqrt(EPS), np.float32)
+        block = {
+            "attn_norm.weight": back,
+            "ffn_norm.weight": 0 * back,
+            **{
+                f"attn_{part}.weight": matrix
+                for part, matrix in (("q", zeros), ("k", zeros), ("v", one), ("output", one))
+            },
+            "attn_q.bias": np.tile(np.array([math.cos(1), -math.sin(1)]) * scale, hidden // 2).astype(np.float32),
+            "attn_k.bias": np.tile(np.array([1, 0], np.float32), hidden // 2),
+            "attn_v.bias": 0 * back,
+            **{f"ffn_{part}.weight": np.zeros((32, hidden), np.float32) for part in ("gate", "up")},
+            "ffn_down.weight": np.zeros((hidden, 32), np.float32),
+        }
+        rows = np.zeros((2, hidden), np.float32)
+        tensors = {"token_embd.weight": rows, "output.weight": rows, "output_norm.weight": back}
+        for name, tensor in (tensors | {f"blk.0.{name}": tensor for name, tensor in block.items()}).items():
+            writer.add_tensor(name, tensor)
 
 
 def engine_rows(mmproj: Path, hidden: int, patches: int, pictures: Sequence[bytes]) -> NDArray[np.float64]:

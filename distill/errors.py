@@ -4,6 +4,8 @@ Every error here reaches the user as one line, `Error: …`, and exit code 1. Th
 (file, flag, field, model) and the remedy. A bug keeps its traceback: raise `assert` or let it fail.
 """
 
+from pathlib import Path
+
 
 class DistillError(Exception):
     """Base of every error that a user can mend."""
@@ -51,3 +53,8 @@ class MissingDependency(DistillError):
 
 class ParityError(DistillError):
     """An exported bundle does not answer as the student it was made from."""
+
+
+def unwritable(path: Path, error: OSError) -> DistillError:
+    """That a file can't be written: the disk is full, or ours it isn't."""
+    return DistillError(f"{path}: can't write it: {error.strerror} (free some space, or check the rights)")

@@ -2,11 +2,12 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-from distill.errors import DistillError
+from distill.errors import DistillError, unwritable
 
 
 class Journal:
@@ -22,7 +23,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b")
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(path, error) from error
         try:
             self._lock()
             if force:
@@ -47,7 +48,7 @@ class Journal:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.path, error) from error
         self.lines.append(line)
 
     def _lock(self) -> None:
@@ -77,5 +78,16 @@ class Journal:
         self._file.truncate(end)
         return lines
 
-    def _unwritable(self, error: OSError) -> DistillError:
-        return DistillError(f"{self.path}: can't write it: {error.strerror} (free some space, or check the rights)")
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """One more line in a file that nobody keeps open, on disk when this returns. What a kill cut short before it, or an
+    editor left without an end, stays a line of its own. Raises DistillError where it can't be written."""
+    said = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    try:
+        with path.open("a+b") as file:
+            ended = not file.tell() or (file.seek(-1, os.SEEK_END) >= 0 and file.read() == b"\n")
+            file.write(said if ended else b"\n" + said)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error

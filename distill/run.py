@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import Settings, load_settings, settings_yaml
-from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch
+from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch, unwritable
 
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "capture": (),
@@ -62,9 +62,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        raise DistillError(
-            f"{path}: can't write it: {error.strerror} (free some space, or check the rights)"
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)

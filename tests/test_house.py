@@ -47,6 +47,7 @@ BASE = (
     "distill.errors",
     "distill.events",
     "distill.journal",
+    "distill.policy",
     "distill.run",
     "distill.shipped",
     "distill.stopping",

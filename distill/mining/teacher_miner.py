@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -11,8 +10,9 @@ from typing import Any
 
 from distill.config import Settings
 from distill.corpus.traces import Trace
-from distill.errors import DistillError, PromptRefused
+from distill.errors import PromptRefused
 from distill.events import Event, Listener, silent
+from distill.journal import append_line
 from distill.mining.inflect import content_stems, grounded
 from distill.mining.triplets import LENSES, MAX_CHARACTERS, MAX_WORDS, Mined, Triplet, clean_phrase, fits
 from distill.run import fingerprint
@@ -103,17 +103,8 @@ class PartialMine:
 
     def put(self, trace: Trace, mined: Mined) -> None:
         """Append, and reach the disk. Raises DistillError where it can't be written."""
-        line = json.dumps({"key": self._key(trace), **asdict(mined)}, ensure_ascii=False).encode()
-        try:
-            with self._lock, self.path.open("ab") as file:
-                # It begins with a line's end too: what was cut short before must not take this one with it.
-                file.write(b"\n" + line + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise DistillError(
-                f"{self.path}: can't write it: {error.strerror} (free some space, or check the rights)"
-            ) from error
+        with self._lock:
+            append_line(self.path, {"key": self._key(trace), **asdict(mined)})
 
 
 def mine_traces(

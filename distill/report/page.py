@@ -5,8 +5,6 @@ without it: highlighting, choosing, sorting. All that results say is escaped as 
 page's policy lets no script run but our own, by its hash, and lets nothing be fetched.
 """
 
-import base64
-import hashlib
 import re
 from functools import cache
 from itertools import groupby
@@ -17,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from distill.exam.metrics.catalogue import metric_of, shown
+from distill.policy import page_policy
 from distill.report import findings, tables
 from distill.report.doubts import cautions
 from distill.report.findings import NOT_OWN, Results, minus
@@ -47,14 +46,13 @@ def render_html(results: Results) -> str:
 
     looks = plots.looks(results)
     style, script = ((TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     metrics = groupby(tables.metrics_of(results), lambda name: metric_of(name).group)
     return (
         _environment("html")
         .get_template("report.html")
         .render(
             _common(results),
-            policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+            policy=page_policy(script, images=False),
             style=Markup(style),
             script=Markup(script),
             long=len(results["title"]) > LONG,

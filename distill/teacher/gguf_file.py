@@ -7,6 +7,7 @@ library only the arithmetic of quantized blocks is used.
 import contextlib
 import math
 import mmap
+import os
 import re
 import struct
 from collections.abc import Generator, Mapping
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.errors import BadInput, CorruptFile
+from distill.errors import BadInput, CorruptFile, unwritable
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
@@ -231,3 +232,25 @@ def dequantized(path: Path, tensor: GgufTensor) -> NDArray[np.float32]:
             part[None], GGMLQuantizationType(tensor.kind)
         )[0]
     return values.reshape(tensor.shape)
+
+
+@contextlib.contextmanager
+def writing_gguf(path: Path, architecture: str) -> Generator[Any]:
+    """The library's writer, to be told all that the file holds; then it is written, whole or not at all. Raises
+    DistillError where it can't be."""
+    from gguf import GGUFWriter
+
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    writer: Any = GGUFWriter(aside, architecture)
+    try:
+        yield writer
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.replace(aside, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        writer.close()
+        aside.unlink(missing_ok=True)

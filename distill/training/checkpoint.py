@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from distill.backbone.model import Backbone, save_backbone
-from distill.errors import CorruptFile, MissingStage
+from distill.errors import CorruptFile, MissingStage, RunMismatch
 from distill.run import Run, publish_folder, sha256_file
 from distill.vision import PROJECTOR
 
 FORMAT = 1
 STEP = re.compile(r"step-(\d{6,})$")
+ONWARD = {"see": "learned to read pictures", "polish": "been polished", "learn": "learned from feedback"}
+"""The stages that go on from a trained student, in their order, and what it has done then."""
 STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
 """What an optimizer keeps of a parameter: AdamW, Muon."""
 BEFORE = "go on from the checkpoint before it"
@@ -75,7 +77,15 @@ def of_stage(run: Run, *stages: str) -> list[Path]:
 def stage_of(folder: Path) -> str:
     """The last stage that its weights went through."""
     settings = read_loop(folder).settings
-    return next((stage for stage in ("learn", "polish", "see") if stage in settings), "train")
+    return next((stage for stage in reversed(ONWARD) if stage in settings), "train")
+
+
+def refuse(run: Run, *stages: str) -> None:
+    """Raise RunMismatch where the run has gone on by one of these stages, and what comes before them can't any more."""
+    if found := of_stage(run, *stages):
+        stage = stage_of(found[-1])
+        text = f"{found[-1]}: has {ONWARD[stage]}, the work of `dream {stage}`"
+        raise RunMismatch(f"{text}; `dream {stage} {run.path} --undo` goes back first")
 
 
 def drop(run: Run, *stages: str) -> int:

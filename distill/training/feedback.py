@@ -1,12 +1,12 @@
 """What users said of a student's answers: RUN/feedback.jsonl, a line each, on disk at once and never changed by us."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.errors import BadInput, DistillError
+from distill.errors import BadInput
+from distill.journal import append_line
 from distill.tokens.chat import Message
 
 FEEDBACK = "feedback.jsonl"
@@ -30,18 +30,7 @@ class Feedback:
 
 def keep(path: Path, feedback: Feedback) -> None:
     """Append a line; it is on disk when this returns. Raises DistillError where it can't be."""
-    line = json.dumps(asdict(feedback), ensure_ascii=False).encode() + b"\n"
-    try:
-        with path.open("a+b") as file:
-            if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n":
-                line = b"\n" + line  # after what a kill cut short, or an editor left
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise DistillError(
-            f"{path}: can't write it: {error.strerror} (free some space, or check the rights)"
-        ) from error
+    append_line(path, asdict(feedback))
 
 
 def read_feedback(path: Path) -> list[Feedback]:

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill.errors import RunMismatch
 from distill.events import Event, Listener, silent
 from distill.run import Run, sha256_file
 from distill.tokens.packing import pack
@@ -69,8 +68,7 @@ def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
 def set_aside_stale(run: Run, listen: Listener) -> None:
     """Rename checkpoints that were trained on other data: what reads them must start anew, but nothing is lost."""
     found = checkpoint.list_checkpoints(run)
-    if found and (stage := checkpoint.stage_of(found[-1])) != "train":
-        raise RunMismatch(f"{found[-1]}: is of `dream {stage}`; `dream {stage} {run.path} --undo` goes back")
+    checkpoint.refuse(run, *checkpoint.ONWARD)
     if not found or checkpoint.read_loop(found[-1]).settings.get("data") == data_fingerprint(run):
         return
     number = next(n for n in itertools.count(1) if not run.checkpoints.with_name(f"checkpoints.{n}").exists())

@@ -62,8 +62,7 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
         return record.summary
     if force:
         undo(run)
-    if later := checkpoint.of_stage(run, "learn"):
-        raise RunMismatch(f"{later[-1]}: has learned from feedback; `dream learn {run.path} --undo` goes back first")
+    checkpoint.refuse(run, "learn")
     polishing = Polishing(run, how, listen)
     summary = polishing.perform()
     polishing.record("polish", how, summary, polishing.told["seconds"])
@@ -98,7 +97,7 @@ class Polishing(Onward):
                 text = f"{self.begun}: polished with other settings; --force begins again where training ended"
                 raise RunMismatch(text)
             checkpoint.load_optimizer(self.begun, self.model, self.optimizer)
-        self.base = checkpoint.read_loop(checkpoint.of_stage(run, "train")[-1])
+        self.base = checkpoint.read_loop(checkpoint.of_stage(run, "train", "see")[-1])
         self.teacher = transplant(source, self.tokenizer, run.settings.student.context).to(self.model.cos.device)
         self.steps = longest_path(run.settings)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from distill.backbone.generate import generate
 from distill.corpus.traces import TraceStore
-from distill.errors import BadInput, RunMismatch
+from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run
 from distill.tokens.chat import PICTURE, Message, picture_ids, render
@@ -58,7 +58,7 @@ def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, A
     Returns how well it tells what pictures show.
 
     Raises MissingStage before a training, BadInput for a run without pictures or a context without room for one,
-    RunMismatch where the student has learned from feedback since.
+    RunMismatch where the student has gone on to learn since.
     """
     settings = run.settings.see
     run.require("train")
@@ -68,8 +68,7 @@ def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, A
         return record.summary
     if not settings.steps:
         return {"skipped": "see.steps is 0"}
-    if later := checkpoint.of_stage(run, "learn"):
-        raise RunMismatch(f"{later[-1]}: has learned from feedback; `dream learn {run.path} --undo` goes back first")
+    checkpoint.refuse(run, "polish", "learn")
     started = time.monotonic()
     undo(run)
     pack(run)
@@ -81,8 +80,9 @@ def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, A
 
 
 def undo(run: Run) -> int:
-    """Go back to the student before: delete what this left; returns how many checkpoints that were."""
-    return checkpoint.drop(run, "see")
+    """Go back to the student before: delete what this left, and what went on from there; returns how many checkpoints
+    that were."""
+    return checkpoint.drop(run, *checkpoint.ONWARD)
 
 
 class Reader(nn.Embedding):

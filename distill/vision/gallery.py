@@ -1,7 +1,5 @@
 """The codebook as one page of HTML that fetches nothing: every image token, its phrases, its pictures, its use."""
 
-import base64
-import hashlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from distill.corpus.datasets.stage import dataset_file
+from distill.policy import page_policy
 from distill.run import Run
 from distill.tokens.bpe import image_text
 from distill.tokens.image_tokens import Codebook, load_codes
@@ -59,11 +58,15 @@ def gallery(name: str, tokens: list[Token]) -> bytes:
     """The page, UTF-8; those that are used most come first. Raises BadInput for a picture that can't be read."""
     most = max((token.used for token in tokens), default=1) or 1
     cards = "\n".join(_card(token, most) for token in sorted(tokens, key=lambda token: (-token.used, token.code)))
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     used = sum(token.used > 0 for token in tokens)
     return PAGE.format(
-        policy=policy, style=STYLE, name=escape(name), count=len(tokens), used=used, cards=cards, script=SCRIPT
+        policy=page_policy(SCRIPT),
+        style=STYLE,
+        name=escape(name),
+        count=len(tokens),
+        used=used,
+        cards=cards,
+        script=SCRIPT,
     ).encode(errors="backslashreplace")
 
 

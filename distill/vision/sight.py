@@ -8,7 +8,6 @@ Shape legend: N pictures, S a side in pixels, P patches of a picture, W the enco
 V vocabulary.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFWriter, LlamaFileType
+from gguf import LlamaFileType
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.backbone.model import Backbone, assemble
 from distill.errors import BadInput, CorruptFile
-from distill.teacher.gguf_file import dequantized, whole_gguf
+from distill.teacher.gguf_file import dequantized, whole_gguf, writing_gguf
 from distill.vision.backbones import LICENCES, Pretrained
 from distill.vision.pictures import Picture, Preparation, as_image
 
@@ -136,23 +135,13 @@ class Sight:
 
     def save(self, path: Path, dtype: str = "f16") -> None:
         """Write mmproj.gguf, whole or not at all; matrices in `dtype`, f16 or f32, the rest in float32. Raises
-        OSError."""
-        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        writer: Any = GGUFWriter(aside, "clip")
-        try:
+        DistillError."""
+        with writing_gguf(path, "clip") as writer:
             self._describe(writer, dtype)
             mm = {f"mm.{name}": tensor.detach() for name, tensor in self.projector.state_dict().items()}
             for name, tensor in {**self.encoder, **mm}.items():
                 narrow = dtype == "f16" and tensor.ndim == 2 and name != "v.position_embd.weight"
                 writer.add_tensor(name, tensor.cpu().numpy().astype(np.float16 if narrow else np.float32))
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
-            os.replace(aside, path)
-        finally:
-            writer.close()
-            aside.unlink(missing_ok=True)
 
     def _describe(self, writer: Any, dtype: str) -> None:
         """What llama.cpp's reader of projectors asks for. No `block_count` without `vision.` before it: by that Ollama

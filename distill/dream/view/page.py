@@ -4,8 +4,6 @@ page.html is the page, page.js its script. All that a record says goes through `
 escaped by it; the page's policy lets no script run but our own, by its hash, and lets nothing be fetched.
 """
 
-import base64
-import hashlib
 import json
 import math
 import re
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step
 from distill.dream.view.records import ROLES, arbitrated, to_json, winner
+from distill.policy import page_policy
 
 HINT = (
     "Choose a step to follow it: blue edges lead to it, orange ones lead on. ← → walk along a path, ↑ ↓ across paths, "
@@ -41,9 +40,8 @@ def page(records: Sequence[DreamRecord]) -> bytes:
     """The whole page, UTF-8. The first record is shown; a picker leads to the others, the last `SHOWN` at most."""
     template, script = _parts()
     earlier, records = len(records[:-SHOWN]), records[-SHOWN:]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     fill = {
-        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "policy": page_policy(script),
         "title": _text(_clip(records[0].prompt, 60) if len(records) == 1 else f"{len(records)} dreams"),
         "picker": _picker(records, earlier) if len(records) > 1 else "",
         "dreams": "\n".join(_dream(i, record, i > 0) for i, record in enumerate(records)) or "<p>No dream yet.</p>",
