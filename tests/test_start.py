@@ -20,6 +20,7 @@ from distill.config import CaptureSettings, Settings, StudentSettings, TeacherSe
 from distill.corpus.capture import capture
 from distill.errors import BadInput, DistillError, MissingStage, RunMismatch
 from distill.events import Event
+from distill.exam.baselines import train_child
 from distill.knowledge.mine import mine
 from distill.run import Run
 from distill.student.image_rows import KIND, SHIFT, across, begin_image_rows, direction
@@ -36,7 +37,7 @@ from distill.training.learn import Judged, preference_loss
 from distill.training.loop import train
 from distill.training.polish import judged, polish
 from distill.training.sizes import measure_sizes
-from distill.training.start import action_shares, begin, default_ffn, is_inherited, samples
+from distill.training.start import action_shares, begin, default_ffn, is_inherited, samples, start_settings
 
 QUESTIONS = [f"What happens when you {verb} {thing}?" for verb in ("drop", "throw", "push") for thing in
              ("a ball", "an egg", "a cup", "the door", "a book", "ice", "a stone", "a tree")]  # fmt: skip
@@ -222,6 +223,21 @@ def test_hidden_states_are_drawn_to_the_teachers(answered: Run, tmp_path: Path) 
     chance.settings.train.match = 1.0
     with pytest.raises(BadInput, match=r"train\.match: only a student that begins as its teacher"):
         train(chance)
+
+
+def test_trainings_that_are_compared_begin_alike(answered: Run, tmp_path: Path) -> None:
+    """A cut takes what time there is, so two may differ: the second cell of a sweep begins as the first did."""
+    cells = list[Run]()
+    told = list[Event]()
+    for name, seed, student in (("a", 0, {}), ("b", 1, {}), ("c", 1, {"ffn": 32})):
+        run = of(answered, tmp_path / f"{name}-settings", **student)
+        run.settings.seed = seed
+        told.clear()
+        cells.append(train_child(answered, tmp_path / name, run.settings, 1, name, told.append, cells))
+        assert any("begins as its teacher" in event.message for event in told) == (name != "b")
+    a, b, c = ((cell.start / "model.safetensors").read_bytes() for cell in cells)
+    assert a == b != c
+    assert cells[1].fresh("start", start_settings(cells[1])) is not None
 
 
 def test_sizes_are_measured_once(answered: Run, tmp_path: Path) -> None:
