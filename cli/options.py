@@ -48,9 +48,14 @@ _WEIGHTS = setting(
 )
 _NUMBER: dict[str, Any] = {"type": click.IntRange(1), "metavar": "N"}
 teacher_options = all_of(
-    setting("--teacher", "teacher.model", "ollama:NAME, embedded:smollm2 or embedded:FILE.gguf.", metavar="SPEC"),
+    setting(
+        "--teacher",
+        "teacher.model",
+        "ollama:NAME, openai:NAME, embedded:smollm2 or embedded:FILE.gguf.",
+        metavar="SPEC",
+    ),
     _WEIGHTS,
-    setting("--host", "teacher.hosts", "Ollama server; repeat it to share the work.", multiple=True, metavar="URL"),
+    setting("--host", "teacher.hosts", "Its server; repeat it to share the work.", multiple=True, metavar="URL"),
     setting("--prompts", "capture.prompts", "Prompt file or set; repeatable.", multiple=True, metavar="FILE|SET"),
     setting("--limit", "capture.limit", "Prompts taken at most.", type=click.IntRange(0), metavar="N"),
     setting("--dataset", "capture.dataset", "Ask no teacher: take a dataset, such as causal-world.", metavar="NAME"),

@@ -19,11 +19,11 @@ class TeacherSettings:
     """Who is asked."""
 
     model: str = "embedded:smollm2"
-    """`ollama:NAME`, `embedded:smollm2` or `embedded:/path/model.gguf`."""
+    """`ollama:NAME`, `openai:NAME`, `embedded:smollm2` or `embedded:/path/model.gguf`."""
     weights: str = ""
     """The teacher's own GGUF or folder of safetensors; empty: the embedded one's, or the file that Ollama names."""
     hosts: list[Address] = field(default_factory=list[Address])
-    """Ollama servers to share the work; empty: $OLLAMA_HOST or the default address. Passwords in them aren't kept."""
+    """Servers that share the work; empty: $OLLAMA_HOST, $OPENAI_BASE_URL or the default. Passwords aren't kept."""
     timeout: float = 300.0
     """Seconds that one request may take, queueing included."""
     context: int = 0

@@ -128,7 +128,7 @@ def test_loopback_is_never_sent_through_a_proxy(host: str, proxy: str, monkeypat
     for name in PROXIES[:3]:
         monkeypatch.setenv(name, proxy)
     assert proxy_of(Address(host)) is None
-    open_client(Address(host), 1).close()
+    open_client(Address(host), 1, "OLLAMA_API_KEY").close()
 
 
 def test_a_server_here_answers_behind_broken_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from distill.events import Listener, silent
 from distill.teacher.protocol import Teacher
 from distill.teacher.thinking import check_thinking
 
-TEACHERS = {"ollama": "distill.teacher.ollama", "embedded": "distill.teacher.embedded"}
+TEACHERS = {kind: f"distill.teacher.{kind}" for kind in ("ollama", "openai", "embedded")}
 """KIND of a teacher's KIND:MODEL → the module whose `open_teachers` opens it."""
 
 
@@ -32,7 +32,7 @@ def _most_tokens(text: str) -> int:
 
 
 def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: int = LEAST_CONTEXT) -> list[Teacher]:
-    """One teacher per host for `ollama:NAME`, one for `embedded:smollm2` or `embedded:/path/model.gguf`.
+    """One teacher per host for `ollama:NAME` and `openai:NAME`, one for `embedded:smollm2` or `embedded:/x.gguf`.
 
     context: tokens of prompt and answer that the embedded engine makes room for, where `teacher.context` doesn't say;
     Ollama decides for itself.
@@ -40,10 +40,9 @@ def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: 
     """
     check_thinking(settings)
     kind, _, model = settings.model.partition(":")
-    if kind == "openai":
-        raise BadInput(f"{settings.model}: openai teachers are not available yet; use ollama:NAME or embedded:smollm2")
     if kind not in TEACHERS or not model:
-        raise BadInput(f"{settings.model!r}: no such teacher; write ollama:NAME, embedded:smollm2 or embedded:/x.gguf")
+        known = "ollama:NAME, openai:NAME, embedded:smollm2 or embedded:/x.gguf"
+        raise BadInput(f"{settings.model!r}: no such teacher; write {known}")
     make: Callable[[str, TeacherSettings, Listener, int], list[Teacher]]
     make = importlib.import_module(TEACHERS[kind]).open_teachers
     return make(model, settings, listen, settings.context or context)

@@ -17,7 +17,6 @@ from distill.address import Address, masked
 from distill.errors import BadInput
 
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
-KEY = "OLLAMA_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,9 @@ class Proxy:
     server: httpx.Proxy
 
 
-def open_client(host: Address, timeout: float) -> httpx.Client:
-    """Connections to one server; connecting takes no time where one is, an answer may queue for long.
+def open_client(host: Address, timeout: float, key: str) -> httpx.Client:
+    """Connections to one server; connecting takes no time where one is, an answer may queue for long. key: the
+    environment variable of what it may want to see.
 
     Raises BadInput that names the variable in the way.
     """
@@ -38,7 +38,7 @@ def open_client(host: Address, timeout: float) -> httpx.Client:
     return httpx.Client(
         base_url=host.url,
         auth=host.login,
-        headers=_headers(),
+        headers=_headers(key),
         follow_redirects=True,
         trust_env=False,
         proxy=None if proxy is None else proxy.server,
@@ -48,11 +48,11 @@ def open_client(host: Address, timeout: float) -> httpx.Client:
     )
 
 
-def _headers() -> dict[str, str]:
-    """What a hosted Ollama, or a proxy before one, may want to see."""
-    key = os.environ.get(KEY, "").strip()
+def _headers(variable: str) -> dict[str, str]:
+    """What a hosted server, or a proxy before one, may want to see."""
+    key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise BadInput(f"{KEY}: holds characters that no key has; set it again, or unset it")
+        raise BadInput(f"{variable}: holds characters that no key has; set it again, or unset it")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

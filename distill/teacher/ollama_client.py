@@ -18,8 +18,6 @@ from distill.teacher.connection import open_client, proxy_of
 LOGPROBS_SINCE = (0, 12, 11)
 """The first Ollama that returns logprobs; older ones ignore the option."""
 
-ANSWERS = ("/api/generate", "/api/chat")
-"""Where a model is asked."""
 WHOLE = {"truncate": False, "shift": False}
 """Unset, Ollama drops the beginning of what is longer than the context, before and while it answers, without a word:
 so a prompt that is too long is refused, and an answer ends (done_reason "length") where the context does."""
@@ -49,6 +47,14 @@ class OllamaClient:
     loading is waited for.
     """
 
+    server = "Ollama"
+    key = "OLLAMA_API_KEY"
+    """The environment variable of what an `Authorization` header says."""
+    start = "start it with `ollama serve`, or give its address with --host"
+    installed = "`ollama list` shows what is installed"
+    answers: tuple[str, ...] = ("/api/generate", "/api/chat")
+    """Where a model is asked."""
+
     def __init__(
         self, host: str, *, timeout: float = 300.0, retries: int = 5, backoff: float = 0.5, alone: bool = True
     ) -> None:
@@ -58,7 +64,7 @@ class OllamaClient:
         self.retries = retries
         self.backoff = backoff
         self.alone = alone
-        self._client = open_client(self.host, timeout)
+        self._client = open_client(self.host, timeout, self.key)
 
     def version(self) -> str:
         with self.reading("/api/version"):
@@ -77,7 +83,9 @@ class OllamaClient:
 
     def post(self, path: str, body: dict[str, Any], *, retries: int | None = None) -> dict[str, Any]:
         """Raises, beside what every call does, AnswerBroken for an answer that isn't whole."""
-        answer = self._call("POST", path, _asking(path, body), retries=self.retries if retries is None else retries)
+        answer = self._call(
+            "POST", path, self._asking(path, body), retries=self.retries if retries is None else retries
+        )
         self._check_end(path, answer)
         return answer
 
@@ -87,17 +95,17 @@ class OllamaClient:
         try:
             yield
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise TeacherError(f"{self.host}: answers {path} with something that Ollama wouldn't say") from error
+            raise TeacherError(f"{self.host}: answers {path} with something that {self.server} wouldn't say") from error
 
     def _check_end(self, path: str, last: dict[str, Any]) -> None:
         """It breaks off where the model writes bytes that are no UTF-8, or its runner dies."""
-        if path in ANSWERS and not (last.get("done") is True and last.get("done_reason")):
+        if path in self.answers and not (last.get("done") is True and last.get("done_reason")):
             raise AnswerBroken(f"{self.host}: breaks off {path} before its end; see the server's log")
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The values of a streamed answer, each as it comes. Raises as `lines` does, and where it breaks off."""
         last: dict[str, Any] = {}
-        for last in self.lines(path, {**_asking(path, body), "stream": True}):
+        for last in self.lines(path, {**self._asking(path, body), "stream": True}):
             yield last
         self._check_end(path, last)
 
@@ -112,7 +120,7 @@ class OllamaClient:
                     answer.read()
                     raise self._refusal(answer, path)
                 for line in filter(None, answer.iter_lines()):
-                    value = _object(line)
+                    value = as_object(line)
                     if "error" in value:
                         raise TeacherError(f"{self.host}: breaks off {path}: {value['error']}; see the server's log")
                     yield value
@@ -146,7 +154,7 @@ class OllamaClient:
             try:
                 answer = self._client.request(method, path, json=body)
                 if not answer.is_error:
-                    return _object(BYTES_FIELD.sub(b"", answer.content))
+                    return self._read(answer.content)
                 if not _can_pass(answer):
                     raise self._refusal(answer, path)
                 problem = TeacherError(
@@ -165,7 +173,7 @@ class OllamaClient:
         raise problem
 
     def _no_json(self, path: str) -> TeacherError:
-        return TeacherError(f"{self.host}: answers {path} with something that is no JSON; is it Ollama?")
+        return TeacherError(f"{self.host}: answers {path} with something that is no JSON; is it {self.server}?")
 
     def _silent(self, error: Exception) -> TeacherUnavailable:
         proxy = proxy_of(self.host)
@@ -184,19 +192,23 @@ class OllamaClient:
                 f"{self.host}: the connection broke{through} ({' '.join(str(error).split()) or type(error).__name__}); "
                 "see the server's log, and whether its disk is full"
             )
-        return TeacherUnavailable(
-            f"{self.host}: no Ollama answers there{through}; start it with `ollama serve`, or give its address with "
-            "--host"
-        )
+        return TeacherUnavailable(f"{self.host}: no {self.server} answers there{through}; {self.start}")
 
     def _refusal(self, answer: httpx.Response, path: str) -> TeacherError:
         reason = _reason(answer)
         if answer.status_code == 404 and "not found" in reason:
-            return ModelNotFound(f"{self.host}: {reason}; `ollama list` shows what is installed")
+            return ModelNotFound(f"{self.host}: {reason}; {self.installed}")
         told = f"{self.host}: refuses {path} ({answer.status_code}): {reason}"
-        if path in ANSWERS and (answer.status_code == 413 or _TOO_LONG.search(reason)):
+        if path in self.answers and (answer.status_code == 413 or _TOO_LONG.search(reason)):
             return PromptRefused(f"{told}; shorten it, or raise teacher.context")
         return TeacherError(told)
+
+    def _asking(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return {**WHOLE, **body} if path in self.answers else body
+
+    def _read(self, content: bytes) -> dict[str, Any]:
+        """Raises NO_JSON for what is no object."""
+        return as_object(BYTES_FIELD.sub(b"", content))
 
     def __enter__(self) -> Self:
         return self
@@ -221,7 +233,8 @@ def blob_of(modelfile: str) -> str:
 def _reason(answer: httpx.Response) -> str:
     """What a refusal says, on one line."""
     try:
-        text = str(answer.json()["error"])
+        told = answer.json()["error"]
+        text = str(told["message"] if isinstance(told, dict) else told)
     except (ValueError, RecursionError, KeyError, TypeError):
         text = answer.text
     return " ".join(text.split())[:400] or answer.reason_phrase
@@ -239,13 +252,9 @@ NO_JSON = (ValueError, TypeError, RecursionError)
 """What the reader raises; the last for very deep brackets."""
 
 
-def _object(line: str | bytes) -> dict[str, Any]:
+def as_object(line: str | bytes) -> dict[str, Any]:
     """Raises NO_JSON for anything but a JSON object."""
     value = json.loads(line)
     if not isinstance(value, dict):
         raise TypeError(line)
     return cast("dict[str, Any]", value)
-
-
-def _asking(path: str, body: dict[str, Any]) -> dict[str, Any]:
-    return {**WHOLE, **body} if path in ANSWERS else body

@@ -26,7 +26,7 @@ def text_of(value: object) -> str:
     return value
 
 
-def _is_part(logprobs: Sequence[float]) -> bool:
+def is_distribution(logprobs: Sequence[float]) -> bool:
     """Whether they can be of one distribution: none a NaN, and no more than 1 together."""
     return all(value <= ROUNDING for value in logprobs) and sum(map(math.exp, logprobs)) <= 1 + len(logprobs) * ROUNDING
 
@@ -101,7 +101,7 @@ class Words:
         """Hard where the values are no logprobs of one distribution."""
         top = cast("list[dict[str, Any]]", entry.get("top_logprobs") or [])
         logprobs = [float(alternative["logprob"]) for alternative in top]
-        if not (float(entry["logprob"]) <= ROUNDING and _is_part(logprobs)):
+        if not (float(entry["logprob"]) <= ROUNDING and is_distribution(logprobs)):
             return hard(i)
         ids = [self._id(alternative["token"]) for alternative in top]
         # A control token prints nothing. The likeliest such is taken for EOS; a second one has no name.

@@ -1,0 +1,240 @@
+"""A teacher behind OpenAI's API: vLLM, llama-server, LM Studio, `dream serve`, or the public one.
+
+Its answers carry logprobs by text and bytes, and no ids: a vocabulary, of `teacher.weights`, gives each its id.
+"""
+
+import difflib
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.address import Address
+from distill.config import TeacherSettings
+from distill.errors import AnswerBroken, ModelNotFound, TeacherError
+from distill.events import Event, Listener, silent
+from distill.run import fingerprint
+from distill.teacher.gguf_tokenizer import CONTROL, Vocabulary
+from distill.teacher.names import name_key
+from distill.teacher.ollama_client import OllamaClient, as_object
+from distill.teacher.ollama_words import is_distribution, text_of
+from distill.teacher.protocol import (
+    MAX_TOP_LOGPROBS,
+    UNKNOWN_ID,
+    GenerateOptions,
+    Response,
+    Teacher,
+    TeacherInfo,
+    TeacherTokenizer,
+    TokenTargets,
+)
+from distill.teacher.targets import Position, apart, assemble, first_of, hard, respond
+
+PUBLIC = "https://api.openai.com/v1"
+CHAT = "/chat/completions"
+UNSAID = ("logprobs", "top_logprobs"), ("seed",), ("temperature",), ("top_p",)
+"""What some servers refuse to be told: left out then, and said."""
+
+
+class OpenAIClient(OllamaClient):
+    """Calls to one server that speaks OpenAI's API."""
+
+    server = "OpenAI-compatible server"
+    key = "OPENAI_API_KEY"
+    start = "start it, or give its address with --host (http://NAME:PORT/v1)"
+    installed = "--teacher openai:MODEL names one that /v1/models lists"
+    answers = (CHAT,)
+
+    def names(self) -> list[str]:
+        with self.reading("/models"):
+            return [str(entry["id"]) for entry in self.get("/models")["data"]]
+
+    def _check_end(self, path: str, last: dict[str, Any]) -> None:
+        with self.reading(path):
+            if path in self.answers and not last["choices"][0].get("finish_reason"):
+                raise AnswerBroken(f"{self.host}: breaks off {path} before its end; see the server's log")
+
+    def _asking(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return body
+
+    def _read(self, content: bytes) -> dict[str, Any]:
+        return as_object(content)
+
+
+def open_teachers(model: str, settings: TeacherSettings, listen: Listener, context: int) -> list[Teacher]:
+    """One for each host; without any $OPENAI_BASE_URL, else the public one. Raises what the weights' reader raises."""
+    vocabulary = None
+    if settings.weights:
+        from distill.teacher.open_source import open_source
+
+        vocabulary = Vocabulary(open_source(Path(settings.weights).expanduser()).tokenizer)
+    hosts = [Address(host) for host in settings.hosts or [os.environ.get("OPENAI_BASE_URL") or PUBLIC]]
+    how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "alone": len(hosts) < 2}
+    return [OpenAITeacher(model, OpenAIClient(_versioned(host), **how), vocabulary, listen) for host in hosts]
+
+
+def _versioned(host: Address) -> Address:
+    """An address without a path means its /v1."""
+    return host if host.url.count("/") > 2 else Address(f"{host.with_password.rstrip('/')}/v1")
+
+
+class OpenAITeacher:
+    """`openai:MODEL` at one host. Thread-safe. Soft targets need a server that tells logprobs, and a vocabulary."""
+
+    slots: int | None = None
+
+    def __init__(
+        self, model: str, client: OpenAIClient, vocabulary: Vocabulary | None, listen: Listener = silent
+    ) -> None:
+        self.model, self.host = model, client.host
+        self._client, self._vocabulary, self._listen = client, vocabulary, listen
+        self._lock = threading.Lock()
+        self._left_out: set[str] = set()
+        self._room = "max_tokens"
+        self._warned: set[str] = set()
+
+    def describe(self) -> TeacherInfo:
+        """Raises TeacherUnavailable, or ModelNotFound with the nearest names that the server lists.
+
+        No digest tells which weights answer: the name stands for them.
+        """
+        names = self._client.names()
+        if name_key(self.model) not in map(name_key, names):
+            near = difflib.get_close_matches(self.model, names, n=3, cutoff=0.4) or names[:5]
+            raise ModelNotFound(f"{self.host}: has no model {self.model!r} (it lists: {', '.join(near) or 'none'})")
+        if self._vocabulary is None:
+            self._warn(
+                "vocabulary", "no vocabulary is known; traces get hard labels only (--teacher-weights names one)"
+            )
+        about = {"model": self.model, "api": "openai"}
+        spec = f"openai:{self.model}"
+        return TeacherInfo(spec, self.model, fingerprint(about), fingerprint(about), "openai", logprobs=True)
+
+    def tokenizer(self) -> TeacherTokenizer | None:
+        return None if self._vocabulary is None else self._vocabulary.tokenizer
+
+    def generate(self, prompt: str, options: GenerateOptions) -> Response:
+        top = min(options.top_logprobs, MAX_TOP_LOGPROBS) if self._vocabulary else 0
+        answer = self._ask(prompt, options, {"logprobs": True, "top_logprobs": top} if top else {})
+        with self._client.reading(CHAT):
+            choice = answer["choices"][0]
+            message = choice["message"]
+            inside, said = apart(text_of(message.get("content") or ""))
+            thinking = text_of(message.get("reasoning") or message.get("reasoning_content") or "").strip() or inside
+            stopped = choice["finish_reason"] == "stop"
+            entries = (choice.get("logprobs") or {}).get("content") or []
+            (said + thinking).encode()  # halves of surrogate pairs are no text
+            tokens = self._targets(entries, said, stopped, top) if entries else None
+        if top and said and tokens is None:
+            lack = "its answers come without logprobs, or with some that don't spell them"
+            self._warn("spelling", f"{lack}; those get hard labels only")
+        reason = "stop" if stopped else "length"
+        return respond(said, tokens, self._vocabulary, reason, {}, limit=options.max_tokens, thinking=thinking)
+
+    def _targets(self, entries: list[dict[str, Any]], text: str, stopped: bool, width: int) -> TokenTargets | None:
+        """What is told of the tokens that spell the answer, the last ones; EOS, which some don't tell, is put back."""
+        assert self._vocabulary is not None
+        spelled, sought = [self._printed(entry) for entry in entries], text.encode()
+        start = first_of(spelled, len(sought))
+        told = b"".join(spelled[start:])
+        if not told.endswith(sought) or told.removesuffix(sought).strip():
+            return None
+        positions = list[Position]()
+        for entry, printed in zip(entries[start:], spelled[start:], strict=True):
+            i = self._id(entry)
+            top = entry.get("top_logprobs") or []
+            logprobs = [float(other["logprob"]) for other in top]
+            if i == UNKNOWN_ID:
+                positions += [hard(part) for part in self._vocabulary.spell(printed)]
+            elif is_distribution([float(entry["logprob"])]) and is_distribution(logprobs):
+                positions.append(Position(i, float(entry["logprob"]), self._ids(top), logprobs))
+            else:
+                positions.append(hard(i))
+        if stopped and (not positions or positions[-1].id != self._vocabulary.tokenizer.eos_id):
+            positions.append(hard(self._vocabulary.tokenizer.eos_id))
+        return assemble(positions, width)
+
+    def _ids(self, entries: list[dict[str, Any]]) -> list[int]:
+        """Of alternatives; of several that print nothing the likeliest is taken for EOS, the others have no name."""
+        assert self._vocabulary is not None
+        ids, eos = [self._id(entry) for entry in entries], self._vocabulary.tokenizer.eos_id
+        return [UNKNOWN_ID if i == eos and eos in ids[:place] else i for place, i in enumerate(ids)]
+
+    def _id(self, entry: dict[str, Any]) -> int:
+        """Of the control token of that name, or of what prints these bytes: EOS where there are none."""
+        assert self._vocabulary is not None
+        control, printed = self._control(entry), self._printed(entry)
+        if control is None and not printed:
+            return self._vocabulary.tokenizer.eos_id
+        found = self._vocabulary.id_of(printed) if control is None else control
+        return UNKNOWN_ID if found is None else found
+
+    def _control(self, entry: dict[str, Any]) -> int | None:
+        assert self._vocabulary is not None
+        tokenizer = self._vocabulary.tokenizer
+        found = tokenizer.token_to_id.get(entry["token"])
+        return found if found is not None and tokenizer.types[found] == CONTROL else None
+
+    def _printed(self, entry: dict[str, Any]) -> bytes:
+        """Of a token; a control token's name isn't."""
+        if self._control(entry) is not None:
+            return b""
+        told = entry.get("bytes")
+        return text_of(entry["token"]).encode() if told is None else bytes(told)
+
+    def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
+        shape = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+        answer = self._ask(prompt, options, {"response_format": shape})
+        with self._client.reading(CHAT):
+            return text_of(answer["choices"][0]["message"]["content"])
+
+    def _ask(self, prompt: str, options: GenerateOptions, more: dict[str, Any]) -> dict[str, Any]:
+        """Raises what the client does. What the server won't be told is left out, for good."""
+        messages = [{"role": "system", "content": options.system}] if options.system else []
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [*messages, {"role": "user", "content": prompt}],
+            self._room: options.room,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            "seed": options.seed,
+            **more,
+        }
+        sent = {key: value for key, value in body.items() if key not in self._left_out}
+        try:
+            return self._client.post(CHAT, sent)
+        except TeacherError as error:
+            refused = str(error)
+            keys = next((keys for keys in UNSAID if keys[0] in refused and keys[0] in sent), ())
+            if "max_tokens" in sent and "max_completion_tokens" in refused:
+                self._room = "max_completion_tokens"
+            elif keys and "(400)" in refused:
+                self._left_out |= set(keys)
+                self._warn(keys[0], f"takes no {keys[0]} for {self.model}; going on without")
+            else:
+                raise
+            return self._ask(prompt, options, more)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        answer = self._client.post("/embeddings", {"model": self.model, "input": list(texts)})
+        with self._client.reading("/embeddings"):
+            rows = sorted(answer["data"], key=lambda row: row["index"])
+            vectors = np.asarray([row["embedding"] for row in rows], np.float32)
+            if vectors.ndim != 2 or len(vectors) != len(texts):
+                raise ValueError("a row for each text")
+            return vectors
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _warn(self, about: str, message: str) -> None:
+        """Once of each."""
+        with self._lock:
+            if about in self._warned:
+                return
+            self._warned.add(about)
+        self._listen(Event("teacher", "warning", f"{self.host}: {message}"))
