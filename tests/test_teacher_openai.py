@@ -65,7 +65,7 @@ def test_soft_targets_of_a_real_server_are_its_own(engine: str, smollm2: Path, t
     assert (mass > 0.4).all()
     assert (mass < 1.001).all()
     teacher.close()
-    (tmp_path / "questions.txt").write_text(f"{QUESTION}\nWhat happens when it rains?\n")
+    (tmp_path / "questions.txt").write_text(f"{QUESTION}\nWhat happens when it rains?\n", encoding="utf-8")
     where = ["--host", f"{engine}/v1", "--teacher-weights", str(smollm2), "--prompts", str(tmp_path / "questions.txt")]
     said = ["capture", str(tmp_path / "run"), "--teacher", "openai:smol", *where, "--set", "capture.max_tokens=12"]
     done = CliRunner().invoke(dream, said)
@@ -200,7 +200,7 @@ def test_the_key_goes_along_and_is_kept_nowhere(tmp_path: Path, monkeypatch: pyt
         return answer("It falls.")
 
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden")
-    (tmp_path / "questions.txt").write_text(QUESTION)
+    (tmp_path / "questions.txt").write_text(QUESTION, encoding="utf-8")
     with stub(say) as url:
         monkeypatch.setenv("OPENAI_BASE_URL", url)
         said = ["capture", str(tmp_path / "run"), "--prompts", str(tmp_path / "questions.txt"), "--teacher"]
