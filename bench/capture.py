@@ -79,17 +79,18 @@ def _captured(slots: int, seconds: float, requests: int, listen: Listener) -> di
 
 @contextlib.contextmanager
 def clockwork_server(slots: int, seconds: float) -> Generator[str]:
-    """The server, in a process of its own; yields its address."""
+    """The server, in a process of its own that ends when it is left; yields its address."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, slots, seconds), daemon=True)
     process.start()
+    theirs.close()
     try:
         if not ours.poll(60):
             raise DistillError("the benchmark's server did not start within 60 s; try again on a quieter machine")
         yield f"http://127.0.0.1:{ours.recv()}"
     finally:
-        process.terminate()
+        ours.close()
         process.join(10)
 
 
@@ -129,8 +130,9 @@ def _serve(pipe: Connection, slots: int, seconds: float) -> None:
         request_queue_size = 512
 
     server = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     pipe.send(server.server_address[1])
-    server.serve_forever()
+    pipe.poll(None)  # until the other end is closed, or its process has gone
 
 
 VOCABULARY = {

@@ -13,6 +13,7 @@ NAME.svg. Or it is what `dream bench --out` wrote. `python -m bench.figures` wri
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,14 @@ def draw(path: Path) -> None:
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
-if __name__ == "__main__":
-    for place in PAGES:
-        write_atomic(place, rendered(place.read_text(encoding="utf-8"), RESULTS))
-    for file in RESULTS.glob("*.json"):
+def write(pages: Iterable[Path], results: Path) -> None:
+    """All tables of the pages, and all plots."""
+    for page in pages:
+        write_atomic(page, rendered(page.read_text(encoding="utf-8"), results))
+    for file in results.glob("*.json"):
         if "plot" in json.loads(file.read_text(encoding="utf-8")):
             draw(file)
+
+
+if __name__ == "__main__":
+    write(PAGES, RESULTS)

@@ -48,7 +48,7 @@ def judged(question: Question, answer: str) -> Iterator[tuple[str, bool]]:
 
 def named(answer: str) -> list[str]:
     """`An owl above a birthday cake.` → owl, birthday cake."""
-    parts = PLACED.split(answer.strip(" ."))[::2]
+    parts = PLACED.split(answer.strip(" ."))
     return [part.strip().partition(" ")[2] for part in parts if part.strip()]
 
 

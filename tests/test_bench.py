@@ -3,15 +3,21 @@
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.bench_command import Run, bench
 
+from bench import seeing
 from bench.generation import bench_dreams, bench_generate
 from bench.stopwatch import Stopwatch
+from distill.config import Settings
 from distill.dream.model import DreamingReasoningLLM
 from distill.errors import BadInput
+from distill.exam.questions import Exam, Question
+from distill.exam.truth import Truth
+from distill.run import Run as RunFolder
 
 
 @pytest.fixture
@@ -88,3 +94,45 @@ def test_benches_refuse_what_they_cannot_measure(tmp_path: Path) -> None:
         bench_dreams(Stopwatch(1, 0), student)
     with pytest.raises(BadInput, match=r"student\.preset"):
         bench_generate(Stopwatch(), preset="tiny")
+
+
+ANSWERS = {
+    "What is in this picture?": ("An owl above a birthday cake.", "An owl below a birthday cake.", "A cat above an owl."),
+    "Where is the owl?": ("The owl is above the cake.", "The owl is below the cake.", "The owl is above the cat."),
+    "Is there an owl in this picture?": ("Yes, there is an owl.", "Yes, there is an owl.", "No, there is no owl."),
+}
+"""Question → the true answer, what one who takes above for below says, and what it says without the picture."""
+
+
+def test_what_is_told_of_pictures_and_without_them_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(name: str, questions: list[Question], **_: Any) -> list[Any]:
+        said = [ANSWERS[question.prompt.partition(" ⟨")[0]] for question in questions]
+        places = [(0 if name == "sure" else 1) if "⟨" in question.prompt else 2 for question in questions]
+        return [SimpleNamespace(answer=answers[place]) for answers, place in zip(said, places, strict=True)]
+
+    questions = [
+        Question(f"{split} {prompt}", f"{prompt} ⟨owl⟩⟨cake⟩", truth=Truth(split, true, 1))
+        for split in seeing.SPLITS
+        for prompt, (true, *_) in ANSWERS.items()
+    ]
+    for name in ("sure", "mixed"):
+        RunFolder.create(tmp_path / name, Settings())
+    monkeypatch.setattr(seeing, "RESULTS", tmp_path)
+    monkeypatch.setattr(seeing, "load_exam", lambda run, limit: Exam("", run.path, questions))
+    monkeypatch.setattr(seeing, "find_target", lambda spec: Path(spec).name)
+    monkeypatch.setattr(seeing, "open_examinee", lambda name, how: SimpleNamespace(answer=partial(answer, name)))
+    monkeypatch.setattr(seeing.subprocess, "check_output", lambda *_, **__: "0123abc\n")
+    with_picture = {"names": [1.0, 1.0, 1.0], "relation": [0.5, 0.0, 1.0], "whether": [1.0, 1.0, 1.0]}
+    without = {"names": [0.5, 0.5, 0.5], "relation": [1.0, 1.0, 1.0], "whether": [0.0, 0.0, 0.0], "exact": [0.0] * 3}
+    seeing.main([str(tmp_path / "sure"), str(tmp_path / "mixed")])
+    found = json.loads((tmp_path / "seeing.json").read_text(encoding="utf-8"))
+    assert found["commit"] == "0123abc"
+    assert "2 seeds of" in found["machine"]
+    assert "9 questions; mean, least and most" in found["machine"]
+    for label, row, blind in zip(seeing.SPLITS.values(), found["rows"][:3], found["rows"][3:], strict=True):
+        assert row.pop("exact") == pytest.approx([2 / 3, 1 / 3, 1])
+        assert row == {"name": label, **with_picture}
+        assert blind == {"name": f"{label}, without the picture", **without}
+    seeing.main([str(tmp_path / "mixed")])
+    (one, *_) = json.loads((tmp_path / "seeing.json").read_text(encoding="utf-8"))["rows"]
+    assert one == {"name": "unseen pairs", "names": 1.0, "relation": 0.0, "whether": 1.0, "exact": pytest.approx(1 / 3)}

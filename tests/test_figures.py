@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import PAGES, PLACE, RESULTS, draw, rendered
+from bench.figures import PAGES, PLACE, RESULTS, rendered, write
 from bench.result import BenchResult, Series, write_result
 from distill.errors import BadInput
 
@@ -104,16 +104,20 @@ def test_what_is_no_table_is_named(tmp_path: Path) -> None:
         rendered(PAGE, tmp_path)
 
 
-def test_a_plot_names_its_points_and_is_the_same_each_time(tmp_path: Path) -> None:
+def test_pages_are_written_and_a_plot_names_its_points_the_same_each_time(tmp_path: Path) -> None:
     rows = [
         {"name": "small", "parameters": 1e6, "top1": [0.5, 0.25, 0.75]},
         {"name": "large", "parameters": 2e6, "top1": 1},
     ]
     plot = {"x": "parameters", "y": "top1", "name": "name", "level": [0.8, "teacher"]}
     (tmp_path / "x.json").write_text(json.dumps({**CONTENT, "rows": rows, "plot": plot}), encoding="utf-8")
+    (tmp_path / "y.json").write_text(json.dumps(CONTENT), encoding="utf-8")
+    (page := tmp_path / "page.md").write_text(PAGE, encoding="utf-8")
     drawn: list[str] = []
     for _ in range(2):
-        draw(tmp_path / "x.json")
+        write([page], tmp_path)
         drawn.append((tmp_path / "x.svg").read_text(encoding="utf-8"))
+    assert page.read_text(encoding="utf-8") == rendered(PAGE, tmp_path) != PAGE
+    assert not (tmp_path / "y.svg").exists(), "there is nothing to plot"
     assert drawn[0] == drawn[1]
     assert all(f"<!-- {text} -->" in drawn[0] for text in ("small", "large", "teacher", "parameters", "top-1"))
