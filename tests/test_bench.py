@@ -97,7 +97,11 @@ def test_benches_refuse_what_they_cannot_measure(tmp_path: Path) -> None:
 
 
 ANSWERS = {
-    "What is in this picture?": ("An owl above a birthday cake.", "An owl below a birthday cake.", "A cat above an owl."),
+    "What is in this picture?": (
+        "An owl above a birthday cake.",
+        "An owl below a birthday cake.",
+        "A cat above an owl.",
+    ),
     "Where is the owl?": ("The owl is above the cake.", "The owl is below the cake.", "The owl is above the cat."),
     "Is there an owl in this picture?": ("Yes, there is an owl.", "Yes, there is an owl.", "No, there is no owl."),
 }

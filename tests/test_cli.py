@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -494,9 +493,12 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_real_ctrl_c(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
     """The whole process: SIGINT, or SIGTERM, while it works."""
-    code = "import time, cli.main as m; m.dream.invoke = lambda ctx: time.sleep(60); m.main(['train', 'x'])"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, encoding="utf-8", cwd=tmp_path)
-    time.sleep(1.5)
+    code = "import time, cli.main as m\n"
+    code += "m.dream.invoke = lambda ctx: print('working', flush=True) or time.sleep(60); m.main(['train', 'x'])"
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **streams)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == exit_code
@@ -545,22 +547,25 @@ def test_settings_are_a_file_in_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ctrl_c_after_all_is_said(tmp_path: Path) -> None:
     """As in the last second of `verify`, when libraries take leave: here a thread that isn't done."""
-    code = "import sys, threading, time; sys.argv = ['dream', '--version']; from cli.main import main\n"
-    code += "threading.Thread(target=time.sleep, args=(20,)).start(); main()"
+    code = "import signal, sys, threading, time; sys.argv = ['dream', '--version']; from cli.main import main\n"
+    code += "def last():\n while signal.getsignal(signal.SIGINT) is not signal.SIG_DFL: time.sleep(0.01)\n"
+    code += " print('leaving', flush=True); time.sleep(20)\n"
+    code += "threading.Thread(target=last).start(); main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
     assert process.stdout is not None
     assert process.stdout.readline().startswith("dream ")
-    time.sleep(0.3)
+    assert process.stdout.readline() == "leaving\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=15)
     assert (process.returncode, err) == (-signal.SIGINT, "")
 
 
 def test_sigterm_ends_a_chat_that_ctrl_c_does_not(tmp_path: Path) -> None:
-    code = "from cli.repl import Chat, converse; from distill.stopping import terminable\n"
-    code += "with terminable(): print('ready', flush=True); converse(Chat(None))"
+    code = "import cli.repl as repl; from distill.stopping import terminable; read = input\n"
+    code += "repl.input = lambda prompt: print('ready', flush=True) or read(prompt)\n"
+    code += "with terminable(): repl.converse(repl.Chat(None))"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
@@ -570,10 +575,8 @@ def test_sigterm_ends_a_chat_that_ctrl_c_does_not(tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    assert process.poll() is None
+    assert process.stdout.readline() == "ready\n", "it asks again"
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode != 0
