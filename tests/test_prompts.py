@@ -208,7 +208,7 @@ def test_yaml_slots_are_combined_and_words_stay_words(tmp_path: Path):
         ("a.yaml", 'prompts: ["Why \\ud83d?"]\n', "a.yaml:1: holds \\ud83d, half of a surrogate pair"),
         ("a.yaml", 'prompts: ["\\UFFFFFFFF"]\n', "a.yaml: is not YAML"),
         ("a.jsonl", "[" * 100_000, "a.jsonl: brackets are nested too deeply"),
-        ("a.yaml", "[" * 2000, "a.yaml: is not YAML: brackets are nested too deeply"),
+        ("a.yaml", "[" * 600, "a.yaml: is not YAML: brackets are nested too deeply"),
     ],
 )
 def test_errors_name_file_and_line(tmp_path: Path, name: str, text: str, expected: str):

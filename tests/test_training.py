@@ -7,6 +7,7 @@ import signal
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.packing import Documents, chosen_dreams, pack, split_traces
-from distill.training import checkpoint, numerics
+from distill.training import checkpoint, numerics, trainer
 from distill.training import redream as redreaming
 from distill.training.loop import train
 from distill.training.plan import data_fingerprint, schedule, unread
@@ -305,10 +306,18 @@ def test_precision_asked_for_on_resume_is_obeyed(prepared: Run, tmp_path: Path) 
 
 
 def test_minutes_buy_training_not_the_trial(prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def clock(passed: float = 0.1) -> float:
+        nonlocal now
+        now += passed
+        return now
+
     def slow(*_: object) -> numerics.Numerics:
-        time.sleep(1.5)
+        clock(1.5)
         return numerics.Numerics("float32", False, seconds=1.5)
 
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=clock, perf_counter=time.perf_counter))
     monkeypatch.setattr(numerics, "choose", slow)
     run = fork(prepared, tmp_path / "run", minutes=0.02, steps=10**6, drafts_share=0.0)
     summary = train(run)
