@@ -41,8 +41,6 @@ class RunName(click.ParamType[Path]):
     name = "run"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if isinstance(value, Path):
-            return value
         if not value.strip():
             self.fail("the name is empty", param, ctx)
         if any(not character.isprintable() for character in value):

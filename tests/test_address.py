@@ -216,7 +216,7 @@ def test_certificates_that_are_given_are_believed(tmp_path: Path, monkeypatch: p
     assert (nobody.verify_mode, nobody.check_hostname, nobody.get_ca_certs()) == (ssl.CERT_REQUIRED, True, [])
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     st.text(max_size=30)
     | st.text("abc:/@[]%.?#\\\"' 0123456789", max_size=30)

@@ -11,7 +11,7 @@ from support.bench_command import Run, bench
 
 from bench import seeing
 from bench.generation import bench_dreams, bench_generate
-from bench.stopwatch import Stopwatch
+from bench.stopwatch import Stopwatch, seconds_of
 from distill.config import Settings
 from distill.dream.model import DreamingReasoningLLM
 from distill.errors import BadInput
@@ -75,13 +75,20 @@ def test_a_training_step_of_any_size_is_measured_and_compared(run: Run, tmp_path
     assert changes == {name: one["median"] for name, one in series.items()}
 
 
-def test_dreams_are_measured_of_a_saved_student(run: Run, tmp_path: Path) -> None:
+def test_a_saved_student_is_measured(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(UserWarning, match="untrained"):
-        DreamingReasoningLLM(seed=3, device="cpu").save_pretrained(tmp_path / "student")
+        model = DreamingReasoningLLM(seed=3, device="cpu")
+    model.save_pretrained(tmp_path / "student")
     code, out, err = run("dreams", tmp_path / "student", "--repeat", 1, "--prompt", "Why?")
     assert code == 0, err
     for words in ("engine's dream", "backbone's dream", "ratio", "paths 4, steps 5"):
         assert words in out
+    student = SimpleNamespace(model=model.parts.model, name="small")
+    monkeypatch.setattr("bundle.load.load_student", lambda path: student)
+    size = ("--tokens", 2, "--context", 3, "--batch", 1, "--repeat", 1, "--warmup", 0)
+    code, out, err = run("generate", tmp_path / "student", *size)
+    assert code == 0, err
+    assert "student small, parameters " in out
 
 
 def test_benches_refuse_what_they_cannot_measure(tmp_path: Path) -> None:
@@ -94,6 +101,16 @@ def test_benches_refuse_what_they_cannot_measure(tmp_path: Path) -> None:
         bench_dreams(Stopwatch(1, 0), student)
     with pytest.raises(BadInput, match=r"student\.preset"):
         bench_generate(Stopwatch(), preset="tiny")
+    with pytest.raises(BadInput, match=r"a prompt of 64 and 9000 new tokens don't fit a context of \d+"):
+        bench_generate(Stopwatch(), student.parts.model, tokens=9000)
+
+
+def test_a_job_on_a_gpu_takes_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: done.append("synchronized"))
+    for device in ("cpu", "cuda:0"):
+        assert seconds_of(lambda: done.append("told"), device) > 0
+    assert done == ["told", "told", "synchronized"]
 
 
 ANSWERS = {

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from support.fake_ollama import replay
 
 from cli import main as entry
 from cli.main import COMMANDS, dream
-from cli.options import as_text
+from cli.options import SettingsFile, as_text
 from cli.output import command_line, emit_json, facts, install_lines, table
 from cli.progress import Progress, duration, shown
 from cli.repl import Chat, Piece, converse, show
@@ -27,6 +28,7 @@ from distill.documented import documented_yaml
 from distill.errors import BadInput
 from distill.events import Event, Listener
 from distill.run import Run
+from distill.shipped import shipped
 
 NAMES = [name for section in COMMANDS.values() for name in section]
 
@@ -481,12 +483,13 @@ def test_a_full_disk_is_one_line(call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data/x.bin: no space left" in one_line(err)
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError(), PermissionError(1, "not permitted", "x")])
+def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_args: object, **_more: object) -> None:
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr(entry.dream, "invoke", bug)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         entry.main(["train", "x"])
 
 
@@ -584,8 +587,9 @@ def test_sigterm_ends_a_chat_that_ctrl_c_does_not(tmp_path: Path) -> None:
     assert "Terminated" in err
 
 
-def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
-    code = "from cli.main import main; main(['settings'])"
+@pytest.mark.parametrize("does", ["pass", "m.dream.invoke = lambda ctx: print('not yet written')"])
+def test_a_closed_pipe_is_quiet(does: str) -> None:
+    code = f"import sys, cli.main as m; sys.argv = ['dream', 'settings']; {does}; m.main()"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
@@ -597,29 +601,24 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
 # Completion.
 
 
-def complete(words: str, folder: Path) -> list[str]:
-    environment = {**os.environ, "_DREAM_COMPLETE": "bash_complete", "COMP_WORDS": words}
+def complete(words: str) -> list[str]:
+    environment = {"_DREAM_COMPLETE": "bash_complete", "COMP_WORDS": words}
     environment["COMP_CWORD"] = str(len(words.split(" ")) - 1)
-    done = subprocess.run(
-        [sys.executable, "-c", "from cli.main import main; main([])"],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-    )
+    done = CliRunner().invoke(dream, [], prog_name="dream", env=environment)
     assert done.stderr == ""
-    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 
 
 def test_completion(folder: Path) -> None:
     new_run(folder / "runs" / "alpha")
     new_run(folder / "runs" / "beta")
-    assert complete("dream tr", folder) == ["train", "traces"]
-    assert complete("dream train a", folder) == ["alpha"]
-    assert complete("dream status runs/", folder) == ["runs/alpha", "runs/beta"]
-    assert complete("dream train --preset m", folder) == ["micro"]
-    assert "--minutes" in complete("dream train --", folder)
+    assert complete("dream tr") == ["train", "traces"]
+    assert complete("dream train a") == ["alpha"]
+    assert complete("dream status runs/") == ["runs/alpha", "runs/beta"]
+    assert complete("dream train --preset m") == ["micro"]
+    assert "--minutes" in complete("dream train --")
+    assert "--version" in complete("dream --")
+    assert complete("dream nothing of ours") == []
 
 
 def test_completion_script() -> None:
@@ -634,6 +633,11 @@ def test_completion_script() -> None:
 
 
 # Settings and prompts.
+
+
+def test_settings_that_ship_are_known_by_name() -> None:
+    kind = SettingsFile(exists=True, path_type=Path)
+    assert kind.convert("causal-world", None, None) == shipped("configs") / "causal-world.yaml"
 
 
 def test_settings_can_be_read_back(call, folder: Path) -> None:
@@ -689,6 +693,16 @@ def test_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
     assert "capture: a note\n" in err
 
 
+def test_a_bar_goes_back_and_another_count_has_another_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(bars=True) as listen:
+        for stage, done, unit in (("train", 5, "step"), ("train", 2, "step"), ("train", 1, "row"), ("mine", 3, "text")):
+            listen(Event(stage, "progress", done=done, total=9, unit=unit))
+    bars = [re.sub(r" *\d+%.*\| ", " ", bar) for bar in re.split("[\r\n]+", capsys.readouterr().err) if "/9" in bar]
+    assert any(bar.startswith("train: 2/9") for bar in bars)
+    assert [bar[:10] for bar in bars if "row" in bar][-1] == "train: 1/9"
+    assert bars[-1].startswith("mine: 3/9")
+
+
 def test_quiet_keeps_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(quiet=True, bars=True) as listen:
         listen(Event("mine", "start", "begins"))
@@ -738,12 +752,13 @@ class Parrot:
 
 def test_chat_remembers_until_reset(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first = iter(["one", "", "/temp 0", "/tokens 9", "two", "/reset", "/think off", "three", "/dreams", "/stream off"])
-    more = iter(["four", "/temp hot", "/tokens 0", "/nothing", "/help", "/quit", "never"])
+    more = iter(["four", "/temp hot", "/tokens 0", "/nothing", "/help", "/good", "/quit", "never"])
     lines = itertools.chain(first, more)
     monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
     parrot = Parrot()
     converse(Chat(parrot))
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err == "Error: /good: only a run keeps feedback, and a bundle is none\n"
     assert [[message["content"] for message in messages] for messages, _ in parrot.asked] == [
         ["one"],
         ["one", "you said one", "two"],
@@ -761,6 +776,8 @@ def test_chat_remembers_until_reset(capsys: pytest.CaptureFixture[str], monkeypa
     hidden = Chat(parrot, dreams=False)
     show(hidden, hidden.pieces("hello"))
     assert capsys.readouterr().out == "you said hello\n"
+    show(hidden, [("content", "\n"), ("content", " ")])
+    assert capsys.readouterr().out == "", "an empty answer"
     assert next(lines) == "never"
 
 

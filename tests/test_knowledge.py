@@ -245,7 +245,7 @@ def dream(draw: random.Random) -> list[Chain]:
     return [Chain(lens, [(phrase("thing"), phrase("act"), phrase("end")) for _ in range(5)]) for lens in LENSES]
 
 
-DREAMS = 4_000
+DREAMS = 1_200
 
 
 def test_thousands_of_dreams_leave_a_graph_within_its_bound(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_lines_left_out_are_told(tmp_path: Path):
     assert read_prompts(write(tmp_path / "b.jsonl", '"#include is what?"\n')) == ["#include is what?"]
 
 
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([".txt", ".jsonl", ".yaml", ".json", ".csv", ".tsv", ".parquet"]),
     st.binary(max_size=40)

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image, ImageDraw
 from support.dinov2 import dinov2
 
+from cli.main import dream
 from distill.config import ImageTokenizerConfig, Settings, StudentSettings
 from distill.corpus.capture import capture
 from distill.corpus.datasets import emoji, emoji_scenes
@@ -460,6 +462,12 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
     assert {phrase for token in tokens.values() for phrase in token.phrases} >= {"left of", "above"}
     files = {file for token in tokens.values() for file, _ in token.pictures}
     assert files <= {run.path / name for name in pictures}
+    page = tmp_path / "tokens.html"
+    told = CliRunner().invoke(dream, ["tokens", str(run.path), "--html", str(page), "--most", "2"]).stdout.splitlines()
+    assert (told[0].split()[:3], len(told), told[-1]) == (["image", "token", "used"], 4, str(page))
+    assert page.read_bytes() == gallery("run", sorted(tokens.values(), key=lambda token: -token.used))
+    listed = json.loads(CliRunner().invoke(dream, ["tokens", str(run.path), "--json"]).stdout)["tokens"]
+    assert [one["used"] for one in listed] == sorted((token.used for token in tokens.values()), reverse=True)
     single = next(token for token in tokens.values() if token.label in things.values())
     assert all(single.label in pictures[f"./pictures/{file.name}"] for file, _ in single.pictures)
     assert f"⟨{single.label}⟩" in gallery("run", [single]).decode()
@@ -485,7 +493,7 @@ def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypat
     optimizer = torch.optim.AdamW(model.parameters())
     checkpoint.save_checkpoint(run, model, optimizer, checkpoint.LoopState(5, best_step=5), {}, {})
     run.record("train", {}, {"checkpoints/step-000005": "0"}, {}, 1.0)
-    assert see.see(run) == {"skipped": "see.steps is 0"}
+    assert CliRunner().invoke(dream, ["see", str(run.path)]).stdout == "see: skipped, see.steps is 0\n"
     run.settings.see.steps, run.settings.see.image_size = 8, 28
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     summary = see.see(run)
@@ -501,7 +509,8 @@ def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypat
     run.settings.export.dtype = "f32"
     found = export(run)
     assert found["pictures_identical"] == found["pictures"] == 6
-    assert see.undo(run) == 1
+    undone = CliRunner().invoke(dream, ["see", str(run.path), "--undo"])
+    assert undone.stdout == "see: 1 checkpoints deleted\n"
     assert load_student(run.path).sight is None
 
 

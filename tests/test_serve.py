@@ -2,12 +2,11 @@
 
 import asyncio
 import json
+import os
 import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -25,6 +24,7 @@ import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
+from support.disturbed import start
 from support.recorded import recorded
 from support.small_student import ANSWER, DREAM, TEXTS, small_tokenizer, write_checkpoint
 
@@ -672,14 +672,12 @@ def test_it_ends_gracefully(tmp_path: Path, model: Backbone, tokenizer: StudentT
     """SIGTERM in the midst of an answer: it is written to its end, and the server is gone."""
     folder = write_checkpoint(tmp_path / "small", model, tokenizer)
     assert offer(folder).load().name == load_checkpoint(folder).name == "small"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "serve", str(folder), "--port", "0"],
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
+    (tmp_path / "0").touch()
+    os.mkfifo(tmp_path / "2")
+    process = start(tmp_path, ["serve", str(folder), "--port", "0"], tmp_path)
+    errors = (tmp_path / "2").open(encoding="utf-8")
     try:
-        assert process.stderr is not None
-        said = process.stderr.readline()
+        said = errors.readline()
         found = re.search(r"small:latest: at (http://\S+)", said)
         assert found, said
         body = {"model": "small", "prompt": QUESTION, "options": {"temperature": 0, "stop": []}}
@@ -689,11 +687,14 @@ def test_it_ends_gracefully(tmp_path: Path, model: Backbone, tokenizer: StudentT
         ):
             lines = answer.iter_lines()
             first = next(lines)
-            process.send_signal(signal.SIGTERM)
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGTERM)
             told = [json.loads(line) for line in (first, *lines)]
         assert "".join(line["response"] for line in told) == ANSWER
         assert told[-1]["done"]
-        assert process.wait(30) == 143
+        process.join(30)
+        assert process.exitcode == 143
     finally:
         process.kill()
-        process.wait()
+        process.join()
+        errors.close()

@@ -105,7 +105,7 @@ def test_what_is_no_value_is_refused(override: str, says: str) -> None:
 anything = st.text(st.characters(codec=None, categories=None), max_size=30) | st.sampled_from(ODD)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.sampled_from(NAMES) | anything, anything)
 def test_fuzz_overrides_are_stored_or_refused(name: str, text: str) -> None:
     try:
@@ -117,7 +117,7 @@ def test_fuzz_overrides_are_stored_or_refused(name: str, text: str) -> None:
         assert attrgetter(name)(tree) == text.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.text(max_size=60))
 def test_fuzz_texts_come_back_from_disk(text: str) -> None:
     """By our reader, and by libyaml as another one."""
@@ -126,7 +126,7 @@ def test_fuzz_texts_come_back_from_disk(text: str) -> None:
     assert read_yaml(written, "config.yaml") == yaml.load(written, Loader=yaml.CSafeLoader) == tree
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.text("[]{}:,-#&*!|>'\"%@`?\n ab0", max_size=60))
 def test_fuzz_yaml_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(BadInput):

@@ -250,6 +250,12 @@ def test_sizes_are_measured_once(answered: Run, tmp_path: Path) -> None:
     assert file_bytes(whole.config, "q8_0") < file_bytes(whole.config, "f16") < file_bytes(whole.config, "f32")
     before = (run.path / "sizes.json").read_text(encoding="utf-8")
     assert measure_sizes(run, layers=[1], neurons=[64]) == found
+    args = ["sizes", str(run.path), "--layers", "1", "--ffn", "64", "--quiet"]
+    told = json.loads(CliRunner().invoke(dream, [*args, "--json"]).stdout)["sizes"]
+    assert [(one["parameters"], one["top1"]) for one in told] == [(size.parameters, size.top1) for size in found]
+    heading, *lines = CliRunner().invoke(dream, args).stdout.splitlines()
+    assert heading.startswith("layers  neurons  parameters  MB ")
+    assert [line.split()[:2] for line in lines] == [["2", "160"], ["1", "160"], ["2", "64"]]
     assert (run.path / "sizes.json").read_text(encoding="utf-8") == before
 
 
@@ -318,6 +324,9 @@ def test_polishing_brings_own_answers_nearer_to_the_teacher_and_can_be_undone(tr
     assert [event.done for event in events if event.kind == "progress"] == list(range(1, 9))
     assert polish(run, events.append) == summary
     assert events[-1].message == "nothing changed: kept"
+    args = ["polish", str(run.path), "--rounds", "8", "--set", "polish.answers=8", "--set", "polish.lr=2e-3"]
+    kept = json.loads(CliRunner().invoke(dream, [*args, "--json"]).stdout)
+    assert (kept["skipped"], kept["summary"]) == (True, summary)
     assert train(run)["steps"] == 2, "what trained it is as it was"
     run.settings.train.steps = 4
     with pytest.raises(RunMismatch, match=r"of `dream polish`; `dream polish .* --undo`"):
@@ -391,6 +400,11 @@ def test_preferences_cost_what_their_formulas_say(answered: Run) -> None:
 def test_feedback_from_the_chat_teaches_and_can_be_taken_back(trained: Run, tmp_path: Path) -> None:
     run = of(trained, tmp_path / "run", ffn=80)
     before = weights_of(run)
+    talked = CliRunner().invoke(dream, ["chat", str(run.path)], input="/good\n/temp\n/stream maybe\n")
+    assert talked.stdout == "temperature 0.7\n/stream takes on or off, not 'maybe'\n"
+    assert "Error: /good: nothing was answered yet" in talked.stderr
+    unasked = CliRunner().invoke(dream, ["chat", str(run.path), "--image", str(run.path / "config.yaml")])
+    assert (unasked.exit_code, "--image needs --prompt" in unasked.stderr) == (2, True)
     talk = Chat(load_student(run.path), temperature=0, max_tokens=8, feedback=run.path / FEEDBACK)
     for question in QUESTIONS:
         list(talk.pieces(question))

@@ -6,13 +6,14 @@ import pty
 import re
 import select
 import shutil
-import subprocess
-import sys
+import termios
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.disturbed import start
 
 from cli import main as entry
 from distill.config import DreamingConfig
@@ -202,13 +203,16 @@ def test_ctrl_c_is_clean(call: Call, student: Path, monkeypatch: pytest.MonkeyPa
     assert len(drawn) == 2
 
 
-def test_on_a_terminal_the_lanes_are_drawn_over_themselves(student: Path) -> None:
+def test_on_a_terminal_the_lanes_are_drawn_over_themselves(student: Path, tmp_path: Path) -> None:
     """A real pseudo-terminal, and a process of its own."""
     leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
-    environment.pop("NO_COLOR", None)
-    command = [sys.executable, "-m", "cli.main", "watch", str(student), PROMPT, "--max-tokens", "8"]
-    process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=subprocess.PIPE, env=environment)
+    termios.tcsetwinsize(follower, (30, 100))
+    for number in "01":
+        (tmp_path / number).symlink_to(os.ttyname(follower))
+    process = start(tmp_path, ["watch", str(student), PROMPT, "--max-tokens", "8"], tmp_path)
+    while not (tmp_path / "2").exists():  # opened last: it has the terminal
+        assert process.exitcode is None
+        time.sleep(0.01)
     os.close(follower)
     said = b""
     while select.select([leader], [], [], 60)[0]:
@@ -220,10 +224,8 @@ def test_on_a_terminal_the_lanes_are_drawn_over_themselves(student: Path) -> Non
             break
         said += part
     os.close(leader)
-    assert process.stderr is not None
-    errors = process.stderr.read().decode()
-    process.stderr.close()
-    assert process.wait(30) == 0, errors
+    process.join(30)
+    assert process.exitcode == 0, (tmp_path / "2").read_text(encoding="utf-8")
     text = said.decode()
     frames = re.findall(r"\x1b\[\d+F", text)
     assert len(frames) >= 4  # five steps and the verdict, each over the one before

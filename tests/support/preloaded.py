@@ -1,5 +1,5 @@
 """The process from which the tests' commands are forked (support/disturbed.py): it has loaded the parser, and waits for
-no disk (see conftest.py)."""
+no disk (see conftest.py) and knows nothing of the terminal that the tests are called from."""
 
 import contextlib
 import os
@@ -10,3 +10,6 @@ from distill.mining.syntax_miner import load_parser
 with contextlib.suppress(MissingDependency):
     load_parser()
 os.fsync = lambda fd: None
+os.environ["TERM"] = "xterm"
+for name in ("COLUMNS", "LINES", "NO_COLOR"):
+    os.environ.pop(name, None)
