@@ -84,7 +84,6 @@ def clockwork_server(slots: int, seconds: float) -> Generator[str]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, slots, seconds), daemon=True)
     process.start()
-    theirs.close()
     try:
         if not ours.poll(60):
             raise DistillError("the benchmark's server did not start within 60 s; try again on a quieter machine")
@@ -126,7 +125,6 @@ def _serve(pipe: Connection, slots: int, seconds: float) -> None:
         def log_message(self, format: str, *args: Any) -> None: ...
 
     class Server(ThreadingHTTPServer):
-        daemon_threads = True
         request_queue_size = 512
 
     server = Server(("127.0.0.1", 0), Handler)

@@ -17,7 +17,7 @@ import numpy as np
 from bench.figures import RESULTS, ROOT
 from distill.corpus.datasets.emoji_scenes import OPPOSITE, PLACES
 from distill.exam.examinees.opening import open_examinee
-from distill.exam.questions import Question, load_exam
+from distill.exam.questions import load_exam
 from distill.exam.targets import How, find_target
 from distill.exam.truth import same_answer
 from distill.run import Run, write_atomic
@@ -32,14 +32,12 @@ PLACED = re.compile("|".join([*OPPOSITE, *PLACES]))
 SPLITS = {"combination": "unseen pairs", "familiar": "new pictures of known pairs", "thing": "things never trained on"}
 
 
-def judged(question: Question, answer: str) -> Iterator[tuple[str, bool]]:
+def judged(prompt: str, truth: str, answer: str) -> Iterator[tuple[str, bool]]:
     """What the answer has of the true one, column by column: things by name, the relation or place, yes or no."""
-    assert question.truth is not None
-    truth = question.truth.answer
     yield "exact", same_answer(answer, truth)
-    if question.prompt.startswith("Is there"):
+    if prompt.startswith("Is there"):
         yield "whether", answer.split(",")[0] == truth.split(",")[0]
-    elif question.prompt.startswith("Where"):
+    elif prompt.startswith("Where"):
         yield "relation", PLACED.findall(answer) == PLACED.findall(truth)
     else:
         said = named(answer)
@@ -62,8 +60,9 @@ def measure(run: Run, pictures: bool) -> dict[str, dict[str, float]]:
     said = examinee.answer(questions, think=True, temperature=0.0, max_tokens=24, draw=0)
     found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for question, spoken in zip(questions, said, strict=True):
-        for column, right in judged(question, spoken.answer):
-            found[question.truth.split if question.truth else ""][column].append(right)
+        assert question.truth is not None, "of a dataset"
+        for column, right in judged(question.prompt, question.truth.answer, spoken.answer):
+            found[question.truth.split][column].append(right)
     return {split: {name: float(np.mean(hits)) for name, hits in columns.items()} for split, columns in found.items()}
 
 

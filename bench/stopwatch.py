@@ -78,11 +78,6 @@ def rates(amount: float, seconds: Numbers) -> dict[str, list[float]]:
     return {name: [amount / each for each in taken] for name, taken in seconds.items()}
 
 
-def speeds(tokens: Numbers) -> list[Series]:
-    """Tokens a second, a series a name."""
-    return listed(tokens, "tokens/s", 1)
-
-
 def ratio(
     name: str,
     top: Sequence[float],

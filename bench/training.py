@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bench.result import BenchResult
-from bench.stopwatch import Stopwatch, rates, ratio, speeds
+from bench.stopwatch import Stopwatch, listed, rates, ratio
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.config import StudentSettings, TrainSettings
 from distill.tokens.bpe import StudentTokenizer
@@ -74,7 +74,7 @@ def bench_train(
     found = rates(rows * context, watch.seconds(steps, "bench train", str(device)))
     return watch.result(
         "train",
-        [*speeds(found), ratio("ours over transformers", found["ours"], found["transformers"])],
+        [*listed(found, "tokens/s", 1), ratio("ours over transformers", found["ours"], found["transformers"])],
         {"preset": preset, **sizes, "vocab_size": vocab_size, "rows": rows, "context": context},
         {"parameters": count_parameters(ours), "numerics": chosen.label, "trial": chosen.trial, "why": chosen.why},
         str(device),

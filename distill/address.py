@@ -84,16 +84,6 @@ class Address(str):
         raise BadInput(f"{self}: its password isn't kept; give the whole address again with --host, or in {VARIABLE}")
 
     @property
-    def with_password(self) -> str:
-        """For another process of ours, and nowhere to be kept."""
-        if self.login is None:
-            return str(self)
-        from urllib.parse import quote
-
-        user, password = (quote(part, safe="") for part in self.login)
-        return self.url.replace("://", f"://{user}:{password}@", 1)
-
-    @property
     def is_loopback(self) -> bool:
         """Whether it is this machine's own."""
         try:

@@ -39,11 +39,6 @@ class Source:
         """Tied weights once."""
         return sum(math.prod(tensor.shape) for tensor in self.stored.values())
 
-    @property
-    def bytes_needed(self) -> int:
-        """Memory that all weights take in float32."""
-        return 4 * self.parameters
-
     def weights(self, layers: Collection[int] | None = None) -> dict[str, Tensor]:
         """Tensors in float32, by the names of `Backbone.state_dict()`; tied weights once.
 
