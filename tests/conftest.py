@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.workermanage import NodeManager
 
 if TYPE_CHECKING:
     from distill.run import Run
@@ -52,6 +53,7 @@ settings.load_profile("busy")  # a machine that does other things too is no faul
 def pytest_configure(config: pytest.Config) -> None:
     """pytest-xdist would begin with files of many tests, and so end with the longest alone."""
     config.option.loadscopereorder = False
+    NodeManager.EXIT_TIMEOUT = 120  # seconds; what coverage counted is lost with a process that is ended before
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
