@@ -233,7 +233,7 @@ def test_trainings_that_are_compared_begin_alike(answered: Run, tmp_path: Path) 
         run = of(answered, tmp_path / f"{name}-settings", **student)
         run.settings.seed = seed
         told.clear()
-        cells.append(train_child(answered, tmp_path / name, run.settings, 1, name, told.append, cells))
+        cells.append(train_child(answered, tmp_path / name, run.settings, 1, name, told.append))
         assert any("begins as its teacher" in event.message for event in told) == (name != "b")
     a, b, c = ((cell.start / "model.safetensors").read_bytes() for cell in cells)
     assert a == b != c

@@ -5,7 +5,7 @@ import copy
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,26 +38,18 @@ def train_baseline(run: Run, name: str, steps: int, listen: Listener) -> Run:
     return train_child(run, run.path / "baselines" / name, settings, steps, f"baseline {name}", listen)
 
 
-def train_child(
-    run: Run,
-    folder: Path,
-    settings: Settings,
-    steps: int,
-    stage: str,
-    listen: Listener,
-    earlier: Sequence[Run] = (),
-) -> Run:
+def train_child(run: Run, folder: Path, settings: Settings, steps: int, stage: str, listen: Listener) -> Run:
     """Train on the run's data with other settings, as a run of its own; a trained or interrupted one is taken up.
 
-    Where the run itself was trained in that very way, its training is copied. What its student begins as is copied from
-    one of the `earlier` that began as it would. Events are told as of `stage`.
+    Where the run itself was trained in that very way, its training is copied; and what its student begins as, from a
+    child beside it that began as it would. Events are told as of `stage`.
     """
     from distill.training.loop import train
 
     settings.train.steps, settings.train.minutes = steps, 0.0
     settings.evaluate.baselines = []
     child = _child(run, folder, settings)
-    _begin_as(child, earlier)
+    _begin_alike(child)
     train(child, listen=renamed(listen, stage))
     return child
 
@@ -93,19 +85,16 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
     return child
 
 
-def _begin_as(child: Run, earlier: Sequence[Run]) -> None:
-    """Copy what one of the earlier runs began as, if the child would begin so too and hasn't begun: trainings that are
-    compared begin alike then, and nothing is cut twice."""
-    if "start" in child.records():
-        return
+def _begin_alike(child: Run) -> None:
+    """Trainings that are compared begin alike, whatever time their cuts would have; and nothing is cut twice."""
     wanted = start_settings(child)
-    for run in earlier:
-        lent = run.records().get("start")
+    for path in sorted(child.path.parent.glob("*/run.json")) if "start" not in child.records() else ():
+        lent = (lender := Run(path.parent, child.settings)).records().get("start")
         if lent is None or not lent.outputs or lent.fingerprint != child.fingerprint("start", wanted):
             continue
-        if all((run.path / output).exists() for output in lent.outputs):
+        if all((lender.path / output).exists() for output in lent.outputs):
             shutil.rmtree(child.start, ignore_errors=True)
-            copy_file(run.start, child.start)
+            copy_file(lender.start, child.start)
             child.record("start", wanted, lent.outputs, lent.summary, 0.0)
             return
 

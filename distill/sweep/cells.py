@@ -69,21 +69,19 @@ def prepare_data(folder: Path, data: Settings, sources: Sequence[Run], listen: L
 # Training.
 @dataclass(frozen=True)
 class Job:
-    """A cell with the run whose data it gets, and the folder that it becomes; earlier: cells trained before it."""
+    """A cell with the run whose data it gets, and the folder that it becomes."""
 
     cell: Cell
     source: Run
     folder: Path
     engine: bool
     stage: str
-    earlier: Sequence[Run]
 
 
 def train_cell(job: Job, listen: Listener) -> dict[str, Any]:
     """Train it, or go on, or find it trained; returns what is written down of it. Raises what training raises."""
     cell = job.cell
-    steps = cell.settings.train.steps
-    child = train_child(job.source, job.folder, cell.settings, steps, job.stage, listen, job.earlier)
+    child = train_child(job.source, job.folder, cell.settings, cell.settings.train.steps, job.stage, listen)
     record = child.require("train")
     found = {key: record.summary.get(key) for key in KEPT} | {"seconds": record.seconds}
     if job.engine:

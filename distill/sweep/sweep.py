@@ -158,9 +158,7 @@ class Sweep:
             source = made[key]
             if isinstance(source, Run):
                 self.sources[cell.name] = source
-                before = [self.path_of(other) for other in self.plan.cells[: number - 1]]
-                earlier = [Run.open(path) for path in before if (path / "config.yaml").exists()]
-                yield Job(cell, source, self.path_of(cell), self.plan.engine, stage, earlier)
+                yield Job(cell, source, self.path_of(cell), self.plan.engine, stage)
             else:
                 self._failed(cell, source)
 

@@ -47,7 +47,7 @@ class OpenAIClient(OllamaClient):
     key = "OPENAI_API_KEY"
     start = "start it, or give its address with --host (http://NAME:PORT/v1)"
     installed = "--teacher openai:MODEL names one that /v1/models lists"
-    answers = (CHAT,)
+    answers = (CHAT, f"/v1{CHAT}")
 
     def names(self) -> list[str]:
         with self.reading("/models"):
@@ -60,6 +60,11 @@ class OpenAIClient(OllamaClient):
 
     def _asking(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return body
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None, *, retries: int) -> dict[str, Any]:
+        """An address without a path means its /v1."""
+        root = "" if self.host.url.count("/") > 2 else "/v1"
+        return super()._call(method, root + path, body, retries=retries)
 
     def _read(self, content: bytes) -> dict[str, Any]:
         return as_object(content)
@@ -74,12 +79,7 @@ def open_teachers(model: str, settings: TeacherSettings, listen: Listener, conte
         vocabulary = Vocabulary(open_source(Path(settings.weights).expanduser()).tokenizer)
     hosts = [Address(host) for host in settings.hosts or [os.environ.get("OPENAI_BASE_URL") or PUBLIC]]
     how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "alone": len(hosts) < 2}
-    return [OpenAITeacher(model, OpenAIClient(_versioned(host), **how), vocabulary, listen) for host in hosts]
-
-
-def _versioned(host: Address) -> Address:
-    """An address without a path means its /v1."""
-    return host if host.url.count("/") > 2 else Address(f"{host.with_password.rstrip('/')}/v1")
+    return [OpenAITeacher(model, OpenAIClient(host, **how), vocabulary, listen) for host in hosts]
 
 
 class OpenAITeacher:
