@@ -239,6 +239,7 @@ def load_dreaming(
 def _load_dreaming_run(run: Run, device: str, viewer: bool) -> "DreamingReasoningLLM":
     from distill.dream.model import DreamingReasoningLLM
     from distill.training.engine.plan import engine_of
+    from distill.vision.album import Album
 
     checkpoint = _best(run)
     if checkpoint is None:
@@ -252,6 +253,7 @@ def _load_dreaming_run(run: Run, device: str, viewer: bool) -> "DreamingReasonin
         enable_dream_viewer=viewer,
         system=system_message(run.settings),
     )
+    model.album = Album.of(run, model.parts.codebook)
     return model.know(run.knowledge) if run.knowledge.exists() else model
 
 

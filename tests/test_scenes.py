@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import sys
 import tarfile
 from collections import Counter
 from functools import cache
@@ -36,6 +37,7 @@ from distill.tokens.chat import prompt_ids, render
 from distill.tokens.image_tokens import Codebook, build_codebook
 from distill.tokens.packing import Documents, pack
 from distill.tokens.shown import PLACES
+from distill.vision.album import Album, paint
 from distill.vision.codebook import STRENGTHS, PictureCodebook
 from distill.vision.gallery import gallery, image_tokens
 from distill.vision.image_tokenizer import ImageTokenizer
@@ -470,7 +472,75 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
             seer.generate("Then?", image_triplets=[triplet])
     with pytest.raises(BadInput, match="this student can't see"):
         DreamingReasoningLLM(**parts).generate("What?", images=[str(run.path / path)])
+    _shows_outcomes(run, seer, tmp_path, monkeypatch)
     _learns_to_see(run, model, tokenizer, tmp_path, monkeypatch)
+
+
+def _shows_outcomes(run: Run, seer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a dream's outcome the picture is one of which it is true; a painter says what it needs."""
+    how: dict[str, Any] = {"max_length": 2, "output_mode": "both", "picture": folder / "out.png"}
+    with pytest.raises(BadInput, match=r"there are none to choose from.*dreaming-student\[paint\]"):
+        seer.generate("What?", **how)
+    seer.album = Album.of(run, seer.parts.codebook)
+    lines = [json.loads(line) for line in (run.path / "dataset.jsonl").read_text(encoding="utf-8").splitlines()]
+    drawn = [next(iter(line["pictures"].items())) for line in lines]
+    scenes = [(path, found) for path, found in drawn if len(found) == 2]
+    for path, found in scenes[:6]:
+        (one, (x, y)), (other, (u, v)) = found.items()
+        relation = ("left of" if u > x else "right of") if abs(u - x) > abs(v - y) else "above" if v > y else "below"
+        seer.generate("What?", dream=f"⟨spatial⟩⟨{one}⟩⟨{relation}⟩⟨{other}⟩", **how)
+        with Image.open(folder / "out.png") as shown:
+            same = [name for name, _ in scenes if Image.open(run.path / name).tobytes() == shown.tobytes()]
+        assert path in same or set(dict(scenes)[same[0]]) == {one, other}
+    with pytest.raises(BadInput, match=r"out\.jpg is no \.png"):
+        seer.generate("What?", **how | {"picture": "out.jpg"})
+    with pytest.raises(BadInput, match="is of one prompt's outcome"):
+        seer.generate(["What?", "Who?"], **how)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'dreaming-student\[paint\]'"):
+        seer.generate("What?", dream="⟨spatial⟩⟨rat⟩⟨left of⟩⟨cow⟩", painter="some/model", **how)
+
+
+def test_a_model_of_diffusers_paints(tmp_path: Path) -> None:
+    """A whole pipeline of its own making, as small as can be, loaded from safetensors."""
+    diffusers: Any = pytest.importorskip("diffusers")
+    import transformers
+
+    torch.manual_seed(0)
+    (tmp_path / "words").mkdir()
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1} | {f"{letter}</w>": i for i, letter in enumerate("abcd", 2)}
+    (tmp_path / "words" / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
+    (tmp_path / "words" / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 2}
+    blocks = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **blocks
+        ),
+        text_encoder=transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(vocab_size=6, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)
+        ),
+        tokenizer=transformers.CLIPTokenizer(
+            str(tmp_path / "words" / "vocab.json"), str(tmp_path / "words" / "merges.txt"), model_max_length=77
+        ),
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=16,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=8,
+            **blocks,
+        ),
+        scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+    )
+    pipeline.save_pretrained(tmp_path / "painter")
+    painted = [paint(str(tmp_path / "painter"), "a b", torch.device("cpu"), seed) for seed in (0, 0, 1)]
+    assert painted[0].size == (32, 32)
+    assert painted[0].tobytes() == painted[1].tobytes() != painted[2].tobytes()
+    with pytest.raises(BadInput, match="diffusers can't load it"):
+        paint(str(tmp_path / "words"), "a b", torch.device("cpu"), 0)
 
 
 def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
