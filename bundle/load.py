@@ -21,7 +21,7 @@ from distill.student.grammar import DreamGrammar, dream_size, longest_path
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import PICTURE, Dream, Message, picture_ids, render, think_ids, with_steps
 from distill.tokens.image_tokens import Codebook
-from distill.vision import PROJECTOR
+from distill.vision import PROJECTOR, SEEING
 
 if TYPE_CHECKING:
     from distill.dream.model import DreamingReasoningLLM
@@ -77,12 +77,17 @@ class Student:
 
         return with_images(self._eyes, prompt, images) if images else prompt
 
+    @property
+    def sees(self) -> bool:
+        """Whether it was trained on pictures."""
+        return self.folder is not None and (self.folder / SEEING[0]).is_file()
+
     @cached_property
     def _eyes(self) -> "PictureCodebook | None":
         """What its folder (tokenizer and codebook) holds to see with."""
-        from distill.vision.codebook import SEEING, PictureCodebook
+        from distill.vision.codebook import PictureCodebook
 
-        if self.folder is None or not (self.folder / SEEING[0]).is_file():
+        if self.folder is None or not self.sees:
             return None
         return PictureCodebook.load(self.folder, Codebook.load(self.folder))
 
