@@ -20,7 +20,7 @@ from distill.mining.triplets import Triplet, by_trace, read_triplets
 from distill.run import Run, fingerprint
 from distill.teacher.protocol import TeacherTokenizer, TokenTargets
 from distill.tokens.image_tokens import Codebook
-from distill.tokens.shown import load_shown, show
+from distill.tokens.shown import NAMED, load_shown, show
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Question:
     key: of the trace, or of the prompt where there is none. text: the teacher's answer, "" where nobody answered;
     done_reason: "stop" or "length", whether it ended by itself. tokens: its soft targets in the teacher's ids.
     triplets: mined from the teacher's answer. truth: its split, true answer and depth, where the dataset knows them.
-    sibling: another answer, one that something was mined from.
+    sibling: another answer, one that something was mined from. pictures: files that the prompt names, in its run.
     """
 
     key: str
@@ -50,6 +50,7 @@ class Question:
     triplets: tuple[Triplet, ...] = ()
     truth: Truth | None = None
     sibling: Sibling | None = None
+    pictures: tuple[Path, ...] = ()
 
     @property
     def after_sibling(self) -> Self:
@@ -167,7 +168,9 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
                 )
                 sibling = next((other for other in others if other.triplets), None)
                 question = _question(trace, run, mined.get(trace.key, []), truths.get(trace.key))
-                questions.append(replace(question, prompt=show(trace.prompt, shown), sibling=sibling))
+                pictures = tuple(path for name in NAMED.findall(trace.prompt) if (path := run.path / name).is_file())
+                prompt = show(trace.prompt, shown)
+                questions.append(replace(question, prompt=prompt, sibling=sibling, pictures=pictures))
     if not questions:
         raise BadInput(
             f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "
