@@ -42,6 +42,8 @@ from distill.vision.codebook import STRENGTHS, PictureCodebook
 from distill.vision.gallery import gallery, image_tokens
 from distill.vision.image_tokenizer import ImageTokenizer
 from distill.vision.tokenize import tokenize
+from distill.vision.triplets import learn_triplets, retrieval, shown_triplets
+from distill.vision.vision_encoder import TripletEncoder, VisionEncoder
 
 NAMES = (
     *("rat", "cow", "tiger", "rabbit", "wrench", "hammer", "clamp", "dagger", "pear", "peach", "mango", "lemon"),
@@ -434,6 +436,7 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
     asked = load_exam(run).questions
     assert sum("⟨" in question.prompt for question in asked) > 0.9 * len(asked)
     assert not any(".png" in question.prompt for question in asked)
+    assert all(len(question.pictures) == 1 and question.pictures[0].is_file() for question in asked)
     assert student.asked("What?", [str(run.path / path)]) == f"What? {shown}"
     assert student.asked("What?", []) == "What?"
     with pytest.raises(BadInput, match=r"none\.png: can't be read"):
@@ -473,6 +476,7 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
     with pytest.raises(BadInput, match="this student can't see"):
         DreamingReasoningLLM(**parts).generate("What?", images=[str(run.path / path)])
     _shows_outcomes(run, seer, tmp_path, monkeypatch)
+    _triplets_are_learnt(run, codebook, tmp_path)
     _learns_to_see(run, model, tokenizer, tmp_path, monkeypatch)
 
 
@@ -499,6 +503,74 @@ def _shows_outcomes(run: Run, seer: Any, folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(MissingDependency, match=r"pip install 'dreaming-student\[paint\]'"):
         seer.generate("What?", dream="⟨spatial⟩⟨rat⟩⟨left of⟩⟨cow⟩", painter="some/model", **how)
+
+
+def _triplets_are_learnt(run: Run, codebook: Codebook, folder: Path) -> None:
+    """Three pictures find what they mean, those held out too; the same seed learns the same."""
+    shown = shown_triplets(run, codebook)
+    assert len(set(shown)) == len(shown)
+    for one in shown[:20]:
+        what, action, result = one.views()
+        assert action.size == (128, 128)
+        assert {what.size, result.size} <= {(64, 64), (128, 128)}
+    config = ImageTokenizerConfig(image_size=32, patch_size=8)
+    made: list[TripletEncoder] = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made.append(TripletEncoder(config, "resnet"))
+        assert learn_triplets(made[-1], codebook, shown, steps=2, batch=4).keys() == {"contrastive", "tokens"}
+    assert all(torch.equal(one, other) for one, other in zip(*(own.parameters() for own in made), strict=True))
+    encoder, told = made[0], list[Event]()
+    before = retrieval(encoder, codebook, [one for one in shown if one.split == "train"])
+    lost = learn_triplets(encoder, codebook, shown, steps=80, batch=16, listen=told.append)
+    assert (told[-1].done, told[-1].total, told[-1].unit) == (80, 80, "step")
+    after = retrieval(encoder, codebook, [one for one in shown if one.split == "train"])
+    assert after["first"] > 5 * after["chance"]
+    assert after["first"] > 3 * before["first"], (before, after, lost)
+    held_out = [one for one in shown if one.split in ("familiar", "combination")]
+    found = retrieval(encoder, codebook, held_out)
+    assert (found["pictures"], found["chance"]) == (len(held_out), 1 / found["triplets"])
+    assert found["five"] > 5 * found["chance"], found
+    encoder.save(folder / "encoder")
+    again = TripletEncoder.load(folder / "encoder")
+    views = [[view] for view in held_out[0].views()]
+    assert torch.equal(again(*views), encoder(*views))
+    (folder / "encoder" / "triplet_encoder.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CorruptFile, match="not an encoder of triplets"):
+        TripletEncoder.load(folder / "encoder")
+    with pytest.raises(BadInput, match="0 triplets, 2 steps of 4"):
+        learn_triplets(encoder, codebook, held_out, steps=2, batch=4)
+    with pytest.raises(BadInput, match="embedding_dim=64: the codebook has 512"):
+        learn_triplets(TripletEncoder(ImageTokenizerConfig(embedding_dim=64)), codebook, shown)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_encoders_of_pictures_and_triplets(kind: str, tmp_path: Path) -> None:
+    """Any kind of picture, any size; the roles matter, and so does every picture."""
+    config = ImageTokenizerConfig(image_size=32, patch_size=8)
+    vision = VisionEncoder(config, kind).eval()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
+    image.save(tmp_path / "a.png")
+    alike = vision([image, str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()])
+    assert alike.shape == (3, 512)
+    assert torch.allclose(alike[0], alike[1], atol=1e-5)
+    encoder = TripletEncoder(config, kind).eval()
+    three = torch.rand(3, 2, 3, 40, 40)
+    whole = encoder(*three)
+    assert whole.shape == (2, 512)
+    assert torch.allclose(whole.norm(dim=-1), torch.ones(2))
+    assert encoder.roles(*three).shape == (2, 3, 512)
+    for changed in (
+        three.flip(0),
+        *(torch.cat([three[:i], torch.rand(1, 2, 3, 40, 40), three[i + 1 :]]) for i in range(3)),
+    ):
+        assert not torch.allclose(encoder(*changed), whole, atol=1e-4)
+    with pytest.raises(BadInput, match="not equally many"):
+        encoder(three[0], three[1], three[2, :1])
+    with pytest.raises(BadInput, match="choose one of vit, resnet"):
+        VisionEncoder(config, "mamba")
+    with pytest.raises(BadInput, match=r"image_size=30: not a multiple of vision\.patch_size=8"):
+        VisionEncoder(ImageTokenizerConfig(image_size=30, patch_size=8))
 
 
 def test_a_model_of_diffusers_paints(tmp_path: Path) -> None:

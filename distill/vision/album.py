@@ -3,7 +3,6 @@
 Shape legend: n triplets of the run's pictures, C codes, D = 512.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -20,11 +18,11 @@ from distill.backbone.from_transformers import one_line
 from distill.corpus.datasets.questions import PICTURED
 from distill.corpus.datasets.stage import dataset_file
 from distill.errors import BadInput, MissingDependency
-from distill.mining.triplets import read_triplets
 from distill.run import Run, write_atomic
 from distill.tokens.concepts import Vectors, unit_rows
-from distill.tokens.image_tokens import Codebook, load_codes
+from distill.tokens.image_tokens import Codebook
 from distill.vision.pictures import as_image, png
+from distill.vision.triplets import Shown, shown_triplets
 
 
 @dataclass
@@ -41,25 +39,15 @@ class Album:
         return cls(run, codebook) if pictured and codebook is not None and len(codebook) else None
 
     @cached_property
-    def _known(self) -> tuple[NDArray[np.int64], list[str]]:
-        """(n, 3) codes, and the picture of each."""
-        lines = map(json.loads, dataset_file(self.run).read_text(encoding="utf-8").splitlines())
-        pictures: dict[str, list[str]] = {line["key"]: list(line.get("pictures", ())) for line in lines}
-        codes, found = load_codes(self.run.tokenizer, self.codebook), dict[tuple[str, tuple[int, ...]], None]()
-        for triplet in read_triplets(self.run.triplets):
-            step = tuple(codes.get(phrase, -1) for phrase in triplet.phrases)
-            if min(step) >= 0:
-                found |= dict.fromkeys((name, step) for name in pictures.get(triplet.trace, ()))
-        if not found:
-            raise BadInput(f"{self.run.path}: nothing is known of its pictures; `dream mine --force` finds it")
-        return np.array([step for _, step in found], np.int64), [name for name, _ in found]
+    def _shown(self) -> list[Shown]:
+        return shown_triplets(self.run, self.codebook)
 
     def nearest(self, outcome: Vectors) -> Path:
         """The picture with the triplet that is nearest to (3, D), what, action and result each by its cosine; of equal
         ones the first. Raises BadInput, CorruptFile."""
-        codes, names = self._known
         alike = unit_rows(outcome) @ self.codebook.centroids.T
-        return self.run.path / names[int(alike[np.arange(3), codes].sum(1).argmax())]
+        codes = np.array([shown.codes for shown in self._shown])
+        return self._shown[int(alike[np.arange(3), codes].sum(1).argmax())].picture
 
 
 def canvas(file: str | Path, album: Album | None, painter: str) -> Path:
