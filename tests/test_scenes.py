@@ -522,8 +522,8 @@ def _triplets_are_learnt(run: Run, codebook: Codebook, folder: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*(own.parameters() for own in made), strict=True))
     encoder, told = made[0], list[Event]()
     before = retrieval(encoder, codebook, [one for one in shown if one.split == "train"])
-    lost = learn_triplets(encoder, codebook, shown, steps=80, batch=16, listen=told.append)
-    assert (told[-1].done, told[-1].total, told[-1].unit) == (80, 80, "step")
+    lost = learn_triplets(encoder, codebook, shown, steps=60, batch=16, listen=told.append)
+    assert (told[-1].done, told[-1].total, told[-1].unit) == (60, 60, "step")
     after = retrieval(encoder, codebook, [one for one in shown if one.split == "train"])
     assert after["first"] > 5 * after["chance"]
     assert after["first"] > 3 * before["first"], (before, after, lost)
@@ -634,6 +634,23 @@ def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypat
     assert (summary["steps"], summary["patches"], summary["asked"]) == (8, 16, 4)
     assert see.see(run) == summary
     assert checkpoint.stage_of(checkpoint.best(run)) == "see"
+    whole = {path.name: path.read_bytes() for path in checkpoint.best(run).glob("m*")}
+    assert whole.keys() == {"model.safetensors", "mmproj.gguf"}
+    monkeypatch.setattr(see, "EVERY", 3)
+    steps: list[float] = []
+
+    def killed(event: Event) -> None:
+        if event.unit == "steps":
+            steps.append(event.done)
+            if len(steps) == 7:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        see.see(run, killed, force=True)
+    assert see.see(run, killed) == summary
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 7, 8]
+    assert {path.name: path.read_bytes() for path in checkpoint.best(run).glob("m*")} == whole
+    assert not (run.path / "see").exists()
     student = load_student(run.path)
     assert student.sight is not None
     assert student.model.state_dict().keys() == before.keys()
