@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from distill.corpus.prompts import load_prompts
-from distill.corpus.traces import Trace, TraceStore
+from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.exam.metrics.likelihood import bits
 from distill.exam.truth import Truth, read_truths, spread
@@ -167,10 +167,11 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
                     Sibling(said, tuple(mined.get(key, ()))) for key, said in answers[trace.prompt] if said != text
                 )
                 sibling = next((other for other in others if other.triplets), None)
-                question = _question(trace, run, mined.get(trace.key, []), truths.get(trace.key))
-                pictures = tuple(path for name in NAMED.findall(trace.prompt) if (path := run.path / name).is_file())
-                prompt = show(trace.prompt, shown)
-                questions.append(replace(question, prompt=prompt, sibling=sibling, pictures=pictures))
+                said, named = trace.response, NAMED.findall(trace.prompt)
+                pictures = tuple(path for name in named if (path := run.path / name).is_file())
+                about = trace.key, show(trace.prompt, shown), run.settings.capture.system
+                known = tuple(mined.get(trace.key, ())), truths.get(trace.key), sibling, pictures
+                questions.append(Question(*about, text, said.done_reason, said.tokens, *known))
     if not questions:
         raise BadInput(
             f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "
@@ -179,12 +180,6 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
     questions.sort(key=lambda question: question.key)
     name = f"{len(questions)} held-out prompts of {run.name}"
     return Exam(name, run.evaluation / "targets", questions, teacher.spec, vocabulary, run)
-
-
-def _question(trace: Trace, run: Run, triplets: list[Triplet], truth: Truth | None) -> Question:
-    said = trace.response
-    system = run.settings.capture.system
-    return Question(trace.key, trace.prompt, system, said.text, said.done_reason, said.tokens, tuple(triplets), truth)
 
 
 def exam_of_prompts(source: str, folder: Path, limit: int = 0) -> Exam:
