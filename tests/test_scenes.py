@@ -498,6 +498,8 @@ def _shows_outcomes(run: Run, seer: Any, folder: Path, monkeypatch: pytest.Monke
         assert path in same or set(dict(scenes)[same[0]]) == {one, other}
     with pytest.raises(BadInput, match=r"out\.jpg is no \.png"):
         seer.generate("What?", **how | {"picture": "out.jpg"})
+    with pytest.raises(BadInput, match=r"no file is no \.png; name one"):
+        seer.generate("What?", painter="some/model")
     with pytest.raises(BadInput, match="is of one prompt's outcome"):
         seer.generate(["What?", "Who?"], **how)
     monkeypatch.setitem(sys.modules, "diffusers", None)

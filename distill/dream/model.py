@@ -172,7 +172,7 @@ class DreamingReasoningLLM:
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
         asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows, dream, replace)
         asked = dataclasses.replace(asked, attention=attention, watch=watch_dreams, on_dream=on_dream)
-        if picture is not None:
+        if picture is not None or painter:
             asked = dataclasses.replace(asked, picture=canvas(picture, self.album, painter), painter=painter)
         pictures, triplets = pictures_of(images), triplets_of(image_triplets)
         if pictures or triplets:

@@ -50,10 +50,10 @@ class Album:
         return self._shown[int(alike[np.arange(3), codes].sum(1).argmax())].picture
 
 
-def canvas(file: str | Path, album: Album | None, painter: str) -> Path:
+def canvas(file: str | Path | None, album: Album | None, painter: str) -> Path:
     """The file for a picture. Raises BadInput where it is no .png, or there is nothing that could make one."""
-    if Path(file).suffix.lower() != ".png":
-        raise BadInput(f"picture: {file} is no .png; name it so")
+    if file is None or Path(file).suffix.lower() != ".png":
+        raise BadInput(f"picture: {file or 'no file'} is no .png; name one for what is painted")
     if album is None and not painter:
         raise BadInput(
             "picture: there are none to choose from; ask the run of a student that sees, or name a model of diffusers "
