@@ -28,8 +28,7 @@ from distill.teacher.gguf_file import read_metadata
 from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.shown import NAMED, load_shown, show
-from distill.vision import PROJECTOR
-from distill.vision.codebook import SEEING
+from distill.vision import PROJECTOR, SEEING
 
 VERIFICATION_PROMPTS = 10
 VERIFICATION_PICTURES = 20

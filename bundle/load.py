@@ -21,7 +21,7 @@ from distill.student.grammar import DreamGrammar, dream_size, longest_path
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import PICTURE, Dream, Message, picture_ids, render, think_ids, with_steps
 from distill.tokens.image_tokens import Codebook
-from distill.vision import PROJECTOR
+from distill.vision import PROJECTOR, SEEING
 
 if TYPE_CHECKING:
     from distill.dream.model import DreamingReasoningLLM
@@ -77,12 +77,17 @@ class Student:
 
         return with_images(self._eyes, prompt, images) if images else prompt
 
+    @property
+    def sees(self) -> bool:
+        """Whether it was trained on pictures."""
+        return self.folder is not None and (self.folder / SEEING[0]).is_file()
+
     @cached_property
     def _eyes(self) -> "PictureCodebook | None":
         """What its folder (tokenizer and codebook) holds to see with."""
-        from distill.vision.codebook import SEEING, PictureCodebook
+        from distill.vision.codebook import PictureCodebook
 
-        if self.folder is None or not (self.folder / SEEING[0]).is_file():
+        if self.folder is None or not self.sees:
             return None
         return PictureCodebook.load(self.folder, Codebook.load(self.folder))
 
@@ -239,6 +244,7 @@ def load_dreaming(
 def _load_dreaming_run(run: Run, device: str, viewer: bool) -> "DreamingReasoningLLM":
     from distill.dream.model import DreamingReasoningLLM
     from distill.training.engine.plan import engine_of
+    from distill.vision.album import Album
 
     checkpoint = _best(run)
     if checkpoint is None:
@@ -252,6 +258,7 @@ def _load_dreaming_run(run: Run, device: str, viewer: bool) -> "DreamingReasonin
         enable_dream_viewer=viewer,
         system=system_message(run.settings),
     )
+    model.album = Album.of(run, model.parts.codebook)
     return model.know(run.knowledge) if run.knowledge.exists() else model
 
 

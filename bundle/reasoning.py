@@ -15,7 +15,7 @@ from distill.dream.pretrained import CODEBOOK
 from distill.errors import BadInput
 from distill.events import Listener, silent
 from distill.run import Run, write_atomic
-from distill.vision.codebook import SEEING
+from distill.vision import SEEING
 
 
 class ImageTokenReasoningLLM:

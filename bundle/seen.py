@@ -8,7 +8,6 @@ P words come out as the picture's embeddings.
 Shape legend: N pictures, P patches of each, D the student's hidden size.
 """
 
-import io
 import math
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from gguf import RopeScalingType
 from numpy.typing import NDArray
-from PIL import Image
 
 from bundle import parity
 from bundle.load import Student
@@ -26,7 +24,7 @@ from bundle.parity import Agreement
 from distill.backbone.generate import generate
 from distill.teacher.gguf_file import writing_gguf
 from distill.tokens.chat import PICTURE, Message, picture_ids, render
-from distill.vision.pictures import Picture, as_image
+from distill.vision.pictures import Picture, as_image, png
 from distill.vision.sight import Sight, showing
 
 MAX_ERROR, MAX_WORST = 1e-3, 5e-3
@@ -99,7 +97,7 @@ class Shown:
         images = [as_image(picture) for _, picture in questions]
         self.rows = sight.rows(images)
         self.model = showing(student.model, self.rows)
-        self.files = [_png(image) for image in images]
+        self.files = [png(image) for image in images]
         system: list[Message] = [{"role": "system", "content": student.system}] if student.system else []
         asked: list[Message] = [{"role": "user", "content": PICTURE + question} for question, _ in questions]
         self.texts = [render([*system, turn]) for turn in asked]
@@ -122,9 +120,3 @@ class Shown:
         prompts = [engine.prompt(text.split(PICTURE), [file]) for text, file in pairs]
         theirs = [engine.complete(prompt, max_tokens=max_tokens).ids for prompt in prompts]
         return parity.compare_answers(self.model, self.ids, ours, theirs)
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()

@@ -104,6 +104,17 @@ def test_every_part_is_named() -> None:
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
+def test_pictures_stand_beside_the_answers() -> None:
+    results = small()
+    assert "img-src" not in render_html(results)
+    results["disagreements"][0]["pictures"] = ["aGk=", '"><script>']
+    outline = Outline(page := render_html(results))
+    assert outline.wrong == []
+    assert "img-src data:;" in page
+    sources = [found["src"] for found in outline.all("img")]
+    assert sources == ["data:image/jpeg;base64,aGk=", 'data:image/jpeg;base64,"><script>']
+
+
 def test_without_a_script_all_is_there() -> None:
     results = big()
     text = " ".join(" ".join(Outline(render_html(results)).text).split())

@@ -1,10 +1,15 @@
 """A comparison's numbers against counting by hand, prompt by prompt."""
 
+import base64
+import io
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from distill.exam.examinees.protocol import Card
 from distill.exam.measured import Measured
@@ -45,7 +50,8 @@ def target(
 
 
 def numbers(systems: dict[str, list[Measured]], **more: Any) -> dict[str, Any]:
-    found = compare_numbers(systems, "a", resamples=300, permutations=400, seed=3, questions=QUESTIONS, **more)
+    how: dict[str, Any] = {"resamples": 300, "permutations": 400, "seed": 3, "questions": QUESTIONS}
+    found = compare_numbers(systems, "a", **how | more)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return found
 
@@ -144,7 +150,7 @@ def test_seeds_are_averaged_and_need_not_be_as_many() -> None:
     assert "seeds" in mixed
 
 
-def test_disagreements_lie_furthest_apart() -> None:
+def test_disagreements_lie_furthest_apart(tmp_path: Path) -> None:
     systems = {"a": [target(1)], "b": [target(2, 0.1)], "c": [target(3)]}
     systems["c"][0].dreams, systems["c"][0].answers = [], []
     found = numbers(systems)["disagreements"]
@@ -157,6 +163,14 @@ def test_disagreements_lie_furthest_apart() -> None:
     assert (first["prompt"], first["teacher"]) == (QUESTIONS[i].prompt, QUESTIONS[i].text)
     assert first["systems"]["b"] == {"dream": f"⟨dream 2.{i}⟩", "answer": f"answer 2.{i}"}
     assert first["systems"]["c"] == {"dream": None, "answer": None}
+    Image.new("RGB", (400, 200), "red").save(tmp_path / "red.png")
+    shown = [
+        replace(question, pictures=(tmp_path / "red.png",) * (place == i)) for place, question in enumerate(QUESTIONS)
+    ]
+    first, *others = numbers(systems, questions=shown)["disagreements"]
+    with Image.open(io.BytesIO(base64.b64decode(first["pictures"][0]))) as small:
+        assert (small.format, small.size) == ("JPEG", (192, 96))
+    assert not any(other["pictures"] for other in others)
 
 
 def test_systems_that_share_no_leading_metric() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import sys
 import tarfile
 from collections import Counter
 from functools import cache
@@ -38,10 +39,13 @@ from distill.tokens.chat import prompt_ids, render
 from distill.tokens.image_tokens import Codebook, build_codebook
 from distill.tokens.packing import Documents, pack
 from distill.tokens.shown import PLACES
+from distill.vision.album import Album, paint
 from distill.vision.codebook import STRENGTHS, PictureCodebook
 from distill.vision.gallery import gallery, image_tokens
 from distill.vision.image_tokenizer import ImageTokenizer
 from distill.vision.tokenize import tokenize
+from distill.vision.triplets import learn_triplets, retrieval, shown_triplets
+from distill.vision.vision_encoder import TripletEncoder, VisionEncoder
 
 NAMES = (
     *("rat", "cow", "tiger", "rabbit", "wrench", "hammer", "clamp", "dagger", "pear", "peach", "mango", "lemon"),
@@ -434,6 +438,7 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
     asked = load_exam(run).questions
     assert sum("⟨" in question.prompt for question in asked) > 0.9 * len(asked)
     assert not any(".png" in question.prompt for question in asked)
+    assert all(len(question.pictures) == 1 and question.pictures[0].is_file() for question in asked)
     assert student.asked("What?", [str(run.path / path)]) == f"What? {shown}"
     assert student.asked("What?", []) == "What?"
     with pytest.raises(BadInput, match=r"none\.png: can't be read"):
@@ -478,7 +483,146 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
             seer.generate("Then?", image_triplets=[triplet])
     with pytest.raises(BadInput, match="this student can't see"):
         DreamingReasoningLLM(**parts).generate("What?", images=[str(run.path / path)])
+    _shows_outcomes(run, seer, tmp_path, monkeypatch)
+    _triplets_are_learnt(run, codebook, tmp_path)
     _learns_to_see(run, model, tokenizer, tmp_path, monkeypatch)
+
+
+def _shows_outcomes(run: Run, seer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a dream's outcome the picture is one of which it is true; a painter says what it needs."""
+    how: dict[str, Any] = {"max_length": 2, "output_mode": "both", "picture": folder / "out.png"}
+    with pytest.raises(BadInput, match=r"there are none to choose from.*dreaming-student\[paint\]"):
+        seer.generate("What?", **how)
+    seer.album = Album.of(run, seer.parts.codebook)
+    lines = [json.loads(line) for line in (run.path / "dataset.jsonl").read_text(encoding="utf-8").splitlines()]
+    drawn = [next(iter(line["pictures"].items())) for line in lines]
+    scenes = [(path, found) for path, found in drawn if len(found) == 2]
+    for path, found in scenes[:6]:
+        (one, (x, y)), (other, (u, v)) = found.items()
+        relation = ("left of" if u > x else "right of") if abs(u - x) > abs(v - y) else "above" if v > y else "below"
+        seer.generate("What?", dream=f"⟨spatial⟩⟨{one}⟩⟨{relation}⟩⟨{other}⟩", **how)
+        with Image.open(folder / "out.png") as shown:
+            same = [name for name, _ in scenes if Image.open(run.path / name).tobytes() == shown.tobytes()]
+        assert path in same or set(dict(scenes)[same[0]]) == {one, other}
+    with pytest.raises(BadInput, match=r"out\.jpg is no \.png"):
+        seer.generate("What?", **how | {"picture": "out.jpg"})
+    with pytest.raises(BadInput, match=r"no file is no \.png; name one"):
+        seer.generate("What?", painter="some/model")
+    with pytest.raises(BadInput, match="is of one prompt's outcome"):
+        seer.generate(["What?", "Who?"], **how)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'dreaming-student\[paint\]'"):
+        seer.generate("What?", dream="⟨spatial⟩⟨rat⟩⟨left of⟩⟨cow⟩", painter="some/model", **how)
+
+
+def _triplets_are_learnt(run: Run, codebook: Codebook, folder: Path) -> None:
+    """Three pictures find what they mean, those held out too; the same seed learns the same."""
+    shown = shown_triplets(run, codebook)
+    assert len(set(shown)) == len(shown)
+    for one in shown[:20]:
+        what, action, result = one.views()
+        assert action.size == (128, 128)
+        assert {what.size, result.size} <= {(64, 64), (128, 128)}
+    config = ImageTokenizerConfig(image_size=32, patch_size=8)
+    made: list[TripletEncoder] = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made.append(TripletEncoder(config, "resnet"))
+        assert learn_triplets(made[-1], codebook, shown, steps=2, batch=4).keys() == {"contrastive", "tokens"}
+    assert all(torch.equal(one, other) for one, other in zip(*(own.parameters() for own in made), strict=True))
+    encoder, told = made[0], list[Event]()
+    before = retrieval(encoder, codebook, [one for one in shown if one.split == "train"])
+    lost = learn_triplets(encoder, codebook, shown, steps=60, batch=16, listen=told.append)
+    assert (told[-1].done, told[-1].total, told[-1].unit) == (60, 60, "step")
+    after = retrieval(encoder, codebook, [one for one in shown if one.split == "train"])
+    assert after["first"] > 5 * after["chance"]
+    assert after["first"] > 3 * before["first"], (before, after, lost)
+    held_out = [one for one in shown if one.split in ("familiar", "combination")]
+    found = retrieval(encoder, codebook, held_out)
+    assert (found["pictures"], found["chance"]) == (len(held_out), 1 / found["triplets"])
+    assert found["five"] > 5 * found["chance"], found
+    encoder.save(folder / "encoder")
+    again = TripletEncoder.load(folder / "encoder")
+    views = [[view] for view in held_out[0].views()]
+    assert torch.equal(again(*views), encoder(*views))
+    (folder / "encoder" / "triplet_encoder.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CorruptFile, match="not an encoder of triplets"):
+        TripletEncoder.load(folder / "encoder")
+    with pytest.raises(BadInput, match="0 triplets, 2 steps of 4"):
+        learn_triplets(encoder, codebook, held_out, steps=2, batch=4)
+    with pytest.raises(BadInput, match="embedding_dim=64: the codebook has 512"):
+        learn_triplets(TripletEncoder(ImageTokenizerConfig(embedding_dim=64)), codebook, shown)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_encoders_of_pictures_and_triplets(kind: str, tmp_path: Path) -> None:
+    """Any kind of picture, any size; the roles matter, and so does every picture."""
+    config = ImageTokenizerConfig(image_size=32, patch_size=8)
+    vision = VisionEncoder(config, kind).eval()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
+    image.save(tmp_path / "a.png")
+    alike = vision([image, str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()])
+    assert alike.shape == (3, 512)
+    assert torch.allclose(alike[0], alike[1], atol=1e-5)
+    encoder = TripletEncoder(config, kind).eval()
+    three = torch.rand(3, 2, 3, 40, 40)
+    whole = encoder(*three)
+    assert whole.shape == (2, 512)
+    assert torch.allclose(whole.norm(dim=-1), torch.ones(2))
+    assert encoder.roles(*three).shape == (2, 3, 512)
+    for changed in (
+        three.flip(0),
+        *(torch.cat([three[:i], torch.rand(1, 2, 3, 40, 40), three[i + 1 :]]) for i in range(3)),
+    ):
+        assert not torch.allclose(encoder(*changed), whole, atol=1e-4)
+    with pytest.raises(BadInput, match="not equally many"):
+        encoder(three[0], three[1], three[2, :1])
+    with pytest.raises(BadInput, match="choose one of vit, resnet"):
+        VisionEncoder(config, "mamba")
+    with pytest.raises(BadInput, match=r"image_size=30: not a multiple of vision\.patch_size=8"):
+        VisionEncoder(ImageTokenizerConfig(image_size=30, patch_size=8))
+
+
+def test_a_model_of_diffusers_paints(tmp_path: Path) -> None:
+    """A whole pipeline of its own making, as small as can be, loaded from safetensors."""
+    diffusers: Any = pytest.importorskip("diffusers")
+    import transformers
+
+    torch.manual_seed(0)
+    (tmp_path / "words").mkdir()
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1} | {f"{letter}</w>": i for i, letter in enumerate("abcd", 2)}
+    (tmp_path / "words" / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
+    (tmp_path / "words" / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 2}
+    blocks = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **blocks
+        ),
+        text_encoder=transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(vocab_size=6, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)
+        ),
+        tokenizer=transformers.CLIPTokenizer(
+            str(tmp_path / "words" / "vocab.json"), str(tmp_path / "words" / "merges.txt"), model_max_length=77
+        ),
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=16,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=8,
+            **blocks,
+        ),
+        scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+    )
+    pipeline.save_pretrained(tmp_path / "painter")
+    painted = [paint(str(tmp_path / "painter"), "a b", torch.device("cpu"), seed) for seed in (0, 0, 1)]
+    assert painted[0].size == (32, 32)
+    assert painted[0].tobytes() == painted[1].tobytes() != painted[2].tobytes()
+    with pytest.raises(BadInput, match="diffusers can't load it"):
+        paint(str(tmp_path / "words"), "a b", torch.device("cpu"), 0)
 
 
 def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,6 +644,23 @@ def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypat
     assert (summary["steps"], summary["patches"], summary["asked"]) == (8, 16, 4)
     assert see.see(run) == summary
     assert checkpoint.stage_of(checkpoint.best(run)) == "see"
+    whole = {path.name: path.read_bytes() for path in checkpoint.best(run).glob("m*")}
+    assert whole.keys() == {"model.safetensors", "mmproj.gguf"}
+    monkeypatch.setattr(see, "EVERY", 3)
+    steps: list[float] = []
+
+    def killed(event: Event) -> None:
+        if event.unit == "steps":
+            steps.append(event.done)
+            if len(steps) == 7:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        see.see(run, killed, force=True)
+    assert see.see(run, killed) == summary
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 7, 8]
+    assert {path.name: path.read_bytes() for path in checkpoint.best(run).glob("m*")} == whole
+    assert not (run.path / "see").exists()
     student = load_student(run.path)
     assert student.sight is not None
     assert student.model.state_dict().keys() == before.keys()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.fake_ollama import engine
 
-from distill.config import DreamingConfig, Settings
+from distill.config import DreamingConfig, ImageTokenizerConfig, Settings
 from distill.dream.graph_reasoner import DreamGraphReasoner
 from distill.dream.model import DreamingReasoningLLM
 from distill.dream.record import Branch, DreamRecord
@@ -24,6 +24,7 @@ WHERE = {
     "image_token_llm.dreaming_model": "distill.dream.model",
     "image_token_llm.config": "distill.config",
     "image_token_llm.model": "bundle.reasoning",
+    "image_token_llm.vision_encoder": "distill.vision.vision_encoder",
 }
 
 BASIC = """
@@ -197,6 +198,14 @@ what, action, result = triplet
 """
 
 
+TRIPLET_ENCODER = """
+from image_token_llm.vision_encoder import TripletEncoder
+
+# Initialize components
+encoder = TripletEncoder(config)
+"""
+
+
 def run(snippet: str, names: dict[str, Any]) -> None:
     for theirs, ours in WHERE.items():
         snippet = snippet.replace(theirs, ours)
@@ -317,6 +326,14 @@ def test_reinforcement_learning_is_told_to_be_missing() -> None:
     assert isinstance(names["output"], str)
     with pytest.raises(BadInput, match="learning from feedback is not in this version"):
         run(FEEDBACK, names)
+
+
+def test_the_triplet_encoder() -> None:
+    """Of the snippets that learn while they answer, the part that there is: the encoder of what, action and result."""
+    names: dict[str, Any] = {"config": ImageTokenizerConfig(embedding_dim=512, patch_size=16)}
+    run(TRIPLET_ENCODER, names)
+    what_images, action_images, result_images = torch.rand(3, 4, 3, 224, 224)
+    assert names["encoder"](what_images, action_images, result_images).shape == (4, 512)
 
 
 DISTILL = """

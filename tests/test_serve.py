@@ -1,6 +1,7 @@
 """`dream serve`: as Ollama's recorded exchanges and the clients of both APIs want it, and whatever is sent to it."""
 
 import asyncio
+import base64
 import json
 import os
 import random
@@ -23,6 +24,7 @@ import torch
 import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from starlette.applications import Starlette
 from support.disturbed import start
 from support.recorded import recorded
@@ -31,8 +33,9 @@ from support.small_student import ANSWER, DREAM, TEXTS, small_tokenizer, write_c
 from bundle.load import Student, load_checkpoint
 from bundle.serving import offer
 from distill.backbone.model import Backbone
-from distill.config import ExportSettings, Settings, TrainSettings
+from distill.config import ExportSettings, ImageTokenizerConfig, Settings, TrainSettings
 from distill.errors import BadInput, MissingStage
+from distill.mining.triplets import Triplet
 from distill.run import Run
 from distill.serve import http as serve_http
 from distill.serve.app import create_app
@@ -45,6 +48,11 @@ from distill.serve.shelf import Shelf
 from distill.serve.student import Offer
 from distill.teacher.open_source import open_source
 from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.image_tokens import build_codebook
+from distill.vision.codebook import PictureCodebook
+from distill.vision.image_tokenizer import ImageTokenizer
+from distill.vision.pictures import png
+from distill.vision.seeing import looked_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 T = TypeVar("T")
@@ -560,6 +568,68 @@ def test_openai_s_python_client(url: str) -> None:
         by.chat.completions.create(model="proto", messages=picture)
     with pytest.raises(openai.BadRequestError, match="n: one answer"):
         by.chat.completions.create(model="proto", messages=messages, n=2)
+
+
+@pytest.fixture(scope="module")
+def seer(model: Backbone, tokenizer: StudentTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Student:
+    """A student with eyes: it knows a red ball from a blue street."""
+    folder, vision = tmp_path_factory.mktemp("eyes"), ImageTokenizerConfig("lite", embedding_dim=0, image_size=16)
+    triplet = Triplet("a ball", "release", "the street", "causal", 0, "0", 0, "dream")
+    codebook, _ = build_codebook([triplet], size=8)
+    codebook.save(folder)
+    views = [view for colour in ("red", "blue", "white") for view in looked_at(Image.new("RGB", (32, 32), colour))]
+    labels = [["a ball"]] * 5 + [["the street"]] * 5 + [list[str]()] * 5
+    embedded = np.stack([one.numpy() for one in ImageTokenizer(vision).stream(views) if one is not None])
+    PictureCodebook.learn(codebook, vision, embedded, labels).save(folder)
+    return Student("seer", model, tokenizer, folder=folder)
+
+
+def coloured(colour: str) -> str:
+    return base64.b64encode(png(Image.new("RGB", (32, 32), colour))).decode()
+
+
+def test_pictures_are_read_by_who_sees(seer: Student, offers: list[Offer]) -> None:
+    """In both APIs what a client shows is what the student itself reads of the picture, in each turn's own place."""
+    shelf = Shelf([*offers, Offer(lambda: seer, True, 0.0)])
+    app = create_app(shelf)
+    red, blue = coloured("red"), coloured("blue")
+    asked = seer.asked("What?", [base64.b64decode(red)])
+    assert asked.count("ball⟩") == 5
+    length = len(seer.prompt_ids([{"role": "user", "content": asked}], None))
+    few = {"num_predict": 4, "temperature": 0}
+    assert post(app, "/api/show", {"model": "seer"}).json()["capabilities"] == ["completion", "vision", "thinking"]
+    body: dict[str, Any] = {"model": "seer", "prompt": "What?", "images": [red], "stream": False, "options": few}
+    told = post(app, "/api/generate", body).json()
+    assert told["prompt_eval_count"] == length
+    assert told["context"][:length] == seer.prompt_ids([{"role": "user", "content": asked}], None)
+    assert post(app, "/api/generate", body | {"prompt": ""}).json()["prompt_eval_count"] < length
+    turns: list[Any] = [{"role": "user", "content": "What?", "images": [red]}, {"role": "assistant", "content": "It."}]
+    turns.append({"role": "user", "content": "And?", "images": [blue, red]})
+    whole = post(app, "/api/chat", {"model": "seer", "messages": turns, "stream": False, "options": few}).json()
+    seen = seer.asked("And?", [base64.b64decode(one) for one in (blue, red)])
+    said: list[Any] = [{"role": "user", "content": asked}, turns[1], {"role": "user", "content": seen}]
+    assert whole["prompt_eval_count"] == len(seer.prompt_ids(said, None))
+    for url in ({"url": f"data:image/png;base64,{red}"}, f"data:image/png;base64,{red}"):
+        content = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": url}]
+        body = {"model": "seer", "messages": [{"role": "user", "content": content}], "max_tokens": 2}
+        assert post(app, "/v1/chat/completions", body).json()["usage"]["prompt_tokens"] == length
+    wrong: list[tuple[str, dict[str, Any], str]] = [
+        ("/api/generate", {"images": ["?"]}, r"images\[0\]: is no base64"),
+        ("/api/generate", {"images": ["aGk="]}, "images: bytes: is not a picture"),
+        ("/api/generate", {"images": [red] * 17}, "17 of them; a request has 16 at most"),
+        ("/api/generate", {"images": [red], "raw": True}, "raw mode does not support images"),
+        ("/api/generate", {"images": [red], "model": "proto"}, "images: this student reads no pictures"),
+        ("/api/generate", {"images": 3}, "images: a number instead of"),
+    ]
+    for url in ("https://example.org/a.png", "data:,", 3):
+        parts = [{"type": "image_url", "image_url": {"url": url}}]
+        messages = {"messages": [{"role": "user", "content": parts}]}
+        wrong.append(("/v1/chat/completions", messages, r"messages\[0\].content\[0\].image_url"))
+    for path, sent, words in wrong:
+        refused = post(app, path, {"model": "seer", "prompt": "What?", "stream": False} | sent)
+        assert refused.status_code == 400
+        assert re.search(words, str(refused.json()["error"])), refused.text
+    shelf.close()
 
 
 def test_half_a_request_and_a_huge_one(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

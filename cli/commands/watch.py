@@ -41,6 +41,8 @@ def token_option(flag: str, metavar: str, help: str, multiple: bool = False) -> 
 @click.option(
     "--export", "exports", multiple=True, metavar="FILE", type=FILE, help="Write the dream too: .html, .png or .json."
 )
+@click.option("--picture", metavar="FILE.png", type=FILE, help="Write a picture of the outcome: the run's nearest.")
+@click.option("--painter", default="", metavar="MODEL", help="Have this model of diffusers paint it, a folder or name.")
 @click.option("--temperature", default=0.7, show_default=True, type=click.FloatRange(0, 5))
 @click.option("--max-tokens", default=256, show_default=True, type=click.IntRange(1), help="Of the answer.")
 @click.option("--seed", default=0, show_default=True, type=int)
@@ -54,6 +56,7 @@ def watch(
     replace: tuple[str, ...],
     retrieve: str | None,
     exports: tuple[Path, ...],
+    picture: Path | None,
     max_tokens: int,
     quiet: bool,
     as_json: bool,
@@ -71,7 +74,7 @@ def watch(
       dream watch my-student "What happens when you drop a ball?"
       dream watch my-student "What happens when you drop a ball?" --guide "⟨a ball⟩" --export dream.html
       dream watch my-student "What happens when you drop a ball?" --replace "3=⟨water⟩"
-      dream watch seer "What is in this picture?" --image scene.png --export dream.html
+      dream watch seer "What is in this picture?" --image scene.png --export dream.html --picture dream.png
     """
     from bundle.load import load_dreaming
     from distill.dream.editor import parse_replacements
@@ -100,6 +103,7 @@ def watch(
         attention=bool(lanes or as_json or exports),
         retrieve=retrieve or "",
         max_length=max_tokens,
+        picture=picture,
         on_dream=drawn,
         **how,
     ):
@@ -115,6 +119,7 @@ def watch(
         lanes.words(viewer.records[-1])
     for path in exports:
         viewer.export(path)
+    for path in (*exports, *([picture] if picture else [])):
         click.echo(f"wrote {path}", err=True)
     if as_json:
         emit_json(viewer.records[-1].to_json())

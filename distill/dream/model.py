@@ -45,6 +45,7 @@ from distill.knowledge.growing_graph import KnowledgeGraph
 from distill.knowledge.retrieval import Labels, Retriever
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook
+from distill.vision.album import Album, canvas, draw
 from distill.vision.codebook import PictureCodebook
 from distill.vision.pictures import thumbnail
 from distill.vision.seeing import with_images
@@ -110,6 +111,7 @@ class DreamingReasoningLLM:
         if parts.engine is not None:
             parts.engine.eval()
         self.knowledge = knowledge
+        self.album: Album | None = None
         self._source: Path | None = None
         self._viewer = DreamViewer() if enable_dream_viewer or parts.config.enable_visualization else None
 
@@ -140,6 +142,8 @@ class DreamingReasoningLLM:
         retrieve: str = "",
         on_dream: Callable[[DreamRecord], None] | None = None,
         image_triplets: Any = None,
+        picture: str | Path | None = None,
+        painter: str = "",
     ) -> Any:
         """Dream of a prompt and answer it.
 
@@ -160,12 +164,16 @@ class DreamingReasoningLLM:
         dream, own or given, with these numbers, before it is read. attention: note in the record's `words` what each
         word of the answer read, for one more forward pass. retrieve: put image tokens from the knowledge graph after
         the prompt; how they are found: "neighbourhood", "walk" or "sample". on_dream: gets the dream as far as
-        it is after each step that forms, and last the whole of it, before the answer begins.
+        it is after each step that forms, and last the whole of it, before the answer begins. picture: a .png for a
+        picture of one prompt's outcome: the nearest of the run's own, or what `painter`, a model of diffusers (folder
+        or hub name), paints of its image tokens.
         Raises BadInput, one line, for whatever can't be done.
         """
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
         asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows, dream, replace)
         asked = dataclasses.replace(asked, attention=attention, watch=watch_dreams, on_dream=on_dream)
+        if picture is not None or painter:
+            asked = dataclasses.replace(asked, picture=canvas(picture, self.album, painter), painter=painter)
         pictures, triplets = pictures_of(images), triplets_of(image_triplets)
         if pictures or triplets:
             if not (prompt is None or isinstance(prompt, str)):
@@ -183,6 +191,8 @@ class DreamingReasoningLLM:
             if several or return_dreams or asked.mode != "text":
                 raise BadInput("stream: gives the text of one prompt, piece by piece; leave it out for anything else")
             return self._stream(self._dream(prompts[0], seen, asked), asked)
+        if several and picture is not None:
+            raise BadInput("picture: is of one prompt's outcome; ask one after the other")
         found: list[dict[str, Any]] = []
         for i, one in enumerate(prompts):
             own = dataclasses.replace(asked, sampling=dataclasses.replace(sampling, seed=seed + i))
@@ -204,7 +214,7 @@ class DreamingReasoningLLM:
         for piece in OutputDecoder.text(dreaming.speaker, self.parts.tokenizer, asked.sampling.max_tokens):
             pieces.append(piece)
             yield piece
-        self._finish(dreaming, "".join(pieces), asked.attention)
+        self._finish(dreaming, "".join(pieces), asked)
         self._save_knowledge()
 
     def _answer(self, prompt: str, images: Tensor | None, asked: Asked) -> dict[str, Any]:
@@ -216,7 +226,7 @@ class DreamingReasoningLLM:
             labels = image_labels(torch.stack(image, 1), self.parts.codebook) if self.parts.codebook else None
         if asked.mode != "image":
             text = "".join(OutputDecoder.text(dreaming.speaker, self.parts.tokenizer, asked.sampling.max_tokens))
-        record = self._finish(dreaming, text, asked.attention)
+        record = self._finish(dreaming, text, asked)
         both = {"text": text, "image": image}
         return {
             "output": both if asked.mode == "both" else both[asked.mode],
@@ -237,16 +247,19 @@ class DreamingReasoningLLM:
         what, action, result = dreamt.image.unbind(1)
         return what, action, result
 
-    def _finish(self, dreaming: Dreaming, answer: str, attention: bool) -> DreamRecord:
+    def _finish(self, dreaming: Dreaming, answer: str, asked: Asked) -> DreamRecord:
         """The whole record, given to those who collect dreams."""
         record = dataclasses.replace(dreaming.record, answer=answer)
-        if attention and answer and record.read:
+        if asked.attention and answer and record.read:
             words = read_words(self.parts, dreaming.speaker, dreaming.question, dreaming.read)
             record = dataclasses.replace(record, words=words)
         if self._viewer is not None and record.dreamer != "none":
             self._viewer.record(record, dreaming.dreamt.vectors)
         if self.knowledge is not None:
             self.knowledge.add(chains_of(record))
+        if asked.picture is not None:
+            outcome = torch.stack(self._image(dreaming.dreamt), 1)
+            draw(asked.picture, outcome, self.parts.codebook, self.album, asked.painter, asked.sampling.seed)
         return record
 
     def _save_knowledge(self) -> None:

@@ -26,7 +26,8 @@ from distill.student.grammar import DreamGrammar
 from distill.tokens.bpe import FILES, StudentTokenizer, image_text
 from distill.tokens.chat import Triple
 from distill.tokens.image_tokens import Codebook
-from distill.vision.codebook import SEEING, PictureCodebook
+from distill.vision import SEEING
+from distill.vision.codebook import PictureCodebook
 
 NAME, KNOWLEDGE = "dreaming.json", "knowledge.graphml"
 VERSION = 1

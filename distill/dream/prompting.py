@@ -6,6 +6,7 @@ Shape legend: B prompts, N images, D = 512.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -34,7 +35,8 @@ class Asked:
 
     guide: codes. dream: read in the place of one of the student's own. replace: number of a token → the code that takes
     its place. attention: note what each word read. watch: draw the dream on the console. on_dream: gets it too.
-    pictures: small ones of those asked about, for its record.
+    pictures: small ones of those asked about, for its record. picture: the file for one of the outcome; painter: the
+    model that paints it.
     """
 
     mode: OutputMode
@@ -48,6 +50,8 @@ class Asked:
     watch: bool = False
     on_dream: Callable[[DreamRecord], None] | None = None
     pictures: list[str] = field(default_factory=list[str])
+    picture: Path | None = None
+    painter: str = ""
 
 
 def check(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from distill.corpus.prompts import load_prompts
-from distill.corpus.traces import Trace, TraceStore
+from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.exam.metrics.likelihood import bits
 from distill.exam.truth import Truth, read_truths, spread
@@ -20,7 +20,7 @@ from distill.mining.triplets import Triplet, by_trace, read_triplets
 from distill.run import Run, fingerprint
 from distill.teacher.protocol import TeacherTokenizer, TokenTargets
 from distill.tokens.image_tokens import Codebook
-from distill.tokens.shown import load_shown, show
+from distill.tokens.shown import NAMED, load_shown, show
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Question:
     key: of the trace, or of the prompt where there is none. text: the teacher's answer, "" where nobody answered;
     done_reason: "stop" or "length", whether it ended by itself. tokens: its soft targets in the teacher's ids.
     triplets: mined from the teacher's answer. truth: its split, true answer and depth, where the dataset knows them.
-    sibling: another answer, one that something was mined from.
+    sibling: another answer, one that something was mined from. pictures: files that the prompt names, in its run.
     """
 
     key: str
@@ -50,6 +50,7 @@ class Question:
     triplets: tuple[Triplet, ...] = ()
     truth: Truth | None = None
     sibling: Sibling | None = None
+    pictures: tuple[Path, ...] = ()
 
     @property
     def after_sibling(self) -> Self:
@@ -166,8 +167,11 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
                     Sibling(said, tuple(mined.get(key, ()))) for key, said in answers[trace.prompt] if said != text
                 )
                 sibling = next((other for other in others if other.triplets), None)
-                question = _question(trace, run, mined.get(trace.key, []), truths.get(trace.key))
-                questions.append(replace(question, prompt=show(trace.prompt, shown), sibling=sibling))
+                said, named = trace.response, NAMED.findall(trace.prompt)
+                pictures = tuple(path for name in named if (path := run.path / name).is_file())
+                about = trace.key, show(trace.prompt, shown), run.settings.capture.system
+                known = tuple(mined.get(trace.key, ())), truths.get(trace.key), sibling, pictures
+                questions.append(Question(*about, text, said.done_reason, said.tokens, *known))
     if not questions:
         raise BadInput(
             f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "
@@ -176,12 +180,6 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
     questions.sort(key=lambda question: question.key)
     name = f"{len(questions)} held-out prompts of {run.name}"
     return Exam(name, run.evaluation / "targets", questions, teacher.spec, vocabulary, run)
-
-
-def _question(trace: Trace, run: Run, triplets: list[Triplet], truth: Truth | None) -> Question:
-    said = trace.response
-    system = run.settings.capture.system
-    return Question(trace.key, trace.prompt, system, said.text, said.done_reason, said.tokens, tuple(triplets), truth)
 
 
 def exam_of_prompts(source: str, folder: Path, limit: int = 0) -> Exam:

@@ -14,6 +14,7 @@ from distill.exam.metrics.catalogue import in_order, metric_of
 from distill.exam.metrics.significance import holm, permutation_test
 from distill.exam.metrics.statistics import HierarchicalBootstrap, Ratio, shared
 from distill.exam.questions import Question
+from distill.vision.pictures import thumbnail
 
 USED = "bits_per_byte_used"
 LEADING = ("exact_match", USED, "bits_per_byte", "chrf")
@@ -185,6 +186,7 @@ class _Numbers:
                 "key": keys[i],
                 "prompt": asked[keys[i]].prompt if keys[i] in asked else "",
                 "teacher": asked[keys[i]].text if keys[i] in asked else "",
+                "pictures": [thumbnail(one, 192) for one in asked[keys[i]].pictures] if keys[i] in asked else [],
                 "metric": metric,
                 "spread": float(spread[i]),
                 "values": {system: float(each[i]) for system, each in values.items()},

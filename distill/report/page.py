@@ -52,7 +52,7 @@ def render_html(results: Results) -> str:
         .get_template("report.html")
         .render(
             _common(results),
-            policy=page_policy(script, images=False),
+            policy=page_policy(script, images=any(each.get("pictures") for each in results["disagreements"])),
             style=Markup(style),
             script=Markup(script),
             long=len(results["title"]) > LONG,

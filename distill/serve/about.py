@@ -65,7 +65,7 @@ class About:
             size,
             offer.modified,
             details,
-            ["completion", *(["thinking"] if offer.dreams else [])],
+            ["completion", *["vision"] * student.sees, *["thinking"] * offer.dreams],
             model_info(student, count),
             tensors,
             "\n".join(f"{name:<30} {value}" for name, value in settings),

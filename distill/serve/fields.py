@@ -1,5 +1,6 @@
 """What a request says, field by field: wrong types and impossible values are the client's to mend, in one line."""
 
+import base64
 import json
 import math
 import re
@@ -121,10 +122,22 @@ class Fields:
             raise ApiError(400, f"{self.where}{name}[{i}]: {KINDS[type(value)]} instead of a string")
         return whole_text(value)
 
+    def files(self, name: str) -> list[bytes]:
+        """An array of files in base64."""
+        return [decoded(text, f"{self.where}{name}[{i}]") for i, text in enumerate(self.texts(name) or ())]
+
     def refuse(self, name: str, why: str) -> None:
         """For what can't be done: anything but nothing is refused."""
         if self.values.get(name) not in (None, "", [], {}, False):
             raise ApiError(400, f"{self.where}{name}: {why}")
+
+
+def decoded(text: str, where: str) -> bytes:
+    """A file's bytes in base64. Raises ApiError 400."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:
+        raise ApiError(400, f"{where}: is no base64 ({error})") from error
 
 
 def whole_text(text: str) -> str:

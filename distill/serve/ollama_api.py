@@ -74,6 +74,7 @@ async def generate(request: Request) -> Response:
     name = body.text("model")
     served = shelf_of(request).find(name)
     refuse(body, name)
+    pictures = pictures_of(body, served)
     prompt, raw, system = body.text("prompt"), body.flag("raw", False), body.text("system")
     before = body.array("context")
     if any(type(id) is not int for id in before):
@@ -81,11 +82,14 @@ async def generate(request: Request) -> Response:
     body.refuse("template", "another template can't be used; send the whole prompt with raw")
     if raw and (system or before):
         raise ApiError(400, "raw mode does not support template, system, or context")
+    if raw and pictures:
+        raise ApiError(400, "raw mode does not support images")
     think = think_of(body.values.get("think"), served, name)
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
-    asked = Asked(messages, prompt if raw else None, before, think, body.flag("truncate", True))
-    return await _reply(request, body, served, Shape(name, chat=False), asked if prompt else None)
+    shown = [[]] * (len(messages) - 1) + [pictures]
+    asked = Asked(messages, prompt if raw else None, before, think, body.flag("truncate", True), shown)
+    return await _reply(request, body, served, Shape(name, chat=False), asked if prompt or pictures else None)
 
 
 async def chat(request: Request) -> Response:
@@ -95,11 +99,11 @@ async def chat(request: Request) -> Response:
     refuse(body, name)
     think = think_of(body.values.get("think"), served, name)
     turns = body.objects("messages")
-    messages: list[Message] = []
+    messages, pictures = list[Message](), list[list[bytes]]()
     for fields, role in zip(turns, roles(turns), strict=True):
-        fields.refuse("images", NO_PICTURES)
+        pictures.append(pictures_of(fields, served))
         messages.append({"role": role, "content": fields.text("content"), "thinking": fields.text("thinking")})
-    asked = Asked(messages, think=think, truncate=body.flag("truncate", True))
+    asked = Asked(messages, think=think, truncate=body.flag("truncate", True), pictures=pictures)
     return await _reply(request, body, served, Shape(name, chat=True), asked if messages else None)
 
 
@@ -110,9 +114,15 @@ def named(body: Fields) -> str:
     raise ApiError(400, "model is required")
 
 
+def pictures_of(fields: Fields, served: Served) -> list[bytes]:
+    """Files of pictures, in base64. Raises ApiError 400."""
+    if not served.sees:
+        fields.refuse("images", NO_PICTURES)
+    return fields.files("images")
+
+
 def refuse(body: Fields, name: str) -> None:
     """What a student can't do is refused, not passed over."""
-    body.refuse("images", NO_PICTURES)
     body.refuse("format", NO_FORMAT)
     if body.array("tools"):
         raise ApiError(400, f"{name} does not support tools")

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from distill.errors import DistillError
 from distill.serve.embedding import embed
-from distill.serve.fields import ApiError, Fields
+from distill.serve.fields import ApiError, Fields, decoded
 from distill.serve.http import SSE, Streamed, answer, body_of, dumps, roles, while_there
 from distill.serve.ollama_api import NO_FORMAT, NO_PICTURES, named, shelf_of, think_of
 from distill.serve.pieces import Entry, Piece, said
@@ -48,15 +48,32 @@ def options_of(body: Fields, served: Served) -> Options:
     )
 
 
-def content_of(fields: Fields) -> str:
-    """A string, or a list of parts that are text. Raises ApiError 400."""
+def content_of(fields: Fields, served: Served) -> tuple[str, list[bytes]]:
+    """A string, or a list of parts that are text, or pictures for who sees: text and pictures. Raises ApiError 400."""
     if not isinstance(fields.values.get("content"), list):
-        return fields.text("content")
-    parts = fields.objects("content")
-    for part in parts:
-        if part.text("type") != "text":
-            raise ApiError(400, NO_PICTURES if "image" in part.text("type") else f"{part.where}type: is text")
-    return "\n".join(part.text("text") for part in parts)
+        return fields.text("content"), []
+    texts, pictures = list[str](), list[bytes]()
+    for part in fields.objects("content"):
+        kind = part.text("type")
+        if "image" in kind and not served.sees:
+            raise ApiError(400, NO_PICTURES)
+        if kind == "text":
+            texts.append(part.text("text"))
+        elif kind == "image_url":
+            pictures.append(picture_of(part))
+        else:
+            raise ApiError(400, f"{part.where}type: is text{' or image_url' * served.sees}")
+    return "\n".join(texts), pictures
+
+
+def picture_of(part: Fields) -> bytes:
+    """The picture in a data: URL; nothing is fetched. Raises ApiError 400."""
+    plain = isinstance(part.values.get("image_url"), str)
+    url = part.text("image_url") if plain else part.section("image_url").text("url")
+    head, comma, data = url.partition(",")
+    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        raise ApiError(400, f"{part.where}image_url: is a picture's data:image/…;base64, URL; others aren't fetched")
+    return decoded(data, f"{part.where}image_url")
 
 
 @dataclass(frozen=True)
@@ -117,14 +134,16 @@ async def chat(request: Request) -> Response:
     turns = body.objects("messages")
     if not turns:
         raise ApiError(400, "messages: is empty; say something")
+    said = [content_of(fields, served) for fields in turns]
     messages: list[Message] = [
-        {"role": role, "content": content_of(fields)} for fields, role in zip(turns, roles(turns), strict=True)
+        {"role": role, "content": text} for role, (text, _) in zip(roles(turns), said, strict=True)
     ]
+    asked = Asked(messages, pictures=[pictures for _, pictures in said])
     effort = body.text("reasoning_effort") or body.section("reasoning").text("effort")
     think = think_of({"": None, "none": False}.get(effort, True), served, name)
     logprobs, top = logprobs_of(body)
     options = replace(options_of(body, served), logprobs=logprobs, top_logprobs=top)
-    return await _reply(request, body, served, Shape.new(name, chat=True), Asked(messages, think=think), options)
+    return await _reply(request, body, served, Shape.new(name, chat=True), replace(asked, think=think), options)
 
 
 async def completions(request: Request) -> Response:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from distill.errors import BadInput
 from distill.serve.fields import ApiError, Fields
 from distill.serve.pieces import Piece, Pieces
 from distill.serve.scheduler import Busy, Job
@@ -18,6 +19,9 @@ ROOM = 32
 """Tokens of the context that a prompt which doesn't fit leaves for the answer."""
 LONG = 20_000
 """Characters of a prompt that are split into tokens beside the loop: others are served meanwhile."""
+
+PICTURES = 16
+"""Of a request, at most."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,14 @@ def logprobs_of(body: Fields) -> tuple[bool, int]:
 class Asked:
     """What is to be answered: a conversation, or a raw prompt that no template is put around. before: tokens of an
     earlier conversation that the prompt goes on with. think: whether it shall dream. truncate: what doesn't fit the
-    context is cut at its beginning; else it is refused."""
+    context is cut at its beginning; else it is refused. pictures: files of each message, or nothing."""
 
     messages: Sequence[Message] = ()
     raw: str | None = None
     before: Sequence[int] = ()
     think: bool = True
     truncate: bool = True
+    pictures: Sequence[Sequence[bytes]] = ()
 
 
 class Reply:
@@ -183,10 +188,22 @@ async def _prompt_ids(loaded: Loaded, asked: Asked, dreams: bool) -> list[int]:
     def split() -> list[int]:
         if asked.raw is not None:
             return student.tokenizer.encode(asked.raw, special=True)
-        return student.prompt_ids(asked.messages, None if dreams else False)
+        return student.prompt_ids(seen(), None if dreams else False)
 
+    def seen() -> Sequence[Message]:
+        if not pictures:
+            return asked.messages
+        try:
+            pairs = zip(asked.messages, asked.pictures, strict=True)
+            return [{**message, "content": student.asked(message["content"], own)} for message, own in pairs]
+        except BadInput as error:
+            raise ApiError(400, f"images: {error}") from error
+
+    pictures = sum(map(len, asked.pictures))
+    if pictures > PICTURES:
+        raise ApiError(400, f"images: {pictures} of them; a request has {PICTURES} at most")
     characters = len(asked.raw or "") + sum(len(message["content"]) for message in asked.messages)
-    ids = await asyncio.to_thread(split) if characters + 40 * len(asked.messages) > LONG else split()
+    ids = await asyncio.to_thread(split) if pictures or characters + 40 * len(asked.messages) > LONG else split()
     return [*asked.before, *ids] or [student.tokenizer.newline_id]
 
 

@@ -38,6 +38,10 @@ class Served:
         self._hold(Loaded(student, *place))
 
     @property
+    def sees(self) -> bool:
+        return "vision" in self.about.capabilities
+
+    @property
     def is_loaded(self) -> bool:
         return self._loaded is not None
 

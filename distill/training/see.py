@@ -8,6 +8,8 @@ quarter the image tokens beside it, a quarter the tokens alone, as before.
 Shape legend: N pictures, P patches of each, W the encoder's width, V vocabulary.
 """
 
+import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,13 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.backbone.generate import generate
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
-from distill.run import Run
+from distill.run import Run, fingerprint, publish_folder, sha256_file, write_atomic
 from distill.tokens.chat import PICTURE, Message, picture_ids, render
 from distill.tokens.packing import pack, split_traces
 from distill.tokens.shown import NAMED, show
@@ -47,6 +50,8 @@ LEAST_RATE = 0.05
 """Share of the learning rate that is left at the end; it falls evenly."""
 MOST = 20_000
 """Pictures whose features are held at once: 1 GB of 64 patches each."""
+EVERY = 50
+"""Steps after which it is kept how far it has come."""
 ASKED = 100
 """Questions about pictures never trained on that are asked at the end."""
 ROOM = 96
@@ -72,9 +77,12 @@ def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, A
     started = time.monotonic()
     undo(run)
     pack(run)
-    seeing = Seeing(run, listen)
+    seeing = Seeing(run, how, listen)
+    if force:
+        shutil.rmtree(seeing.aside, ignore_errors=True)
     summary = seeing.perform()
     seeing.record("see", how, summary, time.monotonic() - started)
+    shutil.rmtree(seeing.aside, ignore_errors=True)
     listen(Event("see", "done", f"{summary['steps']} steps", data=summary))
     return summary
 
@@ -104,10 +112,12 @@ class Reader(nn.Embedding):
 
 
 class Seeing(Onward):
-    """One learning to see of a run."""
+    """One learning to see of a run. aside: where it is kept how far it has come, so that it goes on from there."""
 
-    def __init__(self, run: Run, listen: Listener) -> None:
+    def __init__(self, run: Run, how: Mapping[str, Any], listen: Listener) -> None:
         super().__init__(run, LR)
+        self.aside = run.path / "see"
+        self.same = fingerprint([how, sha256_file(self.begun / "checksums.json")])
         self.listen, self.settings = listen, run.settings.see
         self.base = checkpoint.read_loop(checkpoint.latest(run))
         own = run.settings.vision.weights if run.settings.vision.backbone == "dinov2" else ""
@@ -163,22 +173,45 @@ class Seeing(Onward):
         stack.embed_tokens = Reader(words, self.sight.projector.to(words.weight.device), self.features)
         betas = self.run.settings.train.betas
         self.optimizer = make_optimizer(self.model, LR, (betas[0], betas[1]), 0.0)
+        kept = self._kept()
         for step in range(steps):
             if both := step >= ALONE * steps:
                 self.model.requires_grad_(True)
+            batch = next(self.sources[TURNS[step % len(TURNS)] if both else "picture"])
+            if step < kept:  # read before it was stopped
+                continue
             for group in self.optimizer.param_groups:
                 group["lr"] = LR * max(LEAST_RATE, 1 - step / steps)
-            batch = move(next(self.sources[TURNS[step % len(TURNS)] if both else "picture"]), words.weight.device)
+            batch = move(batch, words.weight.device)
             losses.append(float(forward_backward(self.model, batch, self.precision, tail_kernel)["loss"]))
             self.descend()
             self.listen(
                 Event("see", "progress", done=step + 1, total=steps, unit="steps", data={"loss": round(losses[-1], 3)})
             )
+            if (step + 1) % EVERY == 0:
+                self._keep(step + 1)
         stack.embed_tokens = words
         self.sight.projector.cpu().requires_grad_(False)
         self.sees = self.sight.save
         self.save(self.base, steps, "see", asdict(self.settings))
         return {"steps": steps, "pictures": len(self.places), "patches": self.sight.patches, **self._told()}
+
+    def _keep(self, step: int) -> None:
+        with publish_folder(self.aside) as folder:
+            weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            save_file(weights, folder / "model.safetensors")
+            save_file(checkpoint.optimizer_tensors(self.model, self.optimizer), folder / "optimizer.safetensors")
+            write_atomic(folder / "loop.json", json.dumps({"step": step, "same": self.same}) + "\n")
+
+    def _kept(self) -> int:
+        """Steps that were done, with these settings from this student, before it was stopped; it is as it was then."""
+        path = self.aside / "loop.json"
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if told.get("same") != self.same:
+            return 0
+        self.model.load_state_dict(load_file(self.aside / "model.safetensors"))
+        checkpoint.load_optimizer(self.aside, self.model, self.optimizer, "begin again")
+        return told["step"]
 
     def _told(self) -> dict[str, float]:
         """Share of questions about pictures never trained on that are answered exactly right."""

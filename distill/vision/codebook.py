@@ -29,14 +29,13 @@ from distill.tokens.bpe import image_text
 from distill.tokens.concepts import CONCEPT_DIM, OllamaEncoder, Vectors, pad, unit_rows
 from distill.tokens.image_tokens import Codebook
 from distill.tokens.shown import PLACES
+from distill.vision import SEEING
 from distill.vision.backbones import licence
 
 STRENGTHS = np.logspace(-3, 3, 13)
 """Of the ridge, to choose from; embeddings have length 1."""
 TOKENS = 3
 """Of a picture, if nobody asks for more or fewer."""
-SEEING = ("pictures.json", "pictures.safetensors")
-"""The files of a map."""
 
 
 class PictureCodebook:

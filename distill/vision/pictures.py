@@ -115,6 +115,13 @@ def thumbnail(picture: Picture, side: int, part: Box = (0, 0, 1, 1)) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
+def png(image: Image.Image) -> bytes:
+    """Its file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 def _unwarned() -> "warnings.catch_warnings[None]":
     """Without Pillow's warnings: what matters is raised."""
     return warnings.catch_warnings(action="ignore")

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from distill.vision.pictures import Picture, as_image
 
 TOGETHER = 32
 """Pictures embedded at once."""
+ONE = Lock()
+"""Whoever embeds holds it: what is opened is shared."""
 
 Found = Mapping[str, tuple[float, float]]
 """What a picture shows → where its middle is, as shares of width and height."""
@@ -78,7 +81,8 @@ def with_images(
         raise BadInput("images: this student can't see; train one that can (`dream run --config emoji-scenes`)")
     if any(len(triplet) != 3 for triplet in triplets):
         raise BadInput("image_triplets: each is three pictures: what, action, result")
-    embedded = embed_places(_opened(**asdict(eyes.vision)), [*images, *(one for own in triplets for one in own)])
+    with ONE:
+        embedded = embed_places(_opened(**asdict(eyes.vision)), [*images, *(one for own in triplets for one in own)])
     said = [eyes.seen(own) for own in embedded[: len(images)]]
     things = [eyes.surest(own) for own in embedded[len(images) :]]
     said += ["".join(things[i : i + 3]) for i in range(0, len(things), 3)]
@@ -100,7 +104,7 @@ def at_places(found: Found) -> list[list[str]]:
 
 def embed_places(tokenizer: ImageTokenizer, pictures: Iterable[Picture]) -> list[Vectors]:
     """Of each picture (places, d). Raises BadInput for one that can't be read."""
-    views = [view for picture in pictures for view in looked_at(picture)]
+    views = (view for picture in pictures for view in looked_at(picture))
     embedded = [vector.numpy() for vector in tokenizer.stream(views, TOGETHER) if vector is not None]
     return list(np.stack(embedded).reshape(-1, len(PLACES), tokenizer.embedding_dim))
 
