@@ -26,9 +26,8 @@ SHARED_STAGES = ("capture", "mine", "tokenize")
 
 def check_baselines(names: list[str]) -> None:
     """Raise BadInput for a name that is none."""
-    for name in names:
-        if name not in BASELINES:
-            raise BadInput(f"evaluate.baselines: {name!r} is none of {', '.join(BASELINES)}")
+    if strange := [name for name in names if name not in BASELINES]:
+        raise BadInput(f"evaluate.baselines: {strange[0]!r} is none of {', '.join(BASELINES)}")
 
 
 def train_baseline(run: Run, name: str, steps: int, listen: Listener) -> Run:
@@ -41,8 +40,7 @@ def train_baseline(run: Run, name: str, steps: int, listen: Listener) -> Run:
 def train_child(run: Run, folder: Path, settings: Settings, steps: int, stage: str, listen: Listener) -> Run:
     """Train on the run's data with other settings, as a run of its own; a trained or interrupted one is taken up.
 
-    Where the run itself was trained in that very way, its training is copied; and what its student begins as, from a
-    child beside it that began as it would. Events are told as of `stage`.
+    Where the run itself was trained in that very way, its training is copied. Events are told as of `stage`.
     """
     from distill.training.loop import train
 
@@ -86,14 +84,11 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
 
 
 def _begin_alike(child: Run) -> None:
-    """Trainings that are compared begin alike, whatever time their cuts would have; and nothing is cut twice."""
+    """As one beside it that would: those that are compared agree, whatever time a cut has, and none is made twice."""
     wanted = start_settings(child)
     for path in sorted(child.path.parent.glob("*/run.json")) if "start" not in child.records() else ():
-        lent = (lender := Run(path.parent, child.settings)).records().get("start")
-        if lent is None or not lent.outputs or lent.fingerprint != child.fingerprint("start", wanted):
-            continue
-        if all((lender.path / output).exists() for output in lent.outputs):
-            shutil.rmtree(child.start, ignore_errors=True)
+        lent = (lender := Run(path.parent, child.settings)).fresh("start", wanted)
+        if lent is not None and lent.outputs and lent.fingerprint == child.fingerprint("start", wanted):
             copy_file(lender.start, child.start)
             child.record("start", wanted, lent.outputs, lent.summary, 0.0)
             return
