@@ -190,6 +190,8 @@ class TrainSettings:
     """Share of a question's tokens that are blank before a mined dream, at the beginning of the training."""
     unread_until: float = 0.5
     """Share of training after which no question is hidden: both have fallen to 0 by then, linearly."""
+    gaps: float = 0.0
+    """Share of documents whose positions have gaps of random sizes: order is learned, and no distance or count."""
     retrieve: str = ""
     """Put what other answers say of a prompt after it, as image tokens: `neighbourhood`, `walk`, `sample`, or none."""
     retrieve_limit: int = 4

@@ -379,3 +379,24 @@ def test_a_cut_answer_ends_after_its_last_whole_sentence(smollm2: Path) -> None:
     ), "more than half would go"
     assert kept("It costs 3.14") == "It costs 3.14…"
     assert kept("It falls.") == "It falls.…", "whether more would have come isn't known"
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_gaps_move_positions_and_nothing_else(documents: Documents, share: float) -> None:
+    plain, gapped = (
+        Batches(documents, FixedTokens(500), 256, Mixture(True, 0.25, 0.0, gaps=gaps), 7, 0.8) for gaps in (0.0, share)
+    )
+    rows = plain.epoch(0)
+    assert gapped.epoch(0) == rows
+    one, two = plain.assemble(rows), gapped.assemble(rows)
+    assert torch.equal(one.ids, two.ids)
+    assert torch.equal(one.where, two.where)
+    assert torch.equal(one.targets.slots, two.targets.slots)
+    moved = list[bool]()
+    for row, begin, end in two.spans.spans:
+        positions = two.positions[row, begin:end]
+        assert (positions.diff() > 0).all()
+        assert positions[0] >= 0
+        assert positions[-1] < 256
+        moved.append(not torch.equal(positions, one.positions[row, begin:end]))
+    assert abs(np.mean(moved) - share) < 0.15

@@ -37,8 +37,8 @@ from distill.training.told import Told, tilted
 EMPTY, MINED, DRAFT, PAUSE = 0, 1, 2, 3
 """What stands in a document's think block."""
 
-HIDE = 1
-"""Stream of the random numbers that say what of a question an answer doesn't read, beside those of its noise."""
+HIDE, GAPS = 1, 2
+"""Streams of the random numbers that say what of a question isn't read, and where tokens stand, beside its noise's."""
 
 BREAKS = 0.1
 """Of the tokens that are read as others, so many are line breaks: in a dream one stands before `</think>`."""
@@ -85,7 +85,7 @@ class Batch:
 @dataclass(frozen=True)
 class Mixture:
     """Shares of documents by what is in their think block, of their answers' tokens that are read as others, and of
-    what is not read of their questions; see TrainSettings. told: whether soft targets know of a mined dream."""
+    what is not read of their questions, and by their positions; see TrainSettings."""
 
     dreams: bool
     empty: float
@@ -95,19 +95,14 @@ class Mixture:
     bottleneck: float = 0.0
     prompt_dropout: float = 0.0
     told: bool = False
+    gaps: float = 0.0
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "Mixture":
-        return cls(
-            settings.dreams,
-            settings.empty_dreams,
-            0.0 if settings.pause else settings.drafts_share,
-            settings.pause,
-            settings.noise,
-            settings.bottleneck,
-            settings.prompt_dropout,
-            settings.told,
-        )
+        known = "noise", "bottleneck", "prompt_dropout", "told", "gaps"
+        drafts = 0.0 if settings.pause else settings.drafts_share
+        same = {name: getattr(settings, name) for name in known}
+        return cls(settings.dreams, settings.empty_dreams, drafts, settings.pause, **same)
 
 
 class Batches:
@@ -246,7 +241,7 @@ class Batches:
                 end = start + piece.length
                 read = self._read(piece, text, kinds, unread)
                 ids[number, start:end] = read[places]
-                positions[number, start:end] = np.arange(piece.length)
+                positions[number, start:end] = self._positions(piece)
                 shared = len(self.documents.prompt(piece.document)) if piece.variant != EMPTY else len(text)
                 alike[number, start:end] = places < shared
                 spans.append((number, start, end))
@@ -264,6 +259,12 @@ class Batches:
                 start = end
         places = Spans(count, length, spans, torch.device("cpu"), hidden)
         return self._batch(ids, positions, alike, places, gains, where, labels, answer_at, which, slips)
+
+    def _positions(self, piece: Piece) -> NDArray[np.int64]:
+        """One after the other, or with gaps, any within the row's length (arXiv:2305.16843)."""
+        random = np.random.default_rng([piece.noise, GAPS])
+        gaps = random.random() < self.mixture.gaps
+        return np.sort(random.choice(self.length, piece.length, replace=False)) if gaps else np.arange(piece.length)
 
     def _gains(self, told: Told, piece: Piece, length: int) -> NDArray[np.float32]:
         """(length, 1 + S) nats by which its dream makes targets of its inputs likelier: the answer ends them."""

@@ -14,7 +14,7 @@ VERSION = 2
 OPTIMIZERS = ("auto", "adamw", "muon")
 SHARES = (
     *("soft_weight", "empty_dreams", "drafts_from", "drafts_share", "warmup", "noise"),
-    *("bottleneck", "prompt_dropout", "unread_until"),
+    *("bottleneck", "prompt_dropout", "unread_until", "gaps"),
 )
 """Train settings from 0 to 1."""
 DECAY_SHARE = 0.2

@@ -83,7 +83,7 @@ class Trainer:
         grammar = None if settings.pause else DreamGrammar(self.tokenizer, longest_path(run.settings))
         self.batches, self.validation = (
             Batches(Documents.load(run.data / name), self.tokenizer, length, mix, seed, soft, grammar, settings.strict)
-            for name, mix in (("train", mixture), ("validation", replace(mixture, noise=0.0)))
+            for name, mix in (("train", mixture), ("validation", replace(mixture, noise=0.0, gaps=0.0)))
         )
         self.stop, self.drafts = Interrupt(), dict[int, list[int]]()
         if found:
