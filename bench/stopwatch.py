@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from bench.result import BenchResult, Series, machine
 from distill.events import Event, Listener, silent
 
+Job = Callable[[], object]
 Found = TypeVar("Found")
 Numbers = Mapping[str, Sequence[float]]
 """Name → a number of each round."""
@@ -39,9 +40,7 @@ class Stopwatch:
         """What it returns in each round."""
         return self.alternate({"": job}, task)[""]
 
-    def seconds(
-        self, jobs: Mapping[str, Callable[[], object]], task: str, device: str = "cpu"
-    ) -> dict[str, list[float]]:
+    def seconds(self, jobs: Mapping[str, Job], task: str, device: str = "cpu") -> dict[str, list[float]]:
         """Seconds of each job, by rounds. device: torch's, that may be at it still when a job returns."""
         return self.alternate({name: partial(seconds_of, job, device) for name, job in jobs.items()}, task)
 
@@ -57,7 +56,7 @@ class Stopwatch:
         return BenchResult(name, series, settings or {}, about or {}, self.warmup, machine(device))
 
 
-def seconds_of(job: Callable[[], object], device: str = "cpu") -> float:
+def seconds_of(job: Job, device: str = "cpu") -> float:
     """Of one call, until a CUDA device has done what it was told."""
     started = time.perf_counter()
     job()

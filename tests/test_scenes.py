@@ -621,7 +621,7 @@ def test_a_model_of_diffusers_paints(tmp_path: Path) -> None:
     painted = [paint(str(tmp_path / "painter"), "a b", torch.device("cpu"), seed) for seed in (0, 0, 1)]
     assert painted[0].size == (32, 32)
     assert painted[0].tobytes() == painted[1].tobytes() != painted[2].tobytes()
-    with pytest.raises(BadInput, match="diffusers can't load it"):
+    with pytest.raises(BadInput, match="diffusers can't paint with it"):
         paint(str(tmp_path / "words"), "a b", torch.device("cpu"), 0)
 
 

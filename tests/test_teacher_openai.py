@@ -17,7 +17,7 @@ from cli.main import dream
 from distill.address import Address
 from distill.config import TeacherSettings
 from distill.corpus.traces import TraceStore
-from distill.errors import AnswerBroken, ModelNotFound, TeacherError
+from distill.errors import AnswerBroken, BadInput, ModelNotFound, TeacherError
 from distill.events import Event
 from distill.teacher import open_teacher
 from distill.teacher.gguf_tokenizer import Vocabulary
@@ -138,11 +138,12 @@ def test_what_a_server_refuses_is_left_out_and_said_once(vocabulary: Vocabulary)
             found = teacher.generate(QUESTION, GenerateOptions(max_tokens=9, system="Be brief."))
             assert (found.text, found.thinking, found.tokens) == ("It falls.", "Gravity.", None)
     assert [event.message.partition(": ")[2] for event in heard] == [
-        "takes no logprobs for gpt; going on without",
-        "takes no seed for gpt; going on without",
+        "takes no logprobs for gpt; going on without (logprobs: unsupported)",
+        "takes no seed for gpt; going on without (seed: unknown)",
         "its answers come without logprobs, or with some that don't spell them; those get hard labels only",
     ]
-    assert len(seen) == 5  # three refusals, two answers
+    assert [body.get("top_logprobs") for body in seen[1:6]] == [20, 10, 5, 2, 1]
+    assert len(seen) == 9  # seven refusals, two answers
     assert seen[-1]["max_completion_tokens"] == 9
     assert [turn["role"] for turn in seen[-1]["messages"]] == ["system", "user"]
     assert not {"logprobs", "top_logprobs", "seed", "max_tokens"} & set(seen[-1])
@@ -162,6 +163,7 @@ def test_tokens_are_named_by_their_bytes(vocabulary: Vocabulary) -> None:
         entry("Hmm", b"Hmm", -0.1),
         entry("It", b"It", -0.5, ("It", -0.5), ("<|im_end|>", -1.5)),
         *(entry("�", printed, -0.2) for printed in half),
+        entry("", None, -0.1),
         entry(" falls", None, 3.0),
     ]
     with stub(lambda body: answer("It日 falls", logprobs={"content": entries})) as url:
@@ -172,6 +174,29 @@ def test_tokens_are_named_by_their_bytes(vocabulary: Vocabulary) -> None:
     assert found.tokens.ids[-1] == eos
     assert found.tokens.soft.tolist() == [True] * (1 + len(half)) + [False, False]
     assert found.tokens.top_ids[0, :2].tolist() == [vocabulary.id_of(b"It"), eos]
+
+
+def test_fewer_alternatives_are_better_than_none(vocabulary: Vocabulary) -> None:
+    def say(body: dict[str, Any]) -> tuple[int, Any]:
+        if body["top_logprobs"] > 5:
+            return 422, {"detail": "top_logprobs: at most 5"}
+        top = [{"token": "It", "bytes": [73, 116], "logprob": -0.5}]
+        told = {"token": "It", "bytes": [73, 116], "logprob": -0.5, "top_logprobs": top}
+        end = {"token": "<|im_end|>", "bytes": None, "logprob": -0.3, "top_logprobs": []}
+        return answer("It", logprobs={"content": [told, end]})
+
+    heard = list[Event]()
+    with stub(say) as url:
+        found = asker(url, vocabulary, heard).generate(QUESTION, GenerateOptions())
+    assert found.tokens is not None
+    assert found.tokens.soft.tolist() == [True, True]
+    assert found.tokens.ids[-1] == vocabulary.tokenizer.eos_id
+    assert not heard
+
+
+def test_an_address_is_whole() -> None:
+    with pytest.raises(BadInput, match="'gpu-box:8000': write the whole address"):
+        open_teacher(TeacherSettings(model="openai:gpt", hosts=[Address("gpu-box:8000")]))
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,8 @@ class DreamingReasoningLLM:
         asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows, dream, replace)
         asked = dataclasses.replace(asked, attention=attention, watch=watch_dreams, on_dream=on_dream)
         if picture is not None or painter:
+            if dreamer == "none":
+                raise BadInput("picture: is of a dream, and dreamer='none' dreams nothing")
             asked = dataclasses.replace(asked, picture=canvas(picture, self.album, painter), painter=painter)
         pictures, triplets = pictures_of(images), triplets_of(image_triplets)
         if pictures or triplets:
@@ -258,6 +260,7 @@ class DreamingReasoningLLM:
         if self.knowledge is not None:
             self.knowledge.add(chains_of(record))
         if asked.picture is not None:
+            self._save_knowledge()  # whatever comes of the picture
             outcome = torch.stack(self._image(dreaming.dreamt), 1)
             draw(asked.picture, outcome, self.parts.codebook, self.album, asked.painter, asked.sampling.seed)
         return record

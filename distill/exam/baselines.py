@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import Settings, settings_yaml
-from distill.errors import BadInput
+from distill.errors import BadInput, CorruptFile
 from distill.events import Listener
 from distill.run import Run, publish_folder, write_atomic
 from distill.training.engine.plan import engine_settings, untouched
@@ -87,11 +87,12 @@ def _begin_alike(child: Run) -> None:
     """As one beside it that would: those that are compared agree, whatever time a cut has, and none is made twice."""
     wanted = start_settings(child)
     for path in sorted(child.path.parent.glob("*/run.json")) if "start" not in child.records() else ():
-        lent = (lender := Run(path.parent, child.settings)).fresh("start", wanted)
-        if lent is not None and lent.outputs and lent.fingerprint == child.fingerprint("start", wanted):
-            copy_file(lender.start, child.start)
-            child.record("start", wanted, lent.outputs, lent.summary, 0.0)
-            return
+        with contextlib.suppress(CorruptFile):  # another training may be broken
+            lent = (lender := Run(path.parent, child.settings)).fresh("start", wanted)
+            if lent is not None and lent.outputs and lent.fingerprint == child.fingerprint("start", wanted):
+                copy_file(lender.start, child.start)
+                child.record("start", wanted, lent.outputs, lent.summary, 0.0)
+                return
 
 
 def copy_run(run: Run, folder: Path, settings: Settings, stages: tuple[str, ...], paths: Iterable[Path]) -> None:

@@ -1,6 +1,6 @@
 """What a comparison's measurements come to: values, paired differences and tests, wins, disagreements.
 
-A system is one target, or several trainings of one recipe that differ by their seed. Everything is on the same prompts.
+A system is one target, or trainings of one recipe that differ by their seed. Everything is on the same prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from distill.exam.metrics.catalogue import in_order, metric_of
 from distill.exam.metrics.significance import holm, permutation_test
 from distill.exam.metrics.statistics import HierarchicalBootstrap, Ratio, shared
 from distill.exam.questions import Question
-from distill.vision.pictures import thumbnail
+from distill.vision.pictures import thumbnails
 
 USED = "bits_per_byte_used"
 LEADING = ("exact_match", USED, "bits_per_byte", "chrf")
@@ -186,7 +186,7 @@ class _Numbers:
                 "key": keys[i],
                 "prompt": asked[keys[i]].prompt if keys[i] in asked else "",
                 "teacher": asked[keys[i]].text if keys[i] in asked else "",
-                "pictures": [thumbnail(one, 192) for one in asked[keys[i]].pictures] if keys[i] in asked else [],
+                "pictures": thumbnails(asked[keys[i]].pictures, 192) if keys[i] in asked else [],
                 "metric": metric,
                 "spread": float(spread[i]),
                 "values": {system: float(each[i]) for system, each in values.items()},

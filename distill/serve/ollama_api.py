@@ -97,6 +97,7 @@ async def chat(request: Request) -> Response:
     name = named(body)
     served = shelf_of(request).find(name)
     refuse(body, name)
+    body.refuse("images", "belong into a message")
     think = think_of(body.values.get("think"), served, name)
     turns = body.objects("messages")
     messages, pictures = list[Message](), list[list[bytes]]()

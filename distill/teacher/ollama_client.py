@@ -52,6 +52,7 @@ class OllamaClient:
     """The environment variable of what an `Authorization` header says."""
     start = "start it with `ollama serve`, or give its address with --host"
     installed = "`ollama list` shows what is installed"
+    longer = "shorten it, or raise teacher.context"
     answers: tuple[str, ...] = ("/api/generate", "/api/chat")
     """Where a model is asked."""
 
@@ -200,7 +201,7 @@ class OllamaClient:
             return ModelNotFound(f"{self.host}: {reason}; {self.installed}")
         told = f"{self.host}: refuses {path} ({answer.status_code}): {reason}"
         if path in self.answers and (answer.status_code == 413 or _TOO_LONG.search(reason)):
-            return PromptRefused(f"{told}; shorten it, or raise teacher.context")
+            return PromptRefused(f"{told}; {self.longer}")
         return TeacherError(told)
 
     def _asking(self, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Its answers carry logprobs by text and bytes, and no ids: a vocabulary, of `teac
 
 import difflib
 import os
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from distill.address import Address
 from distill.config import TeacherSettings
-from distill.errors import AnswerBroken, ModelNotFound, TeacherError
+from distill.errors import AnswerBroken, BadInput, ModelNotFound, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import fingerprint
 from distill.teacher.gguf_tokenizer import CONTROL, Vocabulary
@@ -36,7 +37,7 @@ from distill.teacher.targets import Position, apart, assemble, first_of, hard, r
 
 PUBLIC = "https://api.openai.com/v1"
 CHAT = "/chat/completions"
-UNSAID = ("logprobs", "top_logprobs"), ("seed",), ("temperature",), ("top_p",)
+UNSAID = ("logprobs", "top_logprobs"), ("top_logprobs", "logprobs"), ("seed",), ("temperature",), ("top_p",)
 """What some servers refuse to be told: left out then, and said."""
 
 
@@ -47,6 +48,7 @@ class OpenAIClient(OllamaClient):
     key = "OPENAI_API_KEY"
     start = "start it, or give its address with --host (http://NAME:PORT/v1)"
     installed = "--teacher openai:MODEL names one that /v1/models lists"
+    longer = "shorten it, or serve the model with more context"
     answers = (CHAT, f"/v1{CHAT}")
 
     def names(self) -> list[str]:
@@ -77,9 +79,16 @@ def open_teachers(model: str, settings: TeacherSettings, listen: Listener, conte
         from distill.teacher.open_source import open_source
 
         vocabulary = Vocabulary(open_source(Path(settings.weights).expanduser()).tokenizer)
-    hosts = [Address(host) for host in settings.hosts or [os.environ.get("OPENAI_BASE_URL") or PUBLIC]]
+    hosts = [_address(host) for host in settings.hosts or [os.environ.get("OPENAI_BASE_URL") or PUBLIC]]
     how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "alone": len(hosts) < 2}
     return [OpenAITeacher(model, OpenAIClient(host, **how), vocabulary, listen) for host in hosts]
+
+
+def _address(host: str) -> Address:
+    """Ollama's port is meant nowhere here: raises BadInput where http:// or https:// is left out."""
+    if "://" not in host:
+        raise BadInput(f"{host!r}: write the whole address of a server that speaks OpenAI's API, http://NAME:PORT/v1")
+    return Address(host)
 
 
 class OpenAITeacher:
@@ -93,6 +102,9 @@ class OpenAITeacher:
         self.model, self.host = model, client.host
         self._client, self._vocabulary, self._listen = client, vocabulary, listen
         self._lock = threading.Lock()
+        self._info: TeacherInfo | None = None
+        self._name = model
+        self._most = MAX_TOP_LOGPROBS
         self._left_out: set[str] = set()
         self._room = "max_tokens"
         self._warned: set[str] = set()
@@ -102,24 +114,31 @@ class OpenAITeacher:
 
         No digest tells which weights answer: the name stands for them.
         """
-        names = self._client.names()
-        if name_key(self.model) not in map(name_key, names):
-            near = difflib.get_close_matches(self.model, names, n=3, cutoff=0.4) or names[:5]
-            raise ModelNotFound(f"{self.host}: has no model {self.model!r} (it lists: {', '.join(near) or 'none'})")
+        with self._lock:
+            if self._info is None:
+                self._info = self._ask_who()
+            info = self._info
         if self._vocabulary is None:
             self._warn(
                 "vocabulary", "no vocabulary is known; traces get hard labels only (--teacher-weights names one)"
             )
-        about = {"model": self.model, "api": "openai"}
-        spec = f"openai:{self.model}"
-        return TeacherInfo(spec, self.model, fingerprint(about), fingerprint(about), "openai", logprobs=True)
+        return info
+
+    def _ask_who(self) -> TeacherInfo:
+        names = self._client.names()
+        self._name = next((name for name in names if name_key(name) == name_key(self.model)), "")
+        if not self._name:
+            near = difflib.get_close_matches(self.model, names, n=3, cutoff=0.4) or names[:5]
+            raise ModelNotFound(f"{self.host}: has no model {self.model!r} (it lists: {', '.join(near) or 'none'})")
+        who = fingerprint({"model": self._name, "api": "openai"})
+        return TeacherInfo(f"openai:{self.model}", self._name, who, who, "openai", logprobs=True)
 
     def tokenizer(self) -> TeacherTokenizer | None:
         return None if self._vocabulary is None else self._vocabulary.tokenizer
 
     def generate(self, prompt: str, options: GenerateOptions) -> Response:
         top = min(options.top_logprobs, MAX_TOP_LOGPROBS) if self._vocabulary else 0
-        answer = self._ask(prompt, options, {"logprobs": True, "top_logprobs": top} if top else {})
+        answer = self._ask(prompt, options, {"logprobs": True} if top else {})
         with self._client.reading(CHAT):
             choice = answer["choices"][0]
             message = choice["message"]
@@ -146,6 +165,10 @@ class OpenAITeacher:
         positions = list[Position]()
         for entry, printed in zip(entries[start:], spelled[start:], strict=True):
             i = self._id(entry)
+            if i == UNKNOWN_ID and not printed:
+                if not stopped or entry is not entries[-1]:
+                    continue  # half of a character that another entry spells
+                i = self._vocabulary.tokenizer.eos_id
             top = entry.get("top_logprobs") or []
             logprobs = [float(other["logprob"]) for other in top]
             if i == UNKNOWN_ID:
@@ -154,7 +177,7 @@ class OpenAITeacher:
                 positions.append(Position(i, float(entry["logprob"]), self._ids(top), logprobs))
             else:
                 positions.append(hard(i))
-        if stopped and (not positions or positions[-1].id != self._vocabulary.tokenizer.eos_id):
+        if stopped and not (positions and self._vocabulary.is_end(positions[-1].id)):
             positions.append(hard(self._vocabulary.tokenizer.eos_id))
         return assemble(positions, width)
 
@@ -162,15 +185,18 @@ class OpenAITeacher:
         """Of alternatives; of several that print nothing the likeliest is taken for EOS, the others have no name."""
         assert self._vocabulary is not None
         ids, eos = [self._id(entry) for entry in entries], self._vocabulary.tokenizer.eos_id
-        return [UNKNOWN_ID if i == eos and eos in ids[:place] else i for place, i in enumerate(ids)]
+        blank = next(
+            (place for place, entry in enumerate(entries) if ids[place] < 0 and not self._printed(entry)), None
+        )
+        if blank is not None and eos not in ids:
+            ids[blank] = eos
+        return ids
 
     def _id(self, entry: dict[str, Any]) -> int:
-        """Of the control token of that name, or of what prints these bytes: EOS where there are none."""
+        """Of the control token of that name, or of what prints these bytes; UNKNOWN_ID where there is none."""
         assert self._vocabulary is not None
-        control, printed = self._control(entry), self._printed(entry)
-        if control is None and not printed:
-            return self._vocabulary.tokenizer.eos_id
-        found = self._vocabulary.id_of(printed) if control is None else control
+        control = self._control(entry)
+        found = self._vocabulary.id_of(self._printed(entry)) if control is None else control
         return UNKNOWN_ID if found is None else found
 
     def _control(self, entry: dict[str, Any]) -> int | None:
@@ -193,10 +219,11 @@ class OpenAITeacher:
             return text_of(answer["choices"][0]["message"]["content"])
 
     def _ask(self, prompt: str, options: GenerateOptions, more: dict[str, Any]) -> dict[str, Any]:
-        """Raises what the client does. What the server won't be told is left out, for good."""
+        """Raises what the client does. What the server won't be told is left out, for good; of too many alternatives
+        half are asked for."""
         messages = [{"role": "system", "content": options.system}] if options.system else []
         body: dict[str, Any] = {
-            "model": self.model,
+            "model": self._name or self.model,
             "messages": [*messages, {"role": "user", "content": prompt}],
             self._room: options.room,
             "temperature": options.temperature,
@@ -204,17 +231,23 @@ class OpenAITeacher:
             "seed": options.seed,
             **more,
         }
+        if "logprobs" in more:
+            body["top_logprobs"] = min(options.top_logprobs, self._most)
         sent = {key: value for key, value in body.items() if key not in self._left_out}
         try:
             return self._client.post(CHAT, sent)
         except TeacherError as error:
-            refused = str(error)
-            keys = next((keys for keys in UNSAID if keys[0] in refused and keys[0] in sent), ())
-            if "max_tokens" in sent and "max_completion_tokens" in refused:
+            head, _, reason = str(error).partition("): ")
+            keys = next((keys for keys in UNSAID if keys[0] in sent and re.search(rf"\b{keys[0]}\b", reason)), ())
+            if not head.endswith(("(400", "(422")):
+                raise
+            if "max_tokens" in sent and "max_completion_tokens" in reason:
                 self._room = "max_completion_tokens"
-            elif keys and "(400)" in refused:
+            elif "logprobs" in keys and sent["top_logprobs"] > 1:
+                self._most = min(self._most, sent["top_logprobs"] // 2)
+            elif keys:
                 self._left_out |= set(keys)
-                self._warn(keys[0], f"takes no {keys[0]} for {self.model}; going on without")
+                self._warn(keys[0], f"takes no {keys[0]} for {self.model}; going on without ({reason})")
             else:
                 raise
             return self._ask(prompt, options, more)

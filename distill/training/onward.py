@@ -42,7 +42,7 @@ class Onward:
         self.grammar, mixture = DreamGrammar(self.tokenizer, longest_path(run.settings)), Mixture.of(train)
         self.given, self.validation = (
             self.batches(Documents.load(run.data / name), how, train.soft_weight)
-            for name, how in (("train", mixture), ("validation", replace(mixture, noise=0.0)))
+            for name, how in (("train", mixture), ("validation", replace(mixture, noise=0.0, gaps=0.0)))
         )
 
     def batches(self, documents: Documents, mixture: Mixture, soft: float) -> Batches:

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from distill.backbone.generate import generate
 from distill.corpus.traces import TraceStore
-from distill.errors import BadInput
+from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, publish_folder, sha256_file, write_atomic
 from distill.tokens.chat import PICTURE, Message, picture_ids, render
@@ -39,6 +40,8 @@ from distill.vision.dinov2 import dinov2_small
 from distill.vision.sight import TOGETHER, Sight, showing
 
 VERSION = 1
+ASIDE = "see"
+"""Folder of a run: how far it has come."""
 ALONE = 0.25
 """Share of the steps in which only the projector learns."""
 KINDS = ("picture", "both", "tokens")
@@ -75,7 +78,7 @@ def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, A
         return {"skipped": "see.steps is 0"}
     checkpoint.refuse(run, "polish", "learn")
     started = time.monotonic()
-    undo(run)
+    checkpoint.drop(run, *checkpoint.ONWARD)
     pack(run)
     seeing = Seeing(run, how, listen)
     if force:
@@ -90,6 +93,7 @@ def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, A
 def undo(run: Run) -> int:
     """Go back to the student before: delete what this left, and what went on from there; returns how many checkpoints
     that were."""
+    shutil.rmtree(run.path / ASIDE, ignore_errors=True)
     return checkpoint.drop(run, *checkpoint.ONWARD)
 
 
@@ -116,8 +120,9 @@ class Seeing(Onward):
 
     def __init__(self, run: Run, how: Mapping[str, Any], listen: Listener) -> None:
         super().__init__(run, LR)
-        self.aside = run.path / "see"
-        self.same = fingerprint([how, sha256_file(self.begun / "checksums.json")])
+        self.aside = run.path / ASIDE
+        learned = asdict(run.settings.train), run.settings.capture.system, sha256_file(self.begun / "checksums.json")
+        self.same = fingerprint([how, *learned])
         self.listen, self.settings = listen, run.settings.see
         self.base = checkpoint.read_loop(checkpoint.latest(run))
         own = run.settings.vision.weights if run.settings.vision.backbone == "dinov2" else ""
@@ -206,10 +211,14 @@ class Seeing(Onward):
     def _kept(self) -> int:
         """Steps that were done, with these settings from this student, before it was stopped; it is as it was then."""
         path = self.aside / "loop.json"
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if told.get("same") != self.same:
-            return 0
-        self.model.load_state_dict(load_file(self.aside / "model.safetensors"))
+        try:
+            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if told.get("same") != self.same:
+                return 0
+            weights = load_file(self.aside / "model.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CorruptFile(f"{self.aside}: can't be read ({error}); delete it to begin again") from error
+        self.model.load_state_dict(weights)
         checkpoint.load_optimizer(self.aside, self.model, self.optimizer, "begin again")
         return told["step"]
 

@@ -54,7 +54,9 @@ def canvas(file: str | Path | None, album: Album | None, painter: str) -> Path:
     """The file for a picture. Raises BadInput where it is no .png, or there is nothing that could make one."""
     if file is None or Path(file).suffix.lower() != ".png":
         raise BadInput(f"picture: {file or 'no file'} is no .png; name one for what is painted")
-    if album is None and not painter:
+    if painter:
+        diffusers()
+    elif album is None:
         raise BadInput(
             "picture: there are none to choose from; ask the run of a student that sees, or name a model of diffusers "
             "as painter (pip install 'dreaming-student[paint]')"
@@ -65,7 +67,9 @@ def canvas(file: str | Path | None, album: Album | None, painter: str) -> Path:
 def draw(file: Path, outcome: Tensor, codebook: Codebook | None, album: Album | None, painter: str, seed: int) -> None:
     """Write the picture of an outcome (1, 3, D): the painter's, if one is named, else the album's. Raises as both."""
     vectors = outcome[0].float().cpu().numpy()
-    if painter and codebook is not None:
+    if painter:
+        if codebook is None:
+            raise BadInput("painter: without a codebook no image token has a word that could be painted")
         words = " ".join(codebook.labels[code] for code in codebook.nearest(vectors).tolist())
         write_atomic(file, png(paint(painter, words, outcome.device, seed)))
     elif album is not None:
@@ -74,15 +78,20 @@ def draw(file: Path, outcome: Tensor, codebook: Codebook | None, album: Album | 
 
 def paint(model: str, words: str, device: torch.device, seed: int) -> Image.Image:
     """What a text-to-image model of diffusers, a folder or a name on the hub, paints of words. Raises MissingDependency
-    without diffusers, BadInput where it can't load the model from safetensors alone."""
+    without diffusers, BadInput where it can't paint with the model, loaded from safetensors alone."""
+    pipelines = diffusers().AutoPipelineForText2Image
     try:
-        diffusers: Any = import_module("diffusers")
+        painter = pipelines.from_pretrained(model, use_safetensors=True).to(device)
+        return painter(words, generator=torch.Generator().manual_seed(seed)).images[0]
+    except Exception as error:  # whatever the many pipelines there raise
+        raise BadInput(f"painter={model}: diffusers can't paint with it ({one_line(error)})") from error
+
+
+def diffusers() -> Any:
+    """Raises MissingDependency."""
+    try:
+        return import_module("diffusers")
     except ImportError as error:
         raise MissingDependency(
             "painter: diffusers isn't installed; pip install 'dreaming-student[paint]' adds it"
         ) from error
-    try:
-        painter = diffusers.AutoPipelineForText2Image.from_pretrained(model, use_safetensors=True).to(device)
-    except Exception as error:  # whatever the many pipelines there raise
-        raise BadInput(f"painter={model}: diffusers can't load it ({one_line(error)})") from error
-    return painter(words, generator=torch.Generator().manual_seed(seed)).images[0]

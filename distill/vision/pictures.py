@@ -4,9 +4,11 @@ Shape legend: H, W a picture's own size, S a backbone's.
 """
 
 import base64
+import contextlib
 import hashlib
 import io
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -113,6 +115,15 @@ def thumbnail(picture: Picture, side: int, part: Box = (0, 0, 1, 1)) -> str:
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)
     return base64.b64encode(file.getvalue()).decode()
+
+
+def thumbnails(pictures: Iterable[Picture], side: int) -> list[str]:
+    """Of those that can be read."""
+    found = list[str]()
+    for picture in pictures:
+        with contextlib.suppress(BadInput):
+            found.append(thumbnail(picture, side))
+    return found
 
 
 def png(image: Image.Image) -> bytes:

@@ -113,19 +113,18 @@ def learn_triplets(
         about = dict(zip(LOSSES, (round(loss, 3) for loss in losses[-1]), strict=True))
         listen(Event("vision", "progress", done=step, total=steps, unit="step", data=about))
     encoder.eval()
-    return {
-        name: sum(own) / len(own)
-        for name, own in zip(("contrastive", "tokens"), zip(*losses, strict=True), strict=True)
-    }
+    return {name: sum(own) / len(own) for name, own in zip(LOSSES, zip(*losses, strict=True), strict=True)}
 
 
 @torch.no_grad()
 def retrieval(encoder: TripletEncoder, codebook: Codebook, shown: Sequence[Shown], batch: int = 64) -> dict[str, float]:
-    """How well pictures find their triplet among the N different ones of `shown`.
+    """How well pictures find their triplet among the N different ones of `shown`. Raises BadInput where there are none.
 
     first, five: share of pictures whose own is the nearest, or among five; chance: of `first`, 1 / N. what, action,
     result: share of image tokens that are said right.
     """
+    if not shown:
+        raise BadInput("no triplets to look for; take another split")
     centroids = torch.from_numpy(codebook.centroids).to(encoder.role.device)
     different = {codes: place for place, codes in enumerate(dict.fromkeys(one.codes for one in shown))}
     meanings = encoder.meaning(centroids[torch.tensor(list(different))])

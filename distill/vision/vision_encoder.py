@@ -93,6 +93,8 @@ class TripletEncoder(nn.Module):
         super().__init__()
         self.vision, self.layers = VisionEncoder(config, kind), layers
         dim = self.vision.dim
+        if dim % 8:
+            raise BadInput(f"vision.embedding_dim={dim}: not a multiple of 8, so many are the heads of the fusion")
         self.role = nn.Parameter(torch.randn(3, dim) * dim**-0.5)
         layer = nn.TransformerDecoderLayer(dim, 8, 2 * dim, 0.0, "gelu", batch_first=True, norm_first=True)
         self.fusion = nn.TransformerDecoder(layer, layers, nn.LayerNorm(dim))
