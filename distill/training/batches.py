@@ -40,6 +40,8 @@ EMPTY, MINED, DRAFT, PAUSE = 0, 1, 2, 3
 HIDE, GAPS = 1, 2
 """Streams of the random numbers that say what of a question isn't read, and where tokens stand, beside its noise's."""
 
+GAP = 10
+"""Tokens for one gap: most within a step of a dream stand together, as they will."""
 BREAKS = 0.1
 """Of the tokens that are read as others, so many are line breaks: in a dream one stands before `</think>`."""
 
@@ -99,9 +101,8 @@ class Mixture:
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "Mixture":
-        known = "noise", "bottleneck", "prompt_dropout", "told", "gaps"
+        same = {name: getattr(settings, name) for name in ("noise", "bottleneck", "prompt_dropout", "told", "gaps")}
         drafts = 0.0 if settings.pause else settings.drafts_share
-        same = {name: getattr(settings, name) for name in known}
         return cls(settings.dreams, settings.empty_dreams, drafts, settings.pause, **same)
 
 
@@ -261,10 +262,13 @@ class Batches:
         return self._batch(ids, positions, alike, places, gains, where, labels, answer_at, which, slips)
 
     def _positions(self, piece: Piece) -> NDArray[np.int64]:
-        """One after the other, or with gaps, any within the row's length (arXiv:2305.16843)."""
-        random = np.random.default_rng([piece.noise, GAPS])
-        gaps = random.random() < self.mixture.gaps
-        return np.sort(random.choice(self.length, piece.length, replace=False)) if gaps else np.arange(piece.length)
+        """One after the other, or with gaps before one token in `GAP`, as far as the row goes."""
+        random, n = np.random.default_rng([piece.noise, GAPS]), piece.length
+        if random.random() >= self.mixture.gaps:
+            return np.arange(n)
+        before = random.integers(n, size=max(1, n // GAP))
+        sizes = random.multinomial(random.integers(self.length - n + 1), np.full(len(before), 1 / len(before)))
+        return np.arange(n) + np.bincount(before, sizes, n).astype(np.int64).cumsum()
 
     def _gains(self, told: Told, piece: Piece, length: int) -> NDArray[np.float32]:
         """(length, 1 + S) nats by which its dream makes targets of its inputs likelier: the answer ends them."""
