@@ -18,7 +18,7 @@ from distill.config import TeacherSettings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, PromptRefused, TeacherUnavailable
 from distill.events import Event
-from distill.teacher import open_teacher, room_for
+from distill.teacher import open_teacher, room_for, torch_engine
 from distill.teacher.batching import Batcher
 from distill.teacher.choice import ENOUGH, MeasuredEngine
 from distill.teacher.embedded import EmbeddedTeacher
@@ -58,8 +58,11 @@ def asked(path: Path, engine: str, **how: object) -> Generator[EmbeddedTeacher]:
 
 @pytest.fixture(scope="module")
 def ours(tiny: Path) -> Iterator[EmbeddedTeacher]:
-    with asked(tiny, "torch") as teacher:
-        yield teacher
+    """In float32, as llama.cpp's is, whatever this processor is fast in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_engine, "fast_bfloat16", lambda device: False)
+        with asked(tiny, "torch") as teacher:
+            yield teacher
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,13 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from distill.backbone.likeliest import likeliest
 from distill.backbone.prepared import Prepared, prepare
@@ -173,13 +175,26 @@ class TorchEngine:
             self._weights = self._batcher = None
 
 
+@cache
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster than in float32: on a GPU, and where the processor has units for them;
-    elsewhere they are emulated."""
+    """Whether products in bfloat16 are faster than in float32: on a GPU they are. A processor that has units for them
+    is tried: without AMX it may be slower by them. Elsewhere they are emulated."""
     if device.type != "cpu":
         return True
     told: Any = torch.cpu
-    return any(bool(getattr(told, name, bool)()) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    if not any(bool(getattr(told, name, bool)()) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")):
+        return False
+
+    def seconds(dtype: torch.dtype) -> float:
+        x, w = torch.ones(SLOTS, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+        times = list[float]()
+        for _ in range(5):
+            started = time.perf_counter()
+            F.linear(x, w)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
 def _place(source: Source) -> Placement:
