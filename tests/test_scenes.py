@@ -550,6 +550,10 @@ def _triplets_are_learnt(run: Run, codebook: Codebook, folder: Path) -> None:
         TripletEncoder.load(folder / "encoder")
     with pytest.raises(BadInput, match="0 triplets, 2 steps of 4"):
         learn_triplets(encoder, codebook, held_out, steps=2, batch=4)
+    with pytest.raises(BadInput, match="embedding_dim=100: not a multiple of 8"):
+        TripletEncoder(ImageTokenizerConfig(embedding_dim=100))
+    with pytest.raises(BadInput, match="no triplets"):
+        retrieval(encoder, codebook, [])
     with pytest.raises(BadInput, match="embedding_dim=64: the codebook has 512"):
         learn_triplets(TripletEncoder(ImageTokenizerConfig(embedding_dim=64)), codebook, shown)
 

@@ -205,6 +205,7 @@ def test_an_address_is_whole() -> None:
         (answer("It", None), AnswerBroken, "breaks off"),
         ((200, {"choices": []}), TeacherError, "wouldn't say"),
         (answer("It", "stop", logprobs={"content": [{"token": "It", "logprob": "x"}]}), TeacherError, "wouldn't say"),
+        ((400, {"error": {"message": "The model is gpt-seedless"}}), TeacherError, "gpt-seedless"),
         ((401, {"error": {"message": "Incorrect API key provided"}}), TeacherError, "Incorrect API key"),
         ((404, {"error": {"message": "model gpt not found"}}), ModelNotFound, "/v1/models lists"),
     ],

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from distill.teacher.torch_engine import TorchEngine
 from distill.tokens.bpe import GgufVocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+TRIED = torch_engine.fast_bfloat16.__wrapped__
 GREEDY = GenerateOptions(max_tokens=24, temperature=0)
 WARM = GenerateOptions(max_tokens=16, temperature=1.3, top_k=40, top_p=0.95, seed=1)
 QUESTIONS = [*TEXTS, "The rain?", "Why", "the ball " * 12, "<|im_end|> 12 + 30", "Café, naïve 日本語 😀\n\n\tend "]
@@ -382,3 +384,14 @@ def test_room_is_enough_for_any_script(text: str, smollm2: Path) -> None:
     prompt = text * (4000 // len(text))
     tokens = len(PromptIds(read_metadata(smollm2), read_tokenizer(smollm2), "x").encode(prompt))
     assert tokens + 96 < room_for([prompt], 96) <= 3 * (tokens + 96) + 1024
+
+
+def test_bfloat16_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TRIED(torch.device("cuda"))
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert not TRIED(torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    ticks = iter([0.0, 1.0] * 5 + [0.0, 2.0] * 5)  # five tries of each
+    monkeypatch.setattr(torch_engine, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert TRIED(torch.device("cpu"))
