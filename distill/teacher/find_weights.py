@@ -53,11 +53,11 @@ def find_weights(
     license = license_of(settings, answered)
     if settings.weights:
         path = Path(settings.weights).expanduser()
-        _check(path, _open(path), answered, tokenizer, listen, given=True)
+        _check(path, open_given(path), answered, tokenizer, listen, given=True)
     else:
         try:
             path = _own(settings, answered, listen)
-            _check(path, _open(path), answered, tokenizer, listen, given=False)
+            _check(path, open_given(path), answered, tokenizer, listen, given=False)
         except DistillError as error:
             return TeacherWeights(None, f"{error}; or {ELSE}", license)
     return TeacherWeights(path, license=license if license.name else License.of_weights(path))
@@ -80,13 +80,14 @@ def license_of(settings: TeacherSettings, answered: TeacherInfo | None) -> Licen
 def check_given(settings: TeacherSettings) -> None:
     """Raises BadInput or CorruptFile where `settings.weights` names what can't be read."""
     if settings.weights:
-        _open(Path(settings.weights).expanduser())
+        open_given(settings.weights)
 
 
-def _open(path: Path) -> "Source":
+def open_given(weights: str | Path) -> "Source":
     """Raises BadInput, CorruptFile."""
     from distill.teacher.open_source import open_source
 
+    path = Path(weights).expanduser()
     try:
         if path.is_dir():
             next(path.iterdir(), None)

@@ -8,7 +8,6 @@ import os
 import re
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from distill.config import TeacherSettings
 from distill.errors import AnswerBroken, BadInput, ModelNotFound, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import fingerprint
+from distill.teacher.client import Client
+from distill.teacher.find_weights import open_given
 from distill.teacher.gguf_tokenizer import CONTROL, Vocabulary
 from distill.teacher.names import name_key
-from distill.teacher.ollama_client import OllamaClient, as_object
 from distill.teacher.ollama_words import is_distribution, text_of
 from distill.teacher.protocol import (
     MAX_TOP_LOGPROBS,
@@ -37,11 +37,12 @@ from distill.teacher.targets import Position, apart, assemble, first_of, hard, r
 
 PUBLIC = "https://api.openai.com/v1"
 CHAT = "/chat/completions"
-UNSAID = ("logprobs", "top_logprobs"), ("top_logprobs", "logprobs"), ("seed",), ("temperature",), ("top_p",)
+LOGPROBS = {"logprobs", "top_logprobs"}
+OPTIONAL = ("top_logprobs", "logprobs", "seed", "temperature", "top_p")
 """What some servers refuse to be told: left out then, and said."""
 
 
-class OpenAIClient(OllamaClient):
+class OpenAIClient(Client):
     """Calls to one server that speaks OpenAI's API."""
 
     server = "OpenAI-compatible server"
@@ -49,7 +50,13 @@ class OpenAIClient(OllamaClient):
     start = "start it, or give its address with --host (http://NAME:PORT/v1)"
     installed = "--teacher openai:MODEL names one that /v1/models lists"
     longer = "shorten it, or serve the model with more context"
-    answers = (CHAT, f"/v1{CHAT}")
+    answers = (CHAT,)
+
+    def __init__(self, host: str, **how: Any) -> None:
+        """An address without a path means its /v1. Raises as `Client` does."""
+        super().__init__(host, **how)
+        if self.host.url.count("/") == 2:
+            self._client.base_url = f"{self.host.url}/v1"
 
     def names(self) -> list[str]:
         with self.reading("/models"):
@@ -60,25 +67,12 @@ class OpenAIClient(OllamaClient):
             if path in self.answers and not last["choices"][0].get("finish_reason"):
                 raise AnswerBroken(f"{self.host}: breaks off {path} before its end; see the server's log")
 
-    def _asking(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return body
-
-    def _call(self, method: str, path: str, body: dict[str, Any] | None, *, retries: int) -> dict[str, Any]:
-        """An address without a path means its /v1."""
-        root = "" if self.host.url.count("/") > 2 else "/v1"
-        return super()._call(method, root + path, body, retries=retries)
-
-    def _read(self, content: bytes) -> dict[str, Any]:
-        return as_object(content)
-
 
 def open_teachers(model: str, settings: TeacherSettings, listen: Listener, context: int) -> list[Teacher]:
     """One for each host; without any $OPENAI_BASE_URL, else the public one. Raises what the weights' reader raises."""
     vocabulary = None
     if settings.weights:
-        from distill.teacher.open_source import open_source
-
-        vocabulary = Vocabulary(open_source(Path(settings.weights).expanduser()).tokenizer)
+        vocabulary = Vocabulary(open_given(settings.weights).tokenizer)
     hosts = [_address(host) for host in settings.hosts or [os.environ.get("OPENAI_BASE_URL") or PUBLIC]]
     how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "alone": len(hosts) < 2}
     return [OpenAITeacher(model, OpenAIClient(host, **how), vocabulary, listen) for host in hosts]
@@ -126,12 +120,13 @@ class OpenAITeacher:
 
     def _ask_who(self) -> TeacherInfo:
         names = self._client.names()
-        self._name = next((name for name in names if name_key(name) == name_key(self.model)), "")
-        if not self._name:
+        listed = next((name for name in names if name_key(name) == name_key(self.model)), "")
+        if not listed:
             near = difflib.get_close_matches(self.model, names, n=3, cutoff=0.4) or names[:5]
             raise ModelNotFound(f"{self.host}: has no model {self.model!r} (it lists: {', '.join(near) or 'none'})")
-        who = fingerprint({"model": self._name, "api": "openai"})
-        return TeacherInfo(f"openai:{self.model}", self._name, who, who, "openai", logprobs=True)
+        self._name = listed
+        who = fingerprint({"model": listed, "api": "openai"})
+        return TeacherInfo(f"openai:{self.model}", listed, who, who, "openai", logprobs=True)
 
     def tokenizer(self) -> TeacherTokenizer | None:
         return None if self._vocabulary is None else self._vocabulary.tokenizer
@@ -223,7 +218,7 @@ class OpenAITeacher:
         half are asked for."""
         messages = [{"role": "system", "content": options.system}] if options.system else []
         body: dict[str, Any] = {
-            "model": self._name or self.model,
+            "model": self._name,
             "messages": [*messages, {"role": "user", "content": prompt}],
             self._room: options.room,
             "temperature": options.temperature,
@@ -238,16 +233,16 @@ class OpenAITeacher:
             return self._client.post(CHAT, sent)
         except TeacherError as error:
             head, _, reason = str(error).partition("): ")
-            keys = next((keys for keys in UNSAID if keys[0] in sent and re.search(rf"\b{keys[0]}\b", reason)), ())
+            refused = next((key for key in OPTIONAL if key in sent and re.search(rf"\b{key}\b", reason)), "")
             if not head.endswith(("(400", "(422")):
                 raise
             if "max_tokens" in sent and "max_completion_tokens" in reason:
                 self._room = "max_completion_tokens"
-            elif "logprobs" in keys and sent["top_logprobs"] > 1:
+            elif refused in LOGPROBS and sent["top_logprobs"] > 1:
                 self._most = min(self._most, sent["top_logprobs"] // 2)
-            elif keys:
-                self._left_out |= set(keys)
-                self._warn(keys[0], f"takes no {keys[0]} for {self.model}; going on without ({reason})")
+            elif refused:
+                self._left_out |= LOGPROBS if refused in LOGPROBS else {refused}
+                self._warn(refused, f"takes no {refused} for {self.model}; going on without ({reason})")
             else:
                 raise
             return self._ask(prompt, options, more)
