@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import Settings, settings_yaml
-from distill.errors import BadInput, CorruptFile
+from distill.errors import BadInput
 from distill.events import Listener
 from distill.run import Run, publish_folder, write_atomic
 from distill.training.engine.plan import engine_settings, untouched
 from distill.training.plan import train_settings
-from distill.training.start import start_settings
+from distill.training.start import begin_alike, start_settings
 
 BASELINES: dict[str, dict[str, Any]] = {"hard": {"soft_weight": 0.0}, "nodream": {"dreams": False}}
 """Name → what it changes in the student's `train` settings."""
@@ -47,7 +47,7 @@ def train_child(run: Run, folder: Path, settings: Settings, steps: int, stage: s
     settings.train.steps, settings.train.minutes = steps, 0.0
     settings.evaluate.baselines = []
     child = _child(run, folder, settings)
-    _begin_alike(child)
+    begin_alike(child)
     train(child, listen=renamed(listen, stage))
     return child
 
@@ -81,18 +81,6 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
         paths.add(run.engine)
     copy_run(run, folder, settings, tuple(shared), paths)
     return child
-
-
-def _begin_alike(child: Run) -> None:
-    """As one beside it that would: those that are compared agree, whatever time a cut has, and none is made twice."""
-    wanted = start_settings(child)
-    for path in sorted(child.path.parent.glob("*/run.json")) if "start" not in child.records() else ():
-        with contextlib.suppress(CorruptFile):  # another training may be broken
-            lent = (lender := Run(path.parent, child.settings)).fresh("start", wanted)
-            if lent is not None and lent.outputs and lent.fingerprint == child.fingerprint("start", wanted):
-                copy_file(lender.start, child.start)
-                child.record("start", wanted, lent.outputs, lent.summary, 0.0)
-                return
 
 
 def copy_run(run: Run, folder: Path, settings: Settings, stages: tuple[str, ...], paths: Iterable[Path]) -> None:

@@ -167,11 +167,21 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
                     Sibling(said, tuple(mined.get(key, ()))) for key, said in answers[trace.prompt] if said != text
                 )
                 sibling = next((other for other in others if other.triplets), None)
-                said, named = trace.response, NAMED.findall(trace.prompt)
-                pictures = tuple(path for name in named if (path := run.path / name).is_file())
-                about = trace.key, show(trace.prompt, shown), run.settings.capture.system
-                known = tuple(mined.get(trace.key, ())), truths.get(trace.key), sibling, pictures
-                questions.append(Question(*about, text, said.done_reason, said.tokens, *known))
+                paths = (run.path / name for name in NAMED.findall(trace.prompt))
+                questions.append(
+                    Question(
+                        trace.key,
+                        show(trace.prompt, shown),
+                        run.settings.capture.system,
+                        text,
+                        trace.response.done_reason,
+                        trace.response.tokens,
+                        tuple(mined.get(trace.key, ())),
+                        truths.get(trace.key),
+                        sibling,
+                        tuple(path for path in paths if path.is_file()),
+                    )
+                )
     if not questions:
         raise BadInput(
             f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "

@@ -4,7 +4,9 @@
 A training of a student from chance, or from another checkpoint, has no such stage.
 """
 
+import contextlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from distill.backbone.model import Backbone, count_parameters, save_backbone
 from distill.corpus.teachers_source import teachers_source
-from distill.errors import BadInput
+from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.cut import Sample, drop_layers, keep_layers, narrow, quality
@@ -76,6 +78,23 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     outputs = {f"{run.start.name}/{path.name}": sha256_file(path) for path in sorted(run.start.iterdir())}
     run.record("start", start_settings(run), outputs, start.about, time.monotonic() - started)
     return run.start
+
+
+def begin_alike(run: Run) -> None:
+    """Take what a run in a folder beside it began as, if this one would begin so too and hasn't begun: trainings that
+    are compared agree there, whatever time a cut has, and nothing is cut twice."""
+    if "start" in run.records():
+        return
+    wanted = run.fingerprint("start", start_settings(run))
+    for path in sorted(run.path.parent.glob("*/run.json")):
+        with contextlib.suppress(CorruptFile):  # another's, which is no fault of this run
+            other = Run(path.parent, run.settings)
+            lent = other.fresh("start", start_settings(other))
+            if lent is not None and lent.outputs and lent.fingerprint == wanted:
+                with publish_folder(run.start) as folder:
+                    shutil.copytree(other.start, folder, dirs_exist_ok=True)
+                run.record("start", start_settings(run), lent.outputs, lent.summary, 0.0)
+                return
 
 
 def started_at(run: Run) -> Path | None:
