@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from distill.backbone.likeliest import likeliest
 from distill.backbone.prepared import Prepared, prepare
+from distill.backbone.products import product_seconds
 from distill.backbone.rows import Rows
 from distill.errors import BadInput, TeacherError, TeacherUnavailable
 from distill.teacher.batching import Batcher, Written
@@ -185,16 +185,8 @@ def fast_bfloat16(device: torch.device) -> bool:
     if not any(bool(getattr(told, name, bool)()) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")):
         return False
 
-    def seconds(dtype: torch.dtype) -> float:
-        x, w = torch.ones(SLOTS, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
-        times = list[float]()
-        for _ in range(5):
-            started = time.perf_counter()
-            F.linear(x, w)
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    return seconds(torch.bfloat16) < seconds(torch.float32)
+    single, half = (product_seconds(SLOTS, 576, 1536, dtype, device) for dtype in (torch.float32, torch.bfloat16))
+    return half < single
 
 
 def _place(source: Source) -> Placement:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from distill.backbone.attention import attend
 from distill.backbone.model import Backbone, count_parameters
+from distill.backbone.products import product_seconds
 from distill.config import TrainSettings
 from distill.errors import BadInput
 from distill.events import Event, Listener
@@ -126,10 +126,8 @@ class Trial:
     def product(self, precision: str) -> float:
         """FLOP/s of a few tokens through one of the model's feed-forward matrices."""
         config, count = self.model.config, 64 if self.device.type == "cpu" else 8192
-        dtype = getattr(torch, precision)
-        x = torch.randn(count, config.hidden, device=self.device, dtype=dtype)
-        w = torch.randn(config.ffn, config.hidden, device=self.device, dtype=dtype)
-        return 2.0 * x.numel() * config.ffn / min(self._times(lambda: F.linear(x, w)))
+        seconds = product_seconds(count, config.hidden, config.ffn, getattr(torch, precision), self.device)
+        return 2.0 * count * config.hidden * config.ffn / self.share(seconds)
 
     def seconds(self, candidate: Numerics, rows: int, rival: Sequence[float] = ()) -> list[float]:
         """Of each of a few passes; it stops where it is clearly slower than the rival's."""
