@@ -263,8 +263,8 @@ class Batches:
 
     def _positions(self, piece: Piece) -> NDArray[np.int64]:
         """One after the other, or with gaps before one token in `GAP`, as far as the row goes."""
-        random, n = np.random.default_rng([piece.noise, GAPS]), piece.length
-        if random.random() >= self.mixture.gaps:
+        share, n = self.mixture.gaps, piece.length
+        if not share or (random := np.random.default_rng([piece.noise, GAPS])).random() >= share:
             return np.arange(n)
         before = random.integers(n, size=max(1, n // GAP))
         sizes = random.multinomial(random.integers(self.length - n + 1), np.full(len(before), 1 / len(before)))
