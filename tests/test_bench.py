@@ -66,9 +66,11 @@ def test_a_training_step_of_any_size_is_measured_and_compared(run: Run, tmp_path
     assert result["settings"] == {"preset": "nano", **sizes, "vocab_size": 128, "rows": 1, "context": 128}
     assert result["about"]["parameters"] == 128 * 32 + 32 * (2 * 32 + 2 * 16 + 3 * 64 + 2) + 32
     assert (result["about"]["trial"], result["about"]["why"]) == ({}, "as set")
-    assert set(series) == {"ours", "transformers", "ours over transformers"}
-    rates = [series[name]["values"] for name in ("ours", "transformers")]
-    assert series["ours over transformers"]["values"] == pytest.approx([a / b for a, b in zip(*rates, strict=True)])
+    theirs = ("transformers", "transformers, padded")
+    assert set(series) == {"ours", *theirs, *(f"ours over {name}" for name in theirs)}
+    for name in theirs:
+        rates = [series[each]["values"] for each in ("ours", name)]
+        assert series[f"ours over {name}"]["values"] == pytest.approx([a / b for a, b in zip(*rates, strict=True)])
     code, out, err = run(*command, "--against", tmp_path / "before.json", "--threshold", 1000)
     assert code == 0, err
     changes = {change["name"]: change["saved"] for change in json.loads(out)["against"]["changes"]}
