@@ -1,10 +1,10 @@
 """How fast a training step is, beside transformers' own on the same model and shape, in the same run.
 
 Theirs: `LlamaForCausalLM` in float32, hard labels, AdamW, once on full rows of random tokens, which wastes nothing and
-which no corpus of short answers is; and once on the documents that ours reads, a row each, padded to the longest, as its
-usual collator does: there only their tokens count. Ours: packed documents with 20 alternatives an answer token, the
-distillation loss, AdamW, in the precision that a trial chooses. All clip gradients. The precision is chosen before the
-rounds, which warms ours up too.
+which no corpus of short answers is; and once on the documents that ours reads, a row each, padded to the longest, as
+its usual collator does: there only their tokens count. Ours: packed documents with 20 alternatives an answer token,
+the distillation loss, AdamW, in the precision that a trial chooses. All clip gradients. The precision is chosen before
+the rounds, which warms ours up too.
 """
 
 import math
@@ -140,7 +140,11 @@ def synthetic_documents(vocab_size: int, seed: int = 0) -> Documents:
     tokens, most of about 56, with 20 alternatives each."""
     random = np.random.default_rng(seed)
     answers = random.normal(56, 26, DOCUMENTS).round().clip(5, 112)
-    sizes = {"prompt": random.integers(28, 37, DOCUMENTS), "dream": random.integers(4, 25, DOCUMENTS), "answer": answers}
+    sizes = {
+        "prompt": random.integers(28, 37, DOCUMENTS),
+        "dream": random.integers(4, 25, DOCUMENTS),
+        "answer": answers,
+    }
     ends = {name: np.cumsum(lengths).astype(np.int64) for name, lengths in sizes.items()}
     ids = {name: random.integers(6, vocab_size, end[-1]).astype(np.uint16) for name, end in ends.items()}
     count = len(ids["answer"])

@@ -31,7 +31,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.packing import Documents, pack
-from distill.training import checkpoint
+from distill.training import checkpoint, plan, trainer
 from distill.training.feedback import FEEDBACK, Feedback, keep, read_feedback
 from distill.training.learn import Judged, preference_loss
 from distill.training.loop import train
@@ -131,6 +131,26 @@ def test_training_begins_as_the_teacher(answered: Run, tmp_path: Path) -> None:
     made = run.require("start").finished
     train(run, events.append)
     assert run.require("start").finished == made, "nothing changed: kept"
+
+
+def test_rows_that_the_teacher_does_not_have_learn_quicker(
+    answered: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one step, that is so many times as far, and all else is where it would be."""
+    after: list[dict[str, torch.Tensor]] = []
+    for factor in (1.0, plan.NEW_ROWS):
+        monkeypatch.setattr(trainer, "NEW_ROWS", factor)
+        run = of(answered, tmp_path / f"x{factor:g}", image_rows="untied")
+        run.settings.train.steps, run.settings.train.checkpoint_every = 1, 1
+        train(run)
+        after.append(load_backbone(checkpoint.folder_of(run, 1)).state_dict())
+    start, new = load_backbone(run.start).state_dict(), StudentTokenizer.load(run.tokenizer).think_id
+    for name, tensor in start.items():
+        plain, quick = (each[name] - tensor for each in after)
+        rows = slice(new if name in ("model.embed_tokens.weight", "lm_head.weight") else len(tensor), None)
+        assert torch.equal(plain[: rows.start], quick[: rows.start]), name
+        torch.testing.assert_close(quick[rows], plain[rows] * plan.NEW_ROWS, rtol=1e-3, atol=1e-6)
+    assert not torch.equal(after[0]["lm_head.weight"], start["lm_head.weight"])
 
 
 def test_layers_and_neurons_are_cut(answered: Run, tmp_path: Path) -> None:

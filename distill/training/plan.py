@@ -22,6 +22,8 @@ DECAY_SHARE = 0.2
 
 CHANCE_LR, INHERITED_LR = 2e-3, 3e-4
 """Peaks of the learning rate where `train.lr` is 0."""
+NEW_ROWS = CHANCE_LR / INHERITED_LR
+"""How much quicker an inherited student's rows of tags, lenses and image tokens learn: its teacher has none of them."""
 
 RUNNING = ("steps", "minutes", "checkpoint_every", "keep_last", "log_every", "validate_every")
 FREE = {*RUNNING, "device", "processes", "precision", "compile"}
