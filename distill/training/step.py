@@ -1,7 +1,7 @@
 """One step: the optimizer, a batch's loss and gradients, and where they are computed."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +34,7 @@ def make_optimizer(
 
 
 @contextlib.contextmanager
-def quicker(rows: list[Tensor], factor: float) -> Iterator[None]:
+def quicker(rows: list[Tensor], factor: float) -> Generator[None]:
     """What an optimizer changes within of rows (R, D) of parameters is `factor` times as much: matrices that are tied
     have one learning rate, and some of their rows have more to learn."""
     with torch.no_grad():
