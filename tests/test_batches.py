@@ -19,7 +19,8 @@ from support.small_student import small_tokenizer
 from bench.training import FixedTokens, synthetic_documents
 from distill.backbone.attention import Documents as Spans
 from distill.backbone.model import Backbone, BackboneConfig
-from distill.tokens.packing import ARRAYS, Aligner, Documents, spelled_bytes, to_last_sentence
+from distill.tokens.aligner import Aligner
+from distill.tokens.packing import ARRAYS, Documents, spelled_bytes, to_last_sentence
 from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Mixture, Piece
 from distill.training.best_fit import best_fit
 from distill.training.losses import CHUNK
@@ -103,6 +104,19 @@ def test_a_long_answer_is_read_in_windows_that_keep_its_targets(documents: Docum
     assert set(learnt.values()) == {1}
     for i in range(len(long)):
         assert sum(document == i for document, _ in learnt) in (answers, answers + len(long.dream(i)) + 5)
+
+
+def test_words_that_the_student_began_with_are_read_and_not_learned(documents: Documents) -> None:
+    begun = np.random.default_rng(0).integers(0, np.diff(documents.answer_ends, prepend=0))
+    rows = make(documents, empty=1.0).epoch(0)
+    all_of, rest = (make(each, empty=1.0) for each in (documents, replace(documents, begun=begun)))
+    for row in rows:
+        whole, batch = all_of.assemble([row]), rest.assemble([row])
+        assert torch.equal(whole.ids, batch.ids)
+        learnt = batch.where[: batch.loss_positions].tolist()
+        for piece, (_, begin, end) in zip(row, batch.spans.spans, strict=True):
+            first = begin + len(documents.prompt(piece.document)) + 4 - 1 + int(begun[piece.document])
+            assert [at for at in learnt if begin <= at < end] == list(range(first, end))
 
 
 def framed(documents: Documents) -> Documents:
