@@ -80,22 +80,29 @@ def stage_of(folder: Path) -> str:
     return next((stage for stage in reversed(ONWARD) if stage in settings), "train")
 
 
-def refuse(run: Run, *stages: str) -> None:
-    """Raise RunMismatch where the run has gone on by one of these stages, and what comes before them can't any more."""
-    if found := of_stage(run, *stages):
+def refuse(run: Run, stage: str) -> None:
+    """Raise RunMismatch where the run has gone on by a stage that comes after this one, which can't any more then."""
+    if found := of_stage(run, *_from(stage)[1:]):
         stage = stage_of(found[-1])
         text = f"{found[-1]}: has {ONWARD[stage]}, the work of `dream {stage}`"
         raise RunMismatch(f"{text}; `dream {stage} {run.path} --undo` goes back first")
 
 
-def drop(run: Run, *stages: str) -> int:
-    """Delete what these stages left, and their records; returns how many checkpoints that were."""
+def drop(run: Run, stage: str) -> int:
+    """Delete what a stage and those after it left, and their records; returns how many checkpoints that were."""
+    stages = _from(stage)
     found = of_stage(run, *stages)
     for path in found:
         shutil.rmtree(path)
     for stage in stages:
         run.forget(stage)
     return len(found)
+
+
+def _from(stage: str) -> list[str]:
+    """It and the stages that go on from it."""
+    stages = ["train", *ONWARD]
+    return stages[stages.index(stage) :]
 
 
 def latest(run: Run) -> Path:

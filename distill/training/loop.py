@@ -68,7 +68,7 @@ def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
 def set_aside_stale(run: Run, listen: Listener) -> None:
     """Rename checkpoints that were trained on other data: what reads them must start anew, but nothing is lost."""
     found = checkpoint.list_checkpoints(run)
-    checkpoint.refuse(run, *checkpoint.ONWARD)
+    checkpoint.refuse(run, "train")
     if not found or checkpoint.read_loop(found[-1]).settings.get("data") == data_fingerprint(run):
         return
     number = next(n for n in itertools.count(1) if not run.checkpoints.with_name(f"checkpoints.{n}").exists())

@@ -70,7 +70,7 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     if (record := run.fresh("polish", _how(run, asks))) is not None:
         listen(Event("polish", "done", "nothing changed: kept", data=record.summary))
         return record.summary
-    checkpoint.refuse(run, "learn")
+    checkpoint.refuse(run, "polish")
     source = "it was begun so" if asked else f"polish.through={settings.through}" if asks else _readable(run, listen)
     if isinstance(source, str) and not asks:
         if begun or settings.through == "weights":
@@ -113,7 +113,7 @@ def undo(run: Run) -> int:
     """Go back to the training: delete what polishing left, and what went on from there; returns how many checkpoints
     that were."""
     (run.checkpoints / JOURNAL).unlink(missing_ok=True)
-    return checkpoint.drop(run, "polish", "learn")
+    return checkpoint.drop(run, "polish")
 
 
 class Polishing(Onward):

@@ -76,9 +76,9 @@ def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, A
         return record.summary
     if not settings.steps:
         return {"skipped": "see.steps is 0"}
-    checkpoint.refuse(run, "polish", "learn")
+    checkpoint.refuse(run, "see")
     started = time.monotonic()
-    checkpoint.drop(run, *checkpoint.ONWARD)
+    checkpoint.drop(run, "see")
     pack(run)
     seeing = Seeing(run, how, listen)
     if force:
@@ -94,7 +94,7 @@ def undo(run: Run) -> int:
     """Go back to the student before: delete what this left, and what went on from there; returns how many checkpoints
     that were."""
     shutil.rmtree(run.path / ASIDE, ignore_errors=True)
-    return checkpoint.drop(run, *checkpoint.ONWARD)
+    return checkpoint.drop(run, "see")
 
 
 class Reader(nn.Embedding):
