@@ -65,7 +65,8 @@ def learn(
     """Teach the run's student what feedback.jsonl says; what comes out is the run's best checkpoint. Returns what that
     changed: before and after.
 
-    Raises MissingStage before a training, BadInput without feedback or for a line that is none.
+    Raises MissingStage before a training, BadInput without feedback or for a line that is none, RunMismatch where the
+    student has learned by rewards since.
     """
     run.require("train")
     feedback = read_feedback(run.path / FEEDBACK)
@@ -74,6 +75,7 @@ def learn(
     if not force and (record := run.fresh("learn", how)) is not None:
         listen(Event("learn", "done", "nothing changed: kept", data=record.summary))
         return record.summary
+    checkpoint.refuse(run, "reward")
     started = time.monotonic()
     undo(run)
     pack(run)
@@ -98,7 +100,7 @@ def learn(
 
 def undo(run: Run) -> int:
     """Go back to the student before any feedback, which stays in its file; returns how many checkpoints went."""
-    return checkpoint.drop(run, "learn")
+    return checkpoint.drop(run, "learn", "reward")
 
 
 class Learning(Onward):
