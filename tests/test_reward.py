@@ -18,6 +18,7 @@ from support.small_student import small_model
 from cli.main import dream
 from distill.backbone.generate import generate
 from distill.backbone.reinforce import CLIP, STEADY, Rollout, advantages, note_logprobs, policy_gradients
+from distill.config import ImageTokenizerConfig
 from distill.corpus.traces import TraceStore
 from distill.corpus.truth import read_truths
 from distill.dream.model import DreamingReasoningLLM
@@ -35,6 +36,8 @@ from distill.training.loop import train
 from distill.training.reinforce import reinforce
 from distill.training.reward_model import STRENGTHS, RewardModel, bradley_terry, calibration_error, read_pairs
 from distill.training.rewards import Reply, open_judge
+from distill.training.rl_learning import RLContinuousLearner
+from distill.vision.vision_encoder import TripletEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -233,7 +236,7 @@ def test_chances_are_those_of_heads_that_never_saw_the_prompt(tmp_path: Path) ->
     held_out = model.fit(noise, noise_too, [i // 2 for i in range(60)])
     assert (held_out > 0.5).mean() < 0.75, "there is nothing to learn"
     worse = random.normal(size=(60, 4))
-    better = worse + [1.0, 0, 0, 0]
+    better = worse + np.eye(4)[0]
     assert (model.fit(better, worse, range(60)) > 0.5).all()
     model.save(tmp_path / "reward", {"pairs": 60})
     again, about = RewardModel.load(tmp_path / "reward")
@@ -316,7 +319,7 @@ def dreamer(**how: Any) -> DreamingReasoningLLM:
 
 
 def test_feedback_moves_words_and_paths(tmp_path: Path) -> None:
-    """Dreams with a causal path are praised, others blamed: such paths are read oftener then, and a saved model knows."""
+    """Dreams with a causal path are praised, others blamed: such are read oftener then, and a saved model knows."""
     model, prompts = dreamer(), [f"Drop ball {i}?" for i in range(24)]
 
     def causal() -> list[bool]:
@@ -372,6 +375,26 @@ def test_what_is_praised_is_said_oftener() -> None:
 def test_what_is_no_feedback_is_refused(examples: Any, reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
         dreamer().learn_from_feedback(examples)
+
+
+def test_pictures_are_known_again_from_being_told() -> None:
+    """Four things, shown with noise: walks go to the right one oftener, and the reward model comes to expect it."""
+    torch.manual_seed(0)
+    things = torch.rand(4, 3, 1, 3, 32, 32)
+    labels = [("cat", "chases", "mouse"), ("cat", "drinks", "milk"), ("rain", "wets", "street"), ("sun", "dries", "it")]
+    learner = RLContinuousLearner(TripletEncoder(ImageTokenizerConfig(embedding_dim=64, patch_size=16)), lr=1e-2)
+
+    def told(thing: int) -> float:
+        seen = (things[thing] + 0.05 * torch.randn(3, 1, 3, 32, 32)).clamp(0, 1)
+        return learner.online_inference_with_learning(*seen, ground_truth_label=labels[thing])[1]["final_reward"]
+
+    rewards = [told(i % 4) for i in range(240)]
+    assert np.mean(rewards[-40:]) > max(np.mean(rewards[4:44]), 0.7)
+    prediction, metrics = learner.online_inference_with_learning(*things[2])
+    assert prediction == labels[2]
+    assert metrics["final_reward"] > 0.5
+    with pytest.raises(BadInput, match=r"is no \(what, action, result\)"):
+        learner.online_inference_with_learning(*things[2], ground_truth_label=("cat", "chases"))
 
 
 # The command.
