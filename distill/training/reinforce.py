@@ -68,9 +68,10 @@ def reinforce(
         undo(run)
     pack(run)
     learning = Reinforcing(run, same, listen)
-    learned = {} if pairs is None else learning.learn_reward(pairs)
+    summary = {} if pairs is None else learning.learn_reward(pairs)
     learning.judge = judge or learning.by_model
-    summary = {**learned, **learning.perform(rounds)}
+    if rounds:
+        summary |= learning.perform(rounds)
     learning.record("reward", how, summary, learning.told["seconds"])
     listen(Event("reward", "done", f"{rounds} rounds", data=summary))
     return summary
@@ -163,6 +164,7 @@ class Reinforcing(Onward):
         shown = zip(before["said"], now["said"], strict=False)
         counts = {"rounds": told["round"], "steps": told["steps"]}
         summary = {**counts, "reward_before": before["reward"], "final_reward": now["reward"]}
+        summary |= {"sampled_reward_before": told["rewards"][0], "sampled_reward": told["rewards"][-1]}
         summary |= {"bits_per_byte_before": before["bits_per_byte"], "bits_per_byte": now["bits_per_byte"]}
         return summary | {"examples": [{"prompt": one, "before": old, "after": new} for (one, old), (_, new) in shown]}
 

@@ -14,7 +14,7 @@ from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.truth import read_truths, same_answer
 from distill.errors import BadInput
 from distill.run import Run
-from distill.training.feedback import FEEDBACK
+from distill.training.feedback import FEEDBACK, read_feedback
 
 ALMOST = 0.5
 """Reward for JSON that isn't as the schema wants it: without it a student that never fits would learn nothing."""
@@ -37,8 +37,9 @@ Judge = Callable[[Sequence[Reply]], list[float]]
 
 
 def learned_from(by: str, run: Run) -> Path | None:
-    """The pairs that a reward is to be learned from; None where it is known without."""
+    """The pairs that a reward is learned from; None where it is known without. Raises BadInput without feedback."""
     if by == "feedback":
+        read_feedback(run.path / FEEDBACK)
         return run.path / FEEDBACK
     return Path(by.removeprefix("pairs:")) if by.startswith("pairs:") else None
 

@@ -42,7 +42,7 @@ class RLContinuousLearner:
         reward_model: RewardModel | None = None,
         policy_network: PolicyNetwork | None = None,
         *,
-        lr: float = 3e-3,
+        lr: float = 1e-2,
         seed: int = 0,
     ) -> None:
         dim = encoder.vision.dim
