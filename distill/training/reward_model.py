@@ -94,15 +94,21 @@ class RewardModel(nn.Module):
 
 
 def bradley_terry(apart: Floats, groups: NDArray[Any]) -> Floats:
-    """(W,) of r from differences of features (n, W), better less worse."""
-    from sklearn.linear_model import LogisticRegressionCV
+    """(W,) of r from differences of features (n, W), better less worse; the strength of L2 by cross-validation."""
+    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold
 
-    # Each pair both ways round: so every fold has both classes, and there is nothing for an intercept to find.
-    both, labels, twice = np.concatenate([apart, -apart]), np.repeat([1, 0], len(apart)), np.tile(groups, 2)
-    folds = list(GroupKFold(FOLDS).split(both, groups=twice))
-    how: dict[str, Any] = {"Cs": STRENGTHS, "cv": folds, "scoring": "neg_log_loss", "max_iter": 1000}
-    return LogisticRegressionCV(fit_intercept=False, **how).fit(both, labels).coef_[0]
+    def fit(some: Floats, strength: float) -> Floats:
+        # Each pair both ways round: two classes, and nothing for an intercept to find.
+        both, labels = np.concatenate([some, -some]), np.repeat([1, 0], len(some))
+        return LogisticRegression(C=strength, fit_intercept=False, max_iter=1000).fit(both, labels).coef_[0]
+
+    folds = list(GroupKFold(FOLDS).split(apart, groups=groups))
+    losses = [
+        sum(np.logaddexp(0, -apart[held] @ fit(apart[learned], strength)).sum() for learned, held in folds)
+        for strength in STRENGTHS
+    ]
+    return fit(apart, STRENGTHS[int(np.argmin(losses))])
 
 
 def answer_features(model: Backbone, questions: Sequence[list[int]], answers: Sequence[list[int]]) -> Tensor:

@@ -68,7 +68,7 @@ class RLContinuousLearner:
             states = self.encoder(what_images, action_images, result_images)
         truths = None if ground_truth_label is None else _labels(ground_truth_label, len(states))
         found: list[Label | None] = [None] * len(states)
-        metrics = dict.fromkeys(("final_reward", "policy_loss", "value_loss"), 0.0)
+        metrics: dict[str, float] = dict.fromkeys(("final_reward", "policy_loss", "value_loss"), 0.0)
         if self.known:
             paths = F.normalize(torch.stack([*self.known.values()]), dim=-1).expand(len(states), -1, -1)
             prior = SHARP * (paths @ states[..., None])[..., 0]
