@@ -375,7 +375,7 @@ def test_online_inference_with_learning(capsys: pytest.CaptureFixture[str]) -> N
     }
     run(ONLINE, names)
     assert names["prediction"] is None, "it was told of nothing yet"
-    run(ONLINE.partition("# Online")[2], names)
+    run(ONLINE.partition("# Online inference with learning")[2], names)
     assert names["prediction"] == ("cat", "chases", "mouse")
     assert names["graph_rag"].triplets[0].phrases == ("cat", "chases", "mouse")
     assert "Reward: 1.000\nPolicy Loss: " in capsys.readouterr().out

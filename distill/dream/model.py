@@ -7,7 +7,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -278,14 +278,14 @@ class DreamingReasoningLLM:
         self, examples: Sequence[Mapping[str, Any]], num_epochs: int = 10, lr: float = 1e-5, beta: float = 0.04
     ) -> dict[str, float]:
         """Learn from what replies were worth: [{"prompt": …, "reward": …}], the reward of what was said last to that
-        prompt; what was never asked is asked now. The more reward than the others' mean, the likelier it becomes.
+        prompt; what was never asked is asked now (64 tokens). The more reward above the mean, the likelier it becomes.
 
         beta: how short its leash is. Returns avg_reward, avg_policy_loss, avg_value_loss and avg_kl, means over the
         epochs. Raises BadInput without enable_rl, and for examples that are none, or all worth the same.
         """
         if self._replies is None:
             raise BadInput("learn_from_feedback: make the model with enable_rl=True")
-        return self._replies.learn(self.parts, examples, self.generate, num_epochs, lr, beta)
+        return self._replies.learn(self.parts, examples, partial(self.generate, max_length=64), num_epochs, lr, beta)
 
     # What was dreamed.
 
