@@ -16,10 +16,10 @@ import numpy as np
 
 from bench.figures import RESULTS, ROOT
 from distill.corpus.datasets.emoji_scenes import OPPOSITE, PLACES
+from distill.corpus.truth import same_answer
 from distill.exam.examinees.opening import open_examinee
 from distill.exam.questions import load_exam
 from distill.exam.targets import How, find_target
-from distill.exam.truth import same_answer
 from distill.run import Run, write_atomic
 
 COLUMNS = {

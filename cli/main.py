@@ -33,6 +33,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "see": "Let it learn to read pictures, for Ollama, too.",
         "polish": "Let it learn from its own answers.",
         "learn": "Let it learn from your feedback.",
+        "reward": "Let it learn by what its answers are worth.",
         "evaluate": "Measure it, or any model, on held-out prompts.",
         "export": "Write the bundle: transformers, GGUF, Modelfile.",
     },
@@ -61,7 +62,7 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Section → command → short help."""
 
-STAGES = ("capture", "mine", "tokenize", "train", "redream", "see", "polish", "learn", "export")
+STAGES = ("capture", "mine", "tokenize", "train", "redream", "see", "polish", "learn", "reward", "export")
 MODULES = dict.fromkeys(STAGES, "stages") | dict.fromkeys(COMMANDS["Looking around"], "looking")
 """Command NAME is the function NAME in cli/commands/NAME.py, but for these."""
 RESUMED = ("run", "evaluate", "ablate", "compare", "sweep")

@@ -31,6 +31,7 @@ ASKED_FOR: dict[str, tuple[str, str]] = {
     "redream": ("distill.training.redream", "redream"),
     "polish": ("distill.training.polish", "polish"),
     "learn": ("distill.training.learn", "learn"),
+    "reward": ("distill.training.reinforce", "reinforce"),
 }
 """Stages that only their own command runs."""
 

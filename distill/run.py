@@ -29,6 +29,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "see": ("train",),
     "polish": ("train",),
     "learn": ("train", "see", "polish"),
+    "reward": ("train", "see", "polish", "learn"),
     "engine": ("train",),
     "evaluate": ("train",),
     "export": ("train", "engine", "evaluate"),

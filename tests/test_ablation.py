@@ -18,6 +18,7 @@ from support.ablation_run import STEPS, small_world
 
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
+from distill.corpus.truth import read_truths
 from distill.dream.engine import drafted_dreams, prompt_states
 from distill.errors import BadInput, MissingStage
 from distill.events import Event, silent
@@ -25,7 +26,6 @@ from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstr
 from distill.exam.provenance import changed_settings
 from distill.exam.questions import Question, load_exam
 from distill.exam.targets import How, Target
-from distill.exam.truth import read_truths
 from distill.mining.triplets import by_trace, read_triplets, write_triplets
 from distill.report.page import render_markdown
 from distill.run import Run

@@ -13,10 +13,10 @@ from bench import seeing
 from bench.generation import bench_dreams, bench_generate
 from bench.stopwatch import Stopwatch, seconds_of
 from distill.config import Settings
+from distill.corpus.truth import Truth
 from distill.dream.model import DreamingReasoningLLM
 from distill.errors import BadInput
 from distill.exam.questions import Exam, Question
-from distill.exam.truth import Truth
 from distill.run import Run as RunFolder
 
 

@@ -17,10 +17,10 @@ from distill.backbone.generate import generate
 from distill.backbone.model import load_backbone
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
+from distill.corpus.truth import Truth, read_truths, same_answer, spread
 from distill.errors import CorruptFile
 from distill.exam.examine import dream_tokens_of
 from distill.exam.questions import load_exam
-from distill.exam.truth import Truth, read_truths, same_answer, spread
 from distill.report.evaluate import evaluate
 from distill.report.page import render_markdown
 from distill.run import Run

@@ -1,7 +1,7 @@
 """The users' own snippets about the dreaming model run as they wrote them, but for where they import from.
 
 Each list is one document's snippets in order; those of a list share their names, as a reader's session would.
-What this version can't do yet (pixels, learning from feedback) is refused in one line.
+What this version can't do yet (pixels of who can't see) is refused in one line.
 """
 
 import copy
@@ -17,14 +17,17 @@ from support.fake_ollama import engine
 from distill.config import DreamingConfig, ImageTokenizerConfig, Settings
 from distill.dream.graph_reasoner import DreamGraphReasoner
 from distill.dream.model import DreamingReasoningLLM
+from distill.dream.policy import PolicyNetwork
 from distill.dream.record import Branch, DreamRecord
 from distill.errors import BadInput
+from distill.training.reward_model import RewardModel
 
 WHERE = {
     "image_token_llm.dreaming_model": "distill.dream.model",
     "image_token_llm.config": "distill.config",
     "image_token_llm.model": "bundle.reasoning",
     "image_token_llm.vision_encoder": "distill.vision.vision_encoder",
+    "image_token_llm.rl_learning": "distill.training.rl_learning",
 }
 
 BASIC = """
@@ -198,6 +201,28 @@ what, action, result = triplet
 """
 
 
+ONLINE = """
+from image_token_llm.rl_learning import RLContinuousLearner
+from image_token_llm.vision_encoder import TripletEncoder
+
+# Initialize components
+encoder = TripletEncoder(config)
+graph_rag = GraphRAGEnhanced(config)
+reward_model = RewardModel()
+policy_network = PolicyNetwork()
+
+learner = RLContinuousLearner(encoder, graph_rag, reward_model, policy_network)
+
+# Online inference with learning
+prediction, metrics = learner.online_inference_with_learning(
+    what_images, action_images, result_images,
+    ground_truth_label=("cat", "chases", "mouse")
+)
+
+print(f"Reward: {metrics['final_reward']:.3f}")
+print(f"Policy Loss: {metrics['policy_loss']:.3f}")
+"""
+
 TRIPLET_ENCODER = """
 from image_token_llm.vision_encoder import TripletEncoder
 
@@ -319,13 +344,41 @@ def test_knowledge_graph(elsewhere: Path, basic: dict[str, Any]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:no student was given", "ignore:device='cuda'")
-def test_reinforcement_learning_is_told_to_be_missing() -> None:
+def test_reinforcement_learning(basic: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
-    with pytest.warns(UserWarning, match="enable_rl: learning from feedback is not in this version"):
-        run(BASIC_RL, names)
+    run(BASIC_RL, names)
     assert isinstance(names["output"], str)
-    with pytest.raises(BadInput, match="learning from feedback is not in this version"):
-        run(FEEDBACK, names)
+    before = {name: one.detach().clone() for name, one in names["model"].parts.model.named_parameters()}
+    run(FEEDBACK, names)
+    assert names["metrics"]["avg_reward"] == pytest.approx((0.9 + 0.7 + 0.85) / 3)
+    assert "Average reward: 0.817\nPolicy loss: " in capsys.readouterr().out
+    assert any(not torch.equal(one, before[name]) for name, one in names["model"].parts.model.named_parameters())
+    with pytest.raises(BadInput, match="enable_rl=True"):
+        run(FEEDBACK, {**basic})
+
+
+class Graph:
+    """In the place of one that retrieves: it keeps what it is given."""
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        self.config, self.triplets = config, list[Any]()
+
+    def add(self, triplets: Any) -> None:
+        self.triplets += triplets
+
+
+def test_online_inference_with_learning(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {
+        "config": ImageTokenizerConfig(embedding_dim=512, patch_size=16),
+        **{"GraphRAGEnhanced": Graph, "RewardModel": RewardModel, "PolicyNetwork": PolicyNetwork},
+        **dict(zip(("what_images", "action_images", "result_images"), torch.rand(3, 1, 3, 64, 64), strict=True)),
+    }
+    run(ONLINE, names)
+    assert names["prediction"] is None, "it was told of nothing yet"
+    run(ONLINE.partition("# Online inference with learning")[2], names)
+    assert names["prediction"] == ("cat", "chases", "mouse")
+    assert names["graph_rag"].triplets[0].phrases == ("cat", "chases", "mouse")
+    assert "Reward: 1.000\nPolicy Loss: " in capsys.readouterr().out
 
 
 def test_the_triplet_encoder() -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.corpus.truth import Truth
 from distill.exam.metrics.catalogue import METRICS, in_order, metric_of, shown
 from distill.exam.metrics.dreams import chance_recalled, dream_metrics, labels_of, recalled
 from distill.exam.metrics.text import chrf, distinct, exact_match, repeated, rouge_l, text_metrics
-from distill.exam.truth import Truth
 from distill.mining.triplets import LENSES
 
 

@@ -1,9 +1,9 @@
-"""`dream capture`, `mine`, `tokenize`, `train`, `redream`, `see`, `polish`, `learn`, `export`: a run's stages."""
+"""`dream capture`, `mine`, `tokenize`, `train`, `redream`, `see`, `polish`, `learn`, `reward`, `export`: stages."""
 
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -149,8 +149,49 @@ def learn(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool, **how
     """
     if undo:
         return _undo(run, "learn", as_json)
+    _taught(run, "learn", force, as_json, quiet, **how)
+
+
+@click.command()
+@click.option("--by", metavar="REWARD", help="exact, feedback, pairs:FILE, schema:FILE or MODULE:FUNCTION.")
+@click.option("--rounds", default=30, show_default=True, type=click.IntRange(0), help="Of answering and learning.")
+@click.option("--prompts", default=16, show_default=True, type=click.IntRange(1), help="Answered in each round.")
+@click.option("--samples", default=8, show_default=True, type=click.IntRange(2), help="Answers to each of them.")
+@click.option("--lr", default=2e-5, show_default=True, type=click.FloatRange(0, min_open=True), help="Learning rate.")
+@click.option("--beta", default=0.04, show_default=True, type=click.FloatRange(0), help="How short its leash is.")
+@click.option("--undo", is_flag=True, help="Go back to the student before any reward.")
+@stage_options()
+def reward(run: "Run", by: str | None, undo: bool, force: bool, as_json: bool, quiet: bool, **how: float) -> None:
+    """Let RUN's student answer training prompts several times each, and make likelier what was worth more than the
+    rest, dreams and answers both (GRPO). What comes out is the run's best checkpoint.
+
+    \b
+    What an answer is worth, says REWARD:
+      exact            1 for the true answer, which a dataset knows
+      feedback         what /good, /bad and /better in `dream chat` prefer
+      pairs:FILE       the same of lines {"prompt": …, "better": …, "worse": …}
+      schema:FILE      1 for JSON as this JSON schema wants it, ½ for other JSON
+      MODULE:FUNCTION  your Python: def FUNCTION(prompt, answer) -> number
+
+    Of feedback and pairs a reward model is learned first, kept in RUN/reward, and judged on pairs held out; with
+    --rounds 0 that is all. More --rounds go on from those before.
+
+    \b
+    Examples:
+      dream reward my-student --by exact --rounds 50
+      dream reward my-student --by my_rewards:short
+    """
+    if undo:
+        return _undo(run, "reward", as_json)
+    if not by:
+        raise click.UsageError("--by is missing: exact, feedback, pairs:FILE, schema:FILE or MODULE:FUNCTION")
+    _taught(run, "reward", force, as_json, quiet, by=by, **how)
+
+
+def _taught(run: "Run", stage: str, force: bool, as_json: bool, quiet: bool, **how: Any) -> None:
+    """Run a stage, and show besides what it changed in answers."""
     with Progress(quiet) as listen:
-        result = run_stage(run, "learn", force, listen, **how)
+        result = run_stage(run, stage, force, listen, **how)
     examples = result.summary.get("examples", [])
     rest = {name: value for name, value in result.summary.items() if name != "examples"}
     shown = [f"\n{each['prompt']}\n  before  {each['before']}\n  now     {each['after']}" for each in examples]
@@ -159,10 +200,10 @@ def learn(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool, **how
 
 
 def _undo(run: "Run", stage: str, as_json: bool) -> None:
-    from distill.training import learn, polish, see
+    from distill.training import learn, polish, reinforce, see
 
     with run.working():
-        count = {"see": see, "polish": polish, "learn": learn}[stage].undo(run)
+        count = {"see": see, "polish": polish, "learn": learn, "reward": reinforce}[stage].undo(run)
     answer(as_json, {"run": str(run.path), "deleted": count}, f"{stage}: {count or 'no'} checkpoints deleted")
 
 

@@ -5,7 +5,7 @@ result), D = 512, N images.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from distill.dream.generator import Dreams
 from distill.dream.graph_reasoner import DreamGraphReasoner, Reasoned, graph_edges
 from distill.dream.input_tokenizer import ROLES
 from distill.dream.output_decoder import Instead, Speaker
+from distill.dream.policy import Choice
 from distill.dream.pretrained import Parts
 from distill.dream.record import Branch, DreamRecord, Edge
 from distill.mining.triplets import LENSES
@@ -38,6 +39,7 @@ class Dreamt:
     dream   what the backbone reads, lens → steps; None: it dreamed nothing
     image   (1, 3, D) embeddings of the outcome's what, action and result; None: there is nothing to see
     vectors (S, T, 3, D) embeddings of all steps, where an engine dreamed them
+    choice  of paths, where a policy made it
     """
 
     dream: Dream | None = None
@@ -45,6 +47,7 @@ class Dreamt:
     edges: list[Edge] = field(default_factory=list[Edge])
     image: Tensor | None = None
     vectors: NDArray[Any] | None = None
+    choice: Choice | None = None
 
 
 def instead(tokenizer: StudentTokenizer) -> Instead:
@@ -71,12 +74,17 @@ def guess(parts: Parts, states: Tensor, images: Tensor | None = None) -> Dream:
 
 @torch.inference_mode()
 def draft(
-    parts: Parts, states: Tensor, guide: Sequence[int], images: Tensor | None = None, watch: Watch | None = None
+    parts: Parts,
+    states: Tensor,
+    guide: Sequence[int],
+    images: Tensor | None = None,
+    watch: Watch | None = None,
+    seed: int | None = None,
 ) -> Dreamt:
     """The engine's dream of a prompt's states (1, P, H) and images (1, N, D), in one pass.
 
     guide: up to three codes that each path begins with. Its `dream` holds the paths that the graph keeps; of a guided
-    dream the best of each lens, whatever its score: who guides wants it read.
+    dream the best of each lens, whatever its score: who guides wants it read. seed: of a policy that draws.
     """
     engine = parts.engine
     assert engine is not None
@@ -89,13 +97,17 @@ def draft(
         watch(_drafted_branches(parts, dreams, None, keep_above, source))
 
     drafted: Drafted = engine(states.float(), None, images, forced, on_step if watch else None)
-    live = drafted.dreams.live()
+    live, choice = drafted.dreams.live(), None
+    if parts.policy is not None and not guide:
+        logits, choice = parts.policy.choose(drafted, keep_above, seed)
+        drafted = replace(drafted, reasoned=replace(drafted.reasoned, score_logits=logits))
     return Dreamt(
         drafted_dreams(drafted, keep_above=keep_above)[0],
         _drafted_branches(parts, drafted.dreams, drafted.reasoned, keep_above, source),
         graph_edges(drafted.reasoned, live),
         engine.decoder.image(drafted.reasoned.embedding),
         drafted.dreams.embeddings[0].float().cpu().numpy(),
+        choice,
     )
 
 

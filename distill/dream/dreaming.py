@@ -97,7 +97,7 @@ def _dreamt(
         return Dreamt()
     seen = None if images is None else images.to(parts.device, torch.float32)
     if asked.dreamer == "engine":
-        dreamt = draft(parts, states, asked.guide, seen, watch)
+        dreamt = draft(parts, states, asked.guide, seen, watch, asked.sampling.seed if asked.explore else None)
         speaker.read(think_ids(parts.tokenizer, dreamt.dream), last=True)
         speaker.obey(parts.grammar.answering)
         return dreamt

@@ -7,7 +7,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +21,11 @@ from distill.config import DreamingConfig
 from distill.dream.dreamers import Dreamt, graph_data
 from distill.dream.dreaming import Dreaming, dream
 from distill.dream.engine import DreamEngine
+from distill.dream.feedback import Replies
 from distill.dream.graph_reasoner import chains_of
 from distill.dream.memory import recall
 from distill.dream.output_decoder import OutputDecoder, Sampling, image_labels
+from distill.dream.policy import PolicyNetwork
 from distill.dream.pretrained import KNOWLEDGE, Parts, load_parts, save_parts
 from distill.dream.prompting import (
     OUTPUT_MODES,
@@ -63,9 +65,10 @@ class DreamingReasoningLLM:
     comes from `load_pretrained`, or from `bundle.load.load_dreaming` for a run.
 
     device: "auto" takes the GPU where there is one; "cuda" without one falls back to the CPU with a warning.
-    enable_dream_viewer: record every dream (so does the config's enable_visualization). enable_rl: accepted, with a
-    warning, as this version doesn't learn from feedback. system: said before every prompt. knowledge: a graph that
-    grows with every dream, as `remember` opens it. eyes: how it sees pictures. seed: of untrained weights.
+    enable_dream_viewer: record every dream (so does the config's enable_visualization). enable_rl: it can learn
+    from feedback, so it remembers what it said, and a policy draws which of its engine's paths are read. system: said
+    before every prompt. knowledge: a graph that grows with every dream, as `remember` opens it. eyes: how it sees
+    pictures. seed: of untrained weights.
     Raises RunMismatch for parts that don't fit each other, BadInput for a device or an output mode that there isn't.
     """
 
@@ -83,12 +86,9 @@ class DreamingReasoningLLM:
         knowledge: KnowledgeGraph | None = None,
         system: str = "",
         eyes: PictureCodebook | None = None,
+        policy: PolicyNetwork | None = None,
         seed: int = 0,
     ) -> None:
-        if enable_rl:
-            warnings.warn(
-                "enable_rl: learning from feedback is not in this version; the model answers as it is", stacklevel=2
-            )
         for name in ("num_dream_sequences", "dream_length", "graph_reasoning_hops"):
             if config is not None and getattr(config, name) < 1:
                 raise BadInput(f"dreaming.{name}={getattr(config, name)}: must be at least 1")
@@ -105,6 +105,7 @@ class DreamingReasoningLLM:
         else:
             settings = config or (engine.config if engine is not None else DreamingConfig())
             parts = Parts(backbone, tokenizer, codebook, engine, settings, system, eyes)
+        parts.policy = policy or (PolicyNetwork() if enable_rl else None)
         choice("dreaming.output_mode", parts.config.output_mode, OUTPUT_MODES)
         self.parts = parts.check("the student").to(pick_device(device))
         parts.model.eval()
@@ -113,6 +114,7 @@ class DreamingReasoningLLM:
         self.knowledge = knowledge
         self.album: Album | None = None
         self._source: Path | None = None
+        self._replies = Replies() if enable_rl else None
         self._viewer = DreamViewer() if enable_dream_viewer or parts.config.enable_visualization else None
 
     @property
@@ -171,7 +173,8 @@ class DreamingReasoningLLM:
         """
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
         asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows, dream, replace)
-        asked = dataclasses.replace(asked, attention=attention, watch=watch_dreams, on_dream=on_dream)
+        explore = self._replies is not None and temperature > 0
+        asked = dataclasses.replace(asked, attention=attention, watch=watch_dreams, on_dream=on_dream, explore=explore)
         if picture is not None or painter:
             if dreamer == "none":
                 raise BadInput("picture: is of a dream, and dreamer='none' dreams nothing")
@@ -252,6 +255,8 @@ class DreamingReasoningLLM:
     def _finish(self, dreaming: Dreaming, answer: str, asked: Asked) -> DreamRecord:
         """The whole record, given to those who collect dreams."""
         record = dataclasses.replace(dreaming.record, answer=answer)
+        if self._replies is not None:
+            self._replies.note(dreaming)
         if asked.attention and answer and record.read:
             words = read_words(self.parts, dreaming.speaker, dreaming.question, dreaming.read)
             record = dataclasses.replace(record, words=words)
@@ -269,11 +274,18 @@ class DreamingReasoningLLM:
         if self.knowledge is not None:
             self.knowledge.save()
 
-    def learn_from_feedback(self, *examples: Any, **how: Any) -> Any:
-        """Not in this version: raises BadInput, whatever is given."""
-        raise BadInput(
-            "learn_from_feedback: learning from feedback is not in this version; train on a run's prompts instead"
-        )
+    def learn_from_feedback(
+        self, examples: Sequence[Mapping[str, Any]], num_epochs: int = 10, lr: float = 1e-5, beta: float = 0.04
+    ) -> dict[str, float]:
+        """Learn from what replies were worth: [{"prompt": …, "reward": …}], the reward of what was said last to that
+        prompt; what was never asked is asked now (64 tokens). The more reward above the mean, the likelier it becomes.
+
+        beta: how short its leash is. Returns avg_reward, avg_policy_loss, avg_value_loss and avg_kl, means over the
+        epochs. Raises BadInput without enable_rl, and for examples that are none, or all worth the same.
+        """
+        if self._replies is None:
+            raise BadInput("learn_from_feedback: make the model with enable_rl=True")
+        return self._replies.learn(self.parts, examples, partial(self.generate, max_length=64), num_epochs, lr, beta)
 
     # What was dreamed.
 
@@ -369,6 +381,7 @@ class DreamingReasoningLLM:
             engine=parts.engine,
             system=parts.system if system is None else system,
             eyes=parts.eyes,
+            policy=parts.policy,
         )
         if (folder / KNOWLEDGE).is_file():
             model.know(folder / KNOWLEDGE)

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from distill.backbone.model import Backbone, load_backbone, save_backbone
 from distill.config import DreamingConfig
 from distill.dream.editor import DreamEditor
 from distill.dream.engine import ABOUT, WEIGHTS, DreamEngine, codebook_digest
+from distill.dream.policy import PolicyNetwork
 from distill.dream.record import Slot, Step
 from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.knowledge.graph import Graph, save_graph
@@ -29,7 +31,7 @@ from distill.tokens.image_tokens import Codebook
 from distill.vision import SEEING
 from distill.vision.codebook import PictureCodebook
 
-NAME, KNOWLEDGE = "dreaming.json", "knowledge.graphml"
+NAME, KNOWLEDGE, POLICY = "dreaming.json", "knowledge.graphml", "policy.safetensors"
 VERSION = 1
 CODEBOOK = ("codebook.json", "codebook.safetensors", "encoder.json", "encoder.safetensors")
 READ = (
@@ -42,6 +44,7 @@ READ = (
     WEIGHTS,
     ABOUT,
     KNOWLEDGE,
+    POLICY,
 )
 """What is read of a folder, so what is checked."""
 SHAPES = ("num_dream_sequences", "dream_length", "graph_reasoning_hops")
@@ -51,7 +54,7 @@ SHAPES = ("num_dream_sequences", "dream_length", "graph_reasoning_hops")
 @dataclass
 class Parts:
     """Who dreams and answers. codebook and engine may be missing: such a student dreams by itself alone; without eyes
-    it sees no pictures."""
+    it sees no pictures, without a policy the arbiter alone chooses among its engine's paths."""
 
     model: Backbone
     tokenizer: StudentTokenizer
@@ -60,6 +63,7 @@ class Parts:
     config: DreamingConfig = field(default_factory=DreamingConfig)
     system: str = ""
     eyes: PictureCodebook | None = None
+    policy: PolicyNetwork | None = None
 
     def check(self, where: str) -> "Parts":
         """Itself; raises RunMismatch, beginning with `where`, unless all parts fit each other."""
@@ -126,8 +130,9 @@ class Parts:
 
     def to(self, device: torch.device) -> "Parts":
         self.model.to(device)
-        if self.engine is not None:
-            self.engine.to(device)
+        for own in (self.engine, self.policy):
+            if own is not None:
+                own.to(device)
         return self
 
     def codes(self, ids: Sequence[int], places: Triple) -> Triple:
@@ -158,6 +163,8 @@ def save_parts(parts: Parts, folder: Path, knowledge: Graph | None = None) -> No
         for own in (parts.engine, parts.eyes):
             if own is not None:
                 own.save(aside)
+        if parts.policy is not None:
+            save_file({name: one.cpu() for name, one in parts.policy.state_dict().items()}, aside / POLICY)
         if knowledge is not None:
             save_graph(knowledge, aside / KNOWLEDGE, max(1, len(knowledge)))
         about = {
@@ -192,6 +199,9 @@ def load_parts(folder: Path, device: torch.device, engine: Path | None = None) -
         parts.engine = DreamEngine.load(source, codebook, parts.model.config.hidden)
         parts.config = config if "config" in about else parts.engine.config
         parts.check(str(folder))
+    if (folder / POLICY).is_file():
+        parts.policy = PolicyNetwork()
+        parts.policy.load_state_dict(load_file(folder / POLICY))
     return parts.to(device)
 
 

@@ -36,7 +36,7 @@ class Asked:
     guide: codes. dream: read in the place of one of the student's own. replace: number of a token → the code that takes
     its place. attention: note what each word read. watch: draw the dream on the console. on_dream: gets it too.
     pictures: small ones of those asked about, for its record. picture: the file for one of the outcome; painter: the
-    model that paints it.
+    model that paints it. explore: a policy over paths draws.
     """
 
     mode: OutputMode
@@ -52,6 +52,7 @@ class Asked:
     pictures: list[str] = field(default_factory=list[str])
     picture: Path | None = None
     painter: str = ""
+    explore: bool = False
 
 
 def check(

@@ -13,9 +13,9 @@ from typing import Any, Self
 
 from distill.corpus.prompts import load_prompts
 from distill.corpus.traces import TraceStore
+from distill.corpus.truth import Truth, read_truths, spread
 from distill.errors import BadInput
 from distill.exam.metrics.likelihood import bits
-from distill.exam.truth import Truth, read_truths, spread
 from distill.mining.triplets import Triplet, by_trace, read_triplets
 from distill.run import Run, fingerprint
 from distill.teacher.protocol import TeacherTokenizer, TokenTargets

@@ -24,7 +24,12 @@ from distill.vision import PROJECTOR
 
 FORMAT = 1
 STEP = re.compile(r"step-(\d{6,})$")
-ONWARD = {"see": "learned to read pictures", "polish": "been polished", "learn": "learned from feedback"}
+ONWARD = {
+    "see": "learned to read pictures",
+    "polish": "been polished",
+    "learn": "learned from feedback",
+    "reward": "learned by rewards",
+}
 """The stages that go on from a trained student, in their order, and what it has done then."""
 STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
 """What an optimizer keeps of a parameter: AdamW, Muon."""
@@ -70,7 +75,7 @@ def list_checkpoints(run: Run) -> list[Path]:
 
 
 def of_stage(run: Run, *stages: str) -> list[Path]:
-    """Those that these stages left: "train", or what went on from there, "see", "polish" or "learn"."""
+    """Those that these stages left: "train", or what went on from there: ONWARD."""
     return [path for path in list_checkpoints(run) if stage_of(path) in stages]
 
 

@@ -65,7 +65,8 @@ def learn(
     """Teach the run's student what feedback.jsonl says; what comes out is the run's best checkpoint. Returns what that
     changed: before and after.
 
-    Raises MissingStage before a training, BadInput without feedback or for a line that is none.
+    Raises MissingStage before a training, BadInput without feedback or for a line that is none, RunMismatch where the
+    student has learned by rewards since.
     """
     run.require("train")
     feedback = read_feedback(run.path / FEEDBACK)
@@ -74,6 +75,7 @@ def learn(
     if not force and (record := run.fresh("learn", how)) is not None:
         listen(Event("learn", "done", "nothing changed: kept", data=record.summary))
         return record.summary
+    checkpoint.refuse(run, "learn")
     started = time.monotonic()
     undo(run)
     pack(run)

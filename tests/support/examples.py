@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distill.corpus.traces import Trace, TraceStore
-from distill.exam.truth import Truth, read_truths, spread
+from distill.corpus.truth import Truth, read_truths, spread
 from distill.mining.triplets import by_trace, read_triplets
 from distill.run import Run
 from distill.tokens.aligner import Aligner

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.corpus.truth import Truth
 from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken, Thinks
 from distill.exam.metrics.speech import Form
 from distill.exam.questions import Exam, Question, Sibling
-from distill.exam.truth import Truth
 from distill.mining.triplets import LENSES, Triplet
 
 WORDS = ("ball", "falls", "floor", "rain", "street", "wet", "plant", "grows")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol
 
+from distill.corpus.truth import Truth, same_answer
 from distill.exam.metrics.statistics import Ratio
-from distill.exam.truth import Truth, same_answer
 
 
 def text_metrics(answers: Sequence[str], references: Sequence[str] | None = None) -> dict[str, Ratio]:
