@@ -28,14 +28,15 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "train": ("capture", "mine", "tokenize", "start", "redream"),
     "see": ("train",),
     "polish": ("train",),
-    "learn": ("train", "see", "polish"),
+    "facts": ("train", "see", "polish"),
+    "learn": ("train", "see", "polish", "facts"),
     "engine": ("train",),
     "evaluate": ("train",),
     "export": ("train", "engine", "evaluate"),
 }
 """Which stages each stage reads from. Redream is optional for a training, engine and evaluation for an export."""
 
-COMMANDS = {"engine": "train", "start": "train"}
+COMMANDS = {"engine": "train", "start": "train", "facts": "learn"}
 """Stages that another stage's command runs too."""
 
 

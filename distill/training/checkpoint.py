@@ -19,12 +19,17 @@ from torch import Tensor, nn
 
 from distill.backbone.model import Backbone, save_backbone
 from distill.errors import CorruptFile, MissingStage, RunMismatch
-from distill.run import Run, publish_folder, sha256_file
+from distill.run import COMMANDS, Run, publish_folder, sha256_file
 from distill.vision import PROJECTOR
 
 FORMAT = 1
 STEP = re.compile(r"step-(\d{6,})$")
-ONWARD = {"see": "learned to read pictures", "polish": "been polished", "learn": "learned from feedback"}
+ONWARD = {
+    "see": "learned to read pictures",
+    "polish": "been polished",
+    "facts": "learned new facts",
+    "learn": "learned from feedback",
+}
 """The stages that go on from a trained student, in their order, and what it has done then."""
 STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
 """What an optimizer keeps of a parameter: AdamW, Muon."""
@@ -70,7 +75,7 @@ def list_checkpoints(run: Run) -> list[Path]:
 
 
 def of_stage(run: Run, *stages: str) -> list[Path]:
-    """Those that these stages left: "train", or what went on from there, "see", "polish" or "learn"."""
+    """Those that these stages left: "train", or what went on from there, those of ONWARD."""
     return [path for path in list_checkpoints(run) if stage_of(path) in stages]
 
 
@@ -84,8 +89,9 @@ def refuse(run: Run, *stages: str) -> None:
     """Raise RunMismatch where the run has gone on by one of these stages, and what comes before them can't any more."""
     if found := of_stage(run, *stages):
         stage = stage_of(found[-1])
-        text = f"{found[-1]}: has {ONWARD[stage]}, the work of `dream {stage}`"
-        raise RunMismatch(f"{text}; `dream {stage} {run.path} --undo` goes back first")
+        command = COMMANDS.get(stage, stage)
+        text = f"{found[-1]}: has {ONWARD[stage]}, the work of `dream {command}`"
+        raise RunMismatch(f"{text}; `dream {command} {run.path} --undo` goes back first")
 
 
 def drop(run: Run, *stages: str) -> int:

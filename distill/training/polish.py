@@ -62,7 +62,7 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
         return record.summary
     if force:
         undo(run)
-    checkpoint.refuse(run, "learn")
+    checkpoint.refuse(run, "facts", "learn")
     polishing = Polishing(run, how, listen)
     summary = polishing.perform()
     polishing.record("polish", how, summary, polishing.told["seconds"])
@@ -73,7 +73,7 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
 def undo(run: Run) -> int:
     """Go back to the training: delete what polishing left, and what went on from there; returns how many checkpoints
     that were."""
-    return checkpoint.drop(run, "polish", "learn")
+    return checkpoint.drop(run, "polish", "facts", "learn")
 
 
 class Polishing(Onward):

@@ -76,7 +76,7 @@ def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, A
         return record.summary
     if not settings.steps:
         return {"skipped": "see.steps is 0"}
-    checkpoint.refuse(run, "polish", "learn")
+    checkpoint.refuse(run, "polish", "facts", "learn")
     started = time.monotonic()
     checkpoint.drop(run, *checkpoint.ONWARD)
     pack(run)
