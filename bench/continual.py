@@ -9,10 +9,8 @@ RUN/continual.json, and not measured again. Intervals are Student's t over the r
 
 import json
 import random
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,28 +22,28 @@ from torch import Tensor
 from bench.figures import RESULTS, ROOT
 from distill.corpus.datasets.causal_world import LATER, THINGS, WORDS, State, drawn, made_of, outcomes
 from distill.corpus.datasets.questions import Question
-from distill.run import Run, write_atomic, write_json_lines
+from distill.run import Run, write_atomic
 from distill.student.grammar import dream_size
-from distill.tokens.chat import render
+from distill.tokens.chat import Message, render
 from distill.training.drafts import dream_on
-from distill.training.facts import Facts, learn_facts
+from distill.training.facts import Facts
 from distill.training.keeping import Keeping
 from distill.training.losses import tail_kernel
 from distill.training.new_lines import NewLines, read_line
 from distill.training.replay import gather, with_dreams
 from distill.training.step import forward_backward
 
+EWC = 3000.0
 KEEPS = {
     "nothing (plain fine-tuning)": Keeping(replay=0),
+    "replay and elastic weights": Keeping(ewc=EWC),
     "replay": Keeping(),
+    "elastic weights": Keeping(replay=0, ewc=EWC),
     "its own past": Keeping(replay=0, past=1),
-    "elastic weights": Keeping(replay=0, ewc=100),
-    "replay and elastic weights": Keeping(ewc=100),
-    "replay and its own past": Keeping(past=1),
-    "all three": Keeping(past=1, ewc=100),
+    "all three": Keeping(past=1, ewc=EWC),
 }
-NEW, HELD_OUT, EPOCHS = 600, 300, 3
-"""New answers to learn, those held out (of old ones, too), and how often each is read."""
+NEW, HELD_OUT, EPOCHS, LR = 600, 120, 3, 2e-3
+"""New answers to learn, those held out (of old ones, too), how often each is read, and how fast."""
 
 
 def line(question: Question) -> dict[str, Any]:
@@ -57,6 +55,11 @@ def line(question: Question) -> dict[str, Any]:
         "held_out": question.split != "train",
         "dream": chains,
     }
+
+
+def lines_of(questions: Iterable[Question]) -> NewLines:
+    told = [read_line(line(question), 0.0) for question in questions]
+    return NewLines([trace for trace, _ in told], "", {trace.key: dream for trace, dream in told})
 
 
 def kept(run: Run, name: str, measure: Callable[[], Any]) -> Any:
@@ -72,15 +75,21 @@ def kept(run: Run, name: str, measure: Callable[[], Any]) -> Any:
     return found[name]
 
 
-def learned(run: Run, keeping: Keeping) -> dict[str, Any]:
-    """A copy of the run learns of LATER; `dream learn`'s table."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy, new = Path(folder) / "run", Path(folder) / "new.jsonl"
-        shutil.copytree(run.path, copy)
-        counts = {"train": NEW, "familiar": HELD_OUT}
-        write_json_lines(new, map(line, drawn(made_of(LATER), set(), counts, run.settings.seed)))
-        how: dict[str, Any] = {"epochs": EPOCHS, "keeping": keeping, "measure": HELD_OUT}
-        return learn_facts(Run.open(copy), source=new, **how)
+def learned(run: Run, keeping: Keeping | None) -> dict[str, float]:
+    """What the run's student knows when it has learned of LATER, as `dream learn --from` teaches it; None: before."""
+    counts = {"train": NEW, "familiar": HELD_OUT}
+    new = lines_of(drawn(made_of(LATER), set(), counts, run.settings.seed))
+    learner = Facts(run, new, {"epochs": EPOCHS, "lr": LR}, keeping or Keeping(replay=0, memory=1), HELD_OUT)
+    if keeping:
+        teach(learner)
+    return learner.measured()
+
+
+def teach(learner: Facts) -> None:
+    """All its steps; nothing is written."""
+    steps = [*learner.plan()]
+    for number, rows in enumerate(steps):
+        learner.step(rows, number, len(steps))
 
 
 def interval(values: Iterable[float]) -> list[float] | float:
@@ -97,12 +106,11 @@ def interval(values: Iterable[float]) -> list[float] | float:
 def measure_facts(runs: Sequence[Run]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     plain: list[dict[str, float]] = []
+    before = [kept(run, "facts, before", lambda run=run: learned(run, None)) for run in runs]
     for name, keeping in KEEPS.items():
         told = [kept(run, f"facts, {name}", lambda run=run, keeping=keeping: learned(run, keeping)) for run in runs]
-        moved = [
-            {f"{what}_{key}": one[f"{what}_{key}"] - one[f"{what}_{key}_before"] for what in ("new", "old") for key in
-             ("exact_match", "bits_per_byte")} for one in told
-        ]  # fmt: skip
+        pairs = list(zip(told, before, strict=True))
+        moved = [{key: one[key] - first[key] for key in first} for one, first in pairs]
         plain = plain or moved
         row = {key: interval(one[key] for one in moved) for key in moved[0]}
         pairs = list(zip(moved, plain, strict=True))
@@ -125,13 +133,13 @@ def measure_facts(runs: Sequence[Run]) -> dict[str, Any]:
     return table("facts", runs, about, columns, rows)
 
 
-NAMES = ("zorb", "blick", "dax", "wug", "fep", "toma")
-"""Things that nobody knows, one of each material."""
+NAMES = {"zorb": "glass", "dax": "metal", "wug": "wax", "fep": "paper"}
+"""Things that nobody knows, and what they are made of."""
 COUNTS = (0, 1, 5, 20)
 FEW_EPOCHS, FEW_LR = 30, 1e-3
 UNSEEN = 6
 """Actions of a thing that its examples never show; the questions that are asked about it do."""
-ASKED = 60
+ASKED = 40
 TASKS, INNER, TOWARDS = 60, 5, 0.3
 """Reptile's tasks, steps within each, and how far it then goes."""
 
@@ -148,7 +156,7 @@ class Thing:
 
 def things(seed: int) -> list[Thing]:
     found: list[Thing] = []
-    for name, material in zip(NAMES, THINGS, strict=True):
+    for name, material in NAMES.items():
         draw = random.Random(f"{name} {seed}")
         unseen = {(name, action) for action in draw.sample([*WORDS], UNSEEN)}
         counts = {"train": max(COUNTS), "combination": ASKED}
@@ -165,11 +173,6 @@ def ends(question: Question) -> set[State]:
     return {outcomes(material, State(*(step.what for step in first)), actions)[-1] for material in THINGS}
 
 
-def lines_of(questions: Sequence[Question]) -> NewLines:
-    told = [read_line(line(question) | {"held_out": False}, 0.0) for question in questions]
-    return NewLines([trace for trace, _ in told], "", {trace.key: dream for trace, dream in told})
-
-
 class FewExamples:
     """A run's student and what it learns of a thing from a few examples, each time from where it was."""
 
@@ -184,7 +187,7 @@ class FewExamples:
     def right(self, learner: Facts, thing: Thing) -> tuple[list[bool], float]:
         """Which of a thing's questions are answered right, and how many of the old ones."""
         told = learner.examined(learner.held["old"])["exact_match"]
-        asked = lines_of(thing.asked).documents(self.run, held_out=False)
+        asked = lines_of(thing.asked).documents(self.run, held_out=True)
         dreams = learner.own_dreams(learner.model, with_dreams(asked, {}), 0.0)
         return learner.right(asked, dreams), told
 
@@ -192,9 +195,8 @@ class FewExamples:
         learner = self.learner(thing.examples[: max(count, 1)], keeping)
         if weights:
             learner.model.load_state_dict(weights)
-        steps = [*learner.plan()] if count else []
-        for number, rows in enumerate(steps):
-            learner.step(rows, number, len(steps))
+        if count:
+            teach(learner)
         return self.right(learner, thing)
 
     def reptile(self) -> Mapping[str, Tensor]:
@@ -229,22 +231,15 @@ class FewExamples:
     def prompted(self, thing: Thing, count: int) -> Any:
         """Examples as turns of a conversation before the question: as many as fit the context."""
         learner = self.learner(thing.examples[:1], Keeping(replay=0))
-        asked = lines_of(thing.asked).documents(self.run, held_out=False)
+        asked = lines_of(thing.asked).documents(self.run, held_out=True)
         room = learner.model.config.context - dream_size(learner.longest) - 16
         prompts: list[list[int]] = []
         for question in thing.asked:
             shown = thing.examples[:count]
             while True:
-                turns = [(one.prompt, one.answer) for one in shown]
-                said = [
-                    {"role": role, "content": text}
-                    for turn in turns
-                    for role, text in zip(("user", "assistant"), turn, strict=True)
-                ]
-                ids = learner.tokenizer.encode(
-                    render([*said, {"role": "user", "content": question.prompt}]), special=True
-                )
-                if len(ids) <= room:
+                turns = [turn for one in shown for turn in (("user", one.prompt), ("assistant", one.answer))]
+                said = [Message(role=role, content=text) for role, text in (*turns, ("user", question.prompt))]
+                if len(ids := learner.tokenizer.encode(render(said), special=True)) <= room:
                     break
                 shown = shown[1:]
             prompts.append(ids)
@@ -298,7 +293,7 @@ def measure_few(runs: Sequence[Run]) -> dict[str, Any]:
         ("old", "old answers right ↑"),
     ):
         columns[key] = {"label": label, "digits": 1, "percent": True}
-    about = f"a new thing of each of 6 materials, {ASKED} questions each with actions that its examples don't show"
+    about = f"a new thing of each of 4 materials, {ASKED} questions each with actions that its examples don't show"
     return table("few", runs, about, columns, rows)
 
 

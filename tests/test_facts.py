@@ -312,7 +312,7 @@ def test_a_learning_that_was_killed_ends_as_one_that_was_not(
     (partial,) = checkpoint.of_stage(cut, "facts")
     assert checkpoint.read_loop(partial).settings["facts"]["steps"] == 3
     with monkeypatch.context() as patch:  # all was learned, and nothing of it written down
-        patch.setattr(Facts, "record", lambda *_: None)
+        patch.setattr(Facts, "record", lambda *_: None)  # pyright: ignore[reportUnknownLambdaType]
         told = learn_facts(cut, **how)
     assert told == learn_facts(cut, **how) == learn_facts(whole, **how)
     assert len(checkpoint.of_stage(cut, "facts")) == 1
@@ -320,7 +320,8 @@ def test_a_learning_that_was_killed_ends_as_one_that_was_not(
         assert (checkpoint.best(cut) / name).read_bytes() == (checkpoint.best(whole) / name).read_bytes()
     with pytest.raises(KeyboardInterrupt):
         learn_facts(cut, stop, **how, force=True)
-    other = learn_facts(cut, **{**how, "source": new_file(tmp_path / "other.jsonl", size=3)})
+    how["source"] = new_file(tmp_path / "other.jsonl", size=3)
+    other = learn_facts(cut, **how)
     assert other["old_bits_per_byte_before"] == told["old_bits_per_byte"], "it began where the one that was left did"
 
 

@@ -38,7 +38,7 @@ from distill.training.step import forward_backward, move
 from distill.training.validate import validate
 
 VERSION = 1
-TOGETHER = 8
+TOGETHER = 4
 """Rows of new answers a step."""
 MEASURED = 128
 """Held-out answers, of old and of new ones each, that are measured."""

@@ -114,7 +114,7 @@ def read_line(line: Mapping[str, Any], share: float) -> tuple[Trace, list[Triple
         raise ValueError("held_out should be true or false")
     key = hashlib.sha256(json.dumps([prompt, answer]).encode()).hexdigest()
     dream = [
-        Triplet(*map(clean_phrase, (what, action, result)), lens, step, key, -1, "dream")
+        Triplet(clean_phrase(what), clean_phrase(action), clean_phrase(result), lens, step, key, -1, "dream")
         for lens, steps in (line.get("dream") or {}).items()
         for step, (what, action, result) in enumerate(steps)
     ]
