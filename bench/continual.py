@@ -133,13 +133,14 @@ def measure_facts(runs: Sequence[Run]) -> dict[str, Any]:
     return table("facts", runs, about, columns, rows)
 
 
-NAMES = {"zorb": "glass", "dax": "metal", "wug": "wax", "fep": "paper"}
-"""Things that nobody knows, and what they are made of."""
+NAMES = {"mir": "glass", "figu": "metal", "swa": "paper"}
+"""Things that nobody knows, of one token each, and what they are made of."""
 COUNTS = (0, 1, 5, 20)
-FEW_EPOCHS, FEW_LR = 30, 1e-3
+FEW_EPOCHS, FEW_LR = {1: 20, 5: 20, 20: 10}, 1e-3
 UNSEEN = 6
 """Actions of a thing that its examples never show; the questions that are asked about it do."""
 ASKED = 40
+PLAIN, REPLAY = Keeping(replay=0, memory=1), Keeping(memory=512)
 TASKS, INNER, TOWARDS = 60, 5, 0.3
 """Reptile's tasks, steps within each, and how far it then goes."""
 
@@ -181,7 +182,7 @@ class FewExamples:
         self.reptiles: dict[str, Tensor] = {}
 
     def learner(self, examples: Sequence[Question], keeping: Keeping) -> Facts:
-        how = {"epochs": FEW_EPOCHS, "lr": FEW_LR, "few": len(examples)}
+        how = {"epochs": FEW_EPOCHS.get(len(examples), 1), "lr": FEW_LR}
         return Facts(self.run, lines_of(examples), how, keeping, ASKED)
 
     def right(self, learner: Facts, thing: Thing) -> tuple[list[bool], float]:
@@ -210,7 +211,7 @@ class FewExamples:
         for number in range(TASKS):
             name = "".join(draw.choice("bdfgklmnprstvz") + draw.choice("aeiou") for _ in range(draw.choice((2, 3))))
             tasks += drawn({name: draw.choice([*THINGS])}, set(), {"train": 5}, number)
-        learner = self.learner(tasks, Keeping(replay=0))
+        learner = self.learner(tasks, PLAIN)
         own = learner.new
         for number in range(TASKS):
             before = {name: value.clone() for name, value in learner.model.state_dict().items()}
@@ -230,7 +231,7 @@ class FewExamples:
 
     def prompted(self, thing: Thing, count: int) -> Any:
         """Examples as turns of a conversation before the question: as many as fit the context."""
-        learner = self.learner(thing.examples[:1], Keeping(replay=0))
+        learner = self.learner(thing.examples[:1], PLAIN)
         asked = lines_of(thing.asked).documents(self.run, held_out=True)
         room = learner.model.config.context - dream_size(learner.longest) - 16
         prompts: list[list[int]] = []
@@ -249,51 +250,46 @@ class FewExamples:
         return learner.right(asked, dreams), None
 
 
+WAYS: dict[str, Callable[[FewExamples, Thing, int], Any]] = {
+    "fine-tuning": lambda few, thing, count: few.tuned(thing, count, PLAIN),
+    "fine-tuning with replay": lambda few, thing, count: few.tuned(thing, count, REPLAY),
+    "Reptile's weights, then the same": lambda few, thing, count: few.tuned(thing, count, REPLAY, few.reptile()),
+    "examples in the prompt": lambda few, thing, count: few.prompted(thing, count),
+}
+UNTAUGHT = {"fine-tuning": "nothing", "Reptile's weights, then the same": "Reptile's weights alone"}
+"""What a way is called without an example."""
+
+
+def answered(few: FewExamples, name: str, count: int) -> list[float | None]:
+    """Shares of right answers: of all things' questions, of those that hinge on materials, and of old ones."""
+    told = [WAYS[name](few, thing, count) for thing in few.things]
+    right = np.array([hit for hits, _ in told for hit in hits])
+    hinges = [hinge for thing in few.things for hinge in thing.hinges]
+    old = [one for _, one in told if one is not None]
+    return [float(right.mean()), float(right[hinges].mean()), float(np.mean(old)) if old else None]
+
+
 def measure_few(runs: Sequence[Run]) -> dict[str, Any]:
-    ways: dict[str, Callable[[FewExamples, Thing, int], Any]] = {
-        "fine-tuning": lambda few, thing, count: few.tuned(thing, count, Keeping(replay=0, memory=512)),
-        "fine-tuning with replay": lambda few, thing, count: few.tuned(thing, count, Keeping(memory=512)),
-        "fine-tuning from Reptile's weights": lambda few, thing, count: few.tuned(
-            thing, count, Keeping(replay=0, memory=512), few.reptile()
-        ),
-        "the same with replay": lambda few, thing, count: few.tuned(thing, count, Keeping(memory=512), few.reptile()),
-        "examples in the prompt": lambda few, thing, count: few.prompted(thing, count),
-    }
     fews, rows = [FewExamples(run) for run in runs], list[dict[str, Any]]()
-    for name, way in ways.items():
-        for count in COUNTS:
-            if not count and name not in ("fine-tuning", "fine-tuning from Reptile's weights"):
-                continue
-
-            def measure(few: FewExamples, way: Any = way, count: int = count) -> Any:
-                told = [way(few, thing, count) for thing in few.things]
-                right = [hit for hits, _ in told for hit in hits]
-                hinges = [hinge for thing in few.things for hinge in thing.hinges]
-                old = [one for _, one in told if one is not None]
-                return [
-                    float(np.mean(right)),
-                    float(np.mean(np.array(right)[hinges])),
-                    float(np.mean(old)) if old else None,
-                ]
-
-            found = [kept(few.run, f"few, {name}, {count}", lambda few=few: measure(few)) for few in fews]
-            new, hinging, old = zip(*found, strict=True)
-            cells = {"new": interval(new), "hinging": interval(hinging), "old": None if None in old else interval(old)}
-            rows.append(
-                {
-                    "way": "nothing learned" + name.removeprefix("fine-tuning") if not count else name,
-                    "count": count,
-                    **cells,
-                }
-            )
-    columns: dict[str, Any] = {"way": {"label": "how"}, "count": {"label": "examples", "digits": 0}}
+    for count in COUNTS:
+        for name in WAYS if count else UNTAUGHT:
+            found = [
+                kept(
+                    few.run, f"few, {name}, {count}", lambda few=few, name=name, count=count: answered(few, name, count)
+                )
+                for few in fews
+            ]
+            new, hinging, old = ([one for one in column if one is not None] for column in zip(*found, strict=True))
+            cells = {"new": interval(new), "hinging": interval(hinging), "old": interval(old) if old else None}
+            rows.append({"way": name if count else UNTAUGHT[name], "count": count, **cells})
+    columns: dict[str, Any] = {"count": {"label": "examples", "digits": 0}, "way": {"label": "how"}}
     for key, label in (
         ("new", "unseen combinations right ↑"),
         ("hinging", "those that hinge on its material ↑"),
         ("old", "old answers right ↑"),
     ):
         columns[key] = {"label": label, "digits": 1, "percent": True}
-    about = f"a new thing of each of 4 materials, {ASKED} questions each with actions that its examples don't show"
+    about = f"a new thing of each of 3 materials, {ASKED} questions each with actions that its examples don't show"
     return table("few", runs, about, columns, rows)
 
 
