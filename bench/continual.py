@@ -104,31 +104,29 @@ def interval(values: Iterable[float]) -> list[float] | float:
 
 
 def measure_facts(runs: Sequence[Run]) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    plain: list[dict[str, float]] = []
     before = [kept(run, "facts, before", lambda run=run: learned(run, None)) for run in runs]
+    rows: list[dict[str, Any]] = [
+        {"keeps": "before", **{key: interval(one[key] for one in before) for key in before[0]}}
+    ]
+    plain: dict[str, float] = {}
     for name, keeping in KEEPS.items():
         told = [kept(run, f"facts, {name}", lambda run=run, keeping=keeping: learned(run, keeping)) for run in runs]
-        pairs = list(zip(told, before, strict=True))
-        moved = [{key: one[key] - first[key] for key in first} for one, first in pairs]
+        moved = {
+            key: float(np.mean([one[key] - was[key] for one, was in zip(told, before, strict=True)])) for key in told[0]
+        }
         plain = plain or moved
-        row = {key: interval(one[key] for one in moved) for key in moved[0]}
-        pairs = list(zip(moved, plain, strict=True))
-        row["gained"] = interval(one["new_exact_match"] / first["new_exact_match"] for one, first in pairs)
-        row["forgot"] = interval(one["old_exact_match"] / first["old_exact_match"] for one, first in pairs)
-        rows.append({"keeps": name, **row})
+        ratios = {
+            f"{what}_ratio": moved[f"{what}_exact_match"] / plain[f"{what}_exact_match"] for what in ("new", "old")
+        }
+        rows.append({"keeps": name, **{key: interval(one[key] for one in told) for key in told[0]}, **ratios})
     columns: dict[str, Any] = {"keeps": {"label": "what keeps old answers"}}
-    for key, label in (
-        ("new_exact_match", "exact match, new answers ↑"),
-        ("old_exact_match", "exact match, old answers ↑"),
-        ("gained", "gain to plain ↑"),
-        ("forgot", "forgetting to plain ↓"),
-    ):
-        columns[key] = {"label": label, "digits": 1, "percent": True, "signed": key.endswith("match")}
-    for key, label in (("new", "bits per byte, new ↓"), ("old", "bits per byte, old ↓")):
-        columns[f"{key}_bits_per_byte"] = {"label": label, "digits": 3, "signed": True}
+    for what, ratio in (("new", "gain, of plain fine-tuning's ↑"), ("old", "forgetting, of plain fine-tuning's ↓")):
+        columns[f"{what}_exact_match"] = {"label": f"{what} answers right ↑", "digits": 1, "percent": True}
+        columns[f"{what}_ratio"] = {"label": ratio, "digits": 0, "percent": True}
+    for what in ("new", "old"):
+        columns[f"{what}_bits_per_byte"] = {"label": f"bits per byte, {what} ↓", "digits": 3}
     about = (
-        f"{NEW} answers about 8 things of 2 new materials, {EPOCHS} epochs; changes on {HELD_OUT} held-out answers each"
+        f"{NEW} answers about 8 things of 2 new materials, {EPOCHS} epochs; {HELD_OUT} held-out answers of each kind"
     )
     return table("facts", runs, about, columns, rows)
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from support.ablation_run import small_world
 from support.small_student import enlarge
 
+from bench import continual
 from cli.main import dream
 from distill.backbone.attention import Documents as Spans
 from distill.backbone.model import Backbone, BackboneConfig
@@ -363,3 +364,20 @@ def test_what_is_not_for_new_answers_is_refused(world: Run, tmp_path: Path) -> N
     ):
         said = CliRunner().invoke(dream, ["learn", str(world.path), *args])
         assert (said.exit_code, reason in said.stderr) == (2, True)
+
+
+def test_the_tables_of_the_docs_are_measured(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = of(world, tmp_path / "run")
+    small = {"NEW": 3, "HELD_OUT": 2, "EPOCHS": 1, "ASKED": 2, "TASKS": 2, "COUNTS": (0, 1), "NAMES": {"mir": "wax"}}
+    small |= {"RESULTS": tmp_path, "KEEPS": {"plain": continual.PLAIN, "replay": continual.REPLAY}}
+    for name, value in small.items():
+        monkeypatch.setattr(continual, name, value)
+    before = checkpoint.list_checkpoints(run)
+    for what, file, rows in (("facts", "new-facts", 3), ("few", "few-examples", 2 + len(continual.WAYS))):
+        continual.main(what, str(run.path), str(run.path))
+        found = json.loads((tmp_path / f"{file}.json").read_text(encoding="utf-8"))
+        assert len(found["rows"]) == rows
+        assert all({*row} <= {*found["columns"]} for row in found["rows"])
+        assert all(len(row[key]) == 3 for row in found["rows"] for key in row if isinstance(row[key], list))
+    assert checkpoint.list_checkpoints(run) == before
+    assert continual.interval([1.0, 2.0, 3.0]) == pytest.approx([2.0, 2 - 2.4841, 2 + 2.4841], abs=1e-4)
