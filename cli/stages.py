@@ -30,6 +30,7 @@ STAGES: dict[str, tuple[str, str]] = {
 ASKED_FOR: dict[str, tuple[str, str]] = {
     "redream": ("distill.training.redream", "redream"),
     "polish": ("distill.training.polish", "polish"),
+    "facts": ("distill.training.facts", "learn_facts"),
     "learn": ("distill.training.learn", "learn"),
     "reward": ("distill.training.reinforce", "reinforce"),
 }

@@ -28,15 +28,16 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "train": ("capture", "mine", "tokenize", "start", "redream"),
     "see": ("train",),
     "polish": ("train",),
-    "learn": ("train", "see", "polish"),
-    "reward": ("train", "see", "polish", "learn"),
+    "facts": ("train", "see", "polish"),
+    "learn": ("train", "see", "polish", "facts"),
+    "reward": ("train", "see", "polish", "facts", "learn"),
     "engine": ("train",),
     "evaluate": ("train",),
     "export": ("train", "engine", "evaluate"),
 }
 """Which stages each stage reads from. Redream is optional for a training, engine and evaluation for an export."""
 
-COMMANDS = {"engine": "train", "start": "train"}
+COMMANDS = {"engine": "train", "start": "train", "facts": "learn"}
 """Stages that another stage's command runs too."""
 
 

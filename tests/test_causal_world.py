@@ -110,7 +110,7 @@ def test_answers_and_dreams_agree_with_a_second_simulation(drawn: list[Question]
         heat = world.TEMPERATURES.index(temperature)
         for i, action in enumerate(actions):
             before = (place, world.TEMPERATURES[heat], form)
-            place, heat, form = second_opinion(world.material_of(thing), place, heat, form, action)
+            place, heat, form = second_opinion(world.made_of(world.THINGS)[thing], place, heat, form, action)
             after = (place, world.TEMPERATURES[heat], form)
             for lens, was, becomes in zip(LENSES, before, after, strict=False):
                 step = question.dream[lens][i]
@@ -158,7 +158,7 @@ def test_the_order_of_actions_counts(drawn: list[Question]) -> None:
         for order in (actions, actions[::-1], [*actions[1:], actions[0]]):
             state = world.State(place, temperature, condition)
             for action in order:
-                state = world.act(world.material_of(thing), state, action)
+                state = world.act(world.made_of(world.THINGS)[thing], state, action)
             ends.add(state)
         total += 1
         different += len(ends) > 1

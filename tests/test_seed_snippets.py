@@ -28,6 +28,7 @@ WHERE = {
     "image_token_llm.model": "bundle.reasoning",
     "image_token_llm.vision_encoder": "distill.vision.vision_encoder",
     "image_token_llm.rl_learning": "distill.training.rl_learning",
+    "image_token_llm.continuous_learning": "distill.training.continuous_learning",
 }
 
 BASIC = """
@@ -230,6 +231,21 @@ from image_token_llm.vision_encoder import TripletEncoder
 encoder = TripletEncoder(config)
 """
 
+CONTINUOUS = """
+from image_token_llm.continuous_learning import IncrementalLearner, OnlineLearningLoop
+from image_token_llm.vision_encoder import TripletEncoder
+
+# Initialize components
+encoder = TripletEncoder(config)
+graph = GraphRAGEnhanced(graph_config)
+learner = IncrementalLearner(encoder, graph)
+online_loop = OnlineLearningLoop(learner)
+
+# Process streaming data
+for what_img, action_img, result_img, label in data_stream:
+    metrics = online_loop.step(what_img, action_img, result_img, label)
+"""
+
 
 def run(snippet: str, names: dict[str, Any]) -> None:
     for theirs, ours in WHERE.items():
@@ -387,6 +403,28 @@ def test_the_triplet_encoder() -> None:
     run(TRIPLET_ENCODER, names)
     what_images, action_images, result_images = torch.rand(3, 4, 3, 224, 224)
     assert names["encoder"](what_images, action_images, result_images).shape == (4, 512)
+
+
+class Graph(list[Any]):
+    """Whatever triplets can be added to."""
+
+    def __init__(self, _config: object) -> None:
+        super().__init__()
+
+    def add(self, triplets: Any) -> None:
+        self.extend(triplets)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_learning_from_a_stream_of_pictures() -> None:
+    shown = torch.rand(2, 3, 3, 64, 64)
+    labels = [("cat", "chases", "mouse"), ("dog", "eats", "bone")]
+    stream = [(*shown[i % 2], labels[i % 2]) for i in range(5)]
+    names: dict[str, Any] = {"config": ImageTokenizerConfig(embedding_dim=64, patch_size=16), "graph_config": None}
+    names |= {"GraphRAGEnhanced": Graph, "data_stream": stream}
+    run(CONTINUOUS, names)
+    assert names["metrics"]["reconstruction"] >= 0
+    assert [triplet.phrases for triplet in names["graph"]] == [labels[i % 2] for i in range(5)]
 
 
 DISTILL = """

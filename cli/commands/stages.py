@@ -3,12 +3,14 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.options import Function, setting, stage_options, student_options, teacher_options
-from cli.output import answer, command_line, install_lines
+from cli.output import answer, command_line, install_lines, table
 from cli.progress import Progress
 from cli.stages import run_stage, stage_command, told
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 WAYS = ("auto", "weights", "server")
+KEEPS = ("replay", "past", "ewc", "memory")
+"""Options of `dream learn` for new answers alone."""
 PHASES = ("all", "backbone", "input", "dream", "end")
 
 
@@ -130,26 +134,48 @@ def polish(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool) -> N
 
 
 @click.command()
-@click.option("--epochs", default=5, show_default=True, type=click.IntRange(1), help="Times all feedback is read.")
-@click.option("--lr", default=2e-5, show_default=True, type=click.FloatRange(0, min_open=True), help="Learning rate.")
 @click.option(
-    "--beta", default=0.1, show_default=True, type=click.FloatRange(0, min_open=True), help="How short its leash is."
+    "--from",
+    "source",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="FILE|RUN",
+    help="New answers: JSON lines of prompt and answer, or another run.",
 )
-@click.option("--undo", is_flag=True, help="Go back to the student before any feedback; the feedback stays.")
+@click.option("--epochs", type=click.IntRange(1), help="Times all is read [5 of feedback, 10 of new answers].")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate [2e-5; a third of the training's].")
+@click.option("--beta", type=click.FloatRange(0, min_open=True), help="How short feedback's leash is [0.1].")
+@click.option("--replay", type=click.FloatRange(0), metavar="W", help="What old answers count beside new ones [1].")
+@click.option("--past", type=click.FloatRange(0), metavar="W", help="What its own past counts on old prompts [0].")
+@click.option("--ewc", type=click.FloatRange(0), metavar="λ", help="How firmly weights that matter are held [0].")
+@click.option("--memory", type=click.IntRange(1), metavar="N", help="Old answers that are remembered [4096].")
+@click.option("--follow", is_flag=True, help="Learn what comes, from a file or folder that grows, or from feedback.")
+@click.option("--bound", type=click.FloatRange(0), help="Steps back where bits of old answers rise by more [0.05].")
+@click.option("--undo", is_flag=True, help="Go back to the student before; feedback stays.")
 @stage_options()
-def learn(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool, **how: float) -> None:
+def learn(
+    run: "Run", source: Path | None, follow: bool, undo: bool, force: bool, as_json: bool, quiet: bool, **how: Any
+) -> None:
     """Teach RUN's student what you said of its answers: /good, /bad and /better TEXT in `dream chat` write it into
-    RUN/feedback.jsonl. Shows what changed on prompts that it never saw.
+    RUN/feedback.jsonl. Or, with --from, new answers, while it keeps the old ones. Shows what changed on prompts that it
+    never saw.
 
-    It learns from all feedback, from the student before any. What comes out is the run's best checkpoint.
+    It learns from all feedback, from the student before any; from new answers on top of those before. What comes out is
+    the run's best checkpoint.
 
     \b
-    Example:
+    Examples:
       dream chat my-student, then dream learn my-student
+      dream learn my-student --from new.jsonl
+      dream learn my-student --from folder --follow
     """
     if undo:
         return _undo(run, "learn", as_json)
-    _taught(run, "learn", force, as_json, quiet, **how)
+    asked = {name: value for name, value in how.items() if value is not None}
+    if source is not None or follow:
+        return _learn_facts(run, source, follow, force, as_json, quiet, asked)
+    if wrong := [name for name in (*KEEPS, "bound") if name in asked]:
+        raise click.UsageError(f"--{wrong[0]} is for new answers; name them with --from")
+    _taught(run, "learn", force, as_json, quiet, **asked)
 
 
 @click.command()
@@ -199,11 +225,43 @@ def _taught(run: "Run", stage: str, force: bool, as_json: bool, quiet: bool, **h
     answer(as_json, {"run": str(run.path), **vars(result)}, text)
 
 
+def _learn_facts(
+    run: "Run", source: Path | None, following: bool, force: bool, as_json: bool, quiet: bool, asked: dict[str, Any]
+) -> None:
+    from distill.training.keeping import Keeping
+    from distill.training.online import follow
+
+    if "beta" in asked:
+        raise click.UsageError("--beta is for feedback; leave it out with --from")
+    keeping = Keeping(**{name: asked.pop(name) for name in KEEPS if name in asked})
+    if following:
+        with Progress(quiet) as listen, run.working():
+            follow(run, source, listen, keeping=keeping, **asked)
+        return
+    if "bound" in asked:
+        raise click.UsageError("--bound is for what comes; say --follow")
+    with Progress(quiet) as listen:
+        result = run_stage(run, "facts", force, listen, source=source, keeping=keeping, **asked)
+    found = result.summary
+    keys = [key for key in ("bits_per_byte", "exact_match") if f"old_{key}" in found]
+    header = ["held out", *chain.from_iterable((f"{key.replace('_', ' ')} before", "now") for key in keys)]
+    new = "new answers" if found["held_out"] else "new answers (learned)"
+    rows = [
+        [label, *(found[f"{name}_{key}{when}"] for key in keys for when in ("_before", ""))]
+        for name, label in (("new", new), ("old", "old answers"))
+    ]
+    counts = {name: found[name] for name in ("answers", "held_out", "steps")}
+    text = "\n".join([told(replace(result, summary=counts)), "", table(rows, header)])
+    answer(as_json, {"run": str(run.path), **vars(result)}, text)
+
+
 def _undo(run: "Run", stage: str, as_json: bool) -> None:
-    from distill.training import learn, polish, reinforce, see
+    from distill.training import facts, learn, polish, reinforce, see
 
     with run.working():
         count = {"see": see, "polish": polish, "learn": learn, "reward": reinforce}[stage].undo(run)
+        if stage == "learn" and not count:
+            count = facts.undo(run)
     answer(as_json, {"run": str(run.path), "deleted": count}, f"{stage}: {count or 'no'} checkpoints deleted")
 
 

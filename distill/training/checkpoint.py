@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from distill.backbone.model import Backbone, save_backbone
 from distill.errors import CorruptFile, MissingStage, RunMismatch
-from distill.run import Run, publish_folder, sha256_file
+from distill.run import COMMANDS, Run, publish_folder, sha256_file
 from distill.vision import PROJECTOR
 
 FORMAT = 1
@@ -27,6 +27,7 @@ STEP = re.compile(r"step-(\d{6,})$")
 ONWARD = {
     "see": "learned to read pictures",
     "polish": "been polished",
+    "facts": "learned new facts",
     "learn": "learned from feedback",
     "reward": "learned by rewards",
 }
@@ -89,8 +90,9 @@ def refuse(run: Run, stage: str) -> None:
     """Raise RunMismatch where the run has gone on by a stage that comes after this one, which can't any more then."""
     if found := of_stage(run, *_from(stage)[1:]):
         stage = stage_of(found[-1])
-        text = f"{found[-1]}: has {ONWARD[stage]}, the work of `dream {stage}`"
-        raise RunMismatch(f"{text}; `dream {stage} {run.path} --undo` goes back first")
+        command = COMMANDS.get(stage, stage)
+        text = f"{found[-1]}: has {ONWARD[stage]}, the work of `dream {command}`"
+        raise RunMismatch(f"{text}; `dream {command} {run.path} --undo` goes back first")
 
 
 def drop(run: Run, stage: str) -> int:

@@ -10,7 +10,7 @@ Some pairs of thing and action never occur in training (split `combination`), no
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -29,7 +29,14 @@ THINGS: dict[str, tuple[str, ...]] = {
 }
 """Material → the things made of it."""
 
+LATER: dict[str, tuple[str, ...]] = {
+    "clay": ("pot", "tile", "jug", "bowl"),
+    "cloth": ("towel", "scarf", "flag", "sock"),
+}
+"""Things that training never tells of, of materials that do what no other does: to be learned afterwards."""
+
 NATURE = {"glass": "shatter", "wood": "split", "metal": "bend", "wax": "melt", "paper": "soak", "rubber": "bounce"}
+NATURE_LATER = {"clay": "harden", "cloth": "soak"}
 
 SHELF, TABLE, FLOOR, POND = PLACES = ("on the shelf", "on the table", "on the floor", "in the pond")
 FROZEN, COLD, WARM, HOT = TEMPERATURES = ("frozen", "cold", "warm", "hot")
@@ -76,6 +83,13 @@ BURNS: dict[str, dict[str, str]] = {
     "wax": dict.fromkeys((WHOLE, CRACKED, BROKEN, BENT), MELTED),
     "wood": {WHOLE: BURNT, CRACKED: BURNT},
     "paper": {SOGGY: WHOLE, WHOLE: BURNT, BENT: BURNT, CRACKED: BURNT},
+    "clay": {SOGGY: WHOLE, BENT: CRACKED, CRACKED: BROKEN},
+    "cloth": {SOGGY: WHOLE, WHOLE: BURNT, BENT: BURNT},
+}
+SOAKS: dict[str, dict[str, str]] = {
+    "paper": dict.fromkeys((WHOLE, CRACKED, BENT), SOGGY),
+    "clay": dict.fromkeys((BENT, BROKEN), SOGGY),
+    "cloth": dict.fromkeys((WHOLE, BENT), SOGGY),
 }
 
 UNSEEN_ACTIONS = 2
@@ -92,8 +106,9 @@ class State:
     condition: str
 
 
-def material_of(thing: str) -> str:
-    return next(material for material, things in THINGS.items() if thing in things)
+def made_of(things: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Thing → its material."""
+    return {thing: material for material, some in things.items() for thing in some}
 
 
 def act(material: str, state: State, action: str) -> State:
@@ -131,10 +146,8 @@ def _condition(material: str, before: State, after: State, action: str) -> str:
     elif action == "heat" and after.temperature == HOT:
         changes = BURNS.get(material, {})
     elif after.place == POND and before.place != POND:
-        if material == "paper":
-            changes = dict.fromkeys((WHOLE, CRACKED, BENT), SOGGY)
-        elif material == "glass" and before.temperature == HOT:
-            changes = DEEPER
+        cracks = material == "glass" and before.temperature == HOT
+        changes = DEEPER if cracks else SOAKS.get(material, {})
     return changes.get(condition, condition)
 
 
@@ -149,6 +162,10 @@ def _force(material: str, brittle: bool, temperature: str, action: str) -> dict[
         return TURNS if action == "twist" else {}
     if material == "wax":
         return TURNS if temperature in (WARM, HOT) else DEEPER
+    if material == "clay":
+        return {SOGGY: BENT} if action == "twist" else SHATTERS
+    if material == "cloth" and action == "twist":
+        return {SOGGY: WHOLE, WHOLE: BENT}
     return {}
 
 
@@ -166,21 +183,29 @@ def unseen_pairs(seed: int) -> set[tuple[str, str]]:
 
 def questions(size: int, held_out: int, seed: int) -> Iterator[Question]:
     """`size` training questions, then `held_out` of each other split; no question twice. Deterministic by seed."""
-    unseen = unseen_pairs(seed)
+    counts = {"train": size, "familiar": held_out, "combination": held_out, "depth": held_out}
+    return drawn(made_of(THINGS), unseen_pairs(seed), counts, seed)
+
+
+def drawn(
+    things: Mapping[str, str], unseen: Set[tuple[str, str]], counts: Mapping[str, int], seed: int
+) -> Iterator[Question]:
+    """So many questions of each split, about some things (thing → material). unseen: (thing, action) pairs that only
+    the questions of split `combination` hold."""
     seen: set[str] = set()
-    for split, count in (("train", size), ("familiar", held_out), ("combination", held_out), ("depth", held_out)):
+    for split, count in counts.items():
         draw = random.Random(f"{split} {seed}")
         while count:
-            question = _draw(draw, split, unseen)
+            question = _draw(draw, split, unseen, things)
             if question is not None and question.prompt not in seen:
                 seen.add(question.prompt)
                 count -= 1
                 yield question
 
 
-def _draw(draw: random.Random, split: str, unseen: set[tuple[str, str]]) -> Question | None:
+def _draw(draw: random.Random, split: str, unseen: Set[tuple[str, str]], things: Mapping[str, str]) -> Question | None:
     """A question of the split, or None where the draw isn't one: of an unseen pair that changes nothing, say."""
-    thing = draw.choice([thing for things in THINGS.values() for thing in things])
+    thing = draw.choice([*things])
     depth = DEEPEST if split == "depth" else draw.choice(TRAIN_DEPTHS)
     start = State(draw.choice(PLACES), draw.choice(TEMPERATURES), draw.choice((WHOLE, WHOLE, CRACKED)))
     allowed = [action for action in WORDS if (thing, action) not in unseen]
@@ -190,18 +215,23 @@ def _draw(draw: random.Random, split: str, unseen: set[tuple[str, str]]) -> Ques
         actions[place] = draw.choice([action for action in WORDS if (thing, action) in unseen])
     if any(action == then for action, then in pairwise(actions)):
         return None  # twice the same that changes nothing would be one step of a dream
-    states = [start]
-    for action in actions:
-        states.append(act(material_of(thing), states[-1], action))
+    states = outcomes(things[thing], start, actions)
     if split == "combination" and states[place] == states[place + 1]:
         return None
-    return _question(thing, actions, states, split)
+    return _question(thing, things[thing], actions, states, split)
 
 
-def _question(thing: str, actions: list[str], states: list[State], split: str) -> Question:
+def outcomes(material: str, start: State, actions: Sequence[str]) -> list[State]:
+    """The state at first and after each action."""
+    states = [start]
+    for action in actions:
+        states.append(act(material, states[-1], action))
+    return states
+
+
+def _question(thing: str, material: str, actions: list[str], states: list[State], split: str) -> Question:
     start, end = states[0], states[-1]
     told = ", then ".join(WORDS[action] for action in actions)
-    material = material_of(thing)
     changes = list(zip(states, actions, states[1:], strict=False))
     return Question(
         prompt=(
@@ -214,6 +244,9 @@ def _question(thing: str, actions: list[str], states: list[State], split: str) -
             "spatial": [Step(before.place, action, after.place) for before, action, after in changes],
             "temporal": [Step(before.temperature, action, after.temperature) for before, action, after in changes],
             "causal": [Step(before.condition, action, after.condition) for before, action, after in changes],
-            "abstract": [Step(thing, "made of", material), Step(material, "tends to", NATURE[material])],
+            "abstract": [
+                Step(thing, "made of", material),
+                Step(material, "tends to", (NATURE | NATURE_LATER)[material]),
+            ],
         },
     )

@@ -1,0 +1,124 @@
+"""What `dream learn RUN --from` reads: new prompts with their answers.
+
+A file of JSON lines, `{"prompt": …, "answer": …}` each, or `text` in the place of `answer`, as `dream traces` exports
+them; perhaps with `dream` (`{"causal": [["ball", "fall", "ground"], …], …}`) and `held_out` (true: not learned from).
+Or another run's folder: its answers, with soft targets where both runs had the same teacher, and what was mined there.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from distill.corpus.prompts import is_held_out
+from distill.corpus.traces import Trace, TraceStore
+from distill.errors import BadInput
+from distill.mining.triplets import LENSES, Triplet, by_trace, clean_phrase, read_triplets
+from distill.run import Run, fingerprint, sha256_file
+from distill.teacher.gguf_tokenizer import Vocabulary
+from distill.teacher.protocol import GenerateOptions, Response
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.image_tokens import Codebook, load_codes
+from distill.tokens.packing import Aligner, Documents, build_documents
+from distill.tokens.recall import Recall
+from distill.written import whole
+
+
+@dataclass(frozen=True)
+class NewLines:
+    """Answers to learn, those that are held out among them. digest: of all. triplets: trace key → its dream."""
+
+    traces: list[Trace]
+    digest: str = ""
+    triplets: dict[str, list[Triplet]] = field(default_factory=dict[str, list[Triplet]])
+
+    def documents(self, run: Run, held_out: bool) -> Documents:
+        """Those that are held out, or those that are not. Phrases that no image token was made for take the nearest."""
+        tokenizer = StudentTokenizer.load(run.tokenizer)
+        codebook = Codebook.load(run.tokenizer)
+        codes = load_codes(run.tokenizer, codebook)
+        traces = [trace for trace in self.traces if trace.held_out == held_out]
+        phrases = {phrase for trace in traces for t in self.triplets.get(trace.key, ()) for phrase in t.phrases}
+        if strange := sorted(phrases - codes.keys()):
+            codes = codes | dict(zip(strange, codebook.encode(strange).tolist(), strict=True))
+        with TraceStore(run.traces, readonly=True) as store:
+            teacher = store.tokenizer()
+        aligner = Aligner(tokenizer, Vocabulary(teacher).bytes_of if teacher is not None else None)
+        recall = Recall(replace(run.settings.train, retrieve=""), 0, {}, codes, tokenizer.labels)
+        system = run.settings.capture.system
+        return build_documents(traces, self.triplets, codes, tokenizer, aligner, system, recall, {})
+
+
+def read_new(run: Run, path: Path) -> NewLines:
+    """Raises BadInput, naming file and line, for what can't be read, and where there is nothing to learn."""
+    found = _of_run(run, Run.open(path)) if path.is_dir() else _of_lines(run, path)
+    if all(trace.held_out for trace in found.traces):
+        raise BadInput(f"{path}: holds no answer to learn (all are held out)")
+    return found
+
+
+def _of_run(run: Run, other: Run) -> NewLines:
+    other.require("capture")
+    with TraceStore(run.traces, readonly=True) as store:
+        ours = store.teacher()
+    with TraceStore(other.traces, readonly=True) as store:
+        same, digest = store.teacher().digest == ours.digest, store.content_digest()
+        traces = list(store.traces())
+    if not same:
+        traces = [replace(trace, response=replace(trace.response, tokens=None)) for trace in traces]
+    triplets = by_trace(read_triplets(other.triplets)) if other.triplets.exists() else {}
+    mined = [sha256_file(other.triplets)] if other.triplets.exists() else []
+    return NewLines(traces, "".join([digest, *mined]), triplets)
+
+
+def _of_lines(run: Run, path: Path) -> NewLines:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: can't be read: {error}") from error
+    return new_lines(run, [line for line in lines if line.strip()], str(path))
+
+
+def new_lines(run: Run, lines: Sequence[str | Mapping[str, Any]], where: str) -> NewLines:
+    """Lines as they are written, or as JSON has them. Those without a dream are mined where the run's own answers were
+    by syntax. Raises BadInput, naming the line of `where`."""
+    traces: dict[str, Trace] = {}
+    triplets: dict[str, list[Triplet]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            content = json.loads(line) if isinstance(line, str) else line
+            trace, dream = read_line(content, run.settings.capture.held_out)
+        except (ValueError, TypeError, AttributeError) as error:
+            example = '{"prompt": "…", "answer": "…"}'
+            raise BadInput(f"{where}, line {number}: {error}; a line is such as {example}") from error
+        traces[trace.key], triplets[trace.key] = trace, dream
+    if run.settings.mine.miner == "syntax" and not run.settings.capture.dataset:
+        from distill.mining.syntax_miner import mine_texts
+
+        bare = [trace for trace in traces.values() if not triplets[trace.key]]
+        texts = ((trace.key, trace.prompt, trace.response.text, "stop") for trace in bare)
+        for trace, mined in zip(bare, mine_texts(texts, run.settings.mine.steps), strict=True):
+            triplets[trace.key] = mined.triplets
+    return NewLines([*traces.values()], fingerprint([*lines]), triplets)
+
+
+def read_line(line: Mapping[str, Any], share: float) -> tuple[Trace, list[Triplet]]:
+    """A line's answer and its dream. share: held out, by the prompt, where the line doesn't say. Raises ValueError,
+    TypeError or AttributeError for what is none."""
+    prompt, answer = line.get("prompt"), line.get("answer", line.get("text"))
+    if not (isinstance(prompt, str) and isinstance(answer, str) and prompt.strip() and answer.strip()):
+        raise ValueError("prompt and answer should be texts")
+    if (held_out := line.get("held_out")) not in (None, True, False):
+        raise ValueError("held_out should be true or false")
+    key = hashlib.sha256(json.dumps([prompt, answer]).encode()).hexdigest()
+    dream = [
+        Triplet(clean_phrase(what), clean_phrase(action), clean_phrase(result), lens, step, key, -1, "dream")
+        for lens, steps in (line.get("dream") or {}).items()
+        for step, (what, action, result) in enumerate(steps)
+    ]
+    if strange := {triplet.lens for triplet in dream} - {*LENSES}:
+        raise ValueError(f"dream: {strange.pop()!r} is none of {', '.join(LENSES)}")
+    out = is_held_out(prompt, share) if held_out is None else held_out
+    return Trace(key, whole(prompt), out, Response(whole(answer), None, "stop"), GenerateOptions(), ""), dream

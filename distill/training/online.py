@@ -1,0 +1,153 @@
+"""Learning from lines as they come: `dream learn RUN --follow`."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distill.errors import BadInput
+from distill.events import Event, Listener, silent
+from distill.journal import Journal
+from distill.knowledge.growing_graph import Chain, KnowledgeGraph
+from distill.mining.triplets import LENSES
+from distill.run import Run
+from distill.training import checkpoint, facts
+from distill.training.continuous_learning import OnlineLearningLoop
+from distill.training.feedback import FEEDBACK
+from distill.training.keeping import Keeping
+from distill.training.new_lines import NewLines, new_lines
+
+TOGETHER = 32
+"""Lines learned at a time."""
+BOUND = 0.05
+"""Bits per byte of held-out old answers: worse by more than that than they were at best, and it steps back."""
+PATIENCE = 10.0
+"""Seconds without a new line after which fewer than TOGETHER are learned."""
+
+
+class RunLearner:
+    """A run's student: an example is a line, as new_lines.py reads it. Each learning is a checkpoint, of which the last
+    two stay; what it learned grows the run's knowledge graph."""
+
+    def __init__(self, run: Run, keeping: Keeping, listen: Listener = silent, **how: Any) -> None:
+        self.run, self.keeping, self.listen, self.how = run, keeping, listen, how
+
+    def learn(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Raises BadInput for a line that is none."""
+        new = new_lines(self.run, examples, "stream")
+        new = replace(new, traces=[replace(trace, held_out=False) for trace in new.traces])
+        told = facts.learn_facts(self.run, self.listen, source=new, keeping=self.keeping, **self.how)
+        for path in checkpoint.of_stage(self.run, "facts")[:-2]:
+            shutil.rmtree(path)
+        self.learned = new
+        watched = {"watched_before": told["old_bits_per_byte_before"], "watched": told["old_bits_per_byte"]}
+        return {**watched, "held_out": 0.0, "bits_per_byte": told["new_bits_per_byte"], "lines": len(examples)}
+
+    def step_back(self) -> None:
+        facts.undo(self.run)
+
+    def grow(self) -> None:
+        """Add what the last lines say to the knowledge graph."""
+        graph = KnowledgeGraph(self.run.knowledge, self.run.settings.mine.graph_nodes)
+        graph.add(chains_of(self.learned))
+        graph.save()
+
+
+def chains_of(new: NewLines) -> Iterator[Chain]:
+    """What the lines' dreams say."""
+    for own in new.triplets.values():
+        for lens in LENSES:
+            if steps := [triplet.phrases for triplet in own if triplet.lens == lens]:
+                yield Chain(lens, steps)
+
+
+def follow(
+    run: Run,
+    source: Path | None,
+    listen: Listener = silent,
+    *,
+    keeping: Keeping,
+    together: int = TOGETHER,
+    bound: float = BOUND,
+    patience: float = PATIENCE,
+    once: bool = False,
+    **how: Any,
+) -> list[dict[str, Any]]:
+    """Learn from lines as they come: of a file, of all .jsonl files of a folder, or of the run's feedback (None), until
+    it is interrupted, or (`once`) nothing more has come for `patience` seconds. What was learned is in
+    RUN/online.jsonl: begun again, it goes on after that. Returns those entries.
+
+    Raises BadInput for a line that is none, and as `learn_facts` does.
+    """
+    learner = RunLearner(run, keeping, listen, **how)
+    loop = OnlineLearningLoop(learner, together=together, bound=bound, listen=listen)
+    with Journal(run.path / "online.jsonl") as journal:
+        done: dict[str, int] = {}
+        for entry in journal.lines:
+            done |= entry["read"]
+        read = dict(done)
+        for place in arriving((source or run.path / FEEDBACK).resolve(), done, patience):
+            found: dict[str, float] = {}
+            if place is None:
+                found = loop.flush()
+            else:
+                file, number, line = place
+                read[str(file)] = number
+                if (line := spoken(line)) is not None:
+                    found = loop.step(line)
+            if found:
+                if not found["stepped_back"]:
+                    learner.grow()
+                journal.append({"read": dict(read), **found})
+                listen(Event("online", "note", f"{found['lines']} lines, held-out {found['watched']:.3f} bits a byte"))
+            if place is None and once:
+                break
+        return journal.lines
+
+
+def spoken(line: dict[str, Any]) -> dict[str, Any] | None:
+    """A line of feedback as one to learn: what was better, or good, to a first question. Others as they are."""
+    if "verdict" not in line:
+        return line
+    said, asked = line.get("better") or line.get("answer"), line.get("messages") or []
+    if line["verdict"] == "bad" or [message.get("role") for message in asked] != ["user"]:
+        return None
+    return {"prompt": asked[0].get("content"), "answer": said}
+
+
+def arriving(
+    source: Path, done: Mapping[str, int], patience: float, wait: float = 0.5
+) -> Iterator[tuple[Path, int, dict[str, Any]] | None]:
+    """Whole lines that are there or will be, each with its file and number; None each time that none came for
+    `patience` seconds. done: lines of each file that are known already."""
+    read: dict[Path, int] = {}
+    idle = time.monotonic()
+    while True:
+        for file in sorted(source.glob("*.jsonl")) if source.is_dir() else [source]:
+            try:
+                lines = file.read_bytes().split(b"\n")[:-1]
+            except FileNotFoundError:
+                continue
+            start = read.get(file, done.get(str(file), 0))
+            for number, line in enumerate(lines[start:], start + 1):
+                read[file] = number
+                idle = time.monotonic()
+                if line.strip():
+                    yield file, number, _parsed(file, number, line)
+        if time.monotonic() - idle >= patience:
+            yield None
+            idle = time.monotonic()
+        time.sleep(wait)
+
+
+def _parsed(file: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+        if not isinstance(found, dict):
+            raise TypeError("it is no object")
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{file}, line {number}: is no line of JSON ({error}); mend or delete it") from error
+    return found

@@ -1,0 +1,149 @@
+"""Learning from what comes: of lines, of pictures, watched and stepped back."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from support.ablation_run import small_world
+
+from distill.config import ImageTokenizerConfig
+from distill.errors import BadInput
+from distill.events import Event
+from distill.knowledge.graph import load_graph
+from distill.mining.triplets import Triplet
+from distill.run import Run
+from distill.training import checkpoint
+from distill.training.continuous_learning import HELD_OUT, IncrementalLearner, OnlineLearningLoop
+from distill.training.keeping import Keeping
+from distill.training.loop import train
+from distill.training.online import follow
+from distill.vision.vision_encoder import TripletEncoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Counter:
+    """Knows what it was shown; each example is how much what is watched worsens."""
+
+    def __init__(self) -> None:
+        self.loss, self.before, self.seen = 1.0, 1.0, list[float]()
+
+    def learn(self, examples: Sequence[float]) -> dict[str, float]:
+        self.before, self.loss = self.loss, self.loss + sum(examples)
+        self.seen += examples
+        return {"watched_before": self.before, "watched": self.loss, "held_out": 1.0}
+
+    def step_back(self) -> None:
+        self.loss = self.before
+
+
+def test_the_loop_steps_back_from_what_does_harm_and_says_so() -> None:
+    said: list[Event] = []
+    loop = OnlineLearningLoop(learner := Counter(), together=2, bound=0.25, listen=said.append)
+    assert loop.step(-0.1) == {}
+    assert loop.step(-0.1)["stepped_back"] == 0
+    assert [loop.step(0.1), loop.step(0.1)["stepped_back"]] == [{}, 0]
+    loop.step(0.1)
+    assert loop.flush()["stepped_back"] == 1, "little by little is too much, too"
+    assert learner.loss == pytest.approx(1.0)
+    assert loop.flush() == {}
+    (warning,) = said
+    assert "held-out loss 1.100, 0.800 at best: stepped back; 1 examples are left out" in warning.message
+
+
+class Grown:
+    def __init__(self) -> None:
+        self.said: list[Triplet] = []
+
+    def add(self, triplets: Any) -> None:
+        self.said += triplets
+
+
+def test_an_encoder_learns_from_one_picture_after_the_other() -> None:
+    """Six kinds of triplets, told apart by colour; later ones don't take away what was known of the first."""
+    torch.manual_seed(0)
+    encoder = TripletEncoder(ImageTokenizerConfig(embedding_dim=64, patch_size=16, image_size=32))
+    colours = torch.rand(6, 3, 3, 1, 1)
+    labels = [(f"thing {i}", f"act {i % 3}", f"end {i % 2}") for i in range(6)]
+
+    def shown(kind: int) -> list[Any]:
+        return [(colour + 0.05 * torch.rand(3, 32, 32)).clamp(0, 1) for colour in colours[kind]]
+
+    graph = Grown()
+    learner = IncrementalLearner(encoder, graph, memory=24)
+    with pytest.raises(BadInput, match="nothing was learned yet"):
+        learner.predict(*[[image] for image in shown(0)])
+    loop = OnlineLearningLoop(learner, together=4)
+    kinds = [i % 3 for i in range(32)] + [3 + i % 3 for i in range(32)]
+    metrics = [loop.step(*shown(kind), labels[kind]) for kind in kinds]
+    heard = [found for found in metrics if found]
+    assert heard[0]["accuracy"] < heard[-1]["accuracy"] == 1
+    assert heard[-1]["reconstruction"] < heard[0]["reconstruction"] / 4
+    assert heard[-1]["ewc"] > 0
+    assert len(learner.memory) == 24
+    assert len(learner.watch) == 24 // HELD_OUT
+    assert {triplet.phrases for triplet in graph.said} == set(labels)
+    told = learner.predict(*(torch.stack(images) for images in zip(*map(shown, range(6)), strict=True)))
+    assert sum(own == label for own, label in zip(told, labels, strict=True)) >= 5
+    before = [parameter.clone() for parameter in encoder.parameters()]
+    learner.learn([cast(Any, (*shown(0), labels[1]))] * 4)
+    assert any((a != b).any() for a, b in zip(before, encoder.parameters(), strict=True))
+    learner.step_back()
+    assert all((a == b).all() for a, b in zip(before, encoder.parameters(), strict=True))
+    for wrong in (("thing", "act"), ("thing", "act", "")):
+        with pytest.raises(BadInput, match="is no \\(what, action, result\\)"):
+            learner.learn([cast(Any, (*shown(0), wrong))])
+    with pytest.raises(BadInput, match="one triplet after the other"):
+        learner.learn([cast(Any, (torch.rand(2, 3, 32, 32), *shown(0)[1:], labels[0]))])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = small_world(tmp_path_factory.mktemp("online") / "world")
+    train(run)
+    return run
+
+
+def line(number: int, **more: Any) -> str:
+    dream = {"causal": [["whole", "hammer", f"new {number}"]]}
+    return json.dumps({"prompt": f"What is {number}?", "answer": f"It is {number}.", "dream": dream, **more}) + "\n"
+
+
+def test_lines_are_learned_as_they_come_and_only_once(world: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(world.path, tmp_path / "run"), world.settings)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(map(line, range(5))) + '{"cut', encoding="utf-8")
+    how: dict[str, Any] = {"keeping": Keeping(memory=20), "epochs": 1, "measure": 4, "patience": 0.0, "once": True}
+    first = follow(run, folder, together=2, bound=10.0, **how)
+    assert [entry["lines"] for entry in first] == [2, 2, 1]
+    assert len(checkpoint.of_stage(run, "facts")) == 2
+    assert "result:new 4" in load_graph(run.knowledge)
+    assert follow(run, folder, together=2, bound=10.0, **how) == first, "nothing new came"
+    (folder / "a.jsonl").write_text("".join(map(line, range(6))), encoding="utf-8")
+    (folder / "b.jsonl").write_text(line(7), encoding="utf-8")
+    weights = (checkpoint.best(run) / "model.safetensors").read_bytes()
+    said: list[Event] = []
+    last = follow(run, folder, said.append, together=2, bound=-10.0, **how)[-1]
+    assert (last["lines"], last["stepped_back"]) == (2, 1.0)
+    assert any("stepped back; 2 examples are left out" in event.message for event in said)
+    assert (checkpoint.best(run) / "model.safetensors").read_bytes() == weights
+    assert "result:new 7" not in load_graph(run.knowledge)
+    (folder / "c.jsonl").write_text("[]\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"c\.jsonl, line 1: is no line of JSON"):
+        follow(run, folder, **how)
+
+
+def test_feedback_is_learned_as_it_comes(world: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(world.path, tmp_path / "run"), world.settings)
+    asked = [{"role": "user", "content": "What is it?"}]
+    told = (("bad", ""), ("better", "It is good."), ("good", ""))
+    lines = [{"messages": asked, "dream": "", "answer": "So.", "verdict": what, "better": it} for what, it in told]
+    (run.path / "feedback.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
+    how: dict[str, Any] = {"keeping": Keeping(memory=20), "epochs": 1, "measure": 4, "patience": 0.0, "once": True}
+    (entry,) = follow(run, None, bound=10.0, **how)
+    assert entry["lines"] == 2
