@@ -195,13 +195,15 @@ def _draw(draw: random.Random, split: str, unseen: set[tuple[str, str]]) -> Ques
         states.append(act(material_of(thing), states[-1], action))
     if split == "combination" and states[place] == states[place + 1]:
         return None
-    return _question(thing, actions, states, split)
+    material = material_of(thing)
+    known = [Step(thing, "made of", material), Step(material, "tends to", NATURE[material])]
+    return asked(thing, actions, states, split, known)
 
 
-def _question(thing: str, actions: list[str], states: list[State], split: str) -> Question:
+def asked(thing: str, actions: list[str], states: list[State], split: str, known: list[Step]) -> Question:
+    """A question, its answer and its true dream. known: of the thing, that the question doesn't say."""
     start, end = states[0], states[-1]
     told = ", then ".join(WORDS[action] for action in actions)
-    material = material_of(thing)
     changes = list(zip(states, actions, states[1:], strict=False))
     return Question(
         prompt=(
@@ -214,6 +216,6 @@ def _question(thing: str, actions: list[str], states: list[State], split: str) -
             "spatial": [Step(before.place, action, after.place) for before, action, after in changes],
             "temporal": [Step(before.temperature, action, after.temperature) for before, action, after in changes],
             "causal": [Step(before.condition, action, after.condition) for before, action, after in changes],
-            "abstract": [Step(thing, "made of", material), Step(material, "tends to", NATURE[material])],
+            "abstract": known,
         },
     )
