@@ -33,7 +33,7 @@ from distill.mining.triplets import LENSES, Triplet
 from distill.run import write_atomic
 
 VERSION = 1
-NAME = "retrieval.safetensors"
+RETRIEVAL = "retrieval.safetensors"
 """Beside the knowledge graph that it was learned from."""
 MOST = 512
 """Chains around a prompt that are weighed."""

@@ -109,8 +109,8 @@ class Retriever:
     ) -> list[Labels]:
         """At most `limit` different chains as labels of what, action and result, the most fitting first.
 
-        Fewer or none where the graph knows little of the prompt's words. drawn: by attention, too, chance has a part, each
-        chain having its probability. Raises BadInput for another `how`, and for attention where nothing was learned.
+        Fewer or none where the graph knows little of the prompt's words. drawn: by attention, too, chance has a part,
+        each chain having its probability. Raises BadInput for another `how`, and for attention where none was learned.
         """
         if how not in RETRIEVALS:
             raise BadInput(f"{how!r} is no way to retrieve; choose {', '.join(RETRIEVALS)}")

@@ -71,16 +71,17 @@ class FaissIndex:
 
         faiss_: Any = faiss  # it has no types
         vectors = unit(vectors)
-        lists = max(1, min(MOST_LISTS, len(vectors) // PER_LIST))
-        self._index: Any = faiss_.index_factory(vectors.shape[1], f"IVF{lists},Flat", faiss_.METRIC_INNER_PRODUCT)
+        self.lists = max(1, min(MOST_LISTS, len(vectors) // PER_LIST))
+        self.probes = probes
+        self._index: Any = faiss_.index_factory(vectors.shape[1], f"IVF{self.lists},Flat", faiss_.METRIC_INNER_PRODUCT)
         self._index.cp.max_points_per_centroid, self._index.cp.seed = SAMPLE, seed + 1
-        chosen = np.random.default_rng(seed).permutation(len(vectors))[: SAMPLE * lists]
+        chosen = np.random.default_rng(seed).permutation(len(vectors))[: SAMPLE * self.lists]
         self._index.train(vectors[np.sort(chosen)])
         self._index.add(vectors)
-        self._index.nprobe = min(probes, lists)
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
         """Numbers are −1 where the lists held fewer than k."""
+        self._index.nprobe = min(self.probes, self.lists)
         return self._index.search(unit(queries), min(k, self._index.ntotal))
 
 

@@ -7,7 +7,7 @@ from distill.corpus.traces import Trace
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.knowledge.graph import build_graph
-from distill.knowledge.graph_rag import NAME, VERSION, GraphRAGEnhanced
+from distill.knowledge.graph_rag import RETRIEVAL, VERSION, GraphRAGEnhanced
 from distill.knowledge.retrieval import ATTENTION, RETRIEVALS, Labels, Retriever
 from distill.mining.triplets import FACT, Triplet
 from distill.run import Run, fingerprint
@@ -74,7 +74,7 @@ def training_recall(
 def kept_attention(run: Run) -> GraphRAGEnhanced | None:
     """The run's retrieval.safetensors; None where there is none, or where it was learned from other answers."""
     try:
-        attention, about = GraphRAGEnhanced.load(run.path / NAME)
+        attention, about = GraphRAGEnhanced.load(run.path / RETRIEVAL)
     except (BadInput, CorruptFile):
         return None  # what can be learned anew is no loss
     return attention if about.get("learned") == _learned_from(run) else None
@@ -92,6 +92,6 @@ def _learned(
     listen(Event("retrieval", "start", f"learning what {len(known):,} answers need of the graph"))
     taught = attention.fit(retriever, known, seed=run.settings.seed, listen=listen)
     graph = run.require("mine").outputs[run.knowledge.name]
-    attention.save(run.path / NAME, {"learned": _learned_from(run), "graph": graph})
-    listen(Event("retrieval", "done", f"{run.path / NAME}: learned from {taught:,} answers"))
+    attention.save(run.path / RETRIEVAL, {"learned": _learned_from(run), "graph": graph})
+    listen(Event("retrieval", "done", f"{run.path / RETRIEVAL}: learned from {taught:,} answers"))
     return attention
