@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from distill.exam.metrics.statistics import HierarchicalBootstrap, Interval, Rat
 from distill.exam.questions import Exam, Question, load_exam
 from distill.knowledge.graph_rag import GraphRAGEnhanced
 from distill.knowledge.retrieval import ATTENTION, RETRIEVALS, WAYS, Retriever
-from distill.knowledge.vectors import ExactIndex, FaissIndex, Vectors, unit
+from distill.knowledge.vectors import BLOCK, ExactIndex, FaissIndex, Vectors, unit
 from distill.run import Run, write_atomic
 from distill.tokens.packing import recall_of
 
@@ -98,22 +98,24 @@ def _cell(interval: Interval | None) -> list[float]:
 def made(kind: str, count: int, seed: int) -> Vectors:
     """Vectors (count, 512): `clustered`, around centres that lie in 32 dimensions, as embeddings of text about do; or
     `noise`, the worst there is: no vector is near to any."""
-    draw = np.random.default_rng([seed, count])
-    if kind == "noise":
-        return draw.standard_normal((count, DIM), np.float32)
     fixed = np.random.default_rng(0)
     spread = fixed.standard_normal((LATENT, DIM), np.float32) / LATENT**0.5
     centres = fixed.standard_normal((CENTRES, LATENT), np.float32)
-    latent = centres[draw.integers(0, CENTRES, count)] + 0.5 * draw.standard_normal((count, LATENT), np.float32)
-    vectors = latent @ spread
-    vectors += NOISE * draw.standard_normal((count, DIM), np.float32)
-    return vectors
+    vectors = np.empty((count, DIM), np.float32)
+    for start in range(0, count, BLOCK):  # some hundred megabytes at a time
+        draw, part = np.random.default_rng([seed, start]), vectors[start : start + BLOCK]
+        part[:] = draw.standard_normal(part.shape, np.float32)
+        if kind == "clustered":
+            latent = centres[draw.integers(0, CENTRES, len(part))]
+            latent += 0.5 * draw.standard_normal(latent.shape, np.float32)
+            part[:] = NOISE * part + latent @ spread
+    return unit(vectors)
 
 
 def index() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for kind in ("clustered", "noise"):
-        vectors, queries = unit(made(kind, VECTORS, 1)), unit(made(kind, QUERIES, 2))
+        vectors, queries = made(kind, VECTORS, 1), made(kind, QUERIES, 2)
         exact = ExactIndex(vectors)
         slow, truth = _searched(exact.search, queries)
         before = _gigabytes()

@@ -19,12 +19,14 @@ from distill.dream.graph_reasoner import DreamGraphReasoner
 from distill.dream.model import DreamingReasoningLLM
 from distill.dream.record import Branch, DreamRecord
 from distill.errors import BadInput
+from distill.mining.triplets import Triplet
 
 WHERE = {
     "image_token_llm.dreaming_model": "distill.dream.model",
     "image_token_llm.config": "distill.config",
     "image_token_llm.model": "bundle.reasoning",
     "image_token_llm.vision_encoder": "distill.vision.vision_encoder",
+    "image_token_llm.graph_attention": "distill.knowledge.graph_rag",
 }
 
 BASIC = """
@@ -205,6 +207,13 @@ from image_token_llm.vision_encoder import TripletEncoder
 encoder = TripletEncoder(config)
 """
 
+GRAPH_RAG = """
+from image_token_llm.graph_attention import GraphRAGEnhanced
+
+# Initialize components
+graph_rag = GraphRAGEnhanced(config)
+"""
+
 
 def run(snippet: str, names: dict[str, Any]) -> None:
     for theirs, ours in WHERE.items():
@@ -334,6 +343,15 @@ def test_the_triplet_encoder() -> None:
     run(TRIPLET_ENCODER, names)
     what_images, action_images, result_images = torch.rand(3, 4, 3, 224, 224)
     assert names["encoder"](what_images, action_images, result_images).shape == (4, 512)
+
+
+def test_the_graph_with_attention() -> None:
+    """Of the same snippets, the graph; and one that was given another config, or none."""
+    names: dict[str, Any] = {"config": ImageTokenizerConfig(embedding_dim=512, patch_size=16)}
+    run(GRAPH_RAG, names)
+    found = names["graph_rag"].add([Triplet("cat", "chases", "mouse", "causal", 0, "t", -1, "")]).retrieve("A cat?")
+    assert found == [("cat", "chases", "mouse")]
+    assert names["graph_rag"].prompt_vectors([["cat"]]).shape == (1, 512)
 
 
 DISTILL = """

@@ -39,9 +39,9 @@ MOST = 512
 """Chains around a prompt that are weighed."""
 NEAR = 8
 """Entrances by vector."""
-STEPS, BATCH, LR = 400, 16, 3e-3
-EPOCHS = 30
-"""At most; few examples are not learned for STEPS."""
+STEPS, BATCH, LR = 200, 16, 3e-3
+LEAST, EPOCHS = 100, 30
+"""Steps, and passes over the examples from there on: few are not learned for STEPS."""
 RENEW = 50
 """Steps after which the vectors of nodes are computed anew."""
 TEMPERATURE = 0.1
@@ -240,29 +240,30 @@ class GraphRAGEnhanced(nn.Module):
         self,
         retriever: Retriever,
         examples: Mapping[str, Sequence[Triplet]],
-        steps: int = STEPS,
+        steps: int | None = None,
         seed: int = 0,
         listen: Listener = silent,
     ) -> int:
         """Learn from prompts and the triplets of their answers, which `retriever` holds; returns how many taught it.
 
         Contrastive, over the chains around a prompt: −Σ w log p over those that its answer says, too, w = log(1 + all
-        mentions / its own): what is rarely said is least likely to be known. Answers' own mentions are taken out of the
-        graph first; where then nothing of theirs is left, they stay in. Prompt and node vectors learn the same over the
-        nodes. Raises BadInput where no prompt has a triplet.
+        mentions / its own): what is rarely said is least likely to be known. In every other draw the answer's own
+        mentions are taken out of the graph first, if then anything of it is left: what only it says has to be found,
+        too. Prompt and node vectors learn the same over the nodes. Raises BadInput where no prompt has a triplet.
         """
         taught = [prompt for prompt, own in examples.items() if own]
         if not taught:
             raise BadInput("nothing to learn retrieval from: no answer has a triplet; choose another way to retrieve")
         draw = random.Random(seed)
-        steps = min(steps, -(-EPOCHS * len(taught) // BATCH))
+        steps = min(steps or STEPS, max(LEAST, EPOCHS * len(taught) // BATCH))
         optimizer = torch.optim.AdamW(self.parameters(), LR, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=max(2, steps), pct_start=0.1)
         self.train()
         for step in range(steps):
             if step % RENEW == 0:
                 self.enter(retriever)
-            loss = self._loss([self._example(retriever, one, examples[one]) for one in draw.choices(taught, k=BATCH)])
+            drawn = draw.choices(taught, k=BATCH)
+            loss = self._loss([self._example(retriever, one, examples[one], i % 2 > 0) for i, one in enumerate(drawn)])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -274,8 +275,10 @@ class GraphRAGEnhanced(nn.Module):
         self.enter(retriever)
         return len(taught)
 
-    def _example(self, retriever: Retriever, prompt: str, own: Sequence[Triplet]) -> tuple[Batch, Tensor, list[str]]:
-        """A prompt, what each of its chains weighs (E,) in the loss, and its words."""
+    def _example(
+        self, retriever: Retriever, prompt: str, own: Sequence[Triplet], without: bool
+    ) -> tuple[Batch, Tensor, list[str]]:
+        """A prompt, what each of its chains weighs (E,) in the loss, and its words. without: the answer's mentions."""
         words = words_in(prompt)
         said = {Chain(f"what:{t.what}", f"action:{t.action}", f"result:{t.result}", t.lens): None for t in own}
 
@@ -288,7 +291,7 @@ class GraphRAGEnhanced(nn.Module):
             rare = [math.log1p(total / retriever.chains[chain]) if chain in right else 0.0 for chain in around]
             return batch_of(retriever, words, around), torch.tensor(rare), words
 
-        with retriever.without(build_graph(own)):
+        with retriever.without(build_graph(own if without else ())):
             found = seen()
         found = found or seen()
         assert found is not None, "the retriever holds what its answers say"

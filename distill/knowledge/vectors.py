@@ -32,9 +32,11 @@ class VectorIndex(Protocol):
 
 
 def unit(vectors: Vectors) -> Vectors:
-    """Rows of length 1; rows of zeros stay."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors / np.maximum(length, 1e-12), np.float32)
+    """Rows of length 1, the same array where they have it; rows of zeros stay."""
+    length = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    if np.allclose(length, 1.0, atol=1e-6):
+        return np.ascontiguousarray(vectors, np.float32)
+    return np.ascontiguousarray(vectors / np.maximum(length, 1e-12)[:, None], np.float32)
 
 
 class ExactIndex:
