@@ -27,7 +27,7 @@ VERSION = 1
 """Raised when the world changes."""
 KINDS, UNSEEN_KINDS, EACH = 8, 2, 5
 """Kinds of each material, those of them that training never asks about, and things of each kind."""
-DEPTHS = (1, 1, 2, 2, 3)
+DEPTHS = (1, 1, 2)
 """Actions in a question, drawn from evenly."""
 
 
