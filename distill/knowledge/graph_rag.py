@@ -39,8 +39,8 @@ MOST = 512
 """Chains around a prompt that are weighed."""
 NEAR = 8
 """Entrances by vector."""
-STEPS, BATCH, LR = 200, 16, 3e-3
-LEAST, EPOCHS = 100, 30
+STEPS, BATCH, LR = 100, 16, 3e-3
+LEAST, EPOCHS = 60, 30
 """Steps, and passes over the examples from there on: few are not learned for STEPS."""
 RENEW = 50
 """Steps after which the vectors of nodes are computed anew."""

@@ -1,12 +1,13 @@
 """The causal world of things that nobody has seen: their names are made up, and what a name means has to be looked up.
 
 A question is one of causal_world.py about a `bamok`. A bamok is a kind of tilux and a tilux is made of glass: two facts
-away. The graph knows these facts of all things. Of some kinds training never asks about any thing (split `unseen`), so
+away. All questions are such that the answer depends on it. The graph knows these facts of all things. Of some kinds training never asks about any thing (split `unseen`), so
 that no weights can know them; `familiar` questions are new ones about things that it did ask about.
 """
 
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 
 from distill.corpus.datasets.causal_world import (
@@ -70,12 +71,26 @@ def questions(size: int, held_out: int, seed: int) -> Iterator[Question]:
 
 
 def _draw(draw: random.Random, split: str, things: list[tuple[str, str, str]]) -> Question | None:
-    """A question of the split, or None where the draw isn't one: twice the same that changes nothing."""
+    """A question of the split, or None where the draw isn't one: twice the same in a row, or the same answer whatever
+    the thing is made of."""
     thing, kind, material = draw.choice(things)
-    states = [State(draw.choice(PLACES), draw.choice(TEMPERATURES), draw.choice((WHOLE, WHOLE, CRACKED)))]
+    start = State(draw.choice(PLACES), draw.choice(TEMPERATURES), draw.choice((WHOLE, WHOLE, CRACKED)))
     actions = draw.choices(list(WORDS), k=draw.choice(DEPTHS))
-    if any(action == then for action, then in pairwise(actions)):
+    if any(action == then for action, then in pairwise(actions)) or len(ends(start, actions)) == 1:
         return None
+    states = [start]
     for action in actions:
         states.append(act(material, states[-1], action))
     return asked(thing, actions, states, split, _known(thing, kind, material))
+
+
+def ends(start: State, actions: Sequence[str]) -> Counter[State]:
+    """The states that actions may end in, each with the number of materials that it does of. The largest share is what
+    the best guess is worth to whoever doesn't know the material."""
+    found = Counter[State]()
+    for material in THINGS:
+        state = start
+        for action in actions:
+            state = act(material, state, action)
+        found[state] += 1
+    return found
