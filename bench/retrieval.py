@@ -1,6 +1,7 @@
 """What retrieval finds, and how fast vectors are searched. Writes docs/results/retrieval-*.json.
 
 python -m bench.retrieval facts RUN…    right facts among the first four, by each way; runs of datasets
+python -m bench.retrieval matches RUN…  exact match in the hearsay world; runs trained with train.retrieve, by seed
 python -m bench.retrieval index         faiss against exact search of a million vectors of 512
 """
 
@@ -18,14 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.figures import RESULTS, ROOT
+from distill.corpus.datasets.causal_world import THINGS, State
+from distill.corpus.datasets.hearsay_world import ends
+from distill.errors import BadInput
+from distill.exam.examinees.opening import open_examinee
 from distill.exam.metrics.statistics import HierarchicalBootstrap, Interval, Ratio
 from distill.exam.questions import Exam, Question, load_exam
+from distill.exam.targets import How, find_target
+from distill.exam.truth import same_answer
 from distill.knowledge.graph_rag import GraphRAGEnhanced
 from distill.knowledge.retrieval import ATTENTION, RETRIEVALS, WAYS, Retriever
 from distill.knowledge.vectors import BLOCK, ExactIndex, FaissIndex, Vectors, unit
 from distill.run import Run, write_atomic
 from distill.tokens.packing import recall_of
 
+GUESS = "the best guess without them"
 SEEDS, FIRST, RESAMPLES = 3, 4, 2000
 SPLITS = {
     "familiar": "new questions of the training's kind",
@@ -71,6 +79,50 @@ def facts(paths: list[str]) -> list[dict[str, Any]]:
                 name = f"{run.settings.capture.dataset}, {SPLITS[split]}: {label}"
                 rows.append({"name": name, **_row(measured, column, inside)})
     return rows
+
+
+def matches(paths: list[str]) -> list[dict[str, Any]]:
+    """A row for each way that runs were trained and are asked with, and one for the best guess of whoever doesn't know
+    what a thing is made of: no student that isn't told can expect more. All of the same questions."""
+    runs = sorted((Run.open(Path(path)) for path in paths), key=lambda run: run.settings.seed)
+    exam = load_exam(runs[0])
+    right: dict[str, list[Ratio]] = {}
+    for run in runs:
+        examinee = open_examinee(find_target(str(run.path)), How(device="cpu"))
+        said = examinee.answer(exam.questions, think=True, temperature=0.0, max_tokens=32, draw=0)
+        own = [float(_right(one, spoken.answer)) for one, spoken in zip(exam.questions, said, strict=True)]
+        right.setdefault(run.settings.train.retrieve, []).append(Ratio.of(own))
+    seeds = {len(own) for own in right.values()}
+    if len(seeds) > 1:
+        raise BadInput(f"matches: {seeds} runs of the ways; give as many of each, by the same seeds")
+    guess = Ratio.of([_guess(question) for question in exam.questions])
+    found = {**right, GUESS: [guess] * seeds.pop()}
+    rows: list[dict[str, Any]] = []
+    for how, own in found.items():
+        row: dict[str, Any] = {"name": how}
+        for split in ("unseen", "familiar"):
+            inside = np.array([_split(question) == split for question in exam.questions])
+            bootstrap = HierarchicalBootstrap(len(own), len(inside), RESAMPLES, 0)
+            asked = [ratio.within(inside) for ratio in own]
+            row[split] = _cell(bootstrap.interval(asked))
+            if how != ATTENTION:
+                best = [ratio.within(inside) for ratio in found[ATTENTION]]
+                contrast = bootstrap.contrast(best, asked, by_seed=True)
+                row[f"{split}_less"] = _cell(contrast[0] if contrast else None)
+        rows.append(row)
+    return rows
+
+
+def _right(question: Question, answer: str) -> bool:
+    assert question.truth is not None, "of a dataset"
+    return same_answer(answer, question.truth.answer)
+
+
+def _guess(question: Question) -> float:
+    first = {triplet.lens: triplet for triplet in reversed(question.triplets)}
+    start = State(first["spatial"].what, first["temporal"].what, first["causal"].what)
+    actions = [triplet.action for triplet in question.triplets if triplet.lens == "spatial"]
+    return max(ends(start, actions).values()) / len(THINGS)
 
 
 def _split(question: Question) -> str:
@@ -163,6 +215,13 @@ def _share(label: str, signed: bool = False) -> dict[str, Any]:
 
 
 COLUMNS: dict[str, dict[str, Any]] = {
+    "matches": {
+        "name": {"label": "facts found by"},
+        "unseen": _share("exact match, things never trained on"),
+        "unseen_less": _share("attention's less that", signed=True),
+        "familiar": _share("exact match, things trained on"),
+        "familiar_less": _share("attention's less that", signed=True),
+    },
     "facts": {
         "name": {"label": "questions"},
         **{how: _share(how) for how in RETRIEVALS},
@@ -182,8 +241,8 @@ COLUMNS: dict[str, dict[str, Any]] = {
 
 def main(words: list[str]) -> None:
     what, *rest = words
-    rows = facts(rest) if what == "facts" else index()
-    about = f"{SEEDS} seeds, 95 % intervals over seeds and questions" if what == "facts" else "one query at a time"
+    rows = index() if what == "index" else facts(rest) if what == "facts" else matches(rest)
+    about = "one query at a time" if what == "index" else f"{SEEDS} seeds, 95 % intervals over seeds and questions"
     told = {
         "command": f"python -m bench.retrieval {what}{' RUN…' if rest else ''}",
         "machine": f"one shared core; {about}",

@@ -15,7 +15,7 @@ Vectors = NDArray[np.float32]
 Kind = Literal["auto", "exact", "faiss"]
 LARGE = 50_000
 """Vectors from which on `auto` takes faiss where it is installed: fewer are searched exactly in some milliseconds."""
-PER_LIST, MOST_LISTS = 250, 4096
+PER_LIST, MOST_LISTS = 250, 2048
 SAMPLE = 40
 """Vectors a list that k-means is trained on."""
 PROBES = 16

@@ -1,8 +1,9 @@
 """The causal world of things that nobody has seen: their names are made up, and what a name means has to be looked up.
 
 A question is one of causal_world.py about a `bamok`. A bamok is a kind of tilux and a tilux is made of glass: two facts
-away. All questions are such that the answer depends on it. The graph knows these facts of all things. Of some kinds training never asks about any thing (split `unseen`), so
-that no weights can know them; `familiar` questions are new ones about things that it did ask about.
+away. All questions are such that the answer depends on it. The graph knows these facts of all things. Of some kinds
+training never asks about any thing (split `unseen`), so that no weights can know them; `familiar` questions are new
+ones about things that it did ask about.
 """
 
 import random
