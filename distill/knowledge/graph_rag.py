@@ -158,7 +158,7 @@ class GraphRAGEnhanced(nn.Module):
         """The chains around a prompt, likeliest first; with `draw` in an order drawn by their probabilities, without
         putting back (Gumbel noise, arXiv:1903.06059)."""
         found = self.weigh(retriever, prompt)
-        noise = {chain: -math.log(-math.log(1 - draw.random())) if draw else 0.0 for chain in sorted(found)}
+        noise = {chain: -math.log(draw.expovariate(1.0) or 1e-300) if draw else 0.0 for chain in sorted(found)}
         return sorted(found, key=lambda chain: (-math.log(max(found[chain], 1e-30)) - noise[chain], chain))
 
     @torch.inference_mode()
