@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.ablation_run import small_world
 
+from bench import retrieval as bench
 from cli import main as entry
 from distill.config import CaptureSettings, ImageTokenizerConfig, Settings
 from distill.corpus.datasets import hearsay_world
@@ -387,3 +388,28 @@ def test_the_likelihood_of_a_branch_is_the_backbones_own(world: Path) -> None:
     assert one.likelihood == pytest.approx(math.exp(np.mean(nats)), rel=1e-3)
     with pytest.raises(BadInput, match="branches=0"):
         simulate(model, PROMPT, 0)
+
+
+def test_what_retrieval_finds_is_measured(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench, "SEEDS", 1)
+    for what in ("facts", "matches"):
+        bench.main([what, str(world)])
+    facts, matches = (
+        json.loads((tmp_path / f"retrieval-{what}.json").read_text(encoding="utf-8")) for what in ("facts", "matches")
+    )
+    assert len(facts["rows"]) == 6, "right and untold, of three splits"
+    assert all(0 <= row[how][0] <= 1 for row in facts["rows"] for how in ("attention", "walk", "sample"))
+    first = facts["rows"][0]
+    others = [first[how][0] for how in ("neighbourhood", "walk", "sample")]
+    assert first["difference"][0] == pytest.approx(first["attention"][0] - max(others), abs=2e-4)
+    assert [row["name"] for row in matches["rows"]] == ["attention", bench.GUESS]
+
+
+def test_faiss_is_measured_against_exact_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    for name, value in (("RESULTS", tmp_path), ("VECTORS", 4000), ("QUERIES", 5), ("CENTRES", 20)):
+        monkeypatch.setattr(bench, name, value)
+    bench.main(["index"])
+    rows = json.loads((tmp_path / "retrieval-index.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["recall"] for row in rows] == [1.0] * len(rows), "all of its few lists are searched"
