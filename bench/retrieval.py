@@ -102,6 +102,8 @@ def matches(paths: list[str]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": how}
         for split in ("unseen", "familiar"):
             inside = np.array([_split(question) == split for question in exam.questions])
+            if not inside.any():
+                continue
             bootstrap = HierarchicalBootstrap(len(own), len(inside), RESAMPLES, 0)
             asked = [ratio.within(inside) for ratio in own]
             row[split] = _cell(bootstrap.interval(asked))
