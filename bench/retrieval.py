@@ -29,7 +29,7 @@ from distill.exam.targets import How, find_target
 from distill.exam.truth import same_answer
 from distill.knowledge.graph_rag import GraphRAGEnhanced
 from distill.knowledge.retrieval import ATTENTION, RETRIEVALS, WAYS, Retriever
-from distill.knowledge.vectors import BLOCK, ExactIndex, FaissIndex, Vectors, unit
+from distill.knowledge.vectors import BLOCK, PROBES, ExactIndex, FaissIndex, Vectors, unit
 from distill.run import Run, write_atomic
 from distill.tokens.packing import recall_of
 
@@ -177,7 +177,7 @@ def index() -> list[dict[str, Any]]:
         quick = FaissIndex(vectors)
         built = time.process_time() - started
         held = _gigabytes() - before
-        for probes in (16,) if kind == "clustered" else (16, 1024):
+        for probes in (PROBES,) if kind == "clustered" else (PROBES, 1024):
             quick.probes = probes
             fast, found = _searched(quick.search, queries)
             hits = [len({*one} & {*other}) / TOP for one, other in zip(found.tolist(), truth.tolist(), strict=True)]

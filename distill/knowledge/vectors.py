@@ -18,7 +18,7 @@ LARGE = 50_000
 PER_LIST, MOST_LISTS = 250, 2048
 SAMPLE = 40
 """Vectors a list that k-means is trained on."""
-PROBES = 16
+PROBES = 32
 """Lists that a search looks into."""
 BLOCK = 65536
 
