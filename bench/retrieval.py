@@ -34,7 +34,7 @@ from distill.run import Run, write_atomic
 from distill.tokens.packing import recall_of
 
 GUESS = "the best guess without them"
-SEEDS, FIRST, RESAMPLES = 3, 4, 2000
+SEEDS, FIRST, RESAMPLES, ASKED = 3, 4, 2000, 300
 SPLITS = {
     "familiar": "new questions of the training's kind",
     "combination": "unseen combinations",
@@ -85,13 +85,10 @@ def matches(paths: list[str]) -> list[dict[str, Any]]:
     """A row for each way that runs were trained and are asked with, and one for the best guess of whoever doesn't know
     what a thing is made of: no student that isn't told can expect more. All of the same questions."""
     runs = sorted((Run.open(Path(path)) for path in paths), key=lambda run: run.settings.seed)
-    exam = load_exam(runs[0])
+    exam = load_exam(runs[0], ASKED)
     right: dict[str, list[Ratio]] = {}
     for run in runs:
-        examinee = open_examinee(find_target(str(run.path)), How(device="cpu"))
-        said = examinee.answer(exam.questions, think=True, temperature=0.0, max_tokens=32, draw=0)
-        own = [float(_right(one, spoken.answer)) for one, spoken in zip(exam.questions, said, strict=True)]
-        right.setdefault(run.settings.train.retrieve, []).append(Ratio.of(own))
+        right.setdefault(run.settings.train.retrieve, []).append(Ratio.of(_matched(run, exam)))
     seeds = {len(own) for own in right.values()}
     if len(seeds) > 1:
         raise BadInput(f"matches: {seeds} runs of the ways; give as many of each, by the same seeds")
@@ -113,6 +110,19 @@ def matches(paths: list[str]) -> list[dict[str, Any]]:
                 row[f"{split}_less"] = _cell(contrast[0] if contrast else None)
         rows.append(row)
     return rows
+
+
+def _matched(run: Run, exam: Exam) -> list[float]:
+    """1 for each question that the run answers rightly, else 0; what was asked before is kept in the run."""
+    kept = run.path / "matches.json"
+    key = [exam.digest, run.require("train").outputs]
+    if kept.is_file() and (found := json.loads(kept.read_bytes()))["key"] == key:
+        return found["right"]
+    examinee = open_examinee(find_target(str(run.path)), How(device="cpu"))
+    said = examinee.answer(exam.questions, think=True, temperature=0.0, max_tokens=32, draw=0)
+    right = [float(_right(one, spoken.answer)) for one, spoken in zip(exam.questions, said, strict=True)]
+    write_atomic(kept, json.dumps({"key": key, "right": right}))
+    return right
 
 
 def _right(question: Question, answer: str) -> bool:
