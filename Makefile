@@ -18,7 +18,7 @@ install: $(STAMP)
 # What is never imported needn't be compiled: that saves more than half a minute.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,spacy-model,paint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev,spacy-model,paint,faiss]'
 	touch $(STAMP)
 
 demo: install

@@ -81,6 +81,7 @@ ABOUT = {
     "engine.safetensors": "the dream engine, which drafts a whole dream in one pass (read by the toolchain)",
     "engine.json": "the dream engine's sizes, and the codebook that it belongs to",
     "knowledge.graphml": "the graph of all triplets that were mined",
+    "retrieval.safetensors": "what finds in that graph what an answer needs",
     "training_prompts.json": "hashes of the training prompts, to tell whether a question was among them",
 }
 

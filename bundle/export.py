@@ -20,6 +20,7 @@ from distill.dream.pretrained import CODEBOOK
 from distill.errors import BadInput, DistillError, ParityError
 from distill.events import Event, Listener, silent
 from distill.exam.contamination import HASHES, hashes_json
+from distill.knowledge.graph_rag import RETRIEVAL
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.grammar import longest_path
 from distill.student.initialize import CHANCE, TEACHER
@@ -27,6 +28,7 @@ from distill.teacher.find_weights import license_of
 from distill.teacher.gguf_file import read_metadata
 from distill.teacher.licenses import License
 from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.recall import kept_attention
 from distill.tokens.shown import NAMED, load_shown, show
 from distill.vision import PROJECTOR, SEEING
 
@@ -234,6 +236,8 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
     extras = {name: tokenizer / name for name in (*CODEBOOK, *SEEING) if (tokenizer / name).exists()}
     if run.knowledge.exists():
         extras[run.knowledge.name] = run.knowledge
+    if kept_attention(run) is not None:
+        extras[RETRIEVAL] = run.path / RETRIEVAL
     pictures = list[tuple[str, Path]]()
     if (projector := checkpoint / PROJECTOR).is_file():
         extras[PROJECTOR] = projector

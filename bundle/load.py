@@ -1,9 +1,9 @@
 """A student ready to talk: from a run, a checkpoint or a bundle."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,10 +16,11 @@ from distill.config import DreamingConfig, Settings
 from distill.dream.editor import DreamEditor
 from distill.dream.output_decoder import OutputDecoder, Part, Sampling, Speaker, Splitter
 from distill.errors import BadInput, MissingStage, RunMismatch
+from distill.events import Listener, silent
 from distill.run import Run
 from distill.student.grammar import DreamGrammar, dream_size, longest_path
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import PICTURE, Dream, Message, picture_ids, render, think_ids, with_steps
+from distill.tokens.chat import PICTURE, Dream, Message, picture_ids, render, think_ids, with_context, with_steps
 from distill.tokens.image_tokens import Codebook
 from distill.vision import PROJECTOR, SEEING
 
@@ -219,12 +220,13 @@ def _best(run: Run) -> Path | None:
 
 
 def load_dreaming(
-    path: str | Path, device: str = "auto", *, enable_dream_viewer: bool = False
+    path: str | Path, device: str = "auto", *, enable_dream_viewer: bool = False, listen: Listener = silent
 ) -> "DreamingReasoningLLM":
     """The whole dreaming model: from a run folder (its best checkpoint and that one's engine, else its bundle), a
     checkpoint, a bundle, or a folder of `save_pretrained`.
 
-    Raises as `load_student` does, and RunMismatch for a codebook or an engine that doesn't fit the weights.
+    listen: hears of retrieval by attention, which a run learns when it is first asked for. Raises as `load_student`
+    does, and RunMismatch for a codebook or an engine that doesn't fit the weights.
     """
     from distill.dream.model import DreamingReasoningLLM
     from distill.dream.pretrained import READ
@@ -232,7 +234,7 @@ def load_dreaming(
     path = Path(path)
     kind = _kind(path)
     if kind == "run":
-        return _load_dreaming_run(Run.open(path), device, enable_dream_viewer)
+        return _load_dreaming_run(Run.open(path), device, enable_dream_viewer, listen)
     if kind == "bundle":
         manifest = read_manifest(path)
         for name in READ:
@@ -241,8 +243,9 @@ def load_dreaming(
     return DreamingReasoningLLM.load_pretrained(path, device, enable_dream_viewer=enable_dream_viewer)
 
 
-def _load_dreaming_run(run: Run, device: str, viewer: bool) -> "DreamingReasoningLLM":
+def _load_dreaming_run(run: Run, device: str, viewer: bool, listen: Listener) -> "DreamingReasoningLLM":
     from distill.dream.model import DreamingReasoningLLM
+    from distill.tokens.packing import learned_retrieval
     from distill.training.engine.plan import engine_of
     from distill.vision.album import Album
 
@@ -259,7 +262,19 @@ def _load_dreaming_run(run: Run, device: str, viewer: bool) -> "DreamingReasonin
         system=system_message(run.settings),
     )
     model.album = Album.of(run, model.parts.codebook)
-    return model.know(run.knowledge) if run.knowledge.exists() else model
+    if run.knowledge.exists():
+        # One that came without its answers has what it learned beside the graph, or nothing.
+        learn = partial(learned_retrieval, run, listen) if run.traces.exists() and run.triplets.exists() else None
+        model.know(run.knowledge, learn)
+    return model
+
+
+def recalling(path: Path, how: str, listen: Listener = silent) -> Callable[[str, int], str]:
+    """(prompt, seed) → the prompt and what the knowledge graph there knows of it, found in this way. Raises BadInput
+    where there is no graph, and as `load_dreaming`."""
+    model = load_dreaming(path, "cpu", listen=listen)
+    model.memory.retriever()
+    return lambda prompt, seed: with_context(prompt, model.memory.recall(model.parts, prompt, how, seed))
 
 
 Kind = Literal["bundle", "run", "folder"]

@@ -42,6 +42,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "install": "Create the student in Ollama.",
         "chat": "Talk to a student, dreams shown.",
         "watch": "Watch a student dream, then answer.",
+        "simulate": "Roll a prompt out several times, and choose.",
         "serve": "Answer programs that speak Ollama's API or OpenAI's.",
     },
     "Looking around": {

@@ -104,6 +104,16 @@ def image_option(function: Function) -> Function:
     return click.option("--image", "images", multiple=True, metavar="FILE", type=path, help=help)(function)
 
 
+def retrieve_option(function: Function) -> Function:
+    """--retrieve, None where nothing is retrieved."""
+    help = (
+        "Put what the knowledge graph knows of the prompt after it, found in this way. A run learns attention when it "
+        "is first asked for."
+    )
+    ways = click.Choice(["neighbourhood", "walk", "sample", "attention"])  # RETRIEVALS, and what imports them is slow
+    return click.option("--retrieve", type=ways, help=help)(function)
+
+
 def json_option(function: Function) -> Function:
     """--json → `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)

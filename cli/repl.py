@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -42,7 +42,7 @@ class Chat:
     """A conversation and how it is held. `seed` grows by one a turn, so that a session can be repeated.
 
     dream: the last turn's, as text; what is answered again keeps the turn's seed. feedback: the file that keeps what is
-    said of answers, None where nothing learns from it.
+    said of answers, None where nothing learns from it. recall: puts after a prompt what is known of it, by a seed.
     """
 
     student: "Student"
@@ -55,10 +55,11 @@ class Chat:
     messages: "list[Message]" = field(default_factory=list[Any])
     dream: str = ""
     feedback: Path | None = None
+    recall: Callable[[str, int], str] = lambda prompt, _seed: prompt
 
     def pieces(self, prompt: str) -> Iterator[Piece]:
         """Ask; yields what comes as it comes. The turn joins the history once it is complete."""
-        yield from self._turn(self.messages, {"role": "user", "content": prompt}, self.seed)
+        yield from self._turn(self.messages, {"role": "user", "content": self.recall(prompt, self.seed)}, self.seed)
         self.seed += 1
 
     def again(self, change: str) -> Iterator[Piece]:

@@ -63,7 +63,7 @@ class CaptureSettings:
     minutes: float = 0.0
     """Stop asking after so many minutes and go on with what is there; 0: no limit."""
     dataset: str = ""
-    """`causal-world`, `conceptnet` or, in pictures, `emoji-scenes`, `coco`, `visual-genome`; no teacher is asked."""
+    """`causal-world`, `hearsay-world`, `conceptnet`; pictured `emoji-scenes`, `coco`, `visual-genome`: no teacher."""
     dataset_files: str = ""
     """A folder or file that a dataset is made of; empty: emoji are fetched."""
     dataset_size: int = 24000
@@ -193,7 +193,7 @@ class TrainSettings:
     gaps: float = 0.0
     """Share of documents whose positions have gaps of random sizes: order is learned, and no distance or count."""
     retrieve: str = ""
-    """Put what other answers say of a prompt after it, as image tokens: `neighbourhood`, `walk`, `sample`, or none."""
+    """Put what others say of a prompt after it, as image tokens: `neighbourhood`, `walk`, `sample`, `attention`."""
     retrieve_limit: int = 4
     """Triplets put after a prompt at most."""
     precision: str = "auto"

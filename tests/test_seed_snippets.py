@@ -21,6 +21,7 @@ from distill.dream.policy import PolicyNetwork
 from distill.dream.record import Branch, DreamRecord
 from distill.errors import BadInput
 from distill.training.reward_model import RewardModel
+from distill.mining.triplets import Triplet
 
 WHERE = {
     "image_token_llm.dreaming_model": "distill.dream.model",
@@ -29,6 +30,7 @@ WHERE = {
     "image_token_llm.vision_encoder": "distill.vision.vision_encoder",
     "image_token_llm.rl_learning": "distill.training.rl_learning",
     "image_token_llm.continuous_learning": "distill.training.continuous_learning",
+    "image_token_llm.graph_attention": "distill.knowledge.graph_rag",
 }
 
 BASIC = """
@@ -246,6 +248,13 @@ for what_img, action_img, result_img, label in data_stream:
     metrics = online_loop.step(what_img, action_img, result_img, label)
 """
 
+GRAPH_RAG = """
+from image_token_llm.graph_attention import GraphRAGEnhanced
+
+# Initialize components
+graph_rag = GraphRAGEnhanced(config)
+"""
+
 
 def run(snippet: str, names: dict[str, Any]) -> None:
     for theirs, ours in WHERE.items():
@@ -425,6 +434,15 @@ def test_learning_from_a_stream_of_pictures() -> None:
     run(CONTINUOUS, names)
     assert names["metrics"]["reconstruction"] >= 0
     assert [triplet.phrases for triplet in names["graph"]] == [labels[i % 2] for i in range(5)]
+
+
+def test_the_graph_with_attention() -> None:
+    """Of the same snippets, the graph; and one that was given another config, or none."""
+    names: dict[str, Any] = {"config": ImageTokenizerConfig(embedding_dim=512, patch_size=16)}
+    run(GRAPH_RAG, names)
+    found = names["graph_rag"].add([Triplet("cat", "chases", "mouse", "causal", 0, "t", -1, "")]).retrieve("A cat?")
+    assert found == [("cat", "chases", "mouse")]
+    assert names["graph_rag"].prompt_vectors([["cat"]]).shape == (1, 512)
 
 
 DISTILL = """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import FILE, Function, Text, image_option, json_option, runs_dir_option
+from cli.options import FILE, Function, Text, image_option, json_option, retrieve_option, runs_dir_option
 from cli.output import emit_json
 from cli.runs import RunName
 
@@ -33,11 +33,7 @@ def token_option(flag: str, metavar: str, help: str, multiple: bool = False) -> 
 @token_option("--guide", "TOKENS", 'Up to three image tokens that each path begins with: "⟨a ball⟩".')
 @token_option("--dream", "TOKENS", 'Answer from this dream: "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩", or "none".')
 @token_option("--replace", "N=TOKEN", 'Replace token N of the dream before the answer: "3=⟨water⟩".', multiple=True)
-@click.option(
-    "--retrieve",
-    type=click.Choice(["neighbourhood", "walk", "sample"]),
-    help="Put what the knowledge graph knows of the prompt after it, found in this way.",
-)
+@retrieve_option
 @click.option(
     "--export", "exports", multiple=True, metavar="FILE", type=FILE, help="Write the dream too: .html, .png or .json."
 )
@@ -77,6 +73,7 @@ def watch(
       dream watch seer "What is in this picture?" --image scene.png --export dream.html --picture dream.png
     """
     from bundle.load import load_dreaming
+    from cli.progress import Progress
     from distill.dream.editor import parse_replacements
     from distill.dream.view.lanes import LiveLanes
     from distill.dream.view.viewer import check_format
@@ -84,7 +81,7 @@ def watch(
     for path in exports:
         check_format(path)
     replaced = {number: label for text in replace for number, label in parse_replacements(text).items()}
-    model = load_dreaming(target, enable_dream_viewer=True)
+    model = load_dreaming(target, enable_dream_viewer=True, listen=Progress(quiet))
     lanes = None if quiet or as_json else LiveLanes.on(sys.stdout)
     dreamed: list[DreamRecord] = []
 

@@ -7,10 +7,10 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from distill.dream.dreaming import Dreaming, dream
 from distill.dream.engine import DreamEngine
 from distill.dream.feedback import Replies
 from distill.dream.graph_reasoner import chains_of
-from distill.dream.memory import recall
+from distill.dream.memory import Memory
 from distill.dream.output_decoder import OutputDecoder, Sampling, image_labels
 from distill.dream.policy import PolicyNetwork
 from distill.dream.pretrained import KNOWLEDGE, Parts, load_parts, save_parts
@@ -42,9 +42,8 @@ from distill.dream.reading import read_words
 from distill.dream.record import DreamRecord
 from distill.dream.view.viewer import DreamViewer, Format
 from distill.errors import BadInput
-from distill.knowledge.graph import load_graph
 from distill.knowledge.growing_graph import KnowledgeGraph
-from distill.knowledge.retrieval import Labels, Retriever
+from distill.knowledge.retrieval import Attention
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook
 from distill.vision.album import Album, canvas, draw
@@ -54,8 +53,6 @@ from distill.vision.seeing import with_images
 
 Image = tuple[Tensor, Tensor, Tensor]
 """(what, action, result), (B, 512) each, of length 1."""
-REMEDY = "name another graph; `dream mine --force` writes a run's anew"
-"""Where a graph given to `know` can't be read."""
 
 
 class DreamingReasoningLLM:
@@ -111,7 +108,7 @@ class DreamingReasoningLLM:
         parts.model.eval()
         if parts.engine is not None:
             parts.engine.eval()
-        self.knowledge = knowledge
+        self.memory = Memory(knowledge)
         self.album: Album | None = None
         self._source: Path | None = None
         self._replies = Replies() if enable_rl else None
@@ -165,14 +162,14 @@ class DreamingReasoningLLM:
         record's `dream`; "none" is an empty one. replace: {3: "⟨water⟩"} puts image tokens in the place of those of the
         dream, own or given, with these numbers, before it is read. attention: note in the record's `words` what each
         word of the answer read, for one more forward pass. retrieve: put image tokens from the knowledge graph after
-        the prompt; how they are found: "neighbourhood", "walk" or "sample". on_dream: gets the dream as far as
-        it is after each step that forms, and last the whole of it, before the answer begins. picture: a .png for a
-        picture of one prompt's outcome: the nearest of the run's own, or what `painter`, a model of diffusers (folder
-        or hub name), paints of its image tokens.
+        the prompt; how they are found: "neighbourhood", "walk", "sample" or "attention", which is learned. on_dream:
+        gets the dream as far as it is after each step that forms, and last the whole of it, before the answer begins.
+        picture: a .png for a picture of one prompt's outcome: the nearest of the run's own, or what `painter`, a model
+        of diffusers (folder or hub name), paints of its image tokens.
         Raises BadInput, one line, for whatever can't be done.
         """
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
-        asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, self._knows, dream, replace)
+        asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, bool(self.memory), dream, replace)
         explore = self._replies is not None and temperature > 0
         asked = dataclasses.replace(asked, attention=attention, watch=watch_dreams, on_dream=on_dream, explore=explore)
         if picture is not None or painter:
@@ -208,10 +205,8 @@ class DreamingReasoningLLM:
         return _together([entry["output"] for entry in found], asked.mode, several)
 
     def _dream(self, prompt: str, images: Tensor | None, asked: Asked) -> Dreaming:
-        known: list[Labels] = []
-        if asked.retrieve:
-            retriever = self._index if self.knowledge is None else Retriever(self.knowledge.graph())
-            known = recall(self.parts, retriever, prompt, asked.retrieve, asked.sampling.seed)
+        how, seed = asked.retrieve, asked.sampling.seed
+        known = self.memory.recall(self.parts, prompt, how, seed) if how else []
         return dream(self.parts, prompt, images, asked, known)
 
     def _stream(self, dreaming: Dreaming, asked: Asked) -> Iterator[str]:
@@ -322,33 +317,27 @@ class DreamingReasoningLLM:
         It goes on from the file where there is one, and is saved after each call of `generate`.
         Raises BadInput, CorruptFile.
         """
-        self.knowledge = KnowledgeGraph(Path(path), max_nodes)
+        self.memory.grown = KnowledgeGraph(Path(path), max_nodes)
         return self
 
-    def know(self, path: str | Path) -> "DreamingReasoningLLM":
-        """Retrieve from the knowledge graph in a GraphML file, which stays as it is; it is read when first needed."""
-        self._source = Path(path)
-        self.__dict__.pop("_index", None)
+    def know(self, path: str | Path, learn: Callable[[], Attention] | None = None) -> "DreamingReasoningLLM":
+        """Retrieve from the knowledge graph in a GraphML file, which stays as it is; it is read when first needed.
+
+        learn: gives what retrieves by attention; by default retrieval.safetensors beside the graph is read.
+        """
+        self.memory = Memory(self.knowledge, Path(path), learn)
         return self
 
     @property
-    def _knows(self) -> bool:
-        return self.knowledge is not None or self._source is not None
-
-    @cached_property
-    def _index(self) -> Retriever:
-        assert self._source is not None
-        return Retriever(load_graph(self._source, remedy=REMEDY))
+    def knowledge(self) -> KnowledgeGraph | None:
+        """The graph that grows with every dream, where `remember` opened one."""
+        return self.memory.grown
 
     # Folders.
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Publish a folder that `load_pretrained` reads, whole or not at all. Raises BadInput, DistillError."""
-        graph = None
-        if self._knows:
-            source = cast(Path, self._source)
-            graph = self.knowledge.graph() if self.knowledge is not None else load_graph(source, remedy=REMEDY)
-        save_parts(self.parts, Path(folder), graph)
+        save_parts(self.parts, Path(folder), self.memory.graph(), self.memory.file)
         return Path(folder)
 
     @classmethod

@@ -6,6 +6,7 @@ says the rest: system message, settings, and the SHA-256 of every other file.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -23,6 +24,7 @@ from distill.dream.policy import PolicyNetwork
 from distill.dream.record import Slot, Step
 from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.knowledge.graph import Graph, save_graph
+from distill.knowledge.graph_rag import RETRIEVAL
 from distill.run import publish_folder, sha256_file, write_atomic
 from distill.student.grammar import DreamGrammar
 from distill.tokens.bpe import FILES, StudentTokenizer, image_text
@@ -45,6 +47,7 @@ READ = (
     ABOUT,
     KNOWLEDGE,
     POLICY,
+    RETRIEVAL,
 )
 """What is read of a folder, so what is checked."""
 SHAPES = ("num_dream_sequences", "dream_length", "graph_reasoning_hops")
@@ -147,10 +150,11 @@ class Parts:
         return Step(what, action, result, importance)
 
 
-def save_parts(parts: Parts, folder: Path, knowledge: Graph | None = None) -> None:
+def save_parts(parts: Parts, folder: Path, knowledge: Graph | None = None, attention: Path | None = None) -> None:
     """Publish a folder that `load_parts` reads, whole or not at all, in the place of one saved before.
 
-    knowledge: a graph to go with it. Raises BadInput where the folder holds anything else than a saved student.
+    knowledge: a graph to go with it; attention: the file of what retrieves from it, where there is one. Raises BadInput
+    where the folder holds anything else than a saved student.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / NAME).is_file():
         raise BadInput(f"{folder}: holds something else than a saved student; give a new folder")
@@ -167,6 +171,8 @@ def save_parts(parts: Parts, folder: Path, knowledge: Graph | None = None) -> No
             save_file({name: one.cpu() for name, one in parts.policy.state_dict().items()}, aside / POLICY)
         if knowledge is not None:
             save_graph(knowledge, aside / KNOWLEDGE, max(1, len(knowledge)))
+        if attention is not None and attention.is_file():
+            shutil.copyfile(attention, aside / RETRIEVAL)
         about = {
             "version": VERSION,
             "system": parts.system,

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from distill.dream.editor import image_phrases
-from distill.dream.memory import RETRIEVALS
 from distill.dream.output_decoder import Sampling
 from distill.dream.pretrained import Parts
 from distill.dream.record import DREAMERS, Dreamer, DreamRecord
 from distill.errors import BadInput
+from distill.knowledge.retrieval import RETRIEVALS
 from distill.tokens.bpe import image_text
 from distill.tokens.chat import Dream
 from distill.tokens.concepts import CONCEPT_DIM
@@ -79,7 +79,7 @@ def check(
         raise BadInput(f"replace: {list(replace)} are no numbers of tokens; count them from 1")
     chosen = choice("output_mode", mode or parts.config.output_mode, OUTPUT_MODES)
     who = choice("dreamer", dreamer or ("backbone" if parts.engine is None else "engine"), DREAMERS)
-    how = choice("retrieve", retrieve, RETRIEVALS)
+    how = choice("retrieve", retrieve, ("", *RETRIEVALS))
     if who in ("engine", "checked") and parts.engine is None:
         raise BadInput(
             f"dreamer={who!r}: this student has no engine; train one (`dream train --phase all`), or use 'backbone'"

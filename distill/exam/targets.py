@@ -71,6 +71,7 @@ OF_A_MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Endings of weights, settings, vocabularies and templates in a transformers folder."""
 NOT_READ = (
     *("optimizer.safetensors", "raw.safetensors", "drafts.safetensors", "engine.safetensors", "trainer_state.json"),
+    "retrieval.safetensors",
     "results.json",  # of an evaluation that was written there
 )
 

@@ -102,6 +102,10 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
         listen(Event("mine", "warning", "no triplets found: the student will have no dreams to learn"))
     # What is known must not tell the answers that a student is examined on.
     held_out = {trace.key for trace in traces if trace.held_out}
+    if run.settings.capture.dataset:
+        from distill.mining.dataset_miner import known_facts
+
+        triplets += known_facts(run)
     graph = build_graph(triplet for triplet in triplets if triplet.trace not in held_out)
     summary |= {"graph_nodes": graph.number_of_nodes(), "graph_edges": graph.number_of_edges()}
     write_triplets(run.triplets, triplets)

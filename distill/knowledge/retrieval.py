@@ -7,6 +7,8 @@ this action) are gathered in one of three ways:
 neighbourhood   chains through a node found, then chains next to these; each adds words of the prompt not yet told
 walk            from such a chain on to what followed it (`then`), and on; counts, words and the last outcome draw it
 sample          chains through a node found, drawn by the importance of their nodes and what they share
+
+A fourth, `attention`, has learned which chains answers need, and goes on over several hops (graph_rag.py).
 """
 
 import contextlib
@@ -16,15 +18,20 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from distill.errors import BadInput
 from distill.knowledge.graph import Graph
 from distill.mining.inflect import content_stems
 
 WAYS = ("neighbourhood", "walk", "sample")
+"""Those that need no learning."""
+ATTENTION = "attention"
+RETRIEVALS = (*WAYS, ATTENTION)
 MOST = 2000
 """Chains that one retrieval looks at: those through the nodes that share most with the prompt."""
+PER_NODE = 64
+"""Of them those through one node on the way of `attention`."""
 PATIENCE = 8
 """Steps that a walk may take for each chain wanted."""
 
@@ -59,34 +66,60 @@ class Entry:
         """Mentions times chains, plus one."""
         return self.count * (1 + len(self.chains))
 
+    @property
+    def concept(self) -> frozenset[str]:
+        """What it speaks of: `the floor` is `to the floor`, whatever their roles."""
+        return self.stems or frozenset((self.label,))
+
+
+class Attention(Protocol):
+    """What has learned which chains a prompt needs (GraphRAGEnhanced)."""
+
+    def weigh(self, retriever: "Retriever", prompt: str) -> dict[Chain, float]:
+        """The chains around a prompt, each with its probability."""
+        ...
+
+    def rank(self, retriever: "Retriever", prompt: str, draw: random.Random | None = None) -> Iterable[Chain]:
+        """The same, likeliest first; with `draw` in an order drawn by their probabilities."""
+        ...
+
 
 class Retriever:
-    """An index of a knowledge graph by word. Equal graphs, seeds and prompts give equal chains."""
+    """An index of a knowledge graph by word. Equal graphs, seeds and prompts give equal chains.
 
-    def __init__(self, graph: Graph) -> None:
+    attention: what ranks chains where they are retrieved by it.
+    """
+
+    def __init__(self, graph: Graph, attention: Attention | None = None) -> None:
         """Raises BadInput for a graph that doesn't tell what was said together: of an earlier version, or too small."""
+        self.attention = attention
         self.entries: dict[str, Entry] = {}
         self.chains: dict[Chain, int] = {}
         self.by_stem: dict[str, set[str]] = defaultdict(set)
-        self._add(graph, 1)
+        self.by_concept: dict[frozenset[str], set[str]] = defaultdict(set)
+        self.add(graph)
         if graph.number_of_edges() and not self.chains:
             raise BadInput(
                 "the knowledge graph holds no chains: either its bound leaves room for none (give `remember` more "
                 "max_nodes), or an earlier version wrote it (run `dream mine --force`)"
             )
 
-    def retrieve(self, prompt: str, how: str = "neighbourhood", limit: int = 4, seed: int = 0) -> list[Labels]:
+    def retrieve(
+        self, prompt: str, how: str = "neighbourhood", limit: int = 4, seed: int = 0, drawn: bool = False
+    ) -> list[Labels]:
         """At most `limit` different chains as labels of what, action and result, the most fitting first.
 
-        Fewer or none where the graph knows little of the prompt's words. Raises BadInput for another `how`.
+        Fewer or none where the graph knows little of the prompt's words. drawn: by attention, too, chance has a part,
+        each chain having its probability. Raises BadInput for another `how`, and for attention where none was learned.
         """
-        if how not in WAYS:
-            raise BadInput(f"{how!r} is no way to retrieve; choose {', '.join(WAYS)}")
+        if how not in RETRIEVALS:
+            raise BadInput(f"{how!r} is no way to retrieve; choose {', '.join(RETRIEVALS)}")
         question = Question(self, prompt, limit, random.Random(f"{seed}:{prompt}"))
         ways: dict[str, Callable[[], Iterable[Chain]]] = {
             "neighbourhood": question.neighbourhood,
             "walk": question.walk,
             "sample": question.sample,
+            ATTENTION: lambda: self._attended(prompt, question.draw if drawn else None),
         }
         found: dict[Labels, None] = {}
         for chain in ways[how]():
@@ -97,20 +130,43 @@ class Retriever:
             ] = None
         return list(found)
 
+    def _attended(self, prompt: str, draw: random.Random | None) -> Iterable[Chain]:
+        if self.attention is None:
+            raise BadInput("retrieve='attention': nothing was learned for this graph; choose another way")
+        return self.attention.rank(self, prompt, draw)
+
+    def near(self, seeds: Iterable[str], hops: int, most: int) -> list[Chain]:
+        """At most `most` chains within `hops` of nodes, over things and outcomes that share a concept: of each hop
+        first those through nodes with few, then those said most. Actions join what has nothing to do with each other:
+        no hop leads over one but from a seed."""
+        found: dict[Chain, None] = {}
+        ahead = {name for name in seeds if name in self.entries}
+        passed = set(ahead)
+        for _ in range(hops):
+            reached: set[frozenset[str]] = set()
+            for name in sorted(ahead, key=lambda name: (len(self.entries[name].chains), name)):
+                fresh = sorted(self.entries[name].chains - found.keys(), key=lambda chain: (-self.chains[chain], chain))
+                for chain in fresh[: min(PER_NODE, most - len(found))]:
+                    found[chain] = None
+                    reached |= {self.entries[end].concept for end in (chain.what, chain.result)}
+            ahead = {name for concept in reached for name in self.by_concept[concept]} - passed
+            passed |= ahead
+        return list(found)
+
     @contextlib.contextmanager
     def without(self, graph: Graph) -> Generator[None]:
         """As if the triplets of `graph`, a part of what was indexed, had never been said."""
-        self._add(graph, -1)
+        self.add(graph, -1)
         try:
             yield
         finally:
-            self._add(graph, 1)
+            self.add(graph)
 
     def weight(self, stem: str) -> float:
         """Of a word: inverse document frequency over the labels."""
         return math.log(1 + len(self.entries) / len(self.by_stem[stem]))
 
-    def _add(self, graph: Graph, sign: int) -> None:
+    def add(self, graph: Graph, sign: int = 1) -> None:
         """Count a graph's nodes and edges in, or with −1 out. What comes to nothing is gone."""
         for name, data in graph.nodes(data=True):
             entry = self.entries.get(name)
@@ -118,6 +174,7 @@ class Retriever:
                 entry = self.entries[name] = Entry(data["label"], frozenset(content_stems([data["label"]])))
                 for stem in entry.stems:
                     self.by_stem[stem].add(name)
+                self.by_concept[entry.concept].add(name)
             entry.count += sign * data["count"]
         for source, target, data in graph.edges(data=True):
             count, lens = sign * data["count"], data["lens"]
@@ -130,7 +187,11 @@ class Retriever:
                 for name in chain[:3]:
                     (set.add if chain in self.chains else set.discard)(self.entries[name].chains, chain)
         for name in [name for name in graph if not self.entries[name].count]:
-            for stem in self.entries.pop(name).stems:
+            entry = self.entries.pop(name)
+            self.by_concept[entry.concept].discard(name)
+            if not self.by_concept[entry.concept]:
+                del self.by_concept[entry.concept]
+            for stem in entry.stems:
                 self.by_stem[stem].discard(name)
                 if not self.by_stem[stem]:
                     del self.by_stem[stem]

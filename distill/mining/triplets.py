@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 LENSES = ("spatial", "temporal", "causal", "abstract")
 """The four paths of a dream, in the order in which they are dreamed."""
 
+FACT = "fact:"
+"""Begins the trace of triplets that no answer says and the graph knows all the same."""
+
 MAX_WORDS = 4
 MAX_CHARACTERS = 28
 """Of a phrase: it must read well as the label of one image token."""

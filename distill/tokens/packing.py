@@ -10,7 +10,8 @@ teacher sampled, then its top alternatives that are in the student's vocabulary)
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, CorruptFile
+from distill.events import Listener, silent
+from distill.knowledge.retrieval import ATTENTION, Attention
 from distill.mining.triplets import Triplet, by_trace, read_triplets
 from distill.run import Run, fingerprint, publish_folder, sha256_file
 from distill.teacher.gguf_tokenizer import Vocabulary
@@ -26,7 +29,7 @@ from distill.tokens.aligner import Aligned, Aligner
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
-from distill.tokens.recall import Recall
+from distill.tokens.recall import Recall, kept_attention, training_recall
 
 VERSION = 2
 VALIDATION_SHARE = 0.05
@@ -128,7 +131,7 @@ def split_traces(store: TraceStore) -> tuple[list[Trace], list[Trace]]:
     return train, validation or train[:1]
 
 
-def pack(run: Run) -> dict[str, Any]:
+def pack(run: Run, listen: Listener = silent) -> dict[str, Any]:
     """Write data/ (train, validation) where it is missing or stale; returns its counts.
 
     Raises BadInput where nothing is left to train on.
@@ -156,7 +159,7 @@ def pack(run: Run) -> dict[str, Any]:
     with TraceStore(run.traces, readonly=True) as store:
         teacher = store.tokenizer()
         train, validation = split_traces(store)
-    recall = training_recall(run, train, triplets, codes, tokenizer)
+    recall = training_recall(run, train, triplets, codes, tokenizer.labels, listen)
     aligner = Aligner(tokenizer, Vocabulary(teacher).bytes_of if teacher is not None else None)
     with publish_folder(run.data) as folder:
         counts: dict[str, Any] = {}
@@ -188,18 +191,19 @@ def chosen_dreams(run: Run) -> dict[str, str]:
     return {line["trace"]: line["dream"] for line in lines}
 
 
-def training_recall(
-    run: Run,
-    train: Iterable[Trace],
-    triplets: Mapping[str, list[Triplet]],
-    codes: Mapping[str, int],
-    tokenizer: StudentTokenizer,
-) -> Recall:
-    """What is known from training traces alone: neither held-out ones nor those of validation are in its graph."""
-    known: dict[str, list[Triplet]] = {}
-    for trace in train:
-        known.setdefault(trace.prompt, []).extend(triplets.get(trace.key, []))
-    return Recall(run.settings.train, run.settings.seed, known, codes, tokenizer.labels)
+def recall_of(run: Run, codes: Mapping[str, int], labels: Sequence[str], listen: Listener = silent) -> Recall:
+    """`training_recall` of a run that is mined."""
+    with closing(TraceStore(run.traces, readonly=True)) as store:
+        train = split_traces(store)[0]
+    return training_recall(run, train, by_trace(read_triplets(run.triplets)), codes, labels, listen)
+
+
+def learned_retrieval(run: Run, listen: Listener = silent) -> Attention:
+    """The run's retrieval by attention; learned now where it is missing, or where answers or triplets changed since."""
+    how = replace(run.settings, train=replace(run.settings.train, retrieve=ATTENTION))
+    found = kept_attention(run) or recall_of(Run(run.path, how), {}, [], listen).retriever.attention
+    assert found is not None, "it is retrieved by"
+    return found
 
 
 def build_documents(

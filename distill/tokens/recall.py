@@ -1,12 +1,16 @@
 """Retrieval in training and evaluation: what the other training answers say of a prompt, as image tokens after it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from distill.config import TrainSettings
-from distill.errors import BadInput
+from distill.corpus.traces import Trace
+from distill.errors import BadInput, CorruptFile
+from distill.events import Event, Listener, silent
 from distill.knowledge.graph import build_graph
-from distill.knowledge.retrieval import WAYS, Labels, Retriever
-from distill.mining.triplets import Triplet
+from distill.knowledge.graph_rag import RETRIEVAL, VERSION, GraphRAGEnhanced
+from distill.knowledge.retrieval import ATTENTION, RETRIEVALS, Labels, Retriever
+from distill.mining.triplets import FACT, Triplet
+from distill.run import Run, fingerprint
 from distill.tokens.chat import with_context
 
 
@@ -27,8 +31,8 @@ class Recall:
         """
         self.how, self.limit, self.seed = settings.retrieve, settings.retrieve_limit, seed
         self.triplets, self.codes, self.labels = triplets, codes, labels
-        if self.how not in ("", *WAYS):
-            raise BadInput(f"train.retrieve={self.how}: choose one of {', '.join(WAYS)}, or '' for none")
+        if self.how not in ("", *RETRIEVALS):
+            raise BadInput(f"train.retrieve={self.how}: choose one of {', '.join(RETRIEVALS)}, or '' for none")
         if self.how:
             self.retriever = Retriever(build_graph(t for group in triplets.values() for t in group))
 
@@ -45,3 +49,49 @@ class Recall:
         """The image tokens that a chain's phrases stand for; None where one has none."""
         what, action, result = (self.codes.get(phrase, -1) for phrase in chain)
         return None if min(what, action, result) < 0 else (self.labels[what], self.labels[action], self.labels[result])
+
+
+def training_recall(
+    run: Run,
+    train: Iterable[Trace],
+    triplets: Mapping[str, list[Triplet]],
+    codes: Mapping[str, int],
+    labels: Sequence[str],
+    listen: Listener = silent,
+) -> Recall:
+    """What is known from training traces alone, and facts: neither held-out ones nor those of validation are in its
+    graph. Attention is learned where it has to be: see `kept_attention`."""
+    known: dict[str, list[Triplet]] = {}
+    for trace in train:
+        known.setdefault(trace.prompt, []).extend(triplets.get(trace.key, []))
+    facts = {trace: group for trace, group in triplets.items() if trace.startswith(FACT)}
+    recall = Recall(run.settings.train, run.settings.seed, {**known, **facts}, codes, labels)
+    if recall.how == ATTENTION:
+        recall.retriever.attention = kept_attention(run) or _learned(run, recall.retriever, known, listen)
+    return recall
+
+
+def kept_attention(run: Run) -> GraphRAGEnhanced | None:
+    """The run's retrieval.safetensors; None where there is none, or where it was learned from other answers."""
+    try:
+        attention, about = GraphRAGEnhanced.load(run.path / RETRIEVAL)
+    except (BadInput, CorruptFile):
+        return None  # what can be learned anew is no loss
+    return attention if about.get("learned") == _learned_from(run) else None
+
+
+def _learned_from(run: Run) -> str:
+    return fingerprint([VERSION, run.settings.seed, *(run.require(stage).outputs for stage in ("capture", "mine"))])
+
+
+def _learned(
+    run: Run, retriever: Retriever, known: Mapping[str, Sequence[Triplet]], listen: Listener
+) -> GraphRAGEnhanced:
+    """Learn it from the training prompts, and keep it."""
+    attention = GraphRAGEnhanced(seed=run.settings.seed)
+    listen(Event("retrieval", "start", f"learning what {len(known):,} answers need of the graph"))
+    taught = attention.fit(retriever, known, seed=run.settings.seed, listen=listen)
+    graph = run.require("mine").outputs[run.knowledge.name]
+    attention.save(run.path / RETRIEVAL, {"learned": _learned_from(run), "graph": graph})
+    listen(Event("retrieval", "done", f"{run.path / RETRIEVAL}: learned from {taught:,} answers"))
+    return attention

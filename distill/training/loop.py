@@ -48,7 +48,7 @@ def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
     if world.first:
         if force:
             _delete_checkpoints(run)
-        counts = pack(run)
+        counts = pack(run, listen)
         set_aside_stale(run, listen)
         listen(Event("train", "start", f"{counts['train']['documents']} documents", data=counts))
     world.wait()

@@ -50,7 +50,7 @@ def load_examples(
     left_out = 0
     with TraceStore(run.traces, readonly=True) as store:
         train = split_traces(store)[0] if run.settings.train.retrieve else []
-        recall = training_recall(run, train, mined, codes, tokenizer)
+        recall = training_recall(run, train, mined, codes, tokenizer.labels)
         # Without splits they are read one by one, as far as they are wanted.
         for trace in spread(list(store.traces(held_out=True)), truths) if truths else store.traces(held_out=True):
             if limit and len(examples) == limit:

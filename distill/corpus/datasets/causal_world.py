@@ -218,7 +218,9 @@ def _draw(draw: random.Random, split: str, unseen: Set[tuple[str, str]], things:
     states = outcomes(things[thing], start, actions)
     if split == "combination" and states[place] == states[place + 1]:
         return None
-    return _question(thing, things[thing], actions, states, split)
+    material = things[thing]
+    known = [Step(thing, "made of", material), Step(material, "tends to", (NATURE | NATURE_LATER)[material])]
+    return asked(thing, actions, states, split, known)
 
 
 def outcomes(material: str, start: State, actions: Sequence[str]) -> list[State]:
@@ -229,7 +231,8 @@ def outcomes(material: str, start: State, actions: Sequence[str]) -> list[State]
     return states
 
 
-def _question(thing: str, material: str, actions: list[str], states: list[State], split: str) -> Question:
+def asked(thing: str, actions: list[str], states: list[State], split: str, known: list[Step]) -> Question:
+    """A question, its answer and its true dream. known: of the thing, that the question doesn't say."""
     start, end = states[0], states[-1]
     told = ", then ".join(WORDS[action] for action in actions)
     changes = list(zip(states, actions, states[1:], strict=False))
@@ -244,9 +247,6 @@ def _question(thing: str, material: str, actions: list[str], states: list[State]
             "spatial": [Step(before.place, action, after.place) for before, action, after in changes],
             "temporal": [Step(before.temperature, action, after.temperature) for before, action, after in changes],
             "causal": [Step(before.condition, action, after.condition) for before, action, after in changes],
-            "abstract": [
-                Step(thing, "made of", material),
-                Step(material, "tends to", (NATURE | NATURE_LATER)[material]),
-            ],
+            "abstract": known,
         },
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.corpus.datasets.questions import PICTURES, Question
+from distill.corpus.datasets.questions import PICTURES, Question, Step
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
@@ -20,6 +20,7 @@ from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
 
 DATASETS = {
     "causal-world": "distill.corpus.datasets.causal_world",
+    "hearsay-world": "distill.corpus.datasets.hearsay_world",
     "emoji-scenes": "distill.corpus.datasets.emoji_scenes",
     "coco": "distill.corpus.datasets.coco",
     "visual-genome": "distill.corpus.datasets.visual_genome",
@@ -46,6 +47,12 @@ def questions(run: Run, listen: Listener = silent) -> Iterator[Question]:
         raise BadInput(f"capture.dataset_size: {capture.dataset_size} is not from 1 to {MOST:,}")
     files = (capture.dataset_files, listen) if hasattr(module, "LICENCE") else ()
     return module.questions(capture.dataset_size, HELD_OUT, run.settings.seed, *files)
+
+
+def facts(run: Run) -> list[list[Step]]:
+    """What the graph knows besides what answers say, as chains of the abstract lens: of a dataset that brings any."""
+    found = getattr(_module(run), "facts", None)
+    return [] if found is None else list(found(run.settings.seed))
 
 
 def info(run: Run) -> TeacherInfo:

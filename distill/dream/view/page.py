@@ -36,15 +36,21 @@ DREAMED_BY = {
 }
 
 
-def page(records: Sequence[DreamRecord]) -> bytes:
-    """The whole page, UTF-8. The first record is shown; a picker leads to the others, the last `SHOWN` at most."""
+def page(records: Sequence[DreamRecord], notes: Sequence[str] = ()) -> bytes:
+    """The whole page, UTF-8. The first record is shown; a picker leads to the others, the last `SHOWN` at most.
+
+    notes: what is told of each record beside itself; the picker names it by that."""
     template, script = _parts()
     earlier, records = len(records[:-SHOWN]), records[-SHOWN:]
+    notes = notes[-SHOWN:] or [""] * len(records)
     fill = {
         "policy": page_policy(script),
         "title": _text(_clip(records[0].prompt, 60) if len(records) == 1 else f"{len(records)} dreams"),
-        "picker": _picker(records, earlier) if len(records) > 1 else "",
-        "dreams": "\n".join(_dream(i, record, i > 0) for i, record in enumerate(records)) or "<p>No dream yet.</p>",
+        "picker": _picker(records, notes, earlier) if len(records) > 1 else "",
+        "dreams": "\n".join(
+            _dream(i, record, note, i > 0) for i, (record, note) in enumerate(zip(records, notes, strict=True))
+        )
+        or "<p>No dream yet.</p>",
         "records": _island(records),
         "script": script,
     }
@@ -82,16 +88,16 @@ def _part(value: float) -> float:
     return round(min(1.0, max(0.0, value)), 4) if math.isfinite(value) else 0.0
 
 
-def _picker(records: Sequence[DreamRecord], earlier: int) -> str:
+def _picker(records: Sequence[DreamRecord], notes: Sequence[str], earlier: int) -> str:
     options = "".join(
-        f'<option value="{i}">{earlier + i + 1}. {_text(_clip(record.prompt, 90))}</option>'
-        for i, record in enumerate(records)
+        f'<option value="{i}">{earlier + i + 1}. {_text(_clip(note or record.prompt, 90))}</option>'
+        for i, (record, note) in enumerate(zip(records, notes, strict=True))
     )
     left_out = f"<p>{earlier} earlier left out</p>" if earlier else ""
     return f'<label class="picker">Dream <select id="picker">{options}</select></label>{left_out}'
 
 
-def _dream(number: int, record: DreamRecord, hidden: bool) -> str:
+def _dream(number: int, record: DreamRecord, note: str, hidden: bool) -> str:
     name = f"dream-{number + 1}"
     best = winner(record)
     steps = max((len(branch.steps) for branch in record.branches), default=0)
@@ -99,13 +105,17 @@ def _dream(number: int, record: DreamRecord, hidden: bool) -> str:
     return (
         f'<article class="dream" id="{name}" aria-labelledby="{name}-prompt"{" hidden" if hidden else ""}>\n'
         f'<h1 id="{name}-prompt">{_text(record.prompt)}</h1>\n{_pictures(record)}'
-        f'<p class="facts">{_facts(record)}</p>\n'
+        f'<p class="facts">{_facts(record)}</p>\n{_noted(note)}'
         '<div class="scroll"><div class="board" role="group" aria-label="Paths of the dream" '
         f'style="--steps:{max(1, steps)}">\n'
         f"{_edges(record)}\n{lanes}\n</div></div>\n"
         f"{_answer(record)}\n"
         f'<aside class="detail" aria-live="polite" aria-label="What is chosen"><p>{HINT}</p></aside>\n</article>'
     )
+
+
+def _noted(note: str) -> str:
+    return "".join(f'<p class="facts">{_text(line)}</p>\n' for line in note.splitlines())
 
 
 def _pictures(record: DreamRecord) -> str:

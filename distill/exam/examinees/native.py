@@ -1,13 +1,11 @@
 """Students of ours in a folder, as examinees: a run's checkpoint, a checkpoint by itself, or a bundle's weights."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 
 from distill.backbone.device import pick_device
 from distill.backbone.generate import generate
 from distill.backbone.model import count_parameters
-from distill.corpus.traces import TraceStore
 from distill.dream.pretrained import load_parts
 from distill.errors import TeacherError
 from distill.exam.examinees.common import TokenExaminee, check_finite
@@ -16,7 +14,7 @@ from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.questions import Question
 from distill.exam.scoring import score_answers
 from distill.exam.targets import How, Target
-from distill.mining.triplets import Triplet, by_trace, read_triplets
+from distill.mining.triplets import Triplet
 from distill.run import Run
 from distill.student.grammar import DreamGrammar
 from distill.teacher.gguf_tokenizer import Vocabulary
@@ -24,7 +22,7 @@ from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids, think_block
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
-from distill.tokens.packing import split_traces, training_recall
+from distill.tokens.packing import recall_of
 from distill.tokens.recall import Recall
 
 MASKED = "what it writes is held to the grammar of dreams and answers by a mask, as natively always"
@@ -164,6 +162,4 @@ def _recall_of(run: Run | None, codes: Mapping[str, int], tokenizer: StudentToke
         return None
     # A copy: the examinee's own grow by phrases that training never saw.
     codes = dict(codes) or _codes_in(run.tokenizer, Codebook.load(run.tokenizer))
-    with closing(TraceStore(run.traces, readonly=True)) as store:
-        train = split_traces(store)[0]
-    return training_recall(run, train, by_trace(read_triplets(run.triplets)), codes, tokenizer)
+    return recall_of(run, codes, tokenizer.labels)
