@@ -75,6 +75,17 @@ def test_a_training_step_of_any_size_is_measured_and_compared(run: Run, tmp_path
     assert changes == {name: one["median"] for name, one in series.items()}
 
 
+def test_embeddings_of_pictures_are_measured_and_those_of_transformers(run: Run, tmp_path: Path) -> None:
+    vision = ("--set", f"vision.weights={dinov2(tmp_path)}", "--set", "vision.image_size=28")
+    code, out, err = run("pictures", "--batch", 2, *vision, "--repeat", 2, "--json")
+    assert code == 0, err
+    result, series = json.loads(out), by_name(out)
+    assert result["settings"] == {"pictures": 4, "side": 256, "batch": 2, "image_size": 28}
+    assert result["about"]["apart"] < 1e-4
+    rates = [series[name]["values"] for name in ("ours", "transformers")]
+    assert series["ours over transformers"]["values"] == [a / b for a, b in zip(*rates, strict=True)]
+
+
 def test_a_saved_student_is_measured(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(UserWarning, match="untrained"):
         model = DreamingReasoningLLM(seed=3, device="cpu")

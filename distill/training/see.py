@@ -1,11 +1,13 @@
 """Learning to read pictures themselves: the `see` stage, after which Ollama can show them, too.
 
 A trained student reads what the run's map saw of a picture, as image tokens. Here it learns to read the picture's patch
-features, which a projector turns into embeddings like its words' own: the projector first, the student held still, then
-both (LLaVA, arXiv:2310.03744). Half of the steps show the picture alone, where Ollama puts it, before the question; a
-quarter the image tokens beside it, a quarter the tokens alone, as before.
+features, which a projector turns into embeddings like its words' own: the projector first, then both (LLaVA,
+arXiv:2310.03744). The projector learns without the student, to say of each patch what stands there: that thing's image
+token and its place, by the student's own rows of them, so that it is given words that it knows. Then half of the steps
+show the picture alone, where Ollama puts it, before the question; a quarter the image tokens beside it, a quarter the
+tokens alone, as before.
 
-Shape legend: N pictures, P patches of each, W the encoder's width, V vocabulary.
+Shape legend: N pictures, P patches of each, W the encoder's width, D the student's, V vocabulary.
 """
 
 import json
@@ -19,9 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distill.backbone.generate import generate
 from distill.corpus.traces import TraceStore
@@ -29,25 +34,31 @@ from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, publish_folder, sha256_file, write_atomic
 from distill.tokens.chat import PICTURE, Message, picture_ids, render
+from distill.tokens.image_tokens import Codebook
 from distill.tokens.packing import pack, split_traces
-from distill.tokens.shown import NAMED, show
+from distill.tokens.shown import NAMED, PLACES, show
 from distill.training import checkpoint
 from distill.training.batches import Batch, Mixture
 from distill.training.losses import tail_kernel
 from distill.training.onward import Onward
 from distill.training.step import forward_backward, make_optimizer, move
 from distill.vision.dinov2 import dinov2_small
+from distill.vision.seeing import at_places, found_in
 from distill.vision.sight import TOGETHER, Sight, showing
 
-VERSION = 1
+VERSION = 2
 ASIDE = "see"
 """Folder of a run: how far it has come."""
-ALONE = 0.25
-"""Share of the steps in which only the projector learns."""
+NAMING, SOME = 1500, 512
+"""Steps in which only the projector learns, and patches of each."""
+SHARP = 16.0
+"""Of cosines then: as logits."""
+ON, OFF = 0.15, 0.3
+"""Shares of a picture's side: patches as near to a thing's middle show it; those farther than OFF from all, nothing."""
 KINDS = ("picture", "both", "tokens")
 """How a picture is read: by its patches, by its image tokens, by both."""
 TURNS = ("picture", "both", "picture", "tokens")
-"""What of pictures the steps after that show, in turn."""
+"""What of pictures the steps show, in turn."""
 LR = 1e-3
 LEAST_RATE = 0.05
 """Share of the learning rate that is left at the end; it falls evenly."""
@@ -138,6 +149,7 @@ class Seeing(Onward):
             raise BadInput(f"{run.path}: its questions name no pictures; see `dream run --config emoji-scenes`")
         self.places = {path: place for place, path in enumerate(list(pictures)[:MOST])}
         self.features = self._features()
+        self._name_patches()
         self.sources = {kind: self._rows(kind) for kind in KINDS}
 
     def _features(self) -> Tensor:
@@ -147,6 +159,61 @@ class Seeing(Onward):
             self.listen(Event("see", "progress", "looking", done=done, total=len(files), unit="pictures"))
             parts.append(self.sight.features(files[done : done + TOGETHER]).half())
         return torch.cat(parts).flatten(0, 1)
+
+    def _name_patches(self) -> None:
+        """Teach the projector which image token is seen at each patch, and at which place; a line break where nothing
+        is. Each is the likeliest among its like by the cosine with its row; lengths become as these rows' are."""
+        tokenizer, codebook = self.tokenizer, Codebook.load(self.run.tokenizer)
+        table = self.model.model.embed_tokens.weight.detach().cpu()
+        images = table[[tokenizer.newline_id, *tokenizer.image_ids.tolist()]]
+        words = table[[tokenizer.newline_id, *(tokenizer.encode(f" {place}")[0] for place in PLACES)]]
+        what, where = self._shown(codebook)
+        kinds = [torch.from_numpy(np.flatnonzero(kind)) for kind in (what > 0, what == 0)]
+        kinds = [kind for kind in kinds if len(kind)]
+        draw = torch.Generator().manual_seed(self.run.settings.seed)
+        projector, targets = self.sight.projector, (torch.from_numpy(what), torch.from_numpy(where))
+        optimizer = torch.optim.AdamW(projector.parameters(), 2 * LR)
+        for step in range(NAMING):
+            for group in optimizer.param_groups:
+                group["lr"] = 2 * LR * (1 - step / NAMING)
+            some = [kind[torch.randint(len(kind), (SOME // len(kinds),), generator=draw)] for kind in kinds]
+            said = F.normalize(projector(self.features[taken := torch.cat(some)].float()), dim=-1)
+            loss = sum(
+                F.cross_entropy(SHARP * said @ F.normalize(rows, dim=-1).T, target[taken])
+                for rows, target in zip((images, words), targets, strict=True)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            self.listen(Event("see", "progress", "naming", done=step + 1, total=NAMING, unit="naming steps"))
+        with torch.no_grad():
+            longer = images.norm(dim=1).mean() / projector(self.features[:SOME].float()).norm(dim=1).mean()
+            for tensor in projector[2].parameters():
+                tensor.mul_(longer)
+
+    def _shown(self, codebook: Codebook) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(N · P,) each, of each patch the image token's number and the place's, from 1; 0: nothing, −1: not known."""
+        truths, _ = found_in(self.run)
+        names = sorted({name for path in self.places for name in truths[path]})
+        code = dict(zip(names, codebook.encode(names).tolist(), strict=True))
+        side = self.sight.size // self.sight.patch
+        centres = (np.arange(side) + 0.5) / side
+        parts = list[NDArray[np.int64]]()
+        for path in self.places:
+            with Image.open(self.run.path / path) as image:
+                across, down = (length / max(image.size) for length in image.size)
+            said, least = np.zeros((2, side, side), np.int64), np.full((side, side), np.inf)
+            for place, here in enumerate(at_places(truths[path]), 1):
+                for name in here:
+                    x, y = truths[path][name]
+                    far = np.maximum(
+                        abs(centres - 0.5 - (x - 0.5) * across), abs(centres - 0.5 - (y - 0.5) * down)[:, None]
+                    )
+                    said[:, far < least] = [[code[name] + 1], [place]]
+                    least = np.minimum(far, least)
+            parts.append(np.where(least <= ON, said, np.where(least > OFF, 0, -1)).reshape(2, -1))
+        what, where = np.concatenate(parts, axis=1)
+        return what, where
 
     def _rows(self, kind: str) -> Iterator[Batch]:
         """Batches without an end in which pictures are read so."""
@@ -174,15 +241,13 @@ class Seeing(Onward):
         """All steps, and a checkpoint. Returns the summary."""
         stack, steps, losses = self.model.model, self.settings.steps, list[float]()
         words = stack.embed_tokens
-        self.model.train().requires_grad_(False)
+        self.model.train()
         stack.embed_tokens = Reader(words, self.sight.projector.to(words.weight.device), self.features)
         betas = self.run.settings.train.betas
         self.optimizer = make_optimizer(self.model, LR, (betas[0], betas[1]), 0.0)
         kept = self._kept()
         for step in range(steps):
-            if both := step >= ALONE * steps:
-                self.model.requires_grad_(True)
-            batch = next(self.sources[TURNS[step % len(TURNS)] if both else "picture"])
+            batch = next(self.sources[TURNS[step % len(TURNS)]])
             if step < kept:  # read before it was stopped
                 continue
             for group in self.optimizer.param_groups:
