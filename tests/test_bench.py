@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.bench_command import Run, bench
+from support.dinov2 import dinov2
 
 from bench import seeing
 from bench.generation import bench_dreams, bench_generate
@@ -30,7 +31,7 @@ def by_name(out: str) -> dict[str, Any]:
     series = {one["name"]: one for one in json.loads(out)["series"]}
     for one in series.values():
         assert 0 < one["min"] <= one["interval"][0] <= one["median"] <= one["interval"][1] <= one["max"]
-        assert one["better"] == (1 if one["unit"] == "tokens/s" or " over " in one["name"] else -1)
+        assert one["better"] == (1 if one["unit"] in ("tokens/s", "pictures/s") or " over " in one["name"] else -1)
     return series
 
 

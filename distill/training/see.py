@@ -2,10 +2,9 @@
 
 A trained student reads what the run's map saw of a picture, as image tokens. Here it learns to read the picture's patch
 features, which a projector turns into embeddings like its words' own: the projector first, then both (LLaVA,
-arXiv:2310.03744). The projector learns without the student, to say of each patch what stands there: that thing's image
-token and its place, by the student's own rows of them, so that it is given words that it knows. Then half of the steps
-show the picture alone, where Ollama puts it, before the question; a quarter the image tokens beside it, a quarter the
-tokens alone, as before.
+arXiv:2310.03744). The projector learns without the student to say of each patch what stands there, in words that the
+student knows (`distill.vision.naming`). Then half of the steps show the picture alone, where Ollama puts it, before the
+question; a quarter the image tokens beside it, a quarter the tokens alone, as before.
 
 Shape legend: N pictures, P patches of each, W the encoder's width, D the student's, V vocabulary.
 """
@@ -21,12 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distill.backbone.generate import generate
 from distill.corpus.traces import TraceStore
@@ -43,18 +39,15 @@ from distill.training.losses import tail_kernel
 from distill.training.onward import Onward
 from distill.training.step import forward_backward, make_optimizer, move
 from distill.vision.dinov2 import dinov2_small
-from distill.vision.seeing import at_places, found_in
+from distill.vision.naming import name_patches, patch_truths
+from distill.vision.seeing import found_in
 from distill.vision.sight import TOGETHER, Sight, showing
 
 VERSION = 2
 ASIDE = "see"
 """Folder of a run: how far it has come."""
-NAMING, SOME = 1500, 512
-"""Steps in which only the projector learns, and patches of each."""
-SHARP = 16.0
-"""Of cosines then: as logits."""
-ON, OFF = 0.15, 0.3
-"""Shares of a picture's side: patches as near to a thing's middle show it; those farther than OFF from all, nothing."""
+BLOCKS = 2 / 3
+"""Share of the encoder's blocks that are looked through: what comes after tells kinds of things, less which one."""
 KINDS = ("picture", "both", "tokens")
 """How a picture is read: by its patches, by its image tokens, by both."""
 TURNS = ("picture", "both", "picture", "tokens")
@@ -139,7 +132,7 @@ class Seeing(Onward):
         own = run.settings.vision.weights if run.settings.vision.backbone == "dinov2" else ""
         source, whose = own or str(dinov2_small(listen)), f"that of {Path(own).name}" if own else ""
         hidden, size = self.model.config.hidden, self.settings.image_size
-        self.sight = Sight.new(source, size, hidden, run.settings.seed, whose)
+        self.sight = Sight.new(source, size, hidden, run.settings.seed, whose, BLOCKS)
         with TraceStore(run.traces, readonly=True) as store:
             self.asked = split_traces(store)[0]
             held = [trace for trace in store.traces(held_out=True) if NAMED.search(trace.prompt)]
@@ -149,7 +142,7 @@ class Seeing(Onward):
             raise BadInput(f"{run.path}: its questions name no pictures; see `dream run --config emoji-scenes`")
         self.places = {path: place for place, path in enumerate(list(pictures)[:MOST])}
         self.features = self._features()
-        self._name_patches()
+        self.sight.projector = self._named()
         self.sources = {kind: self._rows(kind) for kind in KINDS}
 
     def _features(self) -> Tensor:
@@ -160,60 +153,18 @@ class Seeing(Onward):
             parts.append(self.sight.features(files[done : done + TOGETHER]).half())
         return torch.cat(parts).flatten(0, 1)
 
-    def _name_patches(self) -> None:
-        """Teach the projector which image token is seen at each patch, and at which place; a line break where nothing
-        is. Each is the likeliest among its like by the cosine with its row; lengths become as these rows' are."""
+    def _named(self) -> nn.Sequential:
+        """The projector that says of patches what the training's pictures are known to show."""
         tokenizer, codebook = self.tokenizer, Codebook.load(self.run.tokenizer)
-        table = self.model.model.embed_tokens.weight.detach().cpu()
-        images = table[[tokenizer.newline_id, *tokenizer.image_ids.tolist()]]
-        words = table[[tokenizer.newline_id, *(tokenizer.encode(f" {place}")[0] for place in PLACES)]]
-        what, where = self._shown(codebook)
-        kinds = [torch.from_numpy(np.flatnonzero(kind)) for kind in (what > 0, what == 0)]
-        kinds = [kind for kind in kinds if len(kind)]
-        draw = torch.Generator().manual_seed(self.run.settings.seed)
-        projector, targets = self.sight.projector, (torch.from_numpy(what), torch.from_numpy(where))
-        optimizer = torch.optim.AdamW(projector.parameters(), 2 * LR)
-        for step in range(NAMING):
-            for group in optimizer.param_groups:
-                group["lr"] = 2 * LR * (1 - step / NAMING)
-            some = [kind[torch.randint(len(kind), (SOME // len(kinds),), generator=draw)] for kind in kinds]
-            said = F.normalize(projector(self.features[taken := torch.cat(some)].float()), dim=-1)
-            loss = sum(
-                F.cross_entropy(SHARP * said @ F.normalize(rows, dim=-1).T, target[taken])
-                for rows, target in zip((images, words), targets, strict=True)
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            self.listen(Event("see", "progress", "naming", done=step + 1, total=NAMING, unit="naming steps"))
-        with torch.no_grad():
-            longer = images.norm(dim=1).mean() / projector(self.features[:SOME].float()).norm(dim=1).mean()
-            for tensor in projector[2].parameters():
-                tensor.mul_(longer)
-
-    def _shown(self, codebook: Codebook) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(N · P,) each, of each patch the image token's number and the place's, from 1; 0: nothing, −1: not known."""
-        truths, _ = found_in(self.run)
-        names = sorted({name for path in self.places for name in truths[path]})
+        shown, _ = found_in(self.run)
+        names = sorted({name for path in self.places for name in shown[path]})
         code = dict(zip(names, codebook.encode(names).tolist(), strict=True))
-        side = self.sight.size // self.sight.patch
-        centres = (np.arange(side) + 0.5) / side
-        parts = list[NDArray[np.int64]]()
-        for path in self.places:
-            with Image.open(self.run.path / path) as image:
-                across, down = (length / max(image.size) for length in image.size)
-            said, least = np.zeros((2, side, side), np.int64), np.full((side, side), np.inf)
-            for place, here in enumerate(at_places(truths[path]), 1):
-                for name in here:
-                    x, y = truths[path][name]
-                    far = np.maximum(
-                        abs(centres - 0.5 - (x - 0.5) * across), abs(centres - 0.5 - (y - 0.5) * down)[:, None]
-                    )
-                    said[:, far < least] = [[code[name] + 1], [place]]
-                    least = np.minimum(far, least)
-            parts.append(np.where(least <= ON, said, np.where(least > OFF, 0, -1)).reshape(2, -1))
-        what, where = np.concatenate(parts, axis=1)
-        return what, where
+        pictures = ((self.run.path / path, shown[path]) for path in self.places)
+        truths = patch_truths(pictures, code, self.sight.size // self.sight.patch)
+        places = [tokenizer.encode(f" {place}")[0] for place in PLACES]
+        words = [tokenizer.newline_id, *tokenizer.image_ids.tolist(), *places]
+        rows = self.model.model.embed_tokens.weight.detach().cpu()[words]
+        return name_patches(self.features, truths, rows, len(places), self.run.settings.seed, self.listen)
 
     def _rows(self, kind: str) -> Iterator[Batch]:
         """Batches without an end in which pictures are read so."""
