@@ -112,11 +112,16 @@ class Shown:
         each = np.linalg.norm(apart, axis=(1, 2)) / np.linalg.norm(ours, axis=(1, 2))
         return float(np.sqrt(np.square(each).mean())), float(each.max())
 
-    def agreement(self, engine: PictureEngine, max_tokens: int) -> Agreement:
-        """Greedy answers of both; the prompts must be of the same length."""
-        stop = [self.student.tokenizer.eos_id]
-        ours = generate(self.model, self.ids, max_tokens=max_tokens, stop_ids=stop)
+    def ours(self, max_tokens: int) -> list[list[int]]:
+        """Greedy answers, natively."""
+        return generate(self.model, self.ids, max_tokens=max_tokens, stop_ids=[self.student.tokenizer.eos_id])
+
+    def theirs(self, engine: PictureEngine, max_tokens: int) -> list[list[int]]:
+        """Greedy answers by llama.cpp."""
         pairs = zip(self.texts, self.files, strict=True)
-        prompts = [engine.prompt(text.split(PICTURE), [file]) for text, file in pairs]
-        theirs = [engine.complete(prompt, max_tokens=max_tokens).ids for prompt in prompts]
-        return parity.compare_answers(self.model, self.ids, ours, theirs)
+        prompts = (engine.prompt(text.split(PICTURE), [file]) for text, file in pairs)
+        return [engine.complete(prompt, max_tokens=max_tokens).ids for prompt in prompts]
+
+    def agreement(self, engine: PictureEngine, max_tokens: int) -> Agreement:
+        """Of both; the prompts must be of the same length."""
+        return parity.compare_answers(self.model, self.ids, self.ours(max_tokens), self.theirs(engine, max_tokens))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.bench_command import Run, bench
+from support.dinov2 import dinov2
 
 from bench import seeing
 from bench.generation import bench_dreams, bench_generate
@@ -30,7 +31,7 @@ def by_name(out: str) -> dict[str, Any]:
     series = {one["name"]: one for one in json.loads(out)["series"]}
     for one in series.values():
         assert 0 < one["min"] <= one["interval"][0] <= one["median"] <= one["interval"][1] <= one["max"]
-        assert one["better"] == (1 if one["unit"] == "tokens/s" or " over " in one["name"] else -1)
+        assert one["better"] == (1 if one["unit"] in ("tokens/s", "pictures/s") or " over " in one["name"] else -1)
     return series
 
 
@@ -75,6 +76,17 @@ def test_a_training_step_of_any_size_is_measured_and_compared(run: Run, tmp_path
     assert code == 0, err
     changes = {change["name"]: change["saved"] for change in json.loads(out)["against"]["changes"]}
     assert changes == {name: one["median"] for name, one in series.items()}
+
+
+def test_embeddings_of_pictures_are_measured_and_those_of_transformers(run: Run, tmp_path: Path) -> None:
+    vision = ("--set", f"vision.weights={dinov2(tmp_path)}", "--set", "vision.image_size=28")
+    code, out, err = run("pictures", "--batch", 2, *vision, "--repeat", 2, "--json")
+    assert code == 0, err
+    result, series = json.loads(out), by_name(out)
+    assert result["settings"] == {"pictures": 4, "side": 256, "batch": 2, "image_size": 28}
+    assert result["about"]["apart"] < 1e-4
+    rates = [series[name]["values"] for name in ("ours", "transformers")]
+    assert series["ours over transformers"]["values"] == [a / b for a, b in zip(*rates, strict=True)]
 
 
 def test_a_saved_student_is_measured(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

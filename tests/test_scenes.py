@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from PIL import Image, ImageDraw
 from support.dinov2 import dinov2
 
+from bench import seeing
 from cli.main import dream
 from distill.config import ImageTokenizerConfig, Settings, StudentSettings
 from distill.corpus.capture import capture
@@ -39,6 +40,7 @@ from distill.tokens.chat import prompt_ids, render
 from distill.tokens.image_tokens import Codebook, build_codebook
 from distill.tokens.packing import Documents, pack
 from distill.tokens.shown import PLACES
+from distill.vision import naming
 from distill.vision.album import Album, paint
 from distill.vision.codebook import STRENGTHS, PictureCodebook
 from distill.vision.gallery import gallery, image_tokens
@@ -638,6 +640,7 @@ def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypat
     weights = str(dinov2(folder / "dinov2"))
     monkeypatch.setattr(see, "dinov2_small", lambda listen: weights)  # pyright: ignore[reportUnknownLambdaType]
     monkeypatch.setattr(see, "ASKED", 4)
+    monkeypatch.setattr(naming, "STEPS", 30)
     optimizer = torch.optim.AdamW(model.parameters())
     checkpoint.save_checkpoint(run, model, optimizer, checkpoint.LoopState(5, best_step=5), {}, {})
     run.record("train", {}, {"checkpoints/step-000005": "0"}, {}, 1.0)
@@ -674,6 +677,7 @@ def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypat
     run.settings.export.dtype = "f32"
     found = export(run)
     assert found["pictures_identical"] == found["pictures"] == 6
+    assert seeing.measure(run, "picture") == seeing.measure(run, "llama.cpp")
     undone = CliRunner().invoke(dream, ["see", str(run.path), "--undo"])
     assert undone.stdout == "see: 1 checkpoints deleted\n"
     assert load_student(run.path).sight is None

@@ -21,8 +21,10 @@ from bundle.verify import verify
 from distill.backbone.generate import generate
 from distill.config import ExportSettings
 from distill.errors import BadInput, CorruptFile
+from distill.events import silent
 from distill.teacher.gguf_file import read_metadata
 from distill.tokens.chat import PICTURE, picture_ids, render
+from distill.vision import naming
 from distill.vision.sight import Sight, showing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,12 +61,52 @@ def test_features_are_transformers_own_without_the_class_token(weights: Path, tm
     sight.save(tmp_path / "mmproj.gguf")
     apart = Sight.load(tmp_path / "mmproj.gguf").rows([image]) - sight.rows([image])
     assert 0 < apart.norm() < 1e-2 * sight.rows([image]).norm()
+    first = Sight.new(str(weights), 42, 64, 0, share=0.5)
+    with torch.no_grad():
+        half = model.encoder.layer[0](patches + places[:, 1:])
+    half = half[0] if isinstance(half, tuple) else half
+    assert torch.allclose(first.features([image]), torch.nn.functional.layer_norm(half, (32,), eps=1e-6), atol=1e-4)
     for size, words in ((40, "not a multiple of 7"),):
         with pytest.raises(BadInput, match=words):
             Sight.new(str(weights), size, 64, 0)
     (tmp_path / "cut.gguf").write_bytes((tmp_path / "mmproj.gguf").read_bytes()[:-2000])
     with pytest.raises(CorruptFile, match="is cut short"):
         Sight.load(tmp_path / "cut.gguf")
+
+
+def test_patches_are_named_in_the_students_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what is known of each: near a thing's middle that thing and its place, far from all nothing."""
+    monkeypatch.setattr(naming, "STEPS", 300)
+    random, side, split = np.random.default_rng(0), 6, 4
+    pictures: list[tuple[Path, dict[str, tuple[float, float]]]] = []
+    for i, size in enumerate([(60, 60), (60, 30), (60, 60), (60, 60)]):
+        Image.new("RGB", size).save(path := tmp_path / f"{i}.png")
+        pictures.append(
+            (path, {"cat": (0.26, 0.5), "owl": (0.76, 0.5)} if i < 2 else {"oboe": (0.5, 0.2 + 0.3 * (i > 2))})
+        )
+    what, where = naming.patch_truths(pictures, {"cat": 0, "owl": 1, "oboe": 2}, side)
+    for i, (path, found) in enumerate(pictures):
+        flat = Image.open(path).size[1] / 60  # it lies in the middle of a square
+        for y, x in np.ndindex(side, side):
+            at = ((x + 0.5) / side, 0.5 + ((y + 0.5) / side - 0.5) / flat)
+            apart = {name: max(abs(at[0] - u), flat * abs(at[1] - v)) for name, (u, v) in found.items()}
+            name = min(apart, key=lambda name: apart[name])
+            place = {"cat": 1, "owl": 2, "oboe": 3 if i == 2 else 5}[name]
+            known = ["cat", "owl", "oboe"].index(name) + 1, place
+            wanted = known if apart[name] <= 0.15 else (0, 0) if apart[name] > 0.3 else (-1, -1)
+            assert (what[(i * side + y) * side + x], where[(i * side + y) * side + x]) == wanted
+    assert set(what) == {-1, 0, 1, 2, 3}
+    told = np.concatenate([np.eye(4)[what], np.eye(6)[where]], axis=1) + random.normal(0, 0.05, (len(what), 10))
+    rows = torch.from_numpy(random.normal(size=(split + 5, 64))).float()
+    features = torch.from_numpy(told * random.uniform(0.2, 5, 10) + random.normal(size=10)).half()
+    projector = naming.name_patches(features, (what, where), rows, 5, 0, silent)
+    again = naming.name_patches(features, (what, where), rows, 5, 0, silent)
+    said, known = projector(features.float()).detach(), torch.from_numpy(what >= 0)
+    assert torch.equal(again(features.float()).detach(), said)
+    thing, place = torch.from_numpy(what), torch.from_numpy(where)
+    wanted = rows[thing] + torch.where(place[:, None] > 0, rows[split - 1 + place], 0)
+    alike = torch.cosine_similarity(said, wanted, dim=1)[known]
+    assert alike.min() > 0.9, alike
 
 
 @pytest.fixture(scope="module")

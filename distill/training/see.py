@@ -1,11 +1,12 @@
 """Learning to read pictures themselves: the `see` stage, after which Ollama can show them, too.
 
 A trained student reads what the run's map saw of a picture, as image tokens. Here it learns to read the picture's patch
-features, which a projector turns into embeddings like its words' own: the projector first, the student held still, then
-both (LLaVA, arXiv:2310.03744). Half of the steps show the picture alone, where Ollama puts it, before the question; a
-quarter the image tokens beside it, a quarter the tokens alone, as before.
+features, which a projector turns into embeddings like its words' own: the projector first, then both (LLaVA,
+arXiv:2310.03744). The projector learns without the student to say of each patch what stands there, in words that the
+student knows (`distill.vision.naming`). Then half of the steps show the picture alone, where Ollama puts it, before the
+question; a quarter the image tokens beside it, a quarter the tokens alone, as before.
 
-Shape legend: N pictures, P patches of each, W the encoder's width, V vocabulary.
+Shape legend: N pictures, P patches of each, W the encoder's width, D the student's, V vocabulary.
 """
 
 import json
@@ -29,25 +30,28 @@ from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.run import Run, fingerprint, publish_folder, sha256_file, write_atomic
 from distill.tokens.chat import PICTURE, Message, picture_ids, render
+from distill.tokens.image_tokens import Codebook
 from distill.tokens.packing import pack, split_traces
-from distill.tokens.shown import NAMED, show
+from distill.tokens.shown import NAMED, PLACES, show
 from distill.training import checkpoint
 from distill.training.batches import Batch, Mixture
 from distill.training.losses import tail_kernel
 from distill.training.onward import Onward
 from distill.training.step import forward_backward, make_optimizer, move
 from distill.vision.dinov2 import dinov2_small
+from distill.vision.naming import name_patches, patch_truths
+from distill.vision.seeing import found_in
 from distill.vision.sight import TOGETHER, Sight, showing
 
-VERSION = 1
+VERSION = 2
 ASIDE = "see"
 """Folder of a run: how far it has come."""
-ALONE = 0.25
-"""Share of the steps in which only the projector learns."""
+BLOCKS = 2 / 3
+"""Share of the encoder's blocks that are looked through: what comes after tells kinds of things, less which one."""
 KINDS = ("picture", "both", "tokens")
 """How a picture is read: by its patches, by its image tokens, by both."""
 TURNS = ("picture", "both", "picture", "tokens")
-"""What of pictures the steps after that show, in turn."""
+"""What of pictures the steps show, in turn."""
 LR = 1e-3
 LEAST_RATE = 0.05
 """Share of the learning rate that is left at the end; it falls evenly."""
@@ -128,7 +132,7 @@ class Seeing(Onward):
         own = run.settings.vision.weights if run.settings.vision.backbone == "dinov2" else ""
         source, whose = own or str(dinov2_small(listen)), f"that of {Path(own).name}" if own else ""
         hidden, size = self.model.config.hidden, self.settings.image_size
-        self.sight = Sight.new(source, size, hidden, run.settings.seed, whose)
+        self.sight = Sight.new(source, size, hidden, run.settings.seed, whose, BLOCKS)
         with TraceStore(run.traces, readonly=True) as store:
             self.asked = split_traces(store)[0]
             held = [trace for trace in store.traces(held_out=True) if NAMED.search(trace.prompt)]
@@ -138,6 +142,7 @@ class Seeing(Onward):
             raise BadInput(f"{run.path}: its questions name no pictures; see `dream run --config emoji-scenes`")
         self.places = {path: place for place, path in enumerate(list(pictures)[:MOST])}
         self.features = self._features()
+        self.sight.projector = self._named()
         self.sources = {kind: self._rows(kind) for kind in KINDS}
 
     def _features(self) -> Tensor:
@@ -147,6 +152,19 @@ class Seeing(Onward):
             self.listen(Event("see", "progress", "looking", done=done, total=len(files), unit="pictures"))
             parts.append(self.sight.features(files[done : done + TOGETHER]).half())
         return torch.cat(parts).flatten(0, 1)
+
+    def _named(self) -> nn.Sequential:
+        """The projector that says of patches what the training's pictures are known to show."""
+        tokenizer, codebook = self.tokenizer, Codebook.load(self.run.tokenizer)
+        shown, _ = found_in(self.run)
+        names = sorted({name for path in self.places for name in shown[path]})
+        code = dict(zip(names, codebook.encode(names).tolist(), strict=True))
+        pictures = ((self.run.path / path, shown[path]) for path in self.places)
+        truths = patch_truths(pictures, code, self.sight.size // self.sight.patch)
+        places = [tokenizer.encode(f" {place}")[0] for place in PLACES]
+        words = [tokenizer.newline_id, *tokenizer.image_ids.tolist(), *places]
+        rows = self.model.model.embed_tokens.weight.detach().cpu()[words]
+        return name_patches(self.features, truths, rows, len(places), self.run.settings.seed, self.listen)
 
     def _rows(self, kind: str) -> Iterator[Batch]:
         """Batches without an end in which pictures are read so."""
@@ -174,15 +192,13 @@ class Seeing(Onward):
         """All steps, and a checkpoint. Returns the summary."""
         stack, steps, losses = self.model.model, self.settings.steps, list[float]()
         words = stack.embed_tokens
-        self.model.train().requires_grad_(False)
+        self.model.train()
         stack.embed_tokens = Reader(words, self.sight.projector.to(words.weight.device), self.features)
         betas = self.run.settings.train.betas
         self.optimizer = make_optimizer(self.model, LR, (betas[0], betas[1]), 0.0)
         kept = self._kept()
         for step in range(steps):
-            if both := step >= ALONE * steps:
-                self.model.requires_grad_(True)
-            batch = next(self.sources[TURNS[step % len(TURNS)] if both else "picture"])
+            batch = next(self.sources[TURNS[step % len(TURNS)]])
             if step < kept:  # read before it was stopped
                 continue
             for group in self.optimizer.param_groups:

@@ -40,11 +40,7 @@ Found = Mapping[str, tuple[float, float]]
 def learn_to_see(run: Run, folder: Path, codebook: Codebook, listen: Listener) -> dict[str, Any]:
     """Write the map of pictures and what each picture's tokens are into `folder`. Returns how good they are; {} for a
     run without pictures."""
-    train: dict[str, Found] = {}
-    rest: dict[str, Found] = {}
-    if (path := dataset_file(run)).is_file():
-        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            (train if line["split"] == "train" else rest).update(line.get("pictures", {}))
+    train, rest = found_in(run)
     if not train:
         return {}
     tokenizer = ImageTokenizer(run.settings.vision, listen=listen)
@@ -65,6 +61,16 @@ def learn_to_see(run: Run, folder: Path, codebook: Codebook, listen: Listener) -
     return summary | {
         f"pictures_{name}": value for name, value in eyes.recall(flat[learnt:], labels[learnt:], 1).items()
     }
+
+
+def found_in(run: Run) -> tuple[dict[str, Found], dict[str, Found]]:
+    """Of the training's pictures, and of those held out, by path what each shows."""
+    train: dict[str, Found] = {}
+    rest: dict[str, Found] = {}
+    if (path := dataset_file(run)).is_file():
+        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            (train if line["split"] == "train" else rest).update(line.get("pictures", {}))
+    return train, rest
 
 
 def with_images(

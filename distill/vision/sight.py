@@ -46,9 +46,10 @@ class Sight:
     whose: str
 
     @classmethod
-    def new(cls, source: str, size: int, hidden: int, seed: int, whose: str = "") -> "Sight":
+    def new(cls, source: str, size: int, hidden: int, seed: int, whose: str = "", share: float = 1.0) -> "Sight":
         """DINOv2's weights in a folder, for pictures of S = `size`, and a projector by chance into D = `hidden`. whose:
-        the weights are, where they aren't DINOv2-S/14.
+        the weights are, where they aren't DINOv2-S/14. share: of the blocks, the first ones; after fewer than all the
+        norm is a plain one.
         Raises BadInput for a size that its patches don't divide, CorruptFile."""
         model = Pretrained("dinov2", source, size).model
         state, config = model.state_dict(), model.config
@@ -62,7 +63,11 @@ class Sight:
         tensors = {"v.position_embd.weight": places}
         for ours, theirs in (("v.patch_embd", "embeddings.patch_embeddings.projection"), ("v.post_ln", "layernorm")):
             tensors |= {f"{ours}.{part}": state[f"{theirs}.{part}"] for part in ("weight", "bias")}
-        for layer in range(config.num_hidden_layers):
+        depth = max(1, round(share * config.num_hidden_layers))
+        if depth < config.num_hidden_layers:
+            tensors |= {"v.post_ln.weight": torch.ones(config.hidden_size)}
+            tensors |= {"v.post_ln.bias": torch.zeros(config.hidden_size)}
+        for layer in range(depth):
             for ours, theirs, scale in BLOCK:
                 own, of = f"v.blk.{layer}.{ours}", f"encoder.layer.{layer}."
                 weight, bias = state[f"{of}{theirs}.weight"], state[f"{of}{theirs}.bias"]
@@ -72,7 +77,7 @@ class Sight:
         tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            projector = layers(config.hidden_size, hidden)
+            projector = layers(config.hidden_size, hidden, hidden)
         whose = whose or f"{LICENCES['dinov2']}, {APACHE}"
         return cls(tensors, projector, size, config.num_attention_heads, config.layer_norm_eps, whose)
 
@@ -172,8 +177,8 @@ class Sight:
         found = {tensor.name: torch.from_numpy(dequantized(path, tensor)) for tensor in file.tensors}
         try:
             encoder = {name: tensor for name, tensor in found.items() if name.startswith("v.")}
-            first = found["mm.0.weight"]
-            projector = layers(first.shape[1], first.shape[0])
+            first, last = found["mm.0.weight"], found["mm.2.weight"]
+            projector = layers(first.shape[1], *last.shape[::-1])
             projector.load_state_dict({name[3:]: tensor for name, tensor in found.items() if name.startswith("mm.")})
             sight = cls(encoder, projector.requires_grad_(False), *(file.fields[key] for key in READ))
             sight.features([Image.new("RGB", (1, 1))])
@@ -199,9 +204,9 @@ BLOCK = (
 """GGUF's name of a part of a block, transformers', and the layer scale that comes after it."""
 
 
-def layers(width: int, hidden: int) -> nn.Sequential:
-    """The projector, W → D; its state's names are GGUF's after `mm.`."""
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Linear(hidden, hidden))
+def layers(width: int, wide: int, hidden: int) -> nn.Sequential:
+    """The projector, W → `wide` → D; its state's names are GGUF's after `mm.`."""
+    return nn.Sequential(nn.Linear(width, wide), nn.GELU("tanh"), nn.Linear(wide, hidden))
 
 
 def showing(model: Backbone, rows: Tensor) -> Backbone:

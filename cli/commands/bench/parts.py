@@ -1,4 +1,4 @@
-"""`dream bench capture`, `ollama` and `startup`: what needs no student; and `all`."""
+"""`dream bench capture`, `ollama`, `pictures` and `startup`: what needs no student; and `all`."""
 
 import traceback
 from collections.abc import Callable
@@ -54,6 +54,24 @@ def ollama(models: tuple[str, ...], watch: "Stopwatch", **asked: Any) -> "BenchR
     from bench.ollama import bench_ollama
 
     return bench_ollama(watch, [model.removeprefix("ollama:") for model in models], **asked)
+
+
+@bench.command()
+@click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Pictures at once.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A vision setting: its weights, its size.")
+@measured(repeat=5)
+def pictures(batch: int, overrides: tuple[str, ...], watch: "Stopwatch") -> "BenchResult":
+    """Time DINOv2's embeddings of pictures against transformers' own processor and model on the same weights.
+
+    \b
+    Example:
+      dream bench pictures --set vision.image_size=112
+    """
+    from bench.pictures import bench_pictures
+    from distill.config import load_settings
+
+    settings = load_settings(None, ["vision.embedding_dim=0", *overrides]).vision
+    return bench_pictures(watch, settings, 2 * batch, batch)
 
 
 @bench.command()
