@@ -244,6 +244,8 @@ class PolishSettings:
     teachers_share: float = 0.25
     """Share of the steps that learn from the teacher's own answers, as training did."""
     lr: float = 1e-4
+    through: str = "auto"
+    """The teacher's `weights`, its `server` (any teacher that can be asked), or `auto`: its weights where they are."""
 
 
 @dataclass
@@ -341,10 +343,8 @@ LEAST = dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(),
 def load_settings(
     file: Path | None = None, overrides: Sequence[str] = (), base: Settings | None = None, values: Any = None
 ) -> Settings:
-    """`base` (the defaults), then `file` (YAML), `overrides` such as "train.lr=3e-4", `values` by dotted name.
-
-    Text is taken as it is written, whatever YAML would make of it; later wins. Raises BadInput.
-    """
+    """`base` (the defaults), then `file` (YAML), `overrides` such as "train.lr=3e-4", `values` by dotted name: later
+    wins, and text is taken as it is written, whatever YAML would make of it. Raises BadInput."""
     settings = copy.deepcopy(base) if base is not None else Settings()
     change(settings, read_settings(file) if file is not None else {}, str(file))
     for override in overrides:

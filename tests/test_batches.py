@@ -19,7 +19,8 @@ from support.small_student import small_tokenizer
 from bench.training import FixedTokens, synthetic_documents
 from distill.backbone.attention import Documents as Spans
 from distill.backbone.model import Backbone, BackboneConfig
-from distill.tokens.packing import ARRAYS, Aligner, Documents, spelled_bytes, to_last_sentence
+from distill.tokens.aligner import Aligner
+from distill.tokens.packing import ARRAYS, Documents, spelled_bytes, to_last_sentence
 from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Mixture, Piece
 from distill.training.best_fit import best_fit
 from distill.training.losses import CHUNK

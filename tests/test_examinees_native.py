@@ -30,10 +30,10 @@ from distill.mining.triplets import Triplet, write_triplets
 from distill.run import Run
 from distill.student.grammar import dream_size
 from distill.teacher.protocol import GenerateOptions, Response, TeacherTokenizer
+from distill.tokens.aligner import Aligner
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids, think_block, with_context
 from distill.tokens.image_tokens import dream_of, save_codes
-from distill.tokens.packing import Aligner
 from distill.tokens.sentence_piece import from_model, train_model
 from distill.training.checkpoint import write_checksums
 

@@ -11,8 +11,8 @@ from scipy.stats import norm, t
 from distill.exam.metrics import likelihood as metrics
 from distill.exam.metrics.statistics import HierarchicalBootstrap, PairedBootstrap, Ratio
 from distill.teacher.protocol import UNKNOWN_ID, TokenTargets
+from distill.tokens.aligner import Aligner
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.packing import Aligner
 from distill.training.losses import Targets, fused_distillation, tail_kernel
 
 

@@ -1,16 +1,27 @@
 """The whole way with an Ollama teacher and back into Ollama, as the README tells it, against the fake server."""
 
 import json
+import os
+import random
+import shutil
+import signal
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import ollama
 import pytest
+from support.disturbed import contents, disturb
 from support.fake_ollama import FakeOllama, engine
 from test_end_to_end import PROMPTS, SETTINGS, dream
 
 from distill.corpus.traces import TraceStore
+from distill.errors import TeacherError
+from distill.events import Event
 from distill.run import Run
+from distill.training import checkpoint
+from distill.training.polish import polish
 
 MODEL = "smollm2:135m"
 
@@ -65,6 +76,107 @@ def test_the_student_dreams_in_ollama(folder: Path, server: FakeOllama) -> None:
 def test_verify_asks_ollama_too(folder: Path, server: FakeOllama) -> None:
     done = dream(folder, "verify", "runs/mine", "--host", server.url, "--ollama", "mine")
     assert "Ollama" in done.stdout
+
+
+# Polishing by a teacher that is asked.
+
+
+@pytest.fixture
+def polishing(folder: Path, tmp_path: Path, server: FakeOllama) -> Run:
+    """A copy of the run, to be polished through the server in rounds of 4 answers."""
+    (tmp_path / "runs").mkdir()
+    copy = Path(shutil.copytree(folder / "runs" / "mine", tmp_path / "runs" / "mine"))
+    run = Run.open(copy)
+    settings = run.settings.polish
+    settings.through, settings.answers, settings.rounds, settings.lr = "server", 4, 3, 1e-3
+    run.settings.teacher.retries = 0
+    server.requests.clear()
+    return Run.create(copy, run.settings)
+
+
+def raw(server: FakeOllama) -> list[str]:
+    """What it was asked to go on with, but for the trial."""
+    return [body["prompt"] for body in server.asked("/api/generate") if body.get("raw")][1:]
+
+
+def kept(run: Run) -> tuple[list[int], Counter[tuple[int, int]]]:
+    """Rounds in the journal, and how often it has each answer."""
+    lines: list[dict[str, Any]] = list(map(json.loads, (run.checkpoints / "polish.jsonl").read_text().splitlines()[1:]))
+    said = Counter((line["round"], line["place"]) for line in lines if "place" in line)
+    return [line["round"] for line in lines if "begun" in line], said
+
+
+def test_a_teacher_that_only_answers_polishes(polishing: Run, server: FakeOllama) -> None:
+    place, run = polishing.path.parents[1], polishing
+    done = dream(place, "polish", "runs/mine", "--json")
+    summary = json.loads(done.stdout)["summary"]
+    assert "asking the teacher to go on with what the student begins (polish.through=server)" in done.stderr
+    assert (summary["rounds"], summary["answers"]) == (3, 12)
+    assert kept(run) == ([0, 1, 2], Counter({(n, i): 1 for n in range(3) for i in range(4)}))
+    assert len(raw(server)) == 12
+    assert all(text.startswith("<|im_start|>user\nWhat happens") for text in raw(server))
+    assert any(not text.endswith("assistant\n") for text in raw(server)), "it goes on with words of the student's"
+    dream(place, "polish", "runs/mine", "--rounds", "4")
+    assert kept(run)[0] == [0, 1, 2, 3]
+    assert len(raw(server)) == 12 + 1 + 4, "and one more trial"
+    assert json.loads(dream(place, "polish", "runs/mine", "--rounds", "4", "--json").stdout)["skipped"]
+    mixed = dream(place, "polish", "runs/mine", "--rounds", "4", "--set", "polish.lr=2e-3", code=1)
+    assert "polished with other settings; --force begins again" in mixed.stderr
+    dream(place, "polish", "runs/mine", "--undo")
+    assert not (run.checkpoints / "polish.jsonl").exists()
+    by_weights = dream(place, "polish", "runs/mine", "--rounds", "1", "--set", "polish.through=auto")
+    assert "polish: by its teacher's weights, " in by_weights.stderr
+
+
+@pytest.mark.timeout(3600)  # with DREAM_MOMENTS; else it takes seconds
+def test_a_polishing_that_is_killed_asks_nothing_twice_and_learns_from_all(polishing: Run, server: FakeOllama) -> None:
+    """What was in flight when it was killed aside: that was never heard. Then all of it once more, undisturbed and out
+    of the journal alone: the same weights come out, so nothing was learned from twice, or left out."""
+    wanted, draw = int(os.environ.get("DREAM_MOMENTS", "4")), random.Random(0)
+    place, run = polishing.path.parents[1], polishing
+    again = Path(shutil.copytree(place / "runs" / "mine", place / "runs" / "again"))
+    args = ["polish", "runs/mine", "--rounds", str(max(6, wanted))]
+    codes = disturb(place, args, [draw.uniform(0.5, 2.5) for _ in range(wanted)], seed=0)
+    said = (place / "output.txt").read_text(encoding="utf-8")
+    assert codes[-1] == 0, said
+    assert set(codes) <= {0, 143, -signal.SIGTERM, -signal.SIGKILL}, (codes, said)
+    assert "Traceback" not in said
+    rounds, answers = kept(run)
+    assert rounds == list(range(max(6, wanted)))
+    assert answers == Counter({(n, i): 1 for n in rounds for i in range(4)})
+    assert len(raw(server)) <= len(answers) + len(codes) * (1 + server.most_in_flight), "trials, and what wasn't heard"
+    shutil.copy(run.checkpoints / "polish.jsonl", again / "checkpoints")
+    server.requests.clear()
+    dream(place, "polish", "runs/again", "--rounds", str(max(6, wanted)))
+    assert raw(server) == []
+    ours, expected = (contents(path) for path in (run.path, again))
+    weights = [name for name in ours if name.endswith(("model.safetensors", "optimizer.safetensors"))]
+    assert {name: ours[name] for name in weights} == {name: expected[name] for name in weights}
+
+
+def test_a_teacher_that_goes_leaves_what_it_said(polishing: Run, server: FakeOllama) -> None:
+    def leave(event: Event) -> None:
+        if event.kind == "progress" and event.done == 1 and "kl" in event.data:
+            server.fail("drop", times=1000)
+
+    with pytest.raises(TeacherError, match="what was answered is kept, the same command goes on from there"):
+        polish(polishing, leave)
+    server.failures.clear()
+    before, there = kept(polishing)[1], checkpoint.of_stage(polishing, "polish")
+    assert (len(there), min(before.values())) == (1, 1)
+    server.requests.clear()
+    assert polish(polishing)["answers"] == 12
+    assert len(raw(server)) == 12 - len(before)
+
+
+def test_one_without_logprobs_or_of_another_name_is_refused(polishing: Run, server: FakeOllama) -> None:
+    server.old = True
+    try:
+        with pytest.raises(TeacherError, match=r"tells no logprobs, .*; polish with its weights: --teacher-weights"):
+            polish(polishing)
+    finally:
+        server.old = False
+    assert checkpoint.of_stage(polishing, "polish") == []
 
 
 def test_a_model_that_is_not_there_is_named_with_its_neighbours(folder: Path, server: FakeOllama) -> None:

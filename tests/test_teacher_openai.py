@@ -116,9 +116,11 @@ def answer(text: str, reason: str | None = "stop", **more: Any) -> tuple[int, An
     return 200, {"choices": [{"index": 0, "message": message, "finish_reason": reason, **more}]}
 
 
-def asker(url: str, vocabulary: Vocabulary | None = None, heard: list[Event] | None = None) -> OpenAITeacher:
+def asker(
+    url: str, vocabulary: Vocabulary | None = None, heard: list[Event] | None = None, weights: Path = Path()
+) -> OpenAITeacher:
     client = OpenAIClient(url, retries=0)
-    return OpenAITeacher("gpt", client, vocabulary, (heard if heard is not None else []).append)
+    return OpenAITeacher("gpt", client, vocabulary, (heard if heard is not None else []).append, weights)
 
 
 def test_what_a_server_refuses_is_left_out_and_said_once(vocabulary: Vocabulary) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from distill.run import Run
 
 DTYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+WAYS = ("auto", "weights", "server")
 PHASES = ("all", "backbone", "input", "dream", "end")
 
 
@@ -109,11 +110,13 @@ def see(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool) -> None
 @click.command()
 @setting("--minutes", "polish.minutes", "Stop after so long.", type=click.FloatRange(0), metavar="M")
 @setting("--rounds", "polish.rounds", "Stop after so many rounds instead.", type=click.IntRange(1), metavar="N")
+@setting("--through", "polish.through", "How the teacher is consulted.", type=click.Choice(WAYS))
 @click.option("--undo", is_flag=True, help="Go back to what training left.")
 @stage_options()
 def polish(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool) -> None:
-    """Let RUN's trained student answer training prompts itself, and learn at each word what its teacher would have said
-    next. Needs the teacher's weights. Stopped at any moment, it goes on from there; so it does with more --minutes.
+    """Let RUN's trained student answer training prompts itself, and learn what its teacher would have said after its
+    own words: at each of them by the teacher's weights, else by asking it to go on with what the student begins.
+    Stopped at any moment, it goes on from there, and asks nothing twice; so it does with more --minutes.
 
     What comes out is the run's best checkpoint: evaluate and export take it.
 

@@ -145,6 +145,10 @@ class EmbeddedTeacher:
     def generate(self, prompt: str, options: GenerateOptions) -> Response:
         return self._engine.answer(prompt, options)
 
+    def go_on(self, prompt: str, begun: str, options: GenerateOptions) -> Response:
+        """By llama.cpp."""
+        return self._llama().answer(prompt, options, begun)
+
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
         """By llama.cpp, whose grammars keep to the schema."""
         return self._llama().answer_json(prompt, schema, options)

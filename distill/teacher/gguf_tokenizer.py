@@ -1,6 +1,6 @@
 """Reads and speaks a teacher's vocabulary: which bytes each id stands for, whatever the tokenizer's kind."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -106,6 +106,17 @@ class Vocabulary:
     def is_end(self, i: int) -> bool:
         """Whether the id ends an answer."""
         return i == self.tokenizer.eos_id or i in self.tokenizer.extra_stop_ids
+
+    def written(self, ids: Sequence[int]) -> str:
+        """The text that llama.cpp reads as these ids, control tokens by their names. Before a text of SentencePiece's,
+        and after each control token, it reads a space that isn't there."""
+        pieces, blank = list[bytes](), self.tokenizer.model == "llama"
+        for i in ids:
+            control = self.tokenizer.types[i] == CONTROL
+            piece = self.tokenizer.tokens[i].encode() if control else self.bytes_of[i]
+            pieces.append(piece.removeprefix(b" ") if blank else piece)
+            blank = control and self.tokenizer.model == "llama"
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def decode(self, ids: list[int]) -> bytes:
         """The bytes that a run of ids prints."""

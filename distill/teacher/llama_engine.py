@@ -29,8 +29,9 @@ class LlamaEngine:
     def version(self) -> str:
         return f"xllamacpp {importlib.metadata.version('xllamacpp')}"
 
-    def answer(self, prompt: str, options: GenerateOptions) -> Response:
-        rendered, answer = self._complete(prompt, options, n_probs=options.top_logprobs)
+    def answer(self, prompt: str, options: GenerateOptions, begun: str = "") -> Response:
+        """begun: how its answer begins, which isn't said again."""
+        rendered, answer = self._complete(prompt, options, begun=begun, n_probs=options.top_logprobs)
         tokens = self._targets(answer, options.top_logprobs)
         prompt_s, answer_s = answer.timings["prompt_ms"] / 1000, answer.timings["predicted_ms"] / 1000
         return respond(
@@ -67,9 +68,9 @@ class LlamaEngine:
     def _complete(self, prompt: str, options: GenerateOptions, **more: Any) -> tuple[str, Completion]:
         return self._pool.submit(self._ask, prompt, options, **more).result()
 
-    def _ask(self, prompt: str, options: GenerateOptions, **more: Any) -> tuple[str, Completion]:
+    def _ask(self, prompt: str, options: GenerateOptions, begun: str = "", **more: Any) -> tuple[str, Completion]:
         """What the model continued, and how."""
-        rendered = self.model.render(prompt, options.system, bool(options.think))
+        rendered = self.model.render(prompt, options.system, bool(options.think)) + begun
         return rendered, self.model.complete(
             rendered,
             max_tokens=options.room,

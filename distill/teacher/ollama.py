@@ -4,6 +4,7 @@ import difflib
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from distill.teacher.thinking import LEVELS
 
 SECOND = 1e9
 """Ollama's durations are nanoseconds."""
+PROBE = "Is it warm in summer, or cold?"
+"""Asked to see what stands around a question."""
 ALWAYS_THINK = ("gptoss", "gpt-oss")
 """Families that think though they are told not to (`think: false` is ignored): they are told to think little."""
 
@@ -83,6 +86,8 @@ class OllamaTeacher:
         self._words: Words | None = None
         self._warned: set[str] = set()
         self._levelless = False
+        self._framing = threading.Lock()
+        self._frames: dict[str, tuple[str, str]] = {}
 
     def describe(self) -> TeacherInfo:
         """Raises TeacherUnavailable, or ModelNotFound with the nearest installed names."""
@@ -151,7 +156,33 @@ class OllamaTeacher:
         return words
 
     def generate(self, prompt: str, options: GenerateOptions) -> Response:
-        body = self._body(prompt, options)
+        return self._said(self._body(prompt, options), options)
+
+    def go_on(self, prompt: str, begun: str, options: GenerateOptions) -> Response:
+        """Raises TeacherError where what its template puts around a prompt can't be told."""
+        before, after = self._around(options)
+        body = self._body(f"{before}{prompt}{after}{begun}", replace(options, system=""))
+        return self._said({**body, "raw": True}, options)
+
+    def _around(self, options: GenerateOptions) -> tuple[str, str]:
+        """What the template puts before a prompt and after it: the `context` of an answer are their ids."""
+        with self._framing:
+            if options.system not in self._frames:
+                words = self._vocabulary().vocabulary
+                answer = self._ask(self._body(PROBE, replace(options, max_tokens=1)))
+                with self._client.reading("/api/generate"):
+                    text = words.written(answer.get("context") or []) if words else ""
+                    before, found, after = text.partition(PROBE)
+                    said = text_of(answer["response"])
+                if not found or not after.endswith(said):
+                    raise TeacherError(
+                        f"{self.host}: doesn't tell what {self.model}'s template puts around a question, so it can't "
+                        "be asked to go on with an answer"
+                    )
+                self._frames[options.system] = before, after.removesuffix(said)
+            return self._frames[options.system]
+
+    def _said(self, body: dict[str, Any], options: GenerateOptions) -> Response:
         if options.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": min(options.top_logprobs, MAX_TOP_LOGPROBS)}
         answer = self._ask(body)

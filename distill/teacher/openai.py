@@ -7,7 +7,9 @@ import difflib
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,11 @@ from distill.events import Event, Listener, silent
 from distill.run import fingerprint
 from distill.teacher.client import Client
 from distill.teacher.find_weights import open_given
+from distill.teacher.gguf_file import read_metadata
 from distill.teacher.gguf_tokenizer import CONTROL, Vocabulary
 from distill.teacher.names import name_key
 from distill.teacher.ollama_words import is_distribution, text_of
+from distill.teacher.prompt_ids import PromptIds
 from distill.teacher.protocol import (
     MAX_TOP_LOGPROBS,
     UNKNOWN_ID,
@@ -36,7 +40,7 @@ from distill.teacher.protocol import (
 from distill.teacher.targets import Position, apart, assemble, first_of, hard, respond
 
 PUBLIC = "https://api.openai.com/v1"
-CHAT = "/chat/completions"
+CHAT, PLAIN = "/chat/completions", "/completions"
 LOGPROBS = {"logprobs", "top_logprobs"}
 OPTIONAL = ("top_logprobs", "logprobs", "seed", "temperature", "top_p")
 """What some servers refuse to be told: left out then, and said."""
@@ -50,7 +54,7 @@ class OpenAIClient(Client):
     start = "start it, or give its address with --host (http://NAME:PORT/v1)"
     installed = "--teacher openai:MODEL names one that /v1/models lists"
     longer = "shorten it, or serve the model with more context"
-    answers = (CHAT,)
+    answers = (CHAT, PLAIN)
 
     def __init__(self, host: str, **how: Any) -> None:
         """An address without a path means its /v1. Raises as `Client` does."""
@@ -73,9 +77,10 @@ def open_teachers(model: str, settings: TeacherSettings, listen: Listener, conte
     vocabulary = None
     if settings.weights:
         vocabulary = Vocabulary(open_given(settings.weights).tokenizer)
+    weights = Path(settings.weights).expanduser()
     hosts = [_address(host) for host in settings.hosts or [os.environ.get("OPENAI_BASE_URL") or PUBLIC]]
     how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "alone": len(hosts) < 2}
-    return [OpenAITeacher(model, OpenAIClient(host, **how), vocabulary, listen) for host in hosts]
+    return [OpenAITeacher(model, OpenAIClient(host, **how), vocabulary, listen, weights) for host in hosts]
 
 
 def _address(host: str) -> Address:
@@ -91,9 +96,14 @@ class OpenAITeacher:
     slots: int | None = None
 
     def __init__(
-        self, model: str, client: OpenAIClient, vocabulary: Vocabulary | None, listen: Listener = silent
+        self,
+        model: str,
+        client: OpenAIClient,
+        vocabulary: Vocabulary | None,
+        listen: Listener = silent,
+        weights: Path = Path(),
     ) -> None:
-        self.model, self.host = model, client.host
+        self.model, self.host, self._weights = model, client.host, weights
         self._client, self._vocabulary, self._listen = client, vocabulary, listen
         self._lock = threading.Lock()
         self._info: TeacherInfo | None = None
@@ -132,17 +142,40 @@ class OpenAITeacher:
         return None if self._vocabulary is None else self._vocabulary.tokenizer
 
     def generate(self, prompt: str, options: GenerateOptions) -> Response:
-        top = min(options.top_logprobs, MAX_TOP_LOGPROBS) if self._vocabulary else 0
-        answer = self._ask(prompt, options, {"logprobs": True} if top else {})
+        top = self._top(options)
+        answer = self._ask(prompt, options, {"logprobs": True, "top_logprobs": top} if top else {})
         with self._client.reading(CHAT):
-            choice = answer["choices"][0]
-            message = choice["message"]
+            message = answer["choices"][0]["message"]
             inside, said = apart(text_of(message.get("content") or ""))
             thinking = text_of(message.get("reasoning") or message.get("reasoning_content") or "").strip() or inside
-            stopped = choice["finish_reason"] == "stop"
-            entries = (choice.get("logprobs") or {}).get("content") or []
-            (said + thinking).encode()  # halves of surrogate pairs are no text
-            tokens = self._targets(entries, said, stopped, top) if entries else None
+            return self._heard(answer["choices"][0], said, thinking, options)
+
+    def go_on(self, prompt: str, begun: str, options: GenerateOptions) -> Response:
+        """By /completions, after the chat template of the weights that `teacher.weights` names, a GGUF. Raises BadInput
+        without."""
+        top = self._top(options)
+        answer = self._ask(
+            self._render(prompt, options.system) + begun, options, {"logprobs": top} if top else {}, PLAIN
+        )
+        with self._client.reading(PLAIN):
+            return self._heard(answer["choices"][0], text_of(answer["choices"][0]["text"]), "", options)
+
+    @cached_property
+    def _render(self) -> Callable[[str, str], str]:
+        if self._vocabulary is None or not self._weights.is_file():
+            text = f"openai:{self.model}: nobody knows its chat template; name its GGUF with --teacher-weights"
+            raise BadInput(text)
+        words = PromptIds(read_metadata(self._weights), self._vocabulary.tokenizer, str(self._weights))
+        return partial(words.render, bare=False)
+
+    def _top(self, options: GenerateOptions) -> int:
+        return min(options.top_logprobs, MAX_TOP_LOGPROBS) if self._vocabulary else 0
+
+    def _heard(self, choice: dict[str, Any], said: str, thinking: str, options: GenerateOptions) -> Response:
+        top, stopped = self._top(options), choice["finish_reason"] == "stop"
+        entries = _entries(choice.get("logprobs") or {})
+        (said + thinking).encode()  # halves of surrogate pairs are no text
+        tokens = self._targets(entries, said, stopped, top) if entries else None
         if top and said and tokens is None:
             lack = "its answers come without logprobs, or with some that don't spell them"
             self._warn("spelling", f"{lack}; those get hard labels only")
@@ -213,24 +246,25 @@ class OpenAITeacher:
         with self._client.reading(CHAT):
             return text_of(answer["choices"][0]["message"]["content"])
 
-    def _ask(self, prompt: str, options: GenerateOptions, more: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, prompt: str, options: GenerateOptions, more: dict[str, Any], path: str = CHAT) -> dict[str, Any]:
         """Raises what the client does. What the server won't be told is left out, for good; of too many alternatives
         half are asked for."""
         messages = [{"role": "system", "content": options.system}] if options.system else []
+        count = "top_logprobs" if path == CHAT else "logprobs"
         body: dict[str, Any] = {
             "model": self._name,
-            "messages": [*messages, {"role": "user", "content": prompt}],
+            **({"messages": [*messages, {"role": "user", "content": prompt}]} if path == CHAT else {"prompt": prompt}),
             self._room: options.room,
             "temperature": options.temperature,
             "top_p": options.top_p,
             "seed": options.seed,
             **more,
         }
-        if "logprobs" in more:
-            body["top_logprobs"] = min(options.top_logprobs, self._most)
+        if count in more:
+            body[count] = min(more[count], self._most)
         sent = {key: value for key, value in body.items() if key not in self._left_out}
         try:
-            return self._client.post(CHAT, sent)
+            return self._client.post(path, sent)
         except TeacherError as error:
             head, _, reason = str(error).partition("): ")
             refused = next((key for key in OPTIONAL if key in sent and re.search(rf"\b{key}\b", reason)), "")
@@ -238,14 +272,14 @@ class OpenAITeacher:
                 raise
             if "max_tokens" in sent and "max_completion_tokens" in reason:
                 self._room = "max_completion_tokens"
-            elif refused in LOGPROBS and sent["top_logprobs"] > 1:
-                self._most = min(self._most, sent["top_logprobs"] // 2)
+            elif refused in LOGPROBS and sent[count] > 1:
+                self._most = min(self._most, sent[count] // 2)
             elif refused:
                 self._left_out |= LOGPROBS if refused in LOGPROBS else {refused}
                 self._warn(refused, f"takes no {refused} for {self.model}; going on without ({reason})")
             else:
                 raise
-            return self._ask(prompt, options, more)
+            return self._ask(prompt, options, more, path)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         answer = self._client.post("/embeddings", {"model": self.model, "input": list(texts)})
@@ -266,3 +300,16 @@ class OpenAITeacher:
                 return
             self._warned.add(about)
         self._listen(Event("teacher", "warning", f"{self.host}: {message}"))
+
+
+def _entries(logprobs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each token, as chats tell it; completions tell lists side by side."""
+    if "tokens" not in logprobs:
+        return logprobs.get("content") or []
+    names, values = logprobs["tokens"], logprobs["token_logprobs"]
+    tops: list[dict[str, float] | None] = logprobs.get("top_logprobs") or [None] * len(names)
+    ordered = [sorted(((p, other) for other, p in (top or {}).items()), reverse=True) for top in tops]
+    return [
+        {"token": name, "logprob": value, "top_logprobs": [{"token": other, "logprob": p} for p, other in top]}
+        for name, value, top in zip(names, values, ordered, strict=True)
+    ]

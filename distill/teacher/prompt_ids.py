@@ -43,10 +43,10 @@ class PromptIds:
         self._begin = tokenizer.bos_id if begins else None
         self._template = _compile(str(metadata.get("tokenizer.chat_template") or CHATML), where)
 
-    def render(self, prompt: str, system: str = "", think: bool = False) -> str:
+    def render(self, prompt: str, system: str = "", think: bool = False, bare: bool = True) -> str:
         """The text that the model continues when it is asked one question.
 
-        A default system message that the template sneaks in is cut off again, as `LlamaCpp.render` does.
+        bare: a default system message that the template sneaks in is cut off again, as `LlamaCpp.render` does.
         """
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
@@ -65,7 +65,7 @@ class PromptIds:
             ) from error
         if self._begin is not None and begin:
             text = text.removeprefix(begin)  # `encode` puts it in front
-        return text if system else DEFAULT_SYSTEM.sub("", text, count=1)
+        return text if system or not bare else DEFAULT_SYSTEM.sub("", text, count=1)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, BOS in front where the model wants one; control tokens that are written out are parsed."""

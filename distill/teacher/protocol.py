@@ -159,6 +159,11 @@ class Teacher(Protocol):
 
     def generate(self, prompt: str, options: GenerateOptions) -> Response: ...
 
+    def go_on(self, prompt: str, begun: str, options: GenerateOptions) -> Response:
+        """What comes after an answer to the prompt that begins so, whoever began it. Raises TeacherError where it can't
+        be told how its answer begins."""
+        ...
+
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
         """An answer constrained to a JSON schema, as text."""
         ...

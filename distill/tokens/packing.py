@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from distill.errors import BadInput, CorruptFile
 from distill.mining.triplets import Triplet, by_trace, read_triplets
 from distill.run import Run, fingerprint, publish_folder, sha256_file
 from distill.teacher.gguf_tokenizer import Vocabulary
-from distill.teacher.protocol import TokenTargets
+from distill.tokens.aligner import Aligned, Aligner
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
@@ -59,6 +59,7 @@ class Documents:
     chunk_ids      (A,) int32: number of the byte-aligned chunk that a token belongs to, −1 where none does
     chunk_logprobs (chunks,) float32: the teacher's logprob of each chunk (sentencepiece kind only)
     answer_bytes   (n,) int64: UTF-8 length of each answer
+    begun          (n,) tokens of each answer that are only read, because the student began it itself; None: none are
     """
 
     prompt_ids: NDArray[Any]
@@ -72,6 +73,7 @@ class Documents:
     chunk_ids: NDArray[np.int32]
     chunk_logprobs: NDArray[np.float32]
     answer_bytes: NDArray[np.int64]
+    begun: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.answer_ends)
@@ -205,13 +207,12 @@ def build_documents(
     triplets: dict[str, list[Triplet]],
     codes: dict[str, int],
     tokenizer: StudentTokenizer,
-    aligner: "Aligner",
+    aligner: Aligner,
     system: str,
     recall: Recall,
     chosen: Mapping[str, str],
 ) -> Documents:
     """Documents of traces, in their order. chosen: trace → the dream that it has in the place of the mined one."""
-    small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     prompts: list[list[int]] = []
     dreams: list[list[int]] = []
     answers: list[Aligned] = []
@@ -223,6 +224,18 @@ def build_documents(
             dreams.append(dream_ids(tokenizer, dream_of(triplets.get(trace.key, []), codes)))
         answer = aligner.align(trace.response.text, trace.response.tokens, trace.response.done_reason)
         answers.append(answer if trace.response.done_reason == "stop" else to_last_sentence(answer, tokenizer))
+    return documents_of(tokenizer, prompts, dreams, answers)
+
+
+def documents_of(
+    tokenizer: StudentTokenizer,
+    prompts: Sequence[Sequence[int]],
+    dreams: Sequence[Sequence[int]],
+    answers: Sequence[Aligned],
+    begun: NDArray[np.int64] | None = None,
+) -> Documents:
+    """Documents of their parts, in their order; begun as there."""
+    small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     width = max((answer.slot_ids.shape[1] for answer in answers), default=0)
     chunk_starts = np.cumsum([0, *(len(answer.chunk_logprobs) for answer in answers)])
     chunks = [
@@ -241,6 +254,7 @@ def build_documents(
         chunk_ids=np.concatenate(chunks).astype(np.int32),
         chunk_logprobs=np.concatenate([answer.chunk_logprobs for answer in answers]).astype(np.float32),
         answer_bytes=np.array([spelled_bytes(answer.ids, tokenizer) for answer in answers], np.int64),
+        begun=begun,
     )
 
 
@@ -249,7 +263,7 @@ def spelled_bytes(ids: NDArray[np.int64], tokenizer: StudentTokenizer) -> int:
     return sum(len(tokenizer.token_bytes(int(id))) for id in ids if id != tokenizer.eos_id)
 
 
-def to_last_sentence(answer: "Aligned", tokenizer: StudentTokenizer) -> "Aligned":
+def to_last_sentence(answer: Aligned, tokenizer: StudentTokenizer) -> Aligned:
     """An answer that the token limit cut off, up to its last whole sentence, and then an end (a hard label): else
     nothing would teach a student to stop. As it is where that would leave less than half."""
     pieces = [tokenizer.token_bytes(int(id)) for id in answer.ids]
@@ -289,106 +303,3 @@ def _widen(slots: NDArray[Any], width: int, labels: NDArray[Any]) -> NDArray[Any
 
 def _widen_logprobs(values: NDArray[np.float16], width: int) -> NDArray[np.float16]:
     return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=-np.inf)
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """One answer in the student's tokens, with the teacher's targets; fields as in `Documents`."""
-
-    ids: NDArray[np.int64]
-    slot_ids: NDArray[np.int64]
-    slot_logprobs: NDArray[np.float16]
-    chunk_ids: NDArray[np.int64]
-    chunk_logprobs: NDArray[np.float32]
-
-
-class Words(Protocol):
-    """What aligning asks of a tokenizer; as in StudentTokenizer."""
-
-    @property
-    def teacher_map(self) -> NDArray[np.int32] | None: ...
-
-    @property
-    def eos_id(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def token_bytes(self, id: int) -> bytes: ...
-
-
-class Aligner:
-    """Carries the teacher's targets over to the student's tokens.
-
-    With an aligned tokenizer ids map one to one and alternatives outside the student's vocabulary join the tail.
-    Otherwise both tokenizations of an answer are cut where their bytes agree, and each such chunk carries the
-    teacher's likelihood of it (approximate likelihood matching, arXiv:2503.20083).
-    """
-
-    def __init__(self, tokenizer: Words, teacher_bytes: Sequence[bytes] | None) -> None:
-        self.tokenizer = tokenizer
-        self.teacher_bytes = teacher_bytes
-
-    def align(self, text: str, targets: TokenTargets | None, done_reason: str) -> Aligned:
-        """Targets of an answer; hard labels alone where the teacher gave no more."""
-        if targets is not None and len(targets):
-            if self.tokenizer.teacher_map is not None:
-                ids = self.tokenizer.teacher_map[targets.ids]
-                if (ids >= 0).all():
-                    return self._one_to_one(ids.astype(np.int64), targets)
-            elif self.teacher_bytes is not None:
-                return self._by_chunks(text, targets, done_reason)
-        return self._hard(self._encode(text, done_reason))
-
-    def _encode(self, text: str, done_reason: str) -> NDArray[np.int64]:
-        ids = self.tokenizer.encode(text)
-        return np.array([*ids, self.tokenizer.eos_id] if done_reason == "stop" else ids, np.int64)
-
-    def _hard(self, ids: NDArray[np.int64]) -> Aligned:
-        return Aligned(
-            ids=ids,
-            slot_ids=np.zeros((len(ids), 0), np.int64),
-            slot_logprobs=np.full((len(ids), 1), np.nan, np.float16),
-            chunk_ids=np.full(len(ids), -1),
-            chunk_logprobs=np.zeros(0, np.float32),
-        )
-
-    def _one_to_one(self, ids: NDArray[np.int64], targets: TokenTargets) -> Aligned:
-        assert self.tokenizer.teacher_map is not None
-        known = targets.top_ids >= 0
-        slots = np.where(known, self.tokenizer.teacher_map[np.where(known, targets.top_ids, 0)], -1).astype(np.int64)
-        logprobs = targets.top_logprobs.astype(np.float16)
-        used = (slots >= 0) & (slots != ids[:, None]) & targets.soft[:, None] & np.isfinite(logprobs)
-        # Several control tokens of the teacher become our one EOS: the likeliest, which stands first, counts.
-        eos = used & (slots == self.tokenizer.eos_id)
-        used &= ~(eos & (eos.cumsum(1) > 1))
-        own = np.where(targets.soft, targets.logprobs, np.nan).astype(np.float16)
-        return Aligned(
-            ids=ids,
-            slot_ids=np.where(used, slots, ids[:, None]),
-            slot_logprobs=np.concatenate([own[:, None], np.where(used, logprobs, -np.inf)], axis=1).astype(np.float16),
-            chunk_ids=np.full(len(ids), -1),
-            chunk_logprobs=np.zeros(0, np.float32),
-        )
-
-    def _by_chunks(self, text: str, targets: TokenTargets, done_reason: str) -> Aligned:
-        assert self.teacher_bytes is not None
-        hard = self._hard(self._encode(text, done_reason))
-        ended = done_reason == "stop"
-        spoken = len(targets) - ended
-        theirs = np.cumsum([len(self.teacher_bytes[int(id)]) for id in targets.ids[:spoken]])
-        spelled = hard.ids[: len(hard.ids) - ended]
-        ours = np.cumsum([len(self.tokenizer.token_bytes(int(id))) for id in spelled])
-        if len(theirs) and len(ours) and theirs[-1] == ours[-1] + 1:
-            theirs -= 1  # SentencePiece writes a space before the first word, which the server trimmed
-        if not len(theirs) or not len(ours) or theirs[-1] != ours[-1]:
-            return hard  # the teacher's tokens don't spell its text; nothing to align by
-        shared = np.intersect1d(theirs, ours)
-        chunk_of_theirs = np.searchsorted(shared, theirs)
-        sums = np.zeros(len(shared), np.float64)
-        np.add.at(sums, chunk_of_theirs, targets.logprobs[:spoken])
-        chunk_ids = np.searchsorted(shared, ours)
-        if ended:
-            chunk_ids = np.append(chunk_ids, len(shared))
-            sums = np.append(sums, targets.logprobs[-1])
-        chunk_ids = np.where(np.isnan(sums)[chunk_ids], -1, chunk_ids)  # a hard-only token spoils its chunk
-        return Aligned(hard.ids, hard.slot_ids, hard.slot_logprobs, chunk_ids, sums.astype(np.float32))

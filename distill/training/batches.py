@@ -341,7 +341,7 @@ class Batches:
         context = len(prompt) + len(think)
         if piece.variant == MINED:
             kinds[len(prompt) - 1 : context - 1] = 1
-        kinds[context - 1 :] = 2
+        kinds[context - 1 + (0 if self.documents.begun is None else int(self.documents.begun[i])) :] = 2
         return text, kinds, Documents.span(self.documents.answer_ends, i).start - (context - 1)
 
     def _batch(

@@ -3,7 +3,8 @@
 Training shows a student its teacher's answers; its own go on from what it said itself, where no teacher ever was. Here
 it answers training prompts, dreams before some of them, and at each word learns what its teacher would have said next
 (generalized knowledge distillation, arXiv:2306.13649): soft targets alone, of the teacher's 20 likeliest and a tail.
-Some steps learn from the teacher's own answers as before, lest those be forgotten.
+Where the teacher's weights can't be read, it is asked to go on with what the student began (consult.py). Some steps
+learn from the teacher's own answers as before, lest those be forgotten.
 
 A round is so many answers, their targets and the steps that learn from them; at its end there is a checkpoint, so that
 a polishing that was stopped goes on with the round that it was in.
@@ -30,17 +31,20 @@ from distill.run import Run
 from distill.student.grammar import longest_path
 from distill.student.initialize import transplant
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
+from distill.teacher.source import Source
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import think_block
 from distill.tokens.packing import Documents, pack, spelled_bytes
 from distill.training import checkpoint, numerics
 from distill.training.batches import Batch, Mixture
+from distill.training.consult import EARLY, JOURNAL, ON, Begun, Consultation, consulting, early
 from distill.training.drafts import dream_on
 from distill.training.losses import tail_kernel
 from distill.training.onward import Onward
 from distill.training.step import forward_backward, move
 
 VERSION = 1
+WAYS = ("auto", "weights", "server")
 SCORED = 2048
 """Tokens whose targets are made at once."""
 LEAST_RATE = 0.1
@@ -51,41 +55,76 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     """Let the run's best checkpoint learn from its own answers, or go on; what comes out is the run's best checkpoint
     then. Returns what it changed.
 
-    Raises MissingStage before a training, BadInput where the teacher's weights can't be read, RunMismatch where a
-    polishing with other settings is there (with `force` it is undone).
+    Raises MissingStage before a training, BadInput where the teacher's weights can't be read and it can't be asked,
+    what becomes of a teacher that is asked (what it said is kept, and not asked again), RunMismatch where a polishing
+    with other settings is there (with `force` it is undone).
     """
     settings = run.settings.polish
     run.require("train")
-    how = {**asdict(settings), "seed": run.settings.seed, "version": VERSION}
-    if not force and (record := run.fresh("polish", how)) is not None:
-        listen(Event("polish", "done", "nothing changed: kept", data=record.summary))
-        return record.summary
+    if settings.through not in WAYS:
+        raise BadInput(f"polish.through={settings.through}: is none of {', '.join(WAYS)}")
     if force:
         undo(run)
+    begun, asked = bool(checkpoint.of_stage(run, "polish")), (run.checkpoints / JOURNAL).exists()
+    asks = settings.through == "server" or (settings.through == "auto" and asked)
+    if (record := run.fresh("polish", _how(run, asks))) is not None:
+        listen(Event("polish", "done", "nothing changed: kept", data=record.summary))
+        return record.summary
     checkpoint.refuse(run, "learn")
+    source = "it was begun so" if asked else f"polish.through={settings.through}" if asks else _readable(run, listen)
+    if isinstance(source, str) and not asks:
+        if begun or settings.through == "weights":
+            raise BadInput(f"{run.path}: {source}")
+        asks = True
+    how = _how(run, asks)
     polishing = Polishing(run, how, listen)
-    summary = polishing.perform()
+    if not isinstance(source, str):
+        polishing.read(source)
+        summary = polishing.perform()
+    else:
+        listen(Event("polish", "note", f"asking the teacher to go on with what the student begins ({source})"))
+        with consulting(run, polishing.tokenizer, polishing.told["how"], listen) as consultation:
+            polishing.consultation = consultation
+            summary = polishing.perform()
     polishing.record("polish", how, summary, polishing.told["seconds"])
     listen(Event("polish", "done", f"{summary['answers']} answers of its own", data=summary))
     return summary
 
 
+def _how(run: Run, asks: bool) -> dict[str, Any]:
+    """All that a polishing of that way depends on."""
+    settings = asdict(run.settings.polish)
+    del settings["through"]
+    return {**settings, "seed": run.settings.seed, "version": VERSION, **({"asked": [EARLY, ON]} if asks else {})}
+
+
+def _readable(run: Run, listen: Listener) -> Source | str:
+    """The teacher's weights, or why they are of no use."""
+    source = teachers_source(run, listen)
+    if isinstance(source, str):
+        return f"polishing by its teacher's weights needs them (--teacher-weights): {source}"
+    if StudentTokenizer.load(run.tokenizer).kind != "aligned":
+        return "polishing by its teacher's weights needs its teacher's tokens; tokenize with --kind aligned"
+    listen(Event("polish", "note", f"by its teacher's weights, {source.path}"))
+    return source
+
+
 def undo(run: Run) -> int:
     """Go back to the training: delete what polishing left, and what went on from there; returns how many checkpoints
     that were."""
+    (run.checkpoints / JOURNAL).unlink(missing_ok=True)
     return checkpoint.drop(run, "polish", "learn")
 
 
 class Polishing(Onward):
-    """One polishing of a run. told: what its checkpoints know of it."""
+    """One polishing of a run, by its teacher's weights (`read`) or by a consultation. told: what its checkpoints know
+    of it."""
+
+    teacher: Backbone
+    consultation: Consultation | None = None
 
     def __init__(self, run: Run, how: Mapping[str, Any], listen: Listener) -> None:
         self.listen, self.settings, self.seed = listen, run.settings.polish, run.settings.seed
-        source = teachers_source(run, listen)
-        if isinstance(source, str):
-            raise BadInput(f"{run.path}: polishing needs its teacher's weights (--teacher-weights): {source}")
-        if StudentTokenizer.load(run.tokenizer).kind != "aligned":
-            raise BadInput(f"{run.path}: polishing needs its teacher's tokens; tokenize with --kind aligned")
         pack(run)
         kept = numerics.load(run.checkpoints / "numerics.json")
         super().__init__(run, self.settings.lr, kept.precision if kept else "float32")
@@ -98,8 +137,11 @@ class Polishing(Onward):
                 raise RunMismatch(text)
             checkpoint.load_optimizer(self.begun, self.model, self.optimizer)
         self.base = checkpoint.read_loop(checkpoint.of_stage(run, "train", "see")[-1])
-        self.teacher = transplant(source, self.tokenizer, run.settings.student.context).to(self.model.cos.device)
         self.steps = longest_path(run.settings)
+
+    def read(self, source: Source) -> None:
+        """Take the teacher's weights. Raises BadInput where memory is too small for them."""
+        self.teacher = transplant(source, self.tokenizer, self.run.settings.student.context).to(self.model.cos.device)
 
     def progress(self) -> float:
         """Share of all rounds, or of the minutes, that is done."""
@@ -118,20 +160,27 @@ class Polishing(Onward):
             self.told["kl"] = [*self.told["kl"][:1], round(kl, 4)]
             self.told["seconds"] = round(self.told["seconds"] + time.monotonic() - started, 1)
             self._keep()
-            total, unit = (
-                (self.settings.rounds, "rounds") if self.settings.rounds else (60 * self.settings.minutes, "s")
-            )
-            done, data = min(self.progress(), 1.0) * total, {"kl": kl, "answers": self.told["answers"]}
-            self.listen(Event("polish", "progress", done=round(done, 1), total=total, unit=unit, data=data))
+            self._tell(kl=kl, answers=self.told["answers"])
         told, (first, *_, last) = self.told, (self.told["kl"] * 2 or [0.0, 0.0])
         bits = {"bits_per_byte_before": told["before"], "bits_per_byte": self.bits_per_byte()}
         counts = {"rounds": told["round"], "answers": told["answers"], "steps": told["steps"]}
+        if self.consultation is not None:
+            counts["seconds_waited_for_the_teacher"] = round(self.consultation.waited, 1)
         return {**counts, "kl_of_own_answers_before": first, "kl_of_own_answers": last, **bits}
+
+    def _tell(self, **data: Any) -> None:
+        total, unit = (self.settings.rounds, "rounds") if self.settings.rounds else (60 * self.settings.minutes, "s")
+        done = min(self.progress(), 1.0) * total
+        self.listen(Event("polish", "progress", done=round(done, 1), total=total, unit=unit, data=data))
 
     def _round(self, number: int, rate: float) -> float:
         """Answers, their targets and what is learned from both; the divergence on them, nats a token."""
         random = np.random.default_rng([self.seed, number])
-        documents, dreams = self.own_answers(number, random)
+        if self.consultation is None:
+            documents, dreams = self.own_answers(number, random)
+        else:
+            how = (self.settings.rounds, self.begin, self.given.documents, self._tell)
+            documents, dreams = self.consultation.answers(number, *how)
         mixture = Mixture(dreams=True, empty=0.0, drafts=1.0)
         own = self.batches(documents, mixture, soft=1.0)
         size, share = self.run.settings.train.batch_rows, self.settings.teachers_share
@@ -147,10 +196,29 @@ class Polishing(Onward):
             if source is own:
                 kl.append(found)
         self.told["answers"] += len(documents)
-        return float(np.mean(kl))
+        return float(np.nanmean(kl))
 
     def own_answers(self, number: int, random: np.random.Generator) -> tuple[Documents, dict[int, list[int]]]:
         """Documents of the student's answers with its teacher's targets, and the dreams that some were given after."""
+        chosen, dreamed, answers = self._said(number, random, self.run.settings.capture.max_tokens)
+        documents = judged(
+            self.teacher, self.tokenizer, [self.given.documents.prompt(i).tolist() for i in chosen], answers
+        )
+        return documents, {place: dreamed[i] for place, i in enumerate(chosen) if i in dreamed}
+
+    def begin(self, number: int) -> list[Begun]:
+        """What the student says first, in a round whose answers its teacher goes on with."""
+        random = np.random.default_rng([self.seed, number])
+        chosen, dreamed, answers = self._said(number, random, EARLY + 1)
+        return [
+            Begun(i, dreamed.get(i, []), early(answer, self.tokenizer, random))
+            for i, answer in zip(chosen, answers, strict=True)
+        ]
+
+    def _said(
+        self, number: int, random: np.random.Generator, most: int
+    ) -> tuple[list[int], dict[int, list[int]], list[list[int]]]:
+        """Training documents, the dreams that some were answered after, and the student's answers to all of them."""
         run, asked = self.run.settings, self.given.documents
         fit = np.flatnonzero(np.diff(asked.prompt_ends, prepend=0) < self.model.config.context // 2)
         if not len(fit):
@@ -160,13 +228,12 @@ class Polishing(Onward):
         dreaming = [i for i in chosen if run.train.dreams and random.random() >= run.train.empty_dreams]
         how = (asked, self.tokenizer, self.steps, seed, dreaming, self.settings.temperature)
         dreamed = dream_on(self.model, *how)
-        prompts = [asked.prompt(i).tolist() for i in chosen]
-        thoughts = [think_block(self.tokenizer, dreamed.get(i, [])) for i in chosen]
+        contexts = [[*asked.prompt(i).tolist(), *think_block(self.tokenizer, dreamed.get(i, []))] for i in chosen]
         self.model.eval()
         answers = generate(
             self.model,
-            [[*prompt, *thought] for prompt, thought in zip(prompts, thoughts, strict=True)],
-            max_tokens=run.capture.max_tokens,
+            contexts,
+            max_tokens=most,
             temperature=self.settings.temperature,
             seed=[seed + i for i in chosen],
             stop_ids=[self.tokenizer.eos_id],
@@ -174,8 +241,7 @@ class Polishing(Onward):
             grammar=self.grammar.answering,
         )
         self.model.train()
-        documents = judged(self.teacher, self.tokenizer, prompts, answers)
-        return documents, {place: dreamed[i] for place, i in enumerate(chosen) if i in dreamed}
+        return chosen, dreamed, answers
 
     def _step(self, batch: Batch, rate: float) -> float:
         for group in self.optimizer.param_groups:
@@ -184,7 +250,9 @@ class Polishing(Onward):
         found = forward_backward(self.model, batch, self.precision, tail_kernel)
         self.descend()
         self.told["steps"] += 1
-        return float(found["kl"][(batch.targets.weight > 0) & batch.answers].mean())
+        if batch.chunks is not None:
+            return float(found["kl"].mean())
+        return float(found["kl"][(batch.targets.weight > 0) & (batch.targets.soft_weight > 0) & batch.answers].mean())
 
     def _keep(self) -> None:
         """A checkpoint in the place of the round's before."""

@@ -7,10 +7,11 @@ from distill.corpus.traces import Trace, TraceStore
 from distill.exam.truth import Truth, read_truths, spread
 from distill.mining.triplets import by_trace, read_triplets
 from distill.run import Run
+from distill.tokens.aligner import Aligner
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import dream_of
-from distill.tokens.packing import Aligner, split_traces, training_recall
+from distill.tokens.packing import split_traces, training_recall
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from distill.exam.targets import How
 from distill.mining.triplets import Triplet
 from distill.teacher.gguf_tokenizer import BYTE, NORMAL, Vocabulary
 from distill.teacher.protocol import HALF, TeacherTokenizer
+from distill.tokens.aligner import Aligner
 from distill.tokens.chat import END_THINK, THINK
-from distill.tokens.packing import Aligner
 
 if TYPE_CHECKING:
     from torch import nn

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.teacher.protocol import TokenTargets
-from distill.tokens.packing import Aligned
+from distill.tokens.aligner import Aligned
 
 LOG_2 = math.log(2)
 

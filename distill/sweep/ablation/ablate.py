@@ -25,10 +25,11 @@ from distill.student.grammar import dream_size, longest_path
 from distill.sweep.ablation.arms import ARMS, PAIRS, Reader, arm_metrics, default_arms
 from distill.sweep.cells import Job, train_cell
 from distill.sweep.plan import Cell, plan_of, read_content
+from distill.tokens.aligner import Aligner
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
-from distill.tokens.packing import Aligner, pack
+from distill.tokens.packing import pack
 from distill.training.checkpoint import best, latest, list_checkpoints, read_loop
 
 VERSION = 3
