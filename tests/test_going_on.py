@@ -8,7 +8,7 @@ import ollama
 import pytest
 from support.fake_ollama import engine
 from test_teacher_openai import asker, stub
-from test_teacher_openai import engine as llama_server  # noqa: F401
+from test_teacher_openai import engine as llama_server  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 from distill.address import Address
 from distill.config import TeacherSettings
@@ -22,11 +22,8 @@ from distill.training.consult import check
 
 QUESTION = "What happens when you drop a ball?"
 GREEDY = GenerateOptions(max_tokens=20, temperature=0, system="You answer in one short sentence.")
-TALKS = "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n"
-TEMPLATES = {
-    "untold": f"{TALKS}Say something.<|im_end|>\n<|im_start|>assistant\n",
-    "closing": f"{TALKS}{{{{ .Prompt }}}}<|im_end|>\n<|im_start|>assistant\n",
-}
+MUTE = "<|im_start|>user\nSay something.<|im_end|>\n<|im_start|>assistant\n"
+"""A template that leaves the question out."""
 
 
 @pytest.fixture(scope="module", params=["ollama", "openai", "embedded"])
@@ -65,14 +62,14 @@ def test_it_goes_on_as_if_it_had_not_stopped(teacher: Teacher) -> None:
     check(teacher, QUESTION, GREEDY)
 
 
-def test_one_that_reads_its_own_answer_otherwise_is_refused(smollm2: Path) -> None:
+def test_one_that_reads_its_own_answer_otherwise_is_refused(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine({"smol": smollm2}) as server:
         found = OllamaTeacher("smol", host=Address(server.url))
-        found._frames[GREEDY.system] = "", "<|im_end|>\n"
+        monkeypatch.setattr(found, "_frames", {GREEDY.system: ("", "<|im_end|>\n")})
         with pytest.raises(TeacherError, match=r"goes on with an answer of its own otherwise.* --teacher-weights"):
             check(found, QUESTION, GREEDY)
         client = ollama.Client(server.url)
-        client.create("untold", files={"x.gguf": client.create_blob(smollm2)}, template=TEMPLATES["untold"])
+        client.create("untold", files={"x.gguf": client.create_blob(smollm2)}, template=MUTE)
         untold = OllamaTeacher("untold", host=Address(server.url))
         with pytest.raises(TeacherError, match="doesn't tell what untold's template puts around a question"):
             untold.go_on(QUESTION, "It", GREEDY)

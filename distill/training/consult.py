@@ -16,15 +16,14 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from distill.corpus.pack_targets import pack_targets, unpack_targets
 from distill.corpus.traces import TraceStore
-from distill.errors import BadInput, RunMismatch, TeacherError
+from distill.errors import AnswerBroken, BadInput, DistillError, PromptRefused, RunMismatch, TeacherError
 from distill.events import Listener
 from distill.journal import Journal
 from distill.run import Run
@@ -47,6 +46,8 @@ TRIAL = 16
 """Tokens of an answer on which it is tried whether the teacher goes on with it."""
 ALIKE = 0.1
 """Total variation that may lie between what a teacher would say next, as it answers and as it goes on: rounding."""
+NEVER = PromptRefused | AnswerBroken
+"""What becomes of an answer that would fail each time. What else fails is a teacher that is gone."""
 OTHERWISE = "polish with its weights: --teacher-weights FILE|DIR"
 
 
@@ -105,7 +106,15 @@ def consulting(
     sums = checkpoint.of_stage(run, "train", "see")[-1] / "checksums.json"
     header = {"how": dict(how), "weights": json.loads(sums.read_text(encoding="utf-8"))["model.safetensors"]}
     context = room_for((capture.system + text for text in asked), capture.max_tokens + ON)
-    with _journal(run.checkpoints / JOURNAL, header) as journal, opened(run.settings.teacher, listen, context) as those:
+    path = run.checkpoints / JOURNAL
+    with Journal(path) as journal:
+        there = (journal.lines or [header])[0]
+    if there["how"] != header["how"]:
+        raise RunMismatch(f"{path}: polished with other settings; --force begins again where training ended")
+    # Where the weights differ, the student that began those answers has been trained on.
+    with Journal(path, force=there != header) as journal, opened(run.settings.teacher, listen, context) as those:
+        if not journal.lines:
+            journal.append(header)
         fixed = run.settings.teacher.in_flight
         crew: Crew[_Job, Response] = Crew(those, _ask, stage="polish", listen=listen, fixed=fixed, service=_service)
         if (crew.info.digest, crew.info.template_digest) != (teacher.digest, teacher.template_digest):
@@ -123,20 +132,6 @@ def consulting(
             thread.join(10 * TICK)
 
 
-def _journal(path: Path, header: dict[str, Any]) -> Journal:
-    journal = Journal(path)
-    there = journal.lines[0] if journal.lines else header
-    if there["how"] != header["how"]:
-        raise RunMismatch(f"{path}: polished with other settings; --force begins again where training ended")
-    if there != header:  # the student that began those answers has trained on
-        with journal:
-            pass
-        journal = Journal(path, force=True)
-    if not journal.lines:
-        journal.append(header)
-    return journal
-
-
 def _ask(teacher: Teacher, job: _Job) -> Response:
     return teacher.go_on(job.prompt, job.begun, job.options)
 
@@ -149,13 +144,15 @@ def check(teacher: Teacher, prompt: str, options: GenerateOptions) -> None:
     """Raises TeacherError where it tells no logprobs, or doesn't go on with an answer of its own that is handed back to
     it as it did at once: then it doesn't read it as its own."""
     spec, asked = teacher.describe().spec, replace(options, temperature=0.0, max_tokens=TRIAL)
-    whole, words = teacher.generate(prompt, asked).tokens, teacher.tokenizer()
+    answer, words = teacher.generate(prompt, asked), teacher.tokenizer()
+    whole = answer.tokens
     if whole is None or words is None or not whole.soft.any():
         raise TeacherError(f"{spec}: tells no logprobs, so nobody knows what else it would have said; {OTHERWISE}")
     bytes_of = Vocabulary(words).bytes_of
     pieces = [bytes_of[i] for i in whole.ids.tolist()]
     place = next((n for n in range(1, len(pieces)) if whole.soft[n] and pieces[n][:1].isspace()), 0)
-    begun = b"".join(pieces[:place]).decode("utf-8", "ignore").lstrip()
+    begun = b"".join(pieces[:place]).decode("utf-8", "ignore")
+    begun = begun if answer.text.startswith(begun) else begun.lstrip()
     rest = teacher.go_on(prompt, begun, replace(asked, max_tokens=2)).tokens
     if rest is None or not len(rest) or _apart(whole.part(place), rest) > ALIKE:
         raise TeacherError(f"{spec}: goes on with an answer of its own otherwise than it did at once; {OTHERWISE}")
@@ -212,11 +209,16 @@ class Consultation:
         """Have one round after the other answered, until `stop`."""
         try:
             while (number := self._rounds.get()) is not None:
-                for outcome in self.crew.run(self._jobs(number), some=bool(self._said)):
+                gone: DistillError | None = None
+                for outcome in self.crew.run(self._jobs(number), some=any(self._said.values())):
                     if self._stopped:
                         return
-                    if outcome is not None:
+                    if outcome is not None and isinstance(outcome.problem, NEVER | None):
                         self._keep(_line(outcome))
+                    elif outcome is not None:
+                        gone = outcome.problem
+                if gone is not None:
+                    raise TeacherError(f"{gone} (what was answered is kept, the same command goes on from there)")
         except BaseException as error:  # carried to the thread that waits, bugs too
             with self._news:
                 self._problem = error
@@ -254,7 +256,7 @@ class Consultation:
         """
         for n in range(number, min(number + AHEAD, rounds or number + AHEAD)):
             if n not in self._begun:
-                self._keep({"round": n, "begun": [list(vars(each).values()) for each in begin(n)]})
+                self._keep({"round": n, "begun": [astuple(each) for each in begin(n)]})
             if n not in self._sent:
                 self._sent.add(n)
                 self._rounds.put(n)
@@ -285,9 +287,11 @@ class Consultation:
         return documents, {place: begun[i].dream for place, i in enumerate(those) if begun[i].dream}
 
     def _aligned(self, line: Mapping[str, Any]) -> Aligned:
-        """What the teacher said, in the student's tokens; nothing where it refused to."""
-        packed = line.get("targets")
+        """What the teacher said, in the student's tokens, up to one that those lack; nothing where it refused to."""
+        packed, known = line.get("targets"), self.tokenizer.teacher_map
         targets = unpack_targets(base64.b64decode(packed)) if packed else None
+        if targets is not None and known is not None and (lacks := known[targets.ids] < 0).any():
+            targets = targets.part(0, int(lacks.argmax()))
         return self.aligner.align(line.get("text", ""), targets, line.get("done", ""))
 
 
