@@ -106,6 +106,19 @@ def test_a_long_answer_is_read_in_windows_that_keep_its_targets(documents: Docum
         assert sum(document == i for document, _ in learnt) in (answers, answers + len(long.dream(i)) + 5)
 
 
+def test_words_that_the_student_began_with_are_read_and_not_learned(documents: Documents) -> None:
+    begun = np.random.default_rng(0).integers(0, np.diff(documents.answer_ends, prepend=0))
+    rows = make(documents, empty=1.0).epoch(0)
+    all_of, rest = (make(each, empty=1.0) for each in (documents, replace(documents, begun=begun)))
+    for row in rows:
+        whole, batch = all_of.assemble([row]), rest.assemble([row])
+        assert torch.equal(whole.ids, batch.ids)
+        learnt = batch.where[: batch.loss_positions].tolist()
+        for piece, (_, begin, end) in zip(row, batch.spans.spans, strict=True):
+            first = begin + len(documents.prompt(piece.document)) + 4 - 1 + int(begun[piece.document])
+            assert [at for at in learnt if begin <= at < end] == list(range(first, end))
+
+
 def framed(documents: Documents) -> Documents:
     """All prompts begin with tokens 6, 7, 8 and end with 9, 3."""
     ids, ends = documents.prompt_ids.copy(), documents.prompt_ends

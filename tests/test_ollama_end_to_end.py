@@ -83,12 +83,13 @@ def test_verify_asks_ollama_too(folder: Path, server: FakeOllama) -> None:
 
 @pytest.fixture
 def polishing(folder: Path, tmp_path: Path, server: FakeOllama) -> Run:
-    """A copy of the run, to be polished through the server in rounds of 4 answers."""
-    (tmp_path / "runs").mkdir()
+    """A copy of the run, to be polished in rounds of 2 answers, without the teacher's file."""
     copy = Path(shutil.copytree(folder / "runs" / "mine", tmp_path / "runs" / "mine"))
     run = Run.open(copy)
+    with TraceStore(run.traces, readonly=True) as store:
+        Path(store.teacher().details["blob"]).unlink(missing_ok=True)
     settings = run.settings.polish
-    settings.through, settings.answers, settings.rounds, settings.lr = "server", 4, 3, 1e-3
+    settings.answers, settings.rounds, settings.lr = 2, 3, 1e-3
     run.settings.teacher.retries = 0
     server.requests.clear()
     return Run.create(copy, run.settings)
@@ -107,25 +108,24 @@ def kept(run: Run) -> tuple[list[int], Counter[tuple[int, int]]]:
 
 
 def test_a_teacher_that_only_answers_polishes(polishing: Run, server: FakeOllama) -> None:
-    place, run = polishing.path.parents[1], polishing
+    place = polishing.path.parents[1]
     done = dream(place, "polish", "runs/mine", "--json")
     summary = json.loads(done.stdout)["summary"]
-    assert "asking the teacher to go on with what the student begins (polish.through=server)" in done.stderr
-    assert (summary["rounds"], summary["answers"]) == (3, 12)
-    assert kept(run) == ([0, 1, 2], Counter({(n, i): 1 for n in range(3) for i in range(4)}))
-    assert len(raw(server)) == 12
+    assert "polish: asking the teacher to go on with what the student begins (" in done.stderr
+    assert "is not on this machine" in done.stderr
+    assert (summary["rounds"], summary["answers"]) == (3, 6)
+    assert kept(polishing) == ([0, 1, 2], Counter({(n, i): 1 for n in range(3) for i in range(2)}))
+    assert len(raw(server)) == 6
     assert all(text.startswith("<|im_start|>user\nWhat happens") for text in raw(server))
     assert any(not text.endswith("assistant\n") for text in raw(server)), "it goes on with words of the student's"
     dream(place, "polish", "runs/mine", "--rounds", "4")
-    assert kept(run)[0] == [0, 1, 2, 3]
-    assert len(raw(server)) == 12 + 1 + 4, "and one more trial"
+    assert kept(polishing)[0] == [0, 1, 2, 3]
+    assert len(raw(server)) == 6 + 1 + 2, "and one more trial"
     assert json.loads(dream(place, "polish", "runs/mine", "--rounds", "4", "--json").stdout)["skipped"]
     mixed = dream(place, "polish", "runs/mine", "--rounds", "4", "--set", "polish.lr=2e-3", code=1)
     assert "polished with other settings; --force begins again" in mixed.stderr
     dream(place, "polish", "runs/mine", "--undo")
-    assert not (run.checkpoints / "polish.jsonl").exists()
-    by_weights = dream(place, "polish", "runs/mine", "--rounds", "1", "--set", "polish.through=auto")
-    assert "polish: by its teacher's weights, " in by_weights.stderr
+    assert not (polishing.checkpoints / "polish.jsonl").exists()
 
 
 @pytest.mark.timeout(3600)  # with DREAM_MOMENTS; else it takes seconds
@@ -133,23 +133,23 @@ def test_a_polishing_that_is_killed_asks_nothing_twice_and_learns_from_all(polis
     """What was in flight when it was killed aside: that was never heard. Then all of it once more, undisturbed and out
     of the journal alone: the same weights come out, so nothing was learned from twice, or left out."""
     wanted, draw = int(os.environ.get("DREAM_MOMENTS", "4")), random.Random(0)
-    place, run = polishing.path.parents[1], polishing
-    again = Path(shutil.copytree(place / "runs" / "mine", place / "runs" / "again"))
-    args = ["polish", "runs/mine", "--rounds", str(max(6, wanted))]
+    place, total = polishing.path.parents[1], max(5, wanted)
+    again = Path(shutil.copytree(polishing.path, place / "runs" / "again"))
+    args = ["polish", "runs/mine", "--rounds", str(total)]
     codes = disturb(place, args, [draw.uniform(0.5, 2.5) for _ in range(wanted)], seed=0)
     said = (place / "output.txt").read_text(encoding="utf-8")
     assert codes[-1] == 0, said
     assert set(codes) <= {0, 143, -signal.SIGTERM, -signal.SIGKILL}, (codes, said)
     assert "Traceback" not in said
-    rounds, answers = kept(run)
-    assert rounds == list(range(max(6, wanted)))
-    assert answers == Counter({(n, i): 1 for n in rounds for i in range(4)})
+    rounds, answers = kept(polishing)
+    assert rounds == list(range(total))
+    assert answers == Counter({(n, i): 1 for n in rounds for i in range(2)})
     assert len(raw(server)) <= len(answers) + len(codes) * (1 + server.most_in_flight), "trials, and what wasn't heard"
-    shutil.copy(run.checkpoints / "polish.jsonl", again / "checkpoints")
+    shutil.copy(polishing.checkpoints / "polish.jsonl", again / "checkpoints")
     server.requests.clear()
-    dream(place, "polish", "runs/again", "--rounds", str(max(6, wanted)))
+    dream(place, "polish", "runs/again", "--rounds", str(total))
     assert raw(server) == []
-    ours, expected = (contents(path) for path in (run.path, again))
+    ours, expected = (contents(path) for path in (polishing.path, again))
     weights = [name for name in ours if name.endswith(("model.safetensors", "optimizer.safetensors"))]
     assert {name: ours[name] for name in weights} == {name: expected[name] for name in weights}
 
@@ -165,11 +165,11 @@ def test_a_teacher_that_goes_leaves_what_it_said(polishing: Run, server: FakeOll
     before, there = kept(polishing)[1], checkpoint.of_stage(polishing, "polish")
     assert (len(there), min(before.values())) == (1, 1)
     server.requests.clear()
-    assert polish(polishing)["answers"] == 12
-    assert len(raw(server)) == 12 - len(before)
+    assert polish(polishing)["answers"] == 6
+    assert len(raw(server)) == 6 - len(before)
 
 
-def test_one_without_logprobs_or_of_another_name_is_refused(polishing: Run, server: FakeOllama) -> None:
+def test_one_without_logprobs_is_refused(polishing: Run, server: FakeOllama) -> None:
     server.old = True
     try:
         with pytest.raises(TeacherError, match=r"tells no logprobs, .*; polish with its weights: --teacher-weights"):

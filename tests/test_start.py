@@ -32,6 +32,7 @@ from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.packing import Documents, pack
 from distill.training import checkpoint, plan, trainer
+from distill.training.consult import JOURNAL, early
 from distill.training.feedback import FEEDBACK, Feedback, keep, read_feedback
 from distill.training.learn import Judged, preference_loss
 from distill.training.loop import train
@@ -339,6 +340,7 @@ def test_polishing_brings_own_answers_nearer_to_the_teacher_and_can_be_undone(tr
     summary = polish(run, events.append)
     assert summary["kl_of_own_answers"] < 0.8 * summary["kl_of_own_answers_before"]
     assert (summary["rounds"], summary["answers"]) == (8, 64)
+    assert any(event.message.startswith("by its teacher's weights, ") for event in events)
     assert weights_of(run) != before
     assert checkpoint.best(run) == checkpoint.latest(run)
     assert [event.done for event in events if event.kind == "progress"] == list(range(1, 9))
@@ -375,6 +377,38 @@ def test_a_polishing_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp
     told, expected = polish(cut), polish(whole)
     assert told == expected
     assert weights_of(cut) == weights_of(whole)
+
+
+def test_a_student_that_cuts_words_otherwise_asks_its_teacher(answered: Run, tmp_path: Path) -> None:
+    """What was begun is read, and what the teacher goes on with is learned, by chunks of bytes."""
+    run = of(answered, tmp_path / "run", init="chance", preset="nano", layers=1)
+    run.settings.tokenize = TokenizeSettings(kind="sentencepiece", vocab_size=400, image_tokens=8)
+    build_tokenizer(run)
+    train(run)
+    events: list[Event] = []
+    for name, value in {"rounds": 2, "answers": 6, "lr": 2e-3}.items():
+        setattr(run.settings.polish, name, value)
+    assert polish(run, events.append)["answers"] == 12
+    assert any("needs its teacher's tokens; tokenize with --kind aligned" in event.message for event in events)
+    lines = [json.loads(line) for line in (run.checkpoints / JOURNAL).read_text(encoding="utf-8").splitlines()]
+    assert lines[0]["how"]["answers"] == 6
+    tokenizer = StudentTokenizer.load(run.tokenizer)
+    begun = [
+        b"".join(map(tokenizer.token_bytes, words)) for line in lines if "begun" in line for *_, words in line["begun"]
+    ]
+    assert len(begun) == 12
+    assert all(words.decode() is not None for words in begun)
+    assert any(line["targets"] for line in lines if "place" in line)
+
+
+def test_an_answer_is_cut_off_early_and_before_a_word(answered: Run) -> None:
+    tokenizer, random = StudentTokenizer.load(answered.tokenizer), np.random.default_rng(0)
+    ids = tokenizer.encode("The ball falls to the floor")
+    cuts = {tokenizer.decode(early(ids, tokenizer, random)) for _ in range(100)}
+    assert cuts == {"The", "The ball", "The ball falls", "The ball falls to", "The ball falls to the"}
+    whole = {tokenizer.decode(early([*ids, tokenizer.eos_id], tokenizer, random)) for _ in range(100)}
+    assert whole == {*cuts, "The ball falls to the floor"}
+    assert early([tokenizer.eos_id], tokenizer, random) == []
 
 
 def test_what_cannot_be_polished_is_refused(trained: Run, tmp_path: Path) -> None:

@@ -111,8 +111,9 @@ def consulting(
         there = (journal.lines or [header])[0]
     if there["how"] != header["how"]:
         raise RunMismatch(f"{path}: polished with other settings; --force begins again where training ended")
+    who = replace(run.settings.teacher, engine="llama.cpp")  # what an embedded one goes on with
     # Where the weights differ, the student that began those answers has been trained on.
-    with Journal(path, force=there != header) as journal, opened(run.settings.teacher, listen, context) as those:
+    with Journal(path, force=there != header) as journal, opened(who, listen, context) as those:
         if not journal.lines:
             journal.append(header)
         fixed = run.settings.teacher.in_flight
