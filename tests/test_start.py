@@ -392,12 +392,9 @@ def test_a_student_that_cuts_words_otherwise_asks_its_teacher(answered: Run, tmp
     assert any("needs its teacher's tokens; tokenize with --kind aligned" in event.message for event in events)
     lines = [json.loads(line) for line in (run.checkpoints / JOURNAL).read_text(encoding="utf-8").splitlines()]
     assert lines[0]["how"]["answers"] == 6
-    tokenizer = StudentTokenizer.load(run.tokenizer)
-    begun = [
-        b"".join(map(tokenizer.token_bytes, words)) for line in lines if "begun" in line for *_, words in line["begun"]
-    ]
+    begun = [words for line in lines if "begun" in line for _, _, words in line["begun"]]
     assert len(begun) == 12
-    assert all(words.decode() is not None for words in begun)
+    assert any(begun)
     assert any(line["targets"] for line in lines if "place" in line)
 
 
