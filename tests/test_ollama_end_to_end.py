@@ -21,6 +21,7 @@ from distill.errors import TeacherError
 from distill.events import Event
 from distill.run import Run
 from distill.training import checkpoint
+from distill.training.consult import JOURNAL
 from distill.training.polish import polish
 
 MODEL = "smollm2:135m"
@@ -102,7 +103,8 @@ def raw(server: FakeOllama) -> list[str]:
 
 def kept(run: Run) -> tuple[list[int], Counter[tuple[int, int]]]:
     """Rounds in the journal, and how often it has each answer."""
-    lines: list[dict[str, Any]] = list(map(json.loads, (run.checkpoints / "polish.jsonl").read_text().splitlines()[1:]))
+    _, *written = (run.checkpoints / JOURNAL).read_text(encoding="utf-8").splitlines()
+    lines: list[dict[str, Any]] = list(map(json.loads, written))
     said = Counter((line["round"], line["place"]) for line in lines if "place" in line)
     return [line["round"] for line in lines if "begun" in line], said
 
@@ -125,7 +127,7 @@ def test_a_teacher_that_only_answers_polishes(polishing: Run, server: FakeOllama
     mixed = dream(place, "polish", "runs/mine", "--rounds", "4", "--set", "polish.lr=2e-3", code=1)
     assert "polished with other settings; --force begins again" in mixed.stderr
     dream(place, "polish", "runs/mine", "--undo")
-    assert not (polishing.checkpoints / "polish.jsonl").exists()
+    assert not (polishing.checkpoints / JOURNAL).exists()
 
 
 @pytest.mark.timeout(3600)  # with DREAM_MOMENTS; else it takes seconds
@@ -145,7 +147,7 @@ def test_a_polishing_that_is_killed_asks_nothing_twice_and_learns_from_all(polis
     assert rounds == list(range(total))
     assert answers == Counter({(n, i): 1 for n in rounds for i in range(2)})
     assert len(raw(server)) <= len(answers) + len(codes) * (1 + server.most_in_flight), "trials, and what wasn't heard"
-    shutil.copy(polishing.checkpoints / "polish.jsonl", again / "checkpoints")
+    shutil.copy(polishing.checkpoints / JOURNAL, again / "checkpoints")
     server.requests.clear()
     dream(place, "polish", "runs/again", "--rounds", str(total))
     assert raw(server) == []
