@@ -17,14 +17,15 @@ from support.fake_ollama import FakeOllama, engine
 from test_end_to_end import PROMPTS, SETTINGS, dream
 
 from distill.corpus.traces import TraceStore
-from distill.errors import TeacherError
+from distill.errors import RunMismatch, TeacherError
 from distill.events import Event
 from distill.run import Run
 from distill.training import checkpoint
 from distill.training.consult import JOURNAL
-from distill.training.polish import polish
+from distill.training.polish import polish, undo
 
 MODEL = "smollm2:135m"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +121,17 @@ def test_a_teacher_that_only_answers_polishes(polishing: Run, server: FakeOllama
     assert len(raw(server)) == 6
     assert all(text.startswith("<|im_start|>user\nWhat happens") for text in raw(server))
     assert any(not text.endswith("assistant\n") for text in raw(server)), "it goes on with words of the student's"
-    dream(place, "polish", "runs/mine", "--rounds", "4")
+    polishing.settings.polish.rounds = 4
+    assert polish(polishing)["answers"] == 8
     assert kept(polishing)[0] == [0, 1, 2, 3]
     assert len(raw(server)) == 6 + 1 + 2, "and one more trial"
-    assert json.loads(dream(place, "polish", "runs/mine", "--rounds", "4", "--json").stdout)["skipped"]
-    mixed = dream(place, "polish", "runs/mine", "--rounds", "4", "--set", "polish.lr=2e-3", code=1)
-    assert "polished with other settings; --force begins again" in mixed.stderr
-    dream(place, "polish", "runs/mine", "--undo")
+    events: list[Event] = []
+    polish(polishing, events.append)
+    assert events[-1].message == "nothing changed: kept"
+    polishing.settings.polish.lr = 2e-3
+    with pytest.raises(RunMismatch, match="polished with other settings; --force begins again"):
+        polish(polishing)
+    assert undo(polishing) == 1
     assert not (polishing.checkpoints / JOURNAL).exists()
 
 
@@ -149,7 +154,9 @@ def test_a_polishing_that_is_killed_asks_nothing_twice_and_learns_from_all(polis
     assert len(raw(server)) <= len(answers) + len(codes) * (1 + server.most_in_flight), "trials, and what wasn't heard"
     shutil.copy(polishing.checkpoints / JOURNAL, again / "checkpoints")
     server.requests.clear()
-    dream(place, "polish", "runs/again", "--rounds", str(total))
+    run = Run.open(again)
+    run.settings.polish.rounds = total
+    polish(run)
     assert raw(server) == []
     ours, expected = (contents(path) for path in (polishing.path, again))
     weights = [name for name in ours if name.endswith(("model.safetensors", "optimizer.safetensors"))]
