@@ -153,7 +153,10 @@ def test_the_true_answer_is_worth_one(run: Run) -> None:
 
 def test_json_is_held_to_its_schema(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
-    path.write_text(json.dumps({"type": "object", "required": ["what"], "properties": {"what": {"type": "string"}}}))
+    path.write_text(
+        json.dumps({"type": "object", "required": ["what"], "properties": {"what": {"type": "string"}}}),
+        encoding="utf-8",
+    )
     judge, source = open_judge(f"schema:{path}", run)
     assert source == path
     said = ['{"what": "ball"}', '{"what": 3}', "[1]", "It falls.", "[" * 10_000]
