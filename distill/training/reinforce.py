@@ -34,6 +34,8 @@ from distill.training.rewards import Judge, Reply, learned_from, open_judge
 VERSION = 1
 TOGETHER = 64
 """Replies a step."""
+WARMUP = 10
+"""Steps until the learning rate is whole: the first ones know nothing yet of how much gradients vary."""
 SHOWN = 3
 """Validation prompts whose answers are shown, before and after."""
 
@@ -240,8 +242,10 @@ class Reinforcing(Onward):
         for start in range(0, len(telling), TOGETHER):
             some = telling[start : start + TOGETHER]
             losses.append(policy_gradients(self.model, some, self.grammar.forbidden, self.how["beta"]))
-            self.descend()
             self.told["steps"] += 1
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.how["lr"] * min(1.0, self.told["steps"] / WARMUP)
+            self.descend()
         self.model.eval()
         policy, kl = np.mean(losses, 0).tolist()
         return {"reward": float(np.mean(rewards)), "policy_loss": policy, "kl": kl}
