@@ -250,7 +250,7 @@ class DreamingReasoningLLM:
     def _finish(self, dreaming: Dreaming, answer: str, asked: Asked) -> DreamRecord:
         """The whole record, given to those who collect dreams."""
         record = dataclasses.replace(dreaming.record, answer=answer)
-        if self._replies is not None:
+        if self._replies is not None and asked.mode != "image":
             self._replies.note(dreaming)
         if asked.attention and answer and record.read:
             words = read_words(self.parts, dreaming.speaker, dreaming.question, dreaming.read)

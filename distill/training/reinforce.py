@@ -11,6 +11,7 @@ so that a learning that was stopped goes on with the round that it was in.
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def undo(run: Run) -> int:
     return checkpoint.drop(run, "reward")
 
 
-def _digest(source: Any) -> str:
+def _digest(source: Path | None) -> str:
     try:
         return sha256_file(source) if source else ""
     except OSError as error:
@@ -117,8 +118,17 @@ class Reinforcing(Onward):
             self.traces = split_traces(store)
         self.model.eval()
 
-    def learn_reward(self, path: Any) -> dict[str, Any]:
-        """Fit a reward model to the pairs in a file and keep it in RUN/reward; how right it is on pairs held out."""
+    def learn_reward(self, path: Path) -> dict[str, Any]:
+        """Fit a reward model to the pairs in a file and keep it in RUN/reward, or take it up again where it is of these
+        and this student; how right it is on pairs held out."""
+        folder, device = self.run.path / "reward", self.model.cos.device
+        of = {"student": sha256_file(self.run.checkpoints / self.told["begun"] / "model.safetensors")}
+        of["source"] = self.how["source"]
+        if folder.is_dir():
+            kept, about = RewardModel.load(folder)
+            if of.items() <= about.items():
+                self.model_of_rewards = kept.to(device)
+                return {name: value for name, value in about.items() if name not in of}
         pairs = read_pairs(path, self.tokenizer, self.run.settings.capture.system, self.model.config.context)
         questions = [pair.question for pair in pairs]
         better, worse = (
@@ -126,13 +136,12 @@ class Reinforcing(Onward):
             for answers in ([pair.better for pair in pairs], [pair.worse for pair in pairs])
         )
         numbers = {question: i for i, question in enumerate(dict.fromkeys(map(tuple, questions)))}
-        self.model_of_rewards = RewardModel(better.shape[1]).to(self.model.cos.device)
+        self.model_of_rewards = RewardModel(better.shape[1]).to(device)
         chances = self.model_of_rewards.fit(better, worse, [numbers[tuple(question)] for question in questions])
-        told = {"pairs": len(pairs), "pairs_right": round(float((chances > 0.5).mean()), 3)}
-        told["calibration_error"] = round(calibration_error(chances), 3)
-        reads = sha256_file(self.run.checkpoints / self.told["begun"] / "model.safetensors")
-        self.model_of_rewards.save(self.run.path / "reward", {**told, "student": reads, "source": self.how["source"]})
-        text = f"of {told['pairs']} pairs {told['pairs_right']:.1%} are told right by a reward that hasn't seen them"
+        right, error = float((chances > 0.5).mean()), calibration_error(chances)
+        told = {"pairs": len(pairs), "pairs_right": round(right, 3), "calibration_error": round(error, 3)}
+        self.model_of_rewards.save(folder, {**told, **of})
+        text = f"of {len(pairs)} pairs {right:.1%} are told right by a reward that hasn't seen them"
         self.listen(Event("reward", "note", text))
         return told
 
