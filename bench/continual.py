@@ -71,7 +71,6 @@ def kept(run: Run, name: str, measure: Callable[[], Any]) -> Any:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         found[name] = value
         write_atomic(path, json.dumps(found, indent=1) + "\n")
-        print(run.path, name, value, flush=True)
     return found[name]
 
 
@@ -115,10 +114,11 @@ def measure_facts(runs: Sequence[Run]) -> dict[str, Any]:
             key: float(np.mean([one[key] - was[key] for one, was in zip(told, before, strict=True)])) for key in told[0]
         }
         plain = plain or moved
-        ratios = {
-            f"{what}_ratio": moved[f"{what}_exact_match"] / plain[f"{what}_exact_match"] for what in ("new", "old")
-        }
-        rows.append({"keeps": name, **{key: interval(one[key] for one in told) for key in told[0]}, **ratios})
+        found: dict[str, Any] = {key: interval(one[key] for one in told) for key in told[0]}
+        for what in ("new", "old"):
+            key = f"{what}_exact_match"
+            found[f"{what}_ratio"] = moved[key] / plain[key] if plain[key] else None
+        rows.append({"keeps": name, **found})
     columns: dict[str, Any] = {"keeps": {"label": "what keeps old answers"}}
     for what, ratio in (("new", "gain, of plain fine-tuning's ↑"), ("old", "forgetting, of plain fine-tuning's ↓")):
         columns[f"{what}_exact_match"] = {"label": f"{what} answers right ↑", "digits": 1, "percent": True}
