@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from support.ablation_run import small_world
+from support.disturbed import disturb
 from support.small_student import enlarge
 
 from bench import continual
@@ -324,6 +325,18 @@ def test_a_learning_that_was_killed_ends_as_one_that_was_not(
     how["source"] = new_file(tmp_path / "other.jsonl", size=3)
     other = learn_facts(cut, **how)
     assert other["old_bits_per_byte_before"] == told["old_bits_per_byte"], "it began where the one that was left did"
+
+
+def test_killed_at_any_moment_nothing_is_lost_and_nothing_learned_twice(world: Run, tmp_path: Path) -> None:
+    source = new_file(tmp_path / "new.jsonl", size=4)
+    cut, whole = (of(world, tmp_path / name) for name in ("cut", "whole"))
+    how = ["--from", str(source), "--epochs", "8", "--ewc", "1", "--memory", "30", "--set", "train.checkpoint_every=1"]
+    codes = disturb(tmp_path, ["learn", str(cut.path), *how], [0.3, 0.6, 0.9, 1.2, 1.5], seed=2)
+    assert codes[-1] == 0
+    assert CliRunner().invoke(dream, ["learn", str(whole.path), *how]).exit_code == 0
+    assert len(checkpoint.of_stage(cut, "facts")) == 1
+    for name in ("model.safetensors", MEMORY, FISHER):
+        assert (checkpoint.best(cut) / name).read_bytes() == (checkpoint.best(whole) / name).read_bytes()
 
 
 def test_another_run_is_a_source_too(world: Run, tmp_path: Path) -> None:
