@@ -368,7 +368,7 @@ def test_branches_are_scored_and_the_best_is_chosen(world: Path, call: Call, tmp
     assert "★ branch" in page.read_text(encoding="utf-8")
     code, out, _ = call("simulate", world, PROMPT, "--branches", 1, "--max-tokens", 4, "--json")
     (only,) = json.loads(out)["branches"]
-    assert (code, only["agreement"], only["facts"]) == (0, None, [])
+    assert (code, only["agreement"], len(only["facts"])) == (0, None, 4), "as it was trained"
 
 
 def test_the_likelihood_of_a_branch_is_the_backbones_own(world: Path) -> None:

@@ -29,7 +29,8 @@ def simulate(target: Path, prompt: str, retrieve: str | None, html: Path | None,
     \b
     Each branch takes facts from the graph (the first its likeliest, the others draw theirs), dreams and answers. It is
     scored by how likely its answer is after them, by how far the answers agree, and by how much of its dream the graph
-    knows; the highest mean is chosen.
+    knows; the highest mean is chosen. A run that was trained with `train.retrieve` takes its facts in that way, others
+    take none unless --retrieve says how.
 
     \b
     Example:
@@ -39,8 +40,10 @@ def simulate(target: Path, prompt: str, retrieve: str | None, html: Path | None,
     from cli.progress import Progress
     from distill.dream.simulate import simulate as roll_out
     from distill.dream.view.page import page
-    from distill.run import write_atomic
+    from distill.run import Run, write_atomic
 
+    if retrieve is None and (target / "run.json").exists():
+        retrieve = Run.open(target).settings.train.retrieve
     with Progress() as listen:
         model = load_dreaming(target, listen=listen)
         found = roll_out(model, prompt, retrieve=retrieve or "", **how)
