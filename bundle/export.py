@@ -229,6 +229,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         "checkpoint": checkpoint.name,
         "seed": run.settings.seed,
         "dream_steps": longest_path(run.settings),
+        "sure": run.settings.dreaming.sure,
         "versions": records["train"].versions if "train" in records else {},
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -14,7 +14,7 @@ from distill.backbone.model import Backbone, load_backbone
 from distill.backbone.session import Session
 from distill.config import DreamingConfig, Settings
 from distill.dream.editor import DreamEditor
-from distill.dream.output_decoder import OutputDecoder, Part, Sampling, Speaker, Splitter
+from distill.dream.output_decoder import OutputDecoder, Part, Sampling, Speaker, Splitter, is_sure
 from distill.errors import BadInput, MissingStage, RunMismatch
 from distill.events import Listener, silent
 from distill.run import Run
@@ -48,6 +48,7 @@ class Student:
     """A student in memory. `system` is said before every conversation that has no system message of its own.
 
     steps: triplets that a lens of its dreams has at most. What it says is held to the form of a dream and an answer.
+    sure: an answer that is so sure without a dream stands, and it doesn't dream; 1: it always does.
     folder: of its tokenizer and codebook. pictures: ids that stand before what is asked next: see `shown`.
     """
 
@@ -59,6 +60,7 @@ class Student:
     folder: Path | None = None
     sight: Path | None = None
     pictures: tuple[range, ...] = ()
+    sure: float = 1.0
 
     def shown(self, images: "Sequence[Picture]") -> "Student":
         """It, with these images before its eyes: one that reads pictures themselves reads them before the last question
@@ -125,6 +127,11 @@ class Student:
             return
         # A turn of its own that is gone on with has had its dream.
         dreams = think is not False and messages[-1]["role"] != "assistant"
+        if dreams and self.sure < 1:
+            drawn = Sampling(max_tokens, temperature, top_k, top_p, seed)
+            how = drawn, self._grammar.answering, self.tokenizer.eos_id, self.sure
+            if is_sure(self.model, self.prompt_ids(messages, False), *how):
+                think, dreams = False, False
         splitter, sampling = Splitter(self.tokenizer), {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         for token in self._tokens(self.prompt_ids(messages, think), dreams, max_tokens, seed=seed, **sampling):
             if piece := splitter.push(token):
@@ -198,13 +205,15 @@ def load_student(path: Path) -> Student:
     if kind == "run":
         run = Run.open(path)
         if (checkpoint := _best(run)) is not None:
-            return load_checkpoint(checkpoint, run.name, system_message(run.settings), longest_path(run.settings))
+            how = system_message(run.settings), longest_path(run.settings)
+            return replace(load_checkpoint(checkpoint, run.name, *how), sure=run.settings.dreaming.sure)
         path = run.bundle
     manifest = read_manifest(path)
     for name in NATIVE:
         check_file(path, manifest, name)
     steps = manifest.provenance.get("dream_steps", DreamingConfig.dream_length)
-    return _assemble(path, StudentTokenizer.load(path), manifest.name, manifest.ollama.get("system", ""), steps)
+    student = _assemble(path, StudentTokenizer.load(path), manifest.name, manifest.ollama.get("system", ""), steps)
+    return replace(student, sure=manifest.provenance.get("sure", 1.0))
 
 
 def _best(run: Run) -> Path | None:
@@ -240,7 +249,14 @@ def load_dreaming(
         for name in READ:
             if name in NATIVE or (path / name).exists():
                 check_file(path, manifest, name)
-    return DreamingReasoningLLM.load_pretrained(path, device, enable_dream_viewer=enable_dream_viewer)
+    model = DreamingReasoningLLM.load_pretrained(path, device, enable_dream_viewer=enable_dream_viewer)
+    return model if kind != "bundle" else _sure(model, read_manifest(path).provenance.get("sure", 1.0))
+
+
+def _sure(model: "DreamingReasoningLLM", sure: float) -> "DreamingReasoningLLM":
+    """With its run's `dreaming.sure`: an engine keeps that which it was trained with."""
+    model.parts.config = replace(model.parts.config, sure=sure)
+    return model
 
 
 def _load_dreaming_run(run: Run, device: str, viewer: bool, listen: Listener) -> "DreamingReasoningLLM":
@@ -266,7 +282,7 @@ def _load_dreaming_run(run: Run, device: str, viewer: bool, listen: Listener) ->
         # One that came without its answers has what it learned beside the graph, or nothing.
         learn = partial(learned_retrieval, run, listen) if run.traces.exists() and run.triplets.exists() else None
         model.know(run.knowledge, learn)
-    return model
+    return _sure(model, run.settings.dreaming.sure)
 
 
 def recalling(path: Path, how: str, listen: Listener = silent) -> Callable[[str, int], str]:

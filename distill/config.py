@@ -275,6 +275,8 @@ class DreamingConfig:
     lr: float = 2e-3
     keep_above: float = 0.5
     """Least score, 0 to 1, of a path that the backbone is given to read."""
+    sure: float = 1.0
+    """An answer of which it is so sure without a dream stands, and nothing is dreamed; 1: it always dreams."""
     checkpoint_every: int = 200
 
 
@@ -362,8 +364,7 @@ def load_settings(
 def change(settings: Settings, values: Mapping[str, Any], source: str, within: str = "") -> None:
     """Set settings by dotted name, or whole sections; a text is read as the setting's type. Raises BadInput."""
     for key, value in values.items():
-        name = f"{within}{key}"
-        kind, (section, _, last) = kind_of(name), name.rpartition(".")
+        kind, (section, _, last) = kind_of(name := f"{within}{key}"), name.rpartition(".")
         if is_dataclass(kind) and isinstance(value, Mapping | None):  # None: a section of which all is commented out
             change(settings, cast("Mapping[str, Any]", value or {}), source, f"{name}.")
             continue
@@ -389,10 +390,11 @@ def kind_of(name: str) -> Any:
 
 
 def check_ranges(settings: Settings) -> None:
-    """Raises BadInput for what is below LEAST."""
-    for name, least in LEAST.items():
-        if (value := attrgetter(name)(settings)) < least:
-            raise BadInput(f"{name}={value}: must be at least {least}")
+    """Raises BadInput for what is below LEAST, or no probability."""
+    wrong = {name: f"at least {least}" for name, least in LEAST.items() if attrgetter(name)(settings) < least}
+    wrong |= {} if 0 < settings.dreaming.sure <= 1 else {"dreaming.sure": "above 0, and 1 at most"}
+    for name, told in wrong.items():
+        raise BadInput(f"{name}={attrgetter(name)(settings)}: must be {told}")
 
 
 def settings_yaml(settings: Settings) -> str:

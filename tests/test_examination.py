@@ -243,7 +243,7 @@ def test_every_metric_is_there_or_says_why_it_is_missing(tmp_path: Path, target:
 
     seat()
     silent = examine(target, fake_exam(tmp_path / "silent", truths=False, answered=False), SETTINGS)
-    assert set(silent.metrics) == said | {"malformed_dreams"}
+    assert set(silent.metrics) == said | {"malformed_dreams", "tokens_dreamed"}
     assert silent.missing["bits_per_byte"] == silent.missing["chrf"] == "nobody has answered these prompts"
     assert everything(silent) == set(METRICS) - {"exact_match"}
 

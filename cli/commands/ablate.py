@@ -28,7 +28,7 @@ def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> li
     "--arms",
     metavar="NAME,…",
     callback=names,
-    help="Only these of nodream, pause, backbone, engine, oracle, empty, shuffled, other and retrieval, or all.",
+    help="Only these of nodream, pause, backbone, sure, engine, oracle, empty, shuffled, other and retrieval, or all.",
 )
 @click.option("--out", type=FILE, metavar="FILE.md", help="Also write it there.")
 @stage_options()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.backbone.session import Session
 from distill.dream.dreamers import Dreamt, Watch, Written, decode, decode_guided, draft, guess, instead, read_dream
-from distill.dream.output_decoder import Speaker
+from distill.dream.output_decoder import Speaker, is_sure
 from distill.dream.pretrained import Parts
 from distill.dream.prompting import Asked, image_words
 from distill.dream.record import Branch, DreamRecord
@@ -45,6 +45,7 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
     prompt and dream leave no room for an answer.
     """
     started = time.monotonic()
+    asked = _spared(parts, prompt, images, asked, known)
     ids, context = _prompt(parts, prompt, images, asked, known), parts.model.config.context
     length = min(context, len(ids) + DREAM_ROOM + asked.sampling.max_tokens)
     speaker = Speaker(Session(parts.model, 1, length), asked.sampling)
@@ -74,6 +75,17 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
     if lanes is not None:
         lanes.finish(whole)
     return Dreaming(whole, dreamt, speaker, started, len(ids), len(speaker.ids))
+
+
+def _spared(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: Sequence[Labels]) -> Asked:
+    """What is asked; without a dream where none is wanted for itself and the answer can stand without."""
+    wanted = asked.dream is not None or asked.guide or asked.replace or asked.mode != "text"
+    if parts.config.sure >= 1 or wanted or not asked.spares:
+        return asked
+    silent = replace(asked, dreamer="none")
+    ids = _prompt(parts, prompt, images, silent, known)
+    how = asked.sampling, parts.grammar.answering, parts.tokenizer.eos_id, parts.config.sure
+    return silent if is_sure(parts.model, ids, *how) else asked
 
 
 def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: Sequence[Labels]) -> list[int]:

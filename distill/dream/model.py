@@ -89,6 +89,8 @@ class DreamingReasoningLLM:
         for name in ("num_dream_sequences", "dream_length", "graph_reasoning_hops"):
             if config is not None and getattr(config, name) < 1:
                 raise BadInput(f"dreaming.{name}={getattr(config, name)}: must be at least 1")
+        if config is not None and not 0 < config.sure <= 1:
+            raise BadInput(f"dreaming.sure={config.sure:g}: must be above 0, and 1 at most (1: it always dreams)")
         if backbone is None and tokenizer is None:
             from distill.dream.starter import starter_parts
 
@@ -157,21 +159,22 @@ class DreamingReasoningLLM:
         "record" (DreamRecord), "seconds", "dream_seconds"}. watch_dreams: draw the dream on the console while it forms.
         dreamer: "engine" drafts all paths in one pass, "backbone" decodes them token by token as in Ollama, "checked"
         dreams what "backbone" does, but the backbone checks the engine's draft in one pass and keeps what it agrees
-        with; "none" answers at once; by default the engine where there is one. guide: one to three image tokens,
-        "⟨a ball⟩", that each path begins with. dream: read this one instead, "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩" or a
-        record's `dream`; "none" is an empty one. replace: {3: "⟨water⟩"} puts image tokens in the place of those of the
-        dream, own or given, with these numbers, before it is read. attention: note in the record's `words` what each
-        word of the answer read, for one more forward pass. retrieve: put image tokens from the knowledge graph after
-        the prompt; how they are found: "neighbourhood", "walk", "sample" or "attention", which is learned. on_dream:
-        gets the dream as far as it is after each step that forms, and last the whole of it, before the answer begins.
-        picture: a .png for a picture of one prompt's outcome: the nearest of the run's own, or what `painter`, a model
-        of diffusers (folder or hub name), paints of its image tokens.
+        with; "none" answers at once; by default the engine where there is one, and none where it is so sure of its
+        answer (`dreaming.sure`). guide: one to three image tokens, "⟨a ball⟩", that each path begins with. dream: read
+        this one instead, "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩" or a record's `dream`; "none" is an empty one. replace:
+        {3: "⟨water⟩"} puts image tokens in the place of those of the dream, own or given, with these numbers, before
+        it is read. attention: note in the record's `words` what each word of the answer read, for one more forward
+        pass. retrieve: put image tokens from the knowledge graph after the prompt; how they are found:
+        "neighbourhood", "walk", "sample" or "attention", which is learned. on_dream: gets the dream as far as it is after each step that forms, and
+        last the whole of it, before the answer begins. picture: a .png for a picture of one prompt's outcome: the
+        nearest of the run's own, or what `painter`, a model of diffusers (folder or hub name), paints of its image
+        tokens.
         Raises BadInput, one line, for whatever can't be done.
         """
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
         asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, bool(self.memory), dream, replace)
-        explore = self._replies is not None and temperature > 0
-        asked = dataclasses.replace(asked, attention=attention, watch=watch_dreams, on_dream=on_dream, explore=explore)
+        how = {"spares": dreamer is None, "attention": attention, "watch": watch_dreams, "on_dream": on_dream}
+        asked = dataclasses.replace(asked, **how, explore=self._replies is not None and temperature > 0)
         if picture is not None or painter:
             if dreamer == "none":
                 raise BadInput("picture: is of a dream, and dreamer='none' dreams nothing")

@@ -4,6 +4,7 @@ Shape legend: B prompts, 3 roles (what, action, result), D = 512, V vocabulary, 
 """
 
 import codecs
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -13,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.backbone.generate import Grammar, Sampler
+from distill.backbone.model import Backbone
 from distill.backbone.session import Session
 from distill.dream.input_tokenizer import ROLES
+from distill.student.sure import LONGEST, Trial
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.concepts import CONCEPT_DIM
 
@@ -151,6 +154,19 @@ class Speaker:
             if token in stop_ids or count == max_tokens or self.room <= 1:
                 return
             self.take()
+
+
+def is_sure(model: Backbone, ids: Sequence[int], sampling: Sampling, grammar: Grammar, end: int, sure: float) -> bool:
+    """Whether the answer to ids that end in an empty dream can stand. grammar: of answers; end: what ends them."""
+    speaker, trial = Speaker(Session(model, 1), sampling), Trial(sure)
+    speaker.read(ids, last=True)
+    speaker.obey(grammar)
+    for token in speaker.tokens(LONGEST, [end]):
+        if not trial.add(math.log(max(speaker.probability(token), 1e-300))):
+            return False
+        if token == end:
+            return True
+    return False
 
 
 class Parts:

@@ -34,9 +34,9 @@ class Asked:
     """One call of `generate`, checked.
 
     guide: codes. dream: read in the place of one of the student's own. replace: number of a token → the code that takes
-    its place. attention: note what each word read. watch: draw the dream on the console. on_dream: gets it too.
-    pictures: small ones of those asked about, for its record. picture: the file for one of the outcome; painter: the
-    model that paints it. explore: a policy over paths draws.
+    its place. spares: no dreamer was named, so that a sure answer needs none. attention: note what each word read.
+    watch: draw the dream on the console. on_dream: gets it too. pictures: small ones of those asked about, for its
+    record. picture: the file for one of the outcome; painter: the model that paints it. explore: a policy over paths draws.
     """
 
     mode: OutputMode
@@ -46,6 +46,7 @@ class Asked:
     retrieve: str
     dream: Dream | None = None
     replace: Mapping[int, int] = field(default_factory=dict[int, int])
+    spares: bool = False
     attention: bool = False
     watch: bool = False
     on_dream: Callable[[DreamRecord], None] | None = None

@@ -251,7 +251,7 @@ def _names(*starts: str) -> list[str]:
 
 
 LIKELIHOOD = ("bits_per_byte", "kl", "agreement")
-OF_DREAMS = ("dream_", "malformed_dreams")
+OF_DREAMS = ("dream_", "malformed_dreams", "tokens_dreamed")
 NO_SIBLINGS = "the teacher gave these prompts one answer each, or nothing was mined from others (capture.samples)"
 NOT_MINED = "nothing was mined from these answers"
 NO_CODEBOOK = "the prompts' run has no codebook (`dream tokenize` builds it)"

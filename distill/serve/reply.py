@@ -12,6 +12,7 @@ from distill.serve.pieces import Piece, Pieces
 from distill.serve.scheduler import Busy, Job
 from distill.serve.shelf import Served
 from distill.serve.student import Loaded
+from distill.student.sure import LONGEST, Trial
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
 from distill.tokens.chat import STOP, Message
 
@@ -106,6 +107,10 @@ class Reply:
             prompt = fitted(await _prompt_ids(loaded, asked, dreams), context, asked.truncate, options.limit)
             if any(not 0 <= id < tokenizer.vocab_size for id in prompt):
                 raise ApiError(400, "context: holds no tokens of this model")
+            if dreams and loaded.student.sure < 1:
+                silent = fitted(await _prompt_ids(loaded, asked, False), context, asked.truncate, options.limit)
+                if await _stands(served, loaded, silent, min(LONGEST, context - len(silent)), options):
+                    prompt, dreams = silent, False
             room = context - len(prompt) if options.limit is None else min(options.limit, context - len(prompt))
             state = None if asked.raw is not None else (loaded.grammar if dreams else loaded.grammar.answering).start
             job = Job(prompt, room, options, state, stop_ids=frozenset([tokenizer.eos_id])) if room > 0 else None
@@ -175,6 +180,27 @@ class Reply:
             "eval_count": len(self.tokens),
             "eval_duration": _ns(self.ended - begun),
         }
+
+
+async def _stands(served: Served, loaded: Loaded, prompt: list[int], room: int, options: Options) -> bool:
+    """Whether the answer to a prompt that ends in an empty dream can stand without one."""
+    end, trial = loaded.student.tokenizer.eos_id, Trial(loaded.student.sure)
+    if room < 1:
+        return False
+    job = Job(prompt, room, options, loaded.grammar.answering.start, stop_ids=frozenset([end]))
+    served.scheduler.submit(loaded.lane, job)
+    try:
+        while True:
+            await job.arrived.wait()
+            job.arrived.clear()
+            while job.events:
+                event = job.events.popleft()
+                if isinstance(event, BaseException):
+                    raise event
+                if event is None or not trial.add(event.logprob) or event.token == end:
+                    return trial.still and event is not None
+    finally:
+        served.scheduler.cancel(job)
 
 
 def _ns(seconds: float) -> int:

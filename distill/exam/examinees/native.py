@@ -8,7 +8,7 @@ from distill.backbone.generate import generate
 from distill.backbone.model import count_parameters
 from distill.dream.pretrained import load_parts
 from distill.errors import TeacherError
-from distill.exam.examinees.common import TokenExaminee, check_finite
+from distill.exam.examinees.common import OwnDream, TokenExaminee, check_finite
 from distill.exam.examinees.protocol import AnswerScore, Card
 from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.questions import Question
@@ -17,6 +17,7 @@ from distill.exam.targets import How, Target
 from distill.mining.triplets import Triplet
 from distill.run import Run
 from distill.student.grammar import DreamGrammar
+from distill.student.sure import LONGEST, are_sure
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.bpe import StudentTokenizer
@@ -45,6 +46,7 @@ class NativeExaminee(TokenExaminee):
         self.end_think = self.tokenizer.end_think_id
         self.context_size = self.model.config.context + 1  # the last token is only predicted, never read
         self._grammar = DreamGrammar(self.tokenizer, how.steps)
+        self.sure = target.run.settings.dreaming.sure if target.run else 1.0
         self._codes = _codes_in(folder, self.codebook, target.run)
         dreams = self._find_dreams(target.run)
         self._recall = _recall_of(target.run, self._codes, self.tokenizer)
@@ -114,6 +116,22 @@ class NativeExaminee(TokenExaminee):
         if new and "mined" not in self.cannot:
             self._codes |= dict(zip(new, codebook.encode(new).tolist(), strict=True))
         return dream_ids(self.tokenizer, dream_of(triplets, self._codes))
+
+    def _dreamed(self, questions: Sequence[Question], temperature: float, draw: int) -> list[OwnDream]:
+        """None where it is sure of the answer, whose draw is the next."""
+        sure = self.sure_of(questions, temperature, draw + 1)
+        dreams = iter(
+            super()._dreamed([q for q, each in zip(questions, sure, strict=True) if not each], temperature, draw)
+        )
+        return [OwnDream([], True) if each else next(dreams) for each in sure]
+
+    def sure_of(self, questions: Sequence[Question], temperature: float, draw: int) -> list[bool]:
+        """Whether it is sure enough of its answers without a dream."""
+        if self.sure >= 1:
+            return [False] * len(questions)
+        contexts = [self.context(question, []) for question in questions]
+        answers = self.write(contexts, self._seeds(questions, draw), temperature, LONGEST, dream=False)
+        return are_sure(self.model, contexts, answers, self.tokenizer.eos_id, self.sure)
 
     def write(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], temperature: float, max_tokens: int, dream: bool

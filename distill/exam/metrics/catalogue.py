@@ -65,6 +65,7 @@ METRICS: dict[str, Metric] = {
     "dream_recall": Metric("dream recall", 1, 1, True, "dreams"),
     "dream_recall_chance": Metric("dream recall by chance", 0, 1, True, "dreams"),
     "dream_precision": Metric("dream precision", 1, 1, True, "dreams"),
+    "tokens_dreamed": Metric("tokens of the dream", 0, 1, group="dreams"),
     "steering_chrf": Metric("answer follows its dream, chrF2", 1, 1, group="dreams", least=-100.0, most=100.0),
     "steering_concepts": Metric("answer follows its dream, concepts", 1, group="dreams", least=-2.0, most=2.0),
 }
@@ -73,7 +74,6 @@ METRICS: dict[str, Metric] = {
 OTHERS = {
     "codes_right": Metric("codes of the true dream in place", 1, 1, True, "dreams"),
     "dreams_right": Metric("whole dreams right", 1, 1, True, "dreams"),
-    "tokens_dreamed": Metric("tokens of the dream", 0, 1, group="dreams"),
     "calibration_error": Metric("calibration error, no dream", -1, 1, True, "calibration"),
     "calibration_error_dreams": Metric("calibration error, own dreams", -1, 1, True, "calibration"),
     "dream_form": Metric("well-formed dreams", 1, 1, True, "dreams"),

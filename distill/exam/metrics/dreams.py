@@ -12,19 +12,23 @@ from collections.abc import Hashable, Iterable, Sequence
 from distill.exam.metrics.statistics import Ratio
 from distill.mining.triplets import LENSES
 
+TOKEN = re.compile(r"⟨([^⟨⟩]+)⟩")
+"""An image token or a lens, as printed."""
+
 
 def dream_metrics(dreams: Sequence[str], mined: Sequence[Sequence[str]] | None) -> dict[str, Ratio]:
-    """Recall (and by chance) and precision.
+    """How long they are, recall (and by chance) and precision.
 
     mined: for each prompt the labels that its mined triplets have in the target's own codebook, None where it ships
-    none: then there is nothing to measure. Where nothing was mined, nothing is known.
+    none: then there is nothing to compare with. Where nothing was mined, nothing is known.
     """
+    tokens = {"tokens_dreamed": Ratio.of([len(TOKEN.findall(dream)) for dream in dreams])}
     if mined is None:
-        return {}
+        return tokens
     own = [labels_of(dream) for dream in dreams]
     hits = [recalled(labels, wanted) for labels, wanted in zip(own, mined, strict=True)]
     totals = [total for _, total in hits]
-    return {
+    return tokens | {
         "dream_recall": Ratio.of([found for found, _ in hits], totals),
         "dream_recall_chance": Ratio.of(chance_recalled(own, mined), totals),
         "dream_precision": Ratio.of(
@@ -36,7 +40,7 @@ def dream_metrics(dreams: Sequence[str], mined: Sequence[Sequence[str]] | None) 
 
 def labels_of(dream: str) -> list[str]:
     """Labels of the image tokens in a dream's text, in order; the lenses' names are none."""
-    return [label for label in re.findall(r"⟨([^⟨⟩]+)⟩", dream) if label not in LENSES]
+    return [label for label in TOKEN.findall(dream) if label not in LENSES]
 
 
 def recalled(own: Iterable[Hashable], mined: Iterable[Hashable]) -> tuple[int, int]:

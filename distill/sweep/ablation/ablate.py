@@ -47,8 +47,8 @@ def ablate(
 ) -> dict[str, Any]:
     """Train and measure arms with `seeds` training seeds; returns the results, a comparison's.
 
-    arms: by default all that are not optional, those of several answers where prompts have them; "all" stands for the
-    optional ones too.
+    arms: by default all that are not optional, those of several answers where prompts have them, and what goes without
+    dreams where `dreaming.sure` lets it; "all" stands for the optional ones too.
     steps: of each training; by default as many as the run's student had, or train.steps. force: measure again.
     Writes results.json, samples.jsonl, report.md and report.html into ablation/. Raises MissingStage, and BadInput for
     an unknown arm, no seed, a run without dreams, or fewer than two held-out prompts.
@@ -61,7 +61,7 @@ def ablate(
         raise BadInput(f"seeds: {seeds} is too few; 1 is the least, 3 or more say how much chance matters")
     trained = list_checkpoints(run)
     steps = steps or (read_loop(latest(run)).step if trained else 0) or run.settings.train.steps
-    default = default_arms(run.settings.capture.samples > 1)
+    default = default_arms(run.settings.capture.samples > 1, run.settings.dreaming.sure < 1)
     wanted = [name for name in ARMS if name in arms or "all" in arms or (not arms and name in default)]
     return Ablation(run, listen, wanted, steps, force).perform(seeds)
 
@@ -166,6 +166,7 @@ class Ablation:
         measured: dict[str, Measured] = {}
         for arm in arms:
             engine = [child.require("engine").outputs, child.settings.dreaming.keep_above] if arm == "engine" else None
+            engine = self.run.settings.dreaming.sure if arm == "sure" else engine
             found = examine(
                 Target(arm, "checkpoint", best(child), run=child),
                 replace(self.exam, folder=self.folder / f"seed-{cell.seed}" / "arms" / arm),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from distill.exam.examinees.common import OwnDream
+from distill.exam.examinees.common import OwnDream, TokenExaminee
 from distill.exam.examinees.native import NativeExaminee
 from distill.exam.measured import Measured
 from distill.exam.metrics.statistics import Ratio
@@ -31,19 +31,20 @@ if TYPE_CHECKING:
 class Arm:
     """label: what it reads. training: the student that it is measured on, a variant of configs/sweeps/ablation.yaml.
     own: its dreams are a guess at the true one. optional: measured only where it is asked for, or ("several") where
-    prompts have several answers.
+    prompts have several answers, or ("sure") where `dreaming.sure` lets some go without.
     """
 
     label: str
     training: str
     own: bool = False
-    optional: bool | Literal["several"] = False
+    optional: bool | Literal["several", "sure"] = False
 
 
 ARMS = {
     "nodream": Arm("no dream, and trained without any", "nodream"),
     "pause": Arm("pause tokens, as many as the true dream has, and trained on them", "pause"),
     "backbone": Arm("the dream that it decodes", "dreams", own=True),
+    "sure": Arm("the dream that it decodes, where it is not sure of its answer", "dreams", True, optional="sure"),
     "engine": Arm("the dream that its engine drafts", "dreams", own=True),
     "oracle": Arm("the true dream, made from the true answer", "dreams"),
     "empty": Arm("its dream left out", "dreams"),
@@ -63,15 +64,17 @@ PAIRS = [
     *(("backbone", reading) for reading in ("empty", "shuffled", "other")),
     *(("oracle", reading) for reading in ("empty", *TRUE_READINGS)),
     *((reading, none) for reading in TRUE_READINGS for none in ("empty", "nodream")),
+    ("sure", "backbone"),
     ("engine", "backbone"),
     ("retrieval", "backbone"),
 ]
 """Differences that are reported: the first minus the second."""
 
 
-def default_arms(several: bool) -> list[str]:
-    """Those that are measured where none are named. several: prompts have several answers."""
-    return [name for name, arm in ARMS.items() if not arm.optional or (several and arm.optional == "several")]
+def default_arms(several: bool, sure: bool) -> list[str]:
+    """Those that are measured where none are named. several: prompts have several answers; sure: some go without."""
+    there = {False, *(["several"] if several else []), *(["sure"] if sure else [])}
+    return [name for name, arm in ARMS.items() if arm.optional in there]
 
 
 class Reader(NativeExaminee):
@@ -118,6 +121,9 @@ class Reader(NativeExaminee):
                 return [self.mined(self._partners[question.key].triplets) for question in questions]
             case "oracle_shuffled":
                 return [self._shuffled(question, dream) for question, dream in zip(questions, mined, strict=True)]
+            case "sure":
+                pairs = zip(self.sure_of(questions, 0.0, 0), self.own_dreams(questions), strict=True)
+                return [[] if sure else dream for sure, dream in pairs]
             case "engine":
                 return self._drafts(questions)
             case "shuffled":
@@ -131,7 +137,7 @@ class Reader(NativeExaminee):
     def own_dreams(self, questions: Sequence[Question]) -> list[list[int]]:
         """The backbone's, at temperature 0."""
         new = [question for question in questions if question.key not in self._own]
-        found = super()._dreamed(new, 0.0, 0)
+        found = TokenExaminee._dreamed(self, new, 0.0, 0)  # all of them, however sure it is
         self._own |= {question.key: dream.ids for question, dream in zip(new, found, strict=True)}
         return [self._own[question.key] for question in questions]
 

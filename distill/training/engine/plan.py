@@ -23,7 +23,7 @@ PARTS = {
     "end": ("input_tokenizer", "generator", "reasoner", "decoder"),
 }
 """The parts of the engine that a phase trains."""
-FREE = ("output_mode", "enable_visualization", "keep_above", "checkpoint_every")
+FREE = ("output_mode", "enable_visualization", "keep_above", "sure", "checkpoint_every")
 """Settings of dreaming that may change without training anew."""
 REMEDY = "train the dream engine anew"
 
