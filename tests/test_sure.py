@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,9 +51,9 @@ def sureness() -> float:
 
 
 @pytest.fixture(params=[True, False], ids=["sure", "unsure"])
-def asked(request: pytest.FixtureRequest, sureness: float) -> Iterator[tuple[float, bool]]:
+def asked(request: pytest.FixtureRequest, sureness: float) -> tuple[float, bool]:
     """How sure it must be, just below and just above what it is; and whether it dreams."""
-    yield (0.999 * sureness, False) if request.param else (1.001 * sureness, True)
+    return (0.999 * sureness, False) if request.param else (1.001 * sureness, True)
 
 
 # The rule.
