@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from bench.figures import RESULTS, ROOT
 from distill.corpus.datasets.causal_world import THINGS, State
 from distill.corpus.datasets.hearsay_world import ends
+from distill.corpus.truth import same_answer
 from distill.errors import BadInput
 from distill.exam.examinees.opening import open_examinee
 from distill.exam.metrics.statistics import HierarchicalBootstrap, Interval, Ratio
 from distill.exam.questions import Exam, Question, load_exam
 from distill.exam.targets import How, find_target
-from distill.exam.truth import same_answer
 from distill.knowledge.graph_rag import GraphRAGEnhanced
 from distill.knowledge.retrieval import ATTENTION, RETRIEVALS, WAYS, Retriever
 from distill.knowledge.vectors import BLOCK, PROBES, ExactIndex, FaissIndex, Vectors, unit

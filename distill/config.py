@@ -11,6 +11,7 @@ from typing import Any, cast, get_type_hints
 
 from distill.address import Address, masked
 from distill.errors import BadInput
+from distill.ranges import check_ranges
 from distill.written import dump_yaml, read_settings, read_yaml, typed
 
 
@@ -333,15 +334,6 @@ class Settings:
         return f"dataset:{self.capture.dataset}" if self.capture.dataset else self.teacher.model
 
 
-AT_LEAST_0 = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
-    mine.graph_nodes train.minutes redream.prior redream.minutes polish.minutes polish.lr polish.temperature
-    evaluate.prompts evaluate.dreams vision.embedding_dim vision.image_size see.steps"""
-AT_LEAST_1 = """teacher.thinking_tokens mine.steps train.retrieve_limit redream.samples polish.answers
-    evaluate.max_tokens evaluate.bootstrap vision.patch_size see.image_size"""
-LEAST = dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1)
-"""The smallest value of settings whose stage comes late, or has no place to check them."""
-
-
 def load_settings(
     file: Path | None = None, overrides: Sequence[str] = (), base: Settings | None = None, values: Any = None
 ) -> Settings:
@@ -387,14 +379,6 @@ def _fields(kind: Any) -> dict[str, Any]:
 def kind_of(name: str) -> Any:
     """The type of the setting of that dotted name, None where there is none."""
     return reduce(lambda kind, part: _fields(kind).get(part), name.split("."), cast("Any", Settings))
-
-
-def check_ranges(settings: Settings) -> None:
-    """Raises BadInput for what is below LEAST, or no probability."""
-    wrong = {name: f"at least {least}" for name, least in LEAST.items() if attrgetter(name)(settings) < least}
-    wrong |= {} if 0 < settings.dreaming.sure <= 1 else {"dreaming.sure": "above 0, and 1 at most"}
-    for name, told in wrong.items():
-        raise BadInput(f"{name}={attrgetter(name)(settings)}: must be {told}")
 
 
 def settings_yaml(settings: Settings) -> str:

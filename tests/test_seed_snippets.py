@@ -20,8 +20,9 @@ from distill.dream.model import DreamingReasoningLLM
 from distill.dream.policy import PolicyNetwork
 from distill.dream.record import Branch, DreamRecord
 from distill.errors import BadInput
-from distill.training.reward_model import RewardModel
+from distill.knowledge.graph_rag import GraphRAGEnhanced
 from distill.mining.triplets import Triplet
+from distill.training.reward_model import RewardModel
 
 WHERE = {
     "image_token_llm.dreaming_model": "distill.dream.model",
@@ -382,27 +383,17 @@ def test_reinforcement_learning(basic: dict[str, Any], capsys: pytest.CaptureFix
         run(FEEDBACK, {**basic})
 
 
-class Graph:
-    """In the place of one that retrieves: it keeps what it is given."""
-
-    def __init__(self, config: ImageTokenizerConfig) -> None:
-        self.config, self.triplets = config, list[Any]()
-
-    def add(self, triplets: Any) -> None:
-        self.triplets += triplets
-
-
 def test_online_inference_with_learning(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {
         "config": ImageTokenizerConfig(embedding_dim=512, patch_size=16),
-        **{"GraphRAGEnhanced": Graph, "RewardModel": RewardModel, "PolicyNetwork": PolicyNetwork},
+        **{"GraphRAGEnhanced": GraphRAGEnhanced, "RewardModel": RewardModel, "PolicyNetwork": PolicyNetwork},
         **dict(zip(("what_images", "action_images", "result_images"), torch.rand(3, 1, 3, 64, 64), strict=True)),
     }
     run(ONLINE, names)
     assert names["prediction"] is None, "it was told of nothing yet"
     run(ONLINE.partition("# Online inference with learning")[2], names)
     assert names["prediction"] == ("cat", "chases", "mouse")
-    assert names["graph_rag"].triplets[0].phrases == ("cat", "chases", "mouse")
+    assert names["graph_rag"].retrieve("A cat?") == [("cat", "chases", "mouse")]
     assert "Reward: 1.000\nPolicy Loss: " in capsys.readouterr().out
 
 
@@ -414,26 +405,16 @@ def test_the_triplet_encoder() -> None:
     assert names["encoder"](what_images, action_images, result_images).shape == (4, 512)
 
 
-class Graph(list[Any]):
-    """Whatever triplets can be added to."""
-
-    def __init__(self, _config: object) -> None:
-        super().__init__()
-
-    def add(self, triplets: Any) -> None:
-        self.extend(triplets)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_learning_from_a_stream_of_pictures() -> None:
     shown = torch.rand(2, 3, 3, 64, 64)
     labels = [("cat", "chases", "mouse"), ("dog", "eats", "bone")]
     stream = [(*shown[i % 2], labels[i % 2]) for i in range(5)]
     names: dict[str, Any] = {"config": ImageTokenizerConfig(embedding_dim=64, patch_size=16), "graph_config": None}
-    names |= {"GraphRAGEnhanced": Graph, "data_stream": stream}
+    names |= {"GraphRAGEnhanced": GraphRAGEnhanced, "data_stream": stream}
     run(CONTINUOUS, names)
     assert names["metrics"]["reconstruction"] >= 0
-    assert [triplet.phrases for triplet in names["graph"]] == [labels[i % 2] for i in range(5)]
+    assert names["graph"].retrieve("A cat?") == [labels[0]]
 
 
 def test_the_graph_with_attention() -> None:

@@ -36,7 +36,8 @@ class Asked:
     guide: codes. dream: read in the place of one of the student's own. replace: number of a token → the code that takes
     its place. spares: no dreamer was named, so that a sure answer needs none. attention: note what each word read.
     watch: draw the dream on the console. on_dream: gets it too. pictures: small ones of those asked about, for its
-    record. picture: the file for one of the outcome; painter: the model that paints it. explore: a policy over paths draws.
+    record. picture: the file for one of the outcome; painter: the model that paints it. explore: a policy over paths
+    draws.
     """
 
     mode: OutputMode

@@ -10,10 +10,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
-from distill.config import Settings, change, check_ranges
+from distill.config import Settings, change
 from distill.errors import BadInput
 from distill.exam.metrics.catalogue import METRICS
 from distill.exam.provenance import default_settings
+from distill.ranges import check_ranges
 from distill.run import Run
 from distill.written import read_yaml, typed
 

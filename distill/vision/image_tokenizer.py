@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.backbone.device import pick_device
-from distill.config import LEAST, ImageTokenizerConfig
+from distill.config import ImageTokenizerConfig
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
+from distill.ranges import LEAST
 from distill.vision.backbones import Backbone, open_backbone, orthonormal
 from distill.vision.pictures import Picture, content_digest, prepare, read_picture
 

@@ -1,0 +1,26 @@
+"""What values settings may have, where no stage checks them soon enough."""
+
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from distill.errors import BadInput
+
+if TYPE_CHECKING:
+    from distill.config import Settings
+
+AT_LEAST_0 = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
+    mine.graph_nodes train.minutes redream.prior redream.minutes polish.minutes polish.lr polish.temperature
+    evaluate.prompts evaluate.dreams vision.embedding_dim vision.image_size see.steps"""
+AT_LEAST_1 = """teacher.thinking_tokens mine.steps train.retrieve_limit redream.samples polish.answers
+    evaluate.max_tokens evaluate.bootstrap vision.patch_size see.image_size"""
+LEAST = dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1)
+"""The smallest value of settings whose stage comes late, or has no place to check them."""
+
+
+def check_ranges(settings: "Settings") -> None:
+    """Raises BadInput for what is below LEAST, or no probability."""
+    for name, least in LEAST.items():
+        if (value := attrgetter(name)(settings)) < least:
+            raise BadInput(f"{name}={value}: must be at least {least}")
+    if not 0 < (sure := settings.dreaming.sure) <= 1:
+        raise BadInput(f"dreaming.sure={sure}: must be above 0, and 1 at most")
