@@ -48,6 +48,7 @@ BASE = (
     "distill.events",
     "distill.journal",
     "distill.policy",
+    "distill.ranges",
     "distill.run",
     "distill.shipped",
     "distill.stopping",
