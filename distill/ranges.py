@@ -1,12 +1,9 @@
 """What values settings may have, where no stage checks them soon enough."""
 
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import Any
 
 from distill.errors import BadInput
-
-if TYPE_CHECKING:
-    from distill.config import Settings
 
 AT_LEAST_0 = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
     mine.graph_nodes train.minutes redream.prior redream.minutes polish.minutes polish.lr polish.temperature
@@ -17,8 +14,8 @@ LEAST = dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(),
 """The smallest value of settings whose stage comes late, or has no place to check them."""
 
 
-def check_ranges(settings: "Settings") -> None:
-    """Raises BadInput for what is below LEAST, or no probability."""
+def check_ranges(settings: Any) -> None:
+    """Raises BadInput for what of the tree of settings is below LEAST, or no probability."""
     for name, least in LEAST.items():
         if (value := attrgetter(name)(settings)) < least:
             raise BadInput(f"{name}={value}: must be at least {least}")
