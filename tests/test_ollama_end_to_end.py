@@ -91,7 +91,7 @@ def polishing(folder: Path, tmp_path: Path, server: FakeOllama) -> Run:
     with TraceStore(run.traces, readonly=True) as store:
         Path(store.teacher().details["blob"]).unlink(missing_ok=True)
     settings = run.settings.polish
-    settings.answers, settings.rounds, settings.lr = 2, 3, 1e-3
+    settings.answers, settings.rounds, settings.lr = 2, 2, 1e-3
     run.settings.teacher.retries = 0
     server.requests.clear()
     return Run.create(copy, run.settings)
@@ -116,15 +116,15 @@ def test_a_teacher_that_only_answers_polishes(polishing: Run, server: FakeOllama
     summary = json.loads(done.stdout)["summary"]
     assert "polish: asking the teacher to go on with what the student begins (" in done.stderr
     assert "is not on this machine" in done.stderr
-    assert (summary["rounds"], summary["answers"]) == (3, 6)
-    assert kept(polishing) == ([0, 1, 2], Counter({(n, i): 1 for n in range(3) for i in range(2)}))
-    assert len(raw(server)) == 6
+    assert (summary["rounds"], summary["answers"]) == (2, 4)
+    assert kept(polishing) == ([0, 1], Counter({(n, i): 1 for n in range(2) for i in range(2)}))
+    assert len(raw(server)) == 4
     assert all(text.startswith("<|im_start|>user\nWhat happens") for text in raw(server))
     assert any(not text.endswith("assistant\n") for text in raw(server)), "it goes on with words of the student's"
-    polishing.settings.polish.rounds = 4
-    assert polish(polishing)["answers"] == 8
-    assert kept(polishing)[0] == [0, 1, 2, 3]
-    assert len(raw(server)) == 6 + 1 + 2, "and one more trial"
+    polishing.settings.polish.rounds = 3
+    assert polish(polishing)["answers"] == 6
+    assert kept(polishing)[0] == [0, 1, 2]
+    assert len(raw(server)) == 4 + 1 + 2, "and one more trial"
     events: list[Event] = []
     polish(polishing, events.append)
     assert events[-1].message == "nothing changed: kept"
@@ -139,8 +139,8 @@ def test_a_teacher_that_only_answers_polishes(polishing: Run, server: FakeOllama
 def test_a_polishing_that_is_killed_asks_nothing_twice_and_learns_from_all(polishing: Run, server: FakeOllama) -> None:
     """What was in flight when it was killed aside: that was never heard. Then all of it once more, undisturbed and out
     of the journal alone: the same weights come out, so nothing was learned from twice, or left out."""
-    wanted, draw = int(os.environ.get("DREAM_MOMENTS", "4")), random.Random(0)
-    place, total = polishing.path.parents[1], max(5, wanted)
+    wanted, draw = int(os.environ.get("DREAM_MOMENTS", "3")), random.Random(0)
+    place, total = polishing.path.parents[1], max(4, wanted)
     again = Path(shutil.copytree(polishing.path, place / "runs" / "again"))
     args = ["polish", "runs/mine", "--rounds", str(total)]
     codes = disturb(place, args, [draw.uniform(0.5, 2.5) for _ in range(wanted)], seed=0)
@@ -168,6 +168,7 @@ def test_a_teacher_that_goes_leaves_what_it_said(polishing: Run, server: FakeOll
         if event.kind == "progress" and event.done == 1 and "kl" in event.data:
             server.fail("drop", times=1000)
 
+    polishing.settings.polish.rounds = 3
     with pytest.raises(TeacherError, match="what was answered is kept, the same command goes on from there"):
         polish(polishing, leave)
     server.failures.clear()
