@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -108,7 +109,8 @@ def test_python_dreams_where_it_is_not_sure_or_a_dream_is_wanted(asked: tuple[fl
     assert bool(found["record"].read) == dreams
     assert dreams or (found["output"], found["record"].dreamer) == (ANSWER, "none")
     assert "".join(made.generate(PROMPT, temperature=0, stream=True)) == found["output"]
-    for how in ({"dreamer": "backbone"}, {"guide": "⟨a ball⟩"}, {"dream": DREAM}, {"replace": {1: "⟨water⟩"}}):
+    wanted: list[dict[str, Any]] = [{"dreamer": "backbone"}, {"guide": "⟨a ball⟩"}, {"dream": DREAM}]
+    for how in (*wanted, {"on_dream": lambda _: None}, {"replace": {1: "⟨water⟩"}}):
         if not drafts or "replace" not in how:
             assert made.generate(PROMPT, temperature=0, return_dreams=True, **how)["record"].read, how
 

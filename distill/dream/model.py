@@ -173,7 +173,8 @@ class DreamingReasoningLLM:
         """
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
         asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, bool(self.memory), dream, replace)
-        how = {"spares": dreamer is None, "attention": attention, "watch": watch_dreams, "on_dream": on_dream}
+        spares = dreamer is None and picture is None and on_dream is None and not watch_dreams
+        how = {"attention": attention, "watch": watch_dreams, "on_dream": on_dream, "spares": spares}
         asked = dataclasses.replace(asked, **how, explore=self._replies is not None and temperature > 0)
         if picture is not None or painter:
             if dreamer == "none":

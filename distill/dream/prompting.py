@@ -34,7 +34,7 @@ class Asked:
     """One call of `generate`, checked.
 
     guide: codes. dream: read in the place of one of the student's own. replace: number of a token → the code that takes
-    its place. spares: no dreamer was named, so that a sure answer needs none. attention: note what each word read.
+    its place. spares: nobody named a dreamer or looks on: a sure answer may stand. attention: note what each word read.
     watch: draw the dream on the console. on_dream: gets it too. pictures: small ones of those asked about, for its
     record. picture: the file for one of the outcome; painter: the model that paints it. explore: a policy over paths
     draws.
