@@ -464,7 +464,7 @@ def test_intervals_cover_the_truth_over_seeds_and_prompts(of_seed: float, of_pro
 
 
 def test_what_cannot_be_ablated_says_so(world: Run, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"arms: 'soft' is none of nodream, pause, backbone, engine.* and all"):
+    with pytest.raises(BadInput, match=r"arms: 'soft' is none of nodream, pause, backbone, sure, engine.* and all"):
         ablate(world, arms=["nodream", "soft"])
     with pytest.raises(BadInput, match="seeds: 0 is too few"):
         ablate(world, seeds=0)
