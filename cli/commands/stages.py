@@ -146,7 +146,9 @@ def polish(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool) -> N
 @click.option("--beta", type=click.FloatRange(0, min_open=True), help="How short feedback's leash is [0.1].")
 @click.option("--replay", type=click.FloatRange(0), metavar="W", help="What old answers count beside new ones [1].")
 @click.option("--past", type=click.FloatRange(0), metavar="W", help="What its own past counts on old prompts [0].")
-@click.option("--ewc", type=click.FloatRange(0), metavar="λ", help="How firmly weights that matter are held [0].")
+@click.option(
+    "--ewc", type=click.FloatRange(0), metavar="W", help="How firmly weights that matter to old answers are held [0]."
+)
 @click.option("--memory", type=click.IntRange(1), metavar="N", help="Old answers that are remembered [4096].")
 @click.option("--follow", is_flag=True, help="Learn what comes, from a file or folder that grows, or from feedback.")
 @click.option("--bound", type=click.FloatRange(0), help="Steps back where bits of old answers rise by more [0.05].")
