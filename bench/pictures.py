@@ -24,7 +24,8 @@ def bench_pictures(watch: Stopwatch, config: ImageTokenizerConfig, pictures: int
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
     tokenizer = ImageTokenizer(config, "cpu", "dinov2")
-    how, model, random = tokenizer.backbone.preparation, tokenizer.backbone.model, np.random.default_rng(0)
+    how, random = tokenizer.backbone.preparation, np.random.default_rng(0)
+    model: Any = tokenizer.backbone.model
     process: Any = BitImageProcessorPil(
         size={"height": how.size, "width": how.size}, do_center_crop=False, image_mean=how.mean, image_std=how.std
     )

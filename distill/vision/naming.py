@@ -10,6 +10,7 @@ image tokens, the places.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -89,9 +90,10 @@ def name_patches(
         optimizer.step()
         listen(Event("see", "progress", "naming", done=step + 1, total=STEPS, unit="steps of the projector"))
     projector = layers(features.shape[1], *rows.shape)
+    first, second = cast("nn.Linear", projector[0]), cast("nn.Linear", projector[2])
     with torch.no_grad():
-        projector[0].weight.copy_(SHARP * weight / deviation)
-        projector[0].bias.copy_(SHARP * (bias + SURER - weight @ (mean / deviation)))
+        first.weight.copy_(SHARP * weight / deviation)
+        first.bias.copy_(SHARP * (bias + SURER - weight @ (mean / deviation)))
         # What is told right shall be as long as its words are.
         for patches, units, right in (
             (on, slice(1, split), what),
@@ -102,6 +104,6 @@ def name_patches(
             if len(some):
                 told_right = F.gelu(SHARP * (told(some) + SURER), approximate="tanh").gather(1, right[some, None])
                 rows[units] /= told_right.mean().clamp(min=0.1)
-        projector[2].weight.copy_(rows.T)
-        projector[2].bias.zero_()
+        second.weight.copy_(rows.T)
+        second.bias.zero_()
     return projector
