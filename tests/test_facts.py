@@ -26,7 +26,7 @@ from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.events import Event
 from distill.run import Run
-from distill.tokens.packing import Documents
+from distill.tokens.packing import ARRAYS, Documents
 from distill.training import checkpoint, keeping
 from distill.training.batches import Batch
 from distill.training.ewc import Anchor, diagonal_fisher, drawn_loss
