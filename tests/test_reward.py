@@ -416,15 +416,15 @@ def command(run: Run, *args: str) -> Result:
 @pytest.mark.usefixtures("functions")
 def test_a_reward_is_learned_by_and_can_be_taken_back(run: Run) -> None:
     before, records = weights_of(run), run.records().keys()
-    said = command(run, "--by", "my_rewards:short", "--rounds", "12")
+    said = command(run, "--by", "my_rewards:short", "--rounds", "16")
     summary = json.loads(said.stdout)["summary"]
     assert summary["sampled_reward"] > summary["sampled_reward_before"] + 20, said.stderr
     assert {"final_reward", "reward_before", "bits_per_byte", "examples"} <= summary.keys()
     assert len(checkpoint.of_stage(run, "reward")) == 1
     assert list((run.path / "tensorboard" / "reward").iterdir())
     assert weights_of(run) != before
-    assert json.loads(command(run, "--by", "my_rewards:short", "--rounds", "12").stdout)["skipped"]
-    other = command(run, "--by", "exact", "--rounds", "14")
+    assert json.loads(command(run, "--by", "my_rewards:short", "--rounds", "16").stdout)["skipped"]
+    other = command(run, "--by", "exact", "--rounds", "18")
     assert "learned by another reward" in str(other.exception)
     refused = CliRunner().invoke(dream, ["train", str(run.path), "--steps", "9"])
     assert "`dream reward" in str(refused.exception)
