@@ -1,4 +1,4 @@
-# make demo     a trained student from nothing but Python (9 to 12 minutes on 2 cores)
+# make demo     a trained student from nothing but Python (11 to 13 minutes on 2 cores)
 # make test     install, then every test
 # make quick    ruff and the tests that are done in a minute, for daily work
 # make coverage what of the packages every test together reaches, lines and branches
