@@ -9,7 +9,6 @@ RUN/continual.json, and not measured again. Intervals are Student's t over the r
 
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bench.figures import RESULTS, ROOT
-from distill.corpus.datasets.causal_world import LATER, THINGS, WORDS, State, drawn, made_of, outcomes
+from bench.figures import write_table
+from distill.corpus.datasets.causal_world import LATER, THINGS, WORDS, State, drawn, made_of
+from distill.corpus.datasets.hearsay_world import ends
 from distill.corpus.datasets.questions import Question
 from distill.run import Run, write_atomic
 from distill.student.grammar import dream_size
@@ -102,7 +102,7 @@ def interval(values: Iterable[float]) -> list[float] | float:
     return [float(found.mean()), float(found.mean()) - half, float(found.mean()) + half]
 
 
-def measure_facts(runs: Sequence[Run]) -> dict[str, Any]:
+def measure_facts(runs: Sequence[Run]) -> None:
     before = [kept(run, "facts, before", lambda run=run: learned(run, None)) for run in runs]
     rows: list[dict[str, Any]] = [
         {"keeps": "before", **{key: interval(one[key] for one in before) for key in before[0]}}
@@ -128,7 +128,7 @@ def measure_facts(runs: Sequence[Run]) -> dict[str, Any]:
     about = (
         f"{NEW} answers about 8 things of 2 new materials, {EPOCHS} epochs; {HELD_OUT} held-out answers of each kind"
     )
-    return table("facts", runs, about, columns, rows)
+    write("facts", runs, about, columns, rows)
 
 
 NAMES = {"mir": "glass", "figu": "metal", "swa": "paper"}
@@ -161,15 +161,15 @@ def things(seed: int) -> list[Thing]:
         counts = {"train": max(COUNTS), "combination": ASKED}
         made = [*drawn({name: material}, unseen, counts, seed)]
         examples, asked = made[: max(COUNTS)], made[max(COUNTS) :]
-        found.append(Thing(examples, asked, [len(ends(question)) > 1 for question in asked]))
+        found.append(Thing(examples, asked, [hinges(question) for question in asked]))
     return found
 
 
-def ends(question: Question) -> set[State]:
-    """What becomes of the thing, of whatever material it is."""
+def hinges(question: Question) -> bool:
+    """Whether another material would have another answer."""
     first = [question.dream[lens][0] for lens in ("spatial", "temporal", "causal")]
     actions = [step.action for step in question.dream["spatial"]]
-    return {outcomes(material, State(*(step.what for step in first)), actions)[-1] for material in THINGS}
+    return len(ends(State(*(step.what for step in first)), actions)) > 1
 
 
 class FewExamples:
@@ -218,10 +218,8 @@ class FewExamples:
             )
             learner.optimizer.state.clear()
             for epoch in range(INNER):
-                for group in learner.optimizer.param_groups:
-                    group["lr"] = FEW_LR
                 forward_backward(learner.model, batches.assemble(batches.epoch(epoch)[:1]), "float32", tail_kernel)
-                learner.descend()
+                learner.descend(FEW_LR)
             after = learner.model.state_dict()
             learner.model.load_state_dict({n: value.lerp(after[n], TOWARDS) for n, value in before.items()})
         self.reptiles = {name: value.clone() for name, value in learner.model.state_dict().items()}
@@ -267,7 +265,7 @@ def answered(few: FewExamples, name: str, count: int) -> list[float | None]:
     return [float(right.mean()), float(right[hinges].mean()), float(np.mean(old)) if old else None]
 
 
-def measure_few(runs: Sequence[Run]) -> dict[str, Any]:
+def measure_few(runs: Sequence[Run]) -> None:
     fews, rows = [FewExamples(run) for run in runs], list[dict[str, Any]]()
     for count in COUNTS:
         for name in WAYS if count else UNTAUGHT:
@@ -288,27 +286,22 @@ def measure_few(runs: Sequence[Run]) -> dict[str, Any]:
     ):
         columns[key] = {"label": label, "digits": 1, "percent": True}
     about = f"a new thing of each of 3 materials, {ASKED} questions each with actions that its examples don't show"
-    return table("few", runs, about, columns, rows)
+    write("few", runs, about, columns, rows)
 
 
-def table(
-    name: str, runs: Sequence[Run], about: str, columns: Mapping[str, Any], rows: list[dict[str, Any]]
-) -> dict[str, Any]:
+def write(name: str, runs: Sequence[Run], about: str, columns: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
     train, count = runs[0].settings.train, len(runs)
     trained = f"{count} seed{'s' * (count > 1)} of {train.steps} steps{', train.gaps = 1' if train.gaps == 1 else ''}"
-    return {
-        "command": f"python -m bench.continual {name} RUN (one of each seed)",
-        "machine": f"1 shared core; {trained}; {about}",
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, encoding="utf-8").strip(),
-        "columns": columns,
-        "rows": rows,
-    }
+    machine = f"1 shared core; {trained}; {about}"
+    write_table(FILES[name], f"python -m bench.continual {name} RUN (one of each seed)", machine, columns, rows)
+
+
+FILES = {"facts": "new-facts", "few": "few-examples"}
+"""Of docs/results."""
 
 
 def main(what: str, *paths: str) -> None:
-    runs = [Run.open(Path(path)) for path in paths]
-    measure, file = {"facts": (measure_facts, "new-facts"), "few": (measure_few, "few-examples")}[what]
-    write_atomic(RESULTS / f"{file}.json", json.dumps(measure(runs), indent=1) + "\n")
+    {"facts": measure_facts, "few": measure_few}[what]([Run.open(Path(path)) for path in paths])
 
 
 if __name__ == "__main__":

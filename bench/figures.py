@@ -13,7 +13,8 @@ NAME.svg. Or it is what `dream bench --out` wrote. `python -m bench.figures` wri
 
 import json
 import re
-from collections.abc import Iterable
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def draw(path: Path) -> None:
     axes.set_ylim(bottom=0)
     with rc_context({"svg.hashsalt": path.stem}):  # alike each time
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def write_table(
+    name: str, command: str, machine: str, columns: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Keep what was measured of the commit that is checked out, as docs/results/NAME.json."""
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, encoding="utf-8").strip()
+    told = {"command": command, "machine": machine, "commit": commit, "columns": columns, "rows": rows}
+    write_atomic(RESULTS / f"{name}.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
 
 
 def write(pages: Iterable[Path], results: Path) -> None:

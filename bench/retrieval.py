@@ -7,7 +7,6 @@ python -m bench.retrieval index         faiss against exact search of a million 
 
 import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.figures import RESULTS, ROOT
+from bench.figures import write_table
 from distill.corpus.datasets.causal_world import THINGS, State
 from distill.corpus.datasets.hearsay_world import ends
 from distill.corpus.truth import same_answer
@@ -257,14 +256,8 @@ def main(words: list[str]) -> None:
         if what == "index"
         else f"{SEEDS} seeds, 95 % intervals over seeds and questions"
     )
-    told = {
-        "command": f"python -m bench.retrieval {what}{' RUN…' if rest else ''}",
-        "machine": f"one shared core; {about}",
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, encoding="utf-8").strip(),
-        "columns": COLUMNS[what],
-        "rows": rows,
-    }
-    write_atomic(RESULTS / f"retrieval-{what}.json", json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+    command = f"python -m bench.retrieval {what}{' RUN…' if rest else ''}"
+    write_table(f"retrieval-{what}", command, f"one shared core; {about}", COLUMNS[what], rows)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,7 @@
 RUN: of configs/emoji-scenes.yaml, by another seed each; one that was exported as a pair reads the pictures themselves,
 too, natively and in llama.cpp. Writes docs/results/seeing.json; answers are the likeliest."""
 
-import json
 import re
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.figures import RESULTS, ROOT
+from bench.figures import write_table
 from bundle.load import load_student
 from bundle.looking import PictureEngine
 from bundle.seen import Shown
@@ -24,7 +22,7 @@ from distill.corpus.truth import same_answer
 from distill.exam.examinees.opening import open_examinee
 from distill.exam.questions import Question, load_exam
 from distill.exam.targets import How, find_target
-from distill.run import Run, write_atomic
+from distill.run import Run
 from distill.vision import PROJECTOR
 from distill.vision.sight import Sight
 
@@ -111,14 +109,9 @@ def main(paths: list[str]) -> None:
     settings, seeds = runs[0].settings, len(runs)
     steps, asked = f"{settings.train.steps} + {settings.see.steps}", len(load_exam(runs[0], 0).questions)
     about = f"{seeds} seed{'s' * (seeds > 1)} of {steps} steps, {asked}"
-    told = {
-        "command": "python -m bench.seeing RUN (one of each seed)",
-        "machine": f"2 shared cores; {about} questions{'; mean, least and most' * (seeds > 1)}",
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, encoding="utf-8").strip(),
-        "columns": {"name": {"label": "questions about"}, **columns},
-        "rows": rows,
-    }
-    write_atomic(RESULTS / "seeing.json", json.dumps(told, indent=1) + "\n")
+    machine = f"2 shared cores; {about} questions{'; mean, least and most' * (seeds > 1)}"
+    columns = {"name": {"label": "questions about"}, **columns}
+    write_table("seeing", "python -m bench.seeing RUN (one of each seed)", machine, columns, rows)
 
 
 if __name__ == "__main__":

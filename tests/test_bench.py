@@ -10,7 +10,7 @@ import pytest
 from support.bench_command import Run, bench
 from support.dinov2 import dinov2
 
-from bench import seeing
+from bench import figures, seeing
 from bench.generation import bench_dreams, bench_generate
 from bench.stopwatch import Stopwatch, seconds_of
 from distill.config import Settings
@@ -152,11 +152,11 @@ def test_what_is_told_of_pictures_and_without_them_is_judged(tmp_path: Path, mon
     ]
     for name in ("sure", "mixed"):
         RunFolder.create(tmp_path / name, Settings())
-    monkeypatch.setattr(seeing, "RESULTS", tmp_path)
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
     monkeypatch.setattr(seeing, "load_exam", lambda run, limit: Exam("", run.path, questions))
     monkeypatch.setattr(seeing, "find_target", lambda spec: Path(spec).name)
     monkeypatch.setattr(seeing, "open_examinee", lambda name, how: SimpleNamespace(answer=partial(answer, name)))
-    monkeypatch.setattr(seeing.subprocess, "check_output", lambda *_, **__: "0123abc\n")
+    monkeypatch.setattr(figures.subprocess, "check_output", lambda *_, **__: "0123abc\n")
     with_picture = {"names": [1.0, 1.0, 1.0], "relation": [0.5, 0.0, 1.0], "whether": [1.0, 1.0, 1.0]}
     without = {"names": [0.5, 0.5, 0.5], "relation": [1.0, 1.0, 1.0], "whether": [0.0, 0.0, 0.0], "exact": [0.0] * 3}
     seeing.main([str(tmp_path / "sure"), str(tmp_path / "mixed")])

@@ -17,7 +17,7 @@ from support.ablation_run import small_world
 from support.disturbed import disturb
 from support.small_student import enlarge
 
-from bench import continual
+from bench import continual, figures
 from cli.main import dream
 from distill.backbone.attention import Documents as Spans
 from distill.backbone.model import Backbone, BackboneConfig
@@ -85,14 +85,14 @@ def documents(lengths: list[int], slots: int = 0, chunks: bool = False) -> Docum
 def test_importance_weights_make_all_documents_count_alike() -> None:
     losses = np.array([0.1, 3.0, 0.0, 1.0, 0.5])
     memory = Memory(documents([2] * 5), np.zeros(5, np.int64), np.ones(5))
-    memory.learn_losses(np.arange(5), losses)
+    memory.tree.learn_losses(np.arange(5), losses)
     likely = np.maximum(losses, 0.01) ** 0.6
     likely /= likely.sum()
     for beta in (0.0, 0.4, 1.0):
         expected = (1 / (5 * likely)) ** beta
-        assert memory.weights(np.arange(5), beta) == pytest.approx(expected, rel=1e-12)
+        assert memory.tree.weights(np.arange(5), beta) == pytest.approx(expected, rel=1e-12)
     values = np.array([1.0, -2.0, 3.0, 5.0, 8.0])
-    assert (likely * memory.weights(np.arange(5), 1.0) * values).sum() == pytest.approx(values.mean(), rel=1e-12)
+    assert (likely * memory.tree.weights(np.arange(5), 1.0) * values).sum() == pytest.approx(values.mean(), rel=1e-12)
     random = np.random.default_rng(0)
     drawn = np.bincount(memory.tree.find(random.random(20_000) * memory.tree.total), minlength=5) / 20_000
     assert drawn == pytest.approx(likely, abs=5 * np.sqrt(0.25 / 20_000))
@@ -120,7 +120,7 @@ def test_gathered_documents_are_what_they_were() -> None:
 def test_memory_is_bounded_fair_and_read_back(tmp_path: Path) -> None:
     memory = Memory.of(documents([2] * 50), 20, seed=1)
     assert len(memory) == 20
-    memory.learn_losses(np.arange(20), np.linspace(0.1, 4, 20))
+    memory.tree.learn_losses(np.arange(20), np.linspace(0.1, 4, 20))
     grown = memory.with_new(documents([3] * 4), 20, seed=1)
     assert np.bincount(grown.learned).tolist() == [16, 4]
     assert grown.tree.values[grown.learned == 1].tolist() == [memory.tree.values.max()] * 4
@@ -382,7 +382,8 @@ def test_what_is_not_for_new_answers_is_refused(world: Run, tmp_path: Path) -> N
 def test_the_tables_of_the_docs_are_measured(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = of(world, tmp_path / "run")
     small = {"NEW": 3, "HELD_OUT": 2, "EPOCHS": 1, "ASKED": 2, "TASKS": 2, "COUNTS": (0, 1), "NAMES": {"mir": "wax"}}
-    small |= {"RESULTS": tmp_path, "KEEPS": {"plain": continual.PLAIN, "replay": continual.REPLAY}}
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    small |= {"KEEPS": {"plain": continual.PLAIN, "replay": continual.REPLAY}}
     for name, value in small.items():
         monkeypatch.setattr(continual, name, value)
     before = checkpoint.list_checkpoints(run)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.ablation_run import small_world
 
+from bench import figures
 from bench import retrieval as bench
 from cli import main as entry
 from distill.config import CaptureSettings, ImageTokenizerConfig, Settings
@@ -391,7 +392,7 @@ def test_the_likelihood_of_a_branch_is_the_backbones_own(world: Path) -> None:
 
 
 def test_what_retrieval_finds_is_measured(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
     monkeypatch.setattr(bench, "SEEDS", 1)
     for what in ("facts", "matches"):
         bench.main([what, str(world)])
@@ -408,7 +409,8 @@ def test_what_retrieval_finds_is_measured(world: Path, tmp_path: Path, monkeypat
 
 def test_faiss_is_measured_against_exact_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    for name, value in (("RESULTS", tmp_path), ("VECTORS", 4000), ("QUERIES", 5), ("CENTRES", 20)):
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    for name, value in (("VECTORS", 4000), ("QUERIES", 5), ("CENTRES", 20)):
         monkeypatch.setattr(bench, name, value)
     bench.main(["index"])
     rows = json.loads((tmp_path / "retrieval-index.json").read_text(encoding="utf-8"))["rows"]

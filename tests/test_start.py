@@ -39,6 +39,7 @@ from distill.training.loop import train
 from distill.training.polish import judged, polish
 from distill.training.sizes import measure_sizes
 from distill.training.start import action_shares, begin, default_ffn, is_inherited, samples, start_settings
+from distill.vision import PROJECTOR
 
 QUESTIONS = [f"What happens when you {verb} {thing}?" for verb in ("drop", "throw", "push") for thing in
              ("a ball", "an egg", "a cup", "the door", "a book", "ice", "a stone", "a tree")]  # fmt: skip
@@ -366,6 +367,10 @@ def test_a_polishing_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp
         if event.kind == "progress" and event.done == 2:
             raise KeyboardInterrupt
 
+    begun = checkpoint.best(cut)
+    (begun / PROJECTOR).write_bytes(b"what reads pictures")
+    (begun / "checksums.json").unlink()
+    checkpoint.write_checksums(begun)
     with pytest.raises(KeyboardInterrupt):
         polish(cut, stop)
     assert "polish" not in cut.records()
@@ -377,6 +382,7 @@ def test_a_polishing_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp
     told, expected = polish(cut), polish(whole)
     assert told == expected
     assert weights_of(cut) == weights_of(whole)
+    assert (checkpoint.best(cut) / PROJECTOR).read_bytes() == b"what reads pictures", "it goes on from one that is gone"
 
 
 def test_a_student_that_cuts_words_otherwise_asks_its_teacher(answered: Run, tmp_path: Path) -> None:

@@ -42,11 +42,14 @@ class PolicyNetwork(nn.Module):
 
     def losses(self, choice: Choice, rewards: Tensor) -> tuple[Tensor, Tensor]:
         """What was chosen and what it brought (B,) → the policy's loss, and the squared error of the value network."""
-        value = self.value(choice.state)[..., 0]
         logits = self(choice.state, choice.paths, choice.prior)
         nats = F.binary_cross_entropy_with_logits(logits, choice.taken.to(logits), reduction="none")
-        policy = (rewards - value.detach()) * nats.masked_fill(~choice.there, 0.0).sum(-1)
-        return policy.mean(), F.mse_loss(value, rewards)
+        return self.reinforce(choice.state, nats.masked_fill(~choice.there, 0.0).sum(-1), rewards)
+
+    def reinforce(self, state: Tensor, nats: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """The same two of what was chosen in states (B, D), with probabilities exp(−nats), (B,)."""
+        value = self.value(state)[..., 0]
+        return ((rewards - value.detach()) * nats).mean(), F.mse_loss(value, rewards)
 
     @torch.no_grad()
     def choose(self, drafted: Drafted, keep_above: float, seed: int | None) -> tuple[Tensor, Choice]:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from distill.backbone.model import Backbone, save_backbone
 from distill.errors import CorruptFile, MissingStage, RunMismatch
 from distill.run import COMMANDS, Run, publish_folder, sha256_file
-from distill.vision import PROJECTOR
 
 FORMAT = 1
 STEP = re.compile(r"step-(\d{6,})$")
@@ -156,10 +155,10 @@ def save_checkpoint(
     state: LoopState,
     drafts: dict[str, Tensor],
     raw: dict[str, Tensor],
-    sees: Callable[[Path], Any] | None = None,
+    beside: Callable[[Path], Any] | None = None,
 ) -> Path:
-    """Publish `step-NNNNNN` atomically. raw: the weights to go on from, where the model holds others. sees: writes
-    mmproj.gguf, where it reads pictures."""
+    """Publish `step-NNNNNN` atomically. raw: the weights to go on from, where the model holds others. beside:
+    writes into its folder what it holds besides."""
     from safetensors.torch import save_file
 
     final = folder_of(run, state.step)
@@ -170,8 +169,8 @@ def save_checkpoint(
         for name, tensors in (("drafts", drafts), ("raw", raw)):
             if tensors:
                 save_file(tensors, folder / f"{name}.safetensors")
-        if sees is not None:
-            sees(folder / PROJECTOR)
+        if beside is not None:
+            beside(folder)
         (folder / "loop.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
         write_checksums(folder)
     return final

@@ -22,7 +22,7 @@ from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.mining.triplets import Triplet
 from distill.training.ewc import Anchor, diagonal_fisher
-from distill.training.replay import ALPHA, BETA, LEAST, SumTree
+from distill.training.replay import BETA, Priorities
 from distill.vision.vision_encoder import TripletEncoder
 
 Label = tuple[str, str, str]
@@ -90,6 +90,11 @@ class Grows(Protocol):
     def add(self, triplets: Iterable[Triplet]) -> object: ...
 
 
+def told(labels: Iterable[Label]) -> Iterator[Triplet]:
+    """What somebody said that pictures show."""
+    return (Triplet(*label, "causal", 0, "told", 0, "online") for label in labels)
+
+
 class IncrementalLearner:
     """Learns batches of (what, action, result, label), with as many old ones drawn by priority (replay.py) from a
     memory of at most `memory`; with `ewc` weights that these hang on are held. graph: grows with each label. steps: of
@@ -113,7 +118,7 @@ class IncrementalLearner:
         self.watch: list[Shown] = []
         self.phrases: dict[str, Tensor] = {}
         self.seen = 0
-        self._tree = SumTree(np.zeros(memory))
+        self._tree = Priorities(np.zeros(memory))
         self._random = np.random.default_rng(seed)
         self._before: Any = None
         self._anchor: Anchor | None = None
@@ -146,7 +151,7 @@ class IncrementalLearner:
         for one in new:
             self._remember(one)
         if self.graph is not None:
-            self.graph.add(Triplet(*label, "causal", 0, "told", 0, "online") for _, label in shown)
+            self.graph.add(told(label for _, label in shown))
         return {**found, "watched": self.watched()}
 
     def step_back(self) -> None:
@@ -199,7 +204,7 @@ class IncrementalLearner:
                 places = self._tree.find(self._random.random(len(new)) * self._tree.total)
             losses = self._losses([*new, *(self.memory[int(i)] for i in places)])
             beta = BETA + (1 - BETA) * step / max(self.steps - 1, 1)
-            weights = (len(self.memory) * self._tree.values[places] / (self._tree.total or 1.0)) ** -beta
+            weights = self._tree.weights(places, beta) if len(places) else np.zeros(0)  # their mean is made 1
             weights = torch.from_numpy(weights / weights.mean() if len(places) else weights).to(losses)
             loss = losses[: len(new)].mean()
             self.optimizer.zero_grad()
@@ -207,7 +212,7 @@ class IncrementalLearner:
             penalty = self._anchor.pull() if self._anchor is not None else 0.0
             torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
             self.optimizer.step()
-            self._tree.put(places, np.maximum(losses[len(new) :].detach().double().cpu().numpy(), LEAST) ** ALPHA)
+            self._tree.learn_losses(places, losses[len(new) :].detach().double().cpu().numpy())
         return {"reconstruction": float(loss.detach()), "ewc": penalty}
 
     def _drawn(self) -> Iterator[tuple[Tensor, int]]:

@@ -153,12 +153,13 @@ class Facts(Onward):
             self.told["steps"] += 1
             self.told["seconds"] += time.monotonic() - started
             if (number + 1) % every == 0 and number + 1 < len(steps):
-                self.keep(self.keeper.memory)
+                self._keep()
             listen(Event("facts", "progress", done=number + 1, total=len(steps), unit="steps", data=losses))
         if not self.told["done"]:
             self.told["done"] = True
             learned = with_dreams(self.new, self.dreams)
-            self.keep(self.keeper.memory.with_new(learned, self.keeper.keeping.memory, self.seed))
+            self.keeper.memory = self.keeper.memory.with_new(learned, self.keeper.keeping.memory, self.seed)
+            self._keep()
         now = self.measured()
         summary = {"answers": len(self.new), "steps": len(steps), "held_out": len(self.held["new"])}
         summary |= {f"{name}_before": value for name, value in self.told["before"].items()} | now
@@ -167,30 +168,21 @@ class Facts(Onward):
     def step(self, rows: Sequence[Row], number: int, total: int) -> dict[str, float]:
         """Learn from new rows and as many old ones; losses, nats a token."""
         progress = number / total
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.how["lr"] * min(1.0, (number + 1) / (RISES * total), (1 - progress) / (1 - RISES))
         batch = move(self.own.assemble(rows), self.model.cos.device)
         found = forward_backward(self.model, batch, self.precision, tail_kernel)
         random = np.random.default_rng([self.seed, number, len(self.new)])
         losses = {"loss": float(found["loss"]), **self.keeper.backward(len(rows), progress, random)}
-        self.descend()
+        self.descend(self.how["lr"] * min(1.0, (number + 1) / (RISES * total), (1 - progress) / (1 - RISES)))
         return losses
 
-    def keep(self, memory: Memory) -> None:
+    def _keep(self) -> None:
         """A checkpoint in the place of the one before in this learning."""
-        sees, before = self.sees, of_learning(self.run, self.told["from"])
+        before = of_learning(self.run, self.told["from"])
+        self.keep(self.base, self.told["steps"], "facts", self.told, before)
 
-        def also(sight: Path) -> None:
-            if sees is not None:
-                sees(sight)
-            self.keeper.save(sight.parent, memory)
-
-        self.sees = also
-        saved = self.save(self.base, self.told["steps"], "facts", self.told)
-        self.sees = sees
-        for path in before:
-            if path != saved:
-                shutil.rmtree(path)
+    def beside(self, folder: Path) -> None:
+        super().beside(folder)
+        self.keeper.save(folder)
 
     def measured(self) -> dict[str, float]:
         """What it knows of held-out answers after its own greedy dreams: bits a byte and, in a dataset's run, whose

@@ -21,7 +21,7 @@ from distill.errors import BadInput
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
 from distill.training.batches import Batch, Mixture
 from distill.training.ewc import Anchor, diagonal_fisher, drawn_loss
-from distill.training.losses import CHUNK, Targets, tail_kernel
+from distill.training.losses import CHUNK, Targets, alternatives, tail_kernel
 from distill.training.onward import Onward
 from distill.training.replay import BETA, Memory, places_of
 from distill.training.step import forward_backward, move
@@ -92,14 +92,14 @@ class Keeper:
             places = places_of(batch, chosen)
             if keeping.past:
                 batch.targets, batch.chunks = of_past(self.was, batch, keeping.past / counts), None
-            weights = self.memory.weights(places, BETA + (1 - BETA) * progress)
+            weights = self.memory.tree.weights(places, BETA + (1 - BETA) * progress)
             weights *= counts / weights[: batch.loss_positions].mean()
             count(batch.targets, torch.from_numpy(weights).to(batch.where.device, torch.float32))
             result = forward_backward(learner.model, batch, learner.precision, tail_kernel)
             heard = (batch.answers & (batch.targets.weight > 0)).cpu().numpy()
             which, inverse = np.unique(places[heard], return_inverse=True)
             sums = np.bincount(inverse, result["ce"].float().cpu().numpy()[heard])
-            self.memory.learn_losses(which, sums / np.bincount(inverse))
+            self.memory.tree.learn_losses(which, sums / np.bincount(inverse))
             found["replay"] = float(result["ce"].mean())
             if keeping.past:
                 found["past"] = float(result["kl"].mean())
@@ -107,11 +107,11 @@ class Keeper:
             found["ewc"] = self.anchor.pull()
         return found
 
-    def save(self, folder: Path, memory: Memory) -> None:
+    def save(self, folder: Path) -> None:
         """Into a checkpoint that is being written."""
         from safetensors.torch import save_file
 
-        memory.save(folder / MEMORY)
+        self.memory.save(folder / MEMORY)
         if self.anchor is not None:
             save_file({name: value.contiguous() for name, value in self.anchor.fisher.items()}, folder / FISHER)
 
@@ -134,10 +134,9 @@ def of_past(was: Backbone, batch: Batch, soft: float) -> Targets:
     for start in range(0, len(hidden), CHUNK):
         own = labels[start : start + CHUNK]
         told = was.lm_head(hidden[start : start + CHUNK]).float().log_softmax(-1)
-        values, ids = told.topk(min(MAX_TOP_LOGPROBS, told.shape[1]))
-        values = values.masked_fill(ids == own, float("-inf"))
-        slots.append(torch.cat([own, torch.where(ids == own, own, ids)], 1))
-        logprobs.append(torch.cat([told.gather(1, own), values], 1))
+        ids, both = alternatives(told, own, MAX_TOP_LOGPROBS)
+        slots.append(torch.cat([own, ids], 1))
+        logprobs.append(both)
     found = torch.cat(logprobs)
     found = torch.where(batch.answers[:, None], found, found.log_softmax(-1))
     weight = torch.where(batch.targets.weight > 0, soft, 0.0)

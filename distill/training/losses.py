@@ -90,6 +90,13 @@ def chunk_terms(
     return kl, ce, dz, z.new_zeros(()) if strict is None else strict[0]
 
 
+def alternatives(logprobs: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """ids (M, K) of the likeliest of logprobs (M, V), K = min(count, V), and the logprobs (M, 1 + K) of the labels
+    (M, 1) and of these: −inf where one is the label, which would count twice."""
+    values, ids = logprobs.topk(min(count, logprobs.shape[1]))
+    return ids, torch.cat([logprobs.gather(1, labels), values.masked_fill(ids == labels, float("-inf"))], 1)
+
+
 def strictness(z: Tensor, targets: "Targets", part: slice) -> tuple[Tensor, Tensor] | None:
     """Σ strict · (−log q(allowed)) and its gradient (C, V): q_j, less q_j / q(allowed) on what is allowed."""
     if targets.forbidden is None or targets.which is None or targets.strict is None:

@@ -19,9 +19,10 @@ from distill.mining.triplets import LENSES, Triplet, by_trace, clean_phrase, rea
 from distill.run import Run, fingerprint, sha256_file
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.protocol import GenerateOptions, Response
+from distill.tokens.aligner import Aligner
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook, load_codes
-from distill.tokens.packing import Aligner, Documents, build_documents
+from distill.tokens.packing import Documents, build_documents
 from distill.tokens.recall import Recall
 from distill.written import whole
 

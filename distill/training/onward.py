@@ -1,15 +1,16 @@
-"""What trainings have in common that go on from a trained student: `see`, `polish` and `learn`."""
+"""What trainings have in common that go on from a trained student: `see`, `polish`, `learn` and `reward`."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from distill.backbone.model import load_backbone
+from distill.errors import BadInput
 from distill.run import Run, sha256_file
 from distill.student.grammar import DreamGrammar, longest_path
 from distill.tokens.bpe import StudentTokenizer
@@ -34,9 +35,7 @@ class Onward:
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
         self.begun = checkpoint.best(run)
         checkpoint.verify_checkpoint(self.begun)
-        self.sees: Callable[[Path], Any] | None = None
-        if (sight := self.begun / PROJECTOR).is_file():
-            self.sees = partial(shutil.copyfile, sight)
+        self._newest = self.begun
         self.model = load_backbone(self.begun).to(pick_device(train.device))
         self.optimizer = make_optimizer(self.model, lr, (train.betas[0], train.betas[1]), train.weight_decay)
         self.grammar, mixture = DreamGrammar(self.tokenizer, longest_path(run.settings)), Mixture.of(train)
@@ -57,8 +56,19 @@ class Onward:
         found = validate(self.model, self.validation, rows, self.precision, tail_kernel)
         return round(found["validation_bits_per_byte"], 4)
 
-    def descend(self) -> None:
-        """A step along the gradients that there are."""
+    def fitting(self, documents: Documents) -> list[int]:
+        """Those whose prompts leave room for a reply. Raises BadInput where none does."""
+        context = self.model.config.context
+        fit = np.flatnonzero(np.diff(documents.prompt_ends, prepend=0) < context // 2)
+        if not len(fit):
+            raise BadInput(f"student.context={context}: no prompt fits into half of it; raise it")
+        return fit.tolist()
+
+    def descend(self, rate: float | None = None) -> None:
+        """A step along the gradients that there are. rate: the learning rate, from now on."""
+        if rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.run.settings.train.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -67,7 +77,23 @@ class Onward:
         """A checkpoint so many steps after `base`, the best of the run. told: what it knows of its stage."""
         step = base.step + steps
         state = replace(base, step=step, best_step=step, settings={**base.settings, stage: told})
-        return checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {}, {}, self.sees)
+        self._newest = checkpoint.save_checkpoint(self.run, self.model, self.optimizer, state, {}, {}, self.beside)
+        return self._newest
+
+    def beside(self, folder: Path) -> None:
+        """Write what a checkpoint holds besides into its folder: the projector, where the student reads pictures."""
+        if (sight := self._newest / PROJECTOR).is_file():
+            shutil.copyfile(sight, folder / PROJECTOR)
+
+    def keep(
+        self, base: LoopState, steps: int, stage: str, told: Mapping[str, Any], before: Sequence[Path] | None = None
+    ) -> None:
+        """`save` in the place of what the stage left before, or of these checkpoints."""
+        before = checkpoint.of_stage(self.run, stage) if before is None else before
+        saved = self.save(base, steps, stage, told)
+        for path in before:
+            if path != saved:
+                shutil.rmtree(path)
 
     def record(self, stage: str, how: Mapping[str, Any], summary: Mapping[str, Any], seconds: float) -> None:
         """Write down that the stage is done."""

@@ -12,7 +12,6 @@ a polishing that was stopped goes on with the round that it was in.
 Shape legend: A answer tokens of all documents, K alternatives of each.
 """
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -39,7 +38,7 @@ from distill.training import checkpoint, numerics
 from distill.training.batches import Batch, Mixture
 from distill.training.consult import EARLY, JOURNAL, ON, Begun, Consultation, consulting, early
 from distill.training.drafts import dream_on
-from distill.training.losses import tail_kernel
+from distill.training.losses import alternatives, tail_kernel
 from distill.training.onward import Onward
 from distill.training.step import forward_backward, move
 
@@ -159,7 +158,7 @@ class Polishing(Onward):
             self.told["round"] += 1
             self.told["kl"] = [*self.told["kl"][:1], round(kl, 4)]
             self.told["seconds"] = round(self.told["seconds"] + time.monotonic() - started, 1)
-            self._keep()
+            self.keep(self.base, self.told["steps"], "polish", self.told)
             self._tell(kl=kl, answers=self.told["answers"])
         told, (first, *_, last) = self.told, (self.told["kl"] * 2 or [0.0, 0.0])
         bits = {"bits_per_byte_before": told["before"], "bits_per_byte": self.bits_per_byte()}
@@ -220,9 +219,7 @@ class Polishing(Onward):
     ) -> tuple[list[int], dict[int, list[int]], list[list[int]]]:
         """Training documents, the dreams that some were answered after, and the student's answers to all of them."""
         run, asked = self.run.settings, self.given.documents
-        fit = np.flatnonzero(np.diff(asked.prompt_ends, prepend=0) < self.model.config.context // 2)
-        if not len(fit):
-            raise BadInput(f"student.context={self.model.config.context}: no prompt fits into half of it; raise it")
+        fit = self.fitting(asked)
         chosen = [int(i) for i in random.choice(fit, min(self.settings.answers, len(fit)), replace=False)]
         seed = self.seed + number * len(asked)
         dreaming = [i for i in chosen if run.train.dreams and random.random() >= run.train.empty_dreams]
@@ -244,22 +241,13 @@ class Polishing(Onward):
         return chosen, dreamed, answers
 
     def _step(self, batch: Batch, rate: float) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         batch = move(batch, self.model.cos.device)
         found = forward_backward(self.model, batch, self.precision, tail_kernel)
-        self.descend()
+        self.descend(rate)
         self.told["steps"] += 1
         if batch.chunks is not None:
             return float(found["kl"].mean())
         return float(found["kl"][(batch.targets.weight > 0) & (batch.targets.soft_weight > 0) & batch.answers].mean())
-
-    def _keep(self) -> None:
-        """A checkpoint in the place of the round's before."""
-        before = checkpoint.of_stage(self.run, "polish")
-        self.save(self.base, self.told["steps"], "polish", self.told)
-        for path in before:
-            shutil.rmtree(path)
 
 
 @torch.inference_mode()
@@ -275,12 +263,11 @@ def judged(
     for batch, hidden in states_before(teacher, prompts, answers, SCORED):
         labels = torch.tensor([[token] for i in batch for token in answers[i]], device=hidden.device)
         logprobs = teacher.lm_head(hidden).float().masked_fill_(unsaid, float("-inf")).log_softmax(-1)
-        values, ids = logprobs.topk(MAX_TOP_LOGPROBS)
-        same = ids == labels
-        values, ids = values.masked_fill(same, float("-inf")), torch.where(same, labels, ids)
+        ids, both = alternatives(logprobs, labels, MAX_TOP_LOGPROBS)
         ends = np.cumsum([len(answers[i]) for i in batch])[:-1]
-        both = torch.cat([logprobs.gather(1, labels), values], 1).cpu().numpy()
-        for i, some, said in zip(batch, np.split(ids.cpu().numpy(), ends), np.split(both, ends), strict=True):
+        for i, some, said in zip(
+            batch, np.split(ids.cpu().numpy(), ends), np.split(both.cpu().numpy(), ends), strict=True
+        ):
             parts[i], scores[i] = some, said
     return Documents(
         prompt_ids=np.concatenate(prompts),

@@ -166,7 +166,7 @@ class Reinforcing(Onward):
                 told["round"] += 1
                 told["rewards"].append(round(data["reward"], 4))
                 told["seconds"] = round(told["seconds"] + time.monotonic() - started, 1)
-                self._keep()
+                self.keep(self.base, told["round"], "reward", told)
                 for name, value in data.items():
                     board.add_scalar(name, value, told["round"])
                 self.listen(Event("reward", "progress", done=told["round"], total=rounds, unit="rounds", data=data))
@@ -182,20 +182,11 @@ class Reinforcing(Onward):
     def measured(self) -> dict[str, Any]:
         """Of the likeliest replies to validation prompts: their mean reward, and some of them; bits per byte."""
         documents, traces = self.validation.documents, self.traces[1]
-        chosen = self._fit(documents)
+        chosen = self.fitting(documents)
         _, replies = self._write(documents, traces, chosen, self.run.settings.train.dreams, 1, 0.0, 0)
         said = [[each.prompt, each.answer] for each in replies[:SHOWN]]
         reward = round(float(np.mean(self.judge(replies))), 4)
         return {"reward": reward, "said": said, "bits_per_byte": self.bits_per_byte()}
-
-    def _fit(self, documents: Documents) -> list[int]:
-        """Those whose prompts leave room for a reply."""
-        sizes = np.diff(documents.prompt_ends, prepend=0)
-        fit = np.flatnonzero(sizes < self.model.config.context // 2)
-        if not len(fit):
-            text = f"student.context={self.model.config.context}: no prompt fits into half of it; raise it"
-            raise BadInput(text)
-        return fit.tolist()
 
     def _write(
         self, documents: Documents, traces: Sequence[Trace], chosen: Sequence[int], dream: bool, samples: int,
@@ -229,7 +220,7 @@ class Reinforcing(Onward):
     def _round(self, number: int) -> dict[str, float]:
         """Replies, what they are worth, and what is learned from it: means of rewards, losses and divergences."""
         random, documents = np.random.default_rng([self.run.settings.seed, number]), self.given.documents
-        fit, samples, train = self._fit(documents), self.how["samples"], self.run.settings.train
+        fit, samples, train = self.fitting(documents), self.how["samples"], self.run.settings.train
         chosen = random.choice(fit, min(self.how["prompts"], len(fit)), replace=False).tolist()
         awake = random.random(len(chosen)) < (train.empty_dreams if train.dreams else 1.0)
         rollouts, rewards = list[Rollout](), list[float]()
@@ -252,16 +243,7 @@ class Reinforcing(Onward):
             some = telling[start : start + TOGETHER]
             losses.append(policy_gradients(self.model, some, self.grammar.forbidden, self.how["beta"]))
             self.told["steps"] += 1
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.how["lr"] * min(1.0, self.told["steps"] / WARMUP)
-            self.descend()
+            self.descend(self.how["lr"] * min(1.0, self.told["steps"] / WARMUP))
         self.model.eval()
         policy, kl = np.mean(losses, 0).tolist()
         return {"reward": float(np.mean(rewards)), "policy_loss": policy, "kl": kl}
-
-    def _keep(self) -> None:
-        """A checkpoint in the place of the round's before."""
-        before = checkpoint.of_stage(self.run, "reward")
-        self.save(self.base, self.told["round"], "reward", self.told)
-        for path in before:
-            shutil.rmtree(path)

@@ -60,6 +60,18 @@ class SumTree:
         return at - self.size
 
 
+class Priorities(SumTree):
+    """p^α of n examples."""
+
+    def weights(self, places: NDArray[np.int64], beta: float) -> NDArray[np.float64]:
+        """(n · P(i))^−β of examples at some places."""
+        return (self.count * self.values[places] / self.total) ** -beta
+
+    def learn_losses(self, places: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
+        """Last losses of examples at some places, nats."""
+        self.put(places, np.maximum(losses, LEAST) ** ALPHA)
+
+
 class Memory:
     """Documents that were learned from, at most `most`.
 
@@ -68,7 +80,7 @@ class Memory:
     """
 
     def __init__(self, documents: Documents, learned: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
-        self.documents, self.learned, self.tree = documents, learned, SumTree(shares)
+        self.documents, self.learned, self.tree = documents, learned, Priorities(shares)
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -116,14 +128,6 @@ class Memory:
                 room -= size
             found.append(row)
         return found
-
-    def weights(self, places: NDArray[np.int64], beta: float) -> NDArray[np.float64]:
-        """(n · P(i))^−β of documents at some places."""
-        return (len(self) * self.tree.values[places] / self.tree.total) ** -beta
-
-    def learn_losses(self, places: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
-        """Last losses of documents, nats a token."""
-        self.tree.put(places, np.maximum(losses, LEAST) ** ALPHA)
 
     # On disk, within a checkpoint: whole or not at all.
 

@@ -3,8 +3,8 @@
 Shape legend: B triplets of pictures, S known triplets, D numbers of an embedding.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +12,12 @@ from torch import Tensor
 
 from distill.dream.policy import PolicyNetwork
 from distill.errors import BadInput
-from distill.mining.triplets import Triplet
+from distill.training.continuous_learning import Grows, Label, told
 from distill.training.reward_model import RewardModel
 from distill.vision.vision_encoder import TripletEncoder
 
 SHARP = 10.0
 """Of the softmax over cosines that an untrained policy walks by."""
-
-Label = tuple[str, str, str]
-"""(what, action, result)."""
-
-
-class Grows(Protocol):
-    """A graph that triplets are added to."""
-
-    def add(self, triplets: Iterable[Triplet]) -> object: ...
 
 
 class RLContinuousLearner:
@@ -83,18 +74,17 @@ class RLContinuousLearner:
         for state, truth in zip(states, truths or (), strict=bool(truths)):
             self.known[truth] = self.known.get(truth, torch.zeros_like(state)) + state
         if truths and self.graph_rag is not None:
-            self.graph_rag.add(Triplet(*truth, "causal", 0, "told", 0, "online") for truth in truths)
+            self.graph_rag.add(told(truths))
         return found[0] if len(found) == 1 else found, metrics
 
     def _learn(self, states: Tensor, nats: Tensor, expected: Tensor, right: Sequence[float]) -> dict[str, float]:
         rewards = torch.tensor(right, device=states.device)
-        value = self.policy_network.value(states)[..., 0]
-        policy, error = -((rewards - value.detach()) * nats).mean(), F.mse_loss(value, rewards)
+        policy, error = self.policy_network.reinforce(states, -nats, rewards)
         (policy + error + F.binary_cross_entropy_with_logits(expected, rewards)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        told = {"final_reward": rewards.mean(), "policy_loss": policy, "value_loss": error}
-        return {name: float(one.detach()) for name, one in told.items()}
+        metrics = {"final_reward": rewards.mean(), "policy_loss": policy, "value_loss": error}
+        return {name: float(one.detach()) for name, one in metrics.items()}
 
 
 def _labels(given: Any, count: int) -> list[Label]:

@@ -38,6 +38,7 @@ from distill.training.batches import Batch, Mixture
 from distill.training.losses import tail_kernel
 from distill.training.onward import Onward
 from distill.training.step import forward_backward, make_optimizer, move
+from distill.vision import PROJECTOR
 from distill.vision.dinov2 import dinov2_small
 from distill.vision.naming import name_patches, patch_truths
 from distill.vision.seeing import found_in
@@ -201,11 +202,9 @@ class Seeing(Onward):
             batch = next(self.sources[TURNS[step % len(TURNS)]])
             if step < kept:  # read before it was stopped
                 continue
-            for group in self.optimizer.param_groups:
-                group["lr"] = LR * max(LEAST_RATE, 1 - step / steps)
             batch = move(batch, words.weight.device)
             losses.append(float(forward_backward(self.model, batch, self.precision, tail_kernel)["loss"]))
-            self.descend()
+            self.descend(LR * max(LEAST_RATE, 1 - step / steps))
             self.listen(
                 Event("see", "progress", done=step + 1, total=steps, unit="steps", data={"loss": round(losses[-1], 3)})
             )
@@ -213,9 +212,11 @@ class Seeing(Onward):
                 self._keep(step + 1)
         stack.embed_tokens = words
         self.sight.projector.cpu().requires_grad_(False)
-        self.sees = self.sight.save
         self.save(self.base, steps, "see", asdict(self.settings))
         return {"steps": steps, "pictures": len(self.places), "patches": self.sight.patches, **self._told()}
+
+    def beside(self, folder: Path) -> None:
+        self.sight.save(folder / PROJECTOR)
 
     def _keep(self, step: int) -> None:
         with publish_folder(self.aside) as folder:

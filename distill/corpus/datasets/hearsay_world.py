@@ -20,8 +20,8 @@ from distill.corpus.datasets.causal_world import (
     WHOLE,
     WORDS,
     State,
-    act,
     asked,
+    outcomes,
 )
 from distill.corpus.datasets.questions import Question, Step
 
@@ -79,19 +79,10 @@ def _draw(draw: random.Random, split: str, things: list[tuple[str, str, str]]) -
     actions = draw.choices(list(WORDS), k=draw.choice(DEPTHS))
     if any(action == then for action, then in pairwise(actions)) or len(ends(start, actions)) == 1:
         return None
-    states = [start]
-    for action in actions:
-        states.append(act(material, states[-1], action))
-    return asked(thing, actions, states, split, _known(thing, kind, material))
+    return asked(thing, actions, outcomes(material, start, actions), split, _known(thing, kind, material))
 
 
 def ends(start: State, actions: Sequence[str]) -> Counter[State]:
     """The states that actions may end in, each with the number of materials that it does of. The largest share is what
     the best guess is worth to whoever doesn't know the material."""
-    found = Counter[State]()
-    for material in THINGS:
-        state = start
-        for action in actions:
-            state = act(material, state, action)
-        found[state] += 1
-    return found
+    return Counter(outcomes(material, start, actions)[-1] for material in THINGS)
