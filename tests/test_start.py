@@ -361,7 +361,7 @@ def test_polishing_brings_own_answers_nearer_to_the_teacher_and_can_be_undone(tr
 
 
 def test_a_polishing_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp_path: Path) -> None:
-    whole, cut = (to_polish(trained, tmp_path / name) for name in ("whole", "cut"))
+    whole, cut = (to_polish(trained, tmp_path / name, rounds=4) for name in ("whole", "cut"))
 
     def stop(event: Event) -> None:
         if event.kind == "progress" and event.done == 2:
