@@ -5,6 +5,7 @@ What this version can't do yet (pixels of who can't see) is refused in one line.
 """
 
 import copy
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -492,6 +493,7 @@ def test_the_older_model(
     settings.capture.max_tokens, settings.tokenize.vocab_size, settings.train.steps = 24, 600, 2
     settings.student.init, settings.student.context, settings.train.batch_rows = "chance", 128, 2
     monkeypatch.setattr(reasoning, "Settings", lambda: copy.deepcopy(settings))
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
     names: dict[str, Any] = {"ImageTokenReasoningLLM": reasoning.ImageTokenReasoningLLM}
     with engine({"llama3.2:1b": dreamer}) as server, warnings.catch_warnings():
         warnings.simplefilter("ignore")
