@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Using a student": {
         "verify": "Check that a bundle answers as its student does.",
         "install": "Create the student in Ollama.",
+        "push": "Give it to others: the Hugging Face hub, ollama.com.",
         "chat": "Talk to a student, dreams shown.",
         "watch": "Watch a student dream, then answer.",
         "simulate": "Roll a prompt out several times, and choose.",

@@ -1,5 +1,8 @@
-"""Installing into Ollama's API, answered by llama.cpp behind Ollama's wire format."""
+"""Installing into Ollama's API, answered by llama.cpp behind Ollama's wire format, and giving bundles to others."""
 
+import base64
+import hashlib
+import json
 import shutil
 import socket
 from collections.abc import Generator
@@ -9,7 +12,7 @@ from pathlib import Path
 import ollama
 import pytest
 import torch
-from support.fake_ollama import FakeOllama, engine
+from support.fake_ollama import FakeOllama, Reply, Request, engine, error, reply, serve
 from support.small_student import ANSWER, DREAM, dreaming_model, small_model, small_tokenizer
 
 from bundle.export import Origin, write_bundle
@@ -17,6 +20,7 @@ from bundle.gguf import write_gguf
 from bundle.install import install
 from bundle.load import Student, load_student
 from bundle.manifest import read_manifest, write_manifest
+from bundle.push import push
 from bundle.verify import verify
 from distill.config import ExportSettings
 from distill.errors import BadInput, CorruptFile, DistillError, TeacherError, TeacherUnavailable
@@ -176,3 +180,112 @@ def test_no_ollama_and_a_broken_connection_are_said(published: Path, server: Fak
     with pytest.raises(TeacherUnavailable, match="the connection broke"):
         install(published, host=server.url)
     assert not verify(published, ollama_host=host).ok
+
+
+class Hub:
+    """What the hub's library asks a hub for on its way to one commit."""
+
+    state: FakeOllama | None = None
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+        """Path → SHA-256 of what was committed."""
+        self.large: dict[str, bytes] = {}
+        self.made: list[dict[str, object]] = []
+        self.full = False
+
+    def knows_blob(self, path: str) -> bool:
+        return False
+
+    def close(self) -> None: ...
+
+    def answer(self, request: Request) -> Reply:
+        assert self.state
+        page = f"{self.state.url}/ada/tiny"
+        match request.path.rsplit("/", 1)[1]:
+            case "create":
+                self.made.append(request.json)
+                return reply({"url": page})
+            case "main" if "preupload" in request.path:
+                modes = {True: {"uploadMode": "lfs"}, False: {"uploadMode": "regular"}}
+                asked = [(file["path"], modes[file["size"] > 9999]) for file in request.json["files"]]
+                return reply({"files": [{"path": path, **mode, "shouldIgnore": False} for path, mode in asked]})
+            case "batch":
+                urls = [(one, f"{self.state.url}/put/{one['oid']}") for one in request.json["objects"]]
+                told = [{**one, "actions": {"upload": {"href": url}}} for one, url in urls]
+                return reply({"transfer": "basic", "objects": told})
+            case "main" if self.full:
+                return error(403, "You have used up your storage")
+            case "main":
+                for line in map(json.loads, request.body.splitlines()):
+                    value = line["value"]
+                    if line["key"] == "file":
+                        self.files[value["path"]] = hashlib.sha256(base64.b64decode(value["content"])).hexdigest()
+                    elif line["key"] == "lfsFile":
+                        self.files[value["path"]] = hashlib.sha256(self.large[value["oid"]]).hexdigest()
+                return reply({"commitUrl": f"{page}/commit/1", "commitOid": "1"})
+            case name if request.method == "PUT":
+                self.large[name] = request.body
+                return Reply(200)
+            case _:
+                return reply({})
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Generator[Hub]:
+    fake = Hub()
+    with serve(fake) as running:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # another protocol, in a library
+        monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+        yield fake
+
+
+def test_the_hub_gets_the_bundle_and_nothing_beside_it(copy: Path, hub: Hub) -> None:
+    (copy / "notes.txt").write_text("mine", encoding="utf-8")
+    told = push(copy, "hf:ada/tiny", dry_run=True)
+    assert (told["sent"], hub.made, told["license"]) == (False, [], "mit")
+    done = push(copy, "hf:ada/tiny")
+    wanted = {name: entry["sha256"] for name, entry in read_manifest(copy).files.items()}
+    wanted["bundle.json"] = hashlib.sha256((copy / "bundle.json").read_bytes()).hexdigest()
+    assert hub.files == wanted
+    assert set(done["files"]) == set(wanted)
+    assert done["url"].endswith("/ada/tiny")
+    assert hub.large
+    assert [one["visibility"] for one in hub.made] == ["private"]
+
+
+def test_what_the_hub_refuses_is_one_line(copy: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.full = True
+    with pytest.raises(DistillError, match="used up your storage") as raised:
+        push(copy, "hf:ada/tiny")
+    assert "\n" not in str(raised.value)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DistillError, match="didn't take it"):
+        push(copy, "hf:ada/tiny")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(BadInput, match="HF_TOKEN"):
+        push(copy, "hf:ada/tiny")
+    for wrong in ("ada/tiny", "hf:tiny", "hf:ada/tiny:1", "ollama:tiny"):
+        with pytest.raises(BadInput, match="hf:USER/NAME"):
+            push(copy, wrong)
+    (copy / "model.gguf").write_bytes(b"no GGUF")
+    with pytest.raises(CorruptFile, match=r"model\.gguf"):
+        push(copy, "hf:ada/tiny")
+    assert hub.files == {}
+
+
+def test_ollama_pushes_what_was_installed_under_that_name(published: Path, server: FakeOllama) -> None:
+    events: list[Event] = []
+    done = push(published, "ollama:ada/tiny", host=server.url, listen=events.append)
+    assert done["url"] == "https://ollama.com/ada/tiny"
+    size = (published / "model.gguf").stat().st_size
+    sent = [(event.done, event.total) for event in events if (event.stage, event.kind) == ("push", "progress")]
+    assert sent == [(0, size), (size, size)]
+    assert [request.json for request in server.requests if request.path == "/api/push"] == [
+        {"model": "ada/tiny", "stream": True}
+    ]
+    with pytest.raises(BadInput, match="is in Ollama"):
+        push(published, "ollama:ada/tiny", host=server.url)
+    with pytest.raises(BadInput, match="--public"):
+        push(published, "ollama:ada/tiny", host=server.url, public=True)

@@ -63,6 +63,7 @@ class Engine:
             ("POST", "/api/chat"): self.chat,
             ("POST", "/api/show"): self.show,
             ("POST", "/api/create"): self.create,
+            ("POST", "/api/push"): self.push,
             ("POST", "/api/embed"): self.embed,
             ("DELETE", "/api/delete"): self.delete,
         }
@@ -132,6 +133,14 @@ class Engine:
         if asked.get("stream", True):
             return Reply(200, NDJSON, stream=[{"status": status} for status in steps])
         return reply({"status": "success"})
+
+    def push(self, asked: dict[str, Any]) -> Reply:
+        model = self.models.get(full_name(asked.get("model", "")))
+        if model is None:
+            return error(404, f"model '{asked.get('model')}' not found")
+        size, layer = model.path.stat().st_size, f"sha256:{model.digest}"
+        sent = [{"status": "pushing", "digest": layer, "total": size, "completed": done} for done in (0, size)]
+        return Reply(200, NDJSON, stream=[{"status": "retrieving manifest"}, *sent, {"status": "success"}])
 
     def delete(self, asked: dict[str, Any]) -> Reply:
         if self.models.pop(full_name(asked.get("model", "")), None) is None:

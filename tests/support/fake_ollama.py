@@ -141,7 +141,7 @@ def _handler(backend: Backend, state: FakeOllama) -> type[BaseHTTPRequestHandler
                 with state.lock:
                     state.in_flight -= 1
 
-        do_GET = do_POST = do_HEAD = do_DELETE = do  # noqa: N815
+        do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = do  # noqa: N815
 
         def read_body(self) -> bytes:
             if self.headers.get("Transfer-Encoding", "").lower() != "chunked":

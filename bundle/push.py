@@ -1,0 +1,104 @@
+"""Give a bundle to others: to a repository of the Hugging Face hub, or through an Ollama to ollama.com."""
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from bundle.install import install
+from bundle.manifest import NAME, check_file, read_manifest
+from distill.address import Address, default_host
+from distill.errors import BadInput, DistillError, TeacherError
+from distill.events import Event, Listener, silent
+from distill.teacher.licenses import License
+from distill.teacher.ollama_client import OllamaClient
+
+HUB, OLLAMA = "hf:", "ollama:"
+OWNED = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
+"""user/name, and in Ollama a tag."""
+
+
+def push(
+    bundle_dir: Path,
+    to: str,
+    host: str | None = None,
+    quantize: str | None = None,
+    listen: Listener = silent,
+    *,
+    public: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Check the bundle's files against its manifest and send them to `hf:USER/NAME` or `ollama:USER/NAME`.
+
+    host, quantize, force: as `install` takes them, which is how the model comes into Ollama first.
+    public: of a new repository of the hub, which is private otherwise; Ollama's are always public.
+    dry_run: say what would be sent, and send nothing.
+    Returns to, files (name → bytes), bytes, license, and url where something was sent. Raises BadInput, CorruptFile,
+    DistillError (refused by the hub, or unreachable), and what `install` raises.
+    """
+    place, name = next(((kind, to[len(kind) :]) for kind in (HUB, OLLAMA) if to.startswith(kind)), ("", to))
+    if not place or not OWNED.fullmatch(name) or (place == HUB and ":" in name):
+        raise BadInput(f"{to}: give hf:USER/NAME or ollama:USER/NAME[:TAG]")
+    if place == HUB and (host or quantize):
+        raise BadInput(f"{to}: --host and --quantize are of ollama:USER/NAME alone")
+    if place == OLLAMA and public:
+        raise BadInput(f"{to}: --public is of hf:USER/NAME alone; what ollama.com gets is public always")
+    manifest = read_manifest(bundle_dir)
+    for file in manifest.files:
+        check_file(bundle_dir, manifest, file)
+    files = {file: int(entry["bytes"]) for file, entry in manifest.files.items()}
+    if place == HUB:
+        files[NAME] = (bundle_dir / NAME).stat().st_size
+    license = License.from_json(manifest.provenance.get("license"))
+    if manifest.provenance.get("began_as") and not license.name:
+        listen(
+            Event("push", "note", "nobody says which licence its weights are under; find out before others see them")
+        )
+    result: dict[str, Any] = {"to": to, "files": files, "bytes": sum(files.values()), "license": str(license)}
+    if dry_run:
+        return {**result, "sent": False}
+    listen(Event("push", "start", f"{manifest.name} to {to}"))
+    if place == HUB:
+        url = _to_hub(bundle_dir, name, sorted(files), private=not public)
+    else:
+        install(bundle_dir, name, host, quantize, listen, force=force)
+        url = _to_ollama(name, Address(host) if host else default_host(), listen)
+    listen(Event("push", "done", url))
+    return {**result, "sent": True, "url": url}
+
+
+def _to_hub(folder: Path, name: str, files: list[str], *, private: bool) -> str:
+    """One commit with all files; the repository is made where there is none. Returns its page's address."""
+    from huggingface_hub import HfApi, get_token
+
+    if not get_token():
+        raise BadInput(f"{HUB}{name}: there is no token that the hub knows you by; `hf auth login`, or set $HF_TOKEN")
+    hub = HfApi(library_name="dreaming-student")
+    try:
+        url = hub.create_repo(name, private=private, exist_ok=True)
+        # What isn't in the manifest isn't part of the bundle: notes of the user's own, say.
+        hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=files, commit_message="Add the student")
+    except Exception as error:  # of whichever HTTP library this version of huggingface_hub stands on
+        reason = " ".join(str(error).split())
+        raise DistillError(f"{HUB}{name}: the hub at {hub.endpoint} didn't take it: {reason}") from error
+    return str(url)
+
+
+def _to_ollama(name: str, host: str, listen: Listener) -> str:
+    """Have an Ollama push its model; it tells how far it is by layer."""
+    asker = OllamaClient(host, timeout=300.0)
+    status, told = "", ""
+    try:
+        for line in asker.lines("/api/push", {"model": name, "stream": True}):
+            status = str(line.get("status") or "")
+            if line.get("total"):
+                total, done = cast("int", line["total"]), cast("int", line.get("completed") or 0)
+                listen(Event("push", "progress", status, done=done, total=total, unit="B"))
+            elif status != told:
+                listen(Event("push", "note", f"Ollama: {status}"))
+            told = status
+    finally:
+        asker.close()
+    if status != "success":
+        raise TeacherError(f"{name}: Ollama stopped at {status!r} without an error; see the server's log")
+    return f"https://ollama.com/{name}"
