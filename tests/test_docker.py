@@ -1,4 +1,4 @@
-"""The image and the compose file, as far as no Docker is needed: what they copy and call exists, and nothing is root's."""
+"""The image and the compose file, as far as no Docker is needed: what they copy and call exists; nothing is root's."""
 
 import re
 import shlex
