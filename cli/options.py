@@ -30,9 +30,9 @@ class Text(click.ParamType[str]):
 
 
 def setting(flag: str, key: str, help: str, **options: Any) -> Callable[[Function], Function]:
-    """A flag that is short for `--set KEY=…`. Its kind is taken from `options`, as click has them."""
+    """A flag, or two of one meaning, short for `--set KEY=…`. Its kind is taken from `options`, as click has them."""
     options.setdefault("multiple", False)
-    return click.option(flag, key.replace(".", "__"), default=None, help=f"{help} [{key}]", **options)
+    return click.option(*flag.split(), key.replace(".", "__"), default=None, help=f"{help} [{key}]", **options)
 
 
 def all_of(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
@@ -55,7 +55,13 @@ teacher_options = all_of(
         metavar="SPEC",
     ),
     _WEIGHTS,
-    setting("--host", "teacher.hosts", "Its server; repeat it to share the work.", multiple=True, metavar="URL"),
+    setting("--host --base-url", "teacher.hosts", "Its server; repeatable: shared work.", multiple=True, metavar="URL"),
+    setting(
+        "--preview/--no-preview",
+        "runtime.enable_gpt51_codex_preview",
+        "Of openai:gpt-5.1-codex: let it answer, or runtime.fallback_model.",
+        is_flag=True,
+    ),
     setting("--prompts", "capture.prompts", "Prompt file or set; repeatable.", multiple=True, metavar="FILE|SET"),
     setting("--limit", "capture.limit", "Prompts taken at most.", type=click.IntRange(0), metavar="N"),
     setting("--dataset", "capture.dataset", "Ask no teacher: take a dataset, such as causal-world.", metavar="NAME"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 RUNS_DIR = "cli.runs_dir"
 """Key in `Context.meta` of the folder that run names are looked up in."""
 
+PREVIEW = "runtime.enable_gpt51_codex_preview"
 MARKS = ("config.yaml", "bundle.json", "config.json")
 """Files by which a run, a bundle and a checkpoint are known."""
 
@@ -74,6 +75,8 @@ def open_run(
         return Run.open(path)
     base = Run.open(path).settings if exists else Settings()
     settings = load_settings(config, overrides, base, flags)
+    if PREVIEW in flags and settings.teacher.model != (preview := f"openai:{settings.runtime.preview_model}"):
+        raise BadInput(f"--preview/--no-preview: is for --teacher {preview}, not {settings.teacher.model}")
     if "train.steps" in flags and "train.minutes" not in flags:
         settings.train.minutes = 0.0  # which would win over steps
     make_absolute(settings, base)

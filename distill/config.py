@@ -43,6 +43,17 @@ class TeacherSettings:
 
 
 @dataclass
+class RuntimeSettings:
+    """Who answers for a preview model: `--teacher openai:` and its name."""
+
+    enable_gpt51_codex_preview: bool = True
+    """Whether it is asked first; false: the fallback answers everything."""
+    preview_model: str = "gpt-5.1-codex"
+    fallback_model: str = "gpt-5.1"
+    """Answers where the preview is off, refuses or has no room."""
+
+
+@dataclass
 class CaptureSettings:
     """What it is asked, and how it samples."""
 
@@ -315,6 +326,7 @@ class Settings:
 
     seed: int = 0
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     mine: MineSettings = field(default_factory=MineSettings)
     tokenize: TokenizeSettings = field(default_factory=TokenizeSettings)

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from cli.main import dream
 from distill.address import Address
-from distill.config import TeacherSettings
+from distill.config import RuntimeSettings, TeacherSettings
 from distill.corpus.traces import TraceStore
 from distill.errors import AnswerBroken, BadInput, ModelNotFound, TeacherError
 from distill.events import Event
@@ -23,6 +23,7 @@ from distill.teacher import open_teacher
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.open_source import open_source
 from distill.teacher.openai import OpenAIClient, OpenAITeacher
+from distill.teacher.preview import PreviewTeacher
 from distill.teacher.protocol import GenerateOptions
 
 QUESTION = "What happens when you drop a ball?"
@@ -240,6 +241,59 @@ def test_the_key_goes_along_and_is_kept_nowhere(tmp_path: Path, monkeypatch: pyt
     assert "hard labels only (--teacher-weights names one)" in done.output
     assert keys == ["Bearer sk-hidden"]
     assert not any(b"sk-hidden" in path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("flag", "listed", "status", "said"),
+    [
+        ("--preview", True, 200, ["preview", "preview"]),
+        ("--preview", True, 429, ["later", "later"]),
+        ("--preview", True, 403, ["later", "later"]),
+        ("--preview", False, 200, ["later", "later"]),
+        ("--no-preview", True, 200, ["later", "later"]),
+    ],
+)
+def test_a_preview_has_a_fallback(flag: str, listed: bool, status: int, said: list[str], tmp_path: Path) -> None:
+    """Each answer tells whose it is; a preview that can't is asked once, and then left alone for a while."""
+    asked = list[str]()
+
+    def say(body: dict[str, Any]) -> tuple[int, Any]:
+        asked.append(body["model"])
+        if body["model"] == "preview" and status != 200:
+            return status, {"error": {"message": "not now"}}
+        return answer(f"{body['model']} says that it falls.")
+
+    (tmp_path / "questions.txt").write_text(f"{QUESTION}\nWhat happens when it rains?\n", encoding="utf-8")
+    names = ["later", "preview"][: 1 + listed]
+    with stub(say, {"data": [{"id": name} for name in names]}) as url:
+        where = ["--base-url", url, "--prompts", str(tmp_path / "questions.txt"), "--set", "teacher.in_flight=1"]
+        models = ["--set", "runtime.preview_model=preview", "--set", "runtime.fallback_model=later"]
+        command = ["capture", str(tmp_path / "run"), *where, *models, flag, "--teacher"]
+        wrong = CliRunner().invoke(dream, [*command, "openai:later"])
+        assert "--no-preview: is for --teacher openai:preview, not openai:later" in str(wrong.exception)
+        done = CliRunner().invoke(dream, [*command, "openai:preview"])
+        assert done.exit_code == 0, done.output
+        assert done.output.count("later answers in its place") == (said[0] == "later" and flag == "--preview")
+        assert asked.count("preview") == (2 if said[0] == "preview" else listed and flag == "--preview")
+        again = CliRunner().invoke(dream, [*command, "openai:preview", "--no-preview", "--set", "capture.max_tokens=9"])
+        assert again.exit_code == 0, again.output  # of the same run
+    with TraceStore(tmp_path / "run" / "traces.db") as store:
+        assert [trace.response.model for trace in store.traces()] == ["later", "later"]
+        kept = [json.loads(row[0])["model"] for row in store._db.execute("SELECT timings FROM responses")]  # pyright: ignore[reportPrivateUsage]
+        assert sorted(kept) == sorted([*said, "later", "later"])
+        assert store.teacher().spec == "openai:preview"
+
+
+def test_a_session_switches_its_preview() -> None:
+    with stub(lambda body: answer(body["model"])) as url:
+        settings = TeacherSettings(model="openai:gpt", hosts=[Address(url)])
+        runtime = RuntimeSettings(preview_model="gpt", fallback_model="gpt-mini")
+        ours, theirs = (open_teacher(settings, runtime=runtime)[0] for _ in range(2))
+        assert isinstance(ours, PreviewTeacher)
+        ours.preview = False
+        assert [who.generate(QUESTION, GenerateOptions()).model for who in (ours, theirs)] == ["gpt-mini", "gpt"]
+        ours.preview = True
+        assert ours.generate(QUESTION, GenerateOptions()).text == "gpt"
 
 
 def test_vectors_come_in_their_order() -> None:

@@ -164,7 +164,7 @@ def _ask_all(
             from distill.teacher import opened, room_for
 
             context = room_for((settings.system + prompt.text for prompt in prompts), settings.max_tokens)
-            teachers = stack.enter_context(opened(run.settings.teacher, listen, context))
+            teachers = stack.enter_context(opened(run.settings.teacher, listen, context, run.settings.runtime))
         crew = Crew(
             teachers,
             _ask,

@@ -27,8 +27,8 @@ _THOUGHT = "thinking_"
 def export_traces(path: Path, out: Path, format: str, listen: Listener = silent) -> int:
     """Write the selected traces of a trace database to `out`, whole or not at all; says how many.
 
-    A row holds key, prompt, sample, held_out, text, done_reason, teacher, options (JSON), thinking and, one entry a
-    token: ids, tokens (as the vocabulary spells them), logprobs, soft, top_ids, top_tokens, top_logprobs; the same of
+    A row holds key, prompt, sample, held_out, text, done_reason, teacher, options (JSON), thinking, model and, an entry
+    a token: ids, tokens (as the vocabulary spells them), logprobs, soft, top_ids, top_tokens, top_logprobs; the same of
     the thinking, named thinking_ids and so on. Null stands for what isn't there: the logprob of a hard-only position,
     all of them where the teacher gives no tokens.
     Alternatives that are absent are left out. Raises BadInput for another format, DistillError for a full disk.
@@ -83,7 +83,7 @@ def _write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> int:
             *((name, pa.string()) for name in ("key", "prompt")),
             ("sample", pa.int32()),
             ("held_out", pa.bool_()),
-            *((name, pa.string()) for name in ("text", "done_reason", "teacher", "options", "thinking")),
+            *((name, pa.string()) for name in ("text", "done_reason", "teacher", "options", "thinking", "model")),
             *((f"{of}{name}", kind) for of in ("", _THOUGHT) for name, kind in lists.items()),
         ]
     )
@@ -108,6 +108,7 @@ def _row(trace: Trace, tokenizer: TeacherTokenizer | None) -> dict[str, Any]:
         "teacher": trace.teacher,
         "options": json.dumps(trace.options.spelled(), sort_keys=True),
         "thinking": response.thinking or None,
+        "model": response.model or None,
         **_told(response.tokens, spell),
         **{f"{_THOUGHT}{name}": told for name, told in _told(response.thought, spell).items()},
     }

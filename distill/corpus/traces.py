@@ -42,7 +42,7 @@ CREATE TABLE responses (
     soft INTEGER NOT NULL,      -- tokens with soft targets
     targets BLOB,               -- pack_targets.py; NULL where there are none
     checksum INTEGER NOT NULL,  -- CRC-32 of prompt, text, done_reason, options and targets
-    timings TEXT NOT NULL,      -- seconds, JSON; no part of the content
+    timings TEXT NOT NULL,      -- seconds, and which `model` answered; JSON, no part of the content
     -- Which of the prompt's answers it is; the options' seed tells them apart.
     sample INTEGER NOT NULL DEFAULT 0
 );
@@ -259,7 +259,7 @@ class TraceStore:
             0 if response.tokens is None else int(response.tokens.soft.sum()),
             packed,
             _checksum(trace.prompt, response.text, response.done_reason, options, packed=packed),
-            json.dumps(response.timings),
+            json.dumps(response.timings | ({"model": response.model} if response.model else {})),
             trace.sample,
         )
         count = 0 if response.thought is None else len(response.thought)
@@ -338,7 +338,9 @@ class TraceStore:
             raise CorruptFile(
                 f"{self.path}: response {key[:12]}: {error}; delete the file and capture again"
             ) from error
-        response = Response(text, tokens, done_reason, json.loads(timings), thinking or "", thought)
+        seconds = json.loads(timings)
+        model = seconds.pop("model", "")
+        response = Response(text, tokens, done_reason, seconds, thinking or "", thought, model)
         asked = GenerateOptions(**json.loads(options))
         return Trace(key, prompt, bool(held_out), response, asked, self.teacher().digest, sample)
 

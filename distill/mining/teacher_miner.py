@@ -127,8 +127,8 @@ def mine_traces(
         return
     limit = answer_limit(settings.mine.steps)
     context = room_for((INSTRUCTION + trace.prompt + trace.response.text for trace in traces), limit)
-    chosen = opened(settings.teacher, listen, context) if teachers is None else contextlib.nullcontext(teachers)
-    with chosen as asked:
+    theirs = opened(settings.teacher, listen, context, settings.runtime)
+    with theirs if teachers is None else contextlib.nullcontext(teachers) as asked:
         yield from _ask_all(traces, known, asked, settings, listen, partial)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 from collections.abc import Callable, Generator, Iterable
 
-from distill.config import TeacherSettings
+from distill.config import RuntimeSettings, TeacherSettings
 from distill.errors import BadInput
 from distill.events import Listener, silent
 from distill.teacher.protocol import Teacher
@@ -31,7 +31,12 @@ def _most_tokens(text: str) -> int:
     return plain // 3 + len(text.encode()) - plain
 
 
-def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: int = LEAST_CONTEXT) -> list[Teacher]:
+def open_teacher(
+    settings: TeacherSettings,
+    listen: Listener = silent,
+    context: int = LEAST_CONTEXT,
+    runtime: RuntimeSettings | None = None,
+) -> list[Teacher]:
     """One teacher per host for `ollama:NAME` and `openai:NAME`, one for `embedded:smollm2` or `embedded:/x.gguf`.
 
     context: tokens of prompt and answer that the embedded engine makes room for, where `teacher.context` doesn't say;
@@ -43,6 +48,11 @@ def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: 
     if kind not in TEACHERS or not model:
         known = "ollama:NAME, openai:NAME, embedded:smollm2 or embedded:/x.gguf"
         raise BadInput(f"{settings.model!r}: no such teacher; write {known}")
+    runtime = runtime or RuntimeSettings()
+    if kind == "openai" and model == runtime.preview_model:
+        from distill.teacher import preview
+
+        return preview.open_teachers(model, settings, listen, context, runtime)
     make: Callable[[str, TeacherSettings, Listener, int], list[Teacher]]
     make = importlib.import_module(TEACHERS[kind]).open_teachers
     return make(model, settings, listen, settings.context or context)
@@ -50,10 +60,13 @@ def open_teacher(settings: TeacherSettings, listen: Listener = silent, context: 
 
 @contextlib.contextmanager
 def opened(
-    settings: TeacherSettings, listen: Listener = silent, context: int = LEAST_CONTEXT
+    settings: TeacherSettings,
+    listen: Listener = silent,
+    context: int = LEAST_CONTEXT,
+    runtime: RuntimeSettings | None = None,
 ) -> Generator[list[Teacher]]:
     """As `open_teacher`; all are closed in the end."""
-    teachers = open_teacher(settings, listen, context)
+    teachers = open_teacher(settings, listen, context, runtime)
     try:
         yield teachers
     finally:

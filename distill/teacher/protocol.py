@@ -119,6 +119,8 @@ class Response:
     timings: dict[str, float] = field(default_factory=dict[str, float])
     thinking: str = ""
     thought: TokenTargets | None = None
+    model: str = ""
+    """Which model answered, of a teacher that has several."""
 
 
 @dataclass(frozen=True)

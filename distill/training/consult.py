@@ -113,7 +113,7 @@ def consulting(
         raise RunMismatch(f"{path}: polished with other settings; --force begins again where training ended")
     who = replace(run.settings.teacher, engine="llama.cpp")  # what an embedded one goes on with
     # Where the weights differ, the student that began those answers has been trained on.
-    with Journal(path, force=there != header) as journal, opened(who, listen, context) as those:
+    with Journal(path, force=there != header) as journal, opened(who, listen, context, run.settings.runtime) as those:
         if not journal.lines:
             journal.append(header)
         fixed = run.settings.teacher.in_flight
