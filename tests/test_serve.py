@@ -8,10 +8,8 @@ import random
 import re
 import signal
 import socket
-import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,21 +19,19 @@ import ollama
 import openai
 import pytest
 import torch
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from starlette.applications import Starlette
 from support.disturbed import start
 from support.recorded import recorded
+from support.served import asking, coloured, listening, post, seeing
 from support.small_student import ANSWER, DREAM, TEXTS, small_tokenizer, write_checkpoint
 
 from bundle.load import Student, load_checkpoint
 from bundle.serving import offer
 from distill.backbone.model import Backbone
-from distill.config import ExportSettings, ImageTokenizerConfig, Settings, TrainSettings
+from distill.config import ExportSettings, Settings, TrainSettings
 from distill.errors import BadInput, MissingStage
-from distill.mining.triplets import Triplet
 from distill.run import Run
 from distill.serve import http as serve_http
 from distill.serve.app import create_app
@@ -48,11 +44,6 @@ from distill.serve.shelf import Shelf
 from distill.serve.student import Offer
 from distill.teacher.open_source import open_source
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.image_tokens import build_codebook
-from distill.vision.codebook import PictureCodebook
-from distill.vision.image_tokenizer import ImageTokenizer
-from distill.vision.pictures import png
-from distill.vision.seeing import looked_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 T = TypeVar("T")
@@ -76,31 +67,11 @@ def offers(model: Backbone, tokenizer: StudentTokenizer) -> list[Offer]:
     return [Offer(lambda: dreams, True, 0.0, 1.8e9), Offer(lambda: plain, False, 0.0)]
 
 
-@asynccontextmanager
-async def client(app: Starlette, **how: Any) -> AsyncGenerator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost:11435", timeout=60, **how) as asked:
-        yield asked
-
-
 @pytest.fixture(scope="module")
 def app(offers: list[Offer]) -> Iterator[Starlette]:
     shelf = Shelf(offers)
     yield create_app(shelf)
     shelf.close()
-
-
-def asking(app: Starlette, ask: Callable[[httpx.AsyncClient], Awaitable[T]], **how: Any) -> T:
-    async def run() -> T:
-        async with client(app, **how) as asked:
-            return await ask(asked)
-
-    return asyncio.run(run())
-
-
-def post(app: Starlette, path: str, body: object, **how: Any) -> httpx.Response:
-    content = body if isinstance(body, bytes) else json.dumps(body)
-    return asking(app, lambda asked: asked.post(path, content=content), **how)
 
 
 # The recorded exchanges.
@@ -485,13 +456,8 @@ def test_what_can_be_offered(tmp_path: Path, offers: list[Offer]) -> None:
 
 @pytest.fixture(scope="module")
 def url(app: Starlette) -> Iterator[str]:
-    listening = bind("127.0.0.1", 0, False)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield url_of(listening)
-    server.should_exit = True
-    thread.join()
+    with listening(app) as address:
+        yield address
 
 
 def test_ollama_s_python_client(url: str) -> None:
@@ -572,20 +538,7 @@ def test_openai_s_python_client(url: str) -> None:
 
 @pytest.fixture(scope="module")
 def seer(model: Backbone, tokenizer: StudentTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Student:
-    """A student with eyes: it knows a red ball from a blue street."""
-    folder, vision = tmp_path_factory.mktemp("eyes"), ImageTokenizerConfig("lite", embedding_dim=0, image_size=16)
-    triplet = Triplet("a ball", "release", "the street", "causal", 0, "0", 0, "dream")
-    codebook, _ = build_codebook([triplet], size=8)
-    codebook.save(folder)
-    views = [view for colour in ("red", "blue", "white") for view in looked_at(Image.new("RGB", (32, 32), colour))]
-    labels = [["a ball"]] * 5 + [["the street"]] * 5 + [list[str]()] * 5
-    embedded = np.stack([one.numpy() for one in ImageTokenizer(vision).stream(views) if one is not None])
-    PictureCodebook.learn(codebook, vision, embedded, labels).save(folder)
-    return Student("seer", model, tokenizer, folder=folder)
-
-
-def coloured(colour: str) -> str:
-    return base64.b64encode(png(Image.new("RGB", (32, 32), colour))).decode()
+    return seeing(model, tokenizer, tmp_path_factory.mktemp("eyes"))
 
 
 def test_pictures_are_read_by_who_sees(seer: Student, offers: list[Offer]) -> None:

@@ -33,7 +33,8 @@ def serve(
     """Answer other programs, in Ollama's API and OpenAI's: clients of either need only the address.
 
     \b
-    Dreams are shown as thinking. Each student has the name of its run, as in Ollama.
+    Dreams are shown as thinking. Each student has the name of its run, as in Ollama. The address in a browser is a
+    chat.
     Examples:
       dream serve my-student
       OLLAMA_HOST=127.0.0.1:11435 ollama run my-student

@@ -65,7 +65,7 @@ class About:
             size,
             offer.modified,
             details,
-            ["completion", *["vision"] * student.sees, *["thinking"] * offer.dreams],
+            ["completion", *["vision"] * student.sees, *["thinking"] * offer.dreams, *["feedback"] * bool(offer.keep)],
             model_info(student, count),
             tensors,
             "\n".join(f"{name:<30} {value}" for name, value in settings),

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from distill.errors import DistillError
-from distill.serve import ollama_api, openai_api
+from distill.serve import ollama_api, openai_api, page
 from distill.serve.fields import ApiError
 from distill.serve.guard import Allowed, Guard
 from distill.serve.http import Gone, answer
@@ -20,6 +20,7 @@ from distill.serve.shelf import Shelf
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 GET: dict[str, Endpoint] = {
+    **dict.fromkeys(page.FILES, page.file),
     "/api/tags": ollama_api.tags,
     "/api/ps": ollama_api.ps,
     "/api/version": ollama_api.version,
@@ -27,6 +28,7 @@ GET: dict[str, Endpoint] = {
     "/v1/models/{name:path}": openai_api.model,
 }
 POST: dict[str, Endpoint] = {
+    "/feedback": page.feedback,
     "/api/generate": ollama_api.generate,
     "/api/chat": ollama_api.chat,
     "/api/show": ollama_api.show,
@@ -38,10 +40,6 @@ POST: dict[str, Endpoint] = {
     **dict.fromkeys(("/api/create", "/api/copy", "/api/pull", "/api/push"), ollama_api.unchangeable),
 }
 SAID = {404: "404 page not found", 405: "405 method not allowed"}
-
-
-async def running(_: Request) -> Response:
-    return PlainTextResponse("Ollama is running")
 
 
 async def _told(request: Request, error: Exception) -> Response:
@@ -68,12 +66,11 @@ def create_app(shelf: Shelf, allowed: Allowed | None = None) -> Starlette:
         shelf.close()
 
     routes = [
-        Route("/", running),
         *(Route(path, endpoint, methods=["GET"]) for path, endpoint in GET.items()),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in POST.items()),
         Route("/api/delete", ollama_api.unchangeable, methods=["DELETE"]),
     ]
-    middleware = [Middleware(Guard, allowed)]
+    middleware = [Middleware(Guard, allowed, page.FILES)]
     if allowed.origins:
         cors = Middleware(
             CORSMiddleware, allow_origins=allowed.origins, allow_methods=["GET", "POST"], allow_headers=["*"]

@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -23,10 +24,10 @@ class Allowed:
 
 
 class Guard:
-    """Refuses what isn't allowed, 401 or 403, before anything of it is read."""
+    """Refuses what isn't allowed, 401 or 403, before anything of it is read. open: paths that need no token."""
 
-    def __init__(self, app: ASGIApp, allowed: Allowed) -> None:
-        self.app, self.allowed = app, allowed
+    def __init__(self, app: ASGIApp, allowed: Allowed, open: Collection[str]) -> None:
+        self.app, self.allowed, self.open = app, allowed, open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = self._refused(Headers(scope=scope), scope["path"]) if scope["type"] == "http" else None
@@ -38,7 +39,7 @@ class Guard:
             return answer({"error": f"host {host[:80]!r} is not this machine"}, 403)
         if origin and origin not in self.allowed.origins and urlsplit_host(origin) != host:
             return answer({"error": f"pages of {origin[:80]} may not ask; allow them with --origin"}, 403)
-        if self.allowed.token and path != "/":
+        if self.allowed.token and path not in self.open:
             kind, _, token = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self.allowed.token.encode()):
                 return answer({"error": "unauthorized: send the server's token, `Authorization: Bearer TOKEN`"}, 401)

@@ -99,13 +99,19 @@ async def chat(request: Request) -> Response:
     refuse(body, name)
     body.refuse("images", "belong into a message")
     think = think_of(body.values.get("think"), served, name)
+    messages, pictures = turns_of(body, served)
+    asked = Asked(messages, think=think, truncate=body.flag("truncate", True), pictures=pictures)
+    return await _reply(request, body, served, Shape(name, chat=True), asked if messages else None)
+
+
+def turns_of(body: Fields, served: Served) -> tuple[list[Message], list[list[bytes]]]:
+    """A conversation, and the pictures of each of its turns. Raises ApiError 400."""
     turns = body.objects("messages")
     messages, pictures = list[Message](), list[list[bytes]]()
     for fields, role in zip(turns, roles(turns), strict=True):
         pictures.append(pictures_of(fields, served))
         messages.append({"role": role, "content": fields.text("content"), "thinking": fields.text("thinking")})
-    asked = Asked(messages, think=think, truncate=body.flag("truncate", True), pictures=pictures)
-    return await _reply(request, body, served, Shape(name, chat=True), asked if messages else None)
+    return messages, pictures
 
 
 def named(body: Fields) -> str:

@@ -11,7 +11,7 @@ from distill.serve.fields import ApiError, Fields
 from distill.serve.pieces import Piece, Pieces
 from distill.serve.scheduler import Busy, Job
 from distill.serve.shelf import Served
-from distill.serve.student import Loaded
+from distill.serve.student import Loaded, Student
 from distill.student.sure import LONGEST, Trial
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
 from distill.tokens.chat import STOP, Message
@@ -214,23 +214,25 @@ async def _prompt_ids(loaded: Loaded, asked: Asked, dreams: bool) -> list[int]:
     def split() -> list[int]:
         if asked.raw is not None:
             return student.tokenizer.encode(asked.raw, special=True)
-        return student.prompt_ids(seen(), None if dreams else False)
+        return student.prompt_ids(as_read(student, asked.messages, asked.pictures), None if dreams else False)
 
-    def seen() -> Sequence[Message]:
-        if not pictures:
-            return asked.messages
-        try:
-            pairs = zip(asked.messages, asked.pictures, strict=True)
-            return [{**message, "content": student.asked(message["content"], own)} for message, own in pairs]
-        except BadInput as error:
-            raise ApiError(400, f"images: {error}") from error
-
-    pictures = sum(map(len, asked.pictures))
-    if pictures > PICTURES:
-        raise ApiError(400, f"images: {pictures} of them; a request has {PICTURES} at most")
+    pictures = any(asked.pictures)
     characters = len(asked.raw or "") + sum(len(message["content"]) for message in asked.messages)
     ids = await asyncio.to_thread(split) if pictures or characters + 40 * len(asked.messages) > LONG else split()
     return [*asked.before, *ids] or [student.tokenizer.newline_id]
+
+
+def as_read(student: Student, messages: Sequence[Message], pictures: Sequence[Sequence[bytes]]) -> Sequence[Message]:
+    """Turns, each with what the student sees in its pictures. Raises ApiError 400."""
+    if not (count := sum(map(len, pictures))):
+        return messages
+    if count > PICTURES:
+        raise ApiError(400, f"images: {count} of them; a request has {PICTURES} at most")
+    try:
+        pairs = zip(messages, pictures, strict=True)
+        return [{**message, "content": student.asked(message["content"], own)} for message, own in pairs]
+    except BadInput as error:
+        raise ApiError(400, f"images: {error}") from error
 
 
 def fitted(ids: list[int], context: int, truncate: bool, limit: int | None) -> list[int]:

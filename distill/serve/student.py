@@ -39,15 +39,20 @@ class Student(Protocol):
     def prompt_ids(self, messages: Sequence[Message], think: bool | None) -> list[int]: ...
 
 
+Keep = Callable[[list[Message], str, str, str, str], None]
+"""Keeps messages, dream, answer, verdict, and what was better. Raises BadInput for a verdict that is none."""
+
+
 @dataclass(frozen=True)
 class Offer:
     """A student to be served. load: reads it. dreams: it was taught to. temperature: where a request says none.
-    modified: when it was made, seconds since 1970."""
+    modified: when it was made, seconds since 1970. keep: what its users say of answers; None: nobody learns from it."""
 
     load: Callable[[], Student]
     dreams: bool = True
     temperature: float = 0.7
     modified: float = 0.0
+    keep: Keep | None = None
 
 
 class Loaded:

@@ -33,6 +33,14 @@ def keep(path: Path, feedback: Feedback) -> None:
     append_line(path, asdict(feedback))
 
 
+def keep_said(path: Path, messages: list[Message], dream: str, answer: str, verdict: Any, better: str = "") -> None:
+    """The same, of what came from elsewhere. Raises BadInput where it is no feedback."""
+    try:
+        keep(path, _checked(Feedback(messages, dream, answer, verdict, better)))
+    except ValueError as error:
+        raise BadInput(f"no feedback: {error}") from error
+
+
 def read_feedback(path: Path) -> list[Feedback]:
     """All of it. Raises BadInput where there is none, naming file and line where one can't be read."""
     try:
@@ -50,16 +58,20 @@ def read_feedback(path: Path) -> list[Feedback]:
 def _feedback(path: Path, number: int, line: str) -> Feedback:
     try:
         content: dict[str, Any] = json.loads(line)
-        feedback = Feedback(**content)
-        texts = [feedback.dream, feedback.answer, feedback.better, *(m["content"] for m in feedback.messages)]
-        if feedback.verdict not in VERDICTS:
-            raise ValueError(f"verdict {feedback.verdict!r} is none of {', '.join(VERDICTS)}")
-        if not feedback.messages or feedback.messages[-1]["role"] != "user" or not all(map(_is_text, texts)):
-            raise ValueError("messages must be a conversation that ends with a question, all else text")
-        if feedback.verdict == "better" and not feedback.better.strip():
-            raise ValueError("better is empty")
+        return _checked(Feedback(**content))
     except (ValueError, TypeError, KeyError) as error:
         raise BadInput(f"{path}, line {number}: is no feedback ({error}); mend or delete it") from error
+
+
+def _checked(feedback: Feedback) -> Feedback:
+    """It. Raises ValueError, or what its fields raise that aren't what they should be."""
+    texts = [feedback.dream, feedback.answer, feedback.better, *(m["content"] for m in feedback.messages)]
+    if feedback.verdict not in VERDICTS:
+        raise ValueError(f"verdict {feedback.verdict!r} is none of {', '.join(VERDICTS)}")
+    if not feedback.messages or feedback.messages[-1]["role"] != "user" or not all(map(_is_text, texts)):
+        raise ValueError("messages must be a conversation that ends with a question, all else text")
+    if feedback.verdict == "better" and not feedback.better.strip():
+        raise ValueError("better is empty")
     return feedback
 
 

@@ -8,7 +8,8 @@
         assert page.errors == []
 
 Protocol: https://chromedevtools.github.io/devtools-protocol/, NUL-terminated JSON on file descriptors 3 and 4.
-The browser is offline: a page can load nothing but itself, and what it tries is in `page.requests`.
+A file's page is offline: it can load nothing but itself, and what it tries is in `page.requests`. A server's page
+reaches this machine alone.
 """
 
 import base64
@@ -38,7 +39,7 @@ FLAGS = (
     "--no-default-browser-check",
     "--hide-scrollbars",
     "--mute-audio",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--remote-debugging-pipe",
 )
 LAUNCH = """
@@ -112,18 +113,20 @@ class Browser:
         os.close(self._in)
         self._profile.cleanup()
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 800, dark: bool = False) -> "Page":
-        """A page of this machine, loaded; `errors` and `requests` are complete from its first byte on."""
+    def open(self, path: Path | str, *, width: int = 1280, height: int = 800, dark: bool = False) -> "Page":
+        """A file or an address of this machine, loaded; `errors` and `requests` are complete from its first byte on."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = self.pages[session] = Page(self, session)
         for domain in ("Page", "Runtime", "Log", "Network"):
             page.call(f"{domain}.enable")
-        page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        slow = {"latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        if isinstance(path, Path):
+            page.call("Network.emulateNetworkConditions", offline=True, **slow)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         page.call("Emulation.setEmulatedMedia", features=scheme)
         page.resize(width, height)
-        address = path.absolute().as_uri()
+        address = path if isinstance(path, str) else path.absolute().as_uri()
         page.call("Page.navigate", url=address)
         page.wait(f"location.href === {json.dumps(address)} && document.readyState === 'complete'")
         return page
@@ -231,9 +234,21 @@ class Page:
         self.settle()
 
     def press(self, key: str) -> None:
-        """A key that writes nothing (KEYS), to whatever has the focus."""
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
+        """A key (KEYS), to whatever has the focus."""
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind, more in (("keyDown" if text else "rawKeyDown", text), ("keyUp", {})):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key], **more)
+        self.settle()
+
+    def write(self, text: str) -> None:
+        """Text, into whatever has the focus."""
+        self.call("Input.insertText", text=text)
+        self.settle()
+
+    def attach(self, selector: str, path: Path) -> None:
+        """A file, to an input of files."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self.call("DOM.setFileInputFiles", files=[str(path)], objectId=found["result"]["objectId"])
         self.settle()
 
     def screenshot(self, path: Path, *, whole: bool = True) -> Path:

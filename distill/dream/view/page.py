@@ -1,6 +1,6 @@
 """Dreams as one page of HTML that fetches nothing: lanes per lens, steps as cards, edges to follow.
 
-page.html is the page, page.js its script. All that a record says goes through `_text` or into an attribute
+page.html, page.css and page.js are the page. All that a record says goes through `_text` or into an attribute
 escaped by it; the page's policy lets no script run but our own, by its hash, and lets nothing be fetched.
 """
 
@@ -40,11 +40,12 @@ def page(records: Sequence[DreamRecord], notes: Sequence[str] = ()) -> bytes:
     """The whole page, UTF-8. The first record is shown; a picker leads to the others, the last `SHOWN` at most.
 
     notes: what is told of each record beside itself; the picker names it by that."""
-    template, script = _parts()
+    template, style, script = _parts()
     earlier, records = len(records[:-SHOWN]), records[-SHOWN:]
     notes = notes[-SHOWN:] or [""] * len(records)
     fill = {
         "policy": page_policy(script),
+        "style": style,
         "title": _text(_clip(records[0].prompt, 60) if len(records) == 1 else f"{len(records)} dreams"),
         "picker": _picker(records, notes, earlier) if len(records) > 1 else "",
         "dreams": "\n".join(
@@ -60,10 +61,9 @@ def page(records: Sequence[DreamRecord], notes: Sequence[str] = ()) -> bytes:
 
 
 @cache
-def _parts() -> tuple[str, str]:
-    """The page with its blanks, and its script."""
-    page, script = (Path(__file__).with_name(name) for name in ("page.html", "page.js"))
-    return page.read_text(encoding="utf-8"), script.read_text(encoding="utf-8")
+def _parts() -> list[str]:
+    """The page with its blanks, its style and its script."""
+    return [Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")]
 
 
 def _text(value: str) -> str:
