@@ -10,6 +10,7 @@ from distill.backbone.model import BackboneConfig
 from distill.report.tables import markdown_table
 from distill.teacher.licenses import OTHER, License
 from distill.teacher.names import fitting_name
+from distill.turns import opening
 
 CARD = """\
 {front}# {title}
@@ -104,7 +105,7 @@ def render_card(
         "run, checkpoint": f"{source.get('run', '')}, {source.get('checkpoint', '')}",
     }
     license = License.from_json(source.get("license"))
-    question = (manifest.verification_prompts or ["What happens when you drop a ball?"])[0]
+    question = opening((manifest.verification_prompts or ["What happens when you drop a ball?"])[0])
     return CARD.format(
         front=front_matter(license) if source.get("began_as") else "",
         licence=_terms(manifest, license, "LICENSE" in files),

@@ -211,7 +211,8 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
             info = store.teacher()
             license = license_of(run.settings.teacher, info)
             teacher = {"name": info.name, "digest": info.digest, "version": info.version}
-            teacher |= {"license": replace(license, text="").to_json(), "is_model": not info.is_dataset}
+            is_model = not (info.is_dataset or info.is_given)
+            teacher |= {"license": replace(license, text="").to_json(), "is_model": is_model}
             for prompt, answer in store.texts(held_out=True):
                 if len(answers) < VERIFICATION_PROMPTS:
                     answers.setdefault(show(prompt, shown), answer)

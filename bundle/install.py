@@ -13,6 +13,7 @@ from distill.events import Event, Listener, silent
 from distill.teacher.licenses import License
 from distill.teacher.names import fitting_name, is_name
 from distill.teacher.ollama_client import OllamaClient
+from distill.turns import messages
 from distill.vision import PROJECTOR
 
 THINKING = "thinking"
@@ -110,7 +111,7 @@ def _try_out(asker: OllamaClient, name: str, host: str, manifest: Manifest) -> d
         "/api/chat",
         {
             "model": name,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": messages(prompt),
             "think": True,
             "stream": False,
             "options": {"temperature": 0, "seed": 0, "num_predict": FIRST_TOKENS},

@@ -21,6 +21,7 @@ from distill.exam.scoring import score_answers
 from distill.teacher.gguf_file import dequantized, whole_gguf
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer
+from distill.turns import messages
 
 NEAR_TIE = 1e-4
 """Two logits closer than this may change places by rounding alone."""
@@ -160,7 +161,7 @@ def transformers_prompt_ids(folder: Path, conversations: Sequence[Conversation])
     how = {"tokenize": False, "add_generation_prompt": True}
     found: list[list[int]] = []
     for system, question, think in conversations:
-        text = tokenizer.apply_chat_template(_messages(system, question), enable_thinking=think, **how)
+        text = tokenizer.apply_chat_template(messages(question, system), enable_thinking=think, **how)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         found.append(ids if tokenizer.decode(ids).replace("▁", " ") == text.replace("▁", " ") else [])
     return found
@@ -169,14 +170,9 @@ def transformers_prompt_ids(folder: Path, conversations: Sequence[Conversation])
 def engine_prompt_ids(engine: LlamaCpp, conversations: Sequence[Conversation]) -> list[list[int]]:
     """Ids by llama.cpp's tokenizer and its reading of the chat template."""
     return [
-        engine.tokenize(engine.apply_template(_messages(system, question), enable_thinking=think))
+        engine.tokenize(engine.apply_template(messages(question, system), enable_thinking=think))
         for system, question, think in conversations
     ]
-
-
-def _messages(system: str, question: str) -> list[dict[str, str]]:
-    head = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": question}]
 
 
 def printable(tokenizer: StudentTokenizer, ids: Sequence[int]) -> str:

@@ -62,7 +62,15 @@ teacher_options = all_of(
         "Of openai:gpt-5.1-codex: let it answer, or runtime.fallback_model.",
         is_flag=True,
     ),
-    setting("--prompts", "capture.prompts", "Prompt file or set; repeatable.", multiple=True, metavar="FILE|SET"),
+    setting(
+        "--prompts", "capture.prompts", "Prompt file, folder or set; repeatable.", multiple=True, metavar="FILE|SET"
+    ),
+    setting(
+        "--answers",
+        "capture.answers",
+        "Whose: `given`, beside the prompts, asks nobody.",
+        type=click.Choice(["teacher", "given"]),
+    ),
     setting("--limit", "capture.limit", "Prompts taken at most.", type=click.IntRange(0), metavar="N"),
     setting("--dataset", "capture.dataset", "Ask no teacher: take a dataset, such as causal-world.", metavar="NAME"),
 )

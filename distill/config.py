@@ -58,7 +58,11 @@ class CaptureSettings:
     """What it is asked, and how it samples."""
 
     prompts: list[str] = field(default_factory=lambda: ["everyday"])
-    """Prompt files, or names of the sets that ship with us."""
+    """Prompt files, folders of rows, `hf:USER/NAME`, or names of the sets that ship with us."""
+    answers: str = "teacher"
+    """Whose are learned: `teacher`, or `given`: those beside the prompts, as hard labels; nobody is asked."""
+    turns: str = "last"
+    """Which questions of a conversation are asked, after the turns before them: the `last`, or `all`."""
     limit: int = 0
     """Prompts taken at most, spread evenly over the set; 0: all."""
     samples: int = 1
@@ -342,8 +346,9 @@ class Settings:
 
     @property
     def source(self) -> str:
-        """Who answered: the teacher's name, or the dataset's."""
-        return f"dataset:{self.capture.dataset}" if self.capture.dataset else self.teacher.model
+        """Who answered: the teacher's name, or the dataset's; `given` where answers stood beside the prompts."""
+        given = "given" if self.capture.answers == "given" else self.teacher.model
+        return f"dataset:{self.capture.dataset}" if self.capture.dataset else given
 
 
 def load_settings(

@@ -52,6 +52,7 @@ BASE = (
     "distill.run",
     "distill.shipped",
     "distill.stopping",
+    "distill.turns",
     "distill.written",
 )
 MAX_LINES = 400

@@ -1,19 +1,29 @@
 import contextlib
 import csv
+import gzip
 import itertools
 import json
 import re
+import tempfile
+import tracemalloc
+import unittest.mock
 from pathlib import Path
 
 import pyarrow
+import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from distill.corpus import prompt_files
+from distill.corpus.prompt_rows import Reading, Rows
 from distill.corpus.prompts import evenly, is_held_out, load_prompts, prompt_sets, read_prompts
 from distill.errors import BadInput
 from distill.events import Event
+from distill.tokens.packing import is_validation
+from distill.turns import is_conversation, joined, turns, words
 
 
 def write(path: Path, text: str) -> Path:
@@ -92,12 +102,21 @@ def test_text_and_json_lines(tmp_path: Path):
     ]
 
 
+def saved_by_datasets(folder: Path, name: str, table: pyarrow.Table) -> None:
+    """What `datasets`' save_to_disk leaves: rows as an Arrow stream, and JSON beside them that holds none."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    with pyarrow.ipc.new_stream(folder / name, table.schema) as stream:
+        stream.write_table(table)
+    write(folder / "dataset_info.json", "{}")
+    write((folder / name).parent / "state.json", "{}")
+
+
 KINDS: dict[str, object] = {
     "a string": "Why?",
     "a prompt": {"prompt": "Why?", "id": 1},
     "a question": {"id": 1, "question": " Why? ", "answer": "So."},
     "Alpaca's": {"instruction": "Why?", "input": "", "output": "So."},
-    "OpenAI's": {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]},
+    "OpenAI's": {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
     "OpenAI's parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]},
     "ShareGPT's": {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
     "bare turns": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": None}],
@@ -108,9 +127,16 @@ KINDS: dict[str, object] = {
 def test_rows_that_others_wrote(tmp_path: Path, row: object):
     assert read_prompts(write(tmp_path / "a.jsonl", f"{json.dumps(row)}\n" * 2)) == ["Why?"] * 2
     assert read_prompts(write(tmp_path / "a.json", json.dumps([row], indent=1))) == ["Why?"]
+    values = (tmp_path / "b.json", tmp_path / "a.jsonl.gz")
+    write(values[0], f"{json.dumps(row)}\n" * 2)  # lines in a .json
+    values[1].write_bytes(gzip.compress(f"{json.dumps(row)}\n".encode() * 2))
     if isinstance(row, dict):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
-        assert read_prompts(tmp_path / "a.parquet") == ["Why?"]
+        assert [read_prompts(value) for value in values] == [["Why?"] * 2] * 2
+        pyarrow.parquet.write_table(table := pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+        pyarrow.feather.write_feather(table, str(tmp_path / "a.feather"))
+        saved_by_datasets(tmp_path / "saved", "data-00000-of-00001.arrow", table)
+        for name in ("a.parquet", "a.feather", "saved"):
+            assert read_prompts(tmp_path / name) == ["Why?"], name
 
 
 def test_tables_and_their_columns(tmp_path: Path):
@@ -128,13 +154,182 @@ def test_tables_and_their_columns(tmp_path: Path):
     assert read_prompts(write(tmp_path / "b.json", json.dumps([alpaca]))) == ["Sum up.\n\nA long text."]
 
 
-def test_what_of_conversations_is_left_out_is_told(tmp_path: Path):
-    turns = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "What falls faster?"},
+    {"role": "assistant", "content": "<think>\nair?\n</think>\nBoth alike."},
+    {"role": "user", "content": "Why?"},
+    {"role": "user", "content": "Really?"},
+    {"role": "assistant", "content": "Weight cancels."},
+]
+
+
+def test_conversations_are_asked_with_the_turns_before(tmp_path: Path):
+    sharegpt = [{"from": t["role"].replace("user", "human"), "value": t["content"]} for t in TALK[1:]]
+    rows = [
+        {"messages": TALK},
+        {"conversations": sharegpt, "system": "Be brief."},
+        {"prompt": TALK[:-1], "chosen": TALK},
+    ]
+    file = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
     told: list[Event] = []
-    file = write(tmp_path / "a.jsonl", json.dumps({"messages": turns}) + "\n" + json.dumps({"messages": turns[1:]}))
-    assert read_prompts(file, told.append) == ["user", "user"]
-    (event,) = told
-    assert "4 answers and later questions, 1 system messages (set capture.system) are left out" in event.message
+    first = [("system", "Be brief."), ("user", "What falls faster?")]
+    last = [*first, ("assistant", "Both alike."), ("user", "Why?\n\nReally?")]
+    texts = read_prompts(file, told.append)
+    assert [turns(text) for text in texts] == [last] * 3
+    assert len({*texts}) == 1
+    assert [event.message for event in told] == [
+        f"{file}: 3 rows; asked is what stands in messages or conversations or prompt; answered in messages or "
+        "conversations or chosen (not read: --answers given learns them); left out: 3 greetings before a first question"
+    ]
+    given = load_prompts([str(file)], 0.0, how=Reading(given=True, every=True))
+    assert [(turns(prompt.text), prompt.answer) for prompt in given] == [
+        (first, "<think>\nair?\n</think>\nBoth alike."),
+        (last, "Weight cancels."),
+    ]
+    assert [prompt.answer for prompt in load_prompts([str(file)], 0.0, how=Reading(given=True))] == ["Weight cancels."]
+
+
+@given(st.integers(0, 10**9), st.floats(0, 1))
+def test_all_questions_of_a_conversation_are_on_one_side(number: int, share: float):
+    first = f"Question {number}?"
+    talk = joined([("system", "S"), ("user", first), ("assistant", "A"), ("user", "More?")])
+    assert is_held_out(talk, share) == is_held_out(first, share)
+    assert is_validation(talk) == is_validation(first)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text(min_size=1).filter(lambda t: "<|" not in t))),
+    st.sampled_from(["", "Be brief."]),
+)
+def test_turns_come_back_as_they_were_joined(said: list[tuple[str, str]], system: str):
+    talk = [*([("system", system)] if system else []), *said, ("user", "Why?")]
+    assert turns(joined(talk)) == talk
+    assert turns(joined(talk), "Another.")[0] == (("system", system) if system else ("system", "Another."))
+    assert is_conversation(joined(talk)) == (len(talk) > 1)
+    assert words(joined(talk)) == "\n".join(text for _, text in talk)
+
+
+def test_answers_that_are_there(tmp_path: Path):
+    alpaca = {"instruction": "Sum up.", "input": "A long text.", "output": "Text."}
+    rows = [
+        alpaca,
+        {"prompt": "Why?"},
+        {"question": "Why?", "answer": "So."},
+        {"prompt": "Why?", "completion": "Thus."},
+    ]
+    told: list[Event] = []
+    file = write(tmp_path / "a.json", json.dumps([*rows, rows[2]]))
+    found = load_prompts([str(file)], 0.0, 0, told.append, Reading(given=True))
+    pairs = [("Sum up.\n\nA long text.", "Text."), ("Why?", "So."), ("Why?", "Thus.")]
+    assert [(prompt.text, prompt.answer) for prompt in found] == pairs
+    assert "answered in output or answer or completion; left out: 1 questions without an answer" in told[0].message
+    assert len(load_prompts([str(file)], 0.0, 1, how=Reading(given=True))) in (1, 2)  # a prompt with all its answers
+    table = write(tmp_path / "b.csv", "asked,said\nWhy?,So.\n")
+    assert [p.answer for p in load_prompts([f"{table}:asked,said"], 0.0, how=Reading(given=True))] == ["So."]
+    with pytest.raises(BadInput, match=r"b\.csv:2: holds no column 'say' of answers; its columns are asked, said"):
+        load_prompts([f"{table}:asked,say"], 0.0, how=Reading(given=True))
+    with pytest.raises(BadInput, match="holds no answers"):
+        load_prompts([str(write(tmp_path / "c.txt", "Why?"))], 0.0, how=Reading(given=True))
+
+
+def test_bad_rows_are_told_one_by_one_and_left_out(tmp_path: Path):
+    lines = [json.dumps(f"Question {i}?") for i in range(300)]
+    lines[6], lines[40], lines[41] = '{"prompt": ', '{"prompt": 3}', '{"messages": [{"role": "tool", "content": "x"}]}'
+    told: list[Event] = []
+    assert len(read_prompts(write(tmp_path / "a.jsonl", "\n".join(lines)), told.append)) == 297
+    assert [(e.kind, e.message.partition("a.jsonl:")[2].split(":")[0]) for e in told[:3]] == [
+        ("warning", "7"),
+        ("warning", "41"),
+        ("warning", "42"),
+    ]
+    assert all(event.message.endswith("; left out") and "\n" not in event.message for event in told[:3])
+    lines[100:160] = ["3"] * 60
+    told.clear()
+    with pytest.raises(BadInput, match=r"a\.jsonl:7: is not JSON.*\(63 of 300 rows are bad"):
+        read_prompts(write(tmp_path / "a.jsonl", "\n".join(lines)), told.append)
+    assert (len(told), told[-1].message) == (21, "43 more rows are such")
+    cells = "\n".join(["prompt,id", *(f"Why {i}?,{i}" for i in range(30)), "one,two,three"])
+    assert len(read_prompts(write(tmp_path / "a.csv", cells), told.append)) == 30
+    assert told[-2].message == f"{tmp_path / 'a.csv'}:32: 3 cells, and the first line names 2; left out"
+
+
+def test_folders_take_one_kind_and_train(tmp_path: Path):
+    told: list[Event] = []
+    for split in ("train", "test"):
+        table = pyarrow.table({"prompt": [f"Why {split}?"], "n": [1]})
+        saved_by_datasets(tmp_path / "saved", f"{split}/data-00000-of-00001.arrow", table)
+        pyarrow.parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    write(tmp_path / "notes.jsonl", '"no"')
+    for folder in (tmp_path / "saved", tmp_path):
+        told.clear()
+        assert [prompt.text for prompt in load_prompts([f"{folder}:prompt"], 0.0, listen=told.append)] == ["Why train?"]
+        assert "of its splits train is taken, test left out" in told[0].message
+    assert read_prompts(tmp_path / "saved" / "test") == ["Why test?"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="is a folder without a file of prompts"):
+        read_prompts(tmp_path / "empty")
+
+
+def test_a_hub_is_asked_for_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    def fetched(name: str, **how: object) -> str:
+        asked.append(name)
+        if name == "who/gone":
+            raise OSError("no such repository\nand more")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    write(tmp_path / "chats.jsonl", '{"q": "Why?"}')
+    assert [prompt.text for prompt in load_prompts(["hf:who/what:q"], 0.0)] == ["Why?"]
+    assert [prompt.text for prompt in load_prompts(["hf:who/what/chats.jsonl:q"], 0.0)] == ["Why?"]
+    assert asked == ["who/what"] * 2
+    with pytest.raises(BadInput, match=r"^hf:who/gone: can't be had \(no such repository\); check the name"):
+        load_prompts(["hf:who/gone"], 0.0)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow"])
+def test_files_are_streamed(tmp_path: Path, name: str):
+    """What reading holds at any moment is far less than the file."""
+    count, text = 3000, "Why is this so long? " * 100
+    values = [{"prompt": f"{i} {text}", "answer": "So."} for i in range(count)]
+    file = tmp_path / name
+    if name == "a.jsonl":
+        write(file, "\n".join(map(json.dumps, values)))
+    elif name == "a.json":
+        write(file, json.dumps(values, indent=1))
+    elif name == "a.csv":
+        write(file, "prompt,answer\n" + "".join(f"{v['prompt']},So.\n" for v in values))
+    else:
+        table = pyarrow.Table.from_pylist(values)
+        if name == "a.parquet":
+            pyarrow.parquet.write_table(table, file, row_group_size=300)
+        else:
+            pyarrow.feather.write_feather(table, str(file), chunksize=300)
+    del values
+    before = pyarrow.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        rows = Rows([file], "", Reading(given=True), lambda event: None)
+        assert sum(len(answer) for _, answer in rows.asked()) == 3 * count
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2e6 < 6e6 < count * len(text)
+    assert pyarrow.total_allocated_bytes() - before < 2e6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.lists(st.text(max_size=30) | st.integers() | st.none() | st.floats(allow_nan=False)))
+def test_arrays_are_read_alike_in_pieces_of_any_size(size: int, values: list[object]):
+    text = json.dumps(values, indent=size % 3 or None, ensure_ascii=size % 2 == 0)
+    with tempfile.TemporaryDirectory() as folder, unittest.mock.patch.object(prompt_files, "_PIECE", size):
+        file = write(Path(folder, "a.json"), text)
+        assert [value for _, value in prompt_files.rows(file, list)] == values
+        with pytest.raises(BadInput, match=r"a\.json:\d+: is not JSON"):
+            list(prompt_files.rows(write(file, text[:-1]), list))
 
 
 def test_yaml_slots_are_combined_and_words_stay_words(tmp_path: Path):
@@ -182,6 +377,12 @@ def test_yaml_slots_are_combined_and_words_stay_words(tmp_path: Path):
         ("a.json", '["fine",\n 3]', "a.json: item 2: write a string"),
         ("a.json", '["fine",\n', "a.json:2: is not JSON"),
         ("a.json", '{"a": 1}', "a.json: holds no array"),
+        ("a.json", '["fine"] 3', "a.json:1: is not JSON: something follows"),
+        ("a.json", '["fine"\n"x"]', "a.json:2: is not JSON: expecting ','"),
+        ("a.json", '["fi\\ne", {"a": \n\n]]', "a.json:3: is not JSON"),
+        ("a.arrow", "x", "a.arrow: is no Arrow file"),
+        ("a.jsonl.gz", "x", "a.jsonl.gz: can't read it: Not a gzipped file"),
+        ("a.jsonl", '[{"role": "user", "content": "a<|im_end|>b"}]', "a.jsonl:1: holds <|im_end|> within a turn"),
         ("a.csv", "id,prompt\n1,fine\n2\n", "a.csv:3: 1 cells, and the first line names 2"),
         ("a.csv", "id,prompt\n1,\n", "a.csv:2: holds no prompt"),
         ("a.csv", 'prompt\n"fine\n', "a.csv:2: is no table"),
@@ -242,7 +443,7 @@ def test_lines_left_out_are_told(tmp_path: Path):
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.sampled_from([".txt", ".jsonl", ".yaml", ".json", ".csv", ".tsv", ".parquet"]),
+    st.sampled_from([".txt", ".jsonl", ".yaml", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.gz"]),
     st.binary(max_size=40)
     | st.text(max_size=40).map(lambda text: text.encode())
     | st.lists(st.text(max_size=12)).map(lambda texts: "\n".join(map(json.dumps, texts)).encode())

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from distill.config import CaptureSettings
+from distill.corpus.given import keep_given
+from distill.corpus.prompt_rows import Reading
 from distill.corpus.prompts import Prompt, evenly, load_prompts
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, DistillError, PromptRefused, TeacherError
@@ -25,7 +27,7 @@ MANY_CUT = 0.2
 """Share of answers cut by the token limit above which a student of them hardly learns to end its own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
     prompt: Prompt
     options: GenerateOptions
@@ -120,10 +122,15 @@ def capture(
         from distill.corpus.datasets.stage import capture_dataset
 
         return capture_dataset(run, listen, force)
-    prompts = load_prompts(settings.prompts, settings.held_out, settings.limit, listen)
+    given = settings.answers == "given"
+    how = Reading(given, settings.turns == "all")
+    prompts = load_prompts(settings.prompts, settings.held_out, settings.limit, listen, how)
     teacher = run.settings.teacher
     depends = {
-        **{name: value for name, value in asdict(settings).items() if not name.startswith("dataset")},
+        # Answers and turns are in the texts.
+        **{
+            key: value for key, value in asdict(settings).items() if not key.startswith(("dataset", "answers", "turns"))
+        },
         # What doesn't fit the context is refused or cut; everything else is answered as in any other.
         "teacher": {
             "model": teacher.model,
@@ -131,7 +138,7 @@ def capture(
             **thinking_asked(teacher),
         },
         "seed": run.settings.seed,
-        "texts": fingerprint([[prompt.text, prompt.held_out] for prompt in prompts]),
+        "texts": fingerprint([[p.text, p.held_out, *([p.answer] if given else [])] for p in prompts]),
     }
     record = run.fresh(STAGE, depends)
     if record is None and settings.samples == 1:  # of before there could be several
@@ -141,14 +148,16 @@ def capture(
         return record.summary
     started = time.monotonic()
     try:
-        summary, digest = _ask_all(run, prompts, teachers, listen, record is not None and not force)
+        done = record is not None and not force
+        kept = keep_given(run, prompts, listen) if given else _ask_all(run, prompts, teachers, listen, done)
     except TeacherError as error:
         if record is None or force:
             raise
         listen(Event(STAGE, "warning", f"{record.summary['failed']} answers are still missing: {error}"))
         return record.summary
+    summary, digest = kept
     run.record(STAGE, depends, {"traces.db": digest}, summary, time.monotonic() - started)
-    _warn_of_cut(summary["cut_share"], settings.max_tokens, listen)
+    _warn_of_cut(summary.get("cut_share", 0.0), settings.max_tokens, listen)
     listen(Event(STAGE, "done", data=summary))
     return summary
 
@@ -287,8 +296,12 @@ def _check(settings: CaptureSettings) -> None:
         raise BadInput(f"capture.max_tokens={settings.max_tokens}: must be at least 1")
     if settings.samples < 1:
         raise BadInput(f"capture.samples={settings.samples}: must be at least 1")
-    if settings.samples > 1 and settings.dataset:
-        raise BadInput(f"capture.samples={settings.samples}: a dataset has one answer to each question; set it to 1")
+    for name, known in (("answers", ("teacher", "given")), ("turns", ("last", "all"))):
+        if (value := getattr(settings, name)) not in known:
+            raise BadInput(f"capture.{name}={value}: choose one of {', '.join(known)}")
+    if settings.samples > 1 and (settings.dataset or settings.answers == "given"):
+        whose = "a dataset has one answer to each question" if settings.dataset else "answers are given, not asked for"
+        raise BadInput(f"capture.samples={settings.samples}: {whose}; set it to 1")
     if settings.samples > 1 and settings.temperature == 0:
         raise BadInput(
             f"capture.samples={settings.samples}: at capture.temperature=0 all answers to a prompt are alike; "

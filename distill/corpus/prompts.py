@@ -1,5 +1,7 @@
 """Prompts: from text files, from rows that others wrote, and from YAML sets of templates with slots.
 
+A prompt is a question, or a conversation that ends in one (distill/turns.py).
+
 A YAML set, in which a slot belongs to its group or, at the top level, to all groups:
 
     description: What it is for, in one line.
@@ -22,34 +24,38 @@ from pathlib import Path
 
 import yaml
 
-from distill.corpus import prompt_rows
-from distill.corpus.prompt_rows import Rows
+from distill.corpus import prompt_files
+from distill.corpus.prompt_files import HUB, files_in, from_hub, kind_of
+from distill.corpus.prompt_rows import LAST, Reading, Rows
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.shipped import shipped
+from distill.turns import opening
 from distill.written import compose, whole
 
-SUFFIXES = (".txt", ".yaml", ".yml", *prompt_rows.SUFFIXES)
+SUFFIXES = (".txt", ".yaml", ".yml", *prompt_files.SUFFIXES)
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question. `source` is the set or file it came from; held-out prompts are never trained on."""
+    """One question. `source` is the set or file it came from; held-out prompts are never trained on. `answer`: what it
+    was answered there, "" where that isn't known or asked for."""
 
     text: str
     source: str
     held_out: bool
+    answer: str = ""
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a prompt is held out: its SHA-256, read as a number in [0, 1), is below `share`.
+    """Whether a prompt is held out: the SHA-256 of its first question, read as a number in [0, 1), is below `share`.
 
-    It depends on nothing else, so a prompt stays held out for good, whatever set or order it comes in, and what
-    a smaller share holds out a larger one holds out as well.
+    It depends on nothing else, so a prompt stays held out for good, whatever set or order it comes in, all questions of
+    a conversation are on one side, and what a smaller share holds out a larger one holds out as well.
     """
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < share
+    return int.from_bytes(hashlib.sha256(opening(text).encode()).digest()[:8], "big") / 2**64 < share
 
 
 def prompt_sets() -> dict[str, Path]:
@@ -57,54 +63,55 @@ def prompt_sets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(shipped("prompts").glob("*.yaml"))}
 
 
-def load_prompts(names: Iterable[str], held_out: float, limit: int = 0, listen: Listener = silent) -> list[Prompt]:
-    """All prompts of some sets and files, each once, in the order in which they first occur.
+def load_prompts(
+    names: Iterable[str], held_out: float, limit: int = 0, listen: Listener = silent, how: Reading = LAST
+) -> list[Prompt]:
+    """All prompts of some sets and files, each once (each of its answers, where these are read), in the order in which
+    they first occur.
 
     With a `limit`, prompts spread evenly over all of them, with the same share of held-out ones (at least one of
     each kind where there is one). A larger limit keeps what a smaller one chose.
-    `listen` is told of comments. Raises BadInput, naming file and line, for whatever can't be read, and where
+    `listen` is told of what is left out. Raises BadInput, naming file and line, for what can't be read, and where
     nothing is left to ask.
     """
     if not 0 <= held_out < 1:
         raise BadInput(f"capture.held_out={held_out}: must be a share, at least 0 and below 1")
     if limit < 0:
         raise BadInput(f"capture.limit={limit}: must be 0 (all prompts) or more")
-    found: dict[str, Prompt] = {}
+    found: dict[str | tuple[str, str], Prompt] = {}
     for name in names:
-        path, column = _resolve(name)
+        path, columns = _resolve(name, listen)
         empty = True
-        for text in read_prompts(path, listen, column):
+        for text, answer in _read(path, columns, how, listen):
             empty = False
-            found.setdefault(text, Prompt(text, name, is_held_out(text, held_out)))
+            found.setdefault(
+                (text, answer) if answer else text, Prompt(text, name, is_held_out(text, held_out), answer)
+            )
         if empty:
-            raise BadInput(f"{path}: holds no prompts; write one a line (docs/capture.md shows the formats)")
+            what = "answered prompts" if how.given else "prompts; write one a line"
+            raise BadInput(f"{path}: holds no {what} (docs/capture.md shows the formats)")
     if not found:
         raise BadInput("capture.prompts: is empty; name a set (`everyday`) or a file")
     return _spread(list(found.values()), limit) if 0 < limit < len(found) else list(found.values())
 
 
-def read_prompts(path: Path, listen: Listener = silent, column: str = "") -> list[str]:
-    """The prompts of one file, by its suffix; column: of a table. Raises BadInput naming file and line."""
-    kind, text = path.suffix.lower(), ""
+def read_prompts(path: Path, listen: Listener = silent, columns: str = "", how: Reading = LAST) -> list[str]:
+    """The prompts of one file, by its suffix; columns: as `Rows` takes them. Raises BadInput naming file and line."""
+    return [text for text, _ in _read(path, columns, how, listen)]
+
+
+def _read(path: Path, columns: str, how: Reading, listen: Listener) -> Iterable[tuple[str, str]]:
+    """(prompt, answer) as they come. What asks alone has no answers."""
+    kind = kind_of(path)
+    if path.is_dir() or kind in prompt_files.SUFFIXES:
+        return Rows(files_in(path, listen) if path.is_dir() else [path], columns, how, listen).asked()
     if kind not in SUFFIXES:
-        raise BadInput(f"{path}: prompts come as {', '.join(SUFFIXES)}, by the file's name")
-    try:
-        data = path.read_bytes()
-        if kind != ".parquet":
-            text, data = data.decode("utf-8-sig"), b""
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{path}:{line}: is not UTF-8; save the file as UTF-8") from error
-    except OSError as error:
-        raise BadInput(f"{path}: can't read it: {error.strerror}") from error
-    try:
-        if kind == ".txt":
-            return _lines(path, text, listen)
-        if kind in prompt_rows.SUFFIXES:
-            return list(Rows(path, column, listen).prompts(data, text))
-        return list(_YamlSet(path).prompts(text))
-    except RecursionError as error:
-        raise BadInput(f"{path}: brackets are nested too deeply for prompts") from error
+        raise BadInput(f"{path}: prompts come as {', '.join(SUFFIXES)}, by the file's name, or in a folder")
+    if how.given:
+        raise BadInput(f"{path}: holds no answers; name rows with answers, or leave out --answers given")
+    with prompt_files.text_of(path) as file:
+        texts = list(_YamlSet(path).prompts(file.read())) if kind != ".txt" else _lines(path, file, listen)
+    return ((text, "") for text in texts)
 
 
 def evenly(count: int) -> list[int]:
@@ -117,44 +124,49 @@ def evenly(count: int) -> list[int]:
 
 
 def file_and_column(name: str) -> tuple[Path, str]:
-    """`chats.csv:question`: a file of rows, and the column that holds the prompts; "" where none is named."""
+    """`chats.csv:question,reply`: a file or folder of rows, and its columns of prompts and answers; "" where none are
+    named."""
     path = Path(name).expanduser()
-    before, _, column = name.rpartition(":")
+    before, _, columns = name.rpartition(":")
     file = Path(before).expanduser()
-    if column and not path.exists() and file.suffix.lower() in prompt_rows.SUFFIXES and file.is_file():
-        return file, column
+    if before and not path.exists() and (file.is_dir() or (kind_of(file) in prompt_files.SUFFIXES and file.is_file())):
+        return file, columns
     return path, ""
 
 
-def _resolve(name: str) -> tuple[Path, str]:
-    """A file and its column, or the file of the set of that name."""
+def _resolve(name: str, listen: Listener) -> tuple[Path, str]:
+    """A file or folder and its columns, the file of the set of that name, or the folder of what a hub has."""
     sets = prompt_sets()
     if name in sets:
         return sets[name], ""
-    path, column = file_and_column(name)
-    if path.is_file():
-        return path, column
-    if path.is_dir():
-        raise BadInput(f"{name}: is a folder; name a prompt file or one of the sets {', '.join(sets)}")
+    if name.startswith(HUB):
+        repository, _, columns = name.removeprefix(HUB).partition(":")
+        return from_hub(repository, listen), columns
+    path, columns = file_and_column(name)
+    if path.exists():
+        return path, columns
     near = difflib.get_close_matches(path.stem, sets, n=3, cutoff=0.4) or list(sets)
     raise BadInput(f"{name}: no such prompt file or set; the nearest sets are {', '.join(near)}")
 
 
 def _spread(prompts: list[Prompt], limit: int) -> list[Prompt]:
-    """`limit` of them, in order."""
-    kinds = [[p for p in prompts if p.held_out], [p for p in prompts if not p.held_out]]
-    held = round(limit * len(kinds[0]) / len(prompts))
+    """`limit` of them, each with all its answers, in order."""
+    sides = {prompt.text: prompt.held_out for prompt in prompts}
+    if limit >= len(sides):
+        return prompts
+    kinds = [[text for text, held in sides.items() if held], [text for text, held in sides.items() if not held]]
+    held = round(limit * len(kinds[0]) / len(sides))
     if limit > 1 and all(kinds):
         held = min(max(held, 1), limit - 1)
     chosen: set[str] = set()
     for kind, count in zip(kinds, (held, limit - held), strict=True):
-        chosen.update(kind[i].text for i in evenly(len(kind))[:count])
+        chosen.update(kind[i] for i in evenly(len(kind))[:count])
     return [prompt for prompt in prompts if prompt.text in chosen]
 
 
-def _lines(path: Path, text: str, listen: Listener) -> list[str]:
+def _lines(path: Path, file: Iterable[str], listen: Listener) -> list[str]:
     """One prompt a line. Not splitlines(): a prompt may hold U+2028, NEL or a form feed."""
-    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
+    lines = [line.strip() for line in file]
     comments = [number for number, line in enumerate(lines, start=1) if line.startswith("#")]
     if comments:
         first = lines[comments[0] - 1]

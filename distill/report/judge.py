@@ -25,6 +25,7 @@ from distill.run import fingerprint
 from distill.teacher import room_for
 from distill.teacher.crew import AT_ONCE, Crew
 from distill.teacher.protocol import GenerateOptions, Teacher
+from distill.turns import transcript
 
 VERSION = 1
 MANY_LOST = 0.1
@@ -166,7 +167,8 @@ def shown(question: Question, first: str, second: str) -> str:
     """What the judge reads. first, second: answers without blanks around them."""
     system = f"\nThey had been told: {question.system}\n" if question.system else ""
     blank = "(no answer)"
-    return RUBRIC.format(system=system, prompt=question.prompt, first=first or blank, second=second or blank)
+    asked = transcript(question.prompt)
+    return RUBRIC.format(system=system, prompt=asked, first=first or blank, second=second or blank)
 
 
 def _ask(

@@ -14,6 +14,7 @@ from distill.exam.metrics.catalogue import in_order, metric_of
 from distill.exam.metrics.significance import holm, permutation_test
 from distill.exam.metrics.statistics import HierarchicalBootstrap, Ratio, shared
 from distill.exam.questions import Question
+from distill.turns import transcript
 from distill.vision.pictures import thumbnails
 
 USED = "bits_per_byte_used"
@@ -184,7 +185,7 @@ class _Numbers:
         return [
             {
                 "key": keys[i],
-                "prompt": asked[keys[i]].prompt if keys[i] in asked else "",
+                "prompt": transcript(asked[keys[i]].prompt) if keys[i] in asked else "",
                 "teacher": asked[keys[i]].text if keys[i] in asked else "",
                 "pictures": thumbnails(asked[keys[i]].pictures, 192) if keys[i] in asked else [],
                 "metric": metric,

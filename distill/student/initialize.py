@@ -29,11 +29,6 @@ TURN_STARTS = (START, "<|start_header_id|>", "<start_of_turn>", "<|start|>", "[I
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
-def wants_teacher(settings: StudentSettings) -> bool:
-    """Whether a student shall begin as its teacher: it has none of the teacher's sizes otherwise."""
-    return settings.init == TEACHER and not any((settings.preset, settings.hidden, settings.kv_heads))
-
-
 def new_student(settings: StudentSettings, tokenizer: StudentTokenizer, seed: int) -> Backbone:
     """A Backbone for the tokenizer: that of the folder or GGUF `settings.init`, or one with random weights, in which
     `image_rows="label"` puts image tokens near their labels' words.

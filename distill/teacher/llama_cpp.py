@@ -25,6 +25,7 @@ from distill.teacher.gguf_file import check_gguf
 from distill.teacher.gguf_tokenizer import Vocabulary, read_tokenizer
 from distill.teacher.prompt_ids import DEFAULT_SYSTEM
 from distill.teacher.protocol import HALF
+from distill.turns import SYSTEM, messages
 
 _xllamacpp: Any = importlib.import_module("xllamacpp")  # a Cython module without type stubs
 
@@ -212,10 +213,9 @@ class LlamaCpp:
         has none, and a student must not learn from a prompt that it never sees. A template without ChatML's marks is
         left as it is.
         """
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
-        text = self.apply_template(messages, enable_thinking=think)
-        return text if system else DEFAULT_SYSTEM.sub("", text, count=1)
+        asked = messages(prompt, system)
+        text = self.apply_template(asked, enable_thinking=think)
+        return text if asked[0]["role"] == SYSTEM else DEFAULT_SYSTEM.sub("", text, count=1)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from distill.address import default_host
 from distill.config import TeacherSettings
-from distill.errors import ModelNotFound, TeacherError
+from distill.errors import ModelNotFound, PromptRefused, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import fingerprint
 from distill.teacher.gguf_file import shape_of
@@ -31,6 +31,7 @@ from distill.teacher.protocol import (
 )
 from distill.teacher.targets import apart, respond
 from distill.teacher.thinking import LEVELS
+from distill.turns import is_conversation, messages
 
 SECOND = 1e9
 """Ollama's durations are nanoseconds."""
@@ -159,7 +160,9 @@ class OllamaTeacher:
         return self._said(self._body(prompt, options), options)
 
     def go_on(self, prompt: str, begun: str, options: GenerateOptions) -> Response:
-        """Raises TeacherError where what its template puts around a prompt can't be told."""
+        """Raises TeacherError where what its template puts around a prompt can't be told, as around several turns."""
+        if is_conversation(prompt):
+            raise PromptRefused(f"{self.host}: doesn't tell how {self.model}'s template writes several turns")
         before, after = self._around(options)
         body = self._body(f"{before}{prompt}{after}{begun}", replace(options, system=""))
         return self._said({**body, "raw": True}, options)
@@ -225,19 +228,25 @@ class OllamaTeacher:
         if self._levelless and body.get("think") in LEVELS:
             body = {**body, "think": True}
         try:
-            return self._client.post("/api/generate", body)
+            if "prompt" in body:
+                return self._client.post("/api/generate", body)
+            answer = self._client.post("/api/chat", body)
         except TeacherError as error:
             if body.get("think") not in LEVELS or "think value" not in str(error):
                 raise
             self._warn(f"{self.host}: takes no level of thinking for {self.model}; taking true", "level")
             self._levelless = True
             return self._ask(body)
+        with self._client.reading("/api/chat"):
+            message = answer["message"]
+            return {**answer, "response": message["content"], "thinking": message.get("thinking")}
 
     def _body(self, prompt: str, options: GenerateOptions) -> dict[str, Any]:
         think, room = self._how_to_think(options)
+        asked = {"messages": messages(prompt, options.system)} if is_conversation(prompt) else {"prompt": prompt}
         body: dict[str, Any] = {
             "model": self.model,
-            "prompt": prompt,
+            **asked,
             "stream": False,
             "options": {
                 "num_predict": room,  # unset, a looping model runs on for minutes
@@ -250,7 +259,7 @@ class OllamaTeacher:
         }
         if self._context:
             body["options"]["num_ctx"] = self._context
-        if options.system:
+        if options.system and "prompt" in body:
             body["system"] = options.system
         if think is not None:
             body["think"] = think

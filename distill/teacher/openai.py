@@ -38,6 +38,7 @@ from distill.teacher.protocol import (
     TokenTargets,
 )
 from distill.teacher.targets import Position, apart, assemble, first_of, hard, respond
+from distill.turns import messages
 
 PUBLIC = "https://api.openai.com/v1"
 CHAT, PLAIN = "/chat/completions", "/completions"
@@ -249,11 +250,10 @@ class OpenAITeacher:
     def _ask(self, prompt: str, options: GenerateOptions, more: dict[str, Any], path: str = CHAT) -> dict[str, Any]:
         """Raises what the client does. What the server won't be told is left out, for good; of too many alternatives
         half are asked for."""
-        messages = [{"role": "system", "content": options.system}] if options.system else []
         count = "top_logprobs" if path == CHAT else "logprobs"
         body: dict[str, Any] = {
             "model": self._name,
-            **({"messages": [*messages, {"role": "user", "content": prompt}]} if path == CHAT else {"prompt": prompt}),
+            **({"messages": messages(prompt, options.system)} if path == CHAT else {"prompt": prompt}),
             self._room: options.room,
             "temperature": options.temperature,
             "top_p": options.top_p,

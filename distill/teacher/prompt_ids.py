@@ -13,6 +13,7 @@ from distill.errors import BadInput, TeacherError
 from distill.teacher.gguf_tokenizer import CONTROL, UNKNOWN, USER_DEFINED
 from distill.teacher.pre_tokenizers import PRE_TOKENIZATIONS, byte_level_bpe, why_unknown
 from distill.teacher.protocol import TeacherTokenizer
+from distill.turns import SYSTEM, messages
 
 DEFAULT_SYSTEM = re.compile(r"\A<\|im_start\|>system\n.*?<\|im_end\|>\n", re.DOTALL)
 """What ChatML templates put in front when no system message is given."""
@@ -48,12 +49,11 @@ class PromptIds:
 
         bare: a default system message that the template sneaks in is cut off again, as `LlamaCpp.render` does.
         """
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
+        asked = messages(prompt, system)
         begin = self._spelled(self._teacher.bos_id)
         try:
             text = self._template(
-                messages=messages,
+                messages=asked,
                 add_generation_prompt=True,
                 enable_thinking=think,
                 bos_token=begin,
@@ -65,7 +65,7 @@ class PromptIds:
             ) from error
         if self._begin is not None and begin:
             text = text.removeprefix(begin)  # `encode` puts it in front
-        return text if system or not bare else DEFAULT_SYSTEM.sub("", text, count=1)
+        return text if asked[0]["role"] == SYSTEM or not bare else DEFAULT_SYSTEM.sub("", text, count=1)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, BOS in front where the model wants one; control tokens that are written out are parsed."""

@@ -17,6 +17,9 @@ MAX_TOP_LOGPROBS = 20
 UNKNOWN_ID = -1
 """Stands where an alternative could not be named (half a character, a control token of many)."""
 
+GIVEN = "given"
+"""Stands for whoever gave answers that stood beside their prompts."""
+
 HALF = "\ufffd"
 """How servers spell what is no whole character. A `Response` never ends in it."""
 
@@ -139,6 +142,11 @@ class TeacherInfo:
     def is_dataset(self) -> bool:
         """Whether a simulation gave the answers, and no model."""
         return self.spec.startswith("dataset:")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the answers stood beside their prompts, and nobody was asked."""
+        return self.spec == GIVEN
 
     @property
     def can_think(self) -> bool:

@@ -19,6 +19,7 @@ from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.aligned import CHAT_WORDS, AlignedCut, why_not
 from distill.tokens.bpe import ADDED, StudentTokenizer
 from distill.tokens.shown import words_around
+from distill.turns import turns
 
 if TYPE_CHECKING:
     from distill.tokens.image_tokens import Codebook
@@ -47,7 +48,7 @@ class Corpus:
 
     @property
     def prompts(self) -> list[str]:
-        return list(dict.fromkeys(words_around(trace.prompt) for trace in self.traces))
+        return list(dict.fromkeys(words_around(text) for trace in self.traces for _, text in turns(trace.prompt)))
 
 
 def stage_settings(run: Run) -> dict[str, Any]:

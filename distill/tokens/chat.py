@@ -21,6 +21,7 @@ from typing import NotRequired, TypedDict
 from distill.mining.triplets import LENSES
 from distill.tokens.bpe import END, END_THINK, START, THINK, StudentTokenizer, image_text
 from distill.tokens.shown import show
+from distill.turns import turns
 
 STOP = (END,)
 """Stop strings. The end token alone: a model that opens a turn of its own has ended its own before."""
@@ -76,12 +77,10 @@ def go_template() -> str:
 
 
 def prompt_ids(tokenizer: StudentTokenizer, prompt: str, think: bool | None = None, system: str = "") -> list[int]:
-    """Ids of a single question up to where the student goes on. Image tokens typed by a user steer it, those of
-    pictures that it names are put in their place."""
-    messages: list[Message] = [{"role": "system", "content": system}] if system else []
-    return tokenizer.encode(
-        render([*messages, {"role": "user", "content": show(prompt, tokenizer.shown)}], think), special=True
-    )
+    """Ids of a question, or of a conversation that ends in one (distill/turns.py), up to where the student goes on.
+    Image tokens typed by a user steer it, those of pictures that it names are put in their place."""
+    said = turns(show(prompt, tokenizer.shown), system)
+    return tokenizer.encode(render([Message(role=role, content=text) for role, text in said], think), special=True)
 
 
 def picture_ids(tokenizer: StudentTokenizer, text: str, pictures: Sequence[Iterable[int]]) -> list[int]:

@@ -30,12 +30,13 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
 from distill.tokens.recall import Recall, kept_attention, training_recall
+from distill.turns import opening
 
 VERSION = 2
 VALIDATION_SHARE = 0.05
 VALIDATION_MOST = 64
-"""Training prompts kept back, by hash and with all their answers, to choose the best checkpoint. Held-out prompts stay
-out of that too."""
+"""Training prompts kept back, by hash and with all their answers and later turns, to choose the best checkpoint.
+Held-out prompts stay out of that too."""
 
 ARRAYS = (
     "prompt_ids",
@@ -111,7 +112,7 @@ class Documents:
 
 def is_validation(prompt: str) -> bool:
     """Whether a training prompt is kept back to choose the best checkpoint."""
-    digest = hashlib.sha256(b"validation\0" + prompt.encode()).digest()
+    digest = hashlib.sha256(b"validation\0" + opening(prompt).encode()).digest()
     return int.from_bytes(digest[:8]) < VALIDATION_SHARE * 2**64
 
 
@@ -121,9 +122,10 @@ def split_traces(store: TraceStore) -> tuple[list[Trace], list[Trace]]:
     validation: list[Trace] = []
     chosen: set[str] = set()
     for trace in store.traces(held_out=False):
-        if is_validation(trace.prompt) and len(chosen) < VALIDATION_MOST:
-            chosen.add(trace.prompt)
-        (validation if trace.prompt in chosen else train).append(trace)
+        first = opening(trace.prompt)
+        if is_validation(first) and len(chosen) < VALIDATION_MOST:
+            chosen.add(first)
+        (validation if first in chosen else train).append(trace)
     if not train:
         raise BadInput(
             f"{store.path}: no prompt to train on (all are held out); capture more, or lower capture.held_out"

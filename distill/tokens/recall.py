@@ -12,6 +12,7 @@ from distill.knowledge.retrieval import ATTENTION, RETRIEVALS, Labels, Retriever
 from distill.mining.triplets import FACT, Triplet
 from distill.run import Run, fingerprint
 from distill.tokens.chat import with_context
+from distill.turns import words
 
 
 class Recall:
@@ -42,7 +43,7 @@ class Recall:
         if not self.how:
             return text
         with self.retriever.without(build_graph(self.triplets.get(text, ()))):
-            found = self.retriever.retrieve(text, self.how, self.limit, self.seed)
+            found = self.retriever.retrieve(words(text), self.how, self.limit, self.seed)
         return with_context(text, [labels for chain in found if (labels := self._labels(chain))])
 
     def _labels(self, chain: Labels) -> Labels | None:

@@ -100,7 +100,7 @@ def consulting(
     with TraceStore(run.traces, readonly=True) as store:
         teacher, words = store.teacher(), store.tokenizer()
         asked = [trace.prompt for trace in split_traces(store)[0]]
-    if teacher.is_dataset:
+    if teacher.is_dataset or teacher.is_given:
         raise BadInput(f"{run.path}: {teacher.spec} gave the answers, and no model; there is no teacher to polish by")
     options = GenerateOptions(ON, capture.temperature, capture.top_k, capture.top_p, system=capture.system)
     sums = checkpoint.of_stage(run, "train", "see")[-1] / "checksums.json"

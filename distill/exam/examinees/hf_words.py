@@ -11,6 +11,7 @@ from distill.exam.questions import Question
 from distill.teacher.gguf_tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.bpe import END_THINK, THINK
+from distill.turns import SYSTEM, messages
 
 
 class HfWords:
@@ -93,14 +94,16 @@ class HfWords:
 
         if not self.has_template:
             return "".join(f"{part}\n" for part in (question.system, question.prompt) if part)
-        user = {"role": "user", "content": question.prompt}
+        asked = messages(question.prompt, question.system)
         try:
-            if not question.system:
-                return self._apply([user], think)
             try:
-                return self._apply([{"role": "system", "content": question.system}, user], think)
-            except TemplateError:  # it knows no system messages
-                return self._apply([{**user, "content": f"{question.system}\n\n{question.prompt}"}], think)
+                return self._apply(asked, think)
+            except TemplateError:
+                if asked[0]["role"] != SYSTEM:
+                    raise
+                # It knows no system messages.
+                system, first, *rest = asked
+                return self._apply([{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest], think)
         except (TemplateError, TypeError, ValueError) as error:
             raise BadInput(
                 f"{self.folder}: its chat template can't be used ({one_line(error)}); mend chat_template.jinja or "

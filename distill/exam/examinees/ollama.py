@@ -16,6 +16,7 @@ from distill.exam.targets import How, Target
 from distill.mining.triplets import Triplet
 from distill.teacher.ollama import OllamaTeacher
 from distill.teacher.ollama_client import OllamaClient
+from distill.turns import messages
 
 IN_FLIGHT = 4
 """Requests sent at once: a server works on as many as OLLAMA_NUM_PARALLEL allows, the others queue."""
@@ -88,11 +89,10 @@ class OllamaExaminee:
             return self._client.post("/api/chat", body)
 
     def _body(self, question: Question, think: bool, temperature: float, max_tokens: int, draw: int) -> dict[str, Any]:
-        system = [{"role": "system", "content": question.system}] if question.system else []
         thinks = think and self._thinks
         return {
             "model": self.model,
-            "messages": [*system, {"role": "user", "content": question.prompt}],
+            "messages": messages(question.prompt, question.system),
             "stream": False,
             "options": {
                 **FREE,
