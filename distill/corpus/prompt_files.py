@@ -100,7 +100,6 @@ def from_hub(name: str, listen: Listener) -> Path:
 
     Raises BadInput where there is no such one, or no hub. What was fetched before needs none.
     """
-    import httpx
     from huggingface_hub import snapshot_download
 
     repository, below = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
@@ -109,7 +108,7 @@ def from_hub(name: str, listen: Listener) -> Path:
     listen(Event("prompts", "note", f"{HUB}{name}: fetched from the hub, where it isn't here yet"))
     try:
         found = snapshot_download(repository, repo_type="dataset", allow_patterns=kinds)
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except Exception as error:  # of whichever HTTP library this version of huggingface_hub stands on
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
             f"{HUB}{name}: can't be had ({reason}); check the name, and that the hub can be reached ($HF_ENDPOINT)"
