@@ -65,8 +65,9 @@ def open_run(
     Later wins: the run's own config.yaml (or the defaults), `config`, `overrides` (key=value), `flags`
     ("section.name" → value). Raises BadInput.
     """
-    from distill.config import Settings, load_settings
+    from distill.config import Settings
     from distill.run import Run
+    from distill.settings import load_settings
 
     exists = (path / "config.yaml").exists()
     if not exists and not create:

@@ -129,11 +129,12 @@ def exam_for(
     setting that no evaluation reads.
     """
     from cli.progress import Progress
-    from distill.config import Settings, load_settings
+    from distill.config import Settings
     from distill.corpus.prompts import load_prompts
     from distill.exam.questions import exam_of_prompts, load_exam
     from distill.exam.targets import common_run
     from distill.run import Run
+    from distill.settings import load_settings
 
     for override in overrides:
         if "=" in override and not override.startswith(READ):

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.config import Settings, load_settings, settings_yaml
+from distill.config import Settings
 from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch, unwritable
+from distill.settings import load_settings, settings_yaml
 
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "capture": (),

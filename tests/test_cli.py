@@ -23,11 +23,12 @@ from cli.output import command_line, emit_json, facts, install_lines, table
 from cli.progress import Progress, duration, shown
 from cli.repl import Chat, Piece, converse, show
 from cli.runs import resolve
-from distill.config import Settings, load_settings
+from distill.config import Settings
 from distill.documented import documented_yaml
 from distill.errors import BadInput
 from distill.events import Event, Listener
 from distill.run import Run
+from distill.settings import load_settings
 from distill.shipped import shipped
 
 NAMES = [name for section in COMMANDS.values() for name in section]

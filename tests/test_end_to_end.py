@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from support.disturbed import begin_after_capture, call, contents, disturb
 
-from distill.config import load_settings
 from distill.run import Run, sha256_file
+from distill.settings import load_settings
 
 PROMPTS = [f"What happens when you {action} {thing}?" for action in ("drop", "heat", "throw")
            for thing in ("a ball", "a glass", "an egg à la coque 🥚", "some paper")]  # fmt: skip

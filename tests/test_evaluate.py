@@ -15,7 +15,6 @@ from support.examples import Example, load_examples
 
 from distill.backbone.generate import log_likelihood
 from distill.backbone.model import Backbone, load_backbone
-from distill.config import load_settings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
 from distill.events import Event, silent
@@ -25,6 +24,7 @@ from distill.exam.metrics.catalogue import METRICS
 from distill.report.evaluate import evaluate, evaluate_run, without_times
 from distill.report.page import render_markdown
 from distill.run import Run
+from distill.settings import load_settings
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids, think_block
 from distill.tokens.image_tokens import Codebook, load_codes

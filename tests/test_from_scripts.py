@@ -9,7 +9,8 @@ import click
 import pytest
 
 from cli.main import dream
-from distill.config import Settings, load_settings
+from distill.config import Settings
+from distill.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "from-scripts.md").read_text(encoding="utf-8")

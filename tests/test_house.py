@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import Settings, load_settings
+from distill.config import Settings
 from distill.documented import documented_yaml
+from distill.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("distill", "bundle", "bench", "cli")
@@ -50,6 +51,7 @@ BASE = (
     "distill.policy",
     "distill.ranges",
     "distill.run",
+    "distill.settings",
     "distill.shipped",
     "distill.stopping",
     "distill.turns",

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.address import Address
-from distill.config import Settings, kind_of, load_settings, settings_yaml
+from distill.config import Settings
 from distill.errors import BadInput
+from distill.settings import kind_of, load_settings, settings_yaml
 from distill.sweep.plan import read_plan
 from distill.written import dump_yaml, read_yaml
 

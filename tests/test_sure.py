@@ -21,7 +21,7 @@ from support.small_student import ANSWER, DREAM, write_checkpoint
 from bundle.load import Student, load_dreaming, load_student
 from bundle.manifest import Manifest, write_manifest
 from cli.main import dream
-from distill.config import DreamingConfig, load_settings
+from distill.config import DreamingConfig
 from distill.dream.model import DreamingReasoningLLM
 from distill.errors import BadInput
 from distill.exam.examinees.native import NativeExaminee
@@ -31,6 +31,7 @@ from distill.run import Run
 from distill.serve.app import create_app
 from distill.serve.shelf import Shelf
 from distill.serve.student import Offer
+from distill.settings import load_settings
 from distill.student.sure import LONGEST, Trial, are_sure
 from distill.tokens.chat import prompt_ids
 

@@ -14,7 +14,7 @@ import torch
 from support.disturbed import start
 from support.small_capture import tokenized_small
 
-from distill.backbone.model import load_backbone, save_backbone
+from distill.backbone.model import Backbone, config_for, load_backbone, save_backbone
 from distill.config import RedreamSettings, Settings, StudentSettings, TrainSettings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
@@ -258,6 +258,36 @@ def test_two_processes_train_the_same_student(trained: Run, prepared: Run, tmp_p
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)
     assert rows(run)[0]["loss"] == pytest.approx(rows(trained)[0]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("how", [{"micro_rows": 1}, {"recompute": True}, {"micro_rows": 3, "processes": 2}])
+def test_less_memory_trains_the_same_student(how: dict[str, int], trained: Run, prepared: Run, tmp_path: Path) -> None:
+    run = fork(prepared, tmp_path / "run", **how)
+    train(run)
+    one, two = (load_backbone(checkpoint.folder_of(r, 4)).state_dict() for r in (trained, run))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)
+    for theirs, ours in zip(rows(trained)[:2], rows(run)[:2], strict=True):
+        told = {"loss"} if "processes" in how else set(theirs)  # the others are the first process's alone
+        assert {key: ours[key] for key in told} == pytest.approx({key: theirs[key] for key in told}, rel=2e-3)
+
+
+def test_recomputing_keeps_what_enters_each_layer_alone() -> None:
+    kept: dict[bool, int] = {}
+    for recompute in (False, True):
+        config = config_for(StudentSettings(hidden=32, layers=4, heads=2, kv_heads=2, ffn=64, context=64), 256, 0, 1)
+        model = Backbone(config).initialize(0).train()
+        model.recompute, saved = recompute, 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal saved
+            saved += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model.hidden(torch.arange(64)[None])
+        kept[recompute] = saved
+    assert kept[True] < kept[False] / 4
 
 
 def test_minutes_end_a_training(prepared: Run, tmp_path: Path) -> None:

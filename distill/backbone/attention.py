@@ -115,7 +115,7 @@ class DocumentAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
         heads, shared = k.shape[1], q.shape[1] // k.shape[1]
-        out = _flat_like(q)
+        out = _flat(q, q.shape)
         kept: list[Tensor] = []
         for group in documents.groups:
             length = group.future.shape[0]
@@ -128,17 +128,16 @@ class DocumentAttention(torch.autograd.Function):
             group.put(out, torch.bmm(p, values))
             kept += [queries, keys, values, p]
         ctx.save_for_backward(*kept)
-        ctx.documents, ctx.shapes = documents, (q, k, v)
-        return _rows(out, q)
+        ctx.documents, ctx.shapes = documents, (q.shape, k.shape, v.shape)
+        return _rows(out, q.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v = ctx.shapes
-        heads, size = k.shape[1], q.shape[-1]
-        out = tuple(_flat_like(x) for x in (q, k, v))
+        (_, _, _, size), (_, heads, _, _), _ = ctx.shapes
+        out, saved = tuple(_flat(grads[0], shape) for shape in ctx.shapes), ctx.saved_tensors
         for i, group in enumerate(ctx.documents.groups):
-            queries, keys, values, p = ctx.saved_tensors[4 * i : 4 * i + 4]
-            real = group.real[:, None, :, None].to(q.dtype)
+            queries, keys, values, p = saved[4 * i : 4 * i + 4]
+            real = group.real[:, None, :, None].to(grads[0].dtype)
             n, length = group.real.shape
             grad = (group.take(grads[0], heads).view(n, -1, length, size) * real).view_as(queries)
             dp = torch.bmm(grad, values.transpose(1, 2))
@@ -146,18 +145,20 @@ class DocumentAttention(torch.autograd.Function):
             group.put(out[0], torch.bmm(ds, keys))
             group.put(out[1], torch.bmm(ds.transpose(1, 2), queries))
             group.put(out[2], torch.bmm(p.transpose(1, 2), grad))
-        dq, dk, dv = (_rows(flat, x) for flat, x in zip(out, (q, k, v), strict=True))
+        dq, dk, dv = (_rows(flat, shape) for flat, shape in zip(out, ctx.shapes, strict=True))
         return dq, dk, dv, None
 
 
-def _flat_like(x: Tensor) -> Tensor:
-    """Zeros (B·T + 1, H, E) for x (B, H, T, E)."""
-    return x.new_zeros(x.shape[0] * x.shape[2] + 1, x.shape[1], x.shape[3])
+def _flat(like: Tensor, shape: torch.Size) -> Tensor:
+    """Zeros (B·T + 1, H, E) for the shape (B, H, T, E), of like's kind."""
+    rows, heads, length, size = shape
+    return like.new_zeros(rows * length + 1, heads, size)
 
 
-def _rows(flat: Tensor, like: Tensor) -> Tensor:
-    """(B·T + 1, H, E) → (B, H, T, E)."""
-    return flat[:-1].view(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(1, 2)
+def _rows(flat: Tensor, shape: torch.Size) -> Tensor:
+    """(B·T + 1, H, E) → (B, H, T, E), the shape."""
+    rows, heads, length, size = shape
+    return flat[:-1].view(rows, length, heads, size).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from distill.backbone.architecture import BackboneConfig
 from distill.backbone.attention import Documents, attend
@@ -160,6 +161,8 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
+        """Whether training keeps what enters a layer alone (activation checkpointing, arXiv:1604.06174)."""
         self.for_decoding: Any = None
         """What `distill.backbone.prepared` keeps."""
         self.model = Stack(config)
@@ -210,7 +213,10 @@ class Backbone(nn.Module):
         if torch.is_autocast_enabled(ids.device.type):
             x = x.to(torch.get_autocast_dtype(ids.device.type))
         for layer in self.model.layers:
-            x = layer(x, cos, sin, documents)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, documents, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, cos, sin, documents)
             if states is not None:
                 states.append(x)
         return self.model.norm(x)

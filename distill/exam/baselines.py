@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.config import Settings, settings_yaml
+from distill.config import Settings
 from distill.errors import BadInput
 from distill.events import Listener
 from distill.run import Run, publish_folder, write_atomic
+from distill.settings import settings_yaml
 from distill.training.engine.plan import engine_settings, untouched
 from distill.training.plan import train_settings
 from distill.training.start import begin_alike, start_settings

@@ -10,12 +10,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
-from distill.config import Settings, change
+from distill.config import Settings
 from distill.errors import BadInput
 from distill.exam.metrics.catalogue import METRICS
 from distill.exam.provenance import default_settings
 from distill.ranges import check_ranges
 from distill.run import Run
+from distill.settings import change
 from distill.written import read_yaml, typed
 
 TEXTS = ("name", "base", "metric", "baseline")

@@ -26,7 +26,7 @@ NEW_ROWS = CHANCE_LR / INHERITED_LR
 """How much quicker an inherited student's rows of tags, lenses and image tokens learn: its teacher has none of them."""
 
 RUNNING = ("steps", "minutes", "checkpoint_every", "keep_last", "log_every", "validate_every")
-FREE = {*RUNNING, "device", "processes", "precision", "compile"}
+FREE = {*RUNNING, "device", "processes", "precision", "compile", "micro_rows", "recompute"}
 """Train settings that may change between sessions of one training."""
 
 
@@ -82,7 +82,7 @@ def check_settings(settings: TrainSettings) -> None:
         raise BadInput(
             f"train.lr, train.clip: {settings.lr:g} and {settings.clip:g} must be above 0 (train.lr=0 chooses)"
         )
-    for name in ("match", "strict"):
+    for name in ("match", "strict", "micro_rows"):
         if getattr(settings, name) < 0:
             raise BadInput(f"train.{name}={getattr(settings, name):g}: must be 0 or more")
     if settings.optimizer not in OPTIMIZERS:

@@ -48,6 +48,9 @@ from distill.training.start import is_inherited, started_at
 from distill.training.step import forward_backward, make_optimizer, move, pick_device, quicker
 from distill.training.validate import validate
 
+Results = list[tuple[Batch, dict[str, Tensor]]]
+"""Of the parts of a step's batch."""
+
 
 class Trainer:
     """One training: model, optimizer, data and where it stands."""
@@ -74,6 +77,7 @@ class Trainer:
         if self.model.config.vocab_size != self.tokenizer.vocab_size:
             raise CorruptFile(f"{found[-1]}: its tokenizer isn't the run's; use --force to train anew")
         self.model.train().to(self.device)
+        self.model.recompute = settings.recompute
         betas = (settings.betas[0], settings.betas[1])
         self.lr = settings.lr or (INHERITED_LR if inherited else CHANCE_LR)
         muon = self.state.optimizer == "muon"
@@ -124,7 +128,7 @@ class Trainer:
         if isinstance(self.optimizer, Muon):
             self.optimizer.precision = getattr(torch, self.numerics.precision)
         if self.numerics.compiled:
-            self._pass(self.numerics, self.kernel, settings.batch_rows)  # compiles
+            self._try(self.numerics, self.kernel, settings.batch_rows)  # compiles
         if self.world.first and self.numerics != kept:
             numerics.save(self.numerics, self.run.checkpoints / "numerics.json")
         with contextlib.ExitStack() as stack:
@@ -194,13 +198,11 @@ class Trainer:
         rate = learning_rate(settings, self.lr, state.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self._batch(rows, unread=unread(settings, progress))
-        matched = (self.features, settings.match)
-        result = forward_backward(self.model, batch, self.numerics.precision, self.kernel, True, *matched)
+        results = self._pass(rows, self.numerics.precision, self.kernel, unread(settings, progress))
         parameters = list(self.model.parameters())
         self.world.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
-        loss = float(self.world.sum(result["loss"]))
+        loss = float(self.world.sum(torch.stack([result["loss"] for _, result in results]).sum()))
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
             raise DistillError(f"training: the loss is {loss} at step {state.step + 1}; lower train.lr and start again")
         with quicker(self.new_rows, NEW_ROWS):
@@ -211,7 +213,7 @@ class Trainer:
         state.tokens += settings.batch_rows * self.model.config.context
         state.seconds = self._clock()
         speed = settings.batch_rows * self.model.config.context / (time.perf_counter() - begun)
-        self._report(board, batch, result, {"loss": loss, "lr": rate, "gradient_norm": float(norm)}, speed)
+        self._report(board, results, {"loss": loss, "lr": rate, "gradient_norm": float(norm)}, speed)
         return True
 
     def _next_rows(self) -> list[Row]:
@@ -226,15 +228,23 @@ class Trainer:
             rows += taken
         return rows
 
-    def _batch(self, rows: list[Row], unread: float = 0.0) -> Batch:
-        """This process's share of the rows, on the device; weights count over all processes."""
-        mine = rows[self.world.rank :: self.world.size]
+    def _pass(self, rows: list[Row], precision: str, kernel: Any, unread: float = 0.0) -> Results:
+        """Forward and backward over this process's share of the rows, `micro_rows` of them at once: gradients are
+        summed, and weights count over all parts and processes."""
+        mine, match = rows[self.world.rank :: self.world.size], self.settings.match
         if not mine:
             raise BadInput(f"train.batch_rows: {len(rows)} rows can't feed {self.world.size} processes; raise it")
-        batch = self.batches.assemble(mine, unread)
-        total = self.world.sum(torch.tensor(float(batch.loss_positions), device=self.device))
-        batch.targets.scale(batch.loss_positions / max(float(total), 1.0))
-        return move(batch, self.device)
+        size = self.settings.micro_rows or len(mine)
+        parts = [self.batches.assemble(mine[i : i + size], unread) for i in range(0, len(mine), size)]
+        count = float(sum(part.loss_positions for part in parts))
+        total = max(float(self.world.sum(torch.tensor(count, device=self.device))), 1.0)
+        results: Results = []
+        for part in parts:
+            part.targets.scale(part.loss_positions / total)
+            batch, share = move(part, self.device), match * len(part.ids) / len(rows)
+            found = forward_backward(self.model, batch, precision, kernel, True, self.features, share)
+            results.append((batch, found))
+        return results
 
     def _begin_epoch(self, epoch: int, row: int) -> None:
         """Pack an epoch; once the student drafts its own dreams, some of what is read from `row` on holds them."""
@@ -274,13 +284,12 @@ class Trainer:
             return float(self.world.share(torch.tensor(seconds, dtype=torch.float64, device=self.device)))
 
         part = min(self.world.size, settings.batch_rows)  # a row for each process
-        trial = numerics.Trial(self.model, self._pass, settings.batch_rows, part, training, share, self.listen)
+        trial = numerics.Trial(self.model, self._try, settings.batch_rows, part, training, share, self.listen)
         return numerics.choose(settings, trial, kept)
 
-    def _pass(self, candidate: numerics.Numerics, kernel: Any, rows: int) -> None:
+    def _try(self, candidate: numerics.Numerics, kernel: Any, rows: int) -> None:
         """Forward and backward over the epoch's first rows, from which nothing is learned."""
-        batch = self._batch([self.rows[i % len(self.rows)] for i in range(rows)])
-        forward_backward(self.model, batch, candidate.precision, kernel)
+        self._pass([self.rows[i % len(self.rows)] for i in range(rows)], candidate.precision, kernel)
         self.world.sum_gradients(list(self.model.parameters()))
         self.optimizer.zero_grad()
 
@@ -299,9 +308,7 @@ class Trainer:
         stack.callback(board.close)
         return board
 
-    def _report(
-        self, board: Any, batch: Batch, result: dict[str, Tensor], entry: dict[str, float], speed: float
-    ) -> None:
+    def _report(self, board: Any, results: Results, entry: dict[str, float], speed: float) -> None:
         state, settings = self.state, self.settings
         total = 60 * settings.minutes if settings.minutes > 0 else settings.steps
         done = min(state.seconds, total) if settings.minutes > 0 else state.step
@@ -310,15 +317,7 @@ class Trainer:
         self.listen(Event("train", "progress", done=done, total=total, unit=unit, data=shown))
         if not self.world.first or (state.step % settings.log_every and state.step % settings.validate_every):
             return
-        real = batch.targets.weight > 0
-        answers, dreams = real & batch.answers, real & ~batch.answers
-        soft = answers & (batch.targets.soft_weight > 0) if batch.chunks is None else None
-        entry["kl"] = float(result["kl"][soft].mean() if soft is not None and soft.any() else result["kl"].mean())
-        entry["answer_cross_entropy"] = float(result["ce"][answers].mean())
-        if "match" in result:
-            entry["match"] = float(result["match"])
-        if dreams.any():
-            entry["dream_cross_entropy"] = float(result["ce"][dreams].mean())
+        entry |= means(results)
         if state.step % settings.validate_every == 0:
             entry |= self.validate()
         self._write(board, {**entry, "tokens_per_second": speed})
@@ -366,6 +365,25 @@ class Trainer:
             "device": str(self.device),
             "processes": self.world.size,
         }
+
+
+def means(results: Results) -> dict[str, float]:
+    """What a step's log tells besides its loss."""
+    soft, answers, dreams = list[Tensor](), list[Tensor](), list[Tensor]()
+    for batch, result in results:
+        real = batch.targets.weight > 0
+        told = real & batch.answers & (batch.targets.soft_weight > 0) if batch.chunks is None else slice(None)
+        soft.append(result["kl"][told])
+        answers.append(result["ce"][real & batch.answers])
+        dreams.append(result["ce"][real & ~batch.answers])
+    kl = torch.cat(soft)
+    kl = kl if len(kl) else torch.cat([result["kl"] for _, result in results])
+    found = {"kl": float(kl.mean()), "answer_cross_entropy": float(torch.cat(answers).mean())}
+    if matched := [result["match"] for _, result in results if "match" in result]:
+        found["match"] = float(torch.stack(matched).mean())
+    if len(together := torch.cat(dreams)):
+        found["dream_cross_entropy"] = float(together.mean())
+    return found
 
 
 def _step_of(line: str) -> float:

@@ -68,7 +68,7 @@ def pictures(batch: int, overrides: tuple[str, ...], watch: "Stopwatch") -> "Ben
       dream bench pictures --set vision.image_size=112
     """
     from bench.pictures import bench_pictures
-    from distill.config import load_settings
+    from distill.settings import load_settings
 
     settings = load_settings(None, ["vision.embedding_dim=0", *overrides]).vision
     return bench_pictures(watch, settings, 2 * batch, batch)

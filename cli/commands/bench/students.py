@@ -49,7 +49,7 @@ def train(
       dream bench train --layers 12 --hidden 576 --heads 9 --kv-heads 3 --ffn 1536    12 layers of SmolLM2-135M
     """
     from bench.training import bench_train
-    from distill.config import load_settings
+    from distill.settings import load_settings
 
     settings = load_settings(None, list(overrides)).train
     return bench_train(watch, preset, vocab_size, rows, context, settings, sizes)
