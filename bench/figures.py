@@ -49,7 +49,8 @@ def _table(path: Path) -> str:
 
 
 def _bench_table(result: BenchResult) -> str:
-    where = f"{result.machine['processor']}, {result.machine['threads']} of {result.machine['cores']} threads"
+    threads = f"{result.machine['threads']} of " if result.machine.get("threads") else ""  # unknown of a server
+    where = f"{result.machine['processor']}, {threads}{result.machine['cores']} threads"
     about = f"(`dream bench {result.name}`; {where}, version {result.version}, {result.time})"
     return f"{markdown_table([list(HEADER), *(list(series_row(series)) for series in result.series)])}\n\n{about}\n"
 

@@ -27,6 +27,7 @@ from support.recorded import recorded
 from support.served import asking, coloured, listening, post, seeing
 from support.small_student import ANSWER, DREAM, TEXTS, small_tokenizer, write_checkpoint
 
+from bench import soak
 from bundle.load import Student, load_checkpoint
 from bundle.serving import offer
 from distill.backbone.model import Backbone
@@ -604,6 +605,16 @@ def test_half_a_request_and_a_huge_one(url: str, monkeypatch: pytest.MonkeyPatch
     chunked = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert b" 413 " in sent(chunked + b"800\r\n" + b" " * 2048 + b"\r\n").partition(b"\r\n")[0] + b" "
     assert httpx.get(f"{url}/api/version").status_code == 200
+
+
+def test_a_crowd_that_behaves_badly(url: str) -> None:
+    """Each gets its status, whole answers among those that leave, come slowly, half, too large or as nonsense."""
+    found, wrong = asyncio.run(soak.crowd(int(url.rpartition(":")[2]), "proto", 60, 200))
+    assert wrong == []
+    assert {kind for kind, _ in found} == set(soak.WANTED)
+    assert httpx.post(f"{url}/api/generate", json={"model": "proto", "prompt": QUESTION, "stream": False}).json()[
+        "done"
+    ]
 
 
 # Whatever is sent.
