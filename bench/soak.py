@@ -143,6 +143,7 @@ def main(target: str, seconds: float = 600.0) -> None:
                 rows.append({**row, "wrong": len(wrong), "memory": resident(server.pid)})
         finally:
             server.terminate()
+            server.wait()  # before its pipe is closed
     labels = {
         "requests": "requests",
         "served": "of them answered",
