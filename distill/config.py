@@ -90,6 +90,8 @@ class MineSettings:
     """Triplets a lens at most, of those chosen."""
     details: bool = False
     """Read what is no event, too: what things are like, what they have, what can't be pictured. Dreams tell more."""
+    processes: int = 0
+    """That read answers at once, about 150 MB each; 0: as many as cores. They find the same."""
     graph_nodes: int = 10000
     """Nodes kept in knowledge.graphml, the most important first."""
 

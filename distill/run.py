@@ -53,14 +53,15 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the new one, whole."""
+def write_atomic(path: Path, data: str | bytes | Iterable[str]) -> None:
+    """Write a file, of one text or several, so that a reader, or a crash, sees the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with aside.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            parts = [data] if isinstance(data, str | bytes) else data
+            file.writelines(part.encode() if isinstance(part, str) else part for part in parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -73,7 +74,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     """One JSON value a line, atomically."""
-    write_atomic(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
+    write_atomic(path, (json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
 @contextlib.contextmanager

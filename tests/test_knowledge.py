@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from support.answers_run import texts
 
 from distill.errors import BadInput, CorruptFile
-from distill.knowledge.graph import build_graph, load_graph, merge, most_important, save_graph
+from distill.knowledge.graph import Tally, build_graph, load_graph, merge, most_important, save_graph
 from distill.knowledge.growing_graph import EDGES, SLACK, Chain, KnowledgeGraph
 from distill.mining.syntax_miner import mine_texts
-from distill.mining.triplets import LENSES, Triplet
+from distill.mining.triplets import LENSES, Triplet, by_trace
 
 
 def triplet(what: str, action: str, result: str, lens: str = "causal", step: int = 0, trace: str = "t") -> Triplet:
@@ -86,6 +86,27 @@ def test_the_file_holds_the_most_important(tmp_path: Path, mined: list[Triplet])
     least = min(data["importance"] for _, data in some.nodes(data=True))
     assert all(data["importance"] <= least for name, data in graph.nodes(data=True) if name not in some)
     assert as_sets(some)[1] == {e for e in as_sets(graph)[1] if e[0] in some and e[1] in some}
+
+
+def test_a_tally_gives_the_most_important_of_the_graph_that_it_does_not_hold(
+    mined: list[Triplet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, tally = build_graph(mined), Tally()
+    for group in by_trace(mined).values():
+        tally.add(group)
+    for most in (0, 1, 30, 10**6):
+        small, expected = tally.graph(most), most_important(graph, most)
+        assert list(small.nodes(data=True)) == list(expected.nodes(data=True))
+        assert sorted(small.edges(keys=True, data=True), key=str) == sorted(
+            expected.edges(keys=True, data=True), key=str
+        )
+    assert (tally.nodes, tally.edges) == (graph.number_of_nodes(), graph.number_of_edges())
+    assert not Tally().graph(5).nodes
+    monkeypatch.setattr("distill.knowledge.graph.EDGES", 1)
+    few, all_ = tally.graph(30), most_important(graph, 30)
+    assert (few.number_of_edges(), tally.dropped) == (30, all_.number_of_edges() - 30)
+    counts = sorted((data["count"] for *_, data in all_.edges(data=True)), reverse=True)
+    assert sorted((data["count"] for *_, data in few.edges(data=True)), reverse=True) == counts[:30]
 
 
 def test_equal_graphs_give_equal_bytes(tmp_path: Path, mined: list[Triplet]) -> None:

@@ -1,6 +1,9 @@
 """Triplets: gold sentences, real answers, the file format, the teacher miner and the stage."""
 
+import contextlib
+import io
 import json
+import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +16,24 @@ from support.answers_run import answers, captured_run, texts, traces
 
 from distill.config import Settings
 from distill.corpus.traces import TraceStore
-from distill.errors import BadInput, CorruptFile, MissingDependency, MissingStage, PromptRefused, TeacherError
+from distill.errors import (
+    BadInput,
+    CorruptFile,
+    DistillError,
+    MissingDependency,
+    MissingStage,
+    PromptRefused,
+    TeacherError,
+)
 from distill.events import Event, silent
 from distill.knowledge.graph import load_graph
 from distill.knowledge.mine import mine
-from distill.mining import likelihood, syntax_miner, teacher_miner
+from distill.mining import likelihood, readings, syntax_miner, teacher_miner
 from distill.mining.choose import by_rarity
 from distill.mining.clauses import Candidate
 from distill.mining.inflect import content_stems, grounded, past_participle, stem, third_person
 from distill.mining.phrases import PERSON
-from distill.mining.syntax_miner import load_parser, mine_texts, prose, read_texts
+from distill.mining.syntax_miner import Found, load_parser, mine_texts, prose, read_texts
 from distill.mining.triplets import (
     LENSES,
     MAX_CHARACTERS,
@@ -163,17 +174,26 @@ def test_real_answers_give_dreams_that_keep_every_promise() -> None:
             assert grounded(phrase, known)
 
 
-def test_triplets_are_chosen_for_what_they_tell_beside_the_question_and_other_answers() -> None:
+def by_rarity_of(found: Sequence[Found], folder: Path) -> list[list[Candidate]]:
+    with readings.Readings(folder / "triplets.jsonl") as kept:
+        kept.fill(map(readings.line_of, found))
+        assert list(kept) == list(found)
+        return list(by_rarity(kept))
+
+
+def test_triplets_are_chosen_for_what_they_tell_beside_the_question_and_other_answers(tmp_path: Path) -> None:
     pour, other = "What happens when you pour milk into a cup?", "What happens to a boat?"
     said = "You pour the milk into the cup. The milk wets the table. A cat licks the milk. The cat licks the milk."
     rows = [("a", pour, said), ("b", pour, "The milk wets the table."), *((str(i), other, "A cat.") for i in range(9))]
     first, second, *rest = read_texts((key, prompt, text, "stop") for key, prompt, text in rows)
     assert ("milk", "pour into", "cup") in {c.phrases for c in first.candidates}
-    ranked, sibling = by_rarity([first, second, *rest])[:2]
+    ranked, sibling = by_rarity_of([first, second, *rest], tmp_path)[:2]
     # By hand: of one other answer, smoothed by 11: wet (1 + 2/12) / 2; cat 10/12 / 2, lick 1/12 / 2, which is rarest.
     assert [c.phrases for c in ranked] == [("cat", "lick", "milk"), ("milk", "wet", "table")]
     assert [c.phrases for c in sibling] == [("milk", "wet", "table")]
-    assert [c.phrases for c in by_rarity([second])[0]] == [("milk", "wet", "table")], "without any other answer too"
+    assert [c.phrases for c in by_rarity_of([second], tmp_path)[0]] == [("milk", "wet", "table")], (
+        "without any other answer too"
+    )
     kept = first.chains(ranked[::-1], 1)
     assert written(kept) == ["causal: milk | wet | table"], "a lens holds what ranks first"
     assert written(first.chains(ranked, 5)) == ["causal: milk | wet | table", "causal: cat | lick | milk"], "as told"
@@ -202,10 +222,10 @@ def test_likelihood_keeps_what_makes_an_answer_likelier_until_its_time_is_over(s
     rows = [("a", BALL, text, "stop"), ("b", BALL, "The milk wets the table.", "stop")]
     found = list(read_texts(rows))
     ranked, judge = [each.candidates for each in found], cast("likelihood.Judge", HandJudge())
-    chosen = likelihood.by_likelihood(found, ranked, judge, 0)
+    chosen = list(likelihood.by_likelihood(found, ranked, judge, 0))
     assert [[c.action for c in each] for each in chosen] == [["chase", "lick"], ["wet"]], "one alone is kept as it is"
     events = list[Event]()
-    assert likelihood.by_likelihood(found, ranked, judge, 1e-12, events.append) == ranked
+    assert list(likelihood.by_likelihood(found, ranked, judge, 1e-12, events.append)) == ranked
     assert "the other 2 by rarity" in events[-1].message
     real = likelihood.Judge(open_source(smollm2), "")
     said, other = (Candidate(*phrases, ("causal",), 0) for phrases in (("cat", "lick", "milk"), ("sun", "warm", "sea")))
@@ -514,6 +534,40 @@ def test_mine_writes_triplets_and_graph_and_is_skipped_when_nothing_changed(tmp_
     assert (run.triplets.read_bytes(), run.knowledge.read_bytes()) == before[1:]
     run.settings.mine.steps = 1
     assert mine(run)["triplets"] < summary["triplets"]
+
+
+def test_two_processes_find_what_one_finds_and_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = captured_run(tmp_path / "run")
+    monkeypatch.setattr(readings, "PART", 16)
+    run.settings.mine.processes = 1
+    summary = mine(run)
+    alone = (run.triplets.read_bytes(), run.knowledge.read_bytes())
+    run.settings.mine.processes = 2
+    assert mine(run) == summary, "how many they are is nothing that the files depend on"
+    monkeypatch.setattr(readings, "PARTS", 2)
+    monkeypatch.setattr("distill.mining.syntax_miner.read_texts", None)  # this one reads nothing
+    events: list[Event] = []
+    assert mine(run, events.append, force=True) == summary
+    assert (run.triplets.read_bytes(), run.knowledge.read_bytes()) == alone
+    assert {e.total for e in events if e.kind == "progress"} == {len(traces())}
+    assert not list(run.path.glob(".*"))
+
+
+def test_a_process_that_ends_early_and_what_it_cannot_read_are_told(tmp_path: Path) -> None:
+    run = captured_run(tmp_path / "run")
+    worker = readings.Reader(run.traces, False)
+    worker.kill()
+    with pytest.raises(DistillError, match=r"ended with code -9 .*mine\.processes=1"):
+        worker.read(("0", "f"))
+    worker.close()
+    with contextlib.closing(sqlite3.connect(run.traces)) as database, database:
+        database.execute("UPDATE responses SET text = 'altered'")
+    told = io.StringIO()
+    readings.main([str(run.traces), "0"], io.StringIO("0 f\n"), told)
+    kind, text = json.loads(told.getvalue().removeprefix("!"))
+    assert (kind, "was altered" in text) == ("CorruptFile", True)
 
 
 def test_mine_names_what_is_missing(tmp_path: Path) -> None:

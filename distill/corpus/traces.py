@@ -297,15 +297,30 @@ class TraceStore:
             raise KeyError(key)
         return self._trace(row)
 
-    def traces(self, held_out: bool | None = None, first: bool = False) -> Iterator[Trace]:
+    def traces(
+        self,
+        held_out: bool | None = None,
+        first: bool = False,
+        between: tuple[str, str] | None = None,
+        targets: bool = True,
+    ) -> Generator[Trace]:
         """The selected traces by key, an order that doesn't depend on when they came. first: of each prompt the first
-        answer alone. Raises CorruptFile."""
+        answer alone. between: the first key and the last. targets: read them, too. Raises CorruptFile."""
         chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
+        if between is not None:
+            chosen += " AND key BETWEEN ? AND ?"
         if first:  # SQLite takes a bare column from the row that holds the least
             least = f"SELECT key, MIN({self._sample}) FROM responses WHERE held_out IS NOT NULL GROUP BY prompt"
             chosen += f" AND key IN (SELECT key FROM ({least}))"
-        for row in self._rows(chosen):
-            yield self._trace(row)
+        for row in self._rows(chosen, between or ()):
+            yield self._trace(row, targets)
+
+    def ranges(self, size: int) -> Iterator[tuple[str, str]]:
+        """First and last key of so many selected traces at a time, as they come by key."""
+        with self._errors():
+            keys = self._db.execute("SELECT key FROM responses WHERE held_out IS NOT NULL ORDER BY key")
+            while some := keys.fetchmany(size):
+                yield some[0][0], some[-1][0]
 
     def answers(self, held_out: bool | None = None) -> Iterator[tuple[str, str, str]]:
         """(key, prompt, answer) of the selected traces by key; faster than `traces`, for it reads no targets and checks
@@ -320,20 +335,22 @@ class TraceStore:
         """(prompt, answer), as `answers`."""
         return ((prompt, text) for _, prompt, text in self.answers(held_out))
 
-    def _rows(self, condition: str = "") -> Iterator[tuple[Any, ...]]:
+    def _rows(self, condition: str = "", values: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
         with self._errors():
             yield from self._db.execute(
-                f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} WHERE held_out IS NOT NULL {condition} ORDER BY key"
+                f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} WHERE held_out IS NOT NULL {condition} ORDER BY key",
+                values,
             )
 
-    def _trace(self, row: tuple[Any, ...]) -> Trace:
+    def _trace(self, row: tuple[Any, ...], unpack: bool = True) -> Trace:
         key, prompt, held_out, text, done_reason, options, targets, checksum, timings, *before, sample = row
         thinking, thought, also = before
         sound = checksum == _checksum(prompt, text, done_reason, options, packed=targets)
         if not sound or (thinking is not None and also != _checksum(thinking, packed=thought)):
             raise CorruptFile(f"{self.path}: response {key[:12]} was altered; delete the file and capture again")
         try:
-            tokens, thought = (None if blob is None else unpack_targets(blob) for blob in (targets, thought))
+            blobs = (targets, thought) if unpack else (None, None)
+            tokens, thought = (None if blob is None else unpack_targets(blob) for blob in blobs)
         except CorruptFile as error:
             raise CorruptFile(
                 f"{self.path}: response {key[:12]}: {error}; delete the file and capture again"

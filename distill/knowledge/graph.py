@@ -10,12 +10,14 @@ every dream (growing_graph.py) also has on each node the mean `attention` that t
 
 import io
 import warnings
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
 import networkx as nx
+import numpy as np
 
 from distill.errors import BadInput, CorruptFile
 from distill.mining.triplets import LENSES, Triplet, by_trace
@@ -26,6 +28,8 @@ Graph = Any
 
 NODE_TYPES = {"what": "entity", "action": "action", "result": "outcome"}
 EDGE_TYPES = ("performs", "causes", "then", "yields")
+EDGES = 32
+"""Edges a node that are written at most, in the mean."""
 MAX_BYTES = 256 * 2**20
 """Of a GraphML file that is read back: about 400,000 nodes."""
 
@@ -45,6 +49,64 @@ def build_graph(triplets: Iterable[Triplet]) -> Graph:
             previous = triplet
     weigh(graph)
     return graph
+
+
+class Tally:
+    """The graph of more triplets than a graph can hold: 16 bytes each, and each phrase once."""
+
+    def __init__(self) -> None:
+        self.phrases: dict[str, int] = {}
+        self.nodes = self.edges = self.dropped = 0
+        self._rows = array("i")  # of each its phrases' numbers, and 2 · lens + whether it follows the one before
+
+    def number(self, phrase: str) -> int:
+        return self.phrases.setdefault(phrase, len(self.phrases))
+
+    def add(self, triplets: Iterable[Triplet]) -> None:
+        """Those of one trace, in order of lenses and steps."""
+        before = ""
+        for triplet in triplets:
+            code = 2 * LENSES.index(triplet.lens) + (triplet.lens == before)
+            self._rows.extend((*map(self.number, triplet.phrases), code))
+            before = triplet.lens
+
+    def graph(self, max_nodes: int) -> Graph:
+        """What `most_important` leaves of `build_graph` of them all, with the commonest EDGES a node. Counts all
+        `nodes` and `edges`, and the `dropped` ones between these nodes."""
+        rows = np.frombuffer(self._rows, np.int32).reshape(-1, 4).astype(np.int64)
+        phrases, roles = list(self.phrases), list(NODE_TYPES)
+        size = len(phrases) * len(roles)  # a node's number: its phrase's, then its role's
+        what, action, result = (rows[:, i] * len(roles) + i for i in range(len(roles)))
+        lens, follows = rows[:, 3] // 2, np.flatnonzero(rows[:, 3] % 2)
+        told = (what, action, 0, lens, -1), (action, result, 1, lens, -1), (what, result, 3, lens, rows[:, 1])
+        then = (result[follows - 1], action[follows], 2, lens[follows], -1)
+        edges = np.concatenate([np.stack(np.broadcast_arrays(*columns), axis=1) for columns in (*told, then)])
+        edges = edges[np.lexsort(edges.T)]
+        first = np.flatnonzero((np.diff(edges, axis=0, prepend=-2) != 0).any(1))
+        times, edges = np.diff(first, append=len(edges)), edges[first]
+        pairs = np.concatenate([edges[:, 0] * size + edges[:, 1], edges[:, 1] * size + edges[:, 0]])
+        counts = np.bincount(np.concatenate([what, action, result]), minlength=size)
+        importance = counts * (1 + np.bincount(np.unique(pairs) // max(size, 1), minlength=size))
+        self.nodes, self.edges = int((counts > 0).sum()), len(edges)
+
+        def name(node: int) -> str:
+            return f"{roles[node % len(roles)]}:{phrases[node // len(roles)]}"
+
+        least = np.sort(importance)[-max_nodes:].min(initial=np.iinfo(np.int64).max) if max_nodes else np.inf
+        among = np.flatnonzero((importance >= least) & (counts > 0)).tolist()
+        ranked = sorted(among, key=lambda node: (-importance[node], name(node)))[:max_nodes]
+        small: Graph = nx.MultiDiGraph()
+        for node in ranked:
+            role, phrase = roles[node % len(roles)], phrases[node // len(roles)]
+            _node(small, name(node), NODE_TYPES[role], phrase, int(counts[node]))
+            small.nodes[name(node)]["importance"] = float(importance[node])
+        kept = np.flatnonzero(np.isin(edges[:, :2], ranked).all(1))
+        self.dropped = max(len(kept) - EDGES * max_nodes, 0)
+        kept = np.sort(kept[np.argsort(-times[kept], kind="stable")][: EDGES * max_nodes])
+        for (source, target, kind, of, by), count in zip(edges[kept].tolist(), times[kept].tolist(), strict=True):
+            action_of = phrases[by] if by >= 0 else ""
+            add_edge(small, name(source), name(target), EDGE_TYPES[kind], LENSES[of], count, action_of)
+        return small
 
 
 def _nodes(graph: Graph, triplet: Triplet) -> list[str]:

@@ -2,17 +2,20 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, TeacherError
 from distill.events import Event, Listener, silent
-from distill.knowledge.graph import build_graph, save_graph
+from distill.knowledge.graph import Tally, save_graph
 from distill.mining.thinking import dream_first, thought_aloud
-from distill.mining.triplets import LENSES, Mined, write_triplets
+from distill.mining.triplets import LENSES, Mined, Triplet, write_triplets
 from distill.run import Run, sha256_file
 
 MINER_VERSION = 3
@@ -35,6 +38,7 @@ def stage_settings(run: Run) -> dict[str, Any]:
     """All that mining depends on, besides the traces."""
     settings = run.settings
     used: dict[str, Any] = {**asdict(settings.mine), "version": MINER_VERSION}
+    del used["processes"]  # they find the same
     if settings.capture.dataset:
         used["dataset"] = settings.capture.dataset
     elif settings.mine.miner == "teacher":
@@ -46,25 +50,38 @@ def stage_settings(run: Run) -> dict[str, Any]:
     return used
 
 
-def summarize(mined: Sequence[Mined]) -> dict[str, Any]:
-    """Counts for run.json: yield, grounding and lens balance."""
-    lenses = Counter(triplet.lens for found in mined for triplet in found.triplets)
-    triplets = sum(lenses.values())
-    proposed = sum(found.proposed for found in mined)
-    with_any = sum(bool(found.triplets) for found in mined)
-    return {
-        "responses": len(mined),
-        "responses_with_triplets": with_any,
-        "yield": round(with_any / len(mined), 4) if mined else 0.0,
-        "triplets": triplets,
-        "triplets_a_response": round(triplets / len(mined), 3) if mined else 0.0,
-        "grounding": round(sum(found.grounded for found in mined) / proposed, 4) if proposed else 0.0,
-        "ungrounded_dropped": proposed - sum(found.grounded for found in mined),
-        "broken_answers": sum(found.broken for found in mined),
-        "failed": sum(found.failed for found in mined),
-        "lenses": {lens: lenses[lens] for lens in LENSES},
-        "distinct_phrases": len({p for found in mined for t in found.triplets for p in t.phrases}),
-    }
+class Counts:
+    """For run.json: yield, grounding and lens balance."""
+
+    def __init__(self) -> None:
+        self.of: Counter[str] = Counter()
+        self.lenses: Counter[str] = Counter()
+        self.proposed = self.grounded = 0
+
+    def add(self, found: Mined) -> None:
+        self.lenses.update(triplet.lens for triplet in found.triplets)
+        self.proposed += found.proposed
+        self.grounded += found.grounded
+        self.of.update(
+            {"responses": 1, "with any": bool(found.triplets), "broken": found.broken, "failed": found.failed}
+        )
+
+    def summary(self, phrases: int) -> dict[str, Any]:
+        """phrases: how many different ones there are."""
+        responses, triplets = self.of["responses"], self.lenses.total()
+        return {
+            "responses": responses,
+            "responses_with_triplets": self.of["with any"],
+            "yield": round(self.of["with any"] / responses, 4) if responses else 0.0,
+            "triplets": triplets,
+            "triplets_a_response": round(triplets / responses, 3) if responses else 0.0,
+            "grounding": round(self.grounded / self.proposed, 4) if self.proposed else 0.0,
+            "ungrounded_dropped": self.proposed - self.grounded,
+            "broken_answers": self.of["broken"],
+            "failed": self.of["failed"],
+            "lenses": {lens: self.lenses[lens] for lens in LENSES},
+            "distinct_phrases": phrases,
+        }
 
 
 def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
@@ -82,75 +99,95 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
         listen(Event("mine", "done", "nothing changed: kept", data=record.summary))
         return record.summary
     started = time.monotonic()
+    tally, counts = Tally(), Counts()
     with TraceStore(run.traces, readonly=True) as store:
-        traces = list(store.traces())
-    miner = "the dataset's own dreams" if run.settings.capture.dataset else f"{run.settings.mine.miner} miner"
-    listen(Event("mine", "start", f"{len(traces)} responses, {miner}"))
-    mined: list[Mined] = []
-    try:
-        mined.extend(_miner(run, [thought_aloud(trace) for trace in traces], listen))
-    except TeacherError as error:
-        if record is None:
-            raise
-        listen(Event("mine", "warning", f"{record.summary['failed']} responses still wait for a miner: {error}"))
-        return record.summary
-    steps = run.settings.mine.steps
-    mined = [dream_first(trace, found, steps) for trace, found in zip(traces, mined, strict=True)]
-    triplets = [triplet for found in mined for triplet in found.triplets]
-    summary = summarize(mined)
-    if not triplets:
+        total = store.stats().responses
+        miner = "the dataset's own dreams" if run.settings.capture.dataset else f"{run.settings.mine.miner} miner"
+        listen(Event("mine", "start", f"{total} responses, {miner}"))
+        try:
+            with closing(_miner(run, store, total, listen)) as mined, closing(store.traces(targets=False)) as traces:
+                write_triplets(run.triplets, _written(run, traces, mined, tally, counts))
+        except TeacherError as error:
+            if record is None:
+                raise
+            listen(Event("mine", "warning", f"{record.summary['failed']} responses still wait for a miner: {error}"))
+            return record.summary
+    graph = tally.graph(run.settings.mine.graph_nodes)
+    summary = counts.summary(len(tally.phrases))
+    if not summary["triplets"]:
         listen(Event("mine", "warning", "no triplets found: the student will have no dreams to learn"))
-    # What is known must not tell the answers that a student is examined on.
-    held_out = {trace.key for trace in traces if trace.held_out}
-    if run.settings.capture.dataset:
-        from distill.mining.dataset_miner import known_facts
-
-        triplets += known_facts(run)
-    graph = build_graph(triplet for triplet in triplets if triplet.trace not in held_out)
-    summary |= {"graph_nodes": graph.number_of_nodes(), "graph_edges": graph.number_of_edges()}
-    write_triplets(run.triplets, triplets)
+    if tally.dropped:
+        text = f"{run.knowledge.name} holds the commonest edges, without {tally.dropped:,} others between its nodes"
+        listen(Event("mine", "note", text))
+    summary |= {"graph_nodes": tally.nodes, "graph_edges": tally.edges}
     save_graph(graph, run.knowledge, run.settings.mine.graph_nodes)
     outputs = {path.name: sha256_file(path) for path in (run.triplets, run.knowledge)}
     run.record("mine", settings, outputs, summary, time.monotonic() - started)
     if not summary["failed"]:
         partial_file(run).unlink(missing_ok=True)
-    listen(Event("mine", "done", f"{len(triplets)} triplets", data=summary))
+    listen(Event("mine", "done", f"{summary['triplets']} triplets", data=summary))
     return summary
 
 
-def _miner(run: Run, traces: Sequence[Trace], listen: Listener) -> Iterator[Mined]:
+def _written(
+    run: Run, traces: Iterable[Trace], mined: Iterable[Mined], tally: Tally, counts: Counts
+) -> Generator[Triplet]:
+    """All triplets, in order. The graph is of what is trained on: it must not tell the answers that a student is
+    examined on."""
+    for each, trace in zip(mined, traces, strict=True):
+        found = dream_first(trace, each, run.settings.mine.steps)
+        counts.add(found)
+        if not trace.held_out:
+            tally.add(found.triplets)
+        for triplet in found.triplets:
+            for phrase in triplet.phrases:
+                tally.number(phrase)
+            yield triplet
+    if run.settings.capture.dataset:
+        from distill.mining.dataset_miner import known_facts
+
+        for _, chain in groupby(known_facts(run), key=attrgetter("trace")):
+            tally.add(facts := list(chain))
+            yield from facts
+
+
+def _miner(run: Run, store: TraceStore, total: int, listen: Listener) -> Generator[Mined]:
+    """What is found in each response, by key."""
     if run.settings.capture.dataset:
         from distill.mining.dataset_miner import mine_dataset
 
-        return _told(mine_dataset(run, traces), len(traces), listen)
-    if run.settings.mine.miner == "syntax":
-        return _by_syntax(run, traces, listen)
-    if run.settings.mine.miner == "teacher":
+        yield from _told(mine_dataset(run, store.traces(targets=False)), total, listen)
+    elif run.settings.mine.miner == "syntax":
+        yield from _by_syntax(run, total, listen)
+    elif run.settings.mine.miner == "teacher":
         from distill.mining.teacher_miner import PartialMine, mine_traces
 
         partial = PartialMine(partial_file(run), stage_settings(run))
-        return _told(mine_traces(traces, run.settings, listen, partial=partial), len(traces), listen)
-    raise BadInput(f"mine.miner={run.settings.mine.miner}: no such miner; choose syntax or teacher")
+        traces = [thought_aloud(trace) for trace in store.traces(targets=False)]
+        yield from _told(mine_traces(traces, run.settings, listen, partial=partial), total, listen)
+    else:
+        raise BadInput(f"mine.miner={run.settings.mine.miner}: no such miner; choose syntax or teacher")
 
 
-def _by_syntax(run: Run, traces: Sequence[Trace], listen: Listener) -> Iterator[Mined]:
+def _by_syntax(run: Run, total: int, listen: Listener) -> Iterator[Mined]:
     """All are read before some of it is chosen: what is rare shows only then."""
     from distill.mining.choose import by_rarity
-    from distill.mining.syntax_miner import read_texts
+    from distill.mining.readings import Readings, read_all
 
     settings = run.settings.mine
     if settings.choose not in CHOICES:
         raise BadInput(f"mine.choose={settings.choose}: choose one of {', '.join(CHOICES)}")
     judge = _judge(run, listen) if settings.choose == "likelihood" else None
-    texts = ((trace.key, trace.prompt, trace.response.text, trace.response.done_reason) for trace in traces)
-    found = list(_told(read_texts(texts, settings.details), len(traces), listen))
-    ranked = [each.candidates for each in found] if settings.choose == "all" else by_rarity(found)
-    if judge is not None:
-        from distill.mining.likelihood import by_likelihood
+    with Readings(run.triplets) as found:
+        lines = read_all(run.traces, settings.details, settings.processes)
+        found.fill(_told(lines, total, listen))
+        ranked = (each.candidates for each in found) if settings.choose == "all" else by_rarity(found)
+        if judge is not None:
+            from distill.mining.likelihood import by_likelihood
 
-        ranked = by_likelihood(found, ranked, judge, settings.minutes, listen)
-    for each, candidates in zip(found, ranked, strict=True):
-        yield each.mined(candidates, settings.steps)
+            ranked = by_likelihood(found, ranked, judge, settings.minutes, listen)
+        for each, candidates in _told(zip(found, ranked, strict=True), total, listen, "dream"):
+            yield each.mined(candidates, settings.steps)
 
 
 def _judge(run: Run, listen: Listener) -> "Judge":
@@ -164,8 +201,10 @@ def _judge(run: Run, listen: Listener) -> "Judge":
     return Judge(source, run.settings.capture.system)
 
 
-def _told(found: Iterable[T], total: int, listen: Listener) -> Iterator[T]:
+def _told(found: Iterable[T], total: int, listen: Listener, unit: str = "response") -> Iterator[T]:
+    said = time.monotonic()
     for done, each in enumerate(found, 1):
         yield each
-        if done % 16 == 0 or done == total:
-            listen(Event("mine", "progress", done=done, total=total, unit="response"))
+        if done % 16 == 0 or done == total or time.monotonic() - said > 1:
+            said = time.monotonic()
+            listen(Event("mine", "progress", done=done, total=total, unit=unit))

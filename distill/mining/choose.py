@@ -7,29 +7,36 @@ Language Models", 2001). Triplets are taken greedily until none tells any more.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from math import log
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from math import fsum, log
 
 from distill.mining.clauses import Candidate
 from distill.mining.inflect import content_stems
+from distill.mining.readings import Readings
 from distill.mining.syntax_miner import Found
 
+PROMPTS = 1024
+"""Of which what their answers say is remembered, not looked up again."""
 
-def by_rarity(found: Sequence[Found]) -> list[list[Candidate]]:
+
+def by_rarity(found: Readings) -> Iterator[list[Candidate]]:
     """Of each response its candidates that tell something, the most telling first."""
     everywhere = Counter(word for each in found for word in each.said)
-    answers = Counter(each.prompt for each in found)
-    siblings: dict[str, Counter[str]] = {prompt: Counter() for prompt in answers}
-    for each in found:
-        if answers[each.prompt] > 1:
-            siblings[each.prompt].update(each.said)
 
-    def nats(word: str, own: Found) -> float:
-        share = everywhere[word] / (len(found) + 1)
-        others = answers[own.prompt] - 1
-        return -log((siblings[own.prompt][word] - 1 + share) / (others + 1) if others else share)
+    @lru_cache(PROMPTS)
+    def siblings(prompt: str) -> tuple[int, Counter[str]]:
+        answers = found.answers_to(prompt)
+        return len(answers), Counter(word for each in answers for word in each.said)
 
-    return [_telling(each.candidates, {word: nats(word, each) for word in each.said - each.asked}) for each in found]
+    def nats(own: Found) -> dict[str, float]:
+        answers, said = siblings(own.prompt)
+        shares = {word: everywhere[word] / (len(found) + 1) for word in own.said - own.asked}
+        return {
+            word: -log((said[word] - 1 + share) / answers if answers > 1 else share) for word, share in shares.items()
+        }
+
+    return (_telling(each.candidates, nats(each)) for each in found)
 
 
 def _telling(candidates: Sequence[Candidate], nats: dict[str, float]) -> list[Candidate]:
@@ -41,7 +48,7 @@ def _telling(candidates: Sequence[Candidate], nats: dict[str, float]) -> list[Ca
     chosen: list[Candidate] = []
     told: set[str] = set()
     while words:
-        best = max(words, key=lambda candidate: sum(nats[word] for word in words[candidate] - told))
+        best = max(words, key=lambda candidate: fsum(nats[word] for word in words[candidate] - told))
         new = words.pop(best) - told
         if not new:
             break

@@ -1,6 +1,6 @@
 """Triplets of a dataset's answers: the true dreams that it brings with it, nothing is looked for."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from distill.corpus.datasets.questions import Step
 from distill.corpus.datasets.stage import facts, info, questions
@@ -10,7 +10,7 @@ from distill.run import Run
 from distill.teacher.protocol import GenerateOptions
 
 
-def mine_dataset(run: Run, traces: Sequence[Trace]) -> Iterator[Mined]:
+def mine_dataset(run: Run, traces: Iterable[Trace]) -> Iterator[Mined]:
     """Of each trace, its question's true dream."""
     found = by_trace(_true_triplets(run))
     for trace in traces:

@@ -5,7 +5,7 @@ the answer, as the teacher sees it, before anything is learnt. The triplet is pl
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from distill.backbone.generate import log_likelihood
 from distill.events import Event, Listener, silent
@@ -42,22 +42,26 @@ class Judge:
 
 
 def by_likelihood(
-    found: Sequence[Found], ranked: Sequence[list[Candidate]], judge: Judge, minutes: float, listen: Listener = silent
-) -> list[list[Candidate]]:
+    found: Iterable[Found],
+    ranked: Iterable[list[Candidate]],
+    judge: Judge,
+    minutes: float,
+    listen: Listener = silent,
+) -> Iterator[list[Candidate]]:
     """Of each response those of its `ranked` candidates that make it likelier, first those that do most; where none
     does, the first. minutes: what it may take, 0: no limit; then what is left stays as it is ranked."""
-    started, chosen = time.monotonic(), list[list[Candidate]]()
+    started, chosen, left, took = time.monotonic(), 0, 0, 0.0
     for each, candidates in zip(found, ranked, strict=True):
-        if minutes and time.monotonic() - started > 60 * minutes:
-            break
+        if left or (minutes and time.monotonic() - started > 60 * minutes):
+            left += 1
+            yield candidates
+            continue
         tried = candidates[:MOST]
         gains = dict(zip(tried, judge.gains(each.prompt, each.text, tried), strict=True))
         likelier = [candidate for candidate in tried if gains[candidate] > 0]
-        chosen.append(sorted(likelier, key=lambda candidate: -gains[candidate]) or tried[:1])
-        listen(Event("mine", "progress", done=len(chosen), total=len(found), unit="answer"))
-    seconds = (time.monotonic() - started) / max(len(chosen), 1)
-    note = f"chosen by likelihood: {len(chosen)} answers, {seconds:.2f} s each"
-    if len(chosen) < len(found):
-        note += f"; the other {len(found) - len(chosen)} by rarity (mine.minutes={minutes:g} were over)"
-    listen(Event("mine", "warning" if len(chosen) < len(found) else "note", note))
-    return [*chosen, *ranked[len(chosen) :]]
+        yield sorted(likelier, key=lambda candidate: -gains[candidate]) or tried[:1]
+        chosen, took = chosen + 1, time.monotonic() - started
+    note = f"chosen by likelihood: {chosen} answers, {took / max(chosen, 1):.2f} s each"
+    if left:
+        note += f"; the other {left} by rarity (mine.minutes={minutes:g} were over)"
+    listen(Event("mine", "warning" if left else "note", note))
