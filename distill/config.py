@@ -104,6 +104,8 @@ class TokenizeSettings:
     """`aligned` (the teacher's BPE, cut down), `sentencepiece`, or `auto`: aligned where it can be."""
     vocab_size: int = 8192
     """Tokens in all at most, image tokens included; aligned keeps what the corpus needs even past it."""
+    vocab_most: int = 32768
+    """Tokens in all, whatever the corpus needs: its rarest are left out then, and spelled in smaller ones."""
     image_tokens: int = 1024
     """Codebook size at most; 4,096 is the bound. More tell more of an answer, and need more answers to be learned."""
     encoder: str = "local"

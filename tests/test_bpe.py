@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, product
@@ -29,6 +30,7 @@ from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.aligned import AlignedCut, why_not
 from distill.tokens.bpe import ADDED, GgufVocabulary, StudentTokenizer
 from distill.tokens.build import build_tokenizer, cut_to_corpus, read_corpus
+from distill.tokens.packing import pack
 from distill.tokens.sentence_piece import from_model, train_model
 
 LABELS = ["a ball", "release", "falls to the floor", "café", "naïve 2", "don't"]
@@ -47,13 +49,13 @@ def aligned(small_run: Run) -> Aligned:
     corpus = read_corpus(small_run)
     assert corpus.teacher is not None
     cut = cut_to_corpus(corpus.teacher, corpus, 3000)
-    return Aligned(cut, cut.build(LABELS, corpus.teacher_digest), corpus.traces)
+    return Aligned(cut, cut.build(LABELS, corpus.teacher_digest), list(corpus.traces()))
 
 
 @pytest.fixture(scope="session")
 def sentencepiece_model(small_run: Run) -> bytes:
     corpus = read_corpus(small_run)
-    return train_model(corpus.prompts + corpus.answers + TEXTS[:100], 1500)
+    return train_model([*corpus, *TEXTS[:100]], 1500)
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +135,7 @@ def test_likely_alternatives_fill_the_room(aligned: Aligned, small_run: Run) -> 
         assert teacher_map is not None
         assert cut.size <= max(room, cut_to_corpus(aligned.cut.teacher, corpus, 0).size)
         mass = total = 0.0
-        for trace in corpus.traces:
+        for trace in corpus.traces():
             assert trace.response.tokens is not None
             known = teacher_map[trace.response.tokens.top_ids] >= 0
             probabilities = np.exp(trace.response.tokens.top_logprobs.astype(np.float64))
@@ -245,7 +247,7 @@ def reference(model: bytes) -> Callable[[str], list[int]]:
 def test_pieces_equal_sentencepiece(pieces: StudentTokenizer, sentencepiece_model: bytes, small_run: Run) -> None:
     encode = reference(sentencepiece_model)
     corpus = read_corpus(small_run)
-    for text in corpus.answers + corpus.prompts + TEXTS:
+    for text in [*corpus, *TEXTS]:
         assert pieces.encode(text) == encode(text)
 
 
@@ -430,6 +432,28 @@ def test_the_stage_writes_a_whole_tokenizer_and_is_skipped_when_fresh(mined_run:
     build_tokenizer(mined_run, force=True)
     assert mined_run.require("tokenize").outputs == record.outputs  # the same bytes
     assert {path: path.stat().st_mtime_ns for path in mined_run.tokenizer.iterdir()} != written
+
+
+def test_a_corpus_that_needs_too_many_tokens_keeps_the_commonest_and_says_what_it_drops(mined_run: Run) -> None:
+    build_tokenizer(mined_run)
+    whole = StudentTokenizer.load(mined_run.tokenizer)
+    mined_run.settings.tokenize.vocab_most = most = 700
+    events: list[Event] = []
+    summary = build_tokenizer(mined_run, events.append)
+    student = StudentTokenizer.load(mined_run.tokenizer)
+    assert most - 40 < student.vocab_size == summary["vocab_size"] <= most < whole.vocab_size
+    (told,) = [event.message for event in events if event.kind == "warning"]
+    assert f"{summary['tokens_left_out']:,} of the teacher's tokens more than tokenize.vocab_most=700" in told
+    corpus = read_corpus(mined_run)
+    spoken = [trace.response.tokens for trace in corpus.traces()]
+    said = Counter(id for targets in spoken if targets is not None for id in targets.ids.tolist())
+    assert student.teacher_map is not None
+    kept = {id for id in said if student.teacher_map[id] >= 0}
+    assert {id for id, _ in said.most_common(100)} <= kept < set(said)
+    for answer in corpus.answers:
+        assert student.decode(student.encode(answer)) == answer
+    counts = pack(mined_run)
+    assert 0 < counts["train"]["soft_share"] < 1
 
 
 def test_the_stage_falls_back_with_a_note_or_says_why_not(mined_run: Run) -> None:

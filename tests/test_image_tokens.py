@@ -16,6 +16,7 @@ from distill.errors import BadInput, CorruptFile
 from distill.mining.inflect import STOP_WORDS, stem
 from distill.mining.syntax_miner import mine_texts
 from distill.mining.triplets import LENSES, Triplet, by_trace, clean_phrase
+from distill.tokens import concepts, image_tokens
 from distill.tokens.bpe import image_text
 from distill.tokens.concepts import CONCEPT_DIM, EMBED_BATCH, OllamaEncoder, load_encoder
 from distill.tokens.image_tokens import (
@@ -23,7 +24,6 @@ from distill.tokens.image_tokens import (
     build_codebook,
     dream_of,
     load_codes,
-    phrase_counts,
     save_codes,
 )
 
@@ -86,7 +86,7 @@ def test_a_label_is_its_word_where_that_is_said_or_what_is_said_most(
     built: tuple[Codebook, dict[str, int]], triplets: list[Triplet]
 ) -> None:
     codebook, codes = built
-    counts = phrase_counts(triplets)
+    counts = Counter(phrase for triplet in triplets for phrase in triplet.phrases)
     assert len(codebook) == len(set(codebook.labels)) == SIZE
     assert set(codes.values()) == set(range(len(codebook)))
     for code, (label, word) in enumerate(zip(codebook.labels, codebook.words, strict=True)):
@@ -131,6 +131,21 @@ def test_building_is_deterministic_by_seed(
     shuffled, codes = build_codebook(triplets[::-1], size=SIZE, seed=0, texts=corpus)
     assert codes == built[1]
     assert shuffled.labels == built[0].labels
+
+
+def test_many_phrases_are_coded_some_at_a_time_in_the_space_of_the_commonest(
+    triplets: list[Triplet], built: tuple[Codebook, dict[str, int]], monkeypatch: pytest.MonkeyPatch, corpus: list[str]
+) -> None:
+    monkeypatch.setattr(image_tokens, "AT_ONCE", 50)
+    monkeypatch.setattr(concepts, "WORDS_AT_ONCE", 500)
+    again, codes = build_codebook(iter(triplets), size=SIZE, seed=0, texts=corpus)
+    np.testing.assert_allclose(again.centroids, built[0].centroids, atol=1e-4)
+    assert np.mean([codes[phrase] == code for phrase, code in built[1].items()]) > 0.99
+    monkeypatch.setattr(image_tokens, "SAMPLE", 100)
+    sampled, codes = build_codebook(triplets, size=SIZE, seed=0, texts=corpus)
+    assert codes.keys() == built[1].keys()
+    assert sampled.labels == built[0].labels, "which words have codes depends on no space"
+    assert sampled.report["phrases"] == len(codes)
 
 
 def test_a_codebook_large_enough_loses_nothing(triplets: list[Triplet]) -> None:
@@ -267,7 +282,7 @@ def test_an_embedding_models_vectors_are_fitted_to_512(
     assert isinstance(loaded, OllamaEncoder)
     assert loaded.name == "ollama:minilm"
     loaded._embed = embed
-    phrases = sorted(phrase_counts(triplets[:60]))
+    phrases = sorted({phrase for triplet in triplets[:60] for phrase in triplet.phrases})
     vectors = loaded.encode(phrases)
     assert np.array_equal(vectors, codebook.encoder.encode(phrases))
     assert vectors.shape == (len(phrases), CONCEPT_DIM)

@@ -5,7 +5,7 @@ was found: the trace, the sentence and the miner.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,9 @@ class Triplet:
         return self.what, self.action, self.result
 
 
+_TYPES = {field.name: field.type for field in fields(Triplet)}
+
+
 @dataclass(frozen=True)
 class Mined:
     """What a miner found in one response: triplets, how many were ungrounded, whether its answer broke, and whether
@@ -83,20 +86,27 @@ def write_triplets(path: Path, triplets: Iterable[Triplet]) -> None:
 
 def read_triplets(path: Path) -> list[Triplet]:
     """All triplets of a file. Raises BadInput where there is none and CorruptFile with the broken line's number."""
+    return list(each_triplet(path))
+
+
+def each_triplet(path: Path) -> Iterator[Triplet]:
+    """As `read_triplets`, one after the other."""
     try:
-        data = path.read_bytes()
+        file = path.open("rb")
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such file; `dream mine` writes it") from error
-    return [_parse(line, f"{path}:{number}") for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    with file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _parse(line, f"{path}:{number}")
 
 
 def _parse(line: bytes, place: str) -> Triplet:
     try:
         value = json.loads(line)
-        types = {field.name: field.type for field in fields(Triplet)}
-        if not isinstance(value, dict) or value.keys() != types.keys():
-            raise ValueError(f"needs exactly the fields {', '.join(types)}")
-        for name, kind in types.items():
+        if not isinstance(value, dict) or value.keys() != _TYPES.keys():
+            raise ValueError(f"needs exactly the fields {', '.join(_TYPES)}")
+        for name, kind in _TYPES.items():
             if type(value[name]) is not kind:
                 raise ValueError(f"{name} must be {'a number' if kind is int else 'text'}")
         if value["lens"] not in LENSES:

@@ -47,6 +47,8 @@ class AlignedCut:
         merges = [(a, b) for a, b in self.merges if a in vocabulary and b in vocabulary and a + b in vocabulary]
         self.full = byte_level_bpe(vocabulary, merges, teacher.pre)
         self.kept = {ids[symbol] for symbol in byte_alphabet() if symbol in ids}
+        self.left_out: tuple[int, float] | None = None
+        """Tokens of the corpus for which there was no room, and their share of its tokens."""
 
     @property
     def size(self) -> int:

@@ -1,19 +1,21 @@
 """The `tokenize` stage: the corpus' traces and triplets become a codebook and a tokenizer."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.config import TokenizeSettings
 from distill.corpus.datasets.questions import PICTURED
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
-from distill.mining.triplets import read_triplets
+from distill.mining.triplets import each_triplet
 from distill.run import Run, publish_folder, sha256_file
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.aligned import CHAT_WORDS, AlignedCut, why_not
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
 VERSION = 1
 """Raised when the stage makes something else of the same input, so that finished runs notice."""
 
+AT_ONCE = 1024
+"""Answers that are read together."""
+TEXTS = 1_000_000
+"""That a BPE is learned from, at most."""
+
+T = TypeVar("T")
 See = Callable[[Path, "Codebook"], dict[str, Any]]
 
 KINDS = ("auto", "aligned", "sentencepiece")
@@ -34,27 +42,46 @@ KINDS = ("auto", "aligned", "sentencepiece")
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a tokenizer is built from."""
+    """What a tokenizer is built from: the selected traces of a database, read anew each time, never held. By itself it
+    is its prompts, then its answers."""
 
-    traces: list[Trace]
+    path: Path
     system: str
     teacher: TeacherTokenizer | None
     teacher_digest: str
     dataset: str = ""
 
-    @property
-    def answers(self) -> list[str]:
-        return [trace.response.text for trace in self.traces]
+    def traces(self) -> Iterator[Trace]:
+        with TraceStore(self.path, readonly=True) as store:
+            yield from store.traces()
 
     @property
-    def prompts(self) -> list[str]:
-        return list(dict.fromkeys(words_around(text) for trace in self.traces for _, text in turns(trace.prompt)))
+    def answers(self) -> Iterator[str]:
+        with TraceStore(self.path, readonly=True) as store:
+            yield from (answer for _, answer in store.texts())
+
+    @property
+    def prompts(self) -> Iterator[str]:
+        """What is said in them, each once."""
+        seen: set[int] = set()
+        with TraceStore(self.path, readonly=True) as store:
+            for text in (words_around(said) for prompt, _ in store.texts() for _, said in turns(prompt)):
+                if (known := hash(text)) not in seen:
+                    seen.add(known)
+                    yield text
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.prompts
+        yield from self.answers
 
 
 def stage_settings(run: Run) -> dict[str, Any]:
     """All that tokenizing depends on, besides traces and triplets."""
     vision = {"vision": asdict(run.settings.vision)} if run.settings.capture.dataset in PICTURED else {}
-    return {**asdict(run.settings.tokenize), "seed": run.settings.seed, "version": VERSION, **vision}
+    used = asdict(run.settings.tokenize)
+    if used["vocab_most"] == TokenizeSettings.vocab_most:
+        del used["vocab_most"]  # as before there was one
+    return {**used, "seed": run.settings.seed, "version": VERSION, **vision}
 
 
 def build_tokenizer(run: Run, listen: Listener = silent, force: bool = False, see: See | None = None) -> dict[str, Any]:
@@ -63,7 +90,7 @@ def build_tokenizer(run: Run, listen: Listener = silent, force: bool = False, se
     see: adds how pictures are read in the codebook to the folder, and what is worth saying of it to the summary.
     Raises MissingStage without traces or triplets, BadInput where `tokenize.kind` is unknown or can't be had.
     """
-    from distill.tokens.image_tokens import build_codebook, save_codes
+    from distill.tokens.image_tokens import SAMPLE, build_codebook, save_codes
 
     options = run.settings.tokenize
     if options.kind not in KINDS:
@@ -76,18 +103,21 @@ def build_tokenizer(run: Run, listen: Listener = silent, force: bool = False, se
         listen(Event("tokenize", "done", "nothing changed: kept", data=record.summary))
         return record.summary
     started = time.monotonic()
-    corpus = read_corpus(run)
-    listen(Event("tokenize", "start", f"{len(corpus.traces)} responses"))
+    corpus = read_corpus(run, listen)
     codebook, codes = build_codebook(
-        read_triplets(run.triplets),
+        each_triplet(run.triplets),
         size=options.image_tokens,
         encoder=options.encoder,
         seed=run.settings.seed,
-        texts=corpus.prompts + corpus.answers,
+        texts=corpus,
         teacher=run.settings.teacher,
     )
-    room = options.vocab_size - ADDED - len(codebook.labels)
-    tokenizer, summary = _tokenizer(corpus, options.kind, room, codebook.labels, listen)
+    if codebook.report.get("phrases", 0) > SAMPLE:
+        note = (
+            f"the concept space is learned from the commonest {SAMPLE:,} of {codebook.report['phrases']:,.0f} phrases"
+        )
+        listen(Event("tokenize", "note", note))
+    tokenizer, summary = _tokenizer(corpus, options, codebook.labels, listen)
     summary |= {"image_tokens": len(codebook.labels)}
     summary |= {f"codebook_{name}": value for name, value in codebook.report.items()}
     with publish_folder(run.tokenizer) as folder:
@@ -101,60 +131,101 @@ def build_tokenizer(run: Run, listen: Listener = silent, force: bool = False, se
     return summary
 
 
-def read_corpus(run: Run) -> Corpus:
+def read_corpus(run: Run, listen: Listener = silent) -> Corpus:
     """The run's selected traces and whose they are. Raises BadInput where there is none."""
     with TraceStore(run.traces, readonly=True) as store:
-        traces = list(store.traces())
-        if not traces:
+        if not (responses := store.stats().responses):
             raise BadInput(f"{run.traces}: holds no response; run `dream capture {run.path}` again")
+        listen(Event("tokenize", "start", f"{responses} responses"))
         return Corpus(
-            traces, run.settings.capture.system, store.tokenizer(), store.teacher().digest, run.settings.capture.dataset
+            run.traces,
+            run.settings.capture.system,
+            store.tokenizer(),
+            store.teacher().digest,
+            run.settings.capture.dataset,
         )
 
 
 def _tokenizer(
-    corpus: Corpus, kind: str, room: int, labels: Sequence[str], listen: Listener
+    corpus: Corpus, options: TokenizeSettings, labels: Sequence[str], listen: Listener
 ) -> tuple[StudentTokenizer, dict[str, Any]]:
-    """The tokenizer of the wanted kind with at most `room` BPE tokens, and what is worth saying about it."""
+    """The tokenizer of the wanted kind, and what is worth saying about it."""
+    room, most = (size - ADDED - len(labels) for size in (options.vocab_size, options.vocab_most))
     reason = why_not(corpus.teacher)
-    if kind == "aligned" and reason:
+    if options.kind == "aligned" and reason:
         raise BadInput(f"tokenize.kind=aligned: {reason}; use tokenize.kind=sentencepiece")
-    if kind == "sentencepiece" or corpus.teacher is None or reason:
-        if kind == "auto" and not corpus.dataset:
+    if options.kind == "sentencepiece" or corpus.teacher is None or reason:
+        if options.kind == "auto" and not corpus.dataset:
             listen(Event("tokenize", "note", f"{reason}: the student gets a sentencepiece BPE of its own"))
         from distill.tokens.sentence_piece import from_model, train_model
 
-        tokenizer = from_model(train_model(corpus.prompts + corpus.answers, room), labels)
+        texts = sum(1 for _ in corpus)
+        every = -(-texts // TEXTS)
+        if every > 1:
+            listen(Event("tokenize", "note", f"its BPE is learned from every {every}th of {texts:,} texts"))
+        tokenizer = from_model(train_model(islice(corpus, 0, None, every), min(room, most)), labels)
         return tokenizer, summarize(tokenizer, corpus)
-    cut = cut_to_corpus(corpus.teacher, corpus, room)
-    if cut.size > room:
+    cut = cut_to_corpus(corpus.teacher, corpus, room, most)
+    if cut.left_out:
+        tokens, share = cut.left_out
+        note = (
+            f"the corpus needs {tokens:,} of the teacher's tokens more than tokenize.vocab_most={options.vocab_most}: "
+            f"the rarest ({share:.2%} of its text) are left out, and answers with one have no soft targets"
+        )
+        listen(Event("tokenize", "warning", note))
+    elif cut.size > room:
         note = f"the corpus needs {cut.size} of the teacher's tokens: kept, past tokenize.vocab_size"
         listen(Event("tokenize", "note", note))
     tokenizer = cut.build(labels, corpus.teacher_digest)
     summary = summarize(tokenizer, corpus)
-    texts = cut.full.encode_batch(corpus.answers, add_special_tokens=False)
-    with_ids = [
-        (sampled, text.ids)
-        for trace, text in zip(corpus.traces, texts, strict=True)
-        if (sampled := _spoken(trace, corpus.teacher)) is not None
-    ]
-    different = sum(sampled != canonical for sampled, canonical in with_ids)
-    summary["noncanonical_responses"] = round(different / len(with_ids), 4) if with_ids else None
+    with_ids = different = 0
+    for some in _together(corpus.traces()):
+        texts = cut.full.encode_batch([trace.response.text for trace in some], add_special_tokens=False)
+        spoken = [_spoken(trace, corpus.teacher) for trace in some]
+        with_ids += sum(ids is not None for ids in spoken)
+        different += sum(ids is not None and ids != text.ids for ids, text in zip(spoken, texts, strict=True))
+    summary["noncanonical_responses"] = round(different / with_ids, 4) if with_ids else None
+    if cut.left_out:
+        summary["tokens_left_out"], summary["left_out_share"] = cut.left_out[0], round(cut.left_out[1], 5)
     return tokenizer, summary
 
 
-def cut_to_corpus(teacher: TeacherTokenizer, corpus: Corpus, room: int) -> AlignedCut:
-    """All that the corpus is written with, then the likeliest alternatives as far as `room` tokens reach."""
-    cut = AlignedCut(teacher)
-    mass = np.zeros(len(teacher.tokens))
-    for trace in corpus.traces:
+def _together(of: Iterable[T]) -> Iterator[list[T]]:
+    """Some at a time."""
+    left = iter(of)
+    while some := list(islice(left, AT_ONCE)):
+        yield some
+
+
+def cut_to_corpus(
+    teacher: TeacherTokenizer, corpus: Corpus, room: int, most: int = TokenizeSettings.vocab_most
+) -> AlignedCut:
+    """All that the corpus is written with, then the likeliest alternatives as far as `room` tokens reach.
+
+    Where the corpus needs more than `most` tokens, the commonest; `left_out` of the cut tells.
+    """
+    cut, size = AlignedCut(teacher), len(teacher.tokens)
+    counts, mass = np.zeros(size, np.int64), np.zeros(size)
+    for trace in corpus.traces():
         if (targets := trace.response.tokens) is not None:
-            cut.keep(np.unique(targets.ids).tolist())
+            np.add.at(counts, targets.ids[(targets.ids >= 0) & (targets.ids < size)], 1)
             ids, weights = _alternatives(trace)
-            mass += np.bincount(ids[ids >= 0], weights[ids >= 0], len(mass))
-    cut.keep_text([*CHAT_WORDS, f"system\n{corpus.system}", *corpus.answers])
-    cut.keep_text([f"user\n{prompt}" for prompt in corpus.prompts])
-    cut.keep_likely(mass, room)
+            named, place = np.unique(ids[ids >= 0], return_inverse=True)
+            mass[named] += np.bincount(place, weights[ids >= 0], len(named))
+    for texts in _together(chain(corpus.answers, (f"user\n{prompt}" for prompt in corpus.prompts))):
+        encoded = cut.full.encode_batch(texts, add_special_tokens=False)
+        counts += np.bincount([id for text in encoded for id in text.ids], minlength=size)
+    counts[~cut.normal] = 0
+    always = [*CHAT_WORDS, f"system\n{corpus.system}"]
+    cut.keep_text(always)
+    cut.keep(np.flatnonzero(counts).tolist())
+    if cut.size > most:
+        cut = AlignedCut(teacher)
+        cut.keep_text(always)
+        cut.keep_likely(counts.astype(np.float64), most)
+        gone = np.setdiff1d(np.flatnonzero(counts), sorted(cut.kept))
+        cut.left_out = len(gone), float(counts[gone].sum() / counts.sum())
+    cut.keep_likely(mass, min(room, most))
     return cut
 
 
@@ -178,13 +249,15 @@ def _spoken(trace: Trace, teacher: TeacherTokenizer) -> list[int] | None:
 def summarize(tokenizer: StudentTokenizer, corpus: Corpus) -> dict[str, Any]:
     """Counts for run.json. `soft_mass_in_vocabulary`: the share of the probability that the teacher gave its
     alternatives whose alternative the student can say in one token; None where there is no such map."""
-    encoded = tokenizer.encode_batch(corpus.answers)
-    tokens = sum(map(len, encoded))
-    words = sum(len(answer.split()) for answer in corpus.answers)
+    tokens = words = size = 0
+    for answers in _together(corpus.answers):
+        tokens += sum(map(len, tokenizer.encode_batch(answers)))
+        words += sum(len(answer.split()) for answer in answers)
+        size += sum(len(answer.encode()) for answer in answers)
     share = None
     if tokenizer.teacher_map is not None:
         said = total = 0.0
-        for trace in corpus.traces:
+        for trace in corpus.traces():
             if trace.response.tokens is not None:
                 ids, weights = _alternatives(trace)
                 known = (ids >= 0) & (tokenizer.teacher_map[ids] >= 0)
@@ -195,6 +268,6 @@ def summarize(tokenizer: StudentTokenizer, corpus: Corpus) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "bpe_tokens": tokenizer.base_size,
         "tokens_a_word": round(tokens / words, 4) if words else 0.0,
-        "bytes_a_token": round(sum(len(answer.encode()) for answer in corpus.answers) / tokens, 4) if tokens else 0.0,
+        "bytes_a_token": round(size / tokens, 4) if tokens else 0.0,
         "soft_mass_in_vocabulary": share,
     }

@@ -10,10 +10,12 @@ Shape legend: n phrases, D = 512, F surface features, W words.
 
 import json
 import re
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +35,7 @@ MAX_FEATURES = 8000
 MAX_WORDS = 4000
 WINDOW = 4
 """Words on either side that count as company."""
+WORDS_AT_ONCE = 1 << 22
 EMBED_BATCH = 256
 """Phrases in one request to an embedding model."""
 
@@ -94,7 +97,7 @@ class LocalEncoder:
 
     @classmethod
     def fit(cls, phrases: Sequence[str], texts: Iterable[str], seed: int) -> "LocalEncoder":
-        """Learn from distinct `phrases` and from running `texts` (the phrases' own corpus)."""
+        """Learn from distinct `phrases` and from running `texts` (the phrases' own corpus), gone through twice."""
         if not phrases:
             return cls([], np.zeros(0, np.float32), np.zeros((0, 0), np.float32), [], np.zeros((0, 0), np.float32))
         vectorizer = _vectorizer(max_features=MAX_FEATURES)
@@ -180,26 +183,34 @@ def _company(phrases: Sequence[str], texts: Iterable[str], seed: int) -> tuple[l
     PPMI with context distribution smoothing 0.75 and symmetric weighting of singular values: O. Levy,
     Y. Goldberg, I. Dagan, "Improving Distributional Similarity with Lessons Learned from Word Embeddings" (2015).
     """
-    documents = [words_of(text) for text in (*phrases, *texts)]
-    counts = Counter(word for document in documents for word in document)
+    counts = Counter(word for text in chain(phrases, texts) for word in words_of(text))
     needed = Counter(word for phrase in phrases for word in words_of(phrase))
     rank = sorted(counts, key=lambda word: (-(word in needed), -counts[word], word))
     words = rank[: max(MAX_WORDS, len(needed))]
     index = {word: i for i, word in enumerate(words)}
-    # One long array of ids; WINDOW gaps of -1 keep documents apart.
-    gap = [-1] * WINDOW
-    stream = np.array([i for document in documents for i in (*(index.get(w, -1) for w in document), *gap)], np.int64)
     pairs = sp.csr_matrix((len(words), len(words)), dtype=np.float64)
-    for offset in range(1, WINDOW + 1):
-        left, right = stream[:-offset], stream[offset:]
-        known = (left >= 0) & (right >= 0)
-        ones = np.full(int(known.sum()), 1.0 / offset)
-        pairs += sp.coo_matrix((ones, (left[known], right[known])), shape=pairs.shape).tocsr()
+    for stream in _streams(chain(phrases, texts), index):
+        for offset in range(1, WINDOW + 1):
+            left, right = stream[:-offset], stream[offset:]
+            known = (left >= 0) & (right >= 0)
+            ones = np.full(int(known.sum()), 1.0 / offset)
+            pairs += sp.coo_matrix((ones, (left[known], right[known])), shape=pairs.shape).tocsr()
     pairs = pairs + pairs.T
     vectors, _ = _svd(_ppmi(pairs), CONCEPT_DIM - SURFACE_DIM, seed)
     strengths = np.maximum(np.linalg.norm(vectors, axis=0), 1e-12)
     rows = [index[word] for word in sorted(needed)]
     return sorted(needed), unit_rows((vectors / np.sqrt(strengths))[rows])
+
+
+def _streams(texts: Iterable[str], index: Mapping[str, int]) -> Iterator[NDArray[np.int64]]:
+    """Ids of the texts' words, −1 for unknown ones, some millions at a time; WINDOW gaps of −1 keep texts apart."""
+    ids, gap = array("q"), [-1] * WINDOW
+    for text in texts:
+        ids.extend((*(index.get(word, -1) for word in words_of(text)), *gap))
+        if len(ids) > WORDS_AT_ONCE:
+            yield np.array(ids, np.int64)
+            ids = array("q")
+    yield np.array(ids, np.int64)
 
 
 def _ppmi(pairs: Any) -> Any:

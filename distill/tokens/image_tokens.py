@@ -10,6 +10,7 @@ Shape legend: n phrases, C codes, D = 512.
 
 import hashlib
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ from distill.run import write_atomic
 from distill.tokens.concepts import CONCEPT_DIM, ConceptEncoder, Embed, Vectors, fit_encoder, load_encoder, unit_rows
 
 MAX_IMAGE_TOKENS = 4096
+SAMPLE = 100_000
+"""Phrases that an encoder is fitted to, at most."""
+AT_ONCE = 1 << 15
+"""Phrases that are compared with all codes."""
 
 Dream = dict[str, list[tuple[int, int, int]]]
 """Lens → its chain of (what, action, result) codes. Every lens is there, in lens order."""
@@ -153,12 +158,8 @@ def check_labels(labels: Sequence[str]) -> None:
             raise ValueError(f"{label!r} can't be a label")
 
 
-def phrase_counts(triplets: Iterable[Triplet]) -> Counter[str]:
-    return Counter(phrase for triplet in triplets for phrase in triplet.phrases)
-
-
 def build_codebook(
-    triplets: Sequence[Triplet],
+    triplets: Iterable[Triplet],
     *,
     size: int,
     encoder: str = "local",
@@ -172,25 +173,30 @@ def build_codebook(
     Phrases that mostly are actions have codes of their own, the first, in proportion to their number: an image
     token is at once what happens and what it happens to only where the very phrase is.
     `texts` (prompts and responses) teach the local encoder which words keep company; an `ollama:MODEL`
-    encoder is asked through `embed`, else at the hosts of `teacher`. Deterministic by seed.
+    encoder is asked through `embed`, else at the hosts of `teacher`. Of more than SAMPLE phrases the encoder is fitted
+    to the commonest. Deterministic by seed.
     Raises BadInput for a size that is no codebook's or an unknown encoder.
     """
     if not 1 <= size <= MAX_IMAGE_TOKENS:
         raise BadInput(f"tokenize.image_tokens={size}: choose 1 to {MAX_IMAGE_TOKENS}")
-    counts = phrase_counts(triplets)
+    counts, acted = Counter[str](), Counter[str]()
+    for triplet in triplets:
+        counts.update(triplet.phrases)
+        acted[triplet.action] += 1
     phrases = sorted(counts)
     with threadpool_limits(1):
-        concepts = fit_encoder(encoder, phrases, texts, seed, embed, teacher)
+        common = sorted(sorted(phrases, key=lambda phrase: (-counts[phrase], phrase))[:SAMPLE])
+        concepts = fit_encoder(encoder, common, texts, seed, embed, teacher)
         if not phrases:
             return Codebook([], np.zeros((0, CONCEPT_DIM), np.float32), np.zeros(0, np.int64), concepts), {}
-        vectors = concepts.encode(phrases)
+        vectors = _vectors(concepts, phrases)
         weights = np.array([counts[phrase] for phrase in phrases], np.float64)
-    acts = _actions(triplets, phrases)
+    acts = np.array([2 * acted[phrase] > counts[phrase] for phrase in phrases])  # which mostly are actions
     groups = [
         group for action, share in _shares(acts, size) for group in _groups(action, share, acts, phrases, weights)
     ]
     centroids = unit_rows(np.stack([weights[group.members] @ vectors[group.members] for group in groups]))
-    codes = _codes(groups, phrases, acts, vectors @ centroids.T)
+    codes = _codes(groups, phrases, acts, vectors, centroids)
     mentions = np.bincount(codes, weights, len(groups)).astype(np.int64)
     codebook = Codebook(_labels(groups, phrases), centroids, mentions, concepts, words=[group.word for group in groups])
     codebook.report = _quantization(codebook, phrases, weights, vectors, codes)
@@ -207,11 +213,15 @@ class Group:
     action: bool
 
 
-def _actions(triplets: Sequence[Triplet], phrases: Sequence[str]) -> NDArray[np.bool_]:
-    """(n,) which phrases mostly are actions."""
-    actions = Counter(triplet.action for triplet in triplets)
-    things = Counter(phrase for triplet in triplets for phrase in (triplet.what, triplet.result))
-    return np.array([actions[phrase] > things[phrase] for phrase in phrases])
+def _vectors(concepts: ConceptEncoder, phrases: Sequence[str]) -> Vectors:
+    """(n, D); many lie on disk as long as they are used."""
+    if len(phrases) <= AT_ONCE:
+        return concepts.encode(phrases)
+    with tempfile.TemporaryFile() as file:
+        vectors = np.memmap(file, np.float32, "w+", shape=(len(phrases), CONCEPT_DIM))
+    for start in range(0, len(phrases), AT_ONCE):
+        vectors[start : start + AT_ONCE] = concepts.encode(phrases[start : start + AT_ONCE])
+    return vectors
 
 
 def _shares(acts: NDArray[np.bool_], size: int) -> list[tuple[bool, int]]:
@@ -245,18 +255,20 @@ def _named(phrase: str, named: Mapping[str, int]) -> int:
 
 
 def _codes(
-    groups: Sequence[Group], phrases: Sequence[str], acts: NDArray[np.bool_], similarity: Vectors
+    groups: Sequence[Group], phrases: Sequence[str], acts: NDArray[np.bool_], vectors: Vectors, centroids: Vectors
 ) -> NDArray[np.int64]:
     """(n,) codes of phrases: of their group's, of another of their words, or of the nearest of their role."""
     codes = np.full(len(phrases), -1)
     for code, group in enumerate(groups):
         codes[group.members] = code
     words = {group.word: code for code, group in enumerate(groups) if group.word}
-    alike = np.where(np.array([group.action for group in groups]) == acts[:, None], similarity, -1)
     for i in np.flatnonzero(codes < 0).tolist():
         codes[i] = _named(phrases[i], words)
-        if codes[i] < 0:
-            codes[i] = alike[i].argmax()
+    actions = np.array([group.action for group in groups])
+    for start in range(0, len(phrases), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        alike = np.where(actions == acts[some, None], vectors[some] @ centroids.T, -1)
+        codes[some] = np.where(codes[some] < 0, alike.argmax(1), codes[some])
     return codes
 
 
@@ -283,7 +295,13 @@ def _quantization(
     vectors: Vectors,
     codes: NDArray[np.int64],
 ) -> dict[str, float]:
-    errors = 1.0 - (vectors * codebook.centroids[codes]).sum(1).astype(np.float64)
+    near = np.concatenate(
+        [
+            (vectors[start : start + AT_ONCE] * codebook.centroids[codes[start : start + AT_ONCE]]).sum(1)
+            for start in range(0, len(phrases), AT_ONCE)
+        ]
+    )
+    errors = 1.0 - near.astype(np.float64)
     order = np.argsort(errors, kind="stable")
     reach = np.searchsorted(np.cumsum(weights[order]), 0.9 * weights.sum())
     own = np.array([codebook.labels[code] == phrase for code, phrase in zip(codes, phrases, strict=True)])
