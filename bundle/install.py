@@ -13,7 +13,7 @@ from distill.events import Event, Listener, silent
 from distill.teacher.licenses import License
 from distill.teacher.names import fitting_name, is_name
 from distill.teacher.ollama_client import OllamaClient
-from distill.turns import messages
+from distill.turns import apart_from_system, messages
 from distill.vision import PROJECTOR
 
 THINKING = "thinking"
@@ -130,8 +130,9 @@ def ids_of_prompts(
     `context` tells them (of a `raw` prompt it tells nothing). Raises ModelNotFound, TeacherUnavailable …, and
     TeacherError where an Ollama doesn't tell them."""
     asked = [
-        {"prompt": question, "system": system, "think": think, **_options(1, context)}
+        {"prompt": prompt, "system": own, "think": think, **_options(1, context)}
         for system, question, think in conversations
+        for prompt, own in [apart_from_system(question, system)]
     ]
     found = [answer.get("context") for answer in _asked(name, host, asked)]
     if not all(isinstance(ids, list) for ids in found):

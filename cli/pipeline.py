@@ -11,6 +11,7 @@ from cli.stages import StageResult, headline, run_stage, stages_of
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener
 from distill.run import Run
+from distill.turns import transcript
 
 
 def run_all(run: Run, force: bool, quiet: bool, say: Callable[[str], Any] | None) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def example(samples: list[dict[str, Any]]) -> list[str]:
         return []
     sample = next((sample for sample in samples if sample["systems"]["student"][0].get("dream")), samples[0])
     student = sample["systems"]["student"][0]
-    lines = [f"Question, never trained on:  {sample['prompt']}"]
+    lines = [f"Question, never trained on:  {transcript(sample['prompt'])}"]
     if student.get("dream"):
         lines.append(f"Dream:   {' '.join(student['dream'].split())}")
     return [*lines, f"Answer:  {' '.join(student.get('answer', '').split())}"]

@@ -35,6 +35,12 @@ def turns(prompt: str, system: str = "") -> list[tuple[str, str]]:
     return [(SYSTEM, system), *found] if system and found[0][0] != SYSTEM else found
 
 
+def apart_from_system(prompt: str, system: str = "") -> tuple[str, str]:
+    """The prompt without its own system message, and the message that it is asked with."""
+    found = turns(prompt, system)
+    return (joined(found[1:]), found[0][1]) if found[0][0] == SYSTEM else (prompt, "")
+
+
 def messages(prompt: str, system: str = "") -> list[dict[str, str]]:
     """The same as servers and chat templates take them."""
     return [{"role": role, "content": text} for role, text in turns(prompt, system)]

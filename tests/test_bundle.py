@@ -39,6 +39,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import go_template, prompt_ids
 from distill.tokens.sentence_piece import from_model, train_model
 from distill.training.start import start_settings
+from distill.turns import joined
 
 PROMPTS = ["What happens when you drop a ball?", "Is it wet? Dream of ⟨the rain⟩ wetting a café.", "12 + 30 = 42!"]
 SYSTEM = "Answer in one sentence."
@@ -129,6 +130,13 @@ def test_a_batch_in_transformers_answers_as_each_prompt_alone(published: Path, s
     together, *alone = [[[i for i in row if i != pad] for row in batch] for batch in answers]
     assert together == [row for (row,) in alone]
     assert len({tuple(row) for row in together}) == len(chats)
+
+
+def test_conversations_have_the_same_ids_everywhere(published: Path) -> None:
+    talk = [("user", PROMPTS[0]), ("assistant", "It falls."), ("user", PROMPTS[1])]
+    report = verify(published, prompts=[joined(talk), joined([("system", "Be kind."), *talk])])
+    assert report.ok, report.checks
+    assert report.numbers["prompts"] == 2
 
 
 def test_verify_blesses_it(published: Path) -> None:

@@ -11,12 +11,14 @@ from support.fake_ollama import FakeOllama, dreaming_ollama, replay, serve
 from support.recorded import Told, exchange
 from support.small_student import ANSWER, DREAM
 
-from distill.errors import ModelNotFound, TeacherUnavailable
+from distill.errors import ModelNotFound, PromptRefused, TeacherUnavailable
 from distill.exam.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut
 from distill.exam.metrics.speech import Form
 from distill.exam.questions import Question
 from distill.exam.targets import How, Target
-from distill.teacher.ollama import model_digest
+from distill.teacher.ollama import OllamaTeacher, model_digest
+from distill.teacher.protocol import GenerateOptions
+from distill.turns import joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,6 +61,27 @@ def test_a_dreamer_dreams_and_answers(server: FakeOllama) -> None:
     assert asked["think"] is False
     assert asked["options"]["num_predict"] == 20
     examinee.close()
+
+
+TALK = [("system", "Be kind."), ("user", PROMPT), ("assistant", "It falls."), ("user", "How do plants grow?")]
+
+
+def test_conversations_are_asked_turn_by_turn(server: FakeOllama) -> None:
+    examinee = opened(server, "dreamer")
+    examinee.answer([Question("d", joined(TALK), system="Be short.")], think=False, temperature=0, max_tokens=4, draw=0)
+    teacher = OllamaTeacher("dreamer", host=server.url)
+    found = teacher.generate(joined(TALK), GenerateOptions(max_tokens=20, temperature=0, system="Be short."))
+    assert found.text
+    assert found.tokens is not None
+    assert found.tokens.soft[:-1].all()
+    for body in server.asked("/api/chat")[-2:]:
+        assert [(turn["role"], turn["content"]) for turn in body["messages"]] == TALK
+        assert "prompt" not in body
+        assert "system" not in body
+    with pytest.raises(PromptRefused, match="doesn't tell how dreamer's template writes several turns"):
+        teacher.go_on(joined(TALK), "It", GenerateOptions())
+    examinee.close()
+    teacher.close()
 
 
 def test_what_a_dream_leaves_over_is_not_the_answers(server: FakeOllama) -> None:

@@ -25,6 +25,7 @@ from distill.teacher.open_source import open_source
 from distill.teacher.openai import OpenAIClient, OpenAITeacher
 from distill.teacher.preview import PreviewTeacher
 from distill.teacher.protocol import GenerateOptions
+from distill.turns import joined
 
 QUESTION = "What happens when you drop a ball?"
 
@@ -150,6 +151,10 @@ def test_what_a_server_refuses_is_left_out_and_said_once(vocabulary: Vocabulary)
     assert seen[-1]["max_completion_tokens"] == 9
     assert [turn["role"] for turn in seen[-1]["messages"]] == ["system", "user"]
     assert not {"logprobs", "top_logprobs", "seed", "max_tokens"} & set(seen[-1])
+    with stub(say) as url:
+        talk = [("user", "Why?"), ("assistant", "So."), ("user", "Really?")]
+        asker(url, vocabulary).generate(joined(talk), GenerateOptions(system="Be brief."))
+    assert [(turn["role"], turn["content"]) for turn in seen[-1]["messages"]] == [("system", "Be brief."), *talk]
 
 
 def test_tokens_are_named_by_their_bytes(vocabulary: Vocabulary) -> None:

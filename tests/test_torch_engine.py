@@ -30,6 +30,7 @@ from distill.teacher.protocol import GenerateOptions, Response
 from distill.teacher.targets import is_cut
 from distill.teacher.torch_engine import TorchEngine
 from distill.tokens.bpe import GgufVocabulary
+from distill.turns import joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRIED = torch_engine.fast_bfloat16.__wrapped__
@@ -230,10 +231,13 @@ def test_both_engines_are_one_teacher(ours: EmbeddedTeacher, theirs: EmbeddedTea
     assert ours.generate_json("Why", {"enum": ["yes", "no"]}, GREEDY).strip('"') in ("yes", "no")
 
 
+TALK = joined([("system", "Be kind."), ("user", "What falls faster?"), ("assistant", "Both alike."), ("user", "Why?")])
+
+
 def test_prompts_are_rendered_and_split_as_llama_cpp_does(smollm2: Path) -> None:
     prompts = PromptIds(read_metadata(smollm2), read_tokenizer(smollm2), "x")
     with LlamaCpp(smollm2, slots=1, threads=1, context=128) as engine:
-        for question in QUESTIONS:
+        for question in [*QUESTIONS, TALK]:
             for system in ("", "Be brief."):
                 text = prompts.render(question, system)
                 assert text == engine.render(question, system)
@@ -260,7 +264,7 @@ def test_templates_and_beginnings(smollm2: Path, tmp_path: Path, pre: str) -> No
     )
     prompts = PromptIds(read_metadata(path), read_tokenizer(path), "x")
     with LlamaCpp(path, slots=1, threads=1, context=128) as engine:
-        for question in QUESTIONS:
+        for question in [*QUESTIONS, TALK]:
             text = prompts.render(question)
             assert text == engine.render(question)
             assert prompts.encode(text) == engine.tokenize(text, begin=True)

@@ -112,16 +112,22 @@ def prompts(names: tuple[str, ...], show: int, as_json: bool) -> None:
     Examples:
       dream prompts
       dream prompts my-prompts.yaml --show 10
+      dream prompts chats.jsonl:question,answer
     """
     from distill.config import CaptureSettings
     from distill.corpus.prompts import load_prompts, prompt_sets
+    from distill.turns import transcript
 
     share = CaptureSettings().held_out
-    found = {name: load_prompts([name], share, listen=Progress()) for name in names or prompt_sets()}
+    with Progress() as listen:
+        found = {name: load_prompts([name], share, listen=listen) for name in names or prompt_sets()}
     some = load_prompts(list(found), share, show) if show else []
     held = {name: sum(prompt.held_out for prompt in entries) for name, entries in found.items()}
     sets = {name: {"prompts": len(entries), "held_out": held[name]} for name, entries in found.items()}
-    lines = [f"{'held out  ' if prompt.held_out else '          '}{prompt.text}" for prompt in some]
+    lines = [
+        f"{'held out' if prompt.held_out else '':10}{transcript(prompt.text)}".replace("\n", "\n" + " " * 10)
+        for prompt in some
+    ]
     rows = [(name, len(entries), held[name]) for name, entries in found.items()]
     text = "\n".join([table(rows, ("set", "prompts", "held out")), *lines])
     answer(as_json, {"sets": sets, "shown": [prompt.text for prompt in some]}, text)

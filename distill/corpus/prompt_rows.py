@@ -40,6 +40,7 @@ HOPELESS = 100
 """Rows of which none has a prompt, after which no more are read."""
 LISTED = 20
 """Bad rows that are told one by one."""
+OFTEN = 20_000
 
 Turn = tuple[str, str]
 
@@ -77,6 +78,8 @@ class Rows:
         count, bad, listed = 0, 0, list[str]()
         for place, row in (row for file in self._files for row in prompt_files.rows(file, self._of_use)):
             count += 1
+            if count % OFTEN == 0:
+                self._listen(Event("prompts", "progress", done=count, unit="rows"))
             try:
                 found = self._questions(self._turns(row))
             except (ValueError, TypeError) as error:
