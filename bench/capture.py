@@ -95,8 +95,8 @@ def clockwork_server(slots: int, seconds: float) -> Generator[str]:
 
 def _serve(pipe: Connection, slots: int, seconds: float) -> None:
     gate = threading.Semaphore(slots)
-    told = {path: json.dumps(value).encode() for path, value in METADATA.items()}
-    answer = json.dumps(_answer(seconds)).encode()
+    known = {path: json.dumps(value).encode() for path, value in METADATA.items()}
+    answer = json.dumps(told(seconds)).encode()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -104,12 +104,12 @@ def _serve(pipe: Connection, slots: int, seconds: float) -> None:
         wbufsize = -1  # head and body leave together
 
         def do_GET(self) -> None:
-            self._reply(told[self.path])
+            self._reply(known[self.path])
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path in told:
-                self._reply(told[self.path])
+            if self.path in known:
+                self._reply(known[self.path])
                 return
             with gate:
                 time.sleep(seconds)
@@ -149,7 +149,7 @@ METADATA: dict[str, Any] = {
 """Path → what the server says there."""
 
 
-def _answer(seconds: float) -> dict[str, Any]:
+def told(seconds: float) -> dict[str, Any]:
     """To /api/generate, with 20 alternatives a token."""
     entries: list[dict[str, Any]] = []
     for position in range(TOKENS):

@@ -45,6 +45,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "watch": "Watch a student dream, then answer.",
         "simulate": "Roll a prompt out several times, and choose.",
         "serve": "Answer programs that speak Ollama's API or OpenAI's.",
+        "gather": "Learn from what programs ask your Ollama.",
     },
     "Looking around": {
         "status": "What a run has, and what is stale.",

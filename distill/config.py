@@ -66,6 +66,8 @@ class CaptureSettings:
     top_logprobs: int = 20
     system: str = ""
     """System message for the teacher; the student is trained with it too."""
+    gathered: bool = False
+    """Ask nothing: what `dream gather` keeps of others' questions is what was captured."""
     minutes: float = 0.0
     """Stop asking after so many minutes and go on with what is there; 0: no limit."""
     dataset: str = ""

@@ -297,6 +297,7 @@ def train(run: "Run", phase: str, force: bool, as_json: bool, quiet: bool) -> No
 
     Losses go to RUN/metrics.jsonl and RUN/tensorboard (look with `tensorboard --logdir runs`), the engine's to
     RUN/engine/metrics.jsonl. --force does what --phase names anew: with `input`, `dream` and `end` the engine alone.
+    Of a run that `dream gather` fills, what came since is mined and tokenized first.
 
     \b
     Examples:
@@ -304,7 +305,9 @@ def train(run: "Run", phase: str, force: bool, as_json: bool, quiet: bool) -> No
       dream train my-student --phase end --force --set dreaming.dream_steps=4000
     """
     with Progress(quiet) as listen:
-        results = [run_stage(run, "train", force and phase in ("all", "backbone"), listen)]
+        first = ("capture", "mine", "tokenize") if run.settings.capture.gathered else ()
+        results = [run_stage(run, stage, False, listen) for stage in first]
+        results.append(run_stage(run, "train", force and phase in ("all", "backbone"), listen))
         if phase != "backbone":
             results.append(run_stage(run, "engine", force, listen, phase=phase))
     found = {"run": str(run.path), "stages": {result.stage: vars(result) for result in results}}

@@ -23,6 +23,8 @@ from distill.teacher.thinking import how_to_think, thinking_asked
 STAGE = "capture"
 MISSING = "unanswered.jsonl"
 """In the run's folder: prompts without an answer, and why."""
+NOT_ASKED = ("dataset", "gathered", "answers", "turns")
+"""Settings that change no question, or are in the texts."""
 MANY_CUT = 0.2
 """Share of answers cut by the token limit above which a student of them hardly learns to end its own."""
 
@@ -113,11 +115,15 @@ def capture(
 
     Skipped where nothing changed since it was done and no host failed at anything. Kill it at any time: what was
     answered is in traces.db, and starting it again asks only the rest. `teachers` are hosts of one model; by default
-    the settings' are opened. A `capture.dataset` stands in for the teacher.
+    the settings' are opened. A `capture.dataset`, or what was gathered, stands in for the teacher.
     Raises BadInput, TeacherError, RunMismatch (traces.db is another teacher's), DistillError (disk full).
     """
     settings = run.settings.capture
     _check(settings)
+    if settings.gathered:
+        from distill.corpus.gathered import capture_gathered
+
+        return capture_gathered(run, listen, force)
     if settings.dataset:
         from distill.corpus.datasets.stage import capture_dataset
 
@@ -127,10 +133,7 @@ def capture(
     prompts = load_prompts(settings.prompts, settings.held_out, settings.limit, listen, how)
     teacher = run.settings.teacher
     depends = {
-        # Answers and turns are in the texts.
-        **{
-            key: value for key, value in asdict(settings).items() if not key.startswith(("dataset", "answers", "turns"))
-        },
+        **{key: value for key, value in asdict(settings).items() if not key.startswith(NOT_ASKED)},
         # What doesn't fit the context is refused or cut; everything else is answered as in any other.
         "teacher": {
             "model": teacher.model,

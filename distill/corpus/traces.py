@@ -331,6 +331,12 @@ class TraceStore:
                 f"SELECT key, prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
             )
 
+    def asked(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """(key, prompt, options) of all traces that say something, selected or not."""
+        with self._errors():
+            for key, prompt, options in self._db.execute(f"SELECT key, prompt, options FROM responses WHERE {_SAYS}"):
+                yield key, prompt, json.loads(options)
+
     def texts(self, held_out: bool | None = None) -> Iterator[tuple[str, str]]:
         """(prompt, answer), as `answers`."""
         return ((prompt, text) for _, prompt, text in self.answers(held_out))

@@ -10,6 +10,7 @@ import os
 import ssl
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import httpx
 
@@ -28,24 +29,29 @@ class Proxy:
 
 
 def open_client(host: Address, timeout: float, key: str) -> httpx.Client:
-    """Connections to one server; connecting takes no time where one is, an answer may queue for long. key: the
+    """Connections to one server. Raises as `way_to` does."""
+    return httpx.Client(**way_to(host, timeout, key))
+
+
+def way_to(host: Address, timeout: float, key: str) -> dict[str, Any]:
+    """What httpx is told of a server; connecting takes no time where one is, an answer may queue for long. key: the
     environment variable of what it may want to see.
 
     Raises BadInput that names the variable in the way.
     """
     proxy = proxy_of(host)
     needed = host.scheme == "https" or (proxy is not None and proxy.server.url.scheme == "https")
-    return httpx.Client(
-        base_url=host.url,
-        auth=host.login,
-        headers=_headers(key),
-        follow_redirects=True,
-        trust_env=False,
-        proxy=None if proxy is None else proxy.server,
-        verify=_certificates(needed, *(os.environ.get(name, "") for name in CERTIFICATES)),
-        timeout=httpx.Timeout(timeout, connect=min(10.0, timeout)),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
-    )
+    return {
+        "base_url": host.url,
+        "auth": host.login,
+        "headers": _headers(key),
+        "follow_redirects": True,
+        "trust_env": False,
+        "proxy": None if proxy is None else proxy.server,
+        "verify": _certificates(needed, *(os.environ.get(name, "") for name in CERTIFICATES)),
+        "timeout": httpx.Timeout(timeout, connect=min(10.0, timeout)),
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=256),
+    }
 
 
 def _headers(variable: str) -> dict[str, str]:

@@ -188,7 +188,10 @@ class OllamaTeacher:
     def _said(self, body: dict[str, Any], options: GenerateOptions) -> Response:
         if options.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": min(options.top_logprobs, MAX_TOP_LOGPROBS)}
-        answer = self._ask(body)
+        return self.heard(self._ask(body), options)
+
+    def heard(self, answer: dict[str, Any], options: GenerateOptions) -> Response:
+        """What /api/generate answered, whoever asked. Raises TeacherError where Ollama wouldn't say so."""
         words = self._vocabulary()
         with self._client.reading("/api/generate"):
             found = self._heard(answer, words, options)

@@ -37,6 +37,25 @@ def capture(slots: int, seconds: float, requests: int, watch: "Stopwatch") -> "B
 
 
 @bench.command()
+@click.option("--requests", default=1000, show_default=True, type=click.IntRange(1), help="Answers that are kept.")
+@click.option(
+    "--kills", default=3, show_default=True, type=click.IntRange(0), help="Times that it is killed meanwhile."
+)
+@click.option("--clients", default=8, show_default=True, type=click.IntRange(1), help="Who ask at once.")
+@measured(repeat=1, warmup=0)
+def gather(requests: int, kills: int, clients: int, watch: "Stopwatch") -> "BenchResult":
+    """Time what the proxy of `dream gather` adds to a first token, and count the answers lost where it is killed.
+
+    \b
+    Example:
+      dream bench gather --requests 10000 --kills 10
+    """
+    from bench.gather import bench_gather
+
+    return bench_gather(watch, requests, kills, clients)
+
+
+@bench.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="", metavar="URL", help="Of the server [$OLLAMA_HOST, else this machine's].")
 @counts_option("--words", default="64", help="Words of a prompt.")
