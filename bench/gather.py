@@ -73,12 +73,11 @@ def _measured(requests: int, kills: int, clients: int) -> dict[str, float]:
         settings = Settings()
         settings.teacher.model, settings.capture.gathered = f"ollama:{MODEL}", True
         run = Run.create(Path(folder) / "run", settings)
-        with _process(_proxy, run.path, straight, 0) as (through, _):
-            with httpx.Client(timeout=60) as client:
-                pairs = [
-                    [1000 * _first_token(client, url, f"Warm {i}?") for url in (straight, through)]
-                    for i in range(WARM + ASKED)
-                ][WARM:]
+        with _process(_proxy, run.path, straight, 0) as (through, _), httpx.Client(timeout=60) as client:
+            pairs = [
+                [1000 * _first_token(client, url, f"Warm {i}?") for url in (straight, through)]
+                for i in range(WARM + ASKED)
+            ][WARM:]
         port, started, killed = httpx.URL(through).port or 0, time.perf_counter(), 0
         crowd = _Crowd(through, requests, clients)
         while not crowd.done:
