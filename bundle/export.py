@@ -213,12 +213,12 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
             teacher = {"name": info.name, "digest": info.digest, "version": info.version}
             is_model = not (info.is_dataset or info.is_given)
             teacher |= {"license": replace(license, text="").to_json(), "is_model": is_model}
-            for prompt, answer in store.texts(held_out=True):
+            for _, prompt, answer in store.answers(held_out=True):
                 if len(answers) < VERIFICATION_PROMPTS:
                     answers.setdefault(show(prompt, shown), answer)
                 if len(found := NAMED.findall(prompt)) == 1:  # one question about each picture
                     pictured.setdefault(run.path / found[0], NAMED.sub("", prompt).strip())
-            hashes = hashes_json(prompt for prompt, _ in store.texts(held_out=False))
+            hashes = hashes_json(prompt for _, prompt, _ in store.answers(held_out=False))
     records, capture, began = run.records(), run.settings.capture, _began(run)
     if began != TEACHER:
         license = _license_at(Path(began)) if began else License()

@@ -523,7 +523,7 @@ def test_a_run_tells_whose_weights_it_ships(student: Student, small_run: Run, tm
     assert origin.license.name == origin.provenance["teacher"]["license"]["name"] == "apache-2.0"
     assert [prompt for prompt, _ in origin.verification_answers] == origin.verification_prompts
     with TraceStore(run.traces, readonly=True) as store:
-        said = dict(store.texts(held_out=True))
+        said = {prompt: answer for _, prompt, answer in store.answers(held_out=True)}
     assert dict(origin.verification_answers) == said
     run.record("start", start_settings(run), {}, {}, 1.0)  # nothing could be read
     origin = describe_run(run, checkpoint)

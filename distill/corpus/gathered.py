@@ -4,12 +4,12 @@ import time
 from collections import Counter
 from typing import Any
 
-from distill.config import settings_yaml
 from distill.corpus.prompts import is_held_out
 from distill.corpus.traces import TraceStore
 from distill.errors import MissingStage
 from distill.events import Event, Listener
 from distill.run import Run, write_atomic
+from distill.settings import settings_yaml
 
 
 def capture_gathered(run: Run, listen: Listener, force: bool = False) -> dict[str, Any]:

@@ -327,26 +327,19 @@ class TraceStore:
         no checksums."""
         chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
         with self._errors():
-            yield from self._db.execute(
-                f"SELECT key, prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
-            )
+            said = f"SELECT key, prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
+            yield from self._db.execute(said)
 
     def asked(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """(key, prompt, options) of all traces that say something, selected or not."""
         with self._errors():
-            for key, prompt, options in self._db.execute(f"SELECT key, prompt, options FROM responses WHERE {_SAYS}"):
-                yield key, prompt, json.loads(options)
-
-    def texts(self, held_out: bool | None = None) -> Iterator[tuple[str, str]]:
-        """(prompt, answer), as `answers`."""
-        return ((prompt, text) for _, prompt, text in self.answers(held_out))
+            rows = self._db.execute(f"SELECT key, prompt, options FROM responses WHERE {_SAYS}")
+            yield from ((key, prompt, json.loads(options)) for key, prompt, options in rows)
 
     def _rows(self, condition: str = "", values: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
         with self._errors():
-            yield from self._db.execute(
-                f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} WHERE held_out IS NOT NULL {condition} ORDER BY key",
-                values,
-            )
+            whole = f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} WHERE held_out IS NOT NULL"
+            yield from self._db.execute(f"{whole} {condition} ORDER BY key", values)
 
     def _trace(self, row: tuple[Any, ...], unpack: bool = True) -> Trace:
         key, prompt, held_out, text, done_reason, options, targets, checksum, timings, *before, sample = row

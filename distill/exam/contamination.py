@@ -149,7 +149,7 @@ def of_target(target: Target, exam: Exam) -> Contamination:
     run, folder = target.run, target.path
     if run is not None and run.traces.exists():
         with TraceStore(run.traces, readonly=True) as store:
-            found = check(exam, (prompt for prompt, _ in store.texts(held_out=False)))
+            found = check(exam, (prompt for _, prompt, _ in store.answers(held_out=False)))
         if is_inherited(run):
             start = "its teacher" if started_at(run) else Path(run.settings.student.init).name
             found = replace(found, reason=f"what {start}, its start, was trained on is not known")

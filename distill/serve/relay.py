@@ -54,7 +54,7 @@ class Relay:
         self._client = httpx.AsyncClient(**way_to(upstream, PATIENCE, "OLLAMA_API_KEY"))
 
     def app(self) -> Starlette:
-        middleware = [Middleware(Guard, self.allowed)]
+        middleware = [Middleware(Guard, self.allowed, ())]
         if self.allowed.origins:
             cors = Middleware(
                 CORSMiddleware, allow_origins=self.allowed.origins, allow_methods=METHODS, allow_headers=["*"]

@@ -58,14 +58,14 @@ class Corpus:
     @property
     def answers(self) -> Iterator[str]:
         with TraceStore(self.path, readonly=True) as store:
-            yield from (answer for _, answer in store.texts())
+            yield from (answer for _, _, answer in store.answers())
 
     @property
     def prompts(self) -> Iterator[str]:
         """What is said in them, each once."""
         seen: set[int] = set()
         with TraceStore(self.path, readonly=True) as store:
-            for text in (words_around(said) for prompt, _ in store.texts() for _, said in turns(prompt)):
+            for text in (words_around(said) for _, prompt, _ in store.answers() for _, said in turns(prompt)):
                 if (known := hash(text)) not in seen:
                     seen.add(known)
                     yield text
