@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from distill.errors import DistillError
 from distill.events import Event, Listener
 from distill.stopping import terminable
 
-TIMEOUT_MINUTES = 10
+PATIENCE = timedelta(days=1)
+"""For what others wait while the first process chooses layers and packs a corpus. No process waits for a dead one so
+long: whoever started them, we or torchrun, ends all where one ends."""
 STOP_SECONDS = 60
 
 
@@ -40,12 +43,10 @@ class World:
         if size == 1:
             return cls()
         if not dist.is_initialized():
-            from datetime import timedelta
-
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
             backend = "nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(minutes=TIMEOUT_MINUTES))
+            dist.init_process_group(backend, timeout=PATIENCE)
         return cls(dist.get_rank(), size)
 
     @property
