@@ -53,6 +53,16 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def fingerprint_of(values: Iterable[object]) -> str:
+    """`fingerprint` of them as a list, of which no more than one at a time is spelled."""
+    digest, between = hashlib.sha256(b"["), b""
+    for value in values:
+        digest.update(between + json.dumps(value, sort_keys=True, default=str).encode())
+        between = b", "
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
 def write_atomic(path: Path, data: str | bytes | Iterable[str]) -> None:
     """Write a file, of one text or several, so that a reader, or a crash, sees the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

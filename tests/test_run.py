@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from distill.config import Settings
 from distill.errors import CorruptFile, DistillError, MissingStage, RunMismatch
-from distill.run import Run, publish_folder, write_atomic
+from distill.run import Run, fingerprint, fingerprint_of, publish_folder, write_atomic
 
 
 def dead_process() -> int:
@@ -102,6 +102,11 @@ def test_a_stage_is_fresh_until_something_it_depends_on_changes(tmp_path: Path) 
     (run.path / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"run\.json"):
         run.records()
+
+
+@pytest.mark.parametrize("values", [[], ["ä"], [{"b": 1, "a": [None, 0.5]}, "x", ["y", True]]])
+def test_a_list_has_one_fingerprint_however_it_is_spelled(values: list[object]) -> None:
+    assert fingerprint_of(iter(values)) == fingerprint(values)
 
 
 def test_one_command_at_a_time_works_on_a_run(tmp_path: Path) -> None:

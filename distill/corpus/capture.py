@@ -15,7 +15,7 @@ from distill.corpus.prompts import Prompt, evenly, load_prompts
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, DistillError, PromptRefused, TeacherError
 from distill.events import Event, Listener, silent
-from distill.run import Run, fingerprint, write_json_lines
+from distill.run import Run, fingerprint_of, write_json_lines
 from distill.teacher.crew import MANY_LISTED, TICK, Crew, Outcome
 from distill.teacher.protocol import MAX_TOP_LOGPROBS, GenerateOptions, Response, Teacher, TeacherInfo
 from distill.teacher.thinking import how_to_think, thinking_asked
@@ -141,7 +141,7 @@ def capture(
             **thinking_asked(teacher),
         },
         "seed": run.settings.seed,
-        "texts": fingerprint([[p.text, p.held_out, *([p.answer] if given else [])] for p in prompts]),
+        "texts": fingerprint_of([p.text, p.held_out, *([p.answer] if given else [])] for p in prompts),
     }
     record = run.fresh(STAGE, depends)
     if record is None and settings.samples == 1:  # of before there could be several

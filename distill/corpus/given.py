@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from distill.corpus.prompts import Prompt
@@ -35,19 +35,15 @@ def keep_given(run: Run, prompts: Sequence[Prompt], listen: Listener) -> tuple[d
     words = _words(run, listen)
     with TraceStore(run.traces) as store:
         store.put_teacher(INFO, words)
-
-        def kept() -> Iterable[tuple[str, bool]]:
-            several = Counter[str]()
-            for done, prompt in enumerate(prompts, 1):
-                trace = _trace(run, prompt, several[prompt.text])
+        store.select({})
+        several = Counter[str]()
+        for done, prompt in enumerate(prompts, 1):
+            trace = _trace(run, prompt, several[prompt.text])
+            if trace.response.text.strip():
                 several[prompt.text] += 1
-                if not store.has(trace.key):
-                    store.put(trace)
-                if done % OFTEN == 0 or done == len(prompts):
-                    listen(Event(STAGE, "progress", done=done, total=len(prompts), unit="answers"))
-                yield trace.key, trace.held_out
-
-        store.select(dict(kept()))
+                store.put(trace)
+            if done % OFTEN == 0 or done == len(prompts):
+                listen(Event(STAGE, "progress", done=done, total=len(prompts), unit="answers"))
         stats = store.stats()
         summary = {
             "prompts": stats.prompts,

@@ -162,10 +162,12 @@ class OllamaTeacher:
     def go_on(self, prompt: str, begun: str, options: GenerateOptions) -> Response:
         """Raises TeacherError where what its template puts around a prompt can't be told, as around several turns."""
         if is_conversation(prompt):
-            raise PromptRefused(f"{self.host}: doesn't tell how {self.model}'s template writes several turns")
+            raise PromptRefused(
+                f"{self.host}: doesn't tell how {self.model}'s template writes several turns; --teacher-weights can"
+            )
         before, after = self._around(options)
-        body = self._body(f"{before}{prompt}{after}{begun}", replace(options, system=""))
-        return self._said({**body, "raw": True}, options)
+        body = self._body("", replace(options, system=""))
+        return self._said({**body, "prompt": f"{before}{prompt}{after}{begun}", "raw": True}, options)
 
     def _around(self, options: GenerateOptions) -> tuple[str, str]:
         """What the template puts before a prompt and after it: the `context` of an answer are their ids."""

@@ -35,6 +35,7 @@ from distill.tokens.aligner import Aligned, Aligner
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents, documents_of, split_traces
 from distill.training import checkpoint
+from distill.turns import is_conversation
 
 JOURNAL = "polish.jsonl"
 AHEAD = 2
@@ -120,7 +121,7 @@ def consulting(
         crew: Crew[_Job, Response] = Crew(those, _ask, stage="polish", listen=listen, fixed=fixed, service=_service)
         if (crew.info.digest, crew.info.template_digest) != (teacher.digest, teacher.template_digest):
             raise RunMismatch(f"{crew.info.spec}: is another model, or has another template, than gave the answers")
-        check(crew.first.teacher, asked[0], options)
+        check(crew.first.teacher, next((text for text in asked if not is_conversation(text)), asked[0]), options)
         options = replace(options, seed=run.settings.seed)
         aligner = Aligner(tokenizer, Vocabulary(words).bytes_of if words else None)
         consultation = Consultation(journal, crew, asked, options, tokenizer, aligner)
