@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill.corpus.prompts import Prompt
-from distill.corpus.teachers_source import wants_teacher
 from distill.corpus.traces import Trace, TraceStore
 from distill.events import Event, Listener
 from distill.run import Run
-from distill.teacher.find_weights import find_weights
-from distill.teacher.open_source import open_source
+from distill.teacher.find_weights import find_weights, wants_teacher
 from distill.teacher.protocol import GIVEN, GenerateOptions, Response, TeacherInfo, TeacherTokenizer
 from distill.teacher.targets import apart
 
@@ -80,4 +78,6 @@ def _words(run: Run, listen: Listener) -> TeacherTokenizer | None:
     if found.path is None:
         listen(Event(STAGE, "note", f"the student begins from chance, with words of its own: {found.reason}"))
         return None
+    from distill.teacher.open_source import open_source
+
     return open_source(found.path).tokenizer

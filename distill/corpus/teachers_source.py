@@ -1,17 +1,11 @@
 """The weights of the teacher that gave a run's answers, or that a student of given ones begins as."""
 
-from distill.config import StudentSettings
 from distill.corpus.traces import TraceStore
 from distill.events import Listener
 from distill.run import Run
 from distill.teacher.find_weights import find_weights
 from distill.teacher.open_source import open_source
 from distill.teacher.source import Source
-
-
-def wants_teacher(settings: StudentSettings) -> bool:
-    """Whether a student shall begin as its teacher: it has none of the teacher's sizes otherwise."""
-    return settings.init == "teacher" and not any((settings.preset, settings.hidden, settings.kv_heads))
 
 
 def teachers_source(run: Run, listen: Listener) -> Source | str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.address import Address, default_host
-from distill.config import TeacherSettings
+from distill.config import StudentSettings, TeacherSettings
 from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener, silent
 from distill.run import sha256_file
@@ -34,6 +34,11 @@ class TeacherWeights:
     path: Path | None
     reason: str = ""
     license: License = field(default_factory=License)
+
+
+def wants_teacher(settings: StudentSettings) -> bool:
+    """Whether a student shall begin as its teacher: it has none of the teacher's sizes otherwise."""
+    return settings.init == "teacher" and not any((settings.preset, settings.hidden, settings.kv_heads))
 
 
 def find_weights(

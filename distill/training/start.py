@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from distill.backbone.model import Backbone, count_parameters, save_backbone
-from distill.corpus.teachers_source import teachers_source, wants_teacher
+from distill.corpus.teachers_source import teachers_source
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.cut import Sample, drop_layers, keep_layers, narrow, quality
 from distill.student.image_rows import KINDS, begin_image_rows
 from distill.student.initialize import CHANCE, TEACHER, transplant
+from distill.teacher.find_weights import wants_teacher
 from distill.teacher.source import Source
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import parse_dream
