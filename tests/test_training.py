@@ -1,5 +1,6 @@
 """Training as a user lives it: started, killed, resumed, spread over processes, given broken files."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,10 +21,11 @@ from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingStage, RunMismatch
 from distill.events import Event
 from distill.exam.baselines import copy_file
+from distill.mining.triplets import TripletFile, by_trace, read_triplets
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import build_tokenizer
-from distill.tokens.packing import Documents, chosen_dreams, pack, split_traces
+from distill.tokens.packing import ARRAYS, Documents, chosen_dreams, pack, split_traces
 from distill.training import checkpoint, numerics, trainer
 from distill.training import redream as redreaming
 from distill.training.loop import train
@@ -157,6 +159,27 @@ def test_muon_and_a_mean_of_weights_go_on_to_the_same_bits(prepared: Run, tmp_pa
     for name, tensor in raw.items():
         assert not torch.equal(mean[name], tensor), name
         assert float((mean[name] - tensor).norm()) < float((before[name] - tensor).norm()), name
+
+
+def test_documents_packed_some_at_a_time_are_the_same_files(
+    prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fork(prepared, tmp_path / "run")
+    counts = pack(run)
+    files = {path: path.read_bytes() for path in run.data.rglob("*.npy")}
+    assert len(files) >= 2 * len(ARRAYS)
+    (run.data / "data.json").unlink()
+    monkeypatch.setattr("distill.tokens.packing.TOGETHER", 5)
+    events: list[Event] = []
+    assert pack(run, events.append) == counts
+    assert {path: path.read_bytes() for path in run.data.rglob("*.npy")} == files
+    assert events[-1].done == events[-1].total > 5
+    mined, lines = by_trace(read_triplets(run.triplets)), run.triplets.read_text(encoding="utf-8").splitlines()
+    (tmp_path / "shuffled.jsonl").write_text("\n".join(sorted(lines)), encoding="utf-8")
+    with contextlib.closing(TripletFile(tmp_path / "shuffled.jsonl")) as found:
+        assert found == mined
+        assert len(found) == len(mined)
+        assert "unheard" not in found
 
 
 def test_dreams_under_which_answers_are_likelier_are_packed(

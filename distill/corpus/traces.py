@@ -302,18 +302,17 @@ class TraceStore:
         held_out: bool | None = None,
         first: bool = False,
         between: tuple[str, str] | None = None,
-        targets: bool = True,
+        soft: bool = True,
     ) -> Generator[Trace]:
         """The selected traces by key, an order that doesn't depend on when they came. first: of each prompt the first
-        answer alone. between: the first key and the last. targets: read them, too. Raises CorruptFile."""
+        answer alone. between: the first key and the last. soft: with the targets. Raises CorruptFile."""
         chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
-        if between is not None:
-            chosen += " AND key BETWEEN ? AND ?"
+        chosen += " AND key BETWEEN ? AND ?" if between else ""
         if first:  # SQLite takes a bare column from the row that holds the least
             least = f"SELECT key, MIN({self._sample}) FROM responses WHERE held_out IS NOT NULL GROUP BY prompt"
             chosen += f" AND key IN (SELECT key FROM ({least}))"
         for row in self._rows(chosen, between or ()):
-            yield self._trace(row, targets)
+            yield self._trace(row, soft)
 
     def ranges(self, size: int) -> Iterator[tuple[str, str]]:
         """First and last key of so many selected traces at a time, as they come by key."""
@@ -326,9 +325,15 @@ class TraceStore:
         """(key, prompt, answer) of the selected traces by key; faster than `traces`, for it reads no targets and checks
         no checksums."""
         chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
+        rows = f"SELECT key, prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
         with self._errors():
-            said = f"SELECT key, prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
-            yield from self._db.execute(said)
+            yield from self._db.execute(rows)
+
+    def alternatives(self) -> int:
+        """Of a token at most, as pack_targets.py tells, in what is trained on."""
+        with self._errors():
+            most = self._db.execute("SELECT MAX(HEX(SUBSTR(targets, 2, 1))) FROM responses WHERE held_out = 0")
+            return int(most.fetchone()[0] or "0", 16)
 
     def asked(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """(key, prompt, options) of all traces that say something, selected or not."""
@@ -337,9 +342,9 @@ class TraceStore:
             yield from ((key, prompt, json.loads(options)) for key, prompt, options in rows)
 
     def _rows(self, condition: str = "", values: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        chosen = f"WHERE held_out IS NOT NULL {condition} ORDER BY key"
         with self._errors():
-            whole = f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} WHERE held_out IS NOT NULL"
-            yield from self._db.execute(f"{whole} {condition} ORDER BY key", values)
+            yield from self._db.execute(f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} {chosen}", values)
 
     def _trace(self, row: tuple[Any, ...], unpack: bool = True) -> Trace:
         key, prompt, held_out, text, done_reason, options, targets, checksum, timings, *before, sample = row

@@ -105,7 +105,7 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
         miner = "the dataset's own dreams" if run.settings.capture.dataset else f"{run.settings.mine.miner} miner"
         listen(Event("mine", "start", f"{total} responses, {miner}"))
         try:
-            with closing(_miner(run, store, total, listen)) as mined, closing(store.traces(targets=False)) as traces:
+            with closing(_miner(run, store, total, listen)) as mined, closing(store.traces(soft=False)) as traces:
                 write_triplets(run.triplets, _written(run, traces, mined, tally, counts))
         except TeacherError as error:
             if record is None:
@@ -156,14 +156,14 @@ def _miner(run: Run, store: TraceStore, total: int, listen: Listener) -> Generat
     if run.settings.capture.dataset:
         from distill.mining.dataset_miner import mine_dataset
 
-        yield from _told(mine_dataset(run, store.traces(targets=False)), total, listen)
+        yield from _told(mine_dataset(run, store.traces(soft=False)), total, listen)
     elif run.settings.mine.miner == "syntax":
         yield from _by_syntax(run, total, listen)
     elif run.settings.mine.miner == "teacher":
         from distill.mining.teacher_miner import PartialMine, mine_traces
 
         partial = PartialMine(partial_file(run), stage_settings(run))
-        traces = [thought_aloud(trace) for trace in store.traces(targets=False)]
+        traces = [thought_aloud(trace) for trace in store.traces(soft=False)]
         yield from _told(mine_traces(traces, run.settings, listen, partial=partial), total, listen)
     else:
         raise BadInput(f"mine.miner={run.settings.mine.miner}: no such miner; choose syntax or teacher")

@@ -156,7 +156,7 @@ def read_all(traces: Path, details: bool, processes: int = 0) -> Iterator[str]:
 
 
 def _read(store: TraceStore, between: tuple[str, str], details: bool) -> Iterator[str]:
-    traces = map(thought_aloud, store.traces(between=between, targets=False))
+    traces = map(thought_aloud, store.traces(between=between, soft=False))
     texts = ((trace.key, trace.prompt, trace.response.text, trace.response.done_reason) for trace in traces)
     with load_parser().memory_zone():  # else it keeps every word that it ever met
         yield from map(line_of, read_texts(texts, details))

@@ -4,17 +4,17 @@ A dream is, for each of four lenses, a chain of at most `mine.steps` triplets. E
 was found: the trace, the sentence and the miner.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from distill.errors import BadInput, CorruptFile
 from distill.run import write_json_lines
-
-if TYPE_CHECKING:
-    pass
 
 LENSES = ("spatial", "temporal", "causal", "abstract")
 """The four paths of a dream, in the order in which they are dreamed."""
@@ -91,6 +91,12 @@ def read_triplets(path: Path) -> list[Triplet]:
 
 def each_triplet(path: Path) -> Iterator[Triplet]:
     """As `read_triplets`, one after the other."""
+    return (triplet for _, triplet in _placed(path))
+
+
+def _placed(path: Path) -> Iterator[tuple[int, Triplet]]:
+    """Each triplet, and the byte that it begins at."""
+    place = 0
     try:
         file = path.open("rb")
     except FileNotFoundError as error:
@@ -98,7 +104,8 @@ def each_triplet(path: Path) -> Iterator[Triplet]:
     with file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield _parse(line, f"{path}:{number}")
+                yield place, _parse(line, f"{path}:{number}")
+            place += len(line)
 
 
 def _parse(line: bytes, place: str) -> Triplet:
@@ -114,6 +121,51 @@ def _parse(line: bytes, place: str) -> Triplet:
     except ValueError as error:
         raise CorruptFile(f"{place}: not a triplet ({error}); mend the line or run `dream mine --force`") from error
     return Triplet(**value)
+
+
+class TripletFile(Mapping[str, list[Triplet]]):
+    """`by_trace` of a file, read where it is asked for: it remembers 16 bytes a line, and where each is.
+
+    Raises as `read_triplets` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, marks, places = path, array("Q"), array("Q")
+        for place, triplet in _placed(path):
+            marks.append(_mark(triplet.trace))
+            places.append(place)
+        order = np.argsort(np.array(marks, np.uint64), kind="stable")
+        self._marks, self._places = np.array(marks, np.uint64)[order], np.array(places, np.int64)[order]
+        self._file = path.open("rb")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __getitem__(self, trace: str) -> list[Triplet]:
+        mark = np.uint64(_mark(trace))
+        first, end = (int(np.searchsorted(self._marks, mark, side)) for side in ("left", "right"))
+        found: list[Triplet] = []
+        for place in self._places[first:end].tolist():
+            self._file.seek(place)
+            found.append(_parse(self._file.readline(), f"{self.path}: at byte {place}"))
+        if not (found := by_trace(found).get(trace, [])):
+            raise KeyError(trace)
+        return found
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[str]:
+        """Each trace, in the order of the file."""
+        seen: set[int] = set()
+        for _, triplet in _placed(self.path):
+            if (mark := _mark(triplet.trace)) not in seen:
+                seen.add(mark)
+                yield triplet.trace
+
+
+def _mark(trace: str) -> int:
+    return int.from_bytes(hashlib.blake2b(trace.encode(), digest_size=8).digest())
 
 
 def by_trace(triplets: Iterable[Triplet]) -> dict[str, list[Triplet]]:

@@ -9,25 +9,27 @@ teacher sampled, then its top alternatives that are in the student's vocabulary)
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, CorruptFile
-from distill.events import Listener, silent
+from distill.events import Event, Listener, silent
 from distill.knowledge.retrieval import ATTENTION, Attention
-from distill.mining.triplets import Triplet, by_trace, read_triplets
+from distill.mining.triplets import Triplet, TripletFile
 from distill.run import Run, fingerprint, publish_folder, sha256_file
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.tokens.aligner import Aligned, Aligner
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
+from distill.tokens.growing import Growing
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
 from distill.tokens.recall import Recall, kept_attention, training_recall
 from distill.turns import opening
@@ -37,6 +39,9 @@ VALIDATION_SHARE = 0.05
 VALIDATION_MOST = 64
 """Training prompts kept back, by hash and with all their answers and later turns, to choose the best checkpoint.
 Held-out prompts stay out of that too."""
+
+TOGETHER = 1024
+"""Documents that are made together."""
 
 ARRAYS = (
     "prompt_ids",
@@ -96,11 +101,6 @@ class Documents:
     def answer(self, i: int) -> NDArray[Any]:
         return self.answer_ids[self.span(self.answer_ends, i)]
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
-        for name in ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
-
     @classmethod
     def load(cls, folder: Path) -> "Documents":
         """Memory-mapped. Raises CorruptFile."""
@@ -116,21 +116,35 @@ def is_validation(prompt: str) -> bool:
     return int.from_bytes(digest[:8]) < VALIDATION_SHARE * 2**64
 
 
-def split_traces(store: TraceStore) -> tuple[list[Trace], list[Trace]]:
-    """Training and validation traces, in the order of their documents. Raises BadInput where all are held out."""
-    train: list[Trace] = []
-    validation: list[Trace] = []
+class Asked(NamedTuple):
+    """Whose document it is: `Trace.key` and its prompt."""
+
+    key: str
+    prompt: str
+
+
+def _sides(store: TraceStore) -> Iterator[tuple[Asked, bool]]:
+    """What isn't held out, in the order of its documents, and whether it is kept back for validation."""
     chosen: set[str] = set()
-    for trace in store.traces(held_out=False):
-        first = opening(trace.prompt)
+    for key, prompt, _ in store.answers(held_out=False):
+        first = opening(prompt)
         if is_validation(first) and len(chosen) < VALIDATION_MOST:
             chosen.add(first)
-        (validation if first in chosen else train).append(trace)
-    if not train:
-        raise BadInput(
-            f"{store.path}: no prompt to train on (all are held out); capture more, or lower capture.held_out"
-        )
-    return train, validation or train[:1]
+        yield Asked(key, prompt), first in chosen
+
+
+def split_traces(store: TraceStore) -> tuple[list[Asked], list[Asked]]:
+    """Of training and of validation, in the order of their documents. Raises BadInput where all are held out."""
+    sides: tuple[list[Asked], list[Asked]] = [], []
+    for asked, validation in _sides(store):
+        sides[validation].append(asked)
+    if not sides[0]:
+        raise _nothing(store.path)
+    return sides[0], sides[1] or sides[0][:1]
+
+
+def _nothing(path: Path) -> BadInput:
+    return BadInput(f"{path}: no prompt to train on (all are held out); capture more, or lower capture.held_out")
 
 
 def pack(run: Run, listen: Listener = silent) -> dict[str, Any]:
@@ -157,31 +171,77 @@ def pack(run: Run, listen: Listener = silent) -> dict[str, Any]:
             return content["counts"]
     tokenizer = StudentTokenizer.load(run.tokenizer)
     codes = load_codes(run.tokenizer, Codebook.load(run.tokenizer))
-    triplets = by_trace(read_triplets(run.triplets))
-    with TraceStore(run.traces, readonly=True) as store:
+    with TraceStore(run.traces, readonly=True) as store, closing(TripletFile(run.triplets)) as triplets:
         teacher = store.tokenizer()
-        train, validation = split_traces(store)
-    recall = training_recall(run, train, triplets, codes, tokenizer.labels, listen)
-    aligner = Aligner(tokenizer, Vocabulary(teacher).bytes_of if teacher is not None else None)
-    with publish_folder(run.data) as folder:
-        counts: dict[str, Any] = {}
-        for name, traces in (("train", train), ("validation", validation)):
+        train = split_traces(store)[0] if how.retrieve else []
+        recall = training_recall(run, train, triplets, codes, tokenizer.labels, listen)
+        aligner = Aligner(tokenizer, Vocabulary(teacher).bytes_of if teacher is not None else None)
+        width = store.alternatives() if tokenizer.kind == "aligned" else 0
+
+        def documents(some: Iterable[Asked]) -> Documents:
+            traces = [store.get(key) for key, _ in some]
             system = run.settings.capture.system
-            documents = build_documents(traces, triplets, codes, tokenizer, aligner, system, recall, chosen)
-            documents.save(folder / name)
-            soft = ~np.isnan(documents.slot_logprobs[:, 0]) if tokenizer.kind == "aligned" else documents.chunk_ids >= 0
-            counts[name] = {
-                "documents": len(documents),
-                "dreams": int((np.diff(documents.dream_ends, prepend=0) > 0).sum()),
-                "prompt_tokens": len(documents.prompt_ids),
-                "dream_tokens": len(documents.dream_ids),
-                "answer_tokens": len(documents.answer_ids),
-                "soft_share": round(float(soft.mean()), 4) if len(soft) else 0.0,
-            }
-        (folder / "data.json").write_text(
-            json.dumps({"fingerprint": key, "counts": counts}, indent=2) + "\n", encoding="utf-8"
-        )
+            return build_documents(traces, triplets, codes, tokenizer, aligner, system, recall, chosen, width)
+
+        with publish_folder(run.data) as folder:
+            counts = _write(store, folder, documents, listen)
+            described = json.dumps({"fingerprint": key, "counts": counts}, indent=2) + "\n"
+            (folder / "data.json").write_text(described, encoding="utf-8")
     return counts
+
+
+def _write(
+    store: TraceStore, folder: Path, documents: Callable[[Iterable[Asked]], Documents], listen: Listener
+) -> dict[str, Any]:
+    """Both parts into a folder, some documents at a time; their counts."""
+    total, done, asked = store.stats(), 0, _sides(store)
+    with closing(_Part(folder / "train")) as train, closing(_Part(folder / "validation")) as validation:
+        while some := list(islice(asked, TOGETHER)):
+            for kept_back, part in enumerate((train, validation)):
+                if these := [one for one, back in some if back == kept_back]:
+                    part.append(documents(these))
+            done += len(some)
+            if total.responses > TOGETHER:
+                of = total.responses - total.held_out
+                listen(Event("pack", "progress", done=done, total=of, unit="document"))
+        if not train.rows["answer_ends"]:
+            raise _nothing(store.path)
+        if not validation.rows["answer_ends"]:
+            validation.append(documents(one for one, _ in islice(_sides(store), 1)))
+    return {"train": train.counts(), "validation": validation.counts()}
+
+
+class _Part(Growing):
+    """Documents that are written some at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, ARRAYS)
+        self._soft = self._dreams = 0
+
+    def append(self, documents: Documents) -> None:
+        """Of the same vocabulary as those before, and with as many alternatives."""
+        chunked, rows = documents.chunk_ids >= 0, dict(self.rows)
+        soft = chunked if len(documents.chunk_logprobs) else ~np.isnan(documents.slot_logprobs[:, 0])
+        self._soft += int(soft.sum())
+        self._dreams += int((np.diff(documents.dream_ends, prepend=0) > 0).sum())
+        for name in ARRAYS:
+            part: NDArray[Any] = getattr(documents, name)
+            if name.endswith("_ends"):
+                part = part + rows[name.replace("_ends", "_ids")]
+            elif name == "chunk_ids":
+                part = np.where(chunked, part + rows["chunk_logprobs"], -1).astype(part.dtype)
+            self.add(name, part)
+
+    def counts(self) -> dict[str, Any]:
+        tokens = self.rows["answer_ids"]
+        return {
+            "documents": self.rows["answer_ends"],
+            "dreams": self._dreams,
+            "prompt_tokens": self.rows["prompt_ids"],
+            "dream_tokens": self.rows["dream_ids"],
+            "answer_tokens": tokens,
+            "soft_share": round(self._soft / tokens, 4) if tokens else 0.0,
+        }
 
 
 def chosen_dreams(run: Run) -> dict[str, str]:
@@ -197,7 +257,8 @@ def recall_of(run: Run, codes: Mapping[str, int], labels: Sequence[str], listen:
     """`training_recall` of a run that is mined."""
     with closing(TraceStore(run.traces, readonly=True)) as store:
         train = split_traces(store)[0]
-    return training_recall(run, train, by_trace(read_triplets(run.triplets)), codes, labels, listen)
+    with closing(TripletFile(run.triplets)) as triplets:
+        return training_recall(run, train, triplets, codes, labels, listen)
 
 
 def learned_retrieval(run: Run, listen: Listener = silent) -> Attention:
@@ -210,15 +271,17 @@ def learned_retrieval(run: Run, listen: Listener = silent) -> Attention:
 
 def build_documents(
     traces: Sequence[Trace],
-    triplets: dict[str, list[Triplet]],
+    triplets: Mapping[str, list[Triplet]],
     codes: dict[str, int],
     tokenizer: StudentTokenizer,
     aligner: Aligner,
     system: str,
     recall: Recall,
     chosen: Mapping[str, str],
+    width: int = 0,
 ) -> Documents:
-    """Documents of traces, in their order. chosen: trace → the dream that it has in the place of the mined one."""
+    """Documents of traces, in their order. chosen: trace → the dream that it has in the place of the mined one.
+    width: alternatives that there is room for at least."""
     prompts: list[list[int]] = []
     dreams: list[list[int]] = []
     answers: list[Aligned] = []
@@ -230,7 +293,7 @@ def build_documents(
             dreams.append(dream_ids(tokenizer, dream_of(triplets.get(trace.key, []), codes)))
         answer = aligner.align(trace.response.text, trace.response.tokens, trace.response.done_reason)
         answers.append(answer if trace.response.done_reason == "stop" else to_last_sentence(answer, tokenizer))
-    return documents_of(tokenizer, prompts, dreams, answers)
+    return documents_of(tokenizer, prompts, dreams, answers, width=width)
 
 
 def documents_of(
@@ -239,10 +302,11 @@ def documents_of(
     dreams: Sequence[Sequence[int]],
     answers: Sequence[Aligned],
     begun: NDArray[np.int64] | None = None,
+    width: int = 0,
 ) -> Documents:
-    """Documents of their parts, in their order; begun as there."""
+    """Documents of their parts, in their order; begun as there, width as of `build_documents`."""
     small = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    width = max((answer.slot_ids.shape[1] for answer in answers), default=0)
+    width = max([width, *(answer.slot_ids.shape[1] for answer in answers)])
     chunk_starts = np.cumsum([0, *(len(answer.chunk_logprobs) for answer in answers)])
     chunks = [
         np.where(answer.chunk_ids >= 0, answer.chunk_ids + start, -1)

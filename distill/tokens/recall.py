@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from distill.config import TrainSettings
-from distill.corpus.traces import Trace
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.knowledge.graph import build_graph
@@ -54,17 +53,19 @@ class Recall:
 
 def training_recall(
     run: Run,
-    train: Iterable[Trace],
+    train: Iterable[tuple[str, str]],
     triplets: Mapping[str, list[Triplet]],
     codes: Mapping[str, int],
     labels: Sequence[str],
     listen: Listener = silent,
 ) -> Recall:
-    """What is known from training traces alone, and facts: neither held-out ones nor those of validation are in its
-    graph. Attention is learned where it has to be: see `kept_attention`."""
+    """What is known from training traces alone (of each its key and prompt), and facts: neither held-out ones nor those
+    of validation are in its graph. Attention is learned where it has to be: see `kept_attention`."""
+    if not run.settings.train.retrieve:
+        return Recall(run.settings.train, run.settings.seed, {}, codes, labels)
     known: dict[str, list[Triplet]] = {}
-    for trace in train:
-        known.setdefault(trace.prompt, []).extend(triplets.get(trace.key, []))
+    for key, prompt in train:
+        known.setdefault(prompt, []).extend(triplets.get(key, []))
     facts = {trace: group for trace, group in triplets.items() if trace.startswith(FACT)}
     recall = Recall(run.settings.train, run.settings.seed, {**known, **facts}, codes, labels)
     if recall.how == ATTENTION:

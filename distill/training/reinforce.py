@@ -20,13 +20,13 @@ import torch
 from distill.backbone.generate import generate
 from distill.backbone.model import load_backbone
 from distill.backbone.reinforce import Rollout, advantages, note_logprobs, policy_gradients
-from distill.corpus.traces import Trace, TraceStore
+from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.run import Run, sha256_file
 from distill.student.grammar import dream_size
 from distill.tokens.chat import think_block
-from distill.tokens.packing import Documents, pack, split_traces
+from distill.tokens.packing import Asked, Documents, pack, split_traces
 from distill.training import checkpoint
 from distill.training.onward import Onward
 from distill.training.reward_model import RewardModel, answer_features, calibration_error, read_pairs
@@ -189,7 +189,7 @@ class Reinforcing(Onward):
         return {"reward": reward, "said": said, "bits_per_byte": self.bits_per_byte()}
 
     def _write(
-        self, documents: Documents, traces: Sequence[Trace], chosen: Sequence[int], dream: bool, samples: int,
+        self, documents: Documents, traces: Sequence[Asked], chosen: Sequence[int], dream: bool, samples: int,
         temperature: float, seed: int,
     ) -> tuple[list[Rollout], list[Reply]]:  # fmt: skip
         """So many replies to each of the documents' prompts, dreamt before or not, and what they are to a judge."""
