@@ -93,7 +93,6 @@ VARYING = {"created_at", "created", "id", "model_info", "tensors", "modelfile", 
 """Fields whose values are the student's own, or the day's."""
 OTHERWISE = {
     "embed_unsupported": 200,  # we can
-    "generate_format_schema": 400,  # we can't
     "delete_ok": 404,  # its model isn't ours
     **dict.fromkeys(("create_bad_file", "create_unknown_blob", "create_from_safetensors_stream"), 501),
     "create_quantized_stream": 501,
@@ -488,7 +487,7 @@ def test_ollama_s_python_client(url: str) -> None:
         (lambda: by.chat("nope", messages), 404),
         (lambda: by.chat("smollm2:135m", messages, think=True), 400),
         (lambda: by.chat("proto", [{"role": "user", "content": "see", "images": ["aGk="]}]), 400),
-        (lambda: by.chat("proto", messages, format="json"), 400),
+        (lambda: by.chat("proto", messages, format={"type": "nonsense"}), 400),
         (lambda: by.pull("proto"), 501),
     ):
         with pytest.raises(ollama.ResponseError) as refused:

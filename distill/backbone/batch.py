@@ -41,6 +41,18 @@ class How(Protocol):
     def top_logprobs(self) -> int: ...
 
 
+class Form(Protocol):
+    """What one row alone is held to, within the batch's grammar."""
+
+    def allowed(self, state: int | None) -> NDArray[np.bool_] | None:
+        """(V,): what may be written next where the grammar is in `state`; None: whatever it allows."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """What was written where something was `allowed`."""
+        ...
+
+
 @dataclass(eq=False)
 class Row:
     """Who writes: at most `room` tokens after a prompt of at least one, `count` so far.
@@ -53,6 +65,7 @@ class Row:
     how: How
     state: int | None = None
     count: int = 0
+    form: Form | None = None
 
     def __post_init__(self) -> None:
         self.next = self.prompt[-1]
@@ -141,19 +154,28 @@ class Batch(Generic[R]):
         )
 
     def _obey(self, found: Likeliest, count: int) -> Tensor:
-        """The next token of each row, (B,), held to the grammar where it is to be."""
-        obeying = [(i, row.state) for i, row in enumerate(self.rows) if row.state is not None]
-        if self.grammar is None or not obeying:
+        """The next token of each row, (B,), held to the grammar and to its form where it is to be."""
+        grammar, device = self.grammar, found.logprobs.device
+        obeying = [(i, row.state) for i, row in enumerate(self.rows) if grammar is not None and row.state is not None]
+        forms = [(i, form, form.allowed(row.state)) for i, row in enumerate(self.rows) if (form := row.form)]
+        forms = [(i, form, torch.from_numpy(allowed)) for i, form, allowed in forms if allowed is not None]
+        if not obeying and not forms:
             return self._choose(found)
-        at, states = torch.tensor(obeying, device=found.logprobs.device).unbind(1)
-        if len(obeying) == len(self.rows):
-            allowed = self.grammar.mask(found.logprobs, states)
+        at, states = torch.tensor(obeying, dtype=torch.long, device=device).reshape(-1, 2).unbind(1)
+        if grammar is not None and len(obeying) == len(self.rows):
+            allowed = grammar.mask(found.logprobs, states)
         else:
             allowed = found.logprobs.clone()
-            allowed[at] = self.grammar.mask(found.logprobs[at], states)
+            if grammar is not None and obeying:
+                allowed[at] = grammar.mask(found.logprobs[at], states)
+        for i, _, words in forms:
+            allowed[i].masked_fill_(~words.to(device), -torch.inf)
         chosen = self._choose(Likeliest(allowed, *top(allowed, min(count, allowed.shape[1]))))
-        for (i, _), state in zip(obeying, self.grammar.advance(states, chosen[at]).tolist(), strict=True):
-            self.rows[i].state = state
+        for i, form, _ in forms:
+            form.advance(int(chosen[i]))
+        if grammar is not None and obeying:
+            for (i, _), state in zip(obeying, grammar.advance(states, chosen[at]).tolist(), strict=True):
+                self.rows[i].state = state
         return chosen
 
     def _choose(self, found: Likeliest) -> Tensor:

@@ -23,7 +23,6 @@ VERSION = "0.33.0"
 LONGEST = 292 * 365.25 * 86400.0
 """Seconds of Go's longest duration: how "for ever" is told."""
 NO_PICTURES = "this student reads no pictures"
-NO_FORMAT = "this student can't be held to a format; leave it out, and ask for it in words"
 READ_ONLY = "`dream serve` answers for the students that it was started with, and changes none"
 
 
@@ -130,7 +129,6 @@ def pictures_of(fields: Fields, served: Served) -> list[bytes]:
 
 def refuse(body: Fields, name: str) -> None:
     """What a student can't do is refused, not passed over."""
-    body.refuse("format", NO_FORMAT)
     if body.array("tools"):
         raise ApiError(400, f"{name} does not support tools")
     if body.text("suffix"):

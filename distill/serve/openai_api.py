@@ -14,8 +14,9 @@ from starlette.responses import Response
 from distill.errors import DistillError
 from distill.serve.embedding import embed
 from distill.serve.fields import ApiError, Fields, decoded
+from distill.serve.form import ANY, Schema
 from distill.serve.http import SSE, Streamed, answer, body_of, dumps, roles, while_there
-from distill.serve.ollama_api import NO_FORMAT, NO_PICTURES, named, shelf_of, think_of
+from distill.serve.ollama_api import NO_PICTURES, named, shelf_of, think_of
 from distill.serve.pieces import Entry, Piece, said
 from distill.serve.reply import Asked, Options, Reply, logprobs_of, seed_of
 from distill.serve.shelf import Served
@@ -46,6 +47,16 @@ def options_of(body: Fields, served: Served) -> Options:
         limit=None if limit is None or limit < 0 else limit,
         stop=STOP if stop is None else (*STOP, *stop),
     )
+
+
+def schema_in(wanted: Fields) -> Schema | None:
+    """Of a `response_format`. Raises ApiError 400."""
+    kind = wanted.text("type") or "text"
+    if kind == "json_schema":
+        return wanted.section("json_schema").section("schema").values or ANY
+    if kind not in ("text", "json_object"):
+        raise ApiError(400, "response_format.type: is text, json_object or json_schema")
+    return ANY if kind == "json_object" else None
 
 
 def content_of(fields: Fields, served: Served) -> tuple[str, list[bytes]]:
@@ -129,8 +140,6 @@ async def chat(request: Request) -> Response:
     served = shelf_of(request).find(name)
     if body.array("tools") or body.array("functions"):
         raise ApiError(400, f"{name} does not support tools")
-    if body.section("response_format").text("type") not in ("", "text"):
-        raise ApiError(400, f"response_format: {NO_FORMAT}")
     turns = body.objects("messages")
     if not turns:
         raise ApiError(400, "messages: is empty; say something")
@@ -142,7 +151,8 @@ async def chat(request: Request) -> Response:
     effort = body.text("reasoning_effort") or body.section("reasoning").text("effort")
     think = think_of({"": None, "none": False}.get(effort, True), served, name)
     logprobs, top = logprobs_of(body)
-    options = replace(options_of(body, served), logprobs=logprobs, top_logprobs=top)
+    schema = schema_in(body.section("response_format"))
+    options = replace(options_of(body, served), logprobs=logprobs, top_logprobs=top, schema=schema)
     return await _reply(request, body, served, Shape.new(name, chat=True), replace(asked, think=think), options)
 
 

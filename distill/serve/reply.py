@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from distill.errors import BadInput
 from distill.serve.fields import ApiError, Fields
+from distill.serve.form import MISSING, Form, Schema, schema_of
 from distill.serve.pieces import Piece, Pieces
 from distill.serve.scheduler import Busy, Job
 from distill.serve.shelf import Served
@@ -28,7 +29,8 @@ PICTURES = 16
 @dataclass(frozen=True)
 class Options:
     """How an answer is drawn. limit: tokens of dream and answer at most; None: as the context has room for. context:
-    tokens that prompt and answer may fill. logprobs: they are wanted, with `top_logprobs` alternatives."""
+    tokens that prompt and answer may fill. logprobs: they are wanted, with `top_logprobs` alternatives. schema: of JSON
+    that the answer is held to."""
 
     temperature: float
     top_k: int = 40
@@ -39,6 +41,7 @@ class Options:
     stop: tuple[str, ...] = STOP
     logprobs: bool = False
     top_logprobs: int = 0
+    schema: Schema | None = None
 
     @classmethod
     def read(cls, options: Fields, body: Fields, temperature: float) -> "Options":
@@ -54,6 +57,7 @@ class Options:
             max(options.whole("num_ctx") or 0, 0),
             STOP if stop is None else tuple(stop),
             *logprobs_of(body),
+            schema_of(body.values.get("format")),
         )
 
 
@@ -107,13 +111,15 @@ class Reply:
             prompt = fitted(await _prompt_ids(loaded, asked, dreams), context, asked.truncate, options.limit)
             if any(not 0 <= id < tokenizer.vocab_size for id in prompt):
                 raise ApiError(400, "context: holds no tokens of this model")
-            if dreams and loaded.student.sure < 1:
+            if dreams and loaded.student.sure < 1 and options.schema is None:
                 silent = fitted(await _prompt_ids(loaded, asked, False), context, asked.truncate, options.limit)
                 if await _stands(served, loaded, silent, min(LONGEST, context - len(silent)), options):
                     prompt, dreams = silent, False
             room = context - len(prompt) if options.limit is None else min(options.limit, context - len(prompt))
             state = None if asked.raw is not None else (loaded.grammar if dreams else loaded.grammar.answering).start
-            job = Job(prompt, room, options, state, stop_ids=frozenset([tokenizer.eos_id])) if room > 0 else None
+            form = None if options.schema is None else await asyncio.to_thread(_form, loaded, options.schema)
+            end = frozenset([tokenizer.eos_id])
+            job = Job(prompt, room, options, state, form=form, stop_ids=end) if room > 0 else None
             pieces = Pieces(tokenizer, options.stop, dreams, options.top_logprobs if options.logprobs else None)
             reply = cls(served, loaded, prompt, job, pieces)
             reply.started, reply.ready = started, ready
@@ -143,6 +149,8 @@ class Reply:
                 if isinstance(event, BaseException):
                     raise event
                 if event is None:
+                    if isinstance(job.form, Form) and job.form.error:
+                        raise ApiError(500, f"format: {job.form.error}")
                     self.reason = "stop" if self.tokens[-1] in self._stops else "length"
                     found.append(self._pieces.rest())
                     continue
@@ -201,6 +209,13 @@ async def _stands(served: Served, loaded: Loaded, prompt: list[int], room: int, 
                     return trial.still and event is not None
     finally:
         served.scheduler.cancel(job)
+
+
+def _form(loaded: Loaded, schema: Schema) -> Form:
+    try:
+        return loaded.forms.of(schema)
+    except ImportError as error:
+        raise ApiError(400, f"format: {MISSING}") from error
 
 
 def _ns(seconds: float) -> int:

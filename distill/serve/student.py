@@ -6,6 +6,7 @@ from typing import Protocol
 
 from distill.backbone.model import Backbone
 from distill.backbone.prepared import prepared
+from distill.serve.form import Forms
 from distill.serve.scheduler import Lane
 from distill.student.grammar import DreamGrammar
 from distill.teacher.memory import available_memory
@@ -60,6 +61,7 @@ class Loaded:
 
     def __init__(self, student: Student, slots: int, many: int) -> None:
         self.student = student
+        self.forms = Forms(student.tokenizer)
         self.grammar = DreamGrammar(student.tokenizer, student.steps)
         weights = prepared(student.model)
         memory = int((available_memory() or SOME / SHARE) * SHARE / many)
