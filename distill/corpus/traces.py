@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -298,11 +298,7 @@ class TraceStore:
         return self._trace(row)
 
     def traces(
-        self,
-        held_out: bool | None = None,
-        first: bool = False,
-        between: tuple[str, str] | None = None,
-        soft: bool = True,
+        self, held_out: bool | None = None, first: bool = False, between: Sequence[str] = (), soft: bool = True
     ) -> Generator[Trace]:
         """The selected traces by key, an order that doesn't depend on when they came. first: of each prompt the first
         answer alone. between: the first key and the last. soft: with the targets. Raises CorruptFile."""
@@ -311,7 +307,7 @@ class TraceStore:
         if first:  # SQLite takes a bare column from the row that holds the least
             least = f"SELECT key, MIN({self._sample}) FROM responses WHERE held_out IS NOT NULL GROUP BY prompt"
             chosen += f" AND key IN (SELECT key FROM ({least}))"
-        for row in self._rows(chosen, between or ()):
+        for row in self._rows(chosen, between):
             yield self._trace(row, soft)
 
     def ranges(self, size: int) -> Iterator[tuple[str, str]]:
@@ -341,7 +337,7 @@ class TraceStore:
             rows = self._db.execute(f"SELECT key, prompt, options FROM responses WHERE {_SAYS}")
             yield from ((key, prompt, json.loads(options)) for key, prompt, options in rows)
 
-    def _rows(self, condition: str = "", values: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    def _rows(self, condition: str = "", values: Sequence[str] = ()) -> Iterator[tuple[Any, ...]]:
         chosen = f"WHERE held_out IS NOT NULL {condition} ORDER BY key"
         with self._errors():
             yield from self._db.execute(f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} {chosen}", values)
