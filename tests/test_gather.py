@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -20,21 +21,29 @@ from hypothesis import strategies as st
 from support.disturbed import HANGS, start
 from support.fake_ollama import NDJSON, FakeOllama, Reply, dumps, replay, reply, serve
 from support.recorded import Told, exchange, recorded
+from support.small_student import ANSWER, small_tokenizer
 
+from bundle.load import Student
 from cli.main import dream
 from distill.address import Address
 from distill.config import Settings
 from distill.corpus.private import luhn, masked
 from distill.corpus.prompts import load_prompts, prompt_sets
 from distill.corpus.traces import Trace, TraceStore
+from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run
+from distill.serve.cascade import Calibration, Cascade, answered, calibrated, threshold
 from distill.serve.exchange import without_logprobs
 from distill.serve.gathering import Keeper
 from distill.serve.guard import Allowed
 from distill.serve.relay import Relay
+from distill.serve.shelf import Served, Shelf
+from distill.serve.student import Offer
 from distill.teacher.ollama import OllamaTeacher
 from distill.teacher.ollama_words import Words
+from distill.teacher.open_source import open_source
+from distill.turns import turns
 
 T = TypeVar("T")
 MODEL = "smollm2:135m"
@@ -165,14 +174,14 @@ def server() -> Iterator[FakeOllama]:
 
 @asynccontextmanager
 async def relayed(
-    url: str, folder: Path, listen: Listener = silent
+    url: str, folder: Path, listen: Listener = silent, cascade: Cascade | None = None
 ) -> AsyncGenerator[tuple[httpx.AsyncClient, Keeper]]:
     """A program's client before the proxy, and what is kept."""
     tree = Settings()
     tree.capture.gathered = True
     run = Run.create(folder / "run", tree)
     with Keeper(run, OllamaTeacher(MODEL, host=url, retries=0, shared=WORDS), listen) as keeper:
-        app = Relay(Address(url), keeper, Allowed()).app()
+        app = Relay(Address(url), keeper, Allowed(), cascade).app()
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost:11436", timeout=60) as client:
@@ -264,7 +273,7 @@ def test_every_recorded_exchange_passes_unchanged(tmp_path: Path) -> None:
         (
             "/api/chat",
             request("/api/chat", messages=[{"role": "user", "content": "a"}] * 3),
-            "going on with a conversation",
+            "turns out of order",
         ),
         ("/v1/chat/completions", request("/v1/chat/completions", response_format={"type": "x"}), "held to a format"),
         ("/v1/chat/completions", request("", messages=[{"role": "user", "content": [{}]}]), "in parts"),
@@ -278,6 +287,15 @@ def test_what_isnt_kept_passes(path: str, body: Any, why: str, tmp_path: Path) -
     assert (keeper.kept, dict(keeper.passed)) == (0, {why: 1})
     assert found.headers.get("x-dream-gather") == ("off" if path.startswith("/off") else None)
     assert not traces(tmp_path)
+
+
+def test_conversations_are_kept_with_what_was_said(server: FakeOllama, tmp_path: Path) -> None:
+    said = [("system", "Be brief."), ("user", "I am bob@example.com."), ("assistant", "Hello."), ("user", QUESTION)]
+    body = request("/api/chat", messages=[{"role": role, "content": text} for role, text in said])
+    _, keeper = through(server.url, tmp_path, lambda client: client.post("/api/chat", json=body))
+    (trace,) = traces(tmp_path)
+    assert turns(trace.prompt, trace.options.system) == [said[0], ("user", "I am [mail]."), *said[2:]]
+    assert (keeper.kept, trace.response.text) == (1, "When a ball is dropped, it falls")
 
 
 def test_a_program_switches_it_off(server: FakeOllama, tmp_path: Path) -> None:
@@ -390,10 +408,91 @@ def test_only_what_was_asked_besides_is_cut_out(value: dict[str, Any], text: str
         assert without_logprobs(raw, value, "/api/generate") == dumps(wanted)
 
 
+# A student first.
+
+
+def test_the_wanted_agreement_is_reached_as_often_as_promised() -> None:
+    """Of students whose answers agree as often as they are sure, more or less: how sure they must be, is known."""
+    draw, failed, found = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        sure = draw.uniform(size=600)
+        chance = np.where(sure > 0.6, 0.98, 0.6)
+        least = threshold(sure.tolist(), (draw.uniform(size=600) < chance).tolist(), 0.95)
+        if least <= 1:
+            found += 1
+            mean = (0.98 * (1 - max(least, 0.6)) + 0.6 * max(0.6 - least, 0)) / (1 - least)
+            failed += mean < 0.95
+    assert failed <= 0.1 * 300 + 3 * (0.09 * 300) ** 0.5
+    assert found > 100
+    assert threshold([0.9] * 50, [True] * 50, 0.95) > 1  # too few to tell
+    assert threshold([0.9] * 100, [False] * 100, 0.95) > 1
+    assert threshold([0.9] * 100, [True] * 100, 0.95) == 0.9
+
+
+@pytest.fixture(scope="module")
+def student(dreamer: Path, smollm2: Path) -> Iterator[Served]:
+    """It dreams DREAM of QUESTION, and answers it with ANSWER, quite sure."""
+    found = Student("proto", open_source(dreamer).backbone(256).eval(), small_tokenizer(smollm2))
+    shelf = Shelf([Offer(lambda: found, True, 0.0)])
+    yield next(iter(shelf.students.values()))
+    shelf.close()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_student_answers_what_it_is_sure_of(student: Served, server: FakeOllama, tmp_path: Path) -> None:
+    """In Ollama's words, and its teacher everything else; nothing that a student said is kept for one to learn."""
+    other = "Why do the stars of a song taste like seven?"
+
+    async def ask(client: httpx.AsyncClient) -> list[httpx.Response]:
+        bodies: list[tuple[str, dict[str, Any]]] = [
+            ("/api/generate", {"stream": False}),
+            ("/api/chat", {}),
+            ("/api/generate", {"stream": False, "prompt": other}),
+            ("/api/generate", {"stream": False, "system": "Another."}),
+            ("/api/generate", {"stream": False, "logprobs": True}),
+            ("/api/generate", {"stream": False, "options": {"num_predict": 3}}),
+        ]
+        return [await client.post(path, json=request(path, **more)) for path, more in bodies]
+
+    async def run() -> tuple[list[httpx.Response], Keeper, float]:
+        sure = await answered(student, QUESTION)
+        assert sure is not None
+        cascade = Cascade(student, Calibration(0.95, 0.999 * sure.sure, 100, 0.5, 1.0))
+        async with relayed(server.url, tmp_path, cascade=cascade) as (client, keeper):
+            found = await ask(client)
+        assert "answered 2 of 4 questions (50%)" in cascade.report(keeper.run)
+        return found, keeper, sure.sure
+
+    found, keeper, sure = asyncio.run(run())
+    assert sure > 0.1
+    whole, lines = found[0].json(), [json.loads(line) for line in found[1].text.splitlines()]
+    assert (whole["response"], whole["done"], whole["done_reason"]) == (ANSWER, True, "stop")
+    assert [line["message"]["content"] for line in lines] == [ANSWER, ""]
+    assert [response.headers["x-dream-gather"] for response in found] == ["student"] * 2 + ["on"] * 4
+    assert keeper.passed == {"answered by the student": 2}
+    assert sorted(trace.prompt for trace in traces(tmp_path)) == sorted([QUESTION] * 3 + [other])
+    told = json.loads((tmp_path / "run" / "cascade.json").read_text(encoding="utf-8"))
+    assert (told["asked"], told["answered"], told["teacher_tokens_saved"]) == (
+        4,
+        2,
+        14,
+    )  # of 8, 8, 8 and 3 tokens on average
+    assert json.loads(found[2].text)["response"] == "When a ball is dropped, it falls"
+
+
+def test_what_no_student_can_promise_is_refused(student: Served, small_run: Run) -> None:
+    for wanted, says in (
+        (1.0, "is a share of at least 0.5"),
+        (0.95, "held-out answers; an agreement of 0.95 needs 118"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            asyncio.run(calibrated(student, small_run, wanted))
+
+
 # As people use it.
 
 
-def test_gathering_asks_for_consent_and_whose_answers(tmp_path: Path, server: FakeOllama) -> None:
+def test_gathering_asks_for_consent_and_whose_answers(tmp_path: Path, server: FakeOllama, small_run: Run) -> None:
     where = ["gather", "--to", str(tmp_path / "run"), "--ollama", server.url, "--port", "0"]
     for args, says in (
         ([], "say whose answers are kept, --teacher ollama:NAME (installed: proto:latest, st:latest, smollm2:135m)"),
@@ -406,6 +505,9 @@ def test_gathering_asks_for_consent_and_whose_answers(tmp_path: Path, server: Fa
         assert done.exit_code == 1, done.output
         assert says in str(done.exception)
         assert not (tmp_path / "run").exists()
+    args = ["--teacher", f"ollama:{MODEL}", "--yes", "--cascade", str(small_run.path)]
+    done = CliRunner().invoke(dream, [*where, *args])
+    assert f"learned from embedded:smollm2; how often it agrees with ollama:{MODEL} isn't known" in str(done.exception)
     assert "is only passed on" in CliRunner().invoke(dream, [*where, "--teacher", f"ollama:{MODEL}"]).output
 
 

@@ -14,12 +14,13 @@ from cli.runs import RunName, open_run, undone_on_failure
 if TYPE_CHECKING:
     from distill.address import Address
     from distill.run import Run
+    from distill.serve.cascade import Cascade
     from distill.serve.gathering import Keeper
 
 CONSENT = """\
 What programs ask {model} at {url} goes to {upstream}, and is kept:
-  kept      first questions of conversations with their answers, in {traces}, to train a student with
-  not kept  pictures, tools, formats, what goes on with a conversation, other models
+  kept      questions, with what was said before them, and their answers, in {traces}, to train a student
+  not kept  pictures, tools, formats, raw prompts, other models
   replaced  mail addresses, phone numbers, keys and tokens, card numbers; names and all else stay as they are
   off       a program that asks at {url}/off, or sends `X-Dream-Gather: off`, is only passed on
 Whoever uses these programs should know. Everything stays on this machine; delete {run} and it is gone."""
@@ -33,6 +34,16 @@ Whoever uses these programs should know. Everything stays on this machine; delet
 @click.option("--host", default="127.0.0.1", show_default=True, help="Beyond this machine only with --token.")
 @click.option("--token", envvar="DREAM_TOKEN", default="", metavar="TOKEN", help="Ask it of everybody [$DREAM_TOKEN].")
 @click.option("--origin", "origins", multiple=True, metavar="URL", help="A site whose pages may ask; repeatable.")
+@click.option(
+    "--cascade", "student", type=RunName(), metavar="RUN", help="Its student answers where it is sure enough."
+)
+@click.option(
+    "--agreement",
+    default=0.95,
+    show_default=True,
+    type=click.FloatRange(0.5, 1, max_open=True),
+    help="Share of the student's answers that are its teacher's, word for word.",
+)
 @click.option("--yes", is_flag=True, help="What is kept was read before: don't ask.")
 @config_options
 @runs_dir_option
@@ -42,6 +53,8 @@ def gather(
     host: str,
     token: str,
     origins: tuple[str, ...],
+    student: Path | None,
+    agreement: float,
     yes: bool,
     config: Path | None,
     overrides: tuple[str, ...],
@@ -57,6 +70,7 @@ def gather(
       dream gather --to my-run --teacher ollama:llama3.2:1b
       OLLAMA_HOST=127.0.0.1:11436 ollama run llama3.2:1b
       dream train my-run
+      dream gather --to my-run --cascade my-run --agreement 0.95
     """
     from distill.serve.gathering import Keeper
     from distill.serve.guard import Allowed
@@ -75,11 +89,15 @@ def gather(
         from distill.teacher.ollama import OllamaTeacher
 
         with Keeper(run, OllamaTeacher(model, host=upstream, listen=listen), listen) as keeper:
+            cascade = None if student is None else _cascade(student, agreement, run)
             click.echo("Gathering (Ctrl-C ends).", err=True)
             try:
-                serve(Relay(upstream, keeper, Allowed(token, origins, local=not token)).app(), listening)
+                serve(Relay(upstream, keeper, Allowed(token, origins, local=not token), cascade).app(), listening)
             finally:  # a signal that ended it goes on from here
                 _tell(run, keeper)
+                if cascade is not None:
+                    cascade.served.scheduler.close()
+                    click.echo(cascade.report(run), err=True)
 
 
 def _whose(run: "Run", url: str) -> "tuple[Address, str]":
@@ -102,6 +120,37 @@ def _whose(run: "Run", url: str) -> "tuple[Address, str]":
     with OllamaClient(upstream, retries=1) as client:
         names = [str(entry["name"]) for entry in client.models()]
     raise BadInput(f"say whose answers are kept, --teacher ollama:NAME (installed: {', '.join(names) or 'none'})")
+
+
+def _cascade(student: Path, agreement: float, to: "Run") -> "Cascade":
+    """Raises BadInput where the student learned from somebody else, or agrees with its teacher too seldom."""
+    import asyncio
+
+    from bundle.serving import offer
+    from distill.corpus.traces import TraceStore
+    from distill.errors import BadInput
+    from distill.run import Run
+    from distill.serve.cascade import Cascade, calibrated
+    from distill.serve.shelf import Shelf
+
+    run = Run.open(student)
+    with TraceStore(run.traces, readonly=True) as store, TraceStore(to.traces, readonly=True) as ours:
+        theirs, here = store.teacher(), ours.teacher()
+    if (theirs.digest, theirs.template_digest) != (here.digest, here.template_digest):
+        raise BadInput(
+            f"--cascade {student}: learned from {theirs.spec}; how often it agrees with {here.spec} isn't known"
+        )
+    shelf = Shelf([offer(student)])
+    try:
+        (served,) = shelf.students.values()
+        found = asyncio.run(calibrated(served, run, agreement))
+        if found.sure > 1:
+            raise BadInput(f"--cascade {student}: is never sure enough for an agreement of {agreement:g}; train it on")
+    except BaseException:
+        shelf.close()
+        raise
+    click.echo(f"{served.name}: {found}", err=True)
+    return Cascade(served, found)
 
 
 def _ask() -> None:

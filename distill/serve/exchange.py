@@ -13,10 +13,12 @@ from distill.serve.fields import Fields
 from distill.serve.http import dumps
 from distill.teacher.names import name_key
 from distill.teacher.protocol import MAX_TOP_LOGPROBS, GenerateOptions
+from distill.turns import ASSISTANT, MARKS, SYSTEM, USER, joined
 
 GENERATE, CHAT, OPENAI = "/api/generate", "/api/chat", "/v1/chat/completions"
 PATHS = (GENERATE, CHAT, OPENAI)
 ASKED = b',"logprobs":true,"top_logprobs":%d}' % MAX_TOP_LOGPROBS
+OTHERS = {"developer": SYSTEM}
 ANY = 1 << 20
 """Stands for `num_predict` where no limit is said."""
 _FIELD = re.compile(r',\s*"logprobs"\s*:\s*')
@@ -47,13 +49,16 @@ def question_of(path: str, body: Fields, model: str) -> Question:
     if path == GENERATE:
         if any(body.values.get(name) for name in ("raw", "suffix", "template", "context")):
             raise Passed("raw, or going on with something")
-        system, prompt, pictures = body.text("system"), body.text("prompt"), body.array("images")
+        spoken, pictures = [(SYSTEM, body.text("system")), (USER, body.text("prompt"))], body.array("images")
     else:
-        system, prompt, pictures = _turns(body.objects("messages"))
+        turns = body.objects("messages")
+        if any(isinstance(turn.values.get("content"), list) for turn in turns):
+            raise Passed("in parts")
+        pictures = [file for turn in turns for file in turn.array("images")]
+        spoken = [(OTHERS.get(turn.text("role"), turn.text("role")), turn.text("content")) for turn in turns]
     if pictures:
         raise Passed("with pictures")
-    if not prompt.strip():
-        raise Passed("without a prompt")
+    system, prompt = _prompt(spoken)
     said = body if path == OPENAI else body.section("options")
     limit = (said.whole("max_completion_tokens") or said.whole("max_tokens")) if path == OPENAI else None
     limit, seed, think = limit or said.whole("num_predict"), said.whole("seed"), body.values.get("think")
@@ -70,14 +75,16 @@ def question_of(path: str, body: Fields, model: str) -> Question:
     return Question(prompt, options, seed is not None)
 
 
-def _turns(turns: list[Fields]) -> tuple[str, str, list[Any]]:
-    """System message, prompt and pictures of a conversation's beginning. Raises Passed for what goes on with one."""
-    first = turns[1:] if turns and turns[0].text("role") in ("system", "developer") else turns
-    if len(first) != 1 or first[0].text("role") != "user":
-        raise Passed("going on with a conversation")
-    if isinstance(first[0].values.get("content"), list):
-        raise Passed("in parts")
-    return turns[0].text("content") if len(turns) > 1 else "", first[0].text("content"), first[0].array("images")
+def _prompt(spoken: list[tuple[str, str]]) -> tuple[str, str]:
+    """System message and prompt of (role, text) turns. Raises Passed."""
+    system, turns = (spoken[0][1], spoken[1:]) if spoken and spoken[0][0] == SYSTEM else ("", spoken)
+    if [role for role, _ in turns] != [USER, *[ASSISTANT, USER] * (len(turns) // 2)]:
+        raise Passed("turns out of order")
+    if not turns[-1][1].strip():
+        raise Passed("without a prompt")
+    if any(mark in text for mark in MARKS for _, text in turns):
+        raise Passed("holding marks of turns")
+    return system, joined(turns)
 
 
 class Answer:

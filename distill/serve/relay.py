@@ -6,7 +6,7 @@ Nothing that goes wrong here is the program's: it gets what Ollama answers.
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from starlette.applications import Starlette
@@ -17,12 +17,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from distill.address import Address
-from distill.serve.exchange import ASKED, PATHS, Answer, Passed, Question, question_of
+from distill.serve.exchange import ASKED, OPENAI, PATHS, Answer, Passed, Question, question_of
 from distill.serve.fields import ApiError, Fields, parse
 from distill.serve.gathering import Keeper
 from distill.serve.guard import Allowed, Guard
 from distill.serve.http import LARGEST, Gone, Streamed, answer, bytes_of, while_there
 from distill.teacher.connection import way_to
+
+if TYPE_CHECKING:
+    from distill.serve.cascade import Cascade
 
 OFF, SWITCH = "/off", "x-dream-gather"
 """A path's beginning, and a header (`off`), by which a program says that nothing of it is to be kept."""
@@ -47,10 +50,10 @@ HOP = {
 
 
 class Relay:
-    """upstream: the Ollama. allowed: who may ask here."""
+    """upstream: the Ollama. allowed: who may ask here. cascade: who answers first, if anybody."""
 
-    def __init__(self, upstream: Address, keeper: Keeper, allowed: Allowed) -> None:
-        self.upstream, self.keeper, self.allowed = upstream, keeper, allowed
+    def __init__(self, upstream: Address, keeper: Keeper, allowed: Allowed, cascade: "Cascade | None" = None) -> None:
+        self.upstream, self.keeper, self.allowed, self.cascade = upstream, keeper, allowed, cascade
         self._client = httpx.AsyncClient(**way_to(upstream, PATIENCE, "OLLAMA_API_KEY"))
 
     def app(self) -> Starlette:
@@ -88,6 +91,16 @@ class Relay:
         question = asks = None
         if path in PATHS and request.method == "POST":
             question, asks = self._read(path, body, off)
+        if question and asks and self.cascade and path != OPENAI:
+            try:
+                if found := await while_there(request.receive, self.cascade.answer(path, parse(body), question)):
+                    self.keeper.passed["answered by the student"] += 1
+                    found.headers[SWITCH] = "student"
+                    return found
+            except Gone:
+                raise
+            except Exception as error:
+                self.keeper.lose(error)
         sent = body.rstrip()[:-1] + ASKED if asks else body
         response = await while_there(request.receive, self._ask(request, path, sent, plain=question is not None))
         if asks and response.is_error:  # it may be what we asked for besides

@@ -10,7 +10,7 @@ from distill.errors import BadInput
 from distill.serve.fields import ApiError, Fields
 from distill.serve.form import MISSING, Form, Schema, schema_of
 from distill.serve.pieces import Piece, Pieces
-from distill.serve.scheduler import Busy, Job
+from distill.serve.scheduler import Busy, Job, Wrote
 from distill.serve.shelf import Served
 from distill.serve.student import Loaded, Student
 from distill.student.sure import LONGEST, Trial
@@ -113,7 +113,8 @@ class Reply:
                 raise ApiError(400, "context: holds no tokens of this model")
             if dreams and loaded.student.sure < 1 and options.schema is None:
                 silent = fitted(await _prompt_ids(loaded, asked, False), context, asked.truncate, options.limit)
-                if await _stands(served, loaded, silent, min(LONGEST, context - len(silent)), options):
+                room, sure = min(LONGEST, context - len(silent)), loaded.student.sure
+                if await attempt(served, loaded, silent, room, options, sure):
                     prompt, dreams = silent, False
             room = context - len(prompt) if options.limit is None else min(options.limit, context - len(prompt))
             state = None if asked.raw is not None else (loaded.grammar if dreams else loaded.grammar.answering).start
@@ -190,12 +191,16 @@ class Reply:
         }
 
 
-async def _stands(served: Served, loaded: Loaded, prompt: list[int], room: int, options: Options) -> bool:
-    """Whether the answer to a prompt that ends in an empty dream can stand without one."""
-    end, trial = loaded.student.tokenizer.eos_id, Trial(loaded.student.sure)
+async def attempt(
+    served: Served, loaded: Loaded, prompt: list[int], room: int, options: Options, sure: float, dreams: bool = False
+) -> list[Wrote]:
+    """What the student writes to its end after a prompt: its dream and answer, or the answer to one that ends in an
+    empty dream. Nothing where it isn't so sure of all of it, or doesn't come to an end in its room."""
+    end, trial, written = loaded.student.tokenizer.eos_id, Trial(sure, room), list[Wrote]()
     if room < 1:
-        return False
-    job = Job(prompt, room, options, loaded.grammar.answering.start, stop_ids=frozenset([end]))
+        return []
+    state = (loaded.grammar if dreams else loaded.grammar.answering).start
+    job = Job(prompt, room, options, state, stop_ids=frozenset([end]))
     served.scheduler.submit(loaded.lane, job)
     try:
         while True:
@@ -205,8 +210,11 @@ async def _stands(served: Served, loaded: Loaded, prompt: list[int], room: int, 
                 event = job.events.popleft()
                 if isinstance(event, BaseException):
                     raise event
-                if event is None or not trial.add(event.logprob) or event.token == end:
-                    return trial.still and event is not None
+                if event is None or not trial.add(event.logprob):
+                    return []
+                written.append(event)
+                if event.token == end:
+                    return written
     finally:
         served.scheduler.cancel(job)
 

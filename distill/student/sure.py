@@ -16,16 +16,16 @@ LONGEST = 64
 
 
 class Trial:
-    """An answer that is begun. still: it may yet stand."""
+    """An answer that is begun, of `longest` tokens at most. still: it may yet stand."""
 
-    def __init__(self, sure: float) -> None:
-        self._left, self._tokens, self.still = -math.log(sure), 0, True
+    def __init__(self, sure: float, longest: int = LONGEST) -> None:
+        self._left, self._tokens, self._longest, self.still = -math.log(sure), 0, longest, True
 
     def add(self, logprob: float) -> bool:
         """Another token of it came, with this natural log-probability; whether it may still stand."""
         self._left += logprob
         self._tokens += 1
-        self.still = self._left >= 0 and self._tokens <= LONGEST
+        self.still = self._left >= 0 and self._tokens <= self._longest
         return self.still
 
 

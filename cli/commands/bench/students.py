@@ -98,3 +98,29 @@ def dreams(target: Path, prompt: str | None, watch: "Stopwatch") -> "BenchResult
     from bundle.load import load_dreaming
 
     return bench_dreams(watch, load_dreaming(target), prompt or QUESTION)
+
+
+@bench.command()
+@click.argument("runs", metavar="RUN...", type=RunName(), nargs=-1, required=True)
+@click.option(
+    "--agreement",
+    "agreements",
+    multiple=True,
+    default=(0.9, 0.95),
+    show_default=True,
+    type=click.FloatRange(0.5, 1, max_open=True),
+    help="Wanted of the student's answers; repeatable.",
+)
+@runs_dir_option
+@measured(repeat=1, warmup=0)
+def cascade(runs: tuple[Path, ...], agreements: tuple[float, ...], watch: "Stopwatch") -> "BenchResult":
+    """Count what `dream gather --cascade` would let RUN's student answer, and how often as its teacher. Several runs,
+    of one recipe and different seeds, make an interval.
+
+    \b
+    Example:
+      dream bench cascade my-student --agreement 0.95
+    """
+    from bench.cascade import bench_cascade
+
+    return bench_cascade(watch, runs, agreements)
