@@ -10,7 +10,7 @@ import pytest
 from support.bench_command import Run, bench
 from support.dinov2 import dinov2
 
-from bench import figures, seeing
+from bench import figures, scale, seeing
 from bench.generation import bench_dreams, bench_generate
 from bench.stopwatch import Stopwatch, seconds_of
 from distill.config import Settings
@@ -87,6 +87,25 @@ def test_embeddings_of_pictures_are_measured_and_those_of_transformers(run: Run,
     assert result["about"]["apart"] < 1e-4
     rates = [series[name]["values"] for name in ("ours", "transformers")]
     assert series["ours over transformers"]["values"] == [a / b for a, b in zip(*rates, strict=True)]
+
+
+def test_stages_are_measured_by_the_number_of_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: list[tuple[str, int]] = []
+    apart = scale._apart
+
+    def here(path: Path, stage: str, processes: int) -> dict[str, float]:
+        alone.append((stage, processes))
+        return apart(path, stage, processes) if stage == "tokenize" else scale.measure(path, stage, processes)
+
+    monkeypatch.setattr(scale, "_apart", here)
+    code, out, err = run("scale", "--answers", "60,80", "--mined", 60, "--processes", 2, "--json")
+    assert code == 0, err
+    series = by_name(out)
+    stages = [(60, name) for name in (scale.ONE, "mine", "tokenize", "pack")] + [(80, "tokenize"), (80, "pack")]
+    assert alone == [(name, 2) for _, name in stages]
+    labels = [f"{name}, {count} answers" for count, name in stages]
+    assert list(series) == [part for label in labels for part in (label, f"{label}, memory")]
+    assert all(20 < series[f"{label}, memory"]["median"] < 4096 for label in labels)
 
 
 def test_a_saved_student_is_measured(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -428,6 +428,20 @@ def test_a_host_that_goes_leaves_its_prompts_to_the_other(tmp_path: Path):
     assert (summary["responses"], summary["failed"]) == (60, 0)
 
 
+def test_a_host_that_lost_the_model_is_asked_again_once_it_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("distill.teacher.crew.LONGEST_REST", 0.2)
+    since = time.monotonic()
+
+    def fail(prompt: str) -> Exception | None:
+        return ModelNotFound("http://x: has no model 'y'") if 0.05 < time.monotonic() - since < 0.3 else None
+
+    hosts = [StubTeacher(2, 0.005, fail=fail), StubTeacher(2, 0.02)]  # the first of them, whom others are compared with
+    summary = capture(make_run(tmp_path, 150), teachers=list(hosts))
+    assert (summary["responses"], summary["failed"]) == (150, 0)
+    assert hosts[0].answered[-1][1] > since + 0.3
+    assert Counter(prompt for host in hosts for prompt, _ in host.answered).most_common(1)[0][1] == 1
+
+
 def test_one_teacher_per_run(tmp_path: Path):
     run = make_run(tmp_path, 5)
     capture(run, teachers=[StubTeacher()])

@@ -1,8 +1,8 @@
 """All hosts of one teacher at one queue of work: whoever is free takes the next, and some of them may fail.
 
-A host that fails many times in a row is given up for a while, then tried again with one question. A question that a
-host refuses or fails at goes to another, whose last word was an answer where there is one; after a few it is given up
-and told.
+A host that fails many times in a row, or has the model no more, is given up for a while, then tried again with one
+question: none is given up for good. A question that a host refuses or fails at goes to another, whose last word was an
+answer where there is one; after a few it is given up and told.
 """
 
 import contextlib
@@ -45,7 +45,8 @@ R = TypeVar("R")
 @dataclass(eq=False)
 class Host:
     """One teacher, and how it fares. `info` is None where it hasn't said who it is; `until` is when it is asked again;
-    `rests` counts how often it was given up since its last answer, `given_up` how often in all."""
+    `rests` counts how often it was given up since its last answer, `given_up` how often in all. `gone`: it hasn't the
+    model, as it said last."""
 
     teacher: Teacher
     name: str
@@ -60,10 +61,11 @@ class Host:
 
     @property
     def awake(self) -> bool:
-        return not self.gone and time.monotonic() >= self.until
+        return time.monotonic() >= self.until
 
     def answered(self) -> None:
         self.failures = self.rests = 0
+        self.gone = False
 
     def failed(self, lasting: bool) -> str:
         """What to say of it. What was in flight when it was given up doesn't count again. lasting: whether many in a
@@ -72,6 +74,12 @@ class Host:
         if lasting and self.awake and (self.rests or self.failures >= GIVE_UP_AFTER):
             return f"given up for {self.rest():g} s"
         return "asking another host" if self.failures == 1 else ""
+
+    def leave(self) -> None:
+        """It has the model no more, or another: it is asked who it is again, after the longest rest."""
+        self.gone = True
+        self.rests = max(self.rests, math.ceil(math.log2(LONGEST_REST / FIRST_REST)))
+        self.rest()
 
     def rest(self) -> float:
         """For so many seconds."""
@@ -305,7 +313,7 @@ class Crew(Generic[T, R]):
             started = time.monotonic()
             answer, problem = None, None
             try:
-                if host.info is None:
+                if host.info is None or host.gone:
                     info = host.teacher.describe()
                     self._check(host, info)
                     host.info = info
@@ -330,7 +338,8 @@ class Crew(Generic[T, R]):
                 job.failed[host] = host.given_up
                 job.problem = problem
             elif isinstance(problem, DistillError):
-                host.gone = host.gone or isinstance(problem, ModelNotFound | RunMismatch)
+                if isinstance(problem, ModelNotFound | RunMismatch):
+                    host.leave()
                 job.failed[host] = host.given_up if host.awake else -1
                 job.problem = problem
                 return host.failed(lasting=not self._ending)

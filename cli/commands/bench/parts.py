@@ -1,4 +1,4 @@
-"""`dream bench capture`, `ollama`, `pictures` and `startup`: what needs no student; and `all`."""
+"""`dream bench capture`, `ollama`, `pictures`, `startup` and `scale`: what needs no student; and `all`."""
 
 import traceback
 from collections.abc import Callable
@@ -107,6 +107,23 @@ def startup(watch: "Stopwatch") -> "BenchResult":
     from bench.startup import bench_startup
 
     return bench_startup(watch)
+
+
+@bench.command()
+@counts_option("--answers", "counts", default="1000,10000", help="Answers that are made up.")
+@click.option("--mined", default=10000, show_default=True, type=click.IntRange(0), help="More than these aren't mined.")
+@click.option("--processes", default=0, type=click.IntRange(0), help="That mine [as many as cores].")
+@measured(repeat=1, warmup=0)
+def scale(counts: tuple[int, ...], mined: int, processes: int, watch: "Stopwatch") -> "BenchResult":
+    """Time mining, tokenizing and packing of made-up answers, and tell the memory that they take, by their number.
+
+    \b
+    Example:
+      dream bench scale --answers 10000,100000,1000000 --mined 100000
+    """
+    from bench.scale import bench_scale
+
+    return bench_scale(watch, counts, mined, processes)
 
 
 @bench.command("all")
