@@ -385,7 +385,7 @@ def test_a_broken_answer_is_counted_not_fatal(answer: str) -> None:
 
 def test_the_teacher_is_asked_once_a_response_with_a_schema(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     teacher = JsonTeacher(json.dumps({lens: [] for lens in LENSES} | {"causal": [step("balloon", "expands", "air")]}))
-    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings, listen, context: [teacher])
+    monkeypatch.setattr("distill.teacher.open_teacher", lambda *_: [teacher])
     run = captured_run(tmp_path / "run", miner="teacher")
     summary = mine(run)
     assert len(teacher.asked) == summary["responses"] == len(traces())
@@ -439,7 +439,7 @@ def test_a_dead_hosts_share_is_mined_by_the_others_and_what_fails_another_time(
     every = {trace.prompt for trace in traces()}
     dead, alive = FailingTeacher(NOTHING, every), FailingTeacher(NOTHING, {traces()[2].prompt})
     hosts: list[Any] = [dead, alive]
-    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings, listen, context: hosts)
+    monkeypatch.setattr("distill.teacher.open_teacher", lambda *_: hosts)
     summary = mine(run)
     assert (summary["broken_answers"], summary["failed"]) == (1, 1)
     again: Any = JsonTeacher(NOTHING)
@@ -459,7 +459,7 @@ def test_what_is_refused_is_not_asked_again_and_told_of_a_few_times(
             raise PromptRefused("it is too long")
 
     run, teacher, events = captured_run(tmp_path / "run", miner="teacher"), Refusing(NOTHING), list[Event]()
-    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings, listen, context: [teacher])
+    monkeypatch.setattr("distill.teacher.open_teacher", lambda *_: [teacher])
     summary = mine(run, events.append)
     assert (summary["broken_answers"], summary["failed"]) == (len(traces()), 0)
     assert len(traces()) > MANY_LISTED
@@ -482,7 +482,7 @@ def test_an_interrupted_mining_asks_only_the_rest(monkeypatch: pytest.MonkeyPatc
     with TraceStore(run.traces, readonly=True) as store:
         stored = list(store.traces())
     teacher: Any = FailingTeacher(NOTHING, {t.prompt for t in stored[5:]})
-    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings, listen, context: [teacher])
+    monkeypatch.setattr("distill.teacher.open_teacher", lambda *_: [teacher])
     with pytest.raises(TeacherError):
         mine(run)
     partial = run.triplets.with_suffix(".partial.jsonl")
