@@ -411,7 +411,7 @@ def test_a_dozen_prompts_that_nobody_answers_do_not_end_the_capture(tmp_path: Pa
 def test_an_embedded_teacher_makes_room_for_the_longest_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rooms: list[int] = []
 
-    def opened(settings: object, listen: object, context: int) -> list[StubTeacher]:
+    def opened(settings: object, listen: object, context: int, runtime: object) -> list[StubTeacher]:
         rooms.append(context)
         return [StubTeacher()]
 
