@@ -19,6 +19,9 @@ import struct
 import zlib
 
 import numpy as np
+
+# np.unique imports this when it is first called, over which several threads at once fall.
+import numpy.ma  # pyright: ignore[reportUnusedImport]
 from numpy.typing import NDArray
 
 from distill.errors import CorruptFile

@@ -15,9 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-# numpy imports this when it is first used, over which several threads at once fall.
-import numpy.ma  # noqa: F401  # pyright: ignore[reportUnusedImport]
-
 from distill.errors import DistillError, ModelNotFound, PromptRefused, RunMismatch, TeacherError
 from distill.events import Event, Listener, silent
 from distill.teacher.in_flight import InFlight
