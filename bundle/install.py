@@ -62,7 +62,8 @@ def install(
             asker.send_blob(digest, bundle_dir / file)
         listen(Event("install", "progress", "uploaded", done=size, total=size, unit="B"))
         told = {**manifest.ollama, "license": _license(bundle_dir, manifest), "quantize": quantize}
-        _create(asker, name, {"files": digests, **{key: value for key, value in told.items() if value}}, listen)
+        what = {"files": digests, **{key: value for key, value in told.items() if value}}
+        follow(asker, "/api/create", name, what, "install", listen)
         result = {"model": name, "host": host, "quantize": quantize, **_try_out(asker, name, host, manifest)}
     finally:
         asker.close()
@@ -88,12 +89,16 @@ def _license(folder: Path, manifest: Manifest) -> str:
     return license_text(known, manifest.provenance.get("sees", ""))
 
 
-def _create(asker: OllamaClient, name: str, what: dict[str, Any], listen: Listener) -> None:
-    """Ask Ollama to make the model, and tell what it says meanwhile."""
+def follow(asker: OllamaClient, path: str, name: str, what: dict[str, Any], stage: str, listen: Listener) -> None:
+    """Ask Ollama to do something with a model, and tell what it says meanwhile. Raises TeacherError where it ends
+    without success."""
     status = ""
-    for progress in asker.lines("/api/create", {"model": name, "stream": True, **what}):
-        status = str(progress.get("status") or "")
-        listen(Event("install", "note", f"Ollama: {status}"))
+    for line in asker.lines(path, {"model": name, "stream": True, **what}):
+        status = str(line.get("status") or "")
+        if total := line.get("total"):
+            listen(Event(stage, "progress", status, done=line.get("completed") or 0, total=total, unit="B"))
+        else:
+            listen(Event(stage, "note", f"Ollama: {status}"))
     if status != "success":
         raise TeacherError(f"{name}: Ollama stopped at {status!r} without an error; see the server's log")
 

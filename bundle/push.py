@@ -2,12 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from bundle.install import install
+from bundle.install import follow, install
 from bundle.manifest import NAME, check_file, read_manifest
 from distill.address import Address, default_host
-from distill.errors import BadInput, DistillError, TeacherError
+from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener, silent
 from distill.teacher.licenses import License
 from distill.teacher.ollama_client import OllamaClient
@@ -62,7 +62,12 @@ def push(
         url = _to_hub(bundle_dir, name, sorted(files), private=not public)
     else:
         install(bundle_dir, name, host, quantize, listen, force=force)
-        url = _to_ollama(name, Address(host) if host else default_host(), listen)
+        asker = OllamaClient(Address(host) if host else default_host(), timeout=300.0)
+        try:
+            follow(asker, "/api/push", name, {}, "push", listen)
+        finally:
+            asker.close()
+        url = f"https://ollama.com/{name}"
     listen(Event("push", "done", url))
     return {**result, "sent": True, "url": url}
 
@@ -82,23 +87,3 @@ def _to_hub(folder: Path, name: str, files: list[str], *, private: bool) -> str:
         reason = " ".join(str(error).split())
         raise DistillError(f"{HUB}{name}: the hub at {hub.endpoint} didn't take it: {reason}") from error
     return str(url)
-
-
-def _to_ollama(name: str, host: str, listen: Listener) -> str:
-    """Have an Ollama push its model; it tells how far it is by layer."""
-    asker = OllamaClient(host, timeout=300.0)
-    status, told = "", ""
-    try:
-        for line in asker.lines("/api/push", {"model": name, "stream": True}):
-            status = str(line.get("status") or "")
-            if line.get("total"):
-                total, done = cast("int", line["total"]), cast("int", line.get("completed") or 0)
-                listen(Event("push", "progress", status, done=done, total=total, unit="B"))
-            elif status != told:
-                listen(Event("push", "note", f"Ollama: {status}"))
-            told = status
-    finally:
-        asker.close()
-    if status != "success":
-        raise TeacherError(f"{name}: Ollama stopped at {status!r} without an error; see the server's log")
-    return f"https://ollama.com/{name}"

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 from xdist.workermanage import NodeManager
 
 if TYPE_CHECKING:
+    from support.browser import Browser
+
     from distill.run import Run
 
 
@@ -108,6 +110,17 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> "Run":
     from support.small_capture import captured_small
 
     return captured_small(tmp_path_factory.mktemp("small") / "run")
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Generator[Browser]":
+    """A real one, where there is one."""
+    from support.browser import Browser, find_browser
+
+    if find_browser() is None:
+        pytest.skip("no chromium or google-chrome on PATH: the page was checked without a browser only")
+    with Browser(timeout=60) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.applications import Starlette
-from support.browser import Browser, Page, find_browser
+from support.browser import Browser, Page
 from support.served import asking, coloured, listening, post, seeing
 from support.small_student import ANSWER, DREAM, LABELS, TEXTS, small_tokenizer
 
@@ -122,14 +122,6 @@ def test_feedback_on_a_picture_keeps_what_was_read_of_it(shelf: Shelf, app: Star
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if find_browser() is None:
-        pytest.skip("no chromium or google-chrome on PATH: the page was checked without a browser only")
-    with Browser(timeout=60) as browser:
-        yield browser
 
 
 def opened(browser: Browser, url: str, **how: Any) -> Page:

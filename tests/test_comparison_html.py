@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.browser import Browser, Page, find_browser
+from support.browser import Browser, Page
 from support.comparison_sample import HOSTILE, QUESTIONS, bare, big, small
 
 from distill.exam.metrics.catalogue import METRICS, metric_of
@@ -170,14 +169,6 @@ def test_a_page_of_hardly_anything() -> None:
 
 
 # In a browser.
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if find_browser() is None:
-        pytest.skip("no chromium or google-chrome on PATH: the page was checked without a browser only")
-    with Browser(timeout=60) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

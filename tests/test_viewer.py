@@ -4,7 +4,6 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.browser import Browser, Page, find_browser
+from support.browser import Browser, Page
 from support.dream_samples import HOSTILE, as_it_forms, backbone_record, engine_record, hostile_record
 
 from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step, Word
@@ -372,14 +371,6 @@ def test_edges_to_steps_that_are_not_there_are_left_out() -> None:
 
 
 # The page, in a browser.
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if find_browser() is None:
-        pytest.skip("no chromium or google-chrome on PATH: the page was checked without a browser only")
-    with Browser() as browser:
-        yield browser
 
 
 def marked(page: Page, selector: str) -> set[str]:
