@@ -22,15 +22,15 @@ from bench.figures import write_table
 from distill.corpus.datasets.causal_world import LATER, THINGS, WORDS, State, drawn, made_of
 from distill.corpus.datasets.hearsay_world import ends
 from distill.corpus.datasets.questions import Question
+from distill.learning.facts import Facts
+from distill.learning.keeping import Keeping
+from distill.learning.new_lines import NewLines, read_line
+from distill.learning.replay import gather, with_dreams
 from distill.run import Run, write_atomic
 from distill.student.grammar import dream_size
 from distill.tokens.chat import Message, render
 from distill.training.drafts import dream_on
-from distill.training.facts import Facts
-from distill.training.keeping import Keeping
 from distill.training.losses import tail_kernel
-from distill.training.new_lines import NewLines, read_line
-from distill.training.replay import gather, with_dreams
 from distill.training.step import forward_backward
 
 EWC = 3000.0

@@ -6,9 +6,9 @@ from pathlib import Path
 from bundle.load import load_student
 from bundle.manifest import NAME, read_manifest
 from distill.config import ExportSettings
+from distill.learning.feedback import FEEDBACK, keep_said
 from distill.run import Run
 from distill.serve.student import Offer, Student
-from distill.training.feedback import FEEDBACK, keep_said
 
 
 def offer(path: Path) -> Offer:

@@ -11,8 +11,8 @@ import click
 
 from cli.options import as_text
 from distill.errors import BadInput, DistillError
+from distill.learning.feedback import VERDICTS, Feedback, keep
 from distill.stopping import Terminated
-from distill.training.feedback import VERDICTS, Feedback, keep
 
 if TYPE_CHECKING:
     from bundle.load import Student

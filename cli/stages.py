@@ -19,7 +19,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "mine": ("distill.knowledge.mine", "mine"),
     "tokenize": ("distill.vision.tokenize", "tokenize"),
     "train": ("distill.training.loop", "train"),
-    "see": ("distill.training.see", "see"),
+    "see": ("distill.learning.see", "see"),
     "engine": ("distill.training.engine.phases", "train_engine"),
     "evaluate": ("distill.report.evaluate", "evaluate"),
     "export": ("bundle.export", "export"),
@@ -29,10 +29,10 @@ STAGES: dict[str, tuple[str, str]] = {
 
 ASKED_FOR: dict[str, tuple[str, str]] = {
     "redream": ("distill.training.redream", "redream"),
-    "polish": ("distill.training.polish", "polish"),
-    "facts": ("distill.training.facts", "learn_facts"),
-    "learn": ("distill.training.learn", "learn"),
-    "reward": ("distill.training.reinforce", "reinforce"),
+    "polish": ("distill.learning.polish", "polish"),
+    "facts": ("distill.learning.facts", "learn_facts"),
+    "learn": ("distill.learning.learn", "learn"),
+    "reward": ("distill.learning.reinforce", "reinforce"),
 }
 """Stages that only their own command runs."""
 

@@ -17,6 +17,7 @@ from support.small_student import ANSWER, DREAM, LABELS, TEXTS, small_tokenizer
 
 from bundle.load import Student
 from distill.errors import BadInput
+from distill.learning.feedback import Feedback, keep_said, read_feedback
 from distill.mining.triplets import LENSES
 from distill.serve.app import create_app
 from distill.serve.guard import Allowed
@@ -25,7 +26,6 @@ from distill.serve.scheduler import Scheduler
 from distill.serve.shelf import Shelf
 from distill.serve.student import Offer
 from distill.teacher.open_source import open_source
-from distill.training.feedback import Feedback, keep_said, read_feedback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUESTION = TEXTS[0]

@@ -25,17 +25,18 @@ from distill.corpus.datasets.causal_world import LATER, drawn, made_of
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.events import Event
+from distill.learning import keeping
+from distill.learning.ewc import Anchor, diagonal_fisher, drawn_loss
+from distill.learning.facts import Facts, learn_facts
+from distill.learning.keeping import FISHER, MEMORY, Keeping, count, of_past
+from distill.learning.new_lines import read_new
+from distill.learning.replay import Memory, SumTree, gather
 from distill.run import Run
 from distill.tokens.packing import ARRAYS, Documents
-from distill.training import checkpoint, keeping
+from distill.training import checkpoint
 from distill.training.batches import Batch
-from distill.training.ewc import Anchor, diagonal_fisher, drawn_loss
-from distill.training.facts import Facts, learn_facts
-from distill.training.keeping import FISHER, MEMORY, Keeping, count, of_past
 from distill.training.loop import train
 from distill.training.losses import Targets, tail_kernel
-from distill.training.new_lines import read_new
-from distill.training.replay import Memory, SumTree, gather
 from distill.training.step import forward_backward
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,12 +13,12 @@ from test_teacher_openai import engine as llama_server  # noqa: F401  # pyright:
 from distill.address import Address
 from distill.config import TeacherSettings
 from distill.errors import BadInput, TeacherError
+from distill.learning.consult import check
 from distill.teacher import open_teacher
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.ollama import OllamaTeacher
 from distill.teacher.open_source import open_source
 from distill.teacher.protocol import GenerateOptions, Teacher
-from distill.training.consult import check
 
 QUESTION = "What happens when you drop a ball?"
 GREEDY = GenerateOptions(max_tokens=20, temperature=0, system="You answer in one short sentence.")

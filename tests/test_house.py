@@ -36,6 +36,7 @@ LAYERS = (
     "dream",
     "serve",
     "training",
+    "learning",
     "exam",
     "report",
     "sweep",

@@ -19,10 +19,10 @@ from test_end_to_end import PROMPTS, SETTINGS, dream
 from distill.corpus.traces import TraceStore
 from distill.errors import RunMismatch, TeacherError
 from distill.events import Event
+from distill.learning.consult import JOURNAL
+from distill.learning.polish import polish, undo
 from distill.run import Run
 from distill.training import checkpoint
-from distill.training.consult import JOURNAL
-from distill.training.polish import polish, undo
 
 MODEL = "smollm2:135m"
 pytestmark = pytest.mark.usefixtures("one_thread")

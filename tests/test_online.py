@@ -14,13 +14,13 @@ from distill.config import ImageTokenizerConfig
 from distill.errors import BadInput
 from distill.events import Event
 from distill.knowledge.graph import load_graph
+from distill.learning.continuous_learning import HELD_OUT, IncrementalLearner, OnlineLearningLoop
+from distill.learning.keeping import Keeping
+from distill.learning.online import follow
 from distill.mining.triplets import Triplet
 from distill.run import Run
 from distill.training import checkpoint
-from distill.training.continuous_learning import HELD_OUT, IncrementalLearner, OnlineLearningLoop
-from distill.training.keeping import Keeping
 from distill.training.loop import train
-from distill.training.online import follow
 from distill.vision.vision_encoder import TripletEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

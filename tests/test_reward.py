@@ -26,17 +26,17 @@ from distill.dream.policy import Choice, PolicyNetwork
 from distill.dream.starter import starter_tokenizer
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event
+from distill.learning.feedback import FEEDBACK, Feedback, keep
+from distill.learning.reinforce import reinforce
+from distill.learning.reward_model import STRENGTHS, RewardModel, bradley_terry, calibration_error, read_pairs
+from distill.learning.rewards import Reply, open_judge
+from distill.learning.rl_learning import RLContinuousLearner
 from distill.run import Run
 from distill.student.grammar import DreamGrammar
 from distill.tokens.chat import prompt_ids
 from distill.tokens.packing import split_traces
 from distill.training import checkpoint
-from distill.training.feedback import FEEDBACK, Feedback, keep
 from distill.training.loop import train
-from distill.training.reinforce import reinforce
-from distill.training.reward_model import STRENGTHS, RewardModel, bradley_terry, calibration_error, read_pairs
-from distill.training.rewards import Reply, open_judge
-from distill.training.rl_learning import RLContinuousLearner
 from distill.vision.vision_encoder import TripletEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")

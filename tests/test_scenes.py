@@ -635,7 +635,8 @@ def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypat
     """A few steps of the `see` stage: both learn, tokens are read as before, and the bundle is a verified pair."""
     from bundle.export import export
     from bundle.load import load_student
-    from distill.training import checkpoint, see
+    from distill.learning import see
+    from distill.training import checkpoint
 
     weights = str(dinov2(folder / "dinov2"))
     monkeypatch.setattr(see, "dinov2_small", lambda listen: weights)  # pyright: ignore[reportUnknownLambdaType]
@@ -664,6 +665,7 @@ def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypat
 
     with pytest.raises(KeyboardInterrupt):
         see.see(run, killed, force=True)
+    assert {path.name: path.read_bytes() for path in checkpoint.best(run).glob("m*")} == whole, "until another is there"
     assert see.see(run, killed) == summary
     assert steps == [1, 2, 3, 4, 5, 6, 7, 7, 8]
     assert {path.name: path.read_bytes() for path in checkpoint.best(run).glob("m*")} == whole

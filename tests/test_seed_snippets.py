@@ -22,16 +22,16 @@ from distill.dream.policy import PolicyNetwork
 from distill.dream.record import Branch, DreamRecord
 from distill.errors import BadInput
 from distill.knowledge.graph_rag import GraphRAGEnhanced
+from distill.learning.reward_model import RewardModel
 from distill.mining.triplets import Triplet
-from distill.training.reward_model import RewardModel
 
 WHERE = {
     "image_token_llm.dreaming_model": "distill.dream.model",
     "image_token_llm.config": "distill.config",
     "image_token_llm.model": "bundle.reasoning",
     "image_token_llm.vision_encoder": "distill.vision.vision_encoder",
-    "image_token_llm.rl_learning": "distill.training.rl_learning",
-    "image_token_llm.continuous_learning": "distill.training.continuous_learning",
+    "image_token_llm.rl_learning": "distill.learning.rl_learning",
+    "image_token_llm.continuous_learning": "distill.learning.continuous_learning",
     "image_token_llm.graph_attention": "distill.knowledge.graph_rag",
 }
 

@@ -22,6 +22,10 @@ from distill.errors import BadInput, DistillError, MissingStage, RunMismatch
 from distill.events import Event
 from distill.exam.baselines import train_child
 from distill.knowledge.mine import mine
+from distill.learning.consult import JOURNAL, early
+from distill.learning.feedback import FEEDBACK, Feedback, keep, read_feedback
+from distill.learning.learn import Judged, learn, preference_loss
+from distill.learning.polish import judged, polish
 from distill.run import Run
 from distill.student.image_rows import KIND, SHIFT, across, begin_image_rows, direction
 from distill.student.initialize import new_student, rows_of, transplant
@@ -32,11 +36,7 @@ from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.packing import Documents, pack
 from distill.training import checkpoint, plan, trainer
-from distill.training.consult import JOURNAL, early
-from distill.training.feedback import FEEDBACK, Feedback, keep, read_feedback
-from distill.training.learn import Judged, preference_loss
 from distill.training.loop import train
-from distill.training.polish import judged, polish
 from distill.training.sizes import measure_sizes
 from distill.training.start import action_shares, begin, default_ffn, is_inherited, samples, start_settings
 from distill.vision import PROJECTOR
@@ -454,6 +454,10 @@ def test_preferences_cost_what_their_formulas_say(answered: Run) -> None:
     assert float(found.detach()) == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
+def stopping(event: Event) -> None:
+    raise KeyboardInterrupt
+
+
 def test_feedback_from_the_chat_teaches_and_can_be_taken_back(trained: Run, tmp_path: Path) -> None:
     run = of(trained, tmp_path / "run", ffn=80)
     before = weights_of(run)
@@ -481,6 +485,13 @@ def test_feedback_from_the_chat_teaches_and_can_be_taken_back(trained: Run, tmp_
     how: dict[str, Any] = {"think": False, "temperature": 0, "max_tokens": 8}
     taught = [together(student.chat([{"role": "user", "content": q}], **how)) for q in QUESTIONS]
     assert sum("falls up" in each["content"] for each in taught) > len(QUESTIONS) / 2
+    known = weights_of(run)
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, stopping, force=True)
+    assert weights_of(run) == known, "what was learned stays until it is learned anew"
+    learn(run, force=True, epochs=1)
+    assert len(checkpoint.of_stage(run, "learn")) == 1
+    assert weights_of(run) not in (known, before)
     with pytest.raises(RunMismatch, match="learned from feedback"):
         polish(to_polish(run, tmp_path / "copy"))
     assert json.loads(CliRunner().invoke(dream, ["learn", str(run.path), "--undo", "--json"]).stdout)["deleted"] == 1

@@ -48,7 +48,7 @@ def chat(
     from bundle.load import load_student, recalling
     from cli.progress import Progress
     from cli.repl import Chat, converse, show, together
-    from distill.training.feedback import FEEDBACK
+    from distill.learning.feedback import FEEDBACK
 
     kept = target / FEEDBACK if (target / "run.json").exists() else None
     student = load_student(target)

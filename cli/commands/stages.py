@@ -230,8 +230,8 @@ def _taught(run: "Run", stage: str, force: bool, as_json: bool, quiet: bool, **h
 def _learn_facts(
     run: "Run", source: Path | None, following: bool, force: bool, as_json: bool, quiet: bool, asked: dict[str, Any]
 ) -> None:
-    from distill.training.keeping import Keeping
-    from distill.training.online import follow
+    from distill.learning.keeping import Keeping
+    from distill.learning.online import follow
 
     if "beta" in asked:
         raise click.UsageError("--beta is for feedback; leave it out with --from")
@@ -258,7 +258,7 @@ def _learn_facts(
 
 
 def _undo(run: "Run", stage: str, as_json: bool) -> None:
-    from distill.training import facts, learn, polish, reinforce, see
+    from distill.learning import facts, learn, polish, reinforce, see
 
     with run.working():
         count = {"see": see, "polish": polish, "learn": learn, "reward": reinforce}[stage].undo(run)

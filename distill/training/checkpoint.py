@@ -111,18 +111,21 @@ def _from(stage: str) -> list[str]:
     return stages[stages.index(stage) :]
 
 
-def latest(run: Run) -> Path:
-    """The newest checkpoint. Raises MissingStage where there is none."""
-    found = list_checkpoints(run)
+def latest(run: Run, before: str = "") -> Path:
+    """The newest checkpoint, of what comes before a stage. Raises MissingStage where there is none."""
+    later = _from(before) if before else []
+    found = [path for path in list_checkpoints(run) if not later or stage_of(path) not in later]
     if not found:
         raise MissingStage(f"{run.path}: no checkpoint yet; run `dream train {run.path}` first")
     return found[-1]
 
 
-def best(run: Run) -> Path:
-    """The checkpoint with the lowest validation loss: what is evaluated and shipped. Raises MissingStage."""
-    path = folder_of(run, read_loop(latest(run)).best_step)
-    return path if path.is_dir() else latest(run)
+def best(run: Run, before: str = "") -> Path:
+    """The checkpoint with the lowest validation loss, of what comes before a stage: what is evaluated and shipped.
+    Raises MissingStage."""
+    newest = latest(run, before)
+    path = folder_of(run, read_loop(newest).best_step)
+    return path if path.is_dir() else newest
 
 
 def read_loop(folder: Path) -> LoopState:

@@ -27,13 +27,14 @@ from distill.vision import PROJECTOR
 class Onward:
     """The run's best student with a new optimizer, its training's batches and those of validation.
 
-    begun: the checkpoint that it goes on from. Raises MissingStage without one, CorruptFile for an altered one.
+    anew: the stage that takes the place of what it left before; it begins with the student before that. begun: the
+    checkpoint that it goes on from. Raises MissingStage without one, CorruptFile for an altered one.
     """
 
-    def __init__(self, run: Run, lr: float, precision: str = "float32") -> None:
+    def __init__(self, run: Run, lr: float, precision: str = "float32", anew: str = "") -> None:
         self.run, self.precision, train = run, precision, run.settings.train
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
-        self.begun = checkpoint.best(run)
+        self.begun = checkpoint.best(run, anew)
         checkpoint.verify_checkpoint(self.begun)
         self._newest = self.begun
         self.model = load_backbone(self.begun).to(pick_device(train.device))

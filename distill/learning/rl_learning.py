@@ -12,8 +12,8 @@ from torch import Tensor
 
 from distill.dream.policy import PolicyNetwork
 from distill.errors import BadInput
-from distill.training.continuous_learning import Grows, Label, told
-from distill.training.reward_model import RewardModel
+from distill.learning.continuous_learning import Grows, Label, told
+from distill.learning.reward_model import RewardModel
 from distill.vision.vision_encoder import TripletEncoder
 
 SHARP = 10.0

@@ -27,13 +27,13 @@ from distill.backbone.model import Backbone
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
+from distill.learning.feedback import FEEDBACK, Feedback, read_feedback
+from distill.learning.onward import Onward
 from distill.run import Run, sha256_file
 from distill.tokens.chat import render, think_block
 from distill.tokens.packing import pack, split_traces
 from distill.training import checkpoint
-from distill.training.feedback import FEEDBACK, Feedback, read_feedback
 from distill.training.losses import tail_kernel
-from distill.training.onward import Onward
 from distill.training.step import forward_backward, move
 
 VERSION = 1
@@ -77,7 +77,6 @@ def learn(
         return record.summary
     checkpoint.refuse(run, "learn")
     started = time.monotonic()
-    undo(run)
     pack(run)
     learning = Learning(run, feedback, lr)
     before, likely = learning.measured(), learning.preferred([each.was for group in learning.groups for each in group])
@@ -92,7 +91,7 @@ def learn(
         {"prompt": prompt, "before": old, "after": new}
         for prompt, old, new in zip(learning.prompts[:3], before["answers"], after["answers"], strict=False)
     ]
-    learning.save(learning.base, steps, "learn", how)
+    learning.keep(learning.base, steps, "learn", how)
     learning.record("learn", how, summary, time.monotonic() - started)
     listen(Event("learn", "done", f"{steps} steps", data=summary))
     return summary
@@ -107,8 +106,8 @@ class Learning(Onward):
     """One learning of a run."""
 
     def __init__(self, run: Run, feedback: Sequence[Feedback], lr: float) -> None:
-        super().__init__(run, lr)
-        self.base = checkpoint.read_loop(checkpoint.latest(run))
+        super().__init__(run, lr, anew="learn")
+        self.base = checkpoint.read_loop(checkpoint.latest(run, "learn"))
         self.groups, self.left_out = self._read(feedback)
         if not self.groups:
             raise BadInput(f"{run.path / FEEDBACK}: nothing of it fits student.context; raise it")

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from distill.backbone.model import Backbone
 from distill.errors import BadInput
+from distill.learning.ewc import Anchor, diagonal_fisher, drawn_loss
+from distill.learning.onward import Onward
+from distill.learning.replay import BETA, Memory, places_of
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
 from distill.training.batches import Batch, Mixture
-from distill.training.ewc import Anchor, diagonal_fisher, drawn_loss
 from distill.training.losses import CHUNK, Targets, alternatives, tail_kernel
-from distill.training.onward import Onward
-from distill.training.replay import BETA, Memory, places_of
 from distill.training.step import forward_backward, move
 
 MEMORY, FISHER = "memory.safetensors", "fisher.safetensors"

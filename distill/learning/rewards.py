@@ -13,8 +13,8 @@ from typing import Any
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.truth import read_truths, same_answer
 from distill.errors import BadInput
+from distill.learning.feedback import FEEDBACK, read_feedback
 from distill.run import Run
-from distill.training.feedback import FEEDBACK, read_feedback
 
 ALMOST = 0.5
 """Reward for JSON that isn't as the schema wants it: without it a student that never fits would learn nothing."""

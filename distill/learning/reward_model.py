@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from distill.backbone.generate import states_before
 from distill.backbone.model import Backbone
 from distill.errors import BadInput, CorruptFile
+from distill.learning.feedback import FEEDBACK, read_feedback
 from distill.run import publish_folder
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids, render, think_block
-from distill.training.feedback import FEEDBACK, read_feedback
 
 WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
 FOLDS = 5

@@ -26,6 +26,8 @@ from distill.backbone.model import Backbone
 from distill.corpus.teachers_source import teachers_source
 from distill.errors import BadInput, RunMismatch
 from distill.events import Event, Listener, silent
+from distill.learning.consult import EARLY, JOURNAL, ON, Begun, Consultation, consulting, early
+from distill.learning.onward import Onward
 from distill.run import Run
 from distill.student.grammar import longest_path
 from distill.student.initialize import transplant
@@ -36,10 +38,8 @@ from distill.tokens.chat import think_block
 from distill.tokens.packing import Documents, pack, spelled_bytes
 from distill.training import checkpoint, numerics
 from distill.training.batches import Batch, Mixture
-from distill.training.consult import EARLY, JOURNAL, ON, Begun, Consultation, consulting, early
 from distill.training.drafts import dream_on
 from distill.training.losses import alternatives, tail_kernel
-from distill.training.onward import Onward
 from distill.training.step import forward_backward, move
 
 VERSION = 1

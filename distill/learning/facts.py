@@ -20,6 +20,10 @@ from distill.backbone.generate import generate
 from distill.backbone.model import Backbone, load_backbone
 from distill.corpus.traces import TraceStore
 from distill.events import Event, Listener, silent
+from distill.learning.keeping import FISHER, MEMORY, Keeper, Keeping
+from distill.learning.new_lines import NewLines, read_new
+from distill.learning.onward import Onward
+from distill.learning.replay import Memory, with_dreams
 from distill.run import Run
 from distill.student.grammar import longest_path
 from distill.tokens.chat import think_block
@@ -27,12 +31,8 @@ from distill.tokens.packing import Documents, pack
 from distill.training import checkpoint
 from distill.training.batches import Mixture, Row
 from distill.training.drafts import TEMPERATURE, dream_on
-from distill.training.keeping import FISHER, MEMORY, Keeper, Keeping
 from distill.training.losses import tail_kernel
-from distill.training.new_lines import NewLines, read_new
-from distill.training.onward import Onward
 from distill.training.plan import CHANCE_LR, INHERITED_LR
-from distill.training.replay import Memory, with_dreams
 from distill.training.start import is_inherited
 from distill.training.step import forward_backward, move
 from distill.training.validate import validate

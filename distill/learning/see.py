@@ -28,6 +28,7 @@ from distill.backbone.generate import generate
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
+from distill.learning.onward import Onward
 from distill.run import Run, fingerprint, publish_folder, sha256_file, write_atomic
 from distill.tokens.chat import PICTURE, Message, picture_ids, render
 from distill.tokens.image_tokens import Codebook
@@ -36,7 +37,6 @@ from distill.tokens.shown import NAMED, PLACES, show
 from distill.training import checkpoint
 from distill.training.batches import Batch, Mixture
 from distill.training.losses import tail_kernel
-from distill.training.onward import Onward
 from distill.training.step import forward_backward, make_optimizer, move
 from distill.vision import PROJECTOR
 from distill.vision.dinov2 import dinov2_small
@@ -83,10 +83,10 @@ def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, A
         return {"skipped": "see.steps is 0"}
     checkpoint.refuse(run, "see")
     started = time.monotonic()
-    checkpoint.drop(run, "see")
     pack(run)
     seeing = Seeing(run, how, listen)
     if force:
+        run.forget("see")
         shutil.rmtree(seeing.aside, ignore_errors=True)
     summary = seeing.perform()
     seeing.record("see", how, summary, time.monotonic() - started)
@@ -124,12 +124,12 @@ class Seeing(Onward):
     """One learning to see of a run. aside: where it is kept how far it has come, so that it goes on from there."""
 
     def __init__(self, run: Run, how: Mapping[str, Any], listen: Listener) -> None:
-        super().__init__(run, LR)
+        super().__init__(run, LR, anew="see")
         self.aside = run.path / ASIDE
         learned = asdict(run.settings.train), run.settings.capture.system, sha256_file(self.begun / "checksums.json")
         self.same = fingerprint([how, *learned])
         self.listen, self.settings = listen, run.settings.see
-        self.base = checkpoint.read_loop(checkpoint.latest(run))
+        self.base = checkpoint.read_loop(checkpoint.latest(run, "see"))
         own = run.settings.vision.weights if run.settings.vision.backbone == "dinov2" else ""
         source, whose = own or str(dinov2_small(listen)), f"that of {Path(own).name}" if own else ""
         hidden, size = self.model.config.hidden, self.settings.image_size
@@ -212,7 +212,7 @@ class Seeing(Onward):
                 self._keep(step + 1)
         stack.embed_tokens = words
         self.sight.projector.cpu().requires_grad_(False)
-        self.save(self.base, steps, "see", asdict(self.settings))
+        self.keep(self.base, steps, "see", asdict(self.settings))
         return {"steps": steps, "pictures": len(self.places), "patches": self.sight.patches, **self._told()}
 
     def beside(self, folder: Path) -> None:

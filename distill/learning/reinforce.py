@@ -23,14 +23,14 @@ from distill.backbone.reinforce import Rollout, advantages, note_logprobs, polic
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, RunMismatch
 from distill.events import Event, Listener, silent
+from distill.learning.onward import Onward
+from distill.learning.reward_model import RewardModel, answer_features, calibration_error, read_pairs
+from distill.learning.rewards import Judge, Reply, learned_from, open_judge
 from distill.run import Run, sha256_file
 from distill.student.grammar import dream_size
 from distill.tokens.chat import think_block
 from distill.tokens.packing import Asked, Documents, pack, split_traces
 from distill.training import checkpoint
-from distill.training.onward import Onward
-from distill.training.reward_model import RewardModel, answer_features, calibration_error, read_pairs
-from distill.training.rewards import Judge, Reply, learned_from, open_judge
 
 VERSION = 1
 TOGETHER = 64

@@ -12,13 +12,14 @@ from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.journal import Journal
 from distill.knowledge.growing_graph import Chain, KnowledgeGraph
+from distill.learning import facts
+from distill.learning.continuous_learning import OnlineLearningLoop
+from distill.learning.feedback import FEEDBACK
+from distill.learning.keeping import Keeping
+from distill.learning.new_lines import NewLines, new_lines
 from distill.mining.triplets import LENSES
 from distill.run import Run
-from distill.training import checkpoint, facts
-from distill.training.continuous_learning import OnlineLearningLoop
-from distill.training.feedback import FEEDBACK
-from distill.training.keeping import Keeping
-from distill.training.new_lines import NewLines, new_lines
+from distill.training import checkpoint
 
 TOGETHER = 32
 """Lines learned at a time."""

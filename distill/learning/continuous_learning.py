@@ -20,9 +20,9 @@ from torch import Tensor
 
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
+from distill.learning.ewc import Anchor, diagonal_fisher
+from distill.learning.replay import BETA, Priorities
 from distill.mining.triplets import Triplet
-from distill.training.ewc import Anchor, diagonal_fisher
-from distill.training.replay import BETA, Priorities
 from distill.vision.vision_encoder import TripletEncoder
 
 Label = tuple[str, str, str]
