@@ -42,7 +42,8 @@ _PLACES = ("on", "under", "behind", "into", "over", "across")
 
 
 def bench_scale(watch: Stopwatch, counts: Sequence[int], mined: int, processes: int = 0) -> BenchResult:
-    """Each stage's seconds and the most memory that its processes held together, for each number of answers.
+    """Each stage's seconds, those that processors worked for it (busy neighbours change them least), and the most
+    memory that its processes held together, for each number of answers.
 
     mined: where there are more answers, triplets are made up, too, as mining takes longest. processes: those of mining,
     0: as many as cores; where they are several, one alone is measured as well. Raises DistillError where a stage fails.
@@ -59,6 +60,7 @@ def bench_scale(watch: Stopwatch, counts: Sequence[int], mined: int, processes: 
                 label, setting = f"{stage}, {count:,} answers", {"answers": count}
                 series += [
                     Series(label, "s", -1, (found["seconds"],), setting),
+                    Series(f"{label}, processors", "s", -1, (found["worked"],), setting),
                     Series(f"{label}, memory", "MiB", -1, (found["bytes"] / MIB,), setting),
                 ]
         watch.listen(Event("bench scale", "progress", done=place + 1, total=len(counts), unit="corpus"))
@@ -78,7 +80,8 @@ def _apart(run: Path, stage: str, processes: int) -> dict[str, float]:
 
 
 def measure(path: Path, stage: str, processes: int) -> dict[str, float]:
-    """Run a stage here: seconds, and the most bytes that this process and those that it started held at a time."""
+    """Run a stage here: seconds, those that processors worked, and the most bytes that this process and those that it
+    started held at a time."""
     from distill.knowledge.mine import mine
     from distill.tokens.build import build_tokenizer
     from distill.tokens.packing import pack
@@ -94,10 +97,16 @@ def measure(path: Path, stage: str, processes: int) -> dict[str, float]:
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
+    before = worked()
     seconds = seconds_of(jobs.get(stage, lambda: mine(run, force=True)))
     over.set()
     watcher.join()
-    return {"seconds": seconds, "bytes": max(most, resident())}
+    return {"seconds": seconds, "worked": worked() - before, "bytes": max(most, resident())}
+
+
+def worked() -> float:
+    """Seconds that processors have worked for this process and for those that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def resident() -> int:

@@ -104,7 +104,7 @@ def test_stages_are_measured_by_the_number_of_answers(run: Run, monkeypatch: pyt
     stages = [(60, name) for name in (scale.ONE, "mine", "tokenize", "pack")] + [(80, "tokenize"), (80, "pack")]
     assert alone == [(name, 2) for _, name in stages]
     labels = [f"{name}, {count} answers" for count, name in stages]
-    assert list(series) == [part for label in labels for part in (label, f"{label}, memory")]
+    assert list(series) == [part for label in labels for part in (label, f"{label}, processors", f"{label}, memory")]
     assert all(20 < series[f"{label}, memory"]["median"] < 4096 for label in labels)
 
 
