@@ -2,7 +2,8 @@
 
 A packed row holds several documents that must not see each other. With a mask over the whole row, most of the
 work is on pairs that are thrown away; on a CPU it is quicker to compute documents of similar length together, with
-plain products. On a GPU the masked kernel wins, and the same `Documents` object carries the mask.
+plain products. On a GPU one kernel for all rows wins, that skips what no token reads (`flex.py`); the same `Documents`
+tells it what that is.
 
 Shape legend: B rows, T positions, H heads, G key/value heads, E head size, L positions of one document.
 """
@@ -11,9 +12,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from distill.backbone import flex
+from distill.backbone.device import sent
 
 SIMILAR = 0.7
 """Documents at least this share of the longest in their group are padded to it: few large products beat many small."""
@@ -42,23 +47,34 @@ class Documents:
         self.hidden = hidden or {}
 
     @cached_property
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """first, begin, end, (B, T) int32 each: a position reads from `first` to itself, without `begin` up to `end`.
+        What no document covers reads itself alone."""
+        first = np.tile(np.arange(self.length, dtype=np.int32), (self.rows, 1))
+        begin, end = np.zeros_like(first), np.zeros_like(first)
+        for span in self.spans:
+            row, start, stop = span
+            first[row, start:stop] = start
+            if span in self.hidden:
+                after, hidden, until = self.hidden[span]
+                begin[row, start + after : stop], end[row, start + after : stop] = start + hidden, start + until
+        first, begin, end = (sent(torch.from_numpy(part), self.device) for part in (first, begin, end))
+        return first, begin, end
+
+    @cached_property
     def mask(self) -> Tensor:
         """(B, 1, T, T) bool: who may be read."""
-        owner = torch.full((self.rows, self.length), -1)
-        hidden = torch.zeros(self.rows, self.length, 2, dtype=torch.int64)
-        for i, span in enumerate(self.spans):
-            row, start, end = span
-            owner[row, start:end] = i
-            if span in self.hidden:
-                after, *unseen = self.hidden[span]
-                hidden[row, start + after : end] = start + torch.tensor(unseen)
-        owner, hidden = owner.to(self.device), hidden.to(self.device)
+        first, begin, end = (part.unsqueeze(-1) for part in self.read)
         places = torch.arange(self.length, device=self.device)
-        seen = (owner[:, :, None] == owner[:, None, :]) & (places <= places[:, None])
+        seen = (first <= places) & (places <= places[:, None])
         if self.hidden:
-            begin, end = hidden.unsqueeze(2).unbind(-1)
             seen &= (places < begin) | (places >= end)
         return seen.unsqueeze(1)
+
+    @cached_property
+    def blocks(self) -> Any:
+        """The same as flex.py wants it, without a (B, 1, T, T)."""
+        return flex.block_mask(*self.read, bool(self.hidden))
 
     @cached_property
     def groups(self) -> list["Group"]:
@@ -166,7 +182,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tens
 
     documents None: each row is one document.
     """
-    if documents is not None and q.device.type == "cpu":
+    if documents is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    if q.device.type == "cpu":
         return DocumentAttention.apply(q, k, v, documents)  # pyright: ignore[reportReturnType]
-    mask = None if documents is None else documents.mask
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    return attend_rows(q, k, v, documents)
+
+
+def attend_rows(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
+    """The same by one kernel for all rows, as on a GPU."""
+    if flex.runs(q, k, v, documents.blocks):
+        return flex.attend(q, k, v, documents.blocks)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=documents.mask, enable_gqa=True)

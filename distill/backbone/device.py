@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from torch import Tensor
 
 from distill.errors import BadInput
 
@@ -18,3 +19,11 @@ def pick_device(name: str) -> torch.device:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"device={name!r}: can't be used; choose auto, cpu or cuda") from error
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on its way to a device; the tensor itself where it is there. A GPU takes it from pinned memory, in its
+    turn, so that nobody waits for what it is at."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
