@@ -89,7 +89,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
     compiled = torch.compile(flex_attention.flex_attention, fullgraph=True, backend=counter)
     monkeypatch.setattr(flex, "kernel", lambda: compiled)
     monkeypatch.setattr(flex, "_runs", {})
-    monkeypatch.setattr(flex_attention, "_validate_device", lambda *parts: None)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda q, k, v: None)  # pyright: ignore[reportUnknownLambdaType]
     torch.compiler.reset()
     return counter
 

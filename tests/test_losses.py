@@ -120,6 +120,15 @@ def test_chunks_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(ce, ce_parts)
 
 
+@pytest.mark.parametrize("positions", [1, 511, 512, 2048, 5 * 512, 40_000])
+def test_a_gpu_projects_more_at_once_in_two_shapes(positions: int) -> None:
+    parts = list(losses.chunks(positions, 32_768, torch.device("cuda")))
+    sizes = [part.stop - part.start for part in parts]
+    assert [part.start for part in parts] == [sum(sizes[:i]) for i in range(len(parts))]
+    assert sizes == positions // 2048 * [2048] + -(-(positions % 2048) // 512) * [512]
+    assert {part.stop - part.start for part in losses.chunks(positions, 10**6, torch.device("cuda"))} == {512}
+
+
 def test_student_equal_to_teacher_has_no_divergence() -> None:
     hidden, projection = torch.randn(9, D), torch.randn(V, D)
     log_q = torch.log_softmax(hidden @ projection.t(), -1)

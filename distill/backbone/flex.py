@@ -57,7 +57,7 @@ def block_mask(first: Tensor, begin: Tensor, end: Tensor, hidden: bool = True) -
 
 
 def _listed(read: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of keys each block of queries reads, (B, 1, N) int32; which, (B, 1, N, N) int32: they come first."""
+    """How many blocks of keys each block of queries reads, (B, 1, N) int32; which, first of all, (B, 1, N, N) int32."""
     read = read.to(torch.int32).unsqueeze(1)
     which = torch.argsort(read, dim=-1, descending=True, stable=True).to(torch.int32)
     return read.sum(-1, dtype=torch.int32), which

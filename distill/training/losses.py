@@ -25,15 +25,30 @@ What a position's grammar forbids costs g·(−log Σ_allowed q_j) more (the sem
 mask keeps to the grammar, but where none runs, as in Ollama, the weights alone must.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distill.backbone.device import sent
+
 CHUNK = 512
 """Positions projected at once: 512 × 8,192 float32 logits are 16 MiB."""
+LOGITS = 2**26
+"""Logits that a GPU makes at once, 256 MiB of float32: fewer don't keep it busy."""
+
+
+def chunks(positions: int, words: int, device: torch.device) -> Iterator[slice]:
+    """Parts of so many positions that are projected at once to logits of `words`: of CHUNK; on a GPU of more, and what
+    is left of CHUNK, so that there are two shapes to compile for, however many positions a batch has."""
+    large = max(LOGITS // words // CHUNK, 1) * CHUNK if device.type == "cuda" else CHUNK
+    start = 0
+    while start < positions:
+        end = start + (large if positions - start >= large else CHUNK)
+        yield slice(start, end)
+        start = end
 
 
 @dataclass
@@ -58,7 +73,7 @@ class Targets:
     strict: Tensor | None = None
 
     def to(self, device: torch.device) -> "Targets":
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: sent(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 
     def scale(self, by: float) -> None:
@@ -160,8 +175,7 @@ class FusedDistillation(torch.autograd.Function):
         kls: list[Tensor] = []
         ces: list[Tensor] = []
         paid = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, hidden.shape[0], CHUNK):
-            part = slice(start, start + CHUNK)
+        for part in chunks(len(hidden), len(projection), hidden.device):
             h = hidden[part].detach()
             kl, ce, dz, strict = chunk_terms(h, w, targets, part, kernel)
             grad_hidden[part] = dz @ w
@@ -205,7 +219,7 @@ class ChunkTargets:
     soft: float
 
     def to(self, device: torch.device) -> "ChunkTargets":
-        return ChunkTargets(self.chunk.to(device), self.logprobs.to(device), self.soft)
+        return ChunkTargets(sent(self.chunk, device), sent(self.logprobs, device), self.soft)
 
 
 class LabelLogprobs(torch.autograd.Function):
@@ -217,8 +231,7 @@ class LabelLogprobs(torch.autograd.Function):
         w = projection.to(hidden.dtype)
         parts: list[Tensor] = []
         paid = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, hidden.shape[0], CHUNK):
-            part = slice(start, start + CHUNK)
+        for part in chunks(len(hidden), len(projection), hidden.device):
             z = (hidden[part] @ w.t()).float()
             own = z.gather(1, targets.labels[part, None])
             parts.append((own - z.logsumexp(1, keepdim=True)).squeeze(1))
@@ -235,8 +248,7 @@ class LabelLogprobs(torch.autograd.Function):
         w = projection.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_projection = torch.zeros_like(projection, dtype=torch.float32)
-        for start in range(0, hidden.shape[0], CHUNK):
-            part = slice(start, start + CHUNK)
+        for part in chunks(len(hidden), len(projection), hidden.device):
             h, grad = hidden[part], grads[0][part, None].float()
             z = (h @ w.t()).float()
             dz = z.softmax(1).mul_(-grad).scatter_add_(1, targets.labels[part, None], grad)

@@ -1,12 +1,13 @@
 """One step: the optimizer, a batch's loss and gradients, and where they are computed."""
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from distill.backbone.device import sent
 from distill.backbone.model import Backbone
 from distill.errors import BadInput
 from distill.training.batches import Batch
@@ -91,7 +92,9 @@ def move(batch: Batch, device: torch.device) -> Batch:
     if batch.ids.device == device:
         return batch
     batch.spans.device = device
-    moved: Callable[[Any], Any] = lambda part: part.to(device, non_blocking=True)  # noqa: E731
-    chunks = None if batch.chunks is None else moved(batch.chunks)
-    parts = (moved(batch.ids), moved(batch.positions), batch.spans, moved(batch.where), moved(batch.targets))
-    return Batch(*parts, moved(batch.answers), batch.loss_positions, moved(batch.alike), chunks)
+    chunks = None if batch.chunks is None else batch.chunks.to(device)
+    ids, positions, where, answers, alike = (
+        sent(part, device) for part in (batch.ids, batch.positions, batch.where, batch.answers, batch.alike)
+    )
+    targets = batch.targets.to(device)
+    return Batch(ids, positions, batch.spans, where, targets, answers, batch.loss_positions, alike, chunks)
