@@ -4,7 +4,6 @@ All repetitions are kept, in order. Of a handful of them a mean says little (one
 for them, with an interval that supposes nothing about how they are spread.
 """
 
-import importlib.metadata
 import json
 import math
 import platform
@@ -85,7 +84,7 @@ class BenchResult:
     about: dict[str, Any] = field(default_factory=dict[str, Any])
     warmup: int = 0
     machine: dict[str, Any] = field(default_factory=dict[str, Any])
-    version: str = field(default_factory=lambda: importlib.metadata.version("dreaming-student"))
+    version: str = field(default_factory=lambda: versions().get("dreaming-student", "not installed"))
     time: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
     def named(self, name: str) -> Series:

@@ -4,7 +4,8 @@ Theirs: `LlamaForCausalLM` in float32, hard labels, AdamW, once on full rows of 
 which no corpus of short answers is; and once on the documents that ours reads, a row each, padded to the longest, as
 its usual collator does: there only their tokens count. Ours: packed documents with 20 alternatives an answer token,
 the distillation loss, AdamW, in the precision that a trial chooses. All clip gradients. The precision is chosen before
-the rounds, which warms ours up too.
+the rounds, which warms ours up too. Ours looks at each step's loss, and makes the next batch meanwhile, as training
+does.
 """
 
 import math
@@ -15,18 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.result import BenchResult
+from bench.flops import model_flops, peak
+from bench.result import BenchResult, Series
 from bench.stopwatch import Stopwatch, listed, rates, ratio
+from distill.backbone import flex
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.config import StudentSettings, TrainSettings
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import numerics
-from distill.training.batches import Batches, Mixture
-from distill.training.step import forward_backward, make_optimizer, move, pick_device
+from distill.training.ahead import Ahead
+from distill.training.batches import Batches, Mixture, Row
+from distill.training.step import forward_backward, make_optimizer, pick_device
 
 DOCUMENTS = 512
 ALTERNATIVES = 20
+MIB = 2**20
 IGNORED = -100
 """The label that transformers' loss passes over."""
 
@@ -39,55 +44,95 @@ def bench_train(
     context: int = 512,
     settings: TrainSettings | None = None,
     sizes: Mapping[str, int] | None = None,
+    alone: bool = False,
 ) -> BenchResult:
-    """Tokens a second of both steps, and the ratio of each round (ours / theirs).
+    """Tokens a second of both steps, and the ratio of each round (ours / theirs); of ours, how much of the device's
+    arithmetic it uses, and on a GPU the most memory that it held.
 
-    sizes: `hidden`, `layers` and so on where they are not the preset's. Raises BadInput for an unknown preset.
+    sizes: `hidden`, `layers` and so on where they are not the preset's. alone: without transformers' steps. Raises
+    BadInput for an unknown preset.
     """
     settings = settings or TrainSettings()
     device = pick_device(settings.device)
     sizes = {name: size for name, size in (sizes or {}).items() if size}
     config = config_for(StudentSettings(preset=preset, context=context, **sizes), vocab_size, 0, 2)  # pyright: ignore[reportArgumentType]
     ours = Backbone(config).initialize(0).to(device).train()
+    ours.recompute = settings.recompute
     batches = Batches(
         synthetic_documents(vocab_size), FixedTokens(vocab_size), context, Mixture(True, 0.25, 0.0), 0, 0.8
     )
     planned = batches.epoch(0)
+    ahead = Ahead(batches, device)
     optimizer = make_optimizer(ours, settings.lr, (0.9, 0.95), settings.weight_decay)
     place = 0
 
-    def backward(candidate: numerics.Numerics, kernel: Any, count: int) -> None:
-        nonlocal place
+    def parts(count: int) -> list[list[Row]]:
         chosen = [planned[(place + i) % len(planned)] for i in range(count)]
+        size = settings.micro_rows or count
+        return [chosen[i : i + size] for i in range(0, count, size)]
+
+    def backward(candidate: numerics.Numerics, kernel: Any, count: int) -> list[Tensor]:
+        nonlocal place
+        made = ahead.take(parts(count))
         place += count
-        forward_backward(ours, move(batches.assemble(chosen), device), candidate.precision, kernel)
+        for batch in made:
+            batch.targets.scale(1 / len(made))
+        return [forward_backward(ours, batch, candidate.precision, kernel)["loss"] for batch in made]
 
     def step(candidate: numerics.Numerics, kernel: Any) -> None:
-        backward(candidate, kernel, rows)
+        losses = backward(candidate, kernel, rows)
         torch.nn.utils.clip_grad_norm_(ours.parameters(), 1.0)
+        ahead.prepare(parts(rows))
+        float(torch.stack(losses).sum())
         optimizer.step()
         optimizer.zero_grad()
 
-    trial = numerics.Trial(ours, backward, rows, 1, lambda _: math.inf, lambda seconds: seconds, watch.listen)
+    def attempt(candidate: numerics.Numerics, kernel: Any, count: int) -> None:
+        backward(candidate, kernel, count)
+
+    trial = numerics.Trial(ours, attempt, rows, 1, lambda _: math.inf, lambda seconds: seconds, watch.listen)
     chosen = numerics.choose(settings, trial)
     optimizer.zero_grad()
     kernel = numerics.apply(chosen, ours)
-    full = torch.randint(0, vocab_size, (rows, context))
+    memory: list[Series] = []
+    if device.type == "cuda":  # while nobody else is there, and after what compiling took
+        step(chosen, kernel)
+        torch.cuda.reset_peak_memory_stats(device)
+        step(chosen, kernel)
+        memory = [Series("ours, peak memory", "MiB", -1, (torch.cuda.max_memory_allocated(device) / MIB,))]
+    steps: dict[str, Callable[[], None]] = {}
     padded, labels = a_document_a_row(batches, rows * context)
-    steps = {
-        "transformers": reference_step(config.to_hf(), full, full, device),
-        "transformers, padded": reference_step(config.to_hf(), padded, labels, device),
-        "ours": lambda: step(chosen, kernel),
-    }
+    if not alone:
+        full = torch.randint(0, vocab_size, (rows, context))
+        steps["transformers"] = reference_step(config.to_hf(), full, full, device)
+        steps["transformers, padded"] = reference_step(config.to_hf(), padded, labels, device)
+    theirs = list(steps)
+    steps["ours"] = lambda: step(chosen, kernel)
     seconds = watch.seconds(steps, "bench train", str(device))
     read = {name: int((labels != IGNORED).sum()) if "padded" in name else rows * context for name in steps}
     found = {name: rates(read[name], {name: taken})[name] for name, taken in seconds.items()}
-    theirs = list(steps)[:2]
+    flops = model_flops(ours, [batches.assemble(planned)]) / len(planned) * rows
+    most, told = peak(device, chosen.precision)
+    used = tuple(100 * flops / (each * most) for each in seconds["ours"])
     return watch.result(
         "train",
-        [*listed(found, "tokens/s", 1), *(ratio(f"ours over {name}", found["ours"], found[name]) for name in theirs)],
+        [
+            *listed(found, "tokens/s", 1),
+            Series("ours, model FLOPs utilization", "% of peak", 1, used),
+            *memory,
+            *(ratio(f"ours over {name}", found["ours"], found[name]) for name in theirs),
+        ],
         {"preset": preset, **sizes, "vocab_size": vocab_size, "rows": rows, "context": context},
-        {"parameters": count_parameters(ours), "numerics": chosen.label, "trial": chosen.trial, "why": chosen.why},
+        {
+            "parameters": count_parameters(ours),
+            "numerics": chosen.label,
+            "trial": chosen.trial,
+            "why": chosen.why,
+            "GFLOP a step": round(flops / 1e9, 3),
+            "peak, TFLOP/s": float(f"{most / 1e12:.3g}"),
+            "peak from": told,
+            "attention": flex.told(device),
+        },
         str(device),
     )
 

@@ -80,7 +80,12 @@ size_options = all_of(
     setting("--ffn", "student.ffn", "Of each layer's neurons, keep so many.", **_NUMBER),
     setting("--heads", "student.heads", "Of each layer's heads, keep so many.", **_NUMBER),
     setting("--init", "student.init", "Begin so, or as another model.", metavar="teacher|chance|PATH"),
-    setting("--preset", "student.preset", "Of this size, from chance.", type=click.Choice(["nano", "micro", "small"])),
+    setting(
+        "--preset",
+        "student.preset",
+        "Of this size, from chance.",
+        type=click.Choice(["nano", "micro", "small", "large"]),
+    ),
     setting("--steps", "train.steps", "Optimizer steps.", **_NUMBER),
     setting("--minutes", "train.minutes", "Train so long instead.", type=click.FloatRange(0), metavar="M"),
 )

@@ -1,18 +1,26 @@
 """Benchmarks of writing and dreaming: tiny ones run through and say what they measured. How fast is not tested."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from support.bench_command import Run, bench
 from support.dinov2 import dinov2
 
 from bench import figures, scale, seeing
+from bench.flops import model_flops
 from bench.generation import bench_dreams, bench_generate
+from bench.result import load_result
 from bench.stopwatch import Stopwatch, seconds_of
+from distill.backbone.attention import Documents
+from distill.backbone.model import Backbone, BackboneConfig
 from distill.config import Settings
 from distill.corpus.truth import Truth
 from distill.dream.model import DreamingReasoningLLM
@@ -31,7 +39,8 @@ def by_name(out: str) -> dict[str, Any]:
     series = {one["name"]: one for one in json.loads(out)["series"]}
     for one in series.values():
         assert 0 < one["min"] <= one["interval"][0] <= one["median"] <= one["interval"][1] <= one["max"]
-        assert one["better"] == (1 if one["unit"] in ("tokens/s", "pictures/s") or " over " in one["name"] else -1)
+        more = one["unit"] in ("tokens/s", "pictures/s", "% of peak") or " over " in one["name"]
+        assert one["better"] == (1 if more else -1)
     return series
 
 
@@ -68,14 +77,57 @@ def test_a_training_step_of_any_size_is_measured_and_compared(run: Run, tmp_path
     assert result["about"]["parameters"] == 128 * 32 + 32 * (2 * 32 + 2 * 16 + 3 * 64 + 2) + 32
     assert (result["about"]["trial"], result["about"]["why"]) == ({}, "as set")
     theirs = ("transformers", "transformers, padded")
-    assert set(series) == {"ours", *theirs, *(f"ours over {name}" for name in theirs)}
+    used = "ours, model FLOPs utilization"
+    assert set(series) == {"ours", used, *theirs, *(f"ours over {name}" for name in theirs)}
+    about, speed = result["about"], series["ours"]["values"]
+    assert about["peak from"] == "a float32 product of 1024³ here"
+    share = [100 * rate / 128 * about["GFLOP a step"] / (1e3 * about["peak, TFLOP/s"]) for rate in speed]
+    assert series[used]["values"] == pytest.approx(share, rel=0.01)
     for name in theirs:
         rates = [series[each]["values"] for each in ("ours", name)]
         assert series[f"ours over {name}"]["values"] == pytest.approx([a / b for a, b in zip(*rates, strict=True)])
-    code, out, err = run(*command, "--against", tmp_path / "before.json", "--threshold", 1000)
+    ours = ("ours", used)
+    code, out, err = run(*command, "--alone", "--against", tmp_path / "before.json", "--threshold", 1000)
     assert code == 0, err
     changes = {change["name"]: change["saved"] for change in json.loads(out)["against"]["changes"]}
-    assert changes == {name: one["median"] for name, one in series.items()}
+    assert changes == {name: series[name]["median"] for name in ours}
+
+
+def test_operations_of_a_step_are_counted_one_by_one() -> None:
+    config = BackboneConfig(97, 32, 3, 4, 2, 48, 64, pad_id=0, eos_id=2)
+    model = Backbone(config)
+    spans = Documents(2, 64, [(0, 0, 20), (0, 20, 64), (1, 0, 64)], torch.device("cpu"), {(0, 20, 64): (30, 2, 9)})
+    batch: Any = SimpleNamespace(ids=torch.zeros(2, 64), spans=spans, loss_positions=70)
+    weights = sum(
+        module.weight.numel() * (70 if module is model.lm_head else 128)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    assert model_flops(model, [batch]) == 6 * weights + 3 * 3 * 4 * (2 * 2 * 8) * int(spans.mask.sum())
+    assert model_flops(model, [batch, batch]) == 2 * model_flops(model, [batch])
+
+
+def test_students_for_a_gpu_are_measured_from_the_source_alone(tmp_path: Path) -> None:
+    """In a Python that has torch and little else, as on a machine that is lent for minutes."""
+    absent = ["click", "gguf", "httpx", "requests", "rouge_score", "sacrebleu", "spacy", "starlette", "transformers"]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({absent}))
+from pathlib import Path
+from bench import gpu
+from distill.config import TrainSettings
+heads = {{"rows": 2, "length": 128, "heads": 4, "kv_heads": 2, "size": 16}}
+plain = TrainSettings(precision="float32", compile="never")
+sys.exit(gpu.main(Path({str(tmp_path / "found")!r}), (gpu.Case("nano", 1, 128),), heads, plain, 2))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained, attention = (load_result(tmp_path / "found" / f"{name}.json") for name in ("train-nano", "attention"))
+    assert trained.settings == {"preset": "nano", "vocab_size": 8192, "rows": 1, "context": 128}
+    assert [one.name for one in trained.series] == ["ours", "ours, model FLOPs utilization"]
+    assert {one.name for one in attention.series} == {"ours", "a masked product", "a masked product over ours"}
+    assert max(attention.about["apart from float32"]["ours"]) < 1e-5
 
 
 def test_embeddings_of_pictures_are_measured_and_those_of_transformers(run: Run, tmp_path: Path) -> None:

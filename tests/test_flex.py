@@ -88,7 +88,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
     counter = CompileCounterWithBackend("inductor" if torch.cuda.is_available() else "eager")
     compiled = torch.compile(flex_attention.flex_attention, fullgraph=True, backend=counter)
     monkeypatch.setattr(flex, "kernel", lambda: compiled)
-    monkeypatch.setattr(flex, "_runs", {})
+    monkeypatch.setattr(flex, "tried", {})
     monkeypatch.setattr(flex_attention, "_validate_device", lambda q, k, v: None)  # pyright: ignore[reportUnknownLambdaType]
     torch.compiler.reset()
     return counter

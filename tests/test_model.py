@@ -108,7 +108,7 @@ def test_embeddings_can_be_given_instead_of_ids() -> None:
     assert (embeds.grad.abs().sum(-1) > 0).all()
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("nano", 5), ("micro", 25), ("small", 100)])
+@pytest.mark.parametrize(("preset", "millions"), [("nano", 5), ("micro", 25), ("small", 100), ("large", 1000)])
 def test_presets_have_their_size_and_quantize_well(preset: str, millions: int) -> None:
     config = config_for(StudentSettings(preset=preset), 4096, 0, 1)
     with torch.device("meta"):

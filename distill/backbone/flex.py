@@ -80,24 +80,32 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         return kernel()(q, k, v, block_mask=mask, enable_gqa=True)
 
 
-_runs: dict[tuple[Any, ...], bool] = {}
+tried: dict[tuple[Any, ...], bool] = {}
+"""Kinds of heads on a device → whether the kernel runs for them."""
 
 
 def runs(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> bool:
     """Whether the kernel can be compiled for such heads on such a device, there and back: tried once on zeros of this
     shape, which is needed next anyway. Where it can't, a warning says why."""
     kind = (q.device.type, q.dtype, q.shape[1], k.shape[1], q.shape[3])
-    if kind not in _runs:
+    if kind not in tried:
         parts = [torch.zeros_like(part).requires_grad_() for part in (q, k, v)]
         try:
             with torch.enable_grad():
                 attend(parts[0], parts[1], parts[2], mask).sum().backward()
-            _runs[kind] = True
+            tried[kind] = True
         except Exception as error:  # of Dynamo, Inductor, Triton, a C compiler that isn't there: each has its own
             why = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
             warnings.warn(
                 f"attention: FlexAttention doesn't run here ({why}); masks of all pairs of positions take more memory",
                 stacklevel=2,
             )
-            _runs[kind] = False
-    return _runs[kind]
+            tried[kind] = False
+    return tried[kind]
+
+
+def told(device: torch.device) -> str:
+    """What has computed attention within documents there so far."""
+    names = {True: "FlexAttention", False: "a masked product"}
+    found = sorted({runs for (kind, *_), runs in tried.items() if kind == device.type}, reverse=True)
+    return "document by document" if device.type == "cpu" else " and ".join(names[runs] for runs in found)

@@ -29,8 +29,9 @@ PRESETS: dict[str, dict[str, int]] = {
     "nano": {"hidden": 256, "layers": 6, "heads": 4, "kv_heads": 2, "ffn": 768},
     "micro": {"hidden": 512, "layers": 7, "heads": 8, "kv_heads": 4, "ffn": 1536},
     "small": {"hidden": 768, "layers": 14, "heads": 12, "kv_heads": 4, "ffn": 2048},
+    "large": {"hidden": 2048, "layers": 20, "heads": 16, "kv_heads": 8, "ffn": 6144},
 }
-"""About 5 M, 25 M and 100 M parameters with a vocabulary of some thousands."""
+"""About 5 M, 25 M, 100 M and 1 G parameters with a vocabulary of some thousands."""
 
 
 def config_for(settings: StudentSettings, vocab_size: int, pad_id: int, eos_id: int) -> BackboneConfig:

@@ -36,23 +36,33 @@ def size_options(function: Function) -> Function:
 @click.option("--heads", default=0, type=click.IntRange(0), help="Attention heads.")
 @click.option("--kv-heads", default=0, type=click.IntRange(0), help="Heads of keys and values.")
 @click.option("--ffn", default=0, type=click.IntRange(0), help="Width of the feed-forward part.")
+@click.option("--alone", is_flag=True, help="Without transformers' own steps.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A train setting, such as train.device.")
 @measured(repeat=7)
 def train(
-    preset: str, vocab_size: int, rows: int, context: int, overrides: tuple[str, ...], watch: "Stopwatch", **sizes: int
+    preset: str,
+    vocab_size: int,
+    rows: int,
+    context: int,
+    alone: bool,
+    overrides: tuple[str, ...],
+    watch: "Stopwatch",
+    **sizes: int,
 ) -> "BenchResult":
-    """Time our training step (packed, soft targets) against transformers' own in float32, same model and shape.
+    """Time our training step (packed, soft targets) against transformers' own in float32, same model and shape, and
+    tell how much of the device's arithmetic it uses.
 
     \b
     Examples:
       dream bench train --repeat 11
+      dream bench train --preset large --rows 8 --context 2048 --alone    1 billion parameters, on a GPU
       dream bench train --layers 12 --hidden 576 --heads 9 --kv-heads 3 --ffn 1536    12 layers of SmolLM2-135M
     """
     from bench.training import bench_train
     from distill.settings import load_settings
 
     settings = load_settings(None, list(overrides)).train
-    return bench_train(watch, preset, vocab_size, rows, context, settings, sizes)
+    return bench_train(watch, preset, vocab_size, rows, context, settings, sizes, alone)
 
 
 @bench.command()
