@@ -2,14 +2,14 @@
 
     python -m bench.gpu FOLDER
 
-It needs torch, numpy, scipy, tokenizers and safetensors, and nothing of this project has to be installed. First it
+It needs torch, numpy, scipy, tokenizers and safetensors; nothing has to be installed of this project. First it
 compares FlexAttention with the masked product (outputs and gradients, and seconds), then it times training steps. Each
 result is written into FOLDER when it is there (attention.json, train-small.json, train-large.json), as `dream bench
 --out` writes them. What fails is told, and the rest is measured all the same; then the exit code is 1.
 """
 
+import logging
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.result import HEADER, BenchResult, Series, row, write_result
+from bench.result import BenchResult, Series, row, write_result
 from bench.stopwatch import Stopwatch, listed, ratio
 from bench.training import FixedTokens, bench_train, synthetic_documents
 from distill.backbone import flex
@@ -29,6 +29,7 @@ from distill.events import Event
 from distill.training.batches import Batches, Mixture
 from distill.training.step import pick_device
 
+LOG = logging.getLogger(__name__)
 VOCABULARY = 8192
 
 
@@ -59,17 +60,16 @@ def main(
     jobs |= {f"train-{case.preset}": partial(_train, watch, case, settings) for case in cases}
     failed = 0
     for name, job in jobs.items():
-        print(f"== {name}", flush=True)
+        LOG.info("== %s", name)
         try:
             result = job()
         except Exception:  # the others are still worth their time
-            traceback.print_exc()
+            LOG.exception("%s failed", name)
             failed = 1
             continue
         write_result(result, folder / f"{name}.json")
-        for cells in (HEADER, *map(row, result.series)):
-            print("  ".join(cells))
-        print(result.settings, result.about, result.machine, sep="\n", flush=True)
+        for told in (*("  ".join(row(one)) for one in result.series), result.settings, result.about, result.machine):
+            LOG.info("%s", told)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return failed
@@ -84,7 +84,7 @@ def _train(watch: Stopwatch, case: Case, settings: TrainSettings | None) -> Benc
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise
-            print(f"{rows} rows don't fit: {rows // 2}", flush=True)
+            LOG.info("%d rows don't fit: %d", rows, rows // 2)
         rows //= 2
         torch.cuda.empty_cache()
 
@@ -135,15 +135,16 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> Tensor:
 
 def _apart(found: Tensor, true: Tensor) -> float:
     """‖found − true‖ / ‖true‖."""
-    return float(f"{float((found.float() - true).norm() / true.norm()):.3g}")
+    return float(f"{float((found.detach().float() - true.detach()).norm() / true.detach().norm()):.3g}")
 
 
 def _tell(event: Event) -> None:
     if event.message:
-        print(event.message, flush=True)
+        LOG.info("%s", event.message)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m bench.gpu FOLDER")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     sys.exit(main(Path(sys.argv[1])))

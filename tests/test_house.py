@@ -129,6 +129,20 @@ def test_no_import_circles() -> None:
         pytest.fail(" → ".join(error.args[1]))
 
 
+def test_what_measures_a_gpu_runs_from_the_source_alone() -> None:
+    """On a machine that is lent for minutes there is torch, and nothing to install from."""
+    paths, wanted, seen = {module_name(path): path for path in SOURCES}, ["bench.gpu"], set[str]()
+    while wanted:
+        here = wanted.pop()
+        seen.add(here)
+        if here in paths:
+            tree = ast.parse(paths[here].read_text(encoding="utf-8"))
+            first = {node.lineno for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
+            wanted += {module for line, module in imported_modules(paths[here]) if line in first} - seen
+    others = {module.split(".")[0] for module in seen} - set(PACKAGES) - sys.stdlib_module_names
+    assert others <= {"networkx", "numpy", "safetensors", "scipy", "threadpoolctl", "tokenizers", "torch", "tqdm"}
+
+
 def test_the_import_check_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule above would be worthless if it found nothing."""
     folder = tmp_path / "distill" / "teacher"
