@@ -26,8 +26,8 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import numerics
 from distill.training.ahead import Ahead
-from distill.training.batches import Batches, Mixture, Row
-from distill.training.step import forward_backward, make_optimizer, pick_device
+from distill.training.batches import Batch, Batches, Mixture, Row
+from distill.training.step import forward_backward, make_optimizer, move, pick_device
 
 DOCUMENTS = 512
 ALTERNATIVES = 20
@@ -62,27 +62,31 @@ def bench_train(
         synthetic_documents(vocab_size), FixedTokens(vocab_size), context, Mixture(True, 0.25, 0.0), 0, 0.8
     )
     planned = batches.epoch(0)
-    ahead = Ahead(batches, device)
     optimizer = make_optimizer(ours, settings.lr, (0.9, 0.95), settings.weight_decay)
     place = 0
 
-    def parts(count: int) -> list[list[Row]]:
-        chosen = [planned[(place + i) % len(planned)] for i in range(count)]
-        size = settings.micro_rows or count
-        return [chosen[i : i + size] for i in range(0, count, size)]
+    def rows_from(start: int, count: int) -> list[Row]:
+        return [planned[(start + i) % len(planned)] for i in range(count)]
+
+    def made(chosen: list[Row], unread: float) -> list[Batch]:
+        size = settings.micro_rows or len(chosen)
+        parts = (batches.assemble(chosen[i : i + size], unread) for i in range(0, len(chosen), size))
+        return [move(part, device) for part in parts]
+
+    ahead = Ahead(made, device)
 
     def backward(candidate: numerics.Numerics, kernel: Any, count: int) -> list[Tensor]:
         nonlocal place
-        made = ahead.take(parts(count))
+        parts = ahead.take(rows_from(place, count))
         place += count
-        for batch in made:
-            batch.targets.scale(1 / len(made))
-        return [forward_backward(ours, batch, candidate.precision, kernel)["loss"] for batch in made]
+        for batch in parts:
+            batch.targets.scale(1 / len(parts))
+        return [forward_backward(ours, batch, candidate.precision, kernel)["loss"] for batch in parts]
 
     def step(candidate: numerics.Numerics, kernel: Any) -> None:
         losses = backward(candidate, kernel, rows)
         torch.nn.utils.clip_grad_norm_(ours.parameters(), 1.0)
-        ahead.prepare(parts(rows))
+        ahead.prepare(rows_from(place, rows))
         float(torch.stack(losses).sum())
         optimizer.step()
         optimizer.zero_grad()

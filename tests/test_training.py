@@ -28,6 +28,8 @@ from distill.tokens.build import build_tokenizer
 from distill.tokens.packing import ARRAYS, Documents, chosen_dreams, pack, split_traces
 from distill.training import checkpoint, numerics, trainer
 from distill.training import redream as redreaming
+from distill.training.ahead import Ahead
+from distill.training.batches import Batch, Row
 from distill.training.loop import train
 from distill.training.plan import data_fingerprint, schedule, unread
 
@@ -293,6 +295,29 @@ def test_less_memory_trains_the_same_student(how: dict[str, int], trained: Run, 
     for theirs, ours in zip(rows(trained)[:2], rows(run)[:2], strict=True):
         told = {"loss"} if "processes" in how else set(theirs)  # the others are the first process's alone
         assert {key: ours[key] for key in told} == pytest.approx({key: theirs[key] for key in told}, rel=2e-3)
+
+
+def test_batches_made_ahead_train_the_same_student(
+    trained: Run, prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; drafts come in between."""
+    taken: list[bool] = []
+
+    def prepare(self: Ahead, rows: list[Row], unread: float = 0.0) -> None:
+        self._made = (rows, unread), self.make(rows, unread)
+
+    def take(self: Ahead, rows: list[Row], unread: float = 0.0) -> list[Batch]:
+        taken.append(self._made is not None and self._made[0] == (rows, unread))
+        return original(self, rows, unread)
+
+    original = Ahead.take
+    monkeypatch.setattr(Ahead, "prepare", prepare)
+    monkeypatch.setattr(Ahead, "take", take)
+    run = fork(prepared, tmp_path / "run")
+    train(run)
+    assert sum(taken) > 3
+    one, two = (checkpoint.folder_of(r, 12) / "model.safetensors" for r in (trained, run))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_recomputing_keeps_what_enters_each_layer_alone() -> None:

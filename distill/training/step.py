@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from distill.training.features import Features
 
 
+Results = list[tuple[Batch, dict[str, Tensor]]]
+"""Of the parts of a step's batch."""
+
+
 def make_optimizer(
     model: Backbone, lr: float, betas: tuple[float, float], weight_decay: float, muon: bool = False
 ) -> torch.optim.AdamW:
@@ -98,3 +102,22 @@ def move(batch: Batch, device: torch.device) -> Batch:
     )
     targets = batch.targets.to(device)
     return Batch(ids, positions, batch.spans, where, targets, answers, batch.loss_positions, alike, chunks)
+
+
+def means(results: Results) -> dict[str, float]:
+    """What a step's log tells besides its loss."""
+    soft, answers, dreams = list[Tensor](), list[Tensor](), list[Tensor]()
+    for batch, result in results:
+        real = batch.targets.weight > 0
+        told = real & batch.answers & (batch.targets.soft_weight > 0) if batch.chunks is None else slice(None)
+        soft.append(result["kl"][told])
+        answers.append(result["ce"][real & batch.answers])
+        dreams.append(result["ce"][real & ~batch.answers])
+    kl = torch.cat(soft)
+    kl = kl if len(kl) else torch.cat([result["kl"] for _, result in results])
+    found = {"kl": float(kl.mean()), "answer_cross_entropy": float(torch.cat(answers).mean())}
+    if matched := [result["match"] for _, result in results if "match" in result]:
+        found["match"] = float(torch.stack(matched).mean())
+    if len(together := torch.cat(dreams)):
+        found["dream_cross_entropy"] = float(together.mean())
+    return found

@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from distill.backbone.model import count_parameters, load_backbone
 from distill.errors import BadInput, CorruptFile, DistillError
@@ -26,6 +25,7 @@ from distill.student.initialize import new_student
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import checkpoint, drafts, numerics
+from distill.training.ahead import Ahead
 from distill.training.average import Average
 from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.checkpoint import LoopState
@@ -45,11 +45,8 @@ from distill.training.plan import (
     unread,
 )
 from distill.training.start import is_inherited, started_at
-from distill.training.step import forward_backward, make_optimizer, move, pick_device, quicker
+from distill.training.step import Results, forward_backward, make_optimizer, means, move, pick_device, quicker
 from distill.training.validate import validate
-
-Results = list[tuple[Batch, dict[str, Tensor]]]
-"""Of the parts of a step's batch."""
 
 
 class Trainer:
@@ -105,6 +102,7 @@ class Trainer:
         if in_windows := self.batches.in_windows:
             text = f"{in_windows} answers are longer than student.context={length} and are read in several windows"
             listen(Event("train", "note", text))
+        self.ahead = Ahead(self._parts, self.device)
         self.rows = self.batches.epoch(self.state.epoch)
         if self.state.drafts:
             self.rows = self.batches.drafted(self.state.epoch, self.rows, self.state.drafts_row, self.drafts)
@@ -198,10 +196,14 @@ class Trainer:
         rate = learning_rate(settings, self.lr, state.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        results = self._pass(rows, self.numerics.precision, self.kernel, unread(settings, progress))
+        hidden = unread(settings, progress) if settings.bottleneck or settings.prompt_dropout else 0.0
+        results = self._pass(rows, self.numerics.precision, self.kernel, hidden)
         parameters = list(self.model.parameters())
         self.world.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        following = self.rows[state.row : state.row + settings.batch_rows]
+        if len(following) == settings.batch_rows and not hidden:  # else another share is hidden by then
+            self.ahead.prepare(following)
         loss = float(self.world.sum(torch.stack([result["loss"] for _, result in results]).sum()))
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
             raise DistillError(f"training: the loss is {loss} at step {state.step + 1}; lower train.lr and start again")
@@ -228,20 +230,26 @@ class Trainer:
             rows += taken
         return rows
 
-    def _pass(self, rows: list[Row], precision: str, kernel: Any, unread: float = 0.0) -> Results:
-        """Forward and backward over this process's share of the rows, `micro_rows` of them at once: gradients are
-        summed, and weights count over all parts and processes."""
-        mine, match = rows[self.world.rank :: self.world.size], self.settings.match
+    def _parts(self, rows: list[Row], unread: float) -> list[Batch]:
+        """This process's share of the rows, `micro_rows` of them at once."""
+        mine = rows[self.world.rank :: self.world.size]
         if not mine:
             raise BadInput(f"train.batch_rows: {len(rows)} rows can't feed {self.world.size} processes; raise it")
         size = self.settings.micro_rows or len(mine)
-        parts = [self.batches.assemble(mine[i : i + size], unread) for i in range(0, len(mine), size)]
-        count = float(sum(part.loss_positions for part in parts))
-        total = max(float(self.world.sum(torch.tensor(count, device=self.device))), 1.0)
+        parts = (self.batches.assemble(mine[i : i + size], unread) for i in range(0, len(mine), size))
+        return [move(part, self.device) for part in parts]
+
+    def _pass(self, rows: list[Row], precision: str, kernel: Any, unread: float = 0.0) -> Results:
+        """Forward and backward over this process's share of the rows, by parts: gradients are summed, and weights count
+        over all parts and processes."""
+        parts, match = self.ahead.take(rows, unread), self.settings.match
+        total = float(sum(part.loss_positions for part in parts))
+        if self.world.size > 1:  # alone, it needn't wait for the device
+            total = float(self.world.sum(torch.tensor(total, device=self.device)))
         results: Results = []
-        for part in parts:
-            part.targets.scale(part.loss_positions / total)
-            batch, share = move(part, self.device), match * len(part.ids) / len(rows)
+        for batch in parts:
+            batch.targets.scale(batch.loss_positions / max(total, 1.0))
+            share = match * len(batch.ids) / len(rows)
             found = forward_backward(self.model, batch, precision, kernel, True, self.features, share)
             results.append((batch, found))
         return results
@@ -365,25 +373,6 @@ class Trainer:
             "device": str(self.device),
             "processes": self.world.size,
         }
-
-
-def means(results: Results) -> dict[str, float]:
-    """What a step's log tells besides its loss."""
-    soft, answers, dreams = list[Tensor](), list[Tensor](), list[Tensor]()
-    for batch, result in results:
-        real = batch.targets.weight > 0
-        told = real & batch.answers & (batch.targets.soft_weight > 0) if batch.chunks is None else slice(None)
-        soft.append(result["kl"][told])
-        answers.append(result["ce"][real & batch.answers])
-        dreams.append(result["ce"][real & ~batch.answers])
-    kl = torch.cat(soft)
-    kl = kl if len(kl) else torch.cat([result["kl"] for _, result in results])
-    found = {"kl": float(kl.mean()), "answer_cross_entropy": float(torch.cat(answers).mean())}
-    if matched := [result["match"] for _, result in results if "match" in result]:
-        found["match"] = float(torch.stack(matched).mean())
-    if len(together := torch.cat(dreams)):
-        found["dream_cross_entropy"] = float(together.mean())
-    return found
 
 
 def _step_of(line: str) -> float:
