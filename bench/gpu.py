@@ -8,6 +8,7 @@ result is written into FOLDER when it is there (attention.json, train-small.json
 --out` writes them. What fails is told, and the rest is measured all the same; then the exit code is 1.
 """
 
+import gc
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -66,13 +67,20 @@ def main(
         except Exception:  # the others are still worth their time
             LOG.exception("%s failed", name)
             failed = 1
+            _forget()
             continue
         write_result(result, folder / f"{name}.json")
         for told in (*("  ".join(row(one)) for one in result.series), result.settings, result.about, result.machine):
             LOG.info("%s", told)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _forget()
     return failed
+
+
+def _forget() -> None:
+    """Give back what nobody holds."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _train(watch: Stopwatch, case: Case, settings: TrainSettings | None) -> BenchResult:
@@ -86,7 +94,7 @@ def _train(watch: Stopwatch, case: Case, settings: TrainSettings | None) -> Benc
                 raise
             LOG.info("%d rows don't fit: %d", rows, rows // 2)
         rows //= 2
-        torch.cuda.empty_cache()
+        _forget()
 
 
 def bench_attention(watch: Stopwatch, rows: int, length: int, heads: int, kv_heads: int, size: int) -> BenchResult:

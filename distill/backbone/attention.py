@@ -47,6 +47,7 @@ class Documents:
         self.hidden = hidden or {}
 
     @cached_property
+    @torch.inference_mode(False)  # gradients may be wanted of the same rows later
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
         """first, begin, end, (B, T) int32 each: a position reads from `first` to itself, without `begin` up to `end`.
         What no document covers reads itself alone."""
@@ -72,6 +73,7 @@ class Documents:
         return seen.unsqueeze(1)
 
     @cached_property
+    @torch.inference_mode(False)
     def blocks(self) -> Any:
         """The same as flex.py wants it, without a (B, 1, T, T)."""
         return flex.block_mask(*self.read, bool(self.hidden))

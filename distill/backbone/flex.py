@@ -89,9 +89,9 @@ def runs(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> bool:
     shape, which is needed next anyway. Where it can't, a warning says why."""
     kind = (q.device.type, q.dtype, q.shape[1], k.shape[1], q.shape[3])
     if kind not in tried:
-        parts = [torch.zeros_like(part).requires_grad_() for part in (q, k, v)]
         try:
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
+                parts = [torch.zeros_like(part).requires_grad_() for part in (q, k, v)]
                 attend(parts[0], parts[1], parts[2], mask).sum().backward()
             tried[kind] = True
         except Exception as error:  # of Dynamo, Inductor, Triton, a C compiler that isn't there: each has its own
