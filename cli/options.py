@@ -47,6 +47,8 @@ _WEIGHTS = setting(
     metavar="FILE|DIR",
 )
 _NUMBER: dict[str, Any] = {"type": click.IntRange(1), "metavar": "N"}
+CLUSTER = "Machines that share the work, by Ray: local, auto, HOST:PORT or ray://HOST:PORT."
+cluster_option = setting("--cluster", "runtime.cluster", CLUSTER, metavar="ADDRESS")
 teacher_options = all_of(
     setting(
         "--teacher",

@@ -34,8 +34,10 @@ class TeacherSettings:
 
 @dataclass
 class RuntimeSettings:
-    """Who answers for a preview model: `--teacher openai:` and its name."""
+    """Where the work is done, and who answers for a preview model: `--teacher openai:` and its name."""
 
+    cluster: str = ""
+    """Machines that ask the teacher and mine: `local`, `auto`, HOST:PORT or ray://HOST:PORT (docs/cluster.md)."""
     enable_gpt51_codex_preview: bool = True
     """Whether it is asked first; false: the fallback answers everything."""
     preview_model: str = "gpt-5.1-codex"

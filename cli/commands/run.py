@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.commands.evaluate import baselines_option
-from cli.options import common_options, settings_options, size_options, teacher_options
+from cli.options import cluster_option, common_options, settings_options, size_options, teacher_options
 from cli.output import answer
 from cli.pipeline import report, run_all
 from cli.runs import RunName
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @teacher_options
 @size_options
 @baselines_option
+@cluster_option
 @click.option("--force", is_flag=True, help="Do every stage again.")
 @settings_options(create=True)
 @common_options

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.options import Function, setting, stage_options, student_options, teacher_options
+from cli.options import Function, cluster_option, setting, stage_options, student_options, teacher_options
 from cli.output import answer, command_line, install_lines, table
 from cli.progress import Progress
 from cli.stages import run_stage, stage_command, told
@@ -42,6 +42,7 @@ def stage(create: bool = False) -> Callable[[Function], click.Command]:
 
 @stage(create=True)
 @teacher_options
+@cluster_option
 def capture(run: "Run") -> None:
     """Ask the teacher every prompt and keep answers and soft targets in RUN/traces.db.
 
@@ -56,6 +57,7 @@ def capture(run: "Run") -> None:
 
 @stage()
 @setting("--miner", "mine.miner", "How triplets are found.", type=click.Choice(["syntax", "teacher"]))
+@cluster_option
 def mine(run: "Run") -> None:
     """Find (what, action, result) triplets in RUN's answers and build the knowledge graph.
 

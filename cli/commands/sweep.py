@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli.options import json_option, quiet_option, runs_dir_option
+from cli.options import CLUSTER, json_option, quiet_option, runs_dir_option
 from cli.output import emit_json, table
 from cli.progress import Progress
 from cli.runs import make_absolute, resolve, runs_dir
@@ -17,12 +17,20 @@ from cli.runs import make_absolute, resolve, runs_dir
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, and write nothing.")
 @click.option("--compare/--no-compare", default=True, help="Compare the cells at the end, or only train them.")
 @click.option("--force", is_flag=True, help="Train cells anew whose settings changed, and measure all again.")
+@click.option("--cluster", default="", metavar="ADDRESS", help=f"{CLUSTER} [runtime.cluster]")
 @runs_dir_option
 @quiet_option
 @json_option
 @click.pass_context
 def sweep(
-    ctx: click.Context, file: Path, dry_run: bool, compare: bool, force: bool, as_json: bool, quiet: bool
+    ctx: click.Context,
+    file: Path,
+    dry_run: bool,
+    compare: bool,
+    force: bool,
+    cluster: str,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Train many settings on the same data, each a run of its own, and compare them.
 
@@ -40,7 +48,7 @@ def sweep(
     from distill.sweep.table import rows
 
     folder = runs_dir(ctx)
-    plan = read_plan(file, lambda name: resolve(name, folder), make_absolute)
+    plan = read_plan(file, lambda name: resolve(name, folder), make_absolute, cluster)
     place = resolve(plan.name, folder)
     if dry_run:
         found = overview(plan, place)

@@ -45,11 +45,17 @@ def train_child(run: Run, folder: Path, settings: Settings, steps: int, stage: s
     """
     from distill.training.loop import train
 
+    child = make_child(run, folder, settings, steps)
+    train(child, listen=renamed(listen, stage))
+    return child
+
+
+def make_child(run: Run, folder: Path, settings: Settings, steps: int) -> Run:
+    """The run that `train_child` trains, with all that its training reads."""
     settings.train.steps, settings.train.minutes = steps, 0.0
     settings.evaluate.baselines = []
     child = _child(run, folder, settings)
     begin_alike(child)
-    train(child, listen=renamed(listen, stage))
     return child
 
 

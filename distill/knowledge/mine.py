@@ -10,6 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from distill.cluster import open_cluster
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, TeacherError
 from distill.events import Event, Listener, silent
@@ -179,7 +180,8 @@ def _by_syntax(run: Run, total: int, listen: Listener) -> Iterator[Mined]:
         raise BadInput(f"mine.choose={settings.choose}: choose one of {', '.join(CHOICES)}")
     judge = _judge(run, listen) if settings.choose == "likelihood" else None
     with Readings(run.triplets) as found:
-        lines = read_all(run.traces, settings.details, settings.processes)
+        cluster = open_cluster(where, listen) if (where := run.settings.runtime.cluster) else None
+        lines = read_all(run.traces, settings.details, settings.processes, cluster)
         found.fill(_told(lines, total, listen))
         ranked = (each.candidates for each in found) if settings.choose == "all" else by_rarity(found)
         if judge is not None:

@@ -15,10 +15,12 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from distill import errors
 from distill.corpus.traces import TraceStore
@@ -27,6 +29,9 @@ from distill.mining.clauses import Candidate
 from distill.mining.syntax_miner import Found, load_parser, read_texts
 from distill.mining.thinking import thought_aloud
 from distill.run import sweep
+
+if TYPE_CHECKING:
+    from distill.cluster import Cluster
 
 PART = 512
 """Answers that are read together."""
@@ -118,18 +123,22 @@ class Readings:
         return [_found(text) for (text,) in found]
 
 
-def read_all(traces: Path, details: bool, processes: int = 0) -> Iterator[str]:
+def read_all(traces: Path, details: bool, processes: int = 0, cluster: "Cluster | None" = None) -> Iterator[str]:
     """A line (`line_of`) of each selected response of a trace database, by key.
 
-    processes: that read; 0: as many as cores. Few answers are read here. Raises CorruptFile, MissingDependency, or
-    DistillError where a process ends before its time.
+    processes: that read; 0: as many as cores. cluster: whose cores read in their place. Few answers are read here.
+    Raises CorruptFile, MissingDependency, or DistillError where a process ends before its time.
     """
     with TraceStore(traces, readonly=True) as store:
         ranges = list(store.ranges(PART))
-        several = min(processes or cores(), len(ranges) // PARTS)
+        several = min(processes or (cores() if cluster is None else len(ranges)), len(ranges) // PARTS)
         if several < 2:
             for between in ranges:
                 yield from _read(store, between, details)
+            return
+        if cluster is not None:
+            parts = (list(_texts(store, between)) for between in ranges)
+            yield from chain.from_iterable(cluster.map(partial(read_part, details), parts))
             return
     workers = [Reader(traces, details) for _ in range(several)]
     idle: SimpleQueue[Reader] = SimpleQueue()
@@ -155,11 +164,19 @@ def read_all(traces: Path, details: bool, processes: int = 0) -> Iterator[str]:
             worker.close()
 
 
-def _read(store: TraceStore, between: tuple[str, str], details: bool) -> Iterator[str]:
-    traces = map(thought_aloud, store.traces(between=between, soft=False))
-    texts = ((trace.key, trace.prompt, trace.response.text, trace.response.done_reason) for trace in traces)
+def _read(store: TraceStore, between: tuple[str, str], details: bool) -> list[str]:
+    return read_part(details, _texts(store, between))
+
+
+def _texts(store: TraceStore, between: tuple[str, str]) -> Iterator[tuple[str, str, str, str]]:
+    for trace in map(thought_aloud, store.traces(between=between, soft=False)):
+        yield trace.key, trace.prompt, trace.response.text, trace.response.done_reason
+
+
+def read_part(details: bool, texts: Iterable[tuple[str, str, str, str]]) -> list[str]:
+    """The lines of some responses: as `read_texts` takes them."""
     with load_parser().memory_zone():  # else it keeps every word that it ever met
-        yield from map(line_of, read_texts(texts, details))
+        return [line_of(found) for found in read_texts(texts, details)]
 
 
 class Reader:

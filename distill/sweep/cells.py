@@ -9,7 +9,7 @@ from typing import Any
 from distill.config import Settings
 from distill.errors import RunMismatch
 from distill.events import Event, Listener
-from distill.exam.baselines import SHARED_STAGES, copy_run, renamed, train_child
+from distill.exam.baselines import SHARED_STAGES, copy_run, make_child, renamed
 from distill.run import Run, fingerprint
 from distill.sweep.plan import Cell
 
@@ -80,20 +80,34 @@ class Job:
 
 def train_cell(job: Job, listen: Listener) -> dict[str, Any]:
     """Train it, or go on, or find it trained; returns what is written down of it. Raises what training raises."""
-    cell = job.cell
-    child = train_child(job.source, job.folder, cell.settings, cell.settings.train.steps, job.stage, listen)
+    child = make_cell(job)
+    learn_cell(child, job.engine, job.stage, listen)
     record = child.require("train")
     found = {key: record.summary.get(key) for key in KEPT} | {"seconds": record.seconds}
     if job.engine:
-        from distill.training.engine.phases import train_engine
-
-        told = renamed(listen, f"{job.stage}, engine")
-        try:
-            train_engine(child, told)
-        except RunMismatch:
-            told(Event("engine", "note", "the settings of dreaming changed: training the engine anew"))
-            train_engine(child, told, force=True)
         made = child.require("engine")
         found |= {"engine_seconds": made.seconds, "engine_skipped": made.summary.get("skipped")}
         found |= {"engine_parameters": made.summary.get("parameters")}
     return found
+
+
+def make_cell(job: Job) -> Run:
+    """Its run, with all that its training reads."""
+    return make_child(job.source, job.folder, job.cell.settings, job.cell.settings.train.steps)
+
+
+def learn_cell(child: Run, engine: bool, stage: str, listen: Listener) -> None:
+    """Its training, and its engine's."""
+    from distill.training.loop import train
+
+    train(child, listen=renamed(listen, stage))
+    if not engine:
+        return
+    from distill.training.engine.phases import train_engine
+
+    told = renamed(listen, f"{stage}, engine")
+    try:
+        train_engine(child, told)
+    except RunMismatch:
+        told(Event("engine", "note", "the settings of dreaming changed: training the engine anew"))
+        train_engine(child, told, force=True)

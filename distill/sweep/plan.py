@@ -96,9 +96,14 @@ def _of(where: object) -> Generator[None]:
         raise BadInput(f"{where}: {error}") from error
 
 
-def read_plan(file: Path, find_run: Callable[[str], Path] = Path, absolute: Absolute | None = None) -> Plan:
-    """Read and check a sweep file. find_run: where a run of that name lies. Raises BadInput that names the key."""
+def read_plan(
+    file: Path, find_run: Callable[[str], Path] = Path, absolute: Absolute | None = None, cluster: str = ""
+) -> Plan:
+    """Read and check a sweep file. find_run: where a run of that name lies. cluster: instead of the file's. Raises
+    BadInput that names the key."""
     content, base = read_content(file), None
+    if cluster:
+        content["settings"] = _flat("settings", content.get("settings") or {}) | {"runtime.cluster": cluster}
     if name := content.get("base"):
         with _of(f"{file}: base"):
             base = Run.open(find_run(name))
@@ -217,7 +222,7 @@ def _check(settings: Settings, changes: Changes, engine: bool, where: str) -> No
         section = key.partition(".")[0]
         if key == "seed":
             raise BadInput(f"{where}: seed: cells get their seeds from the key seeds")
-        if section in ("evaluate", "export"):
+        if section in ("evaluate", "export", "runtime"):
             raise BadInput(f"{where}: {key}: no training reads it; all cells are measured alike: put it in settings")
         if section == "dreaming" and not engine:
             raise BadInput(f"{where}: {key}: only the dream engine reads it; add engine: true to train one")

@@ -121,8 +121,8 @@ class Sweep:
             with Run(self.folder, Settings()).working():
                 self._check(force)
                 self._begin()
-                for job in self._jobs():
-                    self._train(job)
+                for job, problem in self._learned():
+                    self._train(job, problem)
                 self._table(None)
                 if compare and (results := self._compared(force)) is not None:
                     self._table(results)
@@ -162,12 +162,29 @@ class Sweep:
             else:
                 self._failed(cell, source)
 
-    def _train(self, job: Job) -> None:
+    def _learned(self) -> Iterator[tuple[Job, Exception | None]]:
+        """What is to be trained, or was elsewhere, and why it couldn't be."""
+        if where := self.plan.common.runtime.cluster:
+            from distill.cluster import open_cluster
+            from distill.sweep.elsewhere import learned_elsewhere
+
+            return learned_elsewhere(open_cluster(where, self.listen), self._untrained(), self.listen)
+        return ((job, None) for job in self._untrained())
+
+    def _untrained(self) -> Iterator[Job]:
+        for job in self._jobs():
+            if self.state["cells"][job.cell.name]["state"] == "trained":
+                self._train(job)
+            else:
+                self._note(job.cell, state="training")
+                self.listen(Event(job.stage, "note", told(job.cell.changes) or "settings as they are"))
+                yield job
+
+    def _train(self, job: Job, problem: Exception | None = None) -> None:
         cell = job.cell
-        if self.state["cells"][cell.name]["state"] != "trained":
-            self._note(cell, state="training")
-            self.listen(Event(job.stage, "note", told(cell.changes) or "settings as they are"))
         try:
+            if problem is not None:
+                raise problem
             found = train_cell(job, self.listen)
         except DistillError as error:
             self._failed(cell, str(error))

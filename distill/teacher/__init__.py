@@ -37,7 +37,8 @@ def open_teacher(
     context: int = LEAST_CONTEXT,
     runtime: RuntimeSettings | None = None,
 ) -> list[Teacher]:
-    """One teacher per host for `ollama:NAME` and `openai:NAME`, one for `embedded:smollm2` or `embedded:/x.gguf`.
+    """One teacher per host for `ollama:NAME` and `openai:NAME`, one for `embedded:smollm2` or `embedded:/x.gguf`; with
+    `runtime.cluster` they are asked from its machines.
 
     context: tokens of prompt and answer that the embedded engine makes room for, where `teacher.context` doesn't say;
     Ollama decides for itself.
@@ -49,6 +50,10 @@ def open_teacher(
         known = "ollama:NAME, openai:NAME, embedded:smollm2 or embedded:/x.gguf"
         raise BadInput(f"{settings.model!r}: no such teacher; write {known}")
     runtime = runtime or RuntimeSettings()
+    if runtime.cluster:
+        from distill.teacher.afar import teachers_afar
+
+        return teachers_afar(open_teacher, settings, listen, context, runtime)
     if kind == "openai" and model == runtime.preview_model:
         from distill.teacher import preview
 

@@ -1,0 +1,166 @@
+"""Two nodes of Ray on this machine, of which one is killed at work: the files are those of one process."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.ablation_run import small_world
+from support.fake_ollama import timed
+from support.small_capture import captured_small
+
+from distill.cluster import QUIET, _connected, open_cluster
+from distill.config import CaptureSettings, Settings, TeacherSettings
+from distill.corpus.capture import capture
+from distill.corpus.traces import TraceStore
+from distill.events import Event, Listener, silent
+from distill.knowledge.mine import mine
+from distill.mining import readings
+from distill.run import Run
+from distill.sweep.plan import read_plan
+from distill.sweep.sweep import sweep
+from distill.training.checkpoint import best
+
+ray = pytest.importorskip("ray", reason="Ray has no wheel for this machine")
+from ray._private.state import available_resources_per_node  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
+
+STORE = 100 * 2**20
+pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
+
+
+class Nodes:
+    """A cluster of a head, and of a node that is made anew after it was killed."""
+
+    def __init__(self, cluster: Any) -> None:
+        self.cluster, self.address, self.second = cluster, cluster.address, None
+        self.events: list[Event] = []
+
+    def both(self) -> None:
+        """Of two nodes, each with a process that waits for work."""
+        self.events = []
+        if self.second is None:
+            self.second = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        open_cluster(self.address, silent)
+        both = (self.cluster.head_node.node_id, self.second.node_id)
+        where = [NodeAffinitySchedulingStrategy(node, soft=False) for node in both]
+        ray.get([ray.remote(lambda: None).options(scheduling_strategy=node).remote() for node in where])
+
+    def killing(self, when: Callable[[Event], bool], where: str) -> Listener:
+        """Listens, and kills the second node as soon as it may, if the work is done there."""
+
+        def listen(event: Event) -> None:
+            self.events.append(event)
+            if where and when(event):
+                self.kill()
+
+        return listen
+
+    def kill(self) -> None:
+        if self.second is not None:
+            self.cluster.remove_node(self.second, allow_graceful=False)
+            self.second = None
+
+    @contextlib.contextmanager
+    def killed_at_work(self) -> Generator[None]:
+        """The second node, once it does something."""
+        at_work = threading.Thread(target=self._wait)
+        at_work.start()
+        yield
+        at_work.join()
+
+    def _wait(self) -> None:
+        assert self.second is not None
+        while available_resources_per_node()[self.second.node_id].get("CPU", 0):
+            time.sleep(0.05)
+        self.kill()
+
+    @property
+    def deaths(self) -> list[str]:
+        return [event.message for event in self.events if event.stage == "cluster"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Generator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        made = Cluster(
+            head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False},
+            initialize_head=True,
+        )
+        yield Nodes(made)
+        ray.shutdown()
+        _connected.cache_clear()
+        made.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster: Nodes) -> Nodes:
+    cluster.both()
+    return cluster
+
+
+def test_capture_asks_the_questions_of_a_dead_node_again(nodes: Nodes, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"What is {i} and {i}?" for i in range(60)), encoding="utf-8")
+    with timed(2, 0.05) as one, timed(2, 0.05) as other:
+        settings = Settings(
+            teacher=TeacherSettings(model="ollama:smollm2:135m", hosts=[one.url, other.url]),
+            capture=CaptureSettings(prompts=[str(prompts)]),
+        )
+        digests: list[str] = []
+        for name, where in (("alone", ""), ("spread", nodes.address)):
+            settings.runtime.cluster = where
+            run = Run.create(tmp_path / name, settings)
+            summary = capture(run, nodes.killing(lambda event: event.done >= 10, where))
+            assert (summary["responses"], summary["failed"]) == (60, 0)
+            with TraceStore(run.traces, readonly=True) as store:
+                digests.append(store.content_digest())
+    assert digests[0] == digests[1]
+    assert [text for text in nodes.deaths if "done again" in text]
+    assert nodes.second is None
+
+
+def test_mining_reads_the_parts_of_a_dead_node_again(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, spread = captured_small(tmp_path / "alone"), captured_small(tmp_path / "spread")
+    alone.settings.mine.processes = 1
+    mine(alone)
+    spread.settings.runtime.cluster = nodes.address
+    monkeypatch.setattr(readings, "PART", 2)
+    monkeypatch.setattr(readings, "PARTS", 1)
+    monkeypatch.setattr(readings, "load_parser", None)  # this one reads nothing
+    with nodes.killed_at_work():
+        mine(spread, nodes.events.append)
+    for path in (alone.triplets, alone.knowledge):
+        assert (spread.path / path.name).read_bytes() == path.read_bytes()
+    assert len(nodes.deaths) == 1
+    assert nodes.deaths[0].startswith("a worker died; its ")
+
+
+def test_a_sweep_trains_the_cell_of_a_dead_node_on(nodes: Nodes, tmp_path: Path) -> None:
+    content = {
+        "base": str(small_world(tmp_path / "world").path),
+        "settings": {"train.checkpoint_every": 2, "train.log_every": 1, "evaluate": {"prompts": 6}},
+        "variants": {"soft": None, "nodream": {"train.dreams": False}},
+    }
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    found: list[dict[str, bytes]] = []
+    for name, where in (("alone", ""), ("spread", nodes.address)):
+        folder = tmp_path / name
+        listen = nodes.killing(lambda event: event.unit == "step", where)
+        state = sweep(read_plan(file, cluster=where), folder, listen, compare=False)
+        assert {cell["state"] for cell in state["cells"].values()} == {"trained"}
+        runs = [Run.open(path) for path in sorted((folder / "cells").iterdir())]
+        found.append({run.name: (best(run) / "model.safetensors").read_bytes() for run in runs})
+        found.append({f"{run.name} {p.name}": p.read_bytes() for run in runs for p in sorted(run.data.rglob("*.npy"))})
+    assert found[:2] == found[2:]
+    assert nodes.deaths == ["a worker died; its task is done again"]
