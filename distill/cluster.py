@@ -7,6 +7,7 @@ Nothing of Ray is imported before a cluster is opened.
 import contextlib
 import functools
 import importlib.metadata
+import itertools
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from distill.errors import BadInput, DistillError, MissingDependency, TeacherUnavailable
 from distill.events import Event, Listener
@@ -36,6 +37,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of what it may do one day
     "RAY_DEDUP_LOGS_SKIP_REGEX": "^",  # all that it would print on stdout, as of a node's death
 }
+END = object()
 _ADDRESS = re.compile(r"(ray://)?(\[[0-9a-fA-F:]+\]|[^\s/:@]+):(\d+)")
 _FORMS = "write local (this machine's cores), auto, HOST:PORT or ray://HOST:10001"
 
@@ -50,6 +52,11 @@ def open_cluster(address: str, listen: Listener) -> "Cluster":
     Raises MissingDependency without Ray, BadInput for what is no address or can't be reached.
     """
     cluster = _connected(address)
+    if not cluster.told:
+        cluster.told = True
+        there = cluster.ray.cluster_resources()
+        size = f"{len(cluster.machines())} machines, {there.get('CPU', 0):g} cores, {there.get('GPU', 0):g} GPUs"
+        listen(Event("cluster", "note", f"{address}: {size}"))
     cluster.listen = listen
     return cluster
 
@@ -93,10 +100,11 @@ def _reach(address: str, host: str, port: int) -> None:
 
 @dataclass
 class _Flight(Generic[T]):
-    """A task that is being done. deaths: of those who did it. result: in a tuple, once there is one, or an error."""
+    """A task that is being done. number: anew for each who does it. deaths: of those who did. result: in a tuple, once
+    there is one, or an error."""
 
-    number: int
     task: T
+    number: int = -1
     ref: Any = None
     deaths: int = 0
     result: tuple[Any] | None = None
@@ -108,7 +116,7 @@ class Cluster:
     listen: Listener
 
     def __init__(self, ray: Any) -> None:
-        self.ray, self.hired = ray, 0
+        self.ray, self.hired, self.told = ray, 0, False
         self.died: Any = ray.exceptions.RayError
         self.failed: Any = ray.exceptions.RayTaskError
 
@@ -156,18 +164,19 @@ class Cluster:
         ears = None if heard is None else self.ray.remote(_Ears).options(num_cpus=0, max_restarts=-1).remote()
         perform = self.ray.remote(_perform).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
         flying: list[_Flight[T]] = []
-        waiting = enumerate(tasks)
+        waiting, begun = iter(tasks), itertools.count()
 
         def begin(flight: _Flight[T]) -> None:
+            flight.number = next(begun)
             try:
                 flight.ref = perform.remote(function, sent(flight.task), flight.number, ears, _version())
-            except DistillError as error:
+            except Exception as error:  # a bug is this task's, as one where it is done
                 flight.result = (error,)
 
         while True:
             room = ahead * self._places(cpus, gpus)
-            while len(flying) < room and (drawn := next(waiting, None)) is not None:
-                flying.append(_Flight(*drawn))
+            while len(flying) < room and (drawn := next(waiting, END)) is not END:
+                flying.append(_Flight(cast(T, drawn)))
                 begin(flying[-1])
             if not flying:
                 break
@@ -175,10 +184,10 @@ class Cluster:
                 time.sleep(GRACE)
                 lost += self._collect([], flying)
                 self.tell_death(len(lost), "task")
-                for flight in lost:
-                    begin(flight)
             if heard is not None:
                 self._hear(ears, {flight.number: flight.task for flight in flying}, heard)
+            for flight in lost:
+                begin(flight)
             while done := next((flight for flight in flying[: 1 if ordered else None] if flight.result), None):
                 flying.remove(done)
                 assert done.result

@@ -1,6 +1,7 @@
 """Two nodes of Ray on this machine, of which one is killed at work: the files are those of one process."""
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -13,7 +14,8 @@ from support.ablation_run import small_world
 from support.fake_ollama import timed
 from support.small_capture import captured_small
 
-from distill.cluster import QUIET, _connected, open_cluster
+from distill.address import Address
+from distill.cluster import QUIET, _connected, _perform, open_cluster
 from distill.config import CaptureSettings, Settings, TeacherSettings
 from distill.corpus.capture import capture
 from distill.corpus.traces import TraceStore
@@ -40,13 +42,13 @@ class Nodes:
     def __init__(self, cluster: Any) -> None:
         self.cluster, self.address, self.second = cluster, cluster.address, None
         self.events: list[Event] = []
+        open_cluster(self.address, silent)  # by the head, before there is another to go by
 
     def both(self) -> None:
         """Of two nodes, each with a process that waits for work."""
         self.events = []
         if self.second is None:
             self.second = self.cluster.add_node(num_cpus=1, object_store_memory=STORE)
-        open_cluster(self.address, silent)
         both = (self.cluster.head_node.node_id, self.second.node_id)
         where = [NodeAffinitySchedulingStrategy(node, soft=False) for node in both]
         ray.get([ray.remote(lambda: None).options(scheduling_strategy=node).remote() for node in where])
@@ -104,6 +106,32 @@ def cluster() -> Generator[Nodes]:
 def nodes(cluster: Nodes) -> Nodes:
     cluster.both()
     return cluster
+
+
+def test_what_is_no_cluster_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address, why in (
+        ("foo", "is no address"),
+        ("127.0.0.1:9", "Connection refused"),
+        ("ray://127.0.0.1:9", "refused"),
+    ):
+        with pytest.raises(BadInput, match=f"--cluster {address}: .*{why}"):
+            open_cluster(address, silent)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'dreaming-student\[cluster\]'"):
+        open_cluster("local", silent)
+
+
+def test_what_a_task_raises_is_what_it_raises_here(nodes: Nodes) -> None:
+    there = open_cluster(nodes.address, silent)
+    assert list(there.map(Address, ["a", "b", "c"])) == ["a", "b", "c"]
+    with pytest.raises(BadInput, match=r"^'ftp://x': is no server's address") as told:
+        list(there.map(Address, ["a", "ftp://x"]))
+    assert told.type is BadInput
+    with pytest.raises(ValueError, match="invalid literal") as bug:
+        list(there.map(int, ["1", "x"]))
+    assert "_perform" in bug.value.__notes__[0]
+    with pytest.raises(BadInput, match="install the same there"):
+        _perform(int, "1", 0, None, "0.0")
 
 
 def test_capture_asks_the_questions_of_a_dead_node_again(nodes: Nodes, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ HEAVY = {
     "sklearn",
     "starlette",
     "uvicorn",
+    "ray",
 }
 
 
@@ -50,6 +51,10 @@ def test_the_quickest_benchmark_needs_no_torch() -> None:
 
 def test_a_tokenizer_without_pictures_needs_no_torch() -> None:
     assert not imported("import distill.vision.tokenize") & {"torch", "PIL", "transformers", "sklearn"}
+
+
+def test_ray_is_imported_for_a_cluster_alone() -> None:
+    assert "ray" not in imported("import distill.cluster, distill.knowledge.mine, distill.teacher.afar")
 
 
 def test_status_needs_no_torch(tmp_path: object) -> None:
