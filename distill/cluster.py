@@ -98,7 +98,7 @@ def _reach(address: str, host: str, port: int) -> None:
         ) from error
 
 
-@dataclass
+@dataclass(eq=False)
 class _Flight(Generic[T]):
     """A task that is being done. number: anew for each who does it. deaths: of those who did. result: in a tuple, once
     there is one, or an error."""
@@ -182,7 +182,7 @@ class Cluster:
                 break
             if lost := self._collect(flying[:1] if ordered else flying, flying):
                 time.sleep(GRACE)
-                lost += self._collect([], flying)
+                lost += self._collect([], [flight for flight in flying if flight not in lost])
                 self.tell_death(len(lost), "task")
             if heard is not None:
                 self._hear(ears, {flight.number: flight.task for flight in flying}, heard)

@@ -19,6 +19,7 @@ LONGEST = (
     "end_to_end",
     "ollama_end_to_end",
     "sweep",
+    "cluster",
     "training",
     "ablation",
     "evaluate_targets",

@@ -1,10 +1,12 @@
 """Two nodes of Ray on this machine, of which one is killed at work: the files are those of one process."""
 
 import contextlib
+import copy
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,16 @@ from distill.cluster import QUIET, _connected, _perform, open_cluster
 from distill.config import CaptureSettings, Settings, TeacherSettings
 from distill.corpus.capture import capture
 from distill.corpus.traces import TraceStore
+from distill.errors import BadInput, MissingDependency
 from distill.events import Event, Listener, silent
+from distill.exam.baselines import make_child, train_child
 from distill.knowledge.mine import mine
 from distill.mining import readings
 from distill.run import Run
+from distill.sweep.elsewhere import Files, Lesson, changed, learn
 from distill.sweep.plan import read_plan
 from distill.sweep.sweep import sweep
-from distill.training.checkpoint import best
+from distill.training.checkpoint import best, list_checkpoints
 
 ray = pytest.importorskip("ray", reason="Ray has no wheel for this machine")
 from ray._private.state import available_resources_per_node  # noqa: E402
@@ -65,7 +70,8 @@ class Nodes:
 
     def kill(self) -> None:
         if self.second is not None:
-            self.cluster.remove_node(self.second, allow_graceful=False)
+            self.second.kill_all_processes(check_alive=False)
+            self.cluster.worker_nodes.remove(self.second)
             self.second = None
 
     @contextlib.contextmanager
@@ -111,10 +117,10 @@ def nodes(cluster: Nodes) -> Nodes:
 def test_what_is_no_cluster_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for address, why in (
         ("foo", "is no address"),
-        ("127.0.0.1:9", "Connection refused"),
+        ("127.0.0.1:9", "refused"),
         ("ray://127.0.0.1:9", "refused"),
     ):
-        with pytest.raises(BadInput, match=f"--cluster {address}: .*{why}"):
+        with pytest.raises(BadInput, match=f"^--cluster {address}: .*{why}"):
             open_cluster(address, silent)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependency, match=r"pip install 'dreaming-student\[cluster\]'"):
@@ -171,6 +177,33 @@ def test_mining_reads_the_parts_of_a_dead_node_again(
         assert (spread.path / path.name).read_bytes() == path.read_bytes()
     assert len(nodes.deaths) == 1
     assert nodes.deaths[0].startswith("a worker died; its ")
+
+
+def test_a_cell_goes_on_from_the_last_checkpoint_that_came_back(tmp_path: Path) -> None:
+    """Without a cluster: what its machines do, and the death of one."""
+    world = small_world(tmp_path / "world")
+    settings = replace(world.settings, train=replace(world.settings.train, checkpoint_every=2, log_every=1))
+    alone = train_child(world, tmp_path / "alone", copy.deepcopy(settings), 6, "alone", silent)
+    spread = make_child(world, tmp_path / "spread", copy.deepcopy(settings), 6)
+    steps: list[float] = []
+
+    def told(said: Any) -> None:
+        if isinstance(said, Files):
+            said.write(spread.path)
+            if len(list_checkpoints(spread)) == 2:
+                raise InterruptedError("as its machine died")
+        elif said.unit == "step":
+            steps.append(said.done)
+
+    with pytest.raises(InterruptedError):
+        learn(Lesson(changed(spread.path, {}), False, "spread", 1), told)
+    learn(Lesson(changed(spread.path, {}), False, "spread", 1), told).write(spread.path)
+    assert steps == [1, 3]
+    assert (best(spread) / "model.safetensors").read_bytes() == (best(alone) / "model.safetensors").read_bytes()
+    there, here = ({path.relative_to(run.path) for path in run.path.rglob("*.*")} for run in (spread, alone))
+    assert {path for path in there ^ here if "tensorboard" not in path.parts} == set()
+    assert not spread.traces.is_symlink()
+    assert spread.traces.stat().st_nlink == 1
 
 
 def test_a_sweep_trains_the_cell_of_a_dead_node_on(nodes: Nodes, tmp_path: Path) -> None:
