@@ -55,8 +55,9 @@ def open_cluster(address: str, listen: Listener) -> "Cluster":
     if not cluster.told:
         cluster.told = True
         there = cluster.ray.cluster_resources()
-        size = f"{len(cluster.machines())} machines, {there.get('CPU', 0):g} cores, {there.get('GPU', 0):g} GPUs"
-        listen(Event("cluster", "note", f"{address}: {size}"))
+        counts = {"machines": len(cluster.machines()), "cores": there.get("CPU", 0), "GPUs": there.get("GPU", 0)}
+        told = ", ".join(f"{what}: {count:g}" for what, count in counts.items())
+        listen(Event("cluster", "note", f"{address} ({told})"))
     cluster.listen = listen
     return cluster
 

@@ -44,6 +44,7 @@ LAYERS = (
 BASE = (
     "distill",
     "distill.address",
+    "distill.cluster",
     "distill.config",
     "distill.documented",
     "distill.errors",
