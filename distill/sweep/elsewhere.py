@@ -128,10 +128,21 @@ def learned_elsewhere(
         begin(run, renamed(listen, job.stage))
         return Lesson(changed(run.path, {}), job.engine, job.stage, threads)
 
+    doing: dict[Path, Event] = {}
+
     def heard(job: Job, said: Any) -> None:
-        said.write(job.folder) if isinstance(said, Files) else listen(said)
+        if isinstance(said, Files):
+            said.write(job.folder)
+        elif said.kind != "progress":
+            listen(said)
+        else:  # of all cells together: one bar shows no more
+            doing[job.folder] = said
+            done, total = (sum(getattr(one, what) or 0 for one in doing.values()) for what in ("done", "total"))
+            data = {"cells": len(doing)}
+            listen(Event("sweep", "progress", done=done, total=total or None, unit=said.unit, data=data))
 
     for job, result in cluster.results(learn, jobs, sent=sent, heard=heard, cpus=threads, gpus=gpus):
+        doing.pop(job.folder, None)
         if isinstance(result, Files):
             result.write(job.folder)
             yield job, None
