@@ -217,7 +217,7 @@ def test_a_sweep_trains_the_cell_of_a_dead_node_on(nodes: Nodes, tmp_path: Path)
     found: list[dict[str, bytes]] = []
     for name, where in (("alone", ""), ("spread", nodes.address)):
         folder = tmp_path / name
-        listen = nodes.killing(lambda event: event.unit == "step", where)
+        listen = nodes.killing(lambda event: event.kind == "start", where)
         state = sweep(read_plan(file, cluster=where), folder, listen, compare=False)
         assert {cell["state"] for cell in state["cells"].values()} == {"trained"}
         runs = [Run.open(path) for path in sorted((folder / "cells").iterdir())]
