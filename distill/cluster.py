@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
@@ -68,6 +69,8 @@ def _connected(address: str) -> "Cluster":
     if where is None and address not in ("local", "auto"):
         raise BadInput(f"--cluster {address}: is no address of a cluster; {_FORMS}")
     os.environ |= QUIET
+    if where is not None:
+        os.environ["RAY_NUM_REDIS_GET_RETRIES"] = "1"  # it tries for 40 s, and by itself 20 times
     try:
         import ray
     except ImportError as error:
@@ -79,7 +82,8 @@ def _connected(address: str) -> "Cluster":
     before = signal.getsignal(signal.SIGTERM)
     how: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **how)
+        with warnings.catch_warnings(action="ignore"):
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **how)
     except Exception as error:  # of many kinds
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise BadInput(f"--cluster {address}: Ray can't connect: {said}") from error
