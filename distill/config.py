@@ -224,7 +224,9 @@ class TrainSettings:
     validate_every: int = 100
     log_every: int = 10
     processes: int = 1
-    """Data-parallel processes (torch.distributed)."""
+    """Processes that train together (torch.distributed): each reads its share of a batch's rows."""
+    shard: str = "auto"
+    """Whether each of them holds a part of the student (FSDP2): `always`, `never`, or `auto` (large ones, on GPUs)."""
 
 
 @dataclass

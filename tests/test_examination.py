@@ -372,6 +372,8 @@ def test_all_that_a_transformers_model_reads_is_in_its_digest(tmp_path: Path, na
     before = folder.digest()
     (tmp_path / "README.md").write_text("read me", encoding="utf-8")
     (tmp_path / "results.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"moments")
     assert folder.digest() == before
     (tmp_path / name).write_text("{}", encoding="utf-8")
     assert folder.digest() != before

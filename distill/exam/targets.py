@@ -56,7 +56,7 @@ class Target:
         return fingerprint({str(path.relative_to(self.path)): sha256_file(path) for path in files})
 
     def _is_read(self, file: Path) -> bool:
-        if file.name in NOT_READ:
+        if file.name in NOT_READ or file.name.startswith("shard-"):  # of a sharded student's optimizer
             return False
         if self.kind == "transformers":  # every tokenizer has files of its own names
             return file.suffix in OF_A_MODEL

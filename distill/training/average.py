@@ -13,6 +13,8 @@ from collections.abc import Generator
 import torch
 from torch import Tensor, nn
 
+from distill.training.sharding import part_of
+
 
 class Average:
     """The mean of a model's weights, and a way to stand it in their place.
@@ -47,8 +49,11 @@ class Average:
         """The model holds a mean, as it was shipped: keep it, and go on from `weights`."""
         self._swap()
         for name, parameter in self.parameters.items():
-            parameter.data.copy_(weights[name])
+            parameter.detach().copy_(part_of(weights[name], parameter))
 
+    @torch.no_grad()
     def _swap(self) -> None:
         for name, parameter in self.parameters.items():
-            self.beside[name], parameter.data = parameter.data, self.beside[name]
+            held = parameter.detach().clone()  # FSDP2 gathers from the memory that a parameter had at first
+            parameter.copy_(self.beside[name])
+            self.beside[name].copy_(held)

@@ -3,7 +3,8 @@
 `checkpoints/step-000500/` holds config.json and model.safetensors (as transformers reads them), tokenizer/,
 optimizer.safetensors, loop.json, the student's dream drafts once there are some, and checksums.json, the
 SHA-256 of every other file. With `train.average` model.safetensors is the mean of the weights, and those that training
-goes on from are in raw.safetensors.
+goes on from are in raw.safetensors. Of a sharded student the folder optimizer/ holds what each process kept, and the
+first one gathers the weights: whatever reads a student reads one file.
 """
 
 import json
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from distill.backbone.model import Backbone, save_backbone
 from distill.errors import CorruptFile, MissingStage, RunMismatch
 from distill.run import COMMANDS, Run, publish_folder, sha256_file
+from distill.training import sharding
+from distill.training.distributed import ALONE, World
 
 FORMAT = 1
 STEP = re.compile(r"step-(\d{6,})$")
@@ -31,6 +34,8 @@ ONWARD = {
     "reward": "learned by rewards",
 }
 """The stages that go on from a trained student, in their order, and what it has done then."""
+SHARDS = "optimizer"
+"""The folder of what the optimizer of a sharded student keeps."""
 STATES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})
 """What an optimizer keeps of a parameter: AdamW, Muon."""
 BEFORE = "go on from the checkpoint before it"
@@ -159,16 +164,28 @@ def save_checkpoint(
     drafts: dict[str, Tensor],
     raw: dict[str, Tensor],
     beside: Callable[[Path], Any] | None = None,
+    world: World = ALONE,
 ) -> Path:
     """Publish `step-NNNNNN` atomically. raw: the weights to go on from, where the model holds others. beside:
-    writes into its folder what it holds besides."""
+    writes into its folder what it holds besides. world: of the processes, which all call this."""
     from safetensors.torch import save_file
 
-    final = folder_of(run, state.step)
+    final, sharded = folder_of(run, state.step), sharding.is_sharded(model)
+    if not world.first and not sharded:
+        return final
+    kept = optimizer_tensors(model, optimizer)
+    if sharded:
+        model, raw = sharding.whole(model, "cpu", world.first), sharding.gathered(raw, "cpu", world.first)
+        if not world.first:
+            sharding.save(kept)
+            return final
     with publish_folder(final) as folder:
         save_backbone(model, folder)
         shutil.copytree(run.tokenizer, folder / "tokenizer")
-        save_file(optimizer_tensors(model, optimizer), folder / "optimizer.safetensors")
+        if sharded:
+            sharding.save(kept, folder / SHARDS)
+        else:
+            save_file(kept, folder / "optimizer.safetensors")
         for name, tensors in (("drafts", drafts), ("raw", raw)):
             if tensors:
                 save_file(tensors, folder / f"{name}.safetensors")
@@ -187,20 +204,28 @@ def write_checksums(folder: Path) -> None:
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, remedy: str = BEFORE) -> None:
-    """Restore AdamW's moments and Muon's momentum, as bits. Raises CorruptFile."""
-    tensors = _read(folder / "optimizer.safetensors", remedy)
+    """Restore AdamW's moments and Muon's momentum, as bits; sharded as the model is, however they were written. Raises
+    CorruptFile."""
+    parameters = dict(model.named_parameters())
+    if (folder / SHARDS).is_dir():
+        counts = torch.zeros(1)
+        tensors = sharding.load(
+            folder / SHARDS, lambda key: counts if key.endswith(".step") else parameters[key.rpartition(".")[0]]
+        )
+    else:
+        tensors = _read(folder / "optimizer.safetensors", remedy)
     states: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition(".")
         states.setdefault(name, {})[kind] = tensor
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         if (state := states.get(name)) is None:
             continue  # it never had a gradient
         if set(state) not in STATES:
             path = folder / "optimizer.safetensors"
             raise CorruptFile(f"{path}: has {', '.join(sorted(state))} of {name}; delete {folder} to {remedy}")
         optimizer.state[parameter] = {
-            kind: tensor.reshape(()) if kind == "step" else tensor.to(parameter.device)
+            kind: tensor.reshape(()).to(parameter.device) if kind == "step" else sharding.part_of(tensor, parameter)
             for kind, tensor in state.items()
         }
 
@@ -245,11 +270,12 @@ def _left_by_a_stop(folder: Path) -> bool:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer keeps of each parameter, as safetensors can hold it."""
+    """What the optimizer keeps of each parameter, as safetensors can hold it; of a sharded one, where it is."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}.{key}"] = (
-                torch.as_tensor(value).detach().cpu().reshape(-1 if key == "step" else value.shape)
-            )
+            tensor = torch.as_tensor(value).detach()
+            if not sharding.is_sharded(tensor):
+                tensor = tensor.cpu().reshape(-1 if key == "step" else value.shape)
+            tensors[f"{name}.{key}"] = tensor
     return tensors

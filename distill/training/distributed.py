@@ -1,14 +1,16 @@
-"""Several processes, one student: each reads its share of a batch's rows, gradients are summed.
+"""Several processes, one student: each reads its share of a batch's rows, gradients are summed (`sharding`: and kept in
+parts).
 
 `dream train --processes N` starts N workers here; under torchrun (WORLD_SIZE set) a process joins the others.
 """
 
+import contextlib
 import multiprocessing
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import connection
@@ -27,6 +29,8 @@ PATIENCE = timedelta(days=1)
 """For what others wait while the first process chooses layers and packs a corpus. No process waits for a dead one so
 long: whoever started them, we or torchrun, ends all where one ends."""
 STOP_SECONDS = 60
+TOGETHER = 6_000_000
+"""Numbers in a message of gradients: 24 MB, about as much as torch's DistributedDataParallel sends at once."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,42 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def sum_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Sum all gradients, in one message."""
-        if self.size > 1:
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+    @contextlib.contextmanager
+    def summing(self, parameters: Iterable[torch.nn.Parameter]) -> Generator[None]:
+        """Within it a pass backward leaves gradients summed over all processes: those that are there are on their way
+        while others are computed."""
+        if self.size == 1:
+            yield
+            return
+        ready: list[Tensor] = []
+        sent: list[tuple[Any, Tensor, list[Tensor]]] = []
+
+        def send() -> None:
+            flat = torch.cat([gradient.flatten() for gradient in ready])
+            sent.append((dist.all_reduce(flat, async_op=True), flat, ready.copy()))
+            ready.clear()
+
+        def made(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            ready.append(parameter.grad)
+            if sum(gradient.numel() for gradient in ready) >= TOGETHER:
+                send()
+
+        hooks = [parameter.register_post_accumulate_grad_hook(made) for parameter in parameters]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if ready:
+            send()
+        for work, flat, gradients in sent:
+            work.wait()
             for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
+
+ALONE = World()
 
 PRELOADED = ["distill.training.preloaded"]
 
@@ -150,12 +182,10 @@ def _follow(workers: list[Any], queue: Any, listen: Listener) -> dict[str, Any]:
         try:
             kind, content = queue.get(timeout=1.0)
         except queues.Empty:
-            dead = [rank for rank, process in enumerate(workers) if process.exitcode not in (None, 0)]
+            dead = [(process.exitcode, rank) for rank, process in enumerate(workers) if process.exitcode]
             if dead:
-                code = workers[dead[0]].exitcode
-                raise DistillError(
-                    f"training process {dead[0]} ended with code {code}; start again to resume"
-                ) from None
+                code, rank = min(dead)  # one that was killed (below 0) takes the others with it
+                raise DistillError(f"training process {rank} ended with code {code}; start again to resume") from None
             continue
         if kind == "event":
             listen(content)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.training.sharding import full, part_of
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton–Schulz iteration, steep at 0: five rounds bring singular values to between 0.7 and 1.2."""
 ROUNDS = 5
@@ -54,6 +56,6 @@ class Muon(torch.optim.AdamW):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
-        update = orthogonalize(gradient.lerp(momentum, MOMENTUM), self.precision)
+        update = orthogonalize(full(gradient.lerp(momentum, MOMENTUM)), self.precision)
         parameter.mul_(1 - lr * weight_decay)
-        parameter.add_(update.to(parameter.dtype), alpha=-lr * RMS * max(parameter.shape) ** 0.5)
+        parameter.add_(part_of(update.to(parameter.dtype), parameter), alpha=-lr * RMS * max(parameter.shape) ** 0.5)

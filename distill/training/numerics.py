@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -152,27 +152,35 @@ class Trial:
         return times
 
 
+def precisions(settings: TrainSettings, device: str, kept: Numerics | None = None) -> list[str]:
+    """Those that are left to choose from, or the one that is clear from the first."""
+    if settings.precision != "auto":
+        return [settings.precision]
+    if kept is not None and kept.device in ("", device):
+        return [kept.precision]
+    if device == "cuda":
+        return ["bfloat16"] if torch.cuda.is_bf16_supported() else ["float32"]
+    return ["float32", "bfloat16"]
+
+
 def choose(settings: TrainSettings, trial: Trial, kept: Numerics | None = None) -> Numerics:
     """The fastest of what the settings leave open; measured only where that pays. kept: the choice that a training was
     begun with, which stays where the settings leave it open."""
     check(settings)
+    found = precisions(settings, trial.device.type, kept)
     if kept is not None and kept.device in ("", trial.device.type):
-        precision = kept.precision if settings.precision == "auto" else settings.precision
         compiled = kept.compiled if settings.compile == "auto" else settings.compile == "always"
-        if (precision, compiled) == (kept.precision, kept.compiled):
+        if (found[0], compiled) == (kept.precision, kept.compiled):
             return kept
-        chosen = Numerics(precision, compiled, device=trial.device.type)
+        chosen = Numerics(found[0], compiled, device=trial.device.type)
         trial.listen(Event("train", "note", f"going on in {chosen.label}, as set; so far it was {kept.label}"))
         return chosen
-    precisions = ["float32", "bfloat16"] if settings.precision == "auto" else [settings.precision]
-    if settings.precision == "auto" and trial.device.type == "cuda":
-        precisions = ["bfloat16"] if torch.cuda.is_bf16_supported() else ["float32"]
-    chosen = Numerics(precisions[0], settings.compile == "always", device=trial.device.type)
-    if len(precisions) == 1 and settings.compile != "auto":
+    chosen = Numerics(found[0], settings.compile == "always", device=trial.device.type)
+    if len(found) == 1 and settings.compile != "auto":
         return chosen
     begun = time.perf_counter()
-    chosen.products = {precision: float(f"{trial.product(precision) / 1e9:.3g}") for precision in precisions}
-    if len(precisions) > 1:
+    chosen.products = {precision: float(f"{trial.product(precision) / 1e9:.3g}") for precision in found}
+    if len(found) > 1:
         _choose_precision(chosen, trial)
     if settings.compile == "auto":
         _choose_compiling(chosen, trial)
@@ -224,6 +232,8 @@ def _choose_compiling(chosen: Numerics, trial: Trial) -> None:
     try:
         faster = min(trial.seconds(compiled, trial.rows))
     except RuntimeError as error:  # torch.compile's errors; training works without it
+        if hasattr(trial.model, "reset_iter_state"):  # FSDP2, in the middle of a pass
+            cast(Any, trial.model).reset_iter_state()
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         trial.listen(Event("train", "warning", f"compiling failed, going on without: {reason}"))
         return

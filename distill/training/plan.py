@@ -12,6 +12,7 @@ from distill.training import numerics
 
 VERSION = 2
 OPTIMIZERS = ("auto", "adamw", "muon")
+SHARD = ("auto", "always", "never")
 SHARES = (
     *("soft_weight", "empty_dreams", "drafts_from", "drafts_share", "warmup", "noise"),
     *("bottleneck", "prompt_dropout", "unread_until", "gaps"),
@@ -26,7 +27,7 @@ NEW_ROWS = CHANCE_LR / INHERITED_LR
 """How much quicker an inherited student's rows of tags, lenses and image tokens learn: its teacher has none of them."""
 
 RUNNING = ("steps", "minutes", "checkpoint_every", "keep_last", "log_every", "validate_every")
-FREE = {*RUNNING, "device", "processes", "precision", "compile", "micro_rows", "recompute"}
+FREE = {*RUNNING, "device", "processes", "precision", "compile", "micro_rows", "recompute", "shard"}
 """Train settings that may change between sessions of one training."""
 
 
@@ -85,6 +86,8 @@ def check_settings(settings: TrainSettings) -> None:
     for name in ("match", "strict", "micro_rows"):
         if getattr(settings, name) < 0:
             raise BadInput(f"train.{name}={getattr(settings, name):g}: must be 0 or more")
+    if settings.shard not in SHARD:
+        raise BadInput(f"train.shard: {settings.shard!r} is none of {', '.join(SHARD)}")
     if settings.optimizer not in OPTIMIZERS:
         raise BadInput(f"train.optimizer: {settings.optimizer!r} is none of {', '.join(OPTIMIZERS)}")
     if not 0 <= settings.average <= 0.5:

@@ -24,7 +24,7 @@ from distill.student.grammar import DreamGrammar, longest_path
 from distill.student.initialize import new_student
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
-from distill.training import checkpoint, drafts, numerics
+from distill.training import checkpoint, drafts, numerics, sharding
 from distill.training.ahead import Ahead
 from distill.training.average import Average
 from distill.training.batches import Batch, Batches, Mixture, Row
@@ -73,14 +73,16 @@ class Trainer:
             self.state.optimizer = optimizer_for(settings, inherited)
         if self.model.config.vocab_size != self.tokenizer.vocab_size:
             raise CorruptFile(f"{found[-1]}: its tokenizer isn't the run's; use --force to train anew")
-        self.model.train().to(self.device)
+        self.kept = numerics.load(run.checkpoints / "numerics.json") if self.state.step else None
+        half = numerics.precisions(settings, self.device.type, self.kept) == ["bfloat16"]
+        sharding.place(self.model.train(), self.device, world, settings.shard, half, listen)
         self.model.recompute = settings.recompute
         betas = (settings.betas[0], settings.betas[1])
         self.lr = settings.lr or (INHERITED_LR if inherited else CHANCE_LR)
         muon = self.state.optimizer == "muon"
         self.optimizer = make_optimizer(self.model, self.lr, betas, settings.weight_decay, muon)
         tables = {self.model.model.embed_tokens.weight, self.model.lm_head.weight} if started_at(run) else set()
-        self.new_rows = [table.detach()[self.tokenizer.think_id :] for table in tables]
+        self.new_rows = [sharding.rows_from(table, self.tokenizer.think_id) for table in tables]
         self.average = Average(self.model, settings.average)
         length = self.model.config.context
         soft, mixture = settings.soft_weight, Mixture.of(settings)
@@ -119,8 +121,7 @@ class Trainer:
     # The loop.
     def fit(self) -> dict[str, Any]:
         """Train to the end of `steps` or `minutes`. The clock runs while it trains, not while it finds out how."""
-        settings, state = self.settings, self.state
-        kept = numerics.load(self.run.checkpoints / "numerics.json") if state.step else None
+        settings, state, kept = self.settings, self.state, self.kept
         self.numerics = kept if kept and self._finished() else self._choose_numerics(kept)
         self.kernel = numerics.apply(self.numerics, self.model)
         if isinstance(self.optimizer, Muon):
@@ -132,7 +133,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             board = self._open_logs(stack)
             saved = state.step
-            if state.step == 0 and self.world.first:
+            if state.step == 0:
                 self._save()
             stack.enter_context(self.stop)
             self.started = time.monotonic() - state.seconds
@@ -198,9 +199,7 @@ class Trainer:
             group["lr"] = rate
         hidden = unread(settings, progress) if settings.bottleneck or settings.prompt_dropout else 0.0
         results = self._pass(rows, self.numerics.precision, self.kernel, hidden)
-        parameters = list(self.model.parameters())
-        self.world.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip)
+        norm = sharding.full(torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip))
         following = self.rows[state.row : state.row + settings.batch_rows]
         if len(following) == settings.batch_rows and not hidden:  # else another share is hidden by then
             self.ahead.prepare(following)
@@ -235,13 +234,16 @@ class Trainer:
         mine = rows[self.world.rank :: self.world.size]
         if not mine:
             raise BadInput(f"train.batch_rows: {len(rows)} rows can't feed {self.world.size} processes; raise it")
-        size = self.settings.micro_rows or len(mine)
-        parts = (self.batches.assemble(mine[i : i + size], unread) for i in range(0, len(mine), size))
+        most = len(rows[:: self.world.size])  # that a process has; all make as many passes, as FSDP2 must
+        size = self.settings.micro_rows or most
+        parts = [self.batches.assemble(mine[i : i + size] or mine[:1], unread) for i in range(0, most, size)]
+        if (len(parts) - 1) * size >= len(mine):
+            parts[-1].loss_positions = 0  # it was read before, and counts nothing
         return [move(part, self.device) for part in parts]
 
     def _pass(self, rows: list[Row], precision: str, kernel: Any, unread: float = 0.0) -> Results:
-        """Forward and backward over this process's share of the rows, by parts: gradients are summed, and weights count
-        over all parts and processes."""
+        """Forward and backward over this process's share of the rows, by parts: gradients are summed, and weights
+        count, over all parts and processes."""
         parts, match = self.ahead.take(rows, unread), self.settings.match
         total = float(sum(part.loss_positions for part in parts))
         if self.world.size > 1:  # alone, it needn't wait for the device
@@ -249,8 +251,9 @@ class Trainer:
         results: Results = []
         for batch in parts:
             batch.targets.scale(batch.loss_positions / max(total, 1.0))
-            share = match * len(batch.ids) / len(rows)
-            found = forward_backward(self.model, batch, precision, kernel, True, self.features, share)
+            share = match * len(batch.ids) / len(rows) * (batch.loss_positions > 0)
+            with sharding.summing(self.model, self.world, batch is parts[-1]):
+                found = forward_backward(self.model, batch, precision, kernel, True, self.features, share)
             results.append((batch, found))
         return results
 
@@ -268,10 +271,12 @@ class Trainer:
         run, documents = self.run.settings, self.batches.documents
         seed = run.seed + epoch * len(documents)
 
-        def dream(some: Sequence[int]) -> dict[int, list[int]]:
-            return drafts.dream_on(self.model, documents, self.tokenizer, run.mine.steps, seed, some)
-
         with self.average.shipped():
+            model = sharding.whole(self.model, self.device)
+
+            def dream(some: Sequence[int]) -> dict[int, list[int]]:
+                return drafts.dream_on(model, documents, self.tokenizer, run.mine.steps, seed, some)
+
             return drafts.share_out(chosen, dream, self.world, self.device, self._stopped)
 
     # Measuring.
@@ -279,7 +284,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Loss and cross-entropies on the validation documents: nats a token; bits per byte of the answers."""
         with self.average.shipped():
-            rows, how = self.settings.batch_rows, (self.numerics.precision, self.kernel)
+            rows, how = self.settings.batch_rows, (self.numerics.precision, self.kernel, self.world)
             return validate(self.model, self.validation, rows, *how)
 
     def _choose_numerics(self, kept: numerics.Numerics | None) -> numerics.Numerics:
@@ -298,7 +303,6 @@ class Trainer:
     def _try(self, candidate: numerics.Numerics, kernel: Any, rows: int) -> None:
         """Forward and backward over the epoch's first rows, from which nothing is learned."""
         self._pass([self.rows[i % len(self.rows)] for i in range(rows)], candidate.precision, kernel)
-        self.world.sum_gradients(list(self.model.parameters()))
         self.optimizer.zero_grad()
 
     # What it leaves behind.
@@ -323,11 +327,10 @@ class Trainer:
         shown = {"step": state.step, "loss": entry["loss"], "tokens_per_second": speed}
         unit = "s" if settings.minutes > 0 else "step"
         self.listen(Event("train", "progress", done=done, total=total, unit=unit, data=shown))
-        if not self.world.first or (state.step % settings.log_every and state.step % settings.validate_every):
+        measured = {} if state.step % settings.validate_every else self.validate()
+        if not self.world.first or (state.step % settings.log_every and not measured):
             return
-        entry |= means(results)
-        if state.step % settings.validate_every == 0:
-            entry |= self.validate()
+        entry |= means(results) | measured
         self._write(board, {**entry, "tokens_per_second": speed})
 
     def _write(self, board: Any, entry: dict[str, float]) -> None:
@@ -342,11 +345,11 @@ class Trainer:
         """Save. `judge`: it may become the best; one made by a stop may not, as without the stop it weren't there."""
         state = self.state
         state.stopped = not judge
+        loss = self.validate()["validation_loss"] if judge else math.inf
+        if loss < state.best_loss:
+            state.best_loss, state.best_step = loss, state.step
+        self._save()
         if self.world.first:
-            loss = self.validate()["validation_loss"] if judge else math.inf
-            if loss < state.best_loss:
-                state.best_loss, state.best_step = loss, state.step
-            self._save()
             checkpoint.prune(self.run, self.settings.keep_last, state.best_step)
             board.flush()
         self.world.wait()
@@ -354,7 +357,7 @@ class Trainer:
     def _save(self) -> None:
         with self.average.shipped():
             raw, made = self.average.beside, drafts.stored(self.drafts) if self.drafts else {}
-            checkpoint.save_checkpoint(self.run, self.model, self.optimizer, self.state, made, raw)
+            checkpoint.save_checkpoint(self.run, self.model, self.optimizer, self.state, made, raw, world=self.world)
 
     def _summary(self) -> dict[str, Any]:
         state = self.state

@@ -33,6 +33,7 @@ distributed.PRELOADED += [  # one process to fork from, for those that training 
     "sacrebleu.metrics.chrf",
     "sklearn.decomposition",
     "sklearn.feature_extraction.text",
+    "torch.distributed.checkpoint",
     "torch.utils.tensorboard",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
