@@ -295,8 +295,8 @@ def assert_alike(run: Run, other: Run, rel: float) -> None:
 
 def test_what_two_processes_sharded_goes_on_after_a_kill_in_one_two_or_four(prepared: Run, tmp_path: Path) -> None:
     """Processes that make different numbers of passes, Muon, a mean of the weights, and drafts."""
-    less = {"batch_rows": 5, "micro_rows": 1, "recompute": True, "log_every": 1}
-    options = {"optimizer": "muon", "average": 0.2, "steps": 6, "checkpoint_every": 2, **less}
+    less = {"batch_rows": 5, "micro_rows": 2, "recompute": True, "log_every": 1}
+    options = {"optimizer": "muon", "average": 0.2, "steps": 5, "checkpoint_every": 2, **less}
     whole = fork(prepared, tmp_path / "whole", **options)
     train(whole)
     killed = fork(prepared, tmp_path / "killed", processes=2, shard="always", **options)

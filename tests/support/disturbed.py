@@ -62,6 +62,7 @@ def _work(folder: Path, args: list[str], streams: Path | None) -> None:
     from cli.main import main
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as in a process that a shell starts
+    del distributed.PRELOADED[1:]  # where it trains in several, they are forked from another one
     os.environ.pop("DREAM_RUNS", None)
     os.chdir(folder)
     if streams is None:
