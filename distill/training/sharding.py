@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.backbone.model import Backbone, assemble, count_parameters
+from distill.errors import BadInput
 from distill.events import Event, Listener
 from distill.training.distributed import World
 
@@ -29,13 +30,17 @@ def is_sharded(what: nn.Module | Tensor) -> bool:
 
 
 def place(model: Backbone, device: torch.device, world: World, how: str, half: bool, listen: Listener) -> None:
-    """Bring a model to where it is trained, sharded or not, as `train.shard` says. All processes call this.
+    """Bring a model to where it is trained, sharded or not, as `train.shard` says. All processes call this. Raises
+    BadInput where torch is too old to write shards.
 
     half: blocks compute in bfloat16, so that is what is gathered of them.
     """
     if not _wanted(model, device, world, how):
         model.to(device)
         return
+    if torch.torch_version.TorchVersion(torch.__version__) < (2, 13):
+        text = f"train.shard: writing shards needs torch 2.13 or newer, and this is {torch.__version__}"
+        raise BadInput(f"{text}; update it, or train whole students by train.shard=never")
     listen(Event("train", "note", f"each of {world.size} processes holds a part of the student"))
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
