@@ -246,7 +246,7 @@ class SeeSettings:
     """How a trained student learns to read pictures themselves, as Ollama shows them (`dream see`)."""
 
     steps: int = 0
-    """Optimizer steps, the first quarter of the projector alone; 0: it reads image tokens in their place, natively."""
+    """Optimizer steps; 0: it reads image tokens in their place, natively."""
     image_size: int = 112
     """Pixels of a side to which pictures are brought; each 14 × 14 of them take a token of the context."""
 

@@ -82,7 +82,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(package: Path) -> list[Question]:
-    return list(emoji_scenes.questions(300, 20, 3, str(package)))
+    return list(emoji_scenes.questions(350, 20, 3, str(package)))
 
 
 @cache
@@ -137,7 +137,7 @@ def test_answers_are_what_the_picture_shows(drawn: list[Question]) -> None:
 
 def test_things_and_pairs_are_held_out(drawn: list[Question], package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counter(question.split for question in drawn)
-    assert counts == {"train": 300, "familiar": 20, "thing": 20, "combination": 20}
+    assert counts == {"train": 350, "familiar": 20, "thing": 20, "combination": 20}
     assert len({question.prompt for question in drawn}) == len(drawn)
     labels: dict[str, set[tuple[str, ...]]] = {}
     for question in drawn:
@@ -151,7 +151,7 @@ def test_things_and_pairs_are_held_out(drawn: list[Question], package: Path, mon
     absent = [answer[len("No, there is no ") : -1] for answer in training if answer.startswith("No")]
     assert absent
     assert set(absent) <= shown
-    again = list(emoji_scenes.questions(300, 20, 3, str(package)))
+    again = list(emoji_scenes.questions(350, 20, 3, str(package)))
     assert [question.prompt for question in again] == [question.prompt for question in drawn]
     assert again[0].pictures[0].png() == drawn[0].pictures[0].png()
     monkeypatch.setattr(emoji_scenes, "UNSEEN_PAIRS", 0.0)
@@ -216,7 +216,7 @@ def learnt(package: Path) -> tuple[PictureCodebook, dict[str, tuple[Any, list[tu
     """A map learnt from training pictures, and of each split its pictures' embeddings and labels."""
     pictures: dict[str, dict[str, Drawn]] = {}
     triplets: list[Triplet] = []
-    for question in emoji_scenes.questions(800, 60, 3, str(package)):
+    for question in emoji_scenes.questions(940, 70, 3, str(package)):
         pictures.setdefault(question.split, {})[question.pictures[0].name] = question.pictures[0]
         for lens, steps in question.dream.items():
             triplets += [Triplet(s.what, s.action, s.result, lens, i, "", -1, "dataset") for i, s in enumerate(steps)]
@@ -355,7 +355,7 @@ def test_a_run_has_its_pictures_and_goes_on_where_it_was_killed(
 ) -> None:
     from distill.corpus.datasets import stage
 
-    monkeypatch.setattr(stage, "HELD_OUT", 10)
+    monkeypatch.setattr(stage, "HELD_OUT", 12)
     run = small_run(tmp_path / "run", "emoji-scenes", dataset_files=str(package))
     taken = emoji_scenes.Scene.png
     count = 0
@@ -402,8 +402,8 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
     from distill.dream.model import DreamingReasoningLLM
     from distill.student.initialize import new_student
 
-    monkeypatch.setattr(stage, "HELD_OUT", 10)
-    run = small_run(tmp_path / "run", "emoji-scenes", dataset_files=str(package), dataset_size=240)
+    monkeypatch.setattr(stage, "HELD_OUT", 12)
+    run = small_run(tmp_path / "run", "emoji-scenes", dataset_files=str(package), dataset_size=280)
     settings = run.settings
     settings.vision = ImageTokenizerConfig("lite", embedding_dim=0, image_size=32)
     settings.tokenize.vocab_size = 600

@@ -22,7 +22,7 @@ from distill.events import Listener, silent
 
 __all__ = ["LICENCE", "VERSION", "digest", "questions"]
 
-VERSION = 3
+VERSION = 4
 """Raised when the scenes change."""
 
 SIDE = 128
@@ -141,8 +141,8 @@ def _draw(draw: random.Random, split: str, emoji: list[Emoji], unseen: set[str],
 
 
 def _asked(draw: random.Random, scene: Scene, drawn: Drawn, split: str, others: list[Emoji]) -> list[Question]:
-    """The picture's questions: six of two things, three of one. Both things are asked about: of one question alone a
-    student learns late to look which of the two is meant."""
+    """The picture's questions: seven of two things, four of one. Both things are asked about, and one that is there
+    beside one that isn't: of fewer a student learns late to look which is meant, and whether it is there."""
     names = [thing.name for thing in scene.things]
     said = " ".join([a(names[0]), scene.relation, *map(a, names[1:])])
     asked = [("What is in this picture?", f"{said.capitalize()}.", scene)]
@@ -153,11 +153,10 @@ def _asked(draw: random.Random, scene: Scene, drawn: Drawn, split: str, others: 
             asked.append((f"What is {OPPOSITE[about.relation]} the {one}?", f"{a(other[0]).capitalize()}.", about))
     # Of another kind than what is there: a poodle is a dog.
     absent = [thing.name for thing in others if thing.kind not in {thing.kind for thing in scene.things}]
-    if absent and draw.random() < 0.5:
+    if absent:
         asked.append((f"Is there {a(name := draw.choice(absent))} in this picture?", f"No, there is no {name}.", scene))
-    else:
-        about = scene.seen_from(name := draw.choice(names))
-        asked.append((f"Is there {a(name)} in this picture?", f"Yes, there is {a(name)}.", about))
+    about = scene.seen_from(name := draw.choice(names))
+    asked.append((f"Is there {a(name)} in this picture?", f"Yes, there is {a(name)}.", about))
     return [
         Question(f"{text} {drawn.path}", answer, split, len(names), seen.dream(), (drawn,))
         for text, answer, seen in asked
