@@ -119,13 +119,15 @@ def test_students_for_a_gpu_are_measured_in_one_call(tmp_path: Path, caplog: pyt
 
 def test_embeddings_of_pictures_are_measured_and_those_of_transformers(run: Run, tmp_path: Path) -> None:
     vision = ("--set", f"vision.weights={dinov2(tmp_path)}", "--set", "vision.image_size=28")
-    code, out, err = run("pictures", "--batch", 2, *vision, "--repeat", 2, "--json")
+    code, out, err = run("pictures", "--batch", 2, *vision, "--repeat", 2, "--many", 30, "--json")
     assert code == 0, err
     result, series = json.loads(out), by_name(out)
     assert result["settings"] == {"pictures": 4, "side": 256, "batch": 2, "image_size": 28}
     assert result["about"]["apart"] < 1e-4
     rates = [series[name]["values"] for name in ("ours", "transformers")]
     assert series["ours over transformers"]["values"] == [a / b for a, b in zip(*rates, strict=True)]
+    least, most = (series[f"memory, {count} pictures"]["median"] for count in (3, 30))
+    assert least <= most < least + 64
 
 
 def test_stages_are_measured_by_the_number_of_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from distill.events import Event, Listener
 from distill.vision.seeing import Found, at_places
 from distill.vision.sight import layers
 
-STEPS, LR = 600, 3e-3
+STEPS, LR = 1200, 3e-3
 BATCH = (384, 128)
 """Patches of things in a step, and of nothing."""
 SHARP, SURER = 2.0, 2.0

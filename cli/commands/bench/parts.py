@@ -77,20 +77,21 @@ def ollama(models: tuple[str, ...], watch: "Stopwatch", **asked: Any) -> "BenchR
 
 @bench.command()
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Pictures at once.")
+@click.option("--many", default=0, type=click.IntRange(0), help="Then tell the memory that so many pictures take.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A vision setting: its weights, its size.")
 @measured(repeat=5)
-def pictures(batch: int, overrides: tuple[str, ...], watch: "Stopwatch") -> "BenchResult":
+def pictures(batch: int, many: int, overrides: tuple[str, ...], watch: "Stopwatch") -> "BenchResult":
     """Time DINOv2's embeddings of pictures against transformers' own processor and model on the same weights.
 
     \b
     Example:
-      dream bench pictures --set vision.image_size=112
+      dream bench pictures --set vision.image_size=56 --many 10000
     """
     from bench.pictures import bench_pictures
     from distill.settings import load_settings
 
     settings = load_settings(None, ["vision.embedding_dim=0", *overrides]).vision
-    return bench_pictures(watch, settings, 2 * batch, batch)
+    return bench_pictures(watch, settings, 2 * batch, batch, many)
 
 
 @bench.command()
