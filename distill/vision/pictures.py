@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -143,7 +143,9 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     try:
         with _unwarned():
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            # It copies what is upright already.
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            return _rgb(ImageOps.exif_transpose(image) if turned else image)
     except Exception as error:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise BadInput(f"{name}: the picture is broken: {reason}") from error
@@ -172,7 +174,9 @@ def content_digest(content: Image.Image | Tensor) -> str:
         about, data = str(content.size), content.tobytes()
     else:
         about, data = f"{content.dtype} {content.shape}", content.detach().cpu().double().numpy().tobytes()
-    return hashlib.sha256(about.encode() + data).hexdigest()
+    digest = hashlib.sha256(about.encode())
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def prepare(content: Image.Image | Tensor, how: Preparation) -> Tensor:
@@ -189,16 +193,17 @@ def prepare(content: Image.Image | Tensor, how: Preparation) -> Tensor:
         width, height = _sides(right - left, bottom - top, how)
         pixels = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0]
     else:
-        image = content.crop(_looked_at(*content.size, how))
+        part = _looked_at(*content.size, how)
+        image = content if part == (0, 0, *content.size) else content.crop(part)
         image = image.resize(_sides(*image.size, how), Image.Resampling(how.resample))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
     if not normalized:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (how.mean, how.std))
-        pixels = (pixels - mean) / std
+        pixels.sub_(mean).div_(std)
     # Its middle, and zeros, which are the mean, where it is too small.
     across, down = -((pixels.shape[2] - how.size) // 2), -((pixels.shape[1] - how.size) // 2)
     rest = (how.size - pixels.shape[2] - across, how.size - pixels.shape[1] - down)
-    return F.pad(pixels, (across, rest[0], down, rest[1]))
+    return F.pad(pixels, (across, rest[0], down, rest[1])) if any((across, down, *rest)) else pixels
 
 
 def _looked_at(width: int, height: int, how: Preparation) -> tuple[int, int, int, int]:
