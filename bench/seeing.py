@@ -1,7 +1,7 @@
 """What students tell of pictures that they never saw, and without them: `python -m bench.seeing RUN…`.
 
 RUN: of configs/emoji-scenes.yaml, by another seed each; one that was exported as a pair reads the pictures themselves,
-too, natively and in llama.cpp. Writes docs/results/seeing.json; answers are the likeliest."""
+too, natively and, the first of them, in llama.cpp. Writes docs/results/seeing.json; answers are the likeliest."""
 
 import re
 import sys
@@ -87,7 +87,8 @@ def answers(run: Run, questions: Sequence[Question], way: str) -> list[str]:
     if way == "picture":
         written = shown.ours(MOST)
     else:
-        with PictureEngine(run.bundle / "model.gguf", projector, context=student.model.config.context) as engine:
+        context = student.model.config.context
+        with PictureEngine(run.bundle / "model.gguf", projector, context=context, threads=1) as engine:
             written = shown.theirs(engine, MOST)
     words, end = student.tokenizer, student.tokenizer.end_think_id
     after = [ids[ids.index(end) + 1 if end in ids else 0 :] for ids in written]
@@ -100,7 +101,7 @@ def main(paths: list[str]) -> None:
     for way, called in WAYS.items():
         if way in ("picture", "llama.cpp") and not pairs:
             continue
-        found = [measure(run, way) for run in runs]
+        found = [measure(run, way) for run in (runs[:1] if way == "llama.cpp" else runs)]
         for split, label in SPLITS.items():
             shares = {name: [own[split][name] for own in found] for name in COLUMNS}
             cells = {n: [float(np.mean(own)), min(own), max(own)] if own[1:] else own[0] for n, own in shares.items()}

@@ -355,7 +355,7 @@ def test_a_run_has_its_pictures_and_goes_on_where_it_was_killed(
 ) -> None:
     from distill.corpus.datasets import stage
 
-    monkeypatch.setattr(stage, "HELD_OUT", 12)
+    monkeypatch.setattr(stage, "HELD_OUT", 10)
     run = small_run(tmp_path / "run", "emoji-scenes", dataset_files=str(package))
     taken = emoji_scenes.Scene.png
     count = 0
