@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from distill.backbone.model import Backbone, assemble, count_parameters
 from distill.errors import BadInput
@@ -38,7 +39,7 @@ def place(model: Backbone, device: torch.device, world: World, how: str, half: b
     if not _wanted(model, device, world, how):
         model.to(device)
         return
-    if torch.torch_version.TorchVersion(torch.__version__) < (2, 13):
+    if TorchVersion(torch.__version__) < "2.13":
         text = f"train.shard: writing shards needs torch 2.13 or newer, and this is {torch.__version__}"
         raise BadInput(f"{text}; update it, or train whole students by train.shard=never")
     listen(Event("train", "note", f"each of {world.size} processes holds a part of the student"))
