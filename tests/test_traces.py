@@ -4,6 +4,7 @@ import sqlite3
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -342,13 +343,18 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path):
         assert len(list(store.traces())) == stored > 0
 
 
+def exported(file: Path) -> list[dict[str, Any]]:
+    if file.suffix == ".parquet":
+        return pq.read_table(file).to_pylist()
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_export(tmp_path: Path, format: str):
     path, out = tmp_path / "traces.db", tmp_path / "out" / f"traces.{format}"
     fill(path, list(range(5)))
     assert export_traces(path, out, format) == 5
-    lines = out.read_text(encoding="utf-8").splitlines() if format == "jsonl" else []
-    rows = [json.loads(line) for line in lines] or pq.read_table(out).to_pylist()
+    rows = exported(out)
     with TraceStore(path, readonly=True) as store:
         traces, tokenizer = list(store.traces()), store.tokenizer()
     assert tokenizer is not None
@@ -366,6 +372,11 @@ def test_export(tmp_path: Path, format: str):
         got = np.array(row["top_logprobs"][:-1], np.float32).astype(np.float16)
         np.testing.assert_array_equal(got, targets.top_logprobs[:-1].astype(np.float16))
     assert [file.name for file in out.parent.iterdir()] == [out.name]
+    assert export_traces(path, out, format, shards=3) == 5
+    parts = [exported(out.with_name(f"traces-0000{n}-of-00003.{format}")) for n in range(3)]
+    assert [len(part) for part in parts] == [1, 2, 2]
+    assert [row for part in parts for row in part] == rows
+    assert len(list(out.parent.iterdir())) == 4
 
 
 def test_what_lies_on_read_only_media_can_be_read() -> None:

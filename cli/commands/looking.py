@@ -86,8 +86,9 @@ def stats(run_path: Path, as_json: bool) -> None:
 @traces.command()
 @run_argument
 @click.argument("file", type=FILE)
+@click.option("--shards", default=1, metavar="N", type=click.IntRange(1), help="To N files: FILE-00000-of-0000N.")
 @json_option
-def export(run_path: Path, file: Path, as_json: bool) -> None:
+def export(run_path: Path, file: Path, shards: int, as_json: bool) -> None:
     """Write RUN's answers to FILE: Parquet or JSON lines, by its name (.parquet, .jsonl).
 
     \b
@@ -97,8 +98,10 @@ def export(run_path: Path, file: Path, as_json: bool) -> None:
     from distill.corpus.export_traces import export_traces
 
     with Progress() as listen:
-        count = export_traces(open_run(run_path, None, [], {}).traces, file, file.suffix.removeprefix("."), listen)
-    answer(as_json, {"file": str(file), "responses": count}, f"{file}: {count:,} responses")
+        path, format = open_run(run_path, None, [], {}).traces, file.suffix.removeprefix(".")
+        count = export_traces(path, file, format, listen, shards)
+    told = f"{file}: {count:,} responses" + (f", in {shards} files" if shards > 1 else "")
+    answer(as_json, {"file": str(file), "responses": count, "shards": shards}, told)
 
 
 @click.command()

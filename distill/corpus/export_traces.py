@@ -3,8 +3,8 @@
 import json
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import ExitStack, contextmanager
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +24,9 @@ _THOUGHT = "thinking_"
 """Before the names of what is told of the thinking's tokens."""
 
 
-def export_traces(path: Path, out: Path, format: str, listen: Listener = silent) -> int:
-    """Write the selected traces of a trace database to `out`, whole or not at all; says how many.
+def export_traces(path: Path, out: Path, format: str, listen: Listener = silent, shards: int = 1) -> int:
+    """Write the selected traces of a trace database to `out`, whole or not at all; says how many. shards: to so many
+    files, about equally long, whose names tell their place: traces.jsonl is traces-00000-of-00004.jsonl and so on.
 
     A row holds key, prompt, sample, held_out, text, done_reason, teacher, options (JSON), thinking, model and, an entry
     a token: ids, tokens (as the vocabulary spells them), logprobs, soft, top_ids, top_tokens, top_logprobs; the same of
@@ -36,7 +37,9 @@ def export_traces(path: Path, out: Path, format: str, listen: Listener = silent)
     if format not in FORMATS:
         raise BadInput(f"{format}: traces are exported as {' or '.join(FORMATS)}")
     write = _write_parquet if format == "parquet" else _write_jsonl
-    with TraceStore(path, readonly=True) as store, _aside(out) as aside:
+    names = [f"{out.stem}-{n:05d}-of-{shards:05d}{out.suffix}" for n in range(shards)] if shards > 1 else [out.name]
+    with TraceStore(path, readonly=True) as store, ExitStack() as stack:
+        parts = [stack.enter_context(_aside(out.with_name(name))) for name in names]
         total = store.stats().responses
         tokenizer = store.tokenizer()
 
@@ -46,7 +49,9 @@ def export_traces(path: Path, out: Path, format: str, listen: Listener = silent)
                 if done % _BATCH == 0 or done == total:
                     listen(Event("traces", "progress", done=done, total=total, unit="responses"))
 
-        return write(aside, rows())
+        told, ends = rows(), [total * n // shards for n in range(1, shards)]
+        counts = [end - start for start, end in pairwise([0, *ends])]
+        return sum(write(part, islice(told, count)) for part, count in zip(parts, [*counts, None], strict=True))
 
 
 @contextmanager
