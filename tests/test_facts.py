@@ -1,7 +1,10 @@
 """New facts after old ones: what is learned, what is kept, and the mathematics of keeping it."""
 
 import json
+import os
+import random
 import shutil
+import signal
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -28,10 +31,12 @@ from distill.events import Event
 from distill.learning import keeping
 from distill.learning.ewc import Anchor, diagonal_fisher, drawn_loss
 from distill.learning.facts import Facts, learn_facts
+from distill.learning.feedback import FEEDBACK, Feedback, keep, read_feedback
 from distill.learning.keeping import FISHER, MEMORY, Keeping, count, of_past
 from distill.learning.new_lines import read_new
 from distill.learning.replay import Memory, SumTree, gather
 from distill.run import Run
+from distill.tokens.chat import Message
 from distill.tokens.packing import ARRAYS, Documents
 from distill.training import checkpoint
 from distill.training.batches import Batch
@@ -328,16 +333,28 @@ def test_a_learning_that_was_killed_ends_as_one_that_was_not(
     assert other["old_bits_per_byte_before"] == told["old_bits_per_byte"], "it began where the one that was left did"
 
 
-def test_killed_at_any_moment_nothing_is_lost_and_nothing_learned_twice(world: Run, tmp_path: Path) -> None:
+@pytest.mark.timeout(3600)  # with DREAM_MOMENTS; else it takes seconds
+@pytest.mark.parametrize("stage", ["facts", "learn"])
+def test_killed_at_any_moment_nothing_is_lost_and_nothing_learned_twice(stage: str, world: Run, tmp_path: Path) -> None:
     source = new_file(tmp_path / "new.jsonl", size=4)
     cut, whole = (of(world, tmp_path / name) for name in ("cut", "whole"))
-    how = ["--from", str(source), "--epochs", "8", "--ewc", "1", "--memory", "30", "--set", "train.checkpoint_every=1"]
-    codes = disturb(tmp_path, ["learn", str(cut.path), *how], [0.3, 0.6, 0.9, 1.2, 1.5], seed=2)
+    how = ["--from", str(source), "--ewc", "1", "--memory", "30", "--set", "train.checkpoint_every=1"]
+    if stage == "learn":
+        how = []
+        for run, word in product((cut, whole), ("ball", "vase", "cup")):
+            asked: list[Message] = [{"role": "user", "content": f"The {word} is dropped. What becomes of it?"}]
+            keep(run.path / FEEDBACK, Feedback(asked, "", "It is whole.", "better", f"The {word} is broken."))
+    draw, wanted = random.Random(0), int(os.environ.get("DREAM_MOMENTS", "0"))
+    moments = [draw.uniform(0.3, 3) for _ in range(wanted)] or [0.3, 0.6, 0.9, 1.2, 1.5][: 2 if stage == "learn" else 5]
+    codes = disturb(tmp_path, ["learn", str(cut.path), "--epochs", "8", *how], moments, seed=2)
     assert codes[-1] == 0
-    assert disturb(tmp_path, ["learn", str(whole.path), *how], [], seed=2) == [0]
-    assert len(checkpoint.of_stage(cut, "facts")) == 1
-    for name in ("model.safetensors", MEMORY, FISHER):
+    assert set(codes) <= {0, 143, -signal.SIGTERM, -signal.SIGKILL}
+    assert disturb(tmp_path, ["learn", str(whole.path), "--epochs", "8", *how], [], seed=2) == [0]
+    assert len(checkpoint.of_stage(cut, stage)) == 1
+    for name in ("model.safetensors", *((MEMORY, FISHER) if stage == "facts" else ())):
         assert (checkpoint.best(cut) / name).read_bytes() == (checkpoint.best(whole) / name).read_bytes()
+    if stage == "learn":
+        assert read_feedback(cut.path / FEEDBACK) == read_feedback(whole.path / FEEDBACK)
 
 
 def test_another_run_is_a_source_too(world: Run, tmp_path: Path) -> None:
