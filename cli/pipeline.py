@@ -1,6 +1,7 @@
 """All stages in order, and what is shown at the end."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -79,25 +80,34 @@ def _verified(run: Run, result: StageResult, listen: Listener, say: Callable[[st
 def report(run: Run, evaluated: bool = True) -> str:
     """A held-out question with the student's dream and answer, the evaluation, and what to do next."""
     seconds = sum(record.seconds for record in run.records().values())
+    samples = _samples(run) if evaluated else []
+    # Of a dataset's world only its own questions make sense.
+    question = (
+        samples[0]["prompt"] if samples and run.settings.capture.dataset else "What happens when you drop a ball?"
+    )
     lines = [
         "",
-        *(_measured(run) if evaluated else []),
+        *(_measured(run, samples) if evaluated else []),
         f"Bundle: {run.bundle} (all stages took {duration(seconds)})",
         f"Next:   {command_line('chat', run.path)}",
-        f"        {command_line('watch', run.path)} 'What happens when you drop a ball?'",
+        f"        {command_line('watch', run.path)} {shlex.quote(question)}",
         f"        {' && '.join(install_lines(run.path, run.name))}",
     ]
     return "\n".join(lines)
 
 
-def _measured(run: Run) -> list[str]:
+def _samples(run: Run) -> list[dict[str, Any]]:
+    lines = (run.evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _measured(run: Run, samples: list[dict[str, Any]]) -> list[str]:
     from distill.report.findings import fell
     from distill.report.tables import evaluation_rows
 
     results = json.loads((run.evaluation / "results.json").read_text(encoding="utf-8"))
-    lines = (run.evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     heading, *rows = evaluation_rows(results)
-    return [*example([json.loads(line) for line in lines]), "", table(rows, heading), "", fell(results)]
+    return [*example(samples), "", table(rows, heading), "", fell(results)]
 
 
 def example(samples: list[dict[str, Any]]) -> list[str]:
