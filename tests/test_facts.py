@@ -346,10 +346,12 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_learned_twice(stage: s
             keep(run.path / FEEDBACK, Feedback(asked, "", "It is whole.", "better", f"The {word} is broken."))
     draw, wanted = random.Random(0), int(os.environ.get("DREAM_MOMENTS", "0"))
     moments = [draw.uniform(0.3, 3) for _ in range(wanted)] or [0.3, 0.6, 0.9, 1.2, 1.5][: 2 if stage == "learn" else 5]
-    codes = disturb(tmp_path, ["learn", str(cut.path), "--epochs", "8", *how], moments, seed=2)
+    how += ["--epochs", str(16 * wanted or 8)]
+    codes = disturb(tmp_path, ["learn", str(cut.path), *how], moments, seed=2)
     assert codes[-1] == 0
+    assert codes.count(0) == 1 or not wanted, "it was still learning each time"
     assert set(codes) <= {0, 143, -signal.SIGTERM, -signal.SIGKILL}
-    assert disturb(tmp_path, ["learn", str(whole.path), "--epochs", "8", *how], [], seed=2) == [0]
+    assert disturb(tmp_path, ["learn", str(whole.path), *how], [], seed=2) == [0]
     assert len(checkpoint.of_stage(cut, stage)) == 1
     for name in ("model.safetensors", *((MEMORY, FISHER) if stage == "facts" else ())):
         assert (checkpoint.best(cut) / name).read_bytes() == (checkpoint.best(whole) / name).read_bytes()
