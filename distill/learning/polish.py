@@ -12,6 +12,7 @@ a polishing that was stopped goes on with the round that it was in.
 Shape legend: A answer tokens of all documents, K alternatives of each.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -156,7 +157,8 @@ class Polishing(Onward):
             started = time.monotonic()
             kl = self._round(self.told["round"], self.settings.lr * max(LEAST_RATE, 1 - progress))
             self.told["round"] += 1
-            self.told["kl"] = [*self.told["kl"][:1], round(kl, 4)]
+            if kl is not None:
+                self.told["kl"] = [*self.told["kl"][:1], round(kl, 4)]
             self.told["seconds"] = round(self.told["seconds"] + time.monotonic() - started, 1)
             self.keep(self.base, self.told["steps"], "polish", self.told)
             self._tell(kl=kl, answers=self.told["answers"])
@@ -172,8 +174,9 @@ class Polishing(Onward):
         done = min(self.progress(), 1.0) * total
         self.listen(Event("polish", "progress", done=round(done, 1), total=total, unit=unit, data=data))
 
-    def _round(self, number: int, rate: float) -> float:
-        """Answers, their targets and what is learned from both; the divergence on them, nats a token."""
+    def _round(self, number: int, rate: float) -> float | None:
+        """Answers, their targets and what is learned from both; the divergence on them, nats a token, None where no word
+        of them has a soft target."""
         random = np.random.default_rng([self.seed, number])
         if self.consultation is None:
             documents, dreams = self.own_answers(number, random)
@@ -195,7 +198,11 @@ class Polishing(Onward):
             if source is own:
                 kl.append(found)
         self.told["answers"] += len(documents)
-        return float(np.nanmean(kl))
+        known = [each for each in kl if not math.isnan(each)]
+        if not known:
+            text = f"round {number + 1}: of its own answers no word has a soft target; nothing is learned from them"
+            self.listen(Event("polish", "warning", text))
+        return float(np.mean(known)) if known else None
 
     def own_answers(self, number: int, random: np.random.Generator) -> tuple[Documents, dict[int, list[int]]]:
         """Documents of the student's answers with its teacher's targets, and the dreams that some were given after."""
