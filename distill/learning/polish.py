@@ -175,8 +175,8 @@ class Polishing(Onward):
         self.listen(Event("polish", "progress", done=round(done, 1), total=total, unit=unit, data=data))
 
     def _round(self, number: int, rate: float) -> float | None:
-        """Answers, their targets and what is learned from both; the divergence on them, nats a token, None where no word
-        of them has a soft target."""
+        """Answers, their targets and what is learned from both; the divergence on them, nats a token, None where
+        no word of them has a soft target."""
         random = np.random.default_rng([self.seed, number])
         if self.consultation is None:
             documents, dreams = self.own_answers(number, random)
