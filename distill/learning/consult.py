@@ -104,7 +104,7 @@ def consulting(
     if teacher.is_dataset or teacher.is_given:
         raise BadInput(f"{run.path}: {teacher.spec} gave the answers, and no model; there is no teacher to polish by")
     options = GenerateOptions(ON, capture.temperature, capture.top_k, capture.top_p, system=capture.system)
-    sums = checkpoint.of_stage(run, "train", "see")[-1] / "checksums.json"
+    sums = checkpoint.latest(run, "polish") / "checksums.json"
     header = {"how": dict(how), "weights": json.loads(sums.read_text(encoding="utf-8"))["model.safetensors"]}
     context = room_for((capture.system + text for text in asked), capture.max_tokens + ON)
     path = run.checkpoints / JOURNAL

@@ -136,7 +136,7 @@ class Polishing(Onward):
                 text = f"{self.begun}: polished with other settings; --force begins again where training ended"
                 raise RunMismatch(text)
             checkpoint.load_optimizer(self.begun, self.model, self.optimizer)
-        self.base = checkpoint.read_loop(checkpoint.of_stage(run, "train", "see")[-1])
+        self.base = checkpoint.read_loop(checkpoint.latest(run, "polish"))
         self.steps = longest_path(run.settings)
 
     def read(self, source: Source) -> None:

@@ -112,8 +112,7 @@ class Reinforcing(Onward):
         begun = run.checkpoints / self.told["begun"]
         checkpoint.verify_checkpoint(begun)
         self.before = load_backbone(begun).to(self.model.cos.device).eval()
-        others = ("train", *(stage for stage in checkpoint.ONWARD if stage != "reward"))
-        self.base = checkpoint.read_loop(checkpoint.of_stage(run, *others)[-1])
+        self.base = checkpoint.read_loop(checkpoint.latest(run, "reward"))
         with TraceStore(run.traces, readonly=True) as store:
             self.traces = split_traces(store)
         self.model.eval()
