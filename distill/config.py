@@ -262,7 +262,7 @@ class PolishSettings:
     """The student's own, in each round, sampled at `temperature`."""
     temperature: float = 1.0
     teachers_share: float = 0.25
-    """Share of the steps that learn from the teacher's own answers, as training did."""
+    """Share of the steps that learn from the teacher's own answers, as training did; 1: no own ones, to compare."""
     lr: float = 1e-4
     through: str = "auto"
     """The teacher's `weights`, its `server` (any teacher that can be asked), or `auto`: its weights where they are."""

@@ -385,6 +385,15 @@ def test_a_polishing_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp
     assert (checkpoint.best(cut) / PROJECTOR).read_bytes() == b"what reads pictures", "it goes on from one that is gone"
 
 
+def test_the_teachers_answers_alone_are_what_polishing_is_compared_with(trained: Run, tmp_path: Path) -> None:
+    run, events = to_polish(trained, tmp_path / "run", teachers_share=1.0), []
+    summary = polish(run, events.append)
+    assert (summary["rounds"], summary["answers"]) == (3, 0)
+    assert summary["steps"] >= 3
+    assert weights_of(run) != weights_of(trained)
+    assert not [event for event in events if event.kind == "warning"]
+
+
 def test_a_student_that_cuts_words_otherwise_asks_its_teacher(answered: Run, tmp_path: Path) -> None:
     """What was begun is read, and what the teacher goes on with is learned, by chunks of bytes."""
     run = of(answered, tmp_path / "run", init="chance", preset="nano", layers=1)
@@ -417,6 +426,8 @@ def test_an_answer_is_cut_off_early_and_before_a_word(answered: Run) -> None:
 def test_what_cannot_be_polished_is_refused(trained: Run, tmp_path: Path) -> None:
     with pytest.raises(MissingStage, match="dream train"):
         polish(Run.create(tmp_path / "new", Settings()))
+    with pytest.raises(BadInput, match=r"polish\.teachers_share=1\.5: is a share, 0 to 1"):
+        polish(to_polish(trained, tmp_path / "share", teachers_share=1.5))
     run = to_polish(trained, tmp_path / "run")
     run.settings.teacher.weights = str(tmp_path / "none.gguf")
     with pytest.raises(BadInput, match=r"none\.gguf"):

@@ -38,7 +38,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import think_block
 from distill.tokens.packing import Documents, pack, spelled_bytes
 from distill.training import checkpoint, numerics
-from distill.training.batches import Batch, Mixture
+from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.drafts import dream_on
 from distill.training.losses import alternatives, tail_kernel
 from distill.training.step import forward_backward, move
@@ -63,6 +63,8 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     run.require("train")
     if settings.through not in WAYS:
         raise BadInput(f"polish.through={settings.through}: is none of {', '.join(WAYS)}")
+    if not 0 <= settings.teachers_share <= 1:
+        raise BadInput(f"polish.teachers_share={settings.teachers_share}: is a share, 0 to 1")
     if force:
         undo(run)
     begun, asked = bool(checkpoint.of_stage(run, "polish")), (run.checkpoints / JOURNAL).exists()
@@ -178,31 +180,38 @@ class Polishing(Onward):
         """Answers, their targets and what is learned from both; the divergence on them, nats a token, None where
         no word of them has a soft target."""
         random = np.random.default_rng([self.seed, number])
-        if self.consultation is None:
-            documents, dreams = self.own_answers(number, random)
-        else:
-            how = (self.settings.rounds, self.begin, self.given.documents, self._tell)
-            documents, dreams = self.consultation.answers(number, *how)
-        mixture = Mixture(dreams=True, empty=0.0, drafts=1.0)
-        own = self.batches(documents, mixture, soft=1.0)
         size, share = self.run.settings.train.batch_rows, self.settings.teachers_share
-        rows = own.drafted(0, own.epoch(0), 0, dreams)
-        steps = [(own, rows[start : start + size]) for start in range(0, len(rows), size)]
         given = self.given.epoch(number)
-        count = round(len(steps) * share / (1 - share))
+        steps: list[tuple[Batches, list[Row]]] = []
+        if share < 1:
+            own, rows = self._own(number, random)
+            steps = [(own, rows[start : start + size]) for start in range(0, len(rows), size)]
+            count = round(len(steps) * share / (1 - share))
+        else:  # as many answers of the teacher's as there would be own ones
+            count = max(1, self.settings.answers * len(given) // (size * len(self.given.documents)))
         steps += [(self.given, [given[(i * size + j) % len(given)] for j in range(size)]) for i in range(count)]
         kl: list[float] = []
         for place in random.permutation(len(steps)):
             source, chosen = steps[place]
             found = self._step(source.assemble(chosen), rate)
-            if source is own:
+            if source is not self.given:
                 kl.append(found)
-        self.told["answers"] += len(documents)
         known = [each for each in kl if not math.isnan(each)]
-        if not known:
+        if not known and share < 1:
             text = f"round {number + 1}: of its own answers no word has a soft target; nothing is learned from them"
             self.listen(Event("polish", "warning", text))
         return float(np.mean(known)) if known else None
+
+    def _own(self, number: int, random: np.random.Generator) -> tuple[Batches, list[Row]]:
+        """Rows of the student's own answers, with what its teacher would have said."""
+        if self.consultation is None:
+            documents, dreams = self.own_answers(number, random)
+        else:
+            how = (self.settings.rounds, self.begin, self.given.documents, self._tell)
+            documents, dreams = self.consultation.answers(number, *how)
+        self.told["answers"] += len(documents)
+        own = self.batches(documents, Mixture(dreams=True, empty=0.0, drafts=1.0), soft=1.0)
+        return own, own.drafted(0, own.epoch(0), 0, dreams)
 
     def own_answers(self, number: int, random: np.random.Generator) -> tuple[Documents, dict[int, list[int]]]:
         """Documents of the student's answers with its teacher's targets, and the dreams that some were given after."""
