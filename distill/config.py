@@ -263,6 +263,8 @@ class PolishSettings:
     temperature: float = 1.0
     teachers_share: float = 0.25
     """Share of the steps that learn from the teacher's own answers, as training did; 1: no own ones, to compare."""
+    beta: float = 0.0
+    """Of the divergence to its teacher: 0 is forward KL, 0.5 Jensen-Shannon's, 1 reverse KL."""
     lr: float = 1e-4
     through: str = "auto"
     """The teacher's `weights`, its `server` (any teacher that can be asked), or `auto`: its weights where they are."""

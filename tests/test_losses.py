@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from distill.learning.divergence import LEAST, divergence
 from distill.training import losses
 from distill.training.losses import ChunkTargets, Targets, chunked_distillation, fused_distillation
 
@@ -37,8 +38,8 @@ def make_targets(count: int, slots: int, seed: int, soft: float = 0.7, words: in
     return Targets(ids[:, 0].clone(), ids, logprobs, a, weight, words, forbidden, which, costs)
 
 
-def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
-    """The loss of the module's docstring, position by position, in float64 and with autograd."""
+def reference(hidden: Tensor, projection: Tensor, targets: Targets, beta: float = 0.0) -> Tensor:
+    """The loss of the modules' docstrings, position by position, in float64 and with autograd."""
     total = torch.zeros((), dtype=torch.float64)
     for i in range(hidden.shape[0]):
         log_q = torch.log_softmax(hidden[i] @ projection.t(), -1)
@@ -50,6 +51,14 @@ def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
         kl = sum(math.exp(lp) * (lp - log_q[j]) for j, lp in used.items())
         if p_tail > 1e-12:
             kl = kl + p_tail * (math.log(p_tail) - torch.logsumexp(log_q[tail], 0))
+        if beta > 0:
+            classes = [[j] for j in used] + [tail] + ([[*range(targets.words, V)]] if targets.words else [])
+            q = torch.stack([log_q[each].exp().sum() for each in classes])
+            p = torch.tensor([*map(math.exp, used.values()), p_tail, *[0.0] * bool(targets.words)], dtype=torch.float64)
+            m = (beta * p + (1 - beta) * q).clamp_min(LEAST)
+            kl = (q * (q / m).log()).sum() / beta
+            if beta < 1:
+                kl = kl + (p[p > 0] * (p[p > 0] / m[p > 0]).log()).sum() / (1 - beta)
         a = float(targets.soft_weight[i])
         ce = -log_q[int(targets.labels[i])]
         assert targets.forbidden is not None
@@ -60,7 +69,7 @@ def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
     return total
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 30),
     st.integers(2, 12),
@@ -68,9 +77,10 @@ def reference(hidden: Tensor, projection: Tensor, targets: Targets) -> Tensor:
     st.floats(0.5, 4.0),
     st.sampled_from((0, 25)),
     st.sampled_from((0.0, 3.0)),
+    st.sampled_from((0.0, 0.1, 0.5, 1.0)),
 )
 def test_loss_and_gradients_equal_the_definition(
-    count: int, slots: int, seed: int, scale: float, words: int, strict: float
+    count: int, slots: int, seed: int, scale: float, words: int, strict: float, beta: float
 ) -> None:
     targets = make_targets(count, slots, seed, words=words, strict=strict)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -78,8 +88,8 @@ def test_loss_and_gradients_equal_the_definition(
     projection = torch.randn(V, D, generator=generator)
     ours = (hidden.clone().requires_grad_(), projection.clone().requires_grad_())
     theirs = (hidden.double().requires_grad_(), projection.double().requires_grad_())
-    loss, _, _ = fused_distillation(*ours, targets)
-    expected = reference(*theirs, targets)
+    loss, _, _ = fused_distillation(*ours, targets, divergence(beta))
+    expected = reference(*theirs, targets, beta)
     loss.backward()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=2e-5, abs=2e-5)
@@ -87,6 +97,19 @@ def test_loss_and_gradients_equal_the_definition(
         assert mine.grad is not None
         assert theirs_.grad is not None
         torch.testing.assert_close(mine.grad.double(), theirs_.grad, rtol=2e-4, atol=2e-5)
+
+
+def test_the_divergence_goes_over_into_forward_kl() -> None:
+    targets = make_targets(20, 5, 0, soft=1.0, words=25)
+    generator = torch.Generator().manual_seed(0)
+    both = [0.3 * torch.randn(size, D, generator=generator) for size in (20, V)]
+    grads: list[Tensor] = []
+    for beta in (0.0, 1e-4):
+        hidden, projection = (each.clone().requires_grad_() for each in both)
+        fused_distillation(hidden, projection, targets, divergence(beta))[0].backward()
+        assert hidden.grad is not None
+        grads.append(hidden.grad)
+    torch.testing.assert_close(grads[1], grads[0], rtol=0.02, atol=0.02)
 
 
 def test_what_is_no_word_is_pushed_away_where_the_teacher_speaks() -> None:

@@ -401,8 +401,11 @@ def test_a_student_that_cuts_words_otherwise_asks_its_teacher(answered: Run, tmp
     build_tokenizer(run)
     train(run)
     events: list[Event] = []
-    for name, value in {"rounds": 2, "answers": 6, "lr": 2e-3}.items():
+    for name, value in {"rounds": 2, "answers": 6, "lr": 2e-3, "beta": 0.5}.items():
         setattr(run.settings.polish, name, value)
+    with pytest.raises(BadInput, match=r"polish\.beta: needs its teacher's tokens"):
+        polish(run)
+    run.settings.polish.beta = 0.0
     assert polish(run, events.append)["answers"] == 12
     assert any("needs its teacher's tokens; tokenize with --kind aligned" in event.message for event in events)
     lines = [json.loads(line) for line in (run.checkpoints / JOURNAL).read_text(encoding="utf-8").splitlines()]
@@ -426,8 +429,9 @@ def test_an_answer_is_cut_off_early_and_before_a_word(answered: Run) -> None:
 def test_what_cannot_be_polished_is_refused(trained: Run, tmp_path: Path) -> None:
     with pytest.raises(MissingStage, match="dream train"):
         polish(Run.create(tmp_path / "new", Settings()))
-    with pytest.raises(BadInput, match=r"polish\.teachers_share=1\.5: is a share, 0 to 1"):
-        polish(to_polish(trained, tmp_path / "share", teachers_share=1.5))
+    for name in ("teachers_share", "beta"):
+        with pytest.raises(BadInput, match=rf"polish\.{name}=1\.5: lies between 0 and 1"):
+            polish(to_polish(trained, tmp_path / name, **{name: 1.5}))
     run = to_polish(trained, tmp_path / "run")
     run.settings.teacher.weights = str(tmp_path / "none.gguf")
     with pytest.raises(BadInput, match=r"none\.gguf"):

@@ -28,6 +28,7 @@ from distill.corpus.teachers_source import teachers_source
 from distill.errors import BadInput, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.learning.consult import EARLY, JOURNAL, ON, Begun, Consultation, consulting, early
+from distill.learning.divergence import divergence
 from distill.learning.onward import Onward
 from distill.run import Run
 from distill.student.grammar import longest_path
@@ -40,15 +41,17 @@ from distill.tokens.packing import Documents, pack, spelled_bytes
 from distill.training import checkpoint, numerics
 from distill.training.batches import Batch, Batches, Mixture, Row
 from distill.training.drafts import dream_on
-from distill.training.losses import alternatives, tail_kernel
+from distill.training.losses import Kernel, alternatives, tail_kernel
 from distill.training.step import forward_backward, move
 
-VERSION = 1
+VERSION = 2
 WAYS = ("auto", "weights", "server")
 SCORED = 2048
 """Tokens whose targets are made at once."""
 LEAST_RATE = 0.1
 """Share of the learning rate that is left at the end; it falls evenly."""
+WARMUP = 20
+"""Steps in which it rises before: a new optimizer knows few gradients, and its first steps are wild."""
 
 
 def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
@@ -63,8 +66,11 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     run.require("train")
     if settings.through not in WAYS:
         raise BadInput(f"polish.through={settings.through}: is none of {', '.join(WAYS)}")
-    if not 0 <= settings.teachers_share <= 1:
-        raise BadInput(f"polish.teachers_share={settings.teachers_share}: is a share, 0 to 1")
+    for name in ("teachers_share", "beta"):
+        if not 0 <= (value := getattr(settings, name)) <= 1:
+            raise BadInput(f"polish.{name}={value}: lies between 0 and 1")
+    if settings.beta and StudentTokenizer.load(run.tokenizer).kind != "aligned":
+        raise BadInput("polish.beta: needs its teacher's tokens; tokenize with --kind aligned, or leave it at 0")
     if force:
         undo(run)
     begun, asked = bool(checkpoint.of_stage(run, "polish")), (run.checkpoints / JOURNAL).exists()
@@ -140,6 +146,7 @@ class Polishing(Onward):
             checkpoint.load_optimizer(self.begun, self.model, self.optimizer)
         self.base = checkpoint.read_loop(checkpoint.latest(run, "polish"))
         self.steps = longest_path(run.settings)
+        self.kernel = divergence(self.settings.beta)
 
     def read(self, source: Source) -> None:
         """Take the teacher's weights. Raises BadInput where memory is too small for them."""
@@ -193,7 +200,7 @@ class Polishing(Onward):
         kl: list[float] = []
         for place in random.permutation(len(steps)):
             source, chosen = steps[place]
-            found = self._step(source.assemble(chosen), rate)
+            found = self._step(source.assemble(chosen), rate, self.kernel if source is not self.given else tail_kernel)
             if source is not self.given:
                 kl.append(found)
         known = [each for each in kl if not math.isnan(each)]
@@ -256,11 +263,11 @@ class Polishing(Onward):
         self.model.train()
         return chosen, dreamed, answers
 
-    def _step(self, batch: Batch, rate: float) -> float:
+    def _step(self, batch: Batch, rate: float, kernel: Kernel) -> float:
         batch = move(batch, self.model.cos.device)
-        found = forward_backward(self.model, batch, self.precision, tail_kernel)
-        self.descend(rate)
+        found = forward_backward(self.model, batch, self.precision, kernel)
         self.told["steps"] += 1
+        self.descend(rate * min(1.0, self.told["steps"] / WARMUP))
         if batch.chunks is not None:
             return float(found["kl"].mean())
         return float(found["kl"][(batch.targets.weight > 0) & (batch.targets.soft_weight > 0) & batch.answers].mean())

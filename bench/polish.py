@@ -1,0 +1,177 @@
+"""What polishing is worth beside learning from the teacher's answers for as long. Writes docs/results/polish.json.
+
+    python -m bench.polish RUN…
+
+RUN: trained by a seed each, of one teacher whose weights can be read; they stay as they are. What was measured is kept
+in RUN/polish.json, and not measured again. Each way has as many seconds of the processor, for answers, their targets
+and its steps, and for the teacher too where it runs here. Intervals are over seeds and held-out prompts.
+"""
+
+import json
+import math
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.figures import write_table
+from distill.backbone.generate import generate
+from distill.backbone.model import Backbone
+from distill.corpus.teachers_source import teachers_source
+from distill.errors import BadInput
+from distill.exam.metrics.statistics import HierarchicalBootstrap, Ratio
+from distill.exam.metrics.text import chrf, repeated
+from distill.learning.consult import consulting
+from distill.learning.polish import Polishing, judged
+from distill.run import Run, write_atomic
+from distill.tokens.chat import think_block
+from distill.training.drafts import dream_on
+
+MINUTES, SAMPLES, RESAMPLES = 6.0, 4, 2000
+TRAINED, LONGER = "as trained", "its teacher's answers for as long"
+WAYS: dict[str, dict[str, Any]] = {
+    TRAINED: {},
+    LONGER: {"teachers_share": 1.0},
+    "its own, by its teacher's weights": {},
+    "its own, its teacher is asked": {"through": "server"},
+}
+COLUMNS = {
+    "bits": ("bits per byte of the teacher's answers ↓", 3, False),
+    "chrf": ("chrF2 of its own ↑", 1, False),
+    "likely": ("bits per byte of its own to the teacher ↓", 3, False),
+    "repeated": ("repeated 4-grams ↓", 1, True),
+    "ends": ("its own that end ↑", 1, True),
+    "length": ("their length to the teacher's", 2, False),
+}
+
+
+class Timed(Polishing):
+    """A polishing that lasts MINUTES of the processor, not of the clock."""
+
+    started: float | None = None
+
+    def progress(self) -> float:
+        now = time.process_time()
+        self.started = now if self.started is None else self.started
+        return (now - self.started) / (60 * MINUTES)
+
+
+def polished(run: Run, way: str, folder: Path) -> dict[str, Any]:
+    """What a copy of the run in `folder` is worth when it has learned so: steps, rounds, and for each metric what is
+    summed over a held-out prompt's answers, and by what that is divided."""
+    folder = shutil.copytree(run.path, folder / "run", ignore=shutil.ignore_patterns("bundle", "evaluation"))
+    copy, how = Run.open(folder), WAYS[way]
+    for name, value in how.items():
+        setattr(copy.settings.polish, name, value)
+    polishing, source = Timed(copy, {}, print_event), teachers_source(copy, print_event)
+    if isinstance(source, str):
+        raise BadInput(f"{run.path}: {source}")
+    polishing.read(source)
+    polishing.told["before"] = 0.0
+    if how.get("through") == "server":
+        with consulting(copy, polishing.tokenizer, {}, print_event) as consultation:
+            polishing.consultation = consultation
+            told = polishing.perform()
+    elif way != TRAINED:
+        told = polishing.perform()
+    else:
+        told = {"bits_per_byte": polishing.bits_per_byte(), "steps": 0, "rounds": 0, "answers": 0}
+    counts = {name: told[name] for name in ("bits_per_byte", "steps", "rounds", "answers")}
+    return {**counts, "sums": measured(polishing, polishing.teacher)}
+
+
+def print_event(event: Any) -> None:
+    if event.kind != "progress" or "kl" in event.data:
+        print(f"{event.stage}: {event.message} {event.done or ''} {event.data or ''}", file=sys.stderr, flush=True)
+
+
+def measured(polishing: Polishing, teacher: Backbone) -> dict[str, list[list[float]]]:
+    """Of SAMPLES answers to each validation prompt, sampled as the teacher's were, each after a dream of its own."""
+    documents, tokenizer = polishing.validation.documents, polishing.tokenizer
+    prompts, capture = [documents.prompt(i).tolist() for i in range(len(documents))], polishing.run.settings.capture
+    sums = {name: np.zeros((2, len(prompts))) for name in COLUMNS if name != "bits"}
+    references = [documents.answer(i).tolist() for i in range(len(documents))]
+    texts = [tokenizer.decode([id for id in ids if id != tokenizer.eos_id]) for ids in references]
+    for sample in range(SAMPLES):
+        seed = 1000 * (1 + sample)
+        dreams = dream_on(polishing.model, documents, tokenizer, polishing.steps, seed, range(len(prompts)))
+        polishing.model.eval()
+        contexts = [[*prompt, *think_block(tokenizer, dreams.get(i, []))] for i, prompt in enumerate(prompts)]
+        answers = generate(
+            polishing.model,
+            contexts,
+            max_tokens=capture.max_tokens,
+            temperature=capture.temperature,
+            seed=[seed + i for i in range(len(prompts))],
+            stop_ids=[tokenizer.eos_id],
+            batch_rows=64,
+            grammar=polishing.grammar.answering,
+        )
+        scored = judged(teacher, tokenizer, prompts, answers)
+        for i, ids in enumerate(answers):
+            text = tokenizer.decode([id for id in ids if id != tokenizer.eos_id])
+            nats = -float(scored.slot_logprobs[scored.span(scored.answer_ends, i), 0].astype(float).sum())
+            sums["chrf"][:, i] += chrf(text, texts[i]), 1
+            sums["likely"][:, i] += nats / math.log(2), int(scored.answer_bytes[i])
+            sums["repeated"][:, i] += repeated(text)
+            sums["ends"][:, i] += ids[-1] == tokenizer.eos_id, 1
+            sums["length"][:, i] += len(ids), len(references[i])
+    return {name: each.tolist() for name, each in sums.items()}
+
+
+def kept(run: Run, way: str) -> dict[str, Any]:
+    """What was measured of that way before, or is now."""
+    path = run.path / "polish.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if way not in found:
+        with tempfile.TemporaryDirectory(dir=run.path.parent) as folder:
+            value = polished(run, way, Path(folder))
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found[way] = value
+        write_atomic(path, json.dumps(found) + "\n")
+    return found[way]
+
+
+def row(name: str, own: Sequence[dict[str, Any]], control: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Each metric of a way, a run each, and its difference to the control's, with their intervals."""
+    found: dict[str, Any] = {"name": name, "steps": round(float(np.mean([one["steps"] for one in own])))}
+    for metric in COLUMNS:
+        here, there = ([_ratio(one, metric) for one in those] for those in (own, control))
+        bootstrap = HierarchicalBootstrap(len(own), len(here[0].numerator), RESAMPLES, 0)
+        both = bootstrap.interval(here), bootstrap.contrast(here, there, by_seed=True)
+        assert both[0] is not None, "there are prompts"
+        found[metric] = round(both[0].value, 4)
+        if both[1] is not None and own is not control:
+            found[f"{metric}_less"] = [round(value, 4) for value in (both[1][0].value, both[1][0].low, both[1][0].high)]
+    return found
+
+
+def _ratio(one: dict[str, Any], metric: str) -> Ratio:
+    if metric == "bits":
+        return Ratio.of([one["bits_per_byte"]] * len(one["sums"]["chrf"][0]))
+    return Ratio.of(*one["sums"][metric])
+
+
+def main(*paths: str) -> None:
+    runs = [Run.open(Path(path)) for path in paths]
+    found = {way: [kept(run, way) for run in runs] for way in WAYS}
+    rows = [row(way, own, found[LONGER]) for way, own in found.items()]
+    columns: dict[str, Any] = {"name": {"label": "what it learned from"}, "steps": {"label": "steps"}}
+    for name, (label, digits, percent) in COLUMNS.items():
+        columns[name] = {"label": label, "digits": digits, **({"percent": True} if percent else {})}
+        columns[f"{name}_less"] = {"label": "to as long", "digits": digits, **({"percent": True} if percent else {})}
+    count = len(found[TRAINED][0]["sums"]["chrf"][0])
+    machine = (
+        f"1 core of a busy machine; {len(runs)} seeds of the demo's student; {MINUTES:g} minutes of the processor "
+        f"each; {SAMPLES} answers to each of {count} held-out prompts"
+    )
+    write_table("polish", "python -m bench.polish RUN (one of each seed)", machine, columns, rows)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
