@@ -260,10 +260,10 @@ class PolishSettings:
     minutes: float = 10.0
     answers: int = 64
     """The student's own, in each round, sampled at `temperature`."""
-    temperature: float = 1.0
-    teachers_share: float = 0.25
+    temperature: float = 0.5
+    teachers_share: float = 0.5
     """Share of the steps that learn from the teacher's own answers, as training did; 1: no own ones, to compare."""
-    beta: float = 0.0
+    beta: float = 0.5
     """Of the divergence to its teacher: 0 is forward KL, 0.5 Jensen-Shannon's, 1 reverse KL."""
     lr: float = 1e-4
     through: str = "auto"

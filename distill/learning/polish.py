@@ -69,8 +69,6 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     for name in ("teachers_share", "beta"):
         if not 0 <= (value := getattr(settings, name)) <= 1:
             raise BadInput(f"polish.{name}={value}: lies between 0 and 1")
-    if settings.beta and StudentTokenizer.load(run.tokenizer).kind != "aligned":
-        raise BadInput("polish.beta: needs its teacher's tokens; tokenize with --kind aligned, or leave it at 0")
     if force:
         undo(run)
     begun, asked = bool(checkpoint.of_stage(run, "polish")), (run.checkpoints / JOURNAL).exists()
@@ -147,6 +145,8 @@ class Polishing(Onward):
         self.base = checkpoint.read_loop(checkpoint.latest(run, "polish"))
         self.steps = longest_path(run.settings)
         self.kernel = divergence(self.settings.beta)
+        if self.settings.beta and self.tokenizer.kind != "aligned":
+            listen(Event("polish", "note", "by forward KL: polish.beta is for a student with its teacher's tokens"))
 
     def read(self, source: Source) -> None:
         """Take the teacher's weights. Raises BadInput where memory is too small for them."""
