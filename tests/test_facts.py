@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from support.ablation_run import small_world
 from support.disturbed import disturb
 from support.small_student import enlarge
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bench import continual, figures
 from cli.main import dream
@@ -292,6 +293,12 @@ def test_new_facts_are_learned_and_taken_back(world: Run, tmp_path: Path) -> Non
     memory = Memory.load(checkpoint.best(run) / MEMORY)
     assert np.bincount(memory.learned).tolist() == [18, 12]
     assert (checkpoint.best(run) / FISHER).is_file()
+    board = EventAccumulator(str(run.path / "tensorboard" / "facts"))
+    board.Reload()
+    for name in ("loss", "replay", "past", "ewc"):
+        assert len(board.Scalars(name)) == summary["steps"]
+    rate = 1 - summary["new_bits_per_byte"] / summary["new_bits_per_byte_before"]
+    assert [scalar.value for scalar in board.Scalars("adaptation_rate")] == pytest.approx([rate], abs=1e-3)
     assert "up to date" in CliRunner().invoke(dream, [*args, *kept]).stdout
     again = CliRunner().invoke(dream, ["learn", str(run.path), "--from", str(source), "--epochs", "1", "--json"])
     assert json.loads(again.stdout)["summary"]["answers"] == 12

@@ -347,6 +347,7 @@ def test_polishing_brings_own_answers_nearer_to_the_teacher_and_can_be_undone(tr
     assert [event.done for event in events if event.kind == "progress"] == list(range(1, 9))
     assert polish(run, events.append) == summary
     assert events[-1].message == "nothing changed: kept"
+    assert list((run.path / "tensorboard" / "polish").iterdir())
     args = ["polish", str(run.path), "--rounds", "8", "--set", "polish.answers=8", "--set", "polish.lr=2e-3"]
     kept = json.loads(CliRunner().invoke(dream, [*args, "--json"]).stdout)
     assert (kept["skipped"], kept["summary"]) == (True, summary)
@@ -358,6 +359,7 @@ def test_polishing_brings_own_answers_nearer_to_the_teacher_and_can_be_undone(tr
     assert json.loads(undone.stdout)["deleted"] == 1
     assert weights_of(run) == before
     assert run.records() == records
+    assert not (run.path / "tensorboard" / "polish").exists()
 
 
 def test_a_polishing_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp_path: Path) -> None:

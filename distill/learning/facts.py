@@ -147,20 +147,25 @@ class Facts(Onward):
         self.told.setdefault("before", self.measured())
         steps, every = list(self.plan()), self.run.settings.train.checkpoint_every
         listen(Event("facts", "start", f"{len(self.new)} new answers, {len(self.keeper.memory)} old ones remembered"))
-        while (number := self.told["steps"]) < len(steps):
-            started = time.monotonic()
-            losses = self.step(steps[number], number, len(steps))
-            self.told["steps"] += 1
-            self.told["seconds"] += time.monotonic() - started
-            if (number + 1) % every == 0 and number + 1 < len(steps):
+        with self.board("facts", self.base.step + self.told["steps"]) as board:
+            while (number := self.told["steps"]) < len(steps):
+                started = time.monotonic()
+                losses = self.step(steps[number], number, len(steps))
+                self.told["steps"] += 1
+                self.told["seconds"] += time.monotonic() - started
+                if (number + 1) % every == 0 and number + 1 < len(steps):
+                    self._keep()
+                for name, value in losses.items():
+                    board.add_scalar(name, value, self.base.step + number + 1)
+                listen(Event("facts", "progress", done=number + 1, total=len(steps), unit="steps", data=losses))
+            if not self.told["done"]:
+                self.told["done"] = True
+                learned = with_dreams(self.new, self.dreams)
+                self.keeper.memory = self.keeper.memory.with_new(learned, self.keeper.keeping.memory, self.seed)
                 self._keep()
-            listen(Event("facts", "progress", done=number + 1, total=len(steps), unit="steps", data=losses))
-        if not self.told["done"]:
-            self.told["done"] = True
-            learned = with_dreams(self.new, self.dreams)
-            self.keeper.memory = self.keeper.memory.with_new(learned, self.keeper.keeping.memory, self.seed)
-            self._keep()
-        now = self.measured()
+            now = self.measured()
+            rate = 1 - now["new_bits_per_byte"] / max(self.told["before"]["new_bits_per_byte"], 1e-9)
+            board.add_scalar("adaptation_rate", rate, self.base.step + len(steps))
         summary = {"answers": len(self.new), "steps": len(steps), "held_out": len(self.held["new"])}
         summary |= {f"{name}_before": value for name, value in self.told["before"].items()} | now
         return summary

@@ -28,7 +28,7 @@ from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.learning.feedback import FEEDBACK, Feedback, read_feedback
-from distill.learning.onward import Onward
+from distill.learning.onward import Onward, take_back
 from distill.run import Run, sha256_file
 from distill.tokens.chat import render, think_block
 from distill.tokens.packing import pack, split_traces
@@ -99,7 +99,7 @@ def learn(
 
 def undo(run: Run) -> int:
     """Go back to the student before any feedback, which stays in its file; returns how many checkpoints went."""
-    return checkpoint.drop(run, "learn")
+    return take_back(run, "learn")
 
 
 class Learning(Onward):
@@ -141,18 +141,20 @@ class Learning(Onward):
         random, steps = np.random.default_rng(self.run.settings.seed), 0
         total = epochs * -(-len(self.groups) // TOGETHER)
         rows = chain.from_iterable(self.given.epoch(epoch) for epoch in count())
-        for _ in range(epochs):
-            order = random.permutation(len(self.groups))
-            for start in range(0, len(order), TOGETHER):
-                loss = preference_loss(self.model, [self.groups[i] for i in order[start : start + TOGETHER]], beta)
-                loss.backward()
-                row = move(self.given.assemble([next(rows)]), self.model.cos.device)
-                row.targets.scale(REPLAY)
-                forward_backward(self.model, row, self.precision, tail_kernel)
-                self.descend()
-                steps += 1
-                data = {"loss": float(loss.detach())}
-                listen(Event("learn", "progress", done=steps, total=total, unit="steps", data=data))
+        with self.board("learn", 0) as board:
+            for _ in range(epochs):
+                order = random.permutation(len(self.groups))
+                for start in range(0, len(order), TOGETHER):
+                    loss = preference_loss(self.model, [self.groups[i] for i in order[start : start + TOGETHER]], beta)
+                    loss.backward()
+                    row = move(self.given.assemble([next(rows)]), self.model.cos.device)
+                    row.targets.scale(REPLAY)
+                    forward_backward(self.model, row, self.precision, tail_kernel)
+                    self.descend()
+                    steps += 1
+                    data = {"loss": float(loss.detach())}
+                    board.add_scalar("loss", data["loss"], steps)
+                    listen(Event("learn", "progress", done=steps, total=total, unit="steps", data=data))
         return steps
 
     def preferred(self, nats: Sequence[float]) -> float | None:

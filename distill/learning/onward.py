@@ -24,6 +24,12 @@ from distill.training.validate import validate
 from distill.vision import PROJECTOR
 
 
+def take_back(run: Run, stage: str) -> int:
+    """Delete what a stage left in the run, and what went on from there; returns how many checkpoints that were."""
+    shutil.rmtree(run.path / "tensorboard" / stage, ignore_errors=True)
+    return checkpoint.drop(run, stage)
+
+
 class Onward:
     """The run's best student with a new optimizer, its training's batches and those of validation.
 
@@ -95,6 +101,13 @@ class Onward:
         for path in before:
             if path != saved:
                 shutil.rmtree(path)
+
+    def board(self, stage: str, done: int) -> Any:
+        """TensorBoard's writer into RUN/tensorboard/STAGE, after so many steps or rounds: of later ones, which a kill
+        left there, nothing is shown."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run.path / "tensorboard" / stage), purge_step=done + 1)
 
     def record(self, stage: str, how: Mapping[str, Any], summary: Mapping[str, Any], seconds: float) -> None:
         """Write down that the stage is done."""

@@ -29,7 +29,7 @@ from distill.errors import BadInput, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.learning.consult import EARLY, JOURNAL, ON, Begun, Consultation, consulting, early
 from distill.learning.divergence import divergence
-from distill.learning.onward import Onward
+from distill.learning.onward import Onward, take_back
 from distill.run import Run
 from distill.student.grammar import longest_path
 from distill.student.initialize import transplant
@@ -119,7 +119,7 @@ def undo(run: Run) -> int:
     """Go back to the training: delete what polishing left, and what went on from there; returns how many checkpoints
     that were."""
     (run.checkpoints / JOURNAL).unlink(missing_ok=True)
-    return checkpoint.drop(run, "polish")
+    return take_back(run, "polish")
 
 
 class Polishing(Onward):
@@ -162,15 +162,17 @@ class Polishing(Onward):
         """Round after round, each kept; the summary."""
         self.told.setdefault("before", self.bits_per_byte())
         self.listen(Event("polish", "start", "the student answers, its teacher says what it would have said"))
-        while (progress := self.progress()) < 1:
-            started = time.monotonic()
-            kl = self._round(self.told["round"], self.settings.lr * max(LEAST_RATE, 1 - progress))
-            self.told["round"] += 1
-            if kl is not None:
-                self.told["kl"] = [*self.told["kl"][:1], round(kl, 4)]
-            self.told["seconds"] = round(self.told["seconds"] + time.monotonic() - started, 1)
-            self.keep(self.base, self.told["steps"], "polish", self.told)
-            self._tell(kl=kl, answers=self.told["answers"])
+        with self.board("polish", self.told["round"]) as board:
+            while (progress := self.progress()) < 1:
+                started = time.monotonic()
+                kl = self._round(self.told["round"], self.settings.lr * max(LEAST_RATE, 1 - progress))
+                self.told["round"] += 1
+                if kl is not None:
+                    self.told["kl"] = [*self.told["kl"][:1], round(kl, 4)]
+                    board.add_scalar("kl", kl, self.told["round"])
+                self.told["seconds"] = round(self.told["seconds"] + time.monotonic() - started, 1)
+                self.keep(self.base, self.told["steps"], "polish", self.told)
+                self._tell(kl=kl, answers=self.told["answers"])
         told, (first, *_, last) = self.told, (self.told["kl"] * 2 or [0.0, 0.0])
         bits = {"bits_per_byte_before": told["before"], "bits_per_byte": self.bits_per_byte()}
         counts = {"rounds": told["round"], "answers": told["answers"], "steps": told["steps"]}

@@ -8,7 +8,6 @@ A round is so many prompts, the replies to them, and the steps that learn from t
 so that a learning that was stopped goes on with the round that it was in.
 """
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from distill.backbone.reinforce import Rollout, advantages, note_logprobs, polic
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, RunMismatch
 from distill.events import Event, Listener, silent
-from distill.learning.onward import Onward
+from distill.learning.onward import Onward, take_back
 from distill.learning.reward_model import RewardModel, answer_features, calibration_error, read_pairs
 from distill.learning.rewards import Judge, Reply, learned_from, open_judge
 from distill.run import Run, sha256_file
@@ -82,8 +81,7 @@ def reinforce(
 
 def undo(run: Run) -> int:
     """Go back to the student before any reward; returns how many checkpoints went."""
-    shutil.rmtree(run.path / "tensorboard" / "reward", ignore_errors=True)
-    return checkpoint.drop(run, "reward")
+    return take_back(run, "reward")
 
 
 def _digest(source: Path | None) -> str:
@@ -152,13 +150,11 @@ class Reinforcing(Onward):
 
     def perform(self, rounds: int) -> dict[str, Any]:
         """Round after round, each kept; the summary."""
-        from torch.utils.tensorboard import SummaryWriter
-
         told = self.told
         if "before" not in told:
             told["before"] = self.measured()
         self.listen(Event("reward", "start", "the student answers, and learns from what its answers are worth"))
-        with SummaryWriter(str(self.run.path / "tensorboard" / "reward"), purge_step=told["round"] + 1) as board:
+        with self.board("reward", told["round"]) as board:
             while told["round"] < rounds:
                 started = time.monotonic()
                 data = self._round(told["round"])

@@ -15,8 +15,8 @@ from distill.training.step import forward_backward, move
 def validate(
     model: Backbone, batches: Batches, batch_rows: int, precision: str, kernel: object, world: World = ALONE
 ) -> dict[str, float]:
-    """Loss and cross-entropy of an epoch of them: nats a token; bits per byte of the answers. world: of the processes,
-    which all call this, and of which each reads its share."""
+    """Loss of an epoch of them, nats a token; bits per byte and, by token, perplexity of the answers. world: of the
+    processes, which all call this, and of which each reads its share."""
     totals, device = torch.zeros(4, dtype=torch.float64), model.cos.device
     rows = batches.epoch(0)
     model.eval()
@@ -49,4 +49,5 @@ def validate(
     return {
         "validation_loss": float(totals[0] / totals[1].clamp_min(1)),
         "validation_bits_per_byte": cross_entropy * tokens_a_byte / math.log(2),
+        "validation_perplexity": math.exp(min(cross_entropy, 700)),
     }
