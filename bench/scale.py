@@ -25,10 +25,10 @@ from bench.stopwatch import Stopwatch, seconds_of
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import DistillError
 from distill.events import Event
-from distill.mining.readings import cores
 from distill.mining.triplets import Triplet, write_triplets
 from distill.run import Run, sha256_file
 from distill.settings import load_settings
+from distill.spread import cores
 from distill.teacher.pre_tokenizers import PRE_TOKENIZATIONS
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer, TokenTargets
 

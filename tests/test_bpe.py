@@ -18,9 +18,10 @@ from support.small_capture import mined_small
 from support.tiny_gguf import write_tiny_gguf
 
 from bundle.verify import ODD
+from distill import spread
 from distill.config import Settings, TokenizeSettings
 from distill.corpus.traces import Trace, TraceStore
-from distill.errors import BadInput, CorruptFile
+from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event
 from distill.run import Run, sha256_file
 from distill.teacher.gguf_tokenizer import CONTROL, NORMAL, USER_DEFINED, read_tokenizer
@@ -454,6 +455,38 @@ def test_a_corpus_that_needs_too_many_tokens_keeps_the_commonest_and_says_what_i
         assert student.decode(student.encode(answer)) == answer
     counts = pack(mined_run)
     assert 0 < counts["train"]["soft_share"] < 1
+
+
+def test_two_processes_write_what_one_writes_and_half_of_nothing(
+    mined_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.tokens.build.AT_ONCE", 6)
+    monkeypatch.setattr("distill.tokens.packing.TOGETHER", 6)
+    monkeypatch.setattr(spread, "WORTH", 1)
+
+    def written(processes: int) -> tuple[dict[str, object], dict[str, object], dict[Path, bytes]]:
+        mined_run.settings.mine.processes = processes
+        summary, counts = build_tokenizer(mined_run, force=True), pack(mined_run)
+        files = [path for folder in (mined_run.tokenizer, mined_run.data) for path in folder.rglob("*.*")]
+        return summary, counts, {path: path.read_bytes() for path in files}
+
+    found = written(1)
+    (mined_run.data / "data.json").unlink()
+    assert written(2) == found
+
+    def die(worker: spread.Worker, task: object) -> bytes:
+        worker.kill()
+        return ask(worker, task)
+
+    ask = spread.Worker.ask
+    monkeypatch.setattr(spread.Worker, "ask", die)
+    with pytest.raises(DistillError, match=r"ended with code -9 .*mine\.processes=1"):
+        build_tokenizer(mined_run, force=True)
+    mined_run.settings.capture.system = "Be kind."
+    with pytest.raises(DistillError, match=r"ended with code -9 .*mine\.processes=1"):
+        pack(mined_run)
+    assert {path: path.read_bytes() for path in found[2]} == found[2]
+    assert not list(mined_run.path.glob(".*"))
 
 
 def test_the_stage_falls_back_with_a_note_or_says_why_not(mined_run: Run) -> None:

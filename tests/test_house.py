@@ -55,6 +55,7 @@ BASE = (
     "distill.run",
     "distill.settings",
     "distill.shipped",
+    "distill.spread",
     "distill.stopping",
     "distill.turns",
     "distill.written",

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.answers_run import answers, captured_run, texts, traces
 
+from distill import spread
 from distill.config import Settings
 from distill.corpus.traces import TraceStore
 from distill.errors import (
@@ -557,16 +558,16 @@ def test_two_processes_find_what_one_finds_and_leave_nothing_behind(
 
 def test_a_process_that_ends_early_and_what_it_cannot_read_are_told(tmp_path: Path) -> None:
     run = captured_run(tmp_path / "run")
-    worker = readings.Reader(run.traces, False)
+    worker = spread.Worker(readings.reading, about := [str(run.traces), False])
     worker.kill()
     with pytest.raises(DistillError, match=r"ended with code -9 .*mine\.processes=1"):
-        worker.read(("0", "f"))
+        worker.ask(("0", "f"))
     worker.close()
     with contextlib.closing(sqlite3.connect(run.traces)) as database, database:
         database.execute("UPDATE responses SET text = 'altered'")
-    told = io.StringIO()
-    readings.main([str(run.traces), "0"], io.StringIO("0 f\n"), told)
-    kind, text = json.loads(told.getvalue().removeprefix("!"))
+    asked, told = [[readings.__name__, "reading", about], ("0", "f")], io.BytesIO()
+    spread.main(io.BytesIO("\n".join(map(json.dumps, asked)).encode()), told)
+    kind, text = json.loads(told.getvalue()[8:].removeprefix(b"!"))
     assert (kind, "was altered" in text) == ("CorruptFile", True)
 
 

@@ -17,6 +17,7 @@ below -65,504 becomes -inf. That is the only loss.
 
 import struct
 import zlib
+from itertools import accumulate
 
 import numpy as np
 
@@ -70,31 +71,28 @@ def unpack_targets(blob: bytes) -> TokenTargets:
         raise CorruptFile(f"soft targets: cut short or altered ({error})") from error
     if len(body) != sum(sizes):
         raise CorruptFile("soft targets: cut short or altered (wrong length)")
-    ends = np.cumsum(sizes)
+    ends = accumulate(sizes)
     rank, soft, steps, spelled_ids, spelled_logprobs, indices, top = (
         body[end - size : end] for end, size in zip(ends, sizes, strict=True)
     )
-    table = np.cumsum(_unplanes(steps, 4).view("<i4"), dtype=np.int32)
+    table = _unplanes(steps, 4).view("<i4").cumsum(dtype=np.int32)
     ranks = np.frombuffer(rank, np.uint8)
-    spelled = ranks == RANK_NONE
-    all_indices = [_unplanes(spelled_ids, 4), _unplanes(indices, width)]
-    if any(part.size and part.max() >= u for part in all_indices) or spelled.sum() != count:
+    spelled, listed = np.flatnonzero(ranks == RANK_NONE), np.flatnonzero(ranks != RANK_NONE)
+    own, others = _unplanes(spelled_ids, 4), _unplanes(indices, width)
+    if any(part.size and part.max() >= u for part in (own, others)) or len(spelled) != count:
         raise CorruptFile("soft targets: altered (an index out of range)")
-    if k and (ranks[~spelled] >= k).any():
+    places = ranks[listed]
+    if k and (places >= k).any():
         raise CorruptFile("soft targets: altered (a rank out of range)")
-    top_ids = np.ascontiguousarray(table[all_indices[1]].reshape(k, n).T)
-    bits = np.cumsum(_unplanes(top, 2).reshape(k, n), axis=0, dtype=np.uint16).astype("<u2")
-    top_logprobs = np.ascontiguousarray(bits.view("<f2").T).astype(np.float32)
-    ids = np.empty(n, np.int32)
-    logprobs = np.empty(n, np.float32)
-    ids[spelled] = table[all_indices[0]]
-    logprobs[spelled] = np.frombuffer(spelled_logprobs, "<f2")
-    rows = np.flatnonzero(~spelled)
-    ids[rows] = top_ids[rows, ranks[rows]]
-    logprobs[rows] = top_logprobs[rows, ranks[rows]]
-    return TokenTargets(
-        ids, logprobs, top_ids, top_logprobs, np.unpackbits(np.frombuffer(soft, np.uint8), count=n).astype(np.bool_)
-    )
+    top_ids = np.ascontiguousarray(table[others].reshape(k, n).T)
+    bits = _unplanes(top, 2).reshape(k, n).cumsum(axis=0, dtype="<u2")
+    top_logprobs = bits.view("<f2").T.astype(np.float32, order="C")
+    ids, logprobs = np.empty(n, np.int32), np.empty(n, np.float32)
+    ids[listed], logprobs[listed] = top_ids[listed, places], top_logprobs[listed, places]
+    if count:
+        ids[spelled], logprobs[spelled] = table[own], np.frombuffer(spelled_logprobs, "<f2")
+    certain = np.unpackbits(np.frombuffer(soft, np.uint8), count=n).view(np.bool_)
+    return TokenTargets(ids, logprobs, top_ids, top_logprobs, certain)
 
 
 def logical_bytes(blob: bytes) -> bytes:
@@ -113,6 +111,7 @@ def _planes(values: NDArray[np.generic], width: int) -> bytes:
 
 
 def _unplanes(data: bytes, width: int) -> NDArray[np.unsignedinteger]:
-    planes = np.frombuffer(data, np.uint8).reshape(width, -1)
-    size = 4 if width > 2 else width
-    return np.ascontiguousarray(planes.T).reshape(-1).view(f"<u{size}")
+    planes = np.frombuffer(data, np.uint8)
+    if width == 1:
+        return planes
+    return np.ascontiguousarray(planes.reshape(width, -1).T).reshape(-1).view(f"<u{width}")

@@ -10,6 +10,7 @@ result are, so the cut has m. All merges of the cut are the teacher's, so none o
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,8 @@ class AlignedCut:
         self.kept = {ids[symbol] for symbol in byte_alphabet() if symbol in ids}
         self.left_out: tuple[int, float] | None = None
         """Tokens of the corpus for which there was no room, and their share of its tokens."""
+        self.told: dict[str, NDArray[Any]] = {}
+        """What was counted in the corpus (build.py)."""
 
     @property
     def size(self) -> int:

@@ -140,6 +140,11 @@ class StudentTokenizer:
         return self._bytes[id]
 
     @cached_property
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """(vocabulary,) how many bytes each token stands for."""
+        return np.array([len(spelled) for spelled in self._bytes])
+
+    @cached_property
     def tokens(self) -> list[str]:
         """Every token as the vocabulary spells it, by id."""
         vocabulary = self.hf.get_vocab(with_added_tokens=True)

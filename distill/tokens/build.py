@@ -1,14 +1,16 @@
 """The `tokenize` stage: the corpus' traces and triplets become a codebook and a tokenizer."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from distill.config import TokenizeSettings
 from distill.corpus.datasets.questions import PICTURED
@@ -17,6 +19,7 @@ from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.mining.triplets import each_triplet
 from distill.run import Run, publish_folder, sha256_file
+from distill.spread import spread, worth
 from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.aligned import CHAT_WORDS, AlignedCut, why_not
 from distill.tokens.bpe import ADDED, StudentTokenizer
@@ -31,6 +34,8 @@ VERSION = 1
 
 AT_ONCE = 1024
 """Answers that are read together."""
+SOFT_AT_ONCE = 64
+"""Answers whose alternatives are counted together: they take memory."""
 TEXTS = 1_000_000
 """That a BPE is learned from, at most."""
 
@@ -50,6 +55,8 @@ class Corpus:
     teacher: TeacherTokenizer | None
     teacher_digest: str
     dataset: str = ""
+    processes: int = 1
+    """That read it: as `mine.processes`."""
 
     def traces(self) -> Iterator[Trace]:
         with TraceStore(self.path, readonly=True) as store:
@@ -143,6 +150,7 @@ def read_corpus(run: Run, listen: Listener = silent) -> Corpus:
             store.tokenizer(),
             store.teacher().digest,
             run.settings.capture.dataset,
+            run.settings.mine.processes,
         )
 
 
@@ -177,24 +185,71 @@ def _tokenizer(
         note = f"the corpus needs {cut.size} of the teacher's tokens: kept, past tokenize.vocab_size"
         listen(Event("tokenize", "note", note))
     tokenizer = cut.build(labels, corpus.teacher_digest)
-    summary = summarize(tokenizer, corpus)
-    with_ids = different = 0
-    for some in _together(corpus.traces()):
-        texts = cut.full.encode_batch([trace.response.text for trace in some], add_special_tokens=False)
-        spoken = [_spoken(trace, corpus.teacher) for trace in some]
-        with_ids += sum(ids is not None for ids in spoken)
-        different += sum(ids is not None and ids != text.ids for ids, text in zip(spoken, texts, strict=True))
+    assert tokenizer.teacher_map is not None
+    total, with_ids, different = cut.told["told"].tolist()
+    said = float(cut.told["mass"][tokenizer.teacher_map >= 0].sum())
+    summary = summarize(tokenizer, corpus, round(said / total, 5) if total else None)
     summary["noncanonical_responses"] = round(different / with_ids, 4) if with_ids else None
     if cut.left_out:
         summary["tokens_left_out"], summary["left_out_share"] = cut.left_out[0], round(cut.left_out[1], 5)
     return tokenizer, summary
 
 
-def _together(of: Iterable[T]) -> Iterator[list[T]]:
+def _together(of: Iterable[T], size: int = AT_ONCE) -> Iterator[list[T]]:
     """Some at a time."""
     left = iter(of)
-    while some := list(islice(left, AT_ONCE)):
+    while some := list(islice(left, size)):
         yield some
+
+
+@contextmanager
+def counting(traces: str) -> Generator[Callable[[Sequence[str]], bytes]]:
+    """`_counted` of what a trace database holds between two keys."""
+    with TraceStore(Path(traces), readonly=True) as store:
+        teacher = store.tokenizer()
+        assert teacher is not None
+        cut = AlignedCut(teacher)
+        yield lambda between: save(_counted(cut, store.traces(between=between)))
+
+
+def _counted(cut: AlignedCut, traces: Iterable[Trace]) -> dict[str, NDArray[Any]]:
+    """In tokens of the teacher, V of them: counts (V,) of how often they are said, as it did and as it spells its text;
+    mass (V,), the probability that it gave each as an alternative; told (3,), what it gave in all, unnamed ones
+    included, answers whose tokens are known, and those of them that it spells otherwise."""
+    size, told = len(cut.teacher.tokens), np.zeros(3)
+    counts, mass = np.zeros(size, np.int64), np.zeros(size)
+    for some in _together(traces, SOFT_AT_ONCE):
+        texts = cut.full.encode_batch([trace.response.text for trace in some], add_special_tokens=False)
+        spoken = [_spoken(trace, cut.teacher) for trace in some]
+        different = sum(ids is not None and ids != text.ids for ids, text in zip(spoken, texts, strict=True))
+        given = [targets for trace in some if (targets := trace.response.tokens) is not None]
+        said = np.concatenate([np.zeros(0, np.int32), *(targets.ids for targets in given)])
+        counts += np.bincount([id for text in texts for id in text.ids], minlength=size)
+        counts += np.bincount(said[(said >= 0) & (said < size)], minlength=size)
+        tops = np.concatenate([np.zeros(0, np.int32), *(targets.top_ids[targets.soft].ravel() for targets in given)])
+        logprobs = np.concatenate([np.zeros(0), *(targets.top_logprobs[targets.soft].ravel() for targets in given)])
+        weights, named = np.exp(logprobs), tops >= 0
+        mass += np.bincount(tops[named], weights[named], size)
+        told += weights.sum(), len(given), different
+    return {"counts": counts, "mass": mass, "told": told}
+
+
+def count(corpus: Corpus, cut: AlignedCut) -> dict[str, NDArray[Any]]:
+    """`_counted` of all answers, and the counts of prompts as well."""
+    with TraceStore(corpus.path, readonly=True) as store:
+        ranges, several = store.ranges(AT_ONCE), worth(corpus.processes, store.stats().responses)
+        if several < 2:
+            parts = (_counted(cut, store.traces(between=between)) for between in ranges)
+        else:
+            parts = (load(part) for _, part in spread(counting, str(corpus.path), ranges, several))
+        total = next(parts)
+        for part in parts:
+            for name, more in part.items():
+                total[name] = total[name] + more
+    for texts in _together(f"user\n{prompt}" for prompt in corpus.prompts):
+        encoded = cut.full.encode_batch(texts, add_special_tokens=False)
+        total["counts"] += np.bincount([id for text in encoded for id in text.ids], minlength=len(cut.teacher.tokens))
+    return total
 
 
 def cut_to_corpus(
@@ -204,18 +259,9 @@ def cut_to_corpus(
 
     Where the corpus needs more than `most` tokens, the commonest; `left_out` of the cut tells.
     """
-    cut, size = AlignedCut(teacher), len(teacher.tokens)
-    counts, mass = np.zeros(size, np.int64), np.zeros(size)
-    for trace in corpus.traces():
-        if (targets := trace.response.tokens) is not None:
-            np.add.at(counts, targets.ids[(targets.ids >= 0) & (targets.ids < size)], 1)
-            ids, weights = _alternatives(trace)
-            named, place = np.unique(ids[ids >= 0], return_inverse=True)
-            mass[named] += np.bincount(place, weights[ids >= 0], len(named))
-    for texts in _together(chain(corpus.answers, (f"user\n{prompt}" for prompt in corpus.prompts))):
-        encoded = cut.full.encode_batch(texts, add_special_tokens=False)
-        counts += np.bincount([id for text in encoded for id in text.ids], minlength=size)
-    counts[~cut.normal] = 0
+    cut = AlignedCut(teacher)
+    told = count(corpus, cut)
+    counts = np.where(cut.normal, told["counts"], 0)
     always = [*CHAT_WORDS, f"system\n{corpus.system}"]
     cut.keep_text(always)
     cut.keep(np.flatnonzero(counts).tolist())
@@ -225,16 +271,9 @@ def cut_to_corpus(
         cut.keep_likely(counts.astype(np.float64), most)
         gone = np.setdiff1d(np.flatnonzero(counts), sorted(cut.kept))
         cut.left_out = len(gone), float(counts[gone].sum() / counts.sum())
-    cut.keep_likely(mass, min(room, most))
+    cut.keep_likely(told["mass"], min(room, most))
+    cut.told = told
     return cut
-
-
-def _alternatives(trace: Trace) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    """Ids and probabilities of all alternatives at soft positions, flat; -1 where unnamed."""
-    targets = trace.response.tokens
-    assert targets is not None
-    probabilities = np.exp(targets.top_logprobs[targets.soft].astype(np.float64))
-    return targets.top_ids[targets.soft].ravel(), probabilities.ravel()
 
 
 def _spoken(trace: Trace, teacher: TeacherTokenizer) -> list[int] | None:
@@ -246,23 +285,14 @@ def _spoken(trace: Trace, teacher: TeacherTokenizer) -> list[int] | None:
     return ids[:-1] if ids and ids[-1] in ends else ids
 
 
-def summarize(tokenizer: StudentTokenizer, corpus: Corpus) -> dict[str, Any]:
-    """Counts for run.json. `soft_mass_in_vocabulary`: the share of the probability that the teacher gave its
-    alternatives whose alternative the student can say in one token; None where there is no such map."""
+def summarize(tokenizer: StudentTokenizer, corpus: Corpus, share: float | None = None) -> dict[str, Any]:
+    """Counts for run.json. share, `soft_mass_in_vocabulary`: of the probability that the teacher gave its alternatives,
+    that of those which the student can say in one token; None where there is no such map."""
     tokens = words = size = 0
     for answers in _together(corpus.answers):
         tokens += sum(map(len, tokenizer.encode_batch(answers)))
         words += sum(len(answer.split()) for answer in answers)
         size += sum(len(answer.encode()) for answer in answers)
-    share = None
-    if tokenizer.teacher_map is not None:
-        said = total = 0.0
-        for trace in corpus.traces():
-            if trace.response.tokens is not None:
-                ids, weights = _alternatives(trace)
-                known = (ids >= 0) & (tokenizer.teacher_map[ids] >= 0)
-                said, total = said + float(weights[known].sum()), total + float(weights.sum())
-        share = round(said / total, 5) if total else None
     return {
         "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,

@@ -183,7 +183,7 @@ def _company(phrases: Sequence[str], texts: Iterable[str], seed: int) -> tuple[l
     PPMI with context distribution smoothing 0.75 and symmetric weighting of singular values: O. Levy,
     Y. Goldberg, I. Dagan, "Improving Distributional Similarity with Lessons Learned from Word Embeddings" (2015).
     """
-    counts = Counter(word for text in chain(phrases, texts) for word in words_of(text))
+    counts = Counter(chain.from_iterable(map(words_of, chain(phrases, texts))))
     needed = Counter(word for phrase in phrases for word in words_of(phrase))
     rank = sorted(counts, key=lambda word: (-(word in needed), -counts[word], word))
     words = rank[: max(MAX_WORDS, len(needed))]
@@ -206,7 +206,8 @@ def _streams(texts: Iterable[str], index: Mapping[str, int]) -> Iterator[NDArray
     """Ids of the texts' words, −1 for unknown ones, some millions at a time; WINDOW gaps of −1 keep texts apart."""
     ids, gap = array("q"), [-1] * WINDOW
     for text in texts:
-        ids.extend((*(index.get(word, -1) for word in words_of(text)), *gap))
+        ids.extend([index.get(word, -1) for word in words_of(text)])
+        ids.extend(gap)
         if len(ids) > WORDS_AT_ONCE:
             yield np.array(ids, np.int64)
             ids = array("q")

@@ -9,15 +9,16 @@ teacher sampled, then its top alternatives that are in the student's vocabulary)
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load, save
 
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, CorruptFile
@@ -25,6 +26,8 @@ from distill.events import Event, Listener, silent
 from distill.knowledge.retrieval import ATTENTION, Attention
 from distill.mining.triplets import Triplet, TripletFile
 from distill.run import Run, fingerprint, publish_folder, sha256_file
+from distill.settings import load_settings
+from distill.spread import spread, worth
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.tokens.aligner import Aligned, Aligner
 from distill.tokens.bpe import StudentTokenizer
@@ -157,8 +160,7 @@ def pack(run: Run, listen: Listener = silent) -> dict[str, Any]:
         "inputs": [run.require(stage).outputs for stage in ("capture", "mine", "tokenize")],
         "system": run.settings.capture.system,
     }
-    chosen = chosen_dreams(run)
-    if chosen:
+    if chosen_dreams(run):
         inputs["dreams"] = sha256_file(run.dreams)
     how = run.settings.train
     if how.retrieve:
@@ -169,46 +171,65 @@ def pack(run: Run, listen: Listener = silent) -> dict[str, Any]:
         content = json.loads(described.read_text(encoding="utf-8"))
         if content["fingerprint"] == key:
             return content["counts"]
-    tokenizer = StudentTokenizer.load(run.tokenizer)
-    codes = load_codes(run.tokenizer, Codebook.load(run.tokenizer))
-    with TraceStore(run.traces, readonly=True) as store, closing(TripletFile(run.triplets)) as triplets:
-        teacher = store.tokenizer()
-        train = split_traces(store)[0] if how.retrieve else []
-        recall = training_recall(run, train, triplets, codes, tokenizer.labels, listen)
-        aligner = Aligner(tokenizer, Vocabulary(teacher).bytes_of if teacher is not None else None)
-        width = store.alternatives() if tokenizer.kind == "aligned" else 0
-
-        def documents(some: Iterable[Asked]) -> Documents:
-            traces = [store.get(key) for key, _ in some]
-            system = run.settings.capture.system
-            return build_documents(traces, triplets, codes, tokenizer, aligner, system, recall, chosen, width)
-
-        with publish_folder(run.data) as folder:
-            counts = _write(store, folder, documents, listen)
-            described = json.dumps({"fingerprint": key, "counts": counts}, indent=2) + "\n"
-            (folder / "data.json").write_text(described, encoding="utf-8")
+    if how.retrieve == ATTENTION:
+        learned_retrieval(run, listen)
+    with TraceStore(run.traces, readonly=True) as store, publish_folder(run.data) as folder:
+        counts = _write(run, store, folder, listen)
+        described = json.dumps({"fingerprint": key, "counts": counts}, indent=2) + "\n"
+        (folder / "data.json").write_text(described, encoding="utf-8")
     return counts
 
 
-def _write(
-    store: TraceStore, folder: Path, documents: Callable[[Iterable[Asked]], Documents], listen: Listener
-) -> dict[str, Any]:
-    """Both parts into a folder, some documents at a time; their counts."""
-    total, done, asked = store.stats(), 0, _sides(store)
-    with closing(_Part(folder / "train")) as train, closing(_Part(folder / "validation")) as validation:
-        while some := list(islice(asked, TOGETHER)):
-            for kept_back, part in enumerate((train, validation)):
-                if these := [one for one, back in some if back == kept_back]:
-                    part.append(documents(these))
-            done += len(some)
-            if total.responses > TOGETHER:
-                of = total.responses - total.held_out
-                listen(Event("pack", "progress", done=done, total=of, unit="document"))
+@contextmanager
+def packing(about: tuple[str, dict[str, Any]]) -> Generator[Callable[[tuple[int, list[str]]], bytes]]:
+    """Documents of traces by their keys, as safetensors. about: a run's folder and its settings."""
+    run = Run(Path(about[0]), load_settings(values=about[1]))
+    tokenizer = StudentTokenizer.load(run.tokenizer)
+    codes, chosen = load_codes(run.tokenizer, Codebook.load(run.tokenizer)), chosen_dreams(run)
+    with TraceStore(run.traces, readonly=True) as store, closing(TripletFile(run.triplets)) as triplets:
+        teacher = store.tokenizer()
+        train = split_traces(store)[0] if run.settings.train.retrieve else []
+        recall = training_recall(run, train, triplets, codes, tokenizer.labels)
+        aligner = Aligner(tokenizer, Vocabulary(teacher).bytes_of if teacher is not None else None)
+        width = store.alternatives() if tokenizer.kind == "aligned" else 0
+
+        def documents(task: tuple[int, list[str]]) -> bytes:
+            traces, system = [store.get(key) for key in task[1]], run.settings.capture.system
+            made = build_documents(traces, triplets, codes, tokenizer, aligner, system, recall, chosen, width)
+            return save({name: getattr(made, name) for name in ARRAYS})
+
+        yield documents
+
+
+def _write(run: Run, store: TraceStore, folder: Path, listen: Listener) -> dict[str, Any]:
+    """Both parts into a folder, some documents at a time; their counts. Attention has threads of its own."""
+    about, settings, stats, done = [str(run.path), asdict(run.settings)], run.settings, store.stats(), 0
+    several = 1 if settings.train.retrieve == ATTENTION else worth(settings.mine.processes, stats.responses)
+    with (
+        closing(_Part(folder / "train")) as train,
+        closing(_Part(folder / "validation")) as validation,
+        closing(spread(packing, about, _tasks(store), several)) as made,
+    ):
+        for (kept_back, keys), documents in made:
+            (validation if kept_back else train).append(Documents(**load(documents)))
+            done += len(keys)
+            if stats.responses > TOGETHER:
+                listen(Event("pack", "progress", done=done, total=stats.responses - stats.held_out, unit="document"))
         if not train.rows["answer_ends"]:
             raise _nothing(store.path)
         if not validation.rows["answer_ends"]:
-            validation.append(documents(one for one, _ in islice(_sides(store), 1)))
+            ((_, documents),) = spread(packing, about, [(1, [next(_sides(store))[0].key])], 1)
+            validation.append(Documents(**load(documents)))
     return {"train": train.counts(), "validation": validation.counts()}
+
+
+def _tasks(store: TraceStore) -> Iterator[tuple[int, list[str]]]:
+    """Keys of documents that are made together, and whether they are kept back."""
+    asked = _sides(store)
+    while some := list(islice(asked, TOGETHER)):
+        for kept_back in (0, 1):
+            if these := [one.key for one, back in some if back == kept_back]:
+                yield kept_back, these
 
 
 class _Part(Growing):
@@ -330,7 +351,7 @@ def documents_of(
 
 def spelled_bytes(ids: NDArray[np.int64], tokenizer: StudentTokenizer) -> int:
     """UTF-8 length of an answer; its end token has none."""
-    return sum(len(tokenizer.token_bytes(int(id))) for id in ids if id != tokenizer.eos_id)
+    return int(tokenizer.byte_lengths[ids[ids != tokenizer.eos_id].astype(np.int64)].sum())
 
 
 def to_last_sentence(answer: Aligned, tokenizer: StudentTokenizer) -> Aligned:
@@ -367,9 +388,13 @@ def _ends(rows: Iterable[Sequence[int] | NDArray[Any]]) -> NDArray[np.int64]:
 
 
 def _widen(slots: NDArray[Any], width: int, labels: NDArray[Any]) -> NDArray[Any]:
+    if slots.shape[1] == width:
+        return slots
     filler = np.repeat(np.asarray(labels).reshape(-1, 1), width - slots.shape[1], axis=1)
     return np.concatenate([slots, filler], axis=1)
 
 
 def _widen_logprobs(values: NDArray[np.float16], width: int) -> NDArray[np.float16]:
+    if values.shape[1] == width:
+        return values
     return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=-np.inf)

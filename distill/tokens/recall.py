@@ -1,17 +1,20 @@
 """Retrieval in training and evaluation: what the other training answers say of a prompt, as image tokens after it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from distill.config import TrainSettings
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.knowledge.graph import build_graph
-from distill.knowledge.graph_rag import RETRIEVAL, VERSION, GraphRAGEnhanced
 from distill.knowledge.retrieval import ATTENTION, RETRIEVALS, Labels, Retriever
 from distill.mining.triplets import FACT, Triplet
 from distill.run import Run, fingerprint
 from distill.tokens.chat import with_context
 from distill.turns import words
+
+if TYPE_CHECKING:
+    from distill.knowledge.graph_rag import GraphRAGEnhanced
 
 
 class Recall:
@@ -73,8 +76,10 @@ def training_recall(
     return recall
 
 
-def kept_attention(run: Run) -> GraphRAGEnhanced | None:
+def kept_attention(run: Run) -> "GraphRAGEnhanced | None":
     """The run's retrieval.safetensors; None where there is none, or where it was learned from other answers."""
+    from distill.knowledge.graph_rag import RETRIEVAL, GraphRAGEnhanced
+
     try:
         attention, about = GraphRAGEnhanced.load(run.path / RETRIEVAL)
     except (BadInput, CorruptFile):
@@ -83,13 +88,17 @@ def kept_attention(run: Run) -> GraphRAGEnhanced | None:
 
 
 def _learned_from(run: Run) -> str:
+    from distill.knowledge.graph_rag import VERSION
+
     return fingerprint([VERSION, run.settings.seed, *(run.require(stage).outputs for stage in ("capture", "mine"))])
 
 
 def _learned(
     run: Run, retriever: Retriever, known: Mapping[str, Sequence[Triplet]], listen: Listener
-) -> GraphRAGEnhanced:
+) -> "GraphRAGEnhanced":
     """Learn it from the training prompts, and keep it."""
+    from distill.knowledge.graph_rag import RETRIEVAL, GraphRAGEnhanced
+
     attention = GraphRAGEnhanced(seed=run.settings.seed)
     listen(Event("retrieval", "start", f"learning what {len(known):,} answers need of the graph"))
     taught = attention.fit(retriever, known, seed=run.settings.seed, listen=listen)
