@@ -45,8 +45,9 @@ def bench_scale(watch: Stopwatch, counts: Sequence[int], mined: int, processes: 
     """Each stage's seconds, those that processors worked for it (busy neighbours change them least), and the most
     memory that its processes held together, for each number of answers.
 
-    mined: where there are more answers, triplets are made up, too, as mining takes longest. processes: those of mining,
-    0: as many as cores; where they are several, one alone is measured as well. Raises DistillError where a stage fails.
+    mined: where there are more answers, triplets are made up, too, as mining takes longest. processes: at work at once,
+    0: as many as cores; where they are several, mining by one alone is measured as well. Raises DistillError where a
+    stage fails.
     """
     processes, series = processes or cores(), list[Series]()
     for place, count in enumerate(counts):

@@ -95,7 +95,8 @@ class MineSettings:
     details: bool = False
     """Read what is no event, too: what things are like, what they have, what can't be pictured. Dreams tell more."""
     processes: int = 0
-    """That read answers at once, about 150 MB each; 0: as many as cores. They find the same."""
+    """That read answers at once, mining, tokenizing and packing, about 150 MB each; 0: as many as cores. They find the
+    same."""
     graph_nodes: int = 10000
     """Nodes kept in knowledge.graphml, the most important first."""
 

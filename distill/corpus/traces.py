@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -359,7 +358,8 @@ class TraceStore:
         seconds = json.loads(timings)
         model = seconds.pop("model", "")
         response = Response(text, tokens, done_reason, seconds, thinking or "", thought, model)
-        return Trace(key, prompt, bool(held_out), response, _options(options), self.teacher().digest, sample)
+        asked = GenerateOptions(**json.loads(options))
+        return Trace(key, prompt, bool(held_out), response, asked, self.teacher().digest, sample)
 
     # What there is.
     def content_digest(self) -> str:
@@ -394,11 +394,6 @@ class TraceStore:
             thinking=thinking,
             thinking_tokens=int(thought),
         )
-
-
-@lru_cache(256)
-def _options(text: str) -> GenerateOptions:
-    return GenerateOptions(**json.loads(text))
 
 
 def _checksum(*words: str, packed: bytes | None) -> int:

@@ -113,7 +113,7 @@ def startup(watch: "Stopwatch") -> "BenchResult":
 @bench.command()
 @counts_option("--answers", "counts", default="1000,10000", help="Answers that are made up.")
 @click.option("--mined", default=10000, show_default=True, type=click.IntRange(0), help="More than these aren't mined.")
-@click.option("--processes", default=0, type=click.IntRange(0), help="That mine [as many as cores].")
+@click.option("--processes", default=0, type=click.IntRange(0), help="At work at once [as many as cores].")
 @measured(repeat=1, warmup=0)
 def scale(counts: tuple[int, ...], mined: int, processes: int, watch: "Stopwatch") -> "BenchResult":
     """Time mining, tokenizing and packing of made-up answers, and tell the memory that they take, by their number.
