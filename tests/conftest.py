@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +49,8 @@ LONGEST = (
 """Files that take longest, the longest first: begun first, so that two processes end together."""
 
 
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that tests start compiles all of torch for itself
 os.fsync = lambda fd: None  # thousands of them, milliseconds each; what a power cut would take is no test's business
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")  # a machine that does other things too is no fault of the code
