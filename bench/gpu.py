@@ -24,11 +24,11 @@ from bench.stopwatch import Stopwatch, listed, ratio
 from bench.training import FixedTokens, bench_train, synthetic_documents
 from distill.backbone import flex
 from distill.backbone.attention import Documents, attend
+from distill.backbone.device import pick_device
 from distill.config import TrainSettings
 from distill.errors import DistillError
 from distill.events import Event
 from distill.training.batches import Batches, Mixture
-from distill.training.step import pick_device
 
 LOG = logging.getLogger(__name__)
 VOCABULARY = 8192

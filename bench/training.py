@@ -20,6 +20,7 @@ from bench.flops import model_flops, peak
 from bench.result import BenchResult, Series
 from bench.stopwatch import Stopwatch, listed, rates, ratio
 from distill.backbone import flex
+from distill.backbone.device import pick_device
 from distill.backbone.model import Backbone, config_for, count_parameters
 from distill.config import StudentSettings, TrainSettings
 from distill.tokens.bpe import StudentTokenizer
@@ -27,7 +28,7 @@ from distill.tokens.packing import Documents
 from distill.training import numerics
 from distill.training.ahead import Ahead
 from distill.training.batches import Batch, Batches, Mixture, Row
-from distill.training.step import forward_backward, make_optimizer, move, pick_device
+from distill.training.step import forward_backward, make_optimizer, move
 
 DOCUMENTS = 512
 ALTERNATIVES = 20
@@ -53,7 +54,7 @@ def bench_train(
     BadInput for an unknown preset.
     """
     settings = settings or TrainSettings()
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, "train.device")
     sizes = {name: size for name, size in (sizes or {}).items() if size}
     config = config_for(StudentSettings(preset=preset, context=context, **sizes), vocab_size, 0, 2)  # pyright: ignore[reportArgumentType]
     ours = Backbone(config).initialize(0).to(device).train()

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from distill.config import CaptureSettings
+from distill.corpus.gathered import capture_gathered, counted
 from distill.corpus.given import keep_given
 from distill.corpus.prompt_rows import Reading
 from distill.corpus.prompts import Prompt, evenly, load_prompts
@@ -121,8 +122,6 @@ def capture(
     settings = run.settings.capture
     _check(settings)
     if settings.gathered:
-        from distill.corpus.gathered import capture_gathered
-
         return capture_gathered(run, listen, force)
     if settings.dataset:
         from distill.corpus.datasets.stage import capture_dataset
@@ -372,19 +371,14 @@ def _summary(session: _Capture, prompts: int, samples: int, seconds: float) -> d
     return {
         "prompts": prompts,
         **({"samples": samples} if samples > 1 else {}),
-        "responses": stats.responses,
-        "held_out": stats.held_out,
+        **counted(stats),
         "failed": session.failed,
         "refused": session.refused,
         "empty": session.empty,
         "thought": session.thought,
         "asked_now": session.crew.received,
-        "tokens": stats.tokens,
-        "soft_share": round(stats.soft_tokens / stats.tokens, 4) if stats.tokens else 0.0,
         "bytes_per_token": round(stats.bytes_per_token, 2),
         "tokens_per_second": round(session.tokens / asking, 1) if session.tokens else 0.0,
-        "done_reasons": stats.done_reasons,
-        "cut_share": round(stats.done_reasons.get("length", 0) / stats.responses, 4) if stats.responses else 0.0,
         "slots": [host.bound.slots for host in session.crew.hosts],
         "in_flight": [host.bound.limit for host in session.crew.hosts],
         "answered_by": [host.teacher.describe().version for host in session.crew.hosts if host.info],

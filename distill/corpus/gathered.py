@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 from distill.corpus.prompts import is_held_out
-from distill.corpus.traces import TraceStore
+from distill.corpus.traces import TraceStats, TraceStore
 from distill.errors import MissingStage
 from distill.events import Event, Listener
 from distill.run import Run, write_atomic
@@ -42,15 +42,19 @@ def capture_gathered(run: Run, listen: Listener, force: bool = False) -> dict[st
     if record is not None:
         listen(Event("capture", "done", "nothing new was gathered", data=record.summary))
         return record.summary
-    summary = {
-        "prompts": stats.prompts,
-        "responses": stats.responses,
-        "held_out": stats.held_out,
-        "tokens": stats.tokens,
-        "soft_share": round(stats.soft_tokens / stats.tokens, 4) if stats.tokens else 0.0,
-        "done_reasons": stats.done_reasons,
-        "cut_share": round(stats.done_reasons.get("length", 0) / stats.responses, 4),
-    }
+    summary = {"prompts": stats.prompts, **counted(stats)}
     run.record("capture", depends, {run.traces.name: digest}, summary, time.monotonic() - started)
     listen(Event("capture", "done", data=summary))
     return summary
+
+
+def counted(stats: TraceStats) -> dict[str, Any]:
+    """What a stage's summary tells of answers that a teacher gave."""
+    return {
+        "responses": stats.responses,
+        "held_out": stats.held_out,
+        "tokens": stats.tokens,
+        "soft_share": round(stats.soft_tokens / max(1, stats.tokens), 4),
+        "done_reasons": stats.done_reasons,
+        "cut_share": round(stats.done_reasons.get("length", 0) / max(1, stats.responses), 4),
+    }

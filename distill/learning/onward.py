@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.backbone.device import pick_device
 from distill.backbone.model import load_backbone
 from distill.errors import BadInput
 from distill.run import Run, sha256_file
@@ -19,7 +20,7 @@ from distill.training import checkpoint
 from distill.training.batches import Batches, Mixture
 from distill.training.checkpoint import LoopState
 from distill.training.losses import tail_kernel
-from distill.training.step import make_optimizer, pick_device
+from distill.training.step import make_optimizer
 from distill.training.validate import validate
 from distill.vision import PROJECTOR
 
@@ -43,7 +44,7 @@ class Onward:
         self.begun = checkpoint.best(run, anew)
         checkpoint.verify_checkpoint(self.begun)
         self._newest = self.begun
-        self.model = load_backbone(self.begun).to(pick_device(train.device))
+        self.model = load_backbone(self.begun).to(pick_device(train.device, "train.device"))
         self.optimizer = make_optimizer(self.model, lr, (train.betas[0], train.betas[1]), train.weight_decay)
         self.grammar, mixture = DreamGrammar(self.tokenizer, longest_path(run.settings)), Mixture.of(train)
         self.given, self.validation = (

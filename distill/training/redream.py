@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from distill.backbone.device import pick_device
 from distill.backbone.generate import log_likelihood
 from distill.backbone.model import Backbone, load_backbone
 from distill.config import RedreamSettings
@@ -31,7 +32,6 @@ from distill.tokens.packing import Documents, pack, split_traces
 from distill.training import checkpoint
 from distill.training.drafts import dream_on
 from distill.training.plan import data_fingerprint
-from distill.training.step import pick_device
 
 VERSION = 1
 TOGETHER = 64
@@ -55,7 +55,7 @@ def redream(run: Run, listen: Listener = silent, force: bool = False) -> dict[st
     started = time.monotonic()
     pack(run)
     partial = run.path / f"dreams-{fingerprint([how, data_fingerprint(run)])[:8]}.jsonl"
-    model = load_backbone(student).to(pick_device(run.settings.train.device))
+    model = load_backbone(student).to(pick_device(run.settings.train.device, "train.device"))
     with Journal(partial, force) as journal:
         done = {line["trace"] for line in journal.lines}
         parts = list(_parts(run, model))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from distill.backbone.device import sent
 from distill.backbone.model import Backbone
-from distill.errors import BadInput
 from distill.training.batches import Batch
 from distill.training.losses import chunked_distillation, fused_distillation
 from distill.training.muon import Muon
@@ -77,18 +76,6 @@ def forward_backward(
         (loss if apart is None else loss + match * apart).backward()
     found = {"loss": loss.detach(), "kl": kl.detach(), "ce": ce.detach()}
     return found if apart is None else {**found, "match": apart.detach()}
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises BadInput."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"train.device: {name!r} can't be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def move(batch: Batch, device: torch.device) -> Batch:

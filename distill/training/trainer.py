@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from distill.backbone.device import pick_device
 from distill.backbone.model import count_parameters, load_backbone
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener
@@ -45,7 +46,7 @@ from distill.training.plan import (
     unread,
 )
 from distill.training.start import is_inherited, started_at
-from distill.training.step import Results, forward_backward, make_optimizer, means, move, pick_device, quicker
+from distill.training.step import Results, forward_backward, make_optimizer, means, move, quicker
 from distill.training.validate import validate
 
 
@@ -56,7 +57,7 @@ class Trainer:
         self.run, self.world, self.listen = run, world, listen
         self.settings = settings = run.settings.train
         check_settings(settings)
-        self.device = pick_device(settings.device)
+        self.device = pick_device(settings.device, "train.device")
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
         seed = run.settings.seed
         fixed, inherited = self._fixed(), is_inherited(run)

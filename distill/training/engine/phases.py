@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from distill.backbone.device import pick_device
 from distill.backbone.model import count_parameters, load_backbone
 from distill.dream.engine import ABOUT, WEIGHTS, DreamEngine
 from distill.errors import BadInput, CorruptFile, DistillError
@@ -43,7 +44,6 @@ from distill.training.engine.plan import (
     untouched,
 )
 from distill.training.plan import data_fingerprint
-from distill.training.step import pick_device
 
 WARMUP, WARMUP_SHARE = 20, 0.1
 """Steps in which the learning rate rises, and the most of a phase that they may be."""
@@ -110,7 +110,7 @@ class EngineTrainer:
         ((best, digest),) = run.require("train").outputs.items()
         if sha256_file(run.path / best) != digest:
             raise CorruptFile(f"{run.path / best}: was altered; run `dream train --force` to train it anew")
-        self.device = pick_device(run.settings.train.device)
+        self.device = pick_device(run.settings.train.device, "train.device")
         tokenizer, codebook = StudentTokenizer.load(run.tokenizer), Codebook.load(run.tokenizer)
         backbone = load_backbone((run.path / best).parent).requires_grad_(False).to(self.device)
         self.state = self._resume(EngineState(backbone=digest, data=data_fingerprint(run)))
