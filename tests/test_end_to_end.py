@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.disturbed import begin_after_capture, call, contents, disturb
+from support.disturbed import WANTED, begin_after_capture, call, contents, disturb
 
 from distill.run import Run, sha256_file
 from distill.settings import load_settings
@@ -130,17 +130,16 @@ def test_killed_at_random_moments_it_leaves_the_same_files(
     finished: tuple[Path, str], run: Run, tmp_path: Path
 ) -> None:
     """By SIGTERM and SIGKILL: a few times after the capture; with DREAM_MOMENTS=100 so often within whole runs."""
-    wanted = int(os.environ.get("DREAM_MOMENTS", "0"))
     expected, args = contents(run.path), ["run", "--teacher", run.settings.teacher.model, "--prompts", "prompts.txt"]
     seed = done = 0
-    while done < (wanted or 2):
+    while done < (WANTED or 2):
         draw = random.Random(seed)
-        moments = [draw.uniform(0.5, 9.0 if wanted else 3.0) for _ in range(min(wanted - done, 10) if wanted else 2)]
+        moments = [draw.uniform(0.5, 9.0 if WANTED else 3.0) for _ in range(min(WANTED - done, 10) if WANTED else 2)]
         folder = tmp_path / str(seed)
         folder.mkdir()
         for name in ("prompts.txt", "tiny.yaml"):
             shutil.copyfile(finished[0] / name, folder / name)
-        if not wanted:
+        if not WANTED:
             begin_after_capture(run.path, folder / "runs" / "tiny")
         codes = disturb(folder, [*args, "--config", "tiny.yaml", "--name", "tiny"], moments, seed)
         said = (folder / "output.txt").read_text(encoding="utf-8")

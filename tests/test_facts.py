@@ -1,7 +1,6 @@
 """New facts after old ones: what is learned, what is kept, and the mathematics of keeping it."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -17,7 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from support.ablation_run import small_world
-from support.disturbed import disturb
+from support.disturbed import WANTED, disturb
 from support.small_student import enlarge
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -351,12 +350,12 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_learned_twice(stage: s
         for run, word in product((cut, whole), ("ball", "vase", "cup")):
             asked: list[Message] = [{"role": "user", "content": f"The {word} is dropped. What becomes of it?"}]
             keep(run.path / FEEDBACK, Feedback(asked, "", "It is whole.", "better", f"The {word} is broken."))
-    draw, wanted = random.Random(0), int(os.environ.get("DREAM_MOMENTS", "0"))
-    moments = [draw.uniform(0.3, 3) for _ in range(wanted)] or [0.3, 0.6, 0.9, 1.2, 1.5][: 2 if stage == "learn" else 5]
-    how += ["--epochs", str(16 * wanted or 8)]
+    draw = random.Random(0)
+    moments = [draw.uniform(0.3, 3) for _ in range(WANTED)] or [0.3, 0.6, 0.9, 1.2, 1.5][: 2 if stage == "learn" else 5]
+    how += ["--epochs", str(16 * WANTED or 8)]
     codes = disturb(tmp_path, ["learn", str(cut.path), *how], moments, seed=2)
     assert codes[-1] == 0
-    assert codes.count(0) == 1 or not wanted, "it was still learning each time"
+    assert codes.count(0) == 1 or not WANTED, "it was still learning each time"
     assert set(codes) <= {0, 143, -signal.SIGTERM, -signal.SIGKILL}
     assert disturb(tmp_path, ["learn", str(whole.path), *how], [], seed=2) == [0]
     assert len(checkpoint.of_stage(cut, stage)) == 1

@@ -1,7 +1,6 @@
 """The whole way with an Ollama teacher and back into Ollama, as the README tells it, against the fake server."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -12,7 +11,7 @@ from typing import Any
 
 import ollama
 import pytest
-from support.disturbed import contents, disturb
+from support.disturbed import WANTED, contents, disturb
 from support.fake_ollama import FakeOllama, engine
 from test_end_to_end import PROMPTS, SETTINGS, dream
 
@@ -139,7 +138,7 @@ def test_a_teacher_that_only_answers_polishes(polishing: Run, server: FakeOllama
 def test_a_polishing_that_is_killed_asks_nothing_twice_and_learns_from_all(polishing: Run, server: FakeOllama) -> None:
     """What was in flight when it was killed aside: that was never heard. Then all of it once more, undisturbed and out
     of the journal alone: the same weights come out, so nothing was learned from twice, or left out."""
-    wanted, draw = int(os.environ.get("DREAM_MOMENTS", "3")), random.Random(0)
+    wanted, draw = WANTED or 3, random.Random(0)
     place, total = polishing.path.parents[1], max(4, wanted)
     again = Path(shutil.copytree(polishing.path, place / "runs" / "again"))
     args = ["polish", "runs/mine", "--rounds", str(total)]

@@ -45,6 +45,8 @@ CLOCKED = re.compile(
     r"tokens a second|in_flight|ms_|latency"
 )
 """Keys, and lines of reports, of what a clock, the number of sessions or the folder's name decides."""
+WANTED = int(os.environ.get("DREAM_MOMENTS", "0"))
+"""Moments at which a test of kills shall do so, where it isn't a few: 100 take minutes."""
 HANGS = 120
 """Seconds in which a process that was told to end has ended."""
 
