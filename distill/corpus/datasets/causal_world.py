@@ -40,15 +40,7 @@ NATURE_LATER = {"clay": "harden", "cloth": "soak"}
 
 SHELF, TABLE, FLOOR, POND = PLACES = ("on the shelf", "on the table", "on the floor", "in the pond")
 FROZEN, COLD, WARM, HOT = TEMPERATURES = ("frozen", "cold", "warm", "hot")
-WHOLE, CRACKED, BROKEN, BENT, MELTED, BURNT, SOGGY = CONDITIONS = (
-    "whole",
-    "cracked",
-    "broken",
-    "bent",
-    "melted",
-    "burnt",
-    "soggy",
-)
+WHOLE, CRACKED, BROKEN, BENT, MELTED, BURNT, SOGGY = "whole", "cracked", "broken", "bent", "melted", "burnt", "soggy"
 
 WORDS = {
     "drop": "dropped",
