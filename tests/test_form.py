@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
+import torch
 from starlette.applications import Starlette
 from support.served import asking, listening, post
 from support.small_student import ANSWER, DREAM, TEXTS, small_model, small_tokenizer
@@ -20,9 +21,10 @@ from distill.serve.form import Forms, closed, schema_of
 from distill.serve.shelf import Shelf
 from distill.serve.student import Offer
 from distill.student.grammar import ANSWER as ANSWERING
-from distill.student.grammar import START
+from distill.student.grammar import START, DreamGrammar
 from distill.teacher.open_source import open_source
 from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.utf8 import after
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUESTION = TEXTS[0]
@@ -132,7 +134,7 @@ def test_the_mask_is_what_brute_force_finds(tokenizer: StudentTokenizer) -> None
     """Of a few strings, a token may follow where it goes on with one of them, and the end where one is whole."""
     words = ["rain", "rains", "naïve 🙂", "a ball falls"]
     texts = [json.dumps(word, ensure_ascii=False).encode() for word in words]
-    base = range(tokenizer.base_size)
+    base, grammar = range(tokenizer.base_size), DreamGrammar(tokenizer, 1)
     for text in texts:
         form, said = Forms(tokenizer).of({"enum": words}), b""
         assert form.allowed(START) is None
@@ -143,9 +145,13 @@ def test_the_mask_is_what_brute_force_finds(tokenizer: StudentTokenizer) -> None
                 if (part := tokenizer.token_bytes(id)) and any(t.startswith(said + part) for t in texts)
             }
             wanted |= {tokenizer.eos_id} if said in texts else set()
-            allowed = form.allowed(ANSWERING)
+            lacking = after(said)  # of a character: it's still the answer, and the grammar allows all of it
+            assert lacking is not None
+            allowed = form.allowed(ANSWERING + lacking)
             assert allowed is not None
             found = set(allowed.nonzero()[0].tolist())
+            logits, here = torch.zeros(1, tokenizer.vocab_size), torch.tensor([ANSWERING + lacking])
+            assert bool(grammar.mask(logits, here)[0, allowed].isfinite().all())
             going_on = {t[len(said) : len(said) + 1] for t in texts if t.startswith(said)}
             # Where all of them go on alike, it may be in the student's own tokens alone.
             assert found == wanted if len(going_on) > 1 else found <= wanted, said

@@ -1,5 +1,6 @@
 """The grammar of replies: whatever the weights, dreams are well formed and answers are of words."""
 
+import codecs
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from distill.backbone.generate import Sampler, generate, stream
 from distill.backbone.model import Backbone
 from distill.config import Settings
 from distill.dream.model import DreamingReasoningLLM
-from distill.dream.starter import starter_tokenizer
 from distill.mining.triplets import LENSES
-from distill.student.grammar import ANSWER, INSIDE, DreamGrammar, dream_size, longest_path, steps_within
-from distill.tokens.bpe import StudentTokenizer
+from distill.student.grammar import ANSWER, FIRST_PATH, INSIDE, DreamGrammar, dream_size, longest_path, steps_within
+from distill.teacher.gguf_tokenizer import byte_alphabet
+from distill.teacher.pre_tokenizers import byte_level_bpe
+from distill.tokens.bpe import Origin, StudentTokenizer
 from distill.tokens.chat import parse_dream, prompt_ids, think_ids
 from distill.tokens.sentence_piece import from_model, train_model
 from distill.training.drafts import dream_on
@@ -26,7 +28,18 @@ from distill.training.drafts import dream_on
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LABELS = ["a ball", "release", "falls", "the rain", "wets", "the street", "spatial hint"]
-TOKENIZER = starter_tokenizer(LABELS)
+PARTS = (*(b"\xe2\x82", b"\x82\xac", b"\xac!", b"\xa9 \xc3", b" \xf0\x9f"), *(b"\x98\x80\xe2", b"\xff a", b"\x80\xa0"))
+
+
+def of_parts() -> StudentTokenizer:
+    """The 256 bytes, and tokens that are more and less than characters."""
+    symbols = {byte: symbol for symbol, byte in byte_alphabet().items()}
+    tokens = [*byte_alphabet(), *("".join(map(symbols.__getitem__, part)) for part in PARTS)]
+    base = byte_level_bpe({token: id for id, token in enumerate(tokens)}, [], "gpt-2")
+    return StudentTokenizer.assemble(base, LABELS, Origin("aligned", "gpt-2"))
+
+
+TOKENIZER = of_parts()
 STEPS = 2
 
 
@@ -64,7 +77,11 @@ def told_apart(tokenizer: StudentTokenizer, reply: list[int], steps: int) -> tup
 
 def assert_of_words(tokenizer: StudentTokenizer, answer: list[int]) -> None:
     assert all(id < tokenizer.base_size for id in answer[:-1])
-    assert answer[-1] < tokenizer.base_size or answer[-1] == tokenizer.eos_id
+    ended = answer[-1] == tokenizer.eos_id
+    assert answer[-1] < tokenizer.base_size or ended
+    said = b"".join(map(tokenizer.token_bytes, answer[: len(answer) - ended]))
+    # Strictly; only what was cut off may end within a character, and it is taken back.
+    assert codecs.utf_8_decode(said, "strict", ended)[0] == tokenizer.decode(answer, skip_special=True)
 
 
 sampled = st.one_of(st.just(0.0), st.floats(0.05, 20))
@@ -125,8 +142,8 @@ def test_every_state_allows_something_and_every_token_leads_somewhere() -> None:
         for state, allows in zip(every.tolist(), allowed, strict=True):
             tokens = allows.nonzero().squeeze(1)
             reached = grammar.advance(torch.full_like(tokens, state), tokens)
-            assert state == ANSWER or state not in reached.tolist(), "a dream always goes on"
-        assert len(masks) <= 14, "states that allow the same share a mask"
+            assert ANSWER <= state < FIRST_PATH or state not in reached.tolist(), "a dream always goes on"
+        assert len(masks) <= 14 + len(range(ANSWER + 1, FIRST_PATH)), "states that allow the same share a mask"
 
 
 def states_of(grammar: DreamGrammar, ids: list[int], start: int) -> tuple[list[bool], int]:
@@ -172,6 +189,24 @@ def test_what_is_forbidden_changes_no_state_but_a_closing_tag() -> None:
     assert states_of(grammar, woken, INSIDE)[1] == ANSWER
     assert states_of(grammar, [lens, *[image] * 7], INSIDE)[0] == [True] * 7 + [False], "a lens is full"
     assert states_of(grammar, [TOKENIZER.end_think_id, image], ANSWER) == ([False, False], ANSWER)
+
+
+def test_a_character_is_gone_on_with_or_given_up() -> None:
+    """Only what goes on with it is allowed, not even the end; where something else was read, that counts."""
+    grammar, end = DreamGrammar(TOKENIZER, STEPS), TOKENIZER.eos_id
+    known = {TOKENIZER.token_bytes(id): id for id in range(TOKENIZER.base_size)}
+
+    def read(*tokens: bytes | int) -> tuple[list[bool], int]:
+        return states_of(grammar, [known[token] if isinstance(token, bytes) else token for token in tokens], ANSWER)
+
+    assert read(*TOKENIZER.encode("é€🙂"), end) == ([True] * 10, ANSWER)
+    assert read(b"\xe2\x82", b"\xac", b"A") == ([True] * 3, ANSWER)
+    assert read(b"\xe2", b"\x82\xac", end) == ([True] * 3, ANSWER)
+    assert read(b" \xf0\x9f", b"\x98\x80\xe2") == ([True] * 2, read(b"\xe2")[1])
+    for odd in (end, b"\n", b"A", b"\xc3", b" \xf0\x9f", b"\xff", TOKENIZER.lens_ids[0], TOKENIZER.end_think_id):
+        assert read(b"\xe2", odd) == ([True, False], read(odd)[1])
+    for never in (b"\xff a", b"\xc0", b"\xff", b"\x80", b"\xac!"):
+        assert read(never) == ([False], ANSWER)
 
 
 def test_batches_and_streams_say_what_single_rows_say(model: Backbone) -> None:
@@ -230,7 +265,7 @@ def test_chats_and_dreaming_models_keep_to_it(model: Backbone, temperature: floa
     dreaming = DreamingReasoningLLM(device="cpu", backbone=model, tokenizer=TOKENIZER)
     for think in (True, False):
         said = student.answer("A ball?", think=think, temperature=temperature, max_tokens=60, seed=4)
-        assert not set("⟨⟩") & set(said.text)
+        assert not set("⟨⟩\ufffd") & set(said.text)
         assert "think>" not in said.text
         assert bool(said.dream_text) <= think
         pieces = student.chat([{"role": "user", "content": "A ball?"}], think=think, temperature=temperature, seed=4)
@@ -239,7 +274,7 @@ def test_chats_and_dreaming_models_keep_to_it(model: Backbone, temperature: floa
     assert {part for part, _ in student.chat(begun, temperature=temperature, max_tokens=9)} <= {"content"}  # pyright: ignore[reportArgumentType]
     for how in ({"dreamer": "backbone"}, {"dreamer": "none"}, {"guide": "⟨a ball⟩⟨release⟩"}):
         found = dreaming.generate("A ball?", temperature=temperature, return_dreams=True, max_length=40, **how)
-        assert not set("⟨⟩") & set(found["output"])
+        assert not set("⟨⟩\ufffd") & set(found["output"])
         for branch in found["dreams"]:
             assert len(branch.steps) <= dreaming.config.dream_length
             assert "guide" not in how or [slot.label for slot in branch.steps[0].slots][:2] == ["a ball", "release"]

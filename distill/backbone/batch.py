@@ -42,10 +42,10 @@ class How(Protocol):
 
 
 class Form(Protocol):
-    """What one row alone is held to, within the batch's grammar."""
+    """What one row alone is held to."""
 
     def allowed(self, state: int | None) -> NDArray[np.bool_] | None:
-        """(V,): what may be written next where the grammar is in `state`; None: whatever it allows."""
+        """(V,): what may be written next where the grammar is in `state`, whatever that allows; None: what it does."""
         ...
 
     def advance(self, token: int) -> None:
@@ -169,7 +169,7 @@ class Batch(Generic[R]):
             if grammar is not None and obeying:
                 allowed[at] = grammar.mask(found.logprobs[at], states)
         for i, _, words in forms:
-            allowed[i].masked_fill_(~words.to(device), -torch.inf)
+            allowed[i] = found.logprobs[i].masked_fill(~words.to(device), -torch.inf)
         chosen = self._choose(Likeliest(allowed, *top(allowed, min(count, allowed.shape[1]))))
         for i, form, _ in forms:
             form.advance(int(chosen[i]))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.serve.fields import ApiError
-from distill.student.grammar import ANSWER
+from distill.student.grammar import ANSWER, FIRST_PATH
 from distill.teacher.gguf_tokenizer import BYTE, NORMAL
 from distill.tokens.bpe import StudentTokenizer
 
@@ -72,7 +72,7 @@ class Form:
 
     def allowed(self, state: int | None) -> NDArray[np.bool_] | None:
         """(V,): what may be written next; None before the answer. state: of the dream's grammar."""
-        if state not in (None, ANSWER):
+        if state is not None and not ANSWER <= state < FIRST_PATH:
             return None
         if self._matcher.is_stopped():  # or it can't go on; either way the answer is over
             return np.arange(self._size) == self._end

@@ -1,4 +1,4 @@
-"""What a student may write next: a dream spelled as training spells it, then an answer of words alone.
+"""What a student may write next: a dream spelled as training spells it, then an answer of words alone, in whole UTF-8.
 
     <think>⏎ [⟨spatial⟩ triplets ⟨temporal⟩ triplets ⟨causal⟩ triplets ⟨abstract⟩ triplets ⏎] </think>⏎ words <|im_end|>
 
@@ -20,16 +20,21 @@ from distill.config import Settings
 from distill.mining.triplets import LENSES
 from distill.teacher.gguf_tokenizer import BYTE, NORMAL
 from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.utf8 import NOWHERE, STATES, WHOLE, Leads, leads
 
 AROUND = 2
 """Tokens of a full dream besides its lenses and triplets: its line break and closing tag."""
 
 KINDS = WORD, NEWLINE, IMAGE, THINK, END_THINK, EOS, NEVER, FIRST_LENS = range(8)
-"""Of tokens; the lenses follow each other from FIRST_LENS on. NEVER: control tokens that nobody writes."""
+FIRST_PART = FIRST_LENS + len(LENSES)
+"""Of tokens; the lenses follow each other from FIRST_LENS on, then whatever is a part of a character, told apart by
+where it leads. NEVER: control tokens that nobody writes, and bytes that no text holds."""
 
-START, OPENED, INSIDE, CLOSING, CLOSED, ANSWER, FIRST_PATH = range(7)
+START, OPENED, INSIDE, CLOSING, CLOSED, ANSWER = range(6)
+FIRST_PATH = ANSWER + STATES
 """States: before `<think>` · its line break · the first lens, or no dream · `</think>` after a dream · its line break ·
-the answer · and, for each lens in turn, how many image tokens it has; then, for each lens, that none has any yet."""
+the answer, and what a character of it lacks (utf8.py) · and, for each lens in turn, how many image tokens it has; then,
+for each lens, that none has any yet."""
 
 
 def dream_size(steps: int) -> int:
@@ -51,13 +56,14 @@ class DreamGrammar:
     """A `distill.backbone.generate.Grammar` for whole replies; `inside` and `answering` are the same from further on.
 
     steps: triplets that a lens has at most. What is written without being allowed changes no state, but for
-    `</think>`, which ends a dream wherever it stands.
+    `</think>`, which ends a dream wherever it stands, and for what comes before a character is whole: it is given up.
     """
 
     def __init__(self, tokenizer: StudentTokenizer, steps: int) -> None:
         self.steps = steps
         self.start = START
-        kinds, (allowed, after) = _kinds(tokenizer), _machine(steps)
+        kinds, parts = _kinds(tokenizer)
+        allowed, after = _machine(steps, parts)
         masks, mask_of = allowed.unique(dim=0, return_inverse=True)
         # Added to logits, this takes a sixth of the time that filling them does.
         self._tables = torch.where(masks[:, kinds], 0.0, float("-inf")), mask_of, kinds, after
@@ -92,7 +98,8 @@ class DreamGrammar:
         return self._tables[0]
 
     def mask(self, logits: Tensor, states: Tensor) -> Tensor:
-        """logits (B, V) with −∞ for what may not follow in the rows' states (B,). Some token always may."""
+        """logits (B, V) with −∞ for what may not follow in the rows' states (B,). Some token always may: a vocabulary
+        has all bytes that go on with a character."""
         masks, mask_of, _, _ = self._on(logits.device)
         return logits + masks.index_select(0, mask_of[states])
 
@@ -109,25 +116,30 @@ class DreamGrammar:
         return self._tables
 
 
-def _kinds(tokenizer: StudentTokenizer) -> Tensor:
-    """(V,) int64: the kind of each token."""
-    kinds = torch.tensor([WORD if kind in (NORMAL, BYTE) else NEVER for kind in tokenizer.types])
+def _kinds(tokenizer: StudentTokenizer) -> tuple[Tensor, dict[Leads, int]]:
+    """(V,) int64: the kind of each token; and the kinds of words and parts of them, by where their bytes lead."""
+    parts, found = {WHOLE: WORD, NOWHERE: NEVER}, list[int]()
+    for id, kind in enumerate(tokenizer.types):
+        lead = leads(tokenizer.token_bytes(id)) if kind in (NORMAL, BYTE) else NOWHERE
+        found.append(parts.setdefault(lead, FIRST_PART + len(parts) - 2))
+    kinds = torch.tensor(found)
     kinds[torch.from_numpy(tokenizer.image_ids).long()] = IMAGE
     for lens, id in enumerate(tokenizer.lens_ids):
         kinds[id] = FIRST_LENS + lens
     kinds[tokenizer.newline_id], kinds[tokenizer.eos_id] = NEWLINE, EOS
     kinds[tokenizer.think_id], kinds[tokenizer.end_think_id] = THINK, END_THINK
-    return kinds
+    return kinds, parts
 
 
-def _machine(steps: int) -> tuple[Tensor, Tensor]:
+def _machine(steps: int, parts: dict[Leads, int]) -> tuple[Tensor, Tensor]:
     """allowed (S, K) bool, and after (S, K) int64: the state that a kind of token leads to."""
     path = 1 + 3 * steps
     bare = FIRST_PATH + len(LENSES) * path
-    states, kinds = bare + len(LENSES), FIRST_LENS + len(LENSES)
+    states, kinds = bare + len(LENSES), FIRST_PART + len(parts) - 2
     allowed = torch.zeros((states, kinds), dtype=torch.bool)
     after = torch.arange(states).unsqueeze(1).repeat(1, kinds)
     after[:ANSWER, END_THINK] = after[FIRST_PATH:, END_THINK] = CLOSED
+    after[ANSWER:FIRST_PATH] = ANSWER
 
     def may(state: int, kind: int, then: int) -> None:
         allowed[state, kind], after[state, kind] = True, then
@@ -150,6 +162,12 @@ def _machine(steps: int) -> tuple[Tensor, Tensor]:
                 may(begins + count, *leaves)
     may(CLOSING, END_THINK, CLOSED)
     may(CLOSED, NEWLINE, ANSWER)
-    for kind in (WORD, NEWLINE, EOS):
+    for kind in (NEWLINE, EOS):
         may(ANSWER, kind, ANSWER)
+    for lead, kind in parts.items():
+        for lacking, then in enumerate(lead):
+            if then is not None:
+                may(ANSWER + lacking, kind, ANSWER + then)
+            elif lead[0] is not None:
+                after[ANSWER + lacking, kind] = ANSWER + lead[0]
     return allowed, after

@@ -5,6 +5,7 @@ A tokenizer is a folder. `tokenizer.json` and `tokenizer_config.json` are what t
 is there for the aligned kind.
 """
 
+import codecs
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -130,10 +131,11 @@ class StudentTokenizer:
         return [encoding.ids for encoding in batch]
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves control tokens out."""
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD, and of a character that the end cuts off nothing is
+        left. `skip_special` leaves control tokens out."""
         control = range(self.pad_id, self.eos_id + 1)
         kept = (i for i in ids if not (skip_special and i in control))
-        return b"".join(self._bytes[i] for i in kept).decode(errors="replace")
+        return codecs.utf_8_decode(b"".join(self._bytes[i] for i in kept), "replace", False)[0]
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for; of an added token, its text's."""
