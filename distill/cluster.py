@@ -86,7 +86,8 @@ def _connected(address: str) -> "Cluster":
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **how)
     except Exception as error:  # of many kinds
         said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BadInput(f"--cluster {address}: Ray can't connect: {said}") from error
+        token = "" if "RAY_AUTH_MODE" in os.environ else "; if its head wants a token, set RAY_AUTH_MODE=token here"
+        raise BadInput(f"--cluster {address}: Ray can't connect: {said}{token}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # which Ray takes
     return Cluster(ray)

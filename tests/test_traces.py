@@ -401,3 +401,13 @@ def test_what_lies_on_read_only_media_can_be_read() -> None:
 def test_export_refuses_other_formats(tmp_path: Path):
     with pytest.raises(BadInput, match="parquet or jsonl"):
         export_traces(tmp_path / "traces.db", tmp_path / "x", "csv")
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_what_is_half_read_when_it_is_closed_says_nothing(tmp_path: Path) -> None:
+    """As after an interrupt, when the reading is dropped last."""
+    fill(tmp_path / "traces.db", [1, 2])
+    with TraceStore(tmp_path / "traces.db") as store:
+        reading = [store.traces(), store.answers()]
+        assert all(map(next, reading))
+    reading.clear()

@@ -323,7 +323,7 @@ class TraceStore:
         chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
         rows = f"SELECT key, prompt, text FROM responses WHERE held_out IS NOT NULL {chosen} ORDER BY key"
         with self._errors():
-            yield from self._db.execute(rows)
+            yield from iter(self._db.execute(rows).fetchone, None)
 
     def alternatives(self) -> int:
         """Of a token at most, as pack_targets.py tells, in what is trained on."""
@@ -340,7 +340,9 @@ class TraceStore:
     def _rows(self, condition: str = "", values: Sequence[str] = ()) -> Iterator[tuple[Any, ...]]:
         chosen = f"WHERE held_out IS NOT NULL {condition} ORDER BY key"
         with self._errors():
-            yield from self._db.execute(f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} {chosen}", values)
+            rows = self._db.execute(f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} {chosen}", values)
+            # Not from the cursor itself: what an interrupt leaves half read would close it when the database is gone.
+            yield from iter(rows.fetchone, None)
 
     def _trace(self, row: tuple[Any, ...], unpack: bool = True) -> Trace:
         key, prompt, held_out, text, done_reason, options, targets, checksum, timings, *before, sample = row
