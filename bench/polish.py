@@ -8,6 +8,7 @@ and its steps, and for the teacher too where it runs here. Intervals are over se
 """
 
 import json
+import logging
 import math
 import shutil
 import sys
@@ -34,6 +35,7 @@ from distill.run import Run, write_atomic
 from distill.tokens.chat import prompt_ids, think_block
 from distill.training.drafts import dream_on
 
+LOG = logging.getLogger(__name__)
 MINUTES, SAMPLES, RESAMPLES = 5.0, 4, 2000
 TRAINED, LONGER = "as trained", "its teacher's answers for as long"
 WAYS: dict[str, dict[str, Any]] = {
@@ -69,13 +71,13 @@ def polished(run: Run, way: str, folder: Path) -> dict[str, Any]:
     folder = shutil.copytree(run.path, folder / "run", ignore=shutil.ignore_patterns("bundle", "evaluation"))
     copy, how = Run.open(folder), WAYS[way]
     copy.settings.polish = PolishSettings(**how)
-    polishing, source = Timed(copy, {}, print_event), teachers_source(copy, print_event)
+    polishing, source = Timed(copy, {}, tell), teachers_source(copy, tell)
     if isinstance(source, str):
         raise BadInput(f"{run.path}: {source}")
     polishing.read(source)
     polishing.told["before"] = 0.0
     if how.get("through") == "server":
-        with consulting(copy, polishing.tokenizer, {}, print_event) as consultation:
+        with consulting(copy, polishing.tokenizer, {}, tell) as consultation:
             polishing.consultation = consultation
             told = polishing.perform()
     elif way != TRAINED:
@@ -86,9 +88,9 @@ def polished(run: Run, way: str, folder: Path) -> dict[str, Any]:
     return {**counts, "sums": measured(polishing, polishing.teacher)}
 
 
-def print_event(event: Any) -> None:
+def tell(event: Any) -> None:
     if event.kind != "progress" or "kl" in event.data:
-        print(f"{event.stage}: {event.message} {event.done or ''} {event.data or ''}", file=sys.stderr, flush=True)
+        LOG.info("%s: %s %s %s", event.stage, event.message, event.done or "", event.data or "")
 
 
 def measured(polishing: Polishing, teacher: Backbone) -> dict[str, list[list[float]]]:
@@ -175,4 +177,5 @@ def main(*paths: str) -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     main(*sys.argv[1:])
