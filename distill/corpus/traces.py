@@ -277,10 +277,8 @@ class TraceStore:
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("UPDATE responses SET held_out = NULL")
-            self._db.executemany(
-                f"UPDATE responses SET held_out = ? WHERE key = ? AND {_SAYS}",
-                ((int(held), key) for key, held in wanted.items()),
-            )
+            marks = ((int(held), key) for key, held in wanted.items())
+            self._db.executemany(f"UPDATE responses SET held_out = ? WHERE key = ? AND {_SAYS}", marks)
             self._db.execute("COMMIT")
             return int(self._db.execute("SELECT COUNT(held_out) FROM responses").fetchone()[0])
 
