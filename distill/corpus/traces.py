@@ -336,11 +336,9 @@ class TraceStore:
             yield from ((key, prompt, json.loads(options)) for key, prompt, options in rows)
 
     def _rows(self, condition: str = "", values: Sequence[str] = ()) -> Iterator[tuple[Any, ...]]:
-        chosen = f"WHERE held_out IS NOT NULL {condition} ORDER BY key"
-        with self._errors():
-            rows = self._db.execute(f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} {chosen}", values)
-            # Not from the cursor itself: what an interrupt leaves half read would close it when the database is gone.
-            yield from iter(rows.fetchone, None)
+        rows = f"SELECT {_CONTENT}, {self._sample} FROM {_THERE} WHERE held_out IS NOT NULL {condition} ORDER BY key"
+        with self._errors():  # an interrupted reading that is dropped late would close its cursor: it has none
+            yield from iter(self._db.execute(rows, values).fetchone, None)
 
     def _trace(self, row: tuple[Any, ...], unpack: bool = True) -> Trace:
         key, prompt, held_out, text, done_reason, options, targets, checksum, timings, *before, sample = row
