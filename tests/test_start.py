@@ -11,6 +11,9 @@ import torch
 from click.testing import CliRunner
 from support.small_student import dreaming_model, small_tokenizer
 
+import bench.feedback
+import bench.polish
+from bench import figures
 from bundle.gguf import file_bytes, write_gguf
 from bundle.load import load_student
 from cli.main import dream
@@ -539,3 +542,23 @@ def test_a_line_that_is_no_feedback_is_named(tmp_path: Path, line: str, reason: 
     assert len(path.read_text(encoding="utf-8").splitlines()) == 3
     with pytest.raises(DistillError, match="can't write it"):
         keep(tmp_path, Feedback([{"role": "user", "content": "q"}], "", "a", "bad"))
+
+
+def test_the_tables_of_what_is_learned_on_are_measured(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = of(trained, tmp_path / "run")
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    for name, value in {"MINUTES": 0.001, "SAMPLES": 1, "RESAMPLES": 100}.items():
+        monkeypatch.setattr(bench.polish, name, value)
+    monkeypatch.setattr(bench.feedback, "EPOCHS", 1)
+    monkeypatch.setattr(bench.feedback, "sentences", str.split)  # this teacher knows one
+    before = checkpoint.list_checkpoints(run)
+    for measure, file, rows in ((bench.polish.main, "polish", 7), (bench.feedback.main, "learn", 2)):
+        measure(str(run.path), str(run.path))
+        found = json.loads((tmp_path / f"{file}.json").read_text(encoding="utf-8"))
+        assert len(found["rows"]) == rows
+        assert all({*row} <= {*found["columns"]} for row in found["rows"])
+        assert all(len(row[key]) == 3 for row in found["rows"] for key in row if isinstance(row[key], list))
+    assert checkpoint.list_checkpoints(run) == before
+    assert bench.feedback.told(run)[0][2] == "The"
