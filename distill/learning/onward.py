@@ -46,7 +46,10 @@ class Onward:
         self._newest = self.begun
         self.model = load_backbone(self.begun).to(pick_device(train.device, "train.device"))
         self.optimizer = make_optimizer(self.model, lr, (train.betas[0], train.betas[1]), train.weight_decay)
-        self.grammar, mixture = DreamGrammar(self.tokenizer, longest_path(run.settings)), Mixture.of(train)
+        self.grammar, self.charged = (
+            DreamGrammar(self.tokenizer, longest_path(run.settings), whole) for whole in (True, False)
+        )
+        mixture = Mixture.of(train)
         self.given, self.validation = (
             self.batches(Documents.load(run.data / name), how, train.soft_weight)
             for name, how in (("train", mixture), ("validation", replace(mixture, noise=0.0, gaps=0.0)))
@@ -55,7 +58,7 @@ class Onward:
     def batches(self, documents: Documents, mixture: Mixture, soft: float) -> Batches:
         context, settings = self.model.config.context, self.run.settings
         return Batches(
-            documents, self.tokenizer, context, mixture, settings.seed, soft, self.grammar, settings.train.strict
+            documents, self.tokenizer, context, mixture, settings.seed, soft, self.charged, settings.train.strict
         )
 
     def bits_per_byte(self) -> float:

@@ -57,12 +57,13 @@ class DreamGrammar:
 
     steps: triplets that a lens has at most. What is written without being allowed changes no state, but for
     `</think>`, which ends a dream wherever it stands, and for what comes before a character is whole: it is given up.
+    whole: only words that make whole characters may follow. What a training charges for knows nothing of that.
     """
 
-    def __init__(self, tokenizer: StudentTokenizer, steps: int) -> None:
+    def __init__(self, tokenizer: StudentTokenizer, steps: int, whole: bool = True) -> None:
         self.steps = steps
         self.start = START
-        kinds, parts = _kinds(tokenizer)
+        kinds, parts = _kinds(tokenizer, whole)
         allowed, after = _machine(steps, parts)
         masks, mask_of = allowed.unique(dim=0, return_inverse=True)
         # Added to logits, this takes a sixth of the time that filling them does.
@@ -116,11 +117,12 @@ class DreamGrammar:
         return self._tables
 
 
-def _kinds(tokenizer: StudentTokenizer) -> tuple[Tensor, dict[Leads, int]]:
+def _kinds(tokenizer: StudentTokenizer, whole: bool) -> tuple[Tensor, dict[Leads, int]]:
     """(V,) int64: the kind of each token; and the kinds of words and parts of them, by where their bytes lead."""
     parts, found = {WHOLE: WORD, NOWHERE: NEVER}, list[int]()
     for id, kind in enumerate(tokenizer.types):
-        lead = leads(tokenizer.token_bytes(id)) if kind in (NORMAL, BYTE) else NOWHERE
+        spoken = leads(tokenizer.token_bytes(id)) if whole else WHOLE
+        lead = spoken if kind in (NORMAL, BYTE) else NOWHERE
         found.append(parts.setdefault(lead, FIRST_PART + len(parts) - 2))
     kinds = torch.tensor(found)
     kinds[torch.from_numpy(tokenizer.image_ids).long()] = IMAGE
@@ -170,4 +172,6 @@ def _machine(steps: int, parts: dict[Leads, int]) -> tuple[Tensor, Tensor]:
                 may(ANSWER + lacking, kind, ANSWER + then)
             elif lead[0] is not None:
                 after[ANSWER + lacking, kind] = ANSWER + lead[0]
+    nowhere = ~allowed.any(1)  # states that no vocabulary without parts of characters comes to
+    allowed[nowhere] = allowed[ANSWER].clone()
     return allowed, after

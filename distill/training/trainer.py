@@ -87,7 +87,7 @@ class Trainer:
         self.average = Average(self.model, settings.average)
         length = self.model.config.context
         soft, mixture = settings.soft_weight, Mixture.of(settings)
-        grammar = None if settings.pause else DreamGrammar(self.tokenizer, longest_path(run.settings))
+        grammar = None if settings.pause else DreamGrammar(self.tokenizer, longest_path(run.settings), whole=False)
         self.batches, self.validation = (
             Batches(Documents.load(run.data / name), self.tokenizer, length, mix, seed, soft, grammar, settings.strict)
             for name, mix in (("train", mixture), ("validation", replace(mixture, noise=0.0, gaps=0.0)))

@@ -84,7 +84,8 @@ class NativeExaminee(TokenExaminee):
         return self.tokenizer.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids)
+        # As other targets spell a character that the end cuts off.
+        return b"".join(map(self.tokenizer.token_bytes, ids)).decode(errors="replace")
 
     def header(self, question: Question) -> list[int]:
         """The prompt and, for a run with `train.retrieve`, what was retrieved for it, up to where the student goes
