@@ -9,8 +9,11 @@ RUN/continual.json, and not measured again. Intervals are Student's t over the r
 
 import json
 import random
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,14 @@ def kept(run: Run, name: str, measure: Callable[[], Any]) -> Any:
         found[name] = value
         write_atomic(path, json.dumps(found, indent=1) + "\n")
     return found[name]
+
+
+@contextmanager
+def copied(run: Run) -> Generator[Run]:
+    """A copy to alter, beside the run, without what was made of its student; it is gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=run.path.parent) as folder:
+        left_out = shutil.ignore_patterns("bundle", "evaluation")
+        yield Run.open(shutil.copytree(run.path, Path(folder) / "run", ignore=left_out))
 
 
 def learned(run: Run, keeping: Keeping | None) -> dict[str, float]:

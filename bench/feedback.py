@@ -7,16 +7,14 @@ answers, their first sentence as what would have been better. What was measured 
 """
 
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.continual import interval, kept
+from bench.continual import copied, interval, kept
 from bench.figures import write_table
 from distill.corpus.traces import TraceStore
 from distill.exam.examinees.opening import open_examinee
@@ -30,13 +28,13 @@ from distill.tokens.chat import Message
 from distill.tokens.packing import split_traces
 
 PAIRS, EPOCHS, TEMPERATURE = 100, 3, 0.7
-COLUMNS = {
-    "rule": ("answers of one sentence, whole, held out ↑", 1, True),
-    "better": ("better answers likelier than what was said ↑", 1, True),
-    "length": ("tokens of a dream and its answer", 0, False),
-    "ends": ("answers that end by themselves ↑", 1, True),
-    "bits": ("bits per byte of the teacher's answers ↓", 3, False),
-    "reward": ("pairs told right by a reward model that hasn't seen them ↑", 1, True),
+COLUMNS: dict[str, dict[str, Any]] = {
+    "rule": {"label": "answers of one sentence, whole, held out ↑", "digits": 1, "percent": True},
+    "better": {"label": "better answers likelier than what was said ↑", "digits": 1, "percent": True},
+    "length": {"label": "tokens of a dream and its answer", "digits": 0},
+    "ends": {"label": "answers that end by themselves ↑", "digits": 1, "percent": True},
+    "bits": {"label": "bits per byte of the teacher's answers ↓", "digits": 3},
+    "reward": {"label": "pairs told right by a reward model that hasn't seen them ↑", "digits": 1, "percent": True},
 }
 
 
@@ -70,16 +68,13 @@ def followed(run: Run) -> dict[str, float]:
 
 def learned(run: Run) -> list[dict[str, float]]:
     """What holds before and after; the run itself is left alone."""
-    with tempfile.TemporaryDirectory(dir=run.path.parent) as folder:
-        aside = shutil.ignore_patterns("bundle", "evaluation")
-        copy = Run.open(shutil.copytree(run.path, Path(folder) / "run", ignore=aside))
+    with copied(run) as copy:
         system: list[Message] = [{"role": "system", "content": text}] if (text := run.settings.capture.system) else []
         for prompt, answer, better in told(run):
             messages: list[Message] = [*system, {"role": "user", "content": prompt}]
             keep_said(copy.path / FEEDBACK, messages, "", answer, "better", better)
         before = followed(copy)
         reward = reinforce(copy, by="feedback", rounds=0)["pairs_right"]
-        shutil.rmtree(copy.path / "reward", ignore_errors=True)
         found = learn(copy, epochs=EPOCHS)
         after = followed(copy)
     both = [before | {"better": found["preferred_before"], "bits": found["bits_per_byte_before"], "reward": reward}]
@@ -93,9 +88,7 @@ def main(*paths: str) -> None:
     for i, name in enumerate(("as trained", f"and learned from {PAIRS} pairs")):
         each = [one[i] for one in found]
         rows.append({"student": name} | {key: interval(one[key] for one in each) for key in COLUMNS if key in each[0]})
-    columns: dict[str, Any] = {"student": {"label": "student"}}
-    for key, (label, digits, percent) in COLUMNS.items():
-        columns[key] = {"label": label, "digits": digits, **({"percent": True} if percent else {})}
+    columns = {"student": {"label": "student"}, **COLUMNS}
     asked = len(load_exam(runs[0]).questions)
     machine = (
         f"1 core of a busy machine; {len(runs)} seeds of the demo's student; {asked} held-out prompts at temperature "

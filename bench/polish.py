@@ -3,16 +3,13 @@
     python -m bench.polish RUN…
 
 RUN: trained by a seed each, of one teacher whose weights can be read; they stay as they are. What was measured is kept
-in RUN/polish.json, and not measured again. Each way has as many seconds of the processor, for answers, their targets
+in RUN/continual.json, and not measured again. Each way has as many seconds of the processor, for answers, their targets
 and its steps, and for the teacher too where it runs here. Intervals are over seeds and held-out prompts.
 """
 
-import json
 import logging
 import math
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.continual import copied, kept
 from bench.figures import write_table
 from distill.backbone.generate import generate
 from distill.backbone.model import Backbone
@@ -31,7 +29,7 @@ from distill.exam.metrics.text import chrf, repeated
 from distill.exam.questions import load_exam
 from distill.learning.consult import consulting
 from distill.learning.polish import Polishing, judged
-from distill.run import Run, write_atomic
+from distill.run import Run
 from distill.tokens.chat import prompt_ids, think_block
 from distill.training.drafts import dream_on
 
@@ -44,13 +42,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "its own, by its teacher's weights": {},
     "its own, its teacher is asked": {"through": "server"},
 }
-COLUMNS = {
-    "bits": ("bits per byte of the teacher's answers ↓", 3, False),
-    "chrf": ("chrF2 of its own ↑", 1, False),
-    "likely": ("bits per byte of its own to the teacher ↓", 3, False),
-    "repeated": ("repeated 4-grams ↓", 1, True),
-    "ends": ("its own that end ↑", 1, True),
-    "length": ("their length to the teacher's", 2, False),
+COLUMNS: dict[str, dict[str, Any]] = {
+    "bits": {"label": "bits per byte of the teacher's answers ↓", "digits": 3},
+    "chrf": {"label": "chrF2 of its own ↑", "digits": 1},
+    "likely": {"label": "bits per byte of its own to the teacher ↓", "digits": 3},
+    "repeated": {"label": "repeated 4-grams ↓", "digits": 1, "percent": True},
+    "ends": {"label": "its own that end ↑", "digits": 1, "percent": True},
+    "length": {"label": "their length to the teacher's", "digits": 2},
 }
 
 
@@ -65,15 +63,19 @@ class Timed(Polishing):
         return (now - self.started) / (60 * MINUTES)
 
 
-def polished(run: Run, way: str, folder: Path) -> dict[str, Any]:
-    """What a copy of the run in `folder` is worth when it has learned so: steps, rounds, and for each metric what is
-    summed over a held-out prompt's answers, and by what that is divided."""
-    folder = shutil.copytree(run.path, folder / "run", ignore=shutil.ignore_patterns("bundle", "evaluation"))
-    copy, how = Run.open(folder), WAYS[way]
+def polished(run: Run, way: str) -> dict[str, Any]:
+    """What a copy of the run is worth when it has learned so: steps, rounds, and for each metric what is summed over a
+    held-out prompt's answers, and by what that is divided."""
+    with copied(run) as copy:
+        return _polished(copy, way)
+
+
+def _polished(copy: Run, way: str) -> dict[str, Any]:
+    how = WAYS[way]
     copy.settings.polish = PolishSettings(**how)
     polishing, source = Timed(copy, {}, tell), teachers_source(copy, tell)
     if isinstance(source, str):
-        raise BadInput(f"{run.path}: {source}")
+        raise BadInput(f"{copy.path}: {source}")
     polishing.read(source)
     polishing.told["before"] = 0.0
     if how.get("through") == "server":
@@ -127,19 +129,6 @@ def measured(polishing: Polishing, teacher: Backbone) -> dict[str, list[list[flo
     return {name: each.tolist() for name, each in sums.items()}
 
 
-def kept(run: Run, way: str) -> dict[str, Any]:
-    """What was measured of that way before, or is now."""
-    path = run.path / "polish.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if way not in found:
-        with tempfile.TemporaryDirectory(dir=run.path.parent) as folder:
-            value = polished(run, way, Path(folder))
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        found[way] = value
-        write_atomic(path, json.dumps(found) + "\n")
-    return found[way]
-
-
 def rows_of(way: str, own: Sequence[dict[str, Any]], control: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each metric of a way, a run each; and its difference to the control's, with the interval."""
     row: dict[str, Any] = {"name": way, "steps": round(float(np.mean([one["steps"] for one in own])))}
@@ -163,11 +152,11 @@ def _ratio(one: dict[str, Any], metric: str) -> Ratio:
 
 def main(*paths: str) -> None:
     runs = [Run.open(Path(path)) for path in paths]
-    found = {way: [kept(run, way) for run in runs] for way in WAYS}
+    found = {
+        way: [kept(run, f"polish, {way}", lambda run=run, way=way: polished(run, way)) for run in runs] for way in WAYS
+    }
     rows = [row for way, own in found.items() for row in rows_of(way, own, found[LONGER])]
-    columns: dict[str, Any] = {"name": {"label": "what it learned from"}, "steps": {"label": "steps", "digits": 0}}
-    for name, (label, digits, percent) in COLUMNS.items():
-        columns[name] = {"label": label, "digits": digits, **({"percent": True} if percent else {})}
+    columns = {"name": {"label": "what it learned from"}, "steps": {"label": "steps", "digits": 0}, **COLUMNS}
     count = len(found[TRAINED][0]["sums"]["chrf"][0])
     machine = (
         f"1 core of a busy machine; {len(runs)} seeds of the demo's student; {MINUTES:g} minutes of the processor "
