@@ -32,6 +32,7 @@ from distill.learning.polish import judged, polish
 from distill.run import Run
 from distill.student.image_rows import KIND, SHIFT, across, begin_image_rows, direction
 from distill.student.initialize import new_student, rows_of, transplant
+from distill.sweep.ablation.ablate import cells_of
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.open_source import open_source
 from distill.tokens.bpe import StudentTokenizer
@@ -169,6 +170,30 @@ def test_layers_and_neurons_are_cut(answered: Run, tmp_path: Path) -> None:
     assert about["nats_a_token_at"].keys() == {"1"}
     with pytest.raises(BadInput, match=r"student\.layers=3: the teacher has 2"):
         begin(of(answered, tmp_path / "more", layers=3))
+
+
+def test_a_student_of_a_dataset_begins_as_the_model_whose_weights_are_named(teacher: Path, tmp_path: Path) -> None:
+    settings = Settings(
+        capture=CaptureSettings(dataset="causal-world", dataset_size=40, held_out=0.1),
+        tokenize=TokenizeSettings(image_tokens=64),
+        student=StudentSettings(layers=1, heads=2, context=256),
+    )
+    run = Run.create(tmp_path / "run", settings)
+    capture(run)
+    mine(run)
+    build_tokenizer(run)
+    assert begin(run) is None
+    run.settings.teacher.weights = str(teacher)
+    folder = begin(run)
+    assert folder is not None
+    config = load_backbone(folder).config
+    assert (config.layers, config.heads, config.hidden) == (1, 2, open_source(teacher).config.hidden)
+    assert is_inherited(run)
+    run.settings.student.heads = 3  # need not divide what a student from chance would have
+    assert cells_of(run, ["dreams"], 1, 2)[0].settings.student.heads == 3
+    run.settings.teacher.weights = ""
+    with pytest.raises(BadInput, match="3 heads don't divide a hidden size of 256"):
+        cells_of(run, ["dreams"], 1, 2)
 
 
 def test_image_tokens_are_told_apart_from_words(answered: Run, teacher: Path) -> None:

@@ -72,7 +72,7 @@ def _trace(run: Run, prompt: Prompt, sample: int) -> Trace:
 
 def _words(run: Run, listen: Listener) -> TeacherTokenizer | None:
     """The vocabulary of the weights that the student shall begin with."""
-    if not wants_teacher(run.settings.student):
+    if not wants_teacher(run.settings):
         return None
     found = find_weights(run.settings.teacher, listen=listen)
     if found.path is None:

@@ -215,6 +215,7 @@ def _changed(base: Settings, content: Any, where: str) -> tuple[Settings, Change
 def _check(settings: Settings, changes: Changes, engine: bool, where: str) -> None:
     """Refuse what no training reads, and now what a cell's training would refuse after hours."""
     from distill.backbone.model import config_for
+    from distill.teacher.find_weights import wants_teacher
     from distill.training import plan
     from distill.training.engine import plan as engine_plan
 
@@ -229,7 +230,8 @@ def _check(settings: Settings, changes: Changes, engine: bool, where: str) -> No
     with _of(where):
         plan.check_settings(settings.train)
         engine_plan.check_settings(settings.dreaming)
-        config_for(settings.student, 1024, 0, 2)
+        if not wants_teacher(settings):
+            config_for(settings.student, 1024, 0, 2)
     if settings.train.minutes or settings.train.steps < 1:
         raise BadInput(f"{where}: cells are to see as many tokens each; give train.steps, 1 or more, and no minutes")
 

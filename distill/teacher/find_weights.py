@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.address import Address, default_host
-from distill.config import StudentSettings, TeacherSettings
+from distill.config import Settings, TeacherSettings
 from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener, silent
 from distill.run import sha256_file
@@ -36,9 +36,13 @@ class TeacherWeights:
     license: License = field(default_factory=License)
 
 
-def wants_teacher(settings: StudentSettings) -> bool:
-    """Whether a student shall begin as its teacher: it has none of the teacher's sizes otherwise."""
-    return settings.init == "teacher" and not any((settings.preset, settings.hidden, settings.kv_heads))
+def wants_teacher(settings: Settings) -> bool:
+    """Whether a student shall begin as its teacher: it has none of the teacher's sizes otherwise. A dataset has no
+    teacher but the one whose weights are named."""
+    student = settings.student
+    if settings.capture.dataset and not settings.teacher.weights:
+        return False
+    return student.init == "teacher" and not any((student.preset, student.hidden, student.kv_heads))
 
 
 def find_weights(

@@ -59,7 +59,7 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     settings = run.settings.student
     if settings.image_rows not in KINDS:
         raise BadInput(f"student.image_rows={settings.image_rows}: choose one of {', '.join(KINDS)}")
-    if not wants_teacher(settings) or run.settings.capture.dataset:
+    if not wants_teacher(run.settings):
         return None
     record = None if force else run.fresh("start", start_settings(run))
     if record is not None and record.outputs:
