@@ -125,6 +125,24 @@ def test_a_path_ends_before_its_first_step_that_is_unlikely() -> None:
     assert live.tolist() == [[[True, True, False, False, False], [False] * 5]]
 
 
+def test_steps_that_no_path_lives_to_are_spared_and_change_nothing(states: tuple[Tensor, Tensor]) -> None:
+    engine = DreamEngine.new(DreamingConfig(), HIDDEN, some_codebook(), seed=0).eval()
+    lengths: set[int] = set()
+    for bias in (-9.0, -0.4, -0.2, 0.0, 0.2, 9.0):
+        engine.generator.more.bias.data.fill_(bias)
+        with torch.inference_mode():
+            whole, spared = engine(*states), engine(*states, whole=False)
+        length = spared.dreams.more.shape[-1]
+        assert length == max(1, int(whole.dreams.live().sum(-1).amax()))
+        lengths.add(length)
+        assert not whole.dreams.live()[..., length:].any()
+        assert torch.equal(whole.dreams.live()[..., :length], spared.dreams.live())
+        torch.testing.assert_close(whole.dreams.logits[:, :, :length], spared.dreams.logits)
+        torch.testing.assert_close(whole.reasoned.scores, spared.reasoned.scores)
+        torch.testing.assert_close(whole.reasoned.embedding, spared.reasoned.embedding)
+    assert {1, T} < lengths, "some end between"
+
+
 def test_a_prompt_dreams_the_same_in_any_company(engine: DreamEngine, states: tuple[Tensor, Tensor]) -> None:
     together = engine(*states).dreams
     for row, length in enumerate(states[1].sum(1).tolist()):

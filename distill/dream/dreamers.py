@@ -37,15 +37,15 @@ class Dreamt:
     """One prompt's dreaming.
 
     dream   what the backbone reads, lens → steps; None: it dreamed nothing
-    image   (1, 3, D) embeddings of the outcome's what, action and result; None: there is nothing to see
-    vectors (S, T, 3, D) embeddings of all steps, where an engine dreamed them
+    outcome (1, D) what the engine's graph makes of it, or (1, 3, D) the last triplet; None: there is nothing to see
+    vectors (S, T, 3, D) embeddings of the steps, T as many as the longest path lives, where an engine dreamed them
     choice  of paths, where a policy made it
     """
 
     dream: Dream | None = None
     branches: list[Branch] = field(default_factory=list[Branch])
     edges: list[Edge] = field(default_factory=list[Edge])
-    image: Tensor | None = None
+    outcome: Tensor | None = None
     vectors: NDArray[Any] | None = None
     choice: Choice | None = None
 
@@ -67,7 +67,7 @@ def guess(parts: Parts, states: Tensor, images: Tensor | None = None) -> Dream:
     """The first path of each lens that the engine dreams of a prompt's states (1, P, H); its graph isn't asked."""
     engine = parts.engine
     assert engine is not None
-    dreams: Dreams = engine.generator(engine.input_tokenizer(states.float(), None, images))
+    dreams: Dreams = engine.generator(engine.input_tokenizer(states.float(), None, images), whole=False)
     found = zip(LENSES, dreams.codes()[0].tolist(), dreams.live()[0].sum(-1).tolist(), strict=False)
     return {lens: [(what, action, result) for what, action, result in path[:size]] for lens, path, size in found}
 
@@ -96,7 +96,7 @@ def draft(
         assert watch is not None
         watch(_drafted_branches(parts, dreams, None, keep_above, source))
 
-    drafted: Drafted = engine(states.float(), None, images, forced, on_step if watch else None)
+    drafted: Drafted = engine(states.float(), None, images, forced, on_step if watch else None, whole=False)
     live, choice = drafted.dreams.live(), None
     if parts.policy is not None and not guide:
         logits, choice = parts.policy.choose(drafted, keep_above, seed)
@@ -105,7 +105,7 @@ def draft(
         drafted_dreams(drafted, keep_above=keep_above)[0],
         _drafted_branches(parts, drafted.dreams, drafted.reasoned, keep_above, source),
         graph_edges(drafted.reasoned, live),
-        engine.decoder.image(drafted.reasoned.embedding),
+        drafted.reasoned.embedding,
         drafted.dreams.embeddings[0].float().cpu().numpy(),
         choice,
     )
@@ -220,9 +220,7 @@ def read_dream(parts: Parts, written: Written, states: Tensor, source: str = "ba
         return Dreamt(codes, branches, _chain_edges(branches), _outcome(parts, codes))
     reasoned, live = _reason(parts.engine, codes, states)
     branches = _written_branches(parts, written, places, reasoned, source)
-    with torch.inference_mode():
-        image = parts.engine.decoder.image(reasoned.embedding)
-    return Dreamt(codes, branches, graph_edges(reasoned, live), image)
+    return Dreamt(codes, branches, graph_edges(reasoned, live), reasoned.embedding)
 
 
 @torch.inference_mode()

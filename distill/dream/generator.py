@@ -143,10 +143,12 @@ class DreamGenerator(nn.Module):
         encoded: Encoded,
         guide: Tensor | None = None,
         on_step: Callable[[int, Dreams], None] | None = None,
+        whole: bool = True,
     ) -> Dreams:
         """Dream of each prompt. guide (≤ 3,) int64: codes that each path's first what, action and result must be.
 
-        on_step(t, dreams so far) is called after each step. Raises BadInput for a guide that is no code's.
+        on_step(t, dreams so far) is called after each step. Not whole: T is as many steps as the longest path lives,
+        1 at least. Raises BadInput for a guide that is no code's.
         """
         self._check_guide(guide)
         triplet = encoded.triplet
@@ -162,6 +164,7 @@ class DreamGenerator(nn.Module):
         codes = self.scale * self.centroids.T
         fed = start.expand(-1, self.paths, -1)
         steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        lives = torch.ones((), dtype=torch.bool, device=state.device)
         for t in range(self.steps):
             x = self._look_around(fed + state + places[t], keys, values, seen)
             state = self.transitions(self.input_norm(x + self.feed(x)), state, gates)
@@ -169,6 +172,10 @@ class DreamGenerator(nn.Module):
             fed = self._read(steps[-1][3])
             if on_step is not None:
                 on_step(t, self._dreams(steps, gates))
+            lives = lives & (steps[-1][2] > 0)
+            if not (whole or lives.any()):
+                del steps[max(t, 1) :]
+                break
         return self._dreams(steps, gates)
 
     def _read(self, tokens: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class DreamingReasoningLLM:
         self.parts = parts.check("the student").to(pick_device(device))
         parts.model.eval()
         if parts.engine is not None:
-            parts.engine.eval()
+            parts.engine.eval().laid_out()
         self.memory = Memory(knowledge)
         self.album: Album | None = None
         self._source: Path | None = None
@@ -243,12 +243,16 @@ class DreamingReasoningLLM:
         }
 
     def _image(self, dreamt: Dreamt) -> Image:
-        if dreamt.image is None:
+        if dreamt.outcome is None:
             better = (
                 "train an engine (`dream train --phase all`)" if self.parts.engine is None else "use dreamer='engine'"
             )
             raise BadInput(f"output_mode: the student dreamed nothing that could be shown; give a guide, or {better}")
-        what, action, result = dreamt.image.unbind(1)
+        image, engine = dreamt.outcome, self.parts.engine
+        if image.ndim == 2 and engine is not None:
+            with torch.inference_mode():
+                image = engine.decoder.image(image)
+        what, action, result = image.unbind(1)
         return what, action, result
 
     def _finish(self, dreaming: Dreaming, answer: str, asked: Asked) -> DreamRecord:
