@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.ablation_run import STEPS, small_world
 
+import bench.dreams
+from bench import figures
 from distill.corpus.datasets.stage import dataset_file
 from distill.corpus.traces import TraceStore
 from distill.corpus.truth import read_truths
@@ -186,6 +188,26 @@ def test_files_hold_the_numbers_and_the_report_is_made_of_them(ablated: tuple[Ru
     assert "<h1" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_the_docs_tables_are_made_of_the_results(
+    ablated: tuple[Run, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, results = ablated
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    bench.dreams.main("inherited", str(run.path))
+    tables = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()}
+    assert tables.keys() == {"inherited-world", "inherited-world-differences", "inherited-world-dreams"}
+    assert f"--seeds 2 --steps {STEPS} --arms nodream,pause,backbone" in tables["inherited-world"]["command"]
+    row = next(row for row in tables["inherited-world"]["rows"] if row["name"] == "no dream")
+    told = results["systems"]["nodream"]["metrics"]["exact_match"]
+    assert row["exact_match"] == [round(100 * told[name], 1) for name in ("value", "low", "high")]
+    assert [row["name"] for row in tables["inherited-world-dreams"]["rows"]] == [
+        "dreams that it decodes",
+        "dreams that its engine drafts",
+    ]
+    apart = tables["inherited-world-differences"]["rows"]
+    assert "dreams that its engine drafts − dreams that it decodes" in [row["name"] for row in apart]
+
+
 def test_means_and_differences_follow_from_the_samples(ablated: tuple[Run, dict[str, Any]]) -> None:
     run, results = ablated
     samples = samples_in(run)
@@ -268,7 +290,7 @@ def test_without_true_answers_likelihood_and_chrf_are_measured(copied: Run) -> N
     assert "one training each" in render_markdown(results)
 
 
-def test_true_dreams_of_siblings(copied: Run) -> None:
+def test_true_dreams_of_siblings(copied: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each held-out prompt but one gets a second answer, with what was mined from another's."""
     dataset_file(copied).unlink()
     mined = by_trace(read_triplets(copied.triplets))
@@ -303,6 +325,12 @@ def test_true_dreams_of_siblings(copied: Run) -> None:
     moved = results["systems"]["sibling"]["metrics"]["steering_chrf"]
     assert moved["low"] <= moved["value"] <= moved["high"]
     assert "steering_concepts" in results["systems"]["sibling"]["metrics"]
+    monkeypatch.setattr(figures, "RESULTS", copied.path)
+    bench.dreams.main("read", str(copied.path))
+    rows = json.loads((copied.path / "dreams-read-three-seeds.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["arm"] for row in rows] == [label for arm, label in bench.dreams.READ.items() if arm in arms]
+    saved = told["oracle", "empty", "bits_per_byte_used"]
+    assert (rows[1]["minus"][0], rows[1]["share"]) == (round(saved, 4), round(100 * saved / bits("empty"), 1))
     assert "answer follows its dream, chrF2" in render_markdown(results)
 
 

@@ -1,0 +1,149 @@
+"""What dreaming is worth, as the tables of the docs have it, from the results of an ablation.
+
+    python -m bench.dreams world RUN       docs/results/world.json, world-differences.json, world-dreams.json
+    python -m bench.dreams inherited RUN   the same of a student that began as another model: inherited-world….json
+    python -m bench.dreams read RUN        dreams-read-three-seeds.json
+
+RUN: `dream ablate RUN` went before, with --arms backbone,oracle,empty,sibling,oracle_other,oracle_shuffled for `read`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.figures import write_table
+from distill.backbone.model import count_parameters, load_backbone
+from distill.run import Run
+from distill.sweep.ablation.arms import ARMS
+from distill.training import checkpoint
+
+NAMES = {
+    "nodream": "no dream",
+    "pause": "as many pause tokens",
+    "backbone": "dreams that it decodes",
+    "engine": "dreams that its engine drafts",
+    "oracle": "true dreams (oracle)",
+    "empty": "its own dream, left out",
+    "shuffled": "its own dream, shuffled",
+    "other": "another prompt's dream",
+}
+READ = {
+    "empty": "none",
+    "oracle": "its own true dream",
+    "oracle_shuffled": "that, its image tokens in another order",
+    "sibling": "the true dream of another answer to the prompt",
+    "oracle_other": "the true dream of another prompt",
+    "backbone": "a dream of the student's own, greedy",
+}
+SPLITS = {"combination": "unseen combinations", "depth": "five actions", "familiar": "familiar"}
+BITS = "bits_per_byte_used"
+
+
+def interval(told: Mapping[str, Any], scale: float = 1.0, digits: int = 1) -> list[float]:
+    """Value, low and high."""
+    return [round(scale * told[name], digits) for name in ("value", "low", "high")]
+
+
+class Ablated:
+    """What an ablation found: systems[arm][metric] and differences[arm, against][metric], each with its interval."""
+
+    def __init__(self, run: Run) -> None:
+        found = json.loads((run.path / "ablation" / "results.json").read_text(encoding="utf-8"))
+        self.systems = {arm: entry["metrics"] for arm, entry in found["systems"].items()}
+        self.differences: dict[tuple[str, str], dict[str, Any]] = {}
+        for each in found["differences"]:
+            self.differences.setdefault((each["system"], each["against"]), {})[each["metric"]] = each
+        seeds = len(next(iter(self.systems.values()))[BITS]["seeds"])
+        child = checkpoint.best(Run.open(run.path / "ablation" / "seed-0" / ARMS["backbone"].training))
+        state, parameters = checkpoint.read_loop(child), count_parameters(load_backbone(child))
+        self.machine = (
+            f"{os.cpu_count()} shared cores; {seeds} training seeds of {state.step:,} steps and {state.tokens:,} "
+            f"packed tokens, {parameters:,} parameters, {found['exam']['prompts']} prompts"
+        )
+        arms = ",".join(arm for arm in ARMS if arm in self.systems)
+        self.command = f"dream ablate {run.name} --seeds {seeds} --steps {state.step} --arms {arms}"
+
+
+def world(run: Run, name: str = "world") -> None:
+    found = Ablated(run)
+    exact = {f"exact_match_{split}": label for split, label in SPLITS.items()} | {"exact_match": "all"}
+
+    def table(suffix: str, first: str, columns: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        write_table(name + suffix, found.command, found.machine, {"name": {"label": first}, **columns}, rows)
+
+    table(
+        "",
+        "exact match, %",
+        {metric: {"label": label, "digits": 1} for metric, label in exact.items()},
+        [
+            {"name": label, **{metric: interval(found.systems[arm][metric], 100) for metric in exact}}
+            for arm, label in NAMES.items()
+            if arm in found.systems
+        ],
+    )
+    table(
+        "-differences",
+        "difference",
+        {metric: {"label": f"{label}, points", "digits": 1, "signed": True} for metric, label in exact.items()}
+        | {BITS: {"label": "all, bits per byte", "digits": 3, "signed": True}},
+        [
+            {
+                "name": f"{NAMES[one]} − {NAMES[other]}",
+                **{metric: interval(each[metric], 100) for metric in exact},
+                BITS: interval(each[BITS], digits=3),
+            }
+            for (one, other), each in found.differences.items()
+            if one in NAMES and other in NAMES
+        ],
+    )
+    percent = {"codes_right": "codes right, %", "dreams_right": "whole dreams right, %"}
+    table(
+        "-dreams",
+        "dreams",
+        {metric: {"label": label, "digits": 1} for metric, label in percent.items()}
+        | {"tokens_dreamed": {"label": "tokens of the dream", "digits": 1}},
+        [
+            {
+                "name": NAMES[arm],
+                **{metric: interval(found.systems[arm][metric], 100) for metric in percent},
+                "tokens_dreamed": interval(found.systems[arm]["tokens_dreamed"]),
+            }
+            for arm in ("backbone", "engine")
+            if arm in found.systems
+        ],
+    )
+
+
+def read(run: Run) -> None:
+    found, rows = Ablated(run), list[dict[str, Any]]()
+    for arm, label in READ.items():
+        if arm not in found.systems:
+            continue
+        told, less = found.systems[arm], found.differences.get((arm, "empty"), {})
+        rows.append({"arm": label, "bits": interval(told[BITS], digits=3), "chrf": interval(told["chrf"])})
+        if BITS in less:
+            rows[-1]["minus"] = interval(less[BITS], digits=4)
+            rows[-1]["share"] = round(100 * less[BITS]["value"] / less[BITS]["other"], 1)
+    columns = {
+        "arm": {"label": "what is read before the answer"},
+        "bits": {"label": "bits per byte", "digits": 3},
+        "minus": {"label": "minus none's", "digits": 4, "signed": True},
+        "share": {"label": "of none's, %", "digits": 1, "signed": True},
+        "chrf": {"label": "chrF2 of greedy answers", "digits": 1},
+    }
+    write_table("dreams-read-three-seeds", found.command, found.machine, columns, rows)
+
+
+def main(what: str, path: str) -> None:
+    run = Run.open(Path(path))
+    if what == "read":
+        read(run)
+    else:
+        world(run, {"world": "world", "inherited": "inherited-world"}[what])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
