@@ -2,23 +2,34 @@
 
     python -m bench.dreams world RUN       docs/results/world.json, world-differences.json, world-dreams.json
     python -m bench.dreams inherited RUN   the same of a student that began as another model: inherited-world….json
+    python -m bench.dreams engine RUN      the same of an engine that was trained for longer: world-engine….json
     python -m bench.dreams read RUN        dreams-read-three-seeds.json
+    python -m bench.dreams told RUN        by how much the teacher's own answers cost less by told targets
 
-RUN: `dream ablate RUN` went before, with --arms backbone,oracle,empty,sibling,oracle_other,oracle_shuffled for `read`.
+RUN: `dream ablate RUN` went before, with --arms backbone,oracle,empty,sibling,oracle_other,oracle_shuffled for `read`,
+or, for `told`, `dream train RUN --set train.told=true`.
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.figures import write_table
 from distill.backbone.model import count_parameters, load_backbone
 from distill.run import Run
 from distill.sweep.ablation.arms import ARMS
+from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.packing import Documents
 from distill.training import checkpoint
+from distill.training.told import Told, tilted
+
+LOG = logging.getLogger(__name__)
 
 NAMES = {
     "nodream": "no dream",
@@ -137,13 +148,31 @@ def read(run: Run) -> None:
     write_table("dreams-read-three-seeds", found.command, found.machine, columns, rows)
 
 
+def told(run: Run) -> tuple[float, float]:
+    """Nats a token of the training answers by their teacher, who read no dream, and by its soft targets as told."""
+    documents, teller = Documents.load(run.data / "train"), Told(StudentTokenizer.load(run.tokenizer))
+    sums, count = np.zeros(2), 0
+    for i in range(len(documents)):
+        span = documents.span(documents.answer_ends, i)
+        logprobs = documents.slot_logprobs[span].astype(np.float32)
+        if not np.isnan(logprobs[:, 0]).any():
+            answer, slots = (ids[span].astype(np.int64) for ids in (documents.answer_ids, documents.slot_ids))
+            gains = teller.gains(documents.prompt(i), documents.dream(i).tolist(), answer, slots)
+            sums -= logprobs[:, 0].sum(), tilted(logprobs, gains)[:, 0].sum()
+            count += len(answer)
+    before, after = (sums / count).tolist()
+    LOG.info("%.3f nats a token, %.3f told: %.1f %% less", before, after, 100 * (1 - after / before))
+    return before, after
+
+
 def main(what: str, path: str) -> None:
     run = Run.open(Path(path))
-    if what == "read":
-        read(run)
+    if what in ("read", "told"):
+        {"read": read, "told": told}[what](run)
     else:
-        world(run, {"world": "world", "inherited": "inherited-world"}[what])
+        world(run, {"world": "world", "inherited": "inherited-world", "engine": "world-engine"}[what])
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     main(*sys.argv[1:])

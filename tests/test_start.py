@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from support.small_student import dreaming_model, small_tokenizer
 
+import bench.dreams
 import bench.feedback
 import bench.polish
 from bench import figures
@@ -587,3 +588,8 @@ def test_the_tables_of_what_is_learned_on_are_measured(
         assert all(len(row[key]) == 3 for row in found["rows"] for key in row if isinstance(row[key], list))
     assert checkpoint.list_checkpoints(run) == before
     assert bench.feedback.told(run)[0][2] == "The"
+    asked, told = bench.dreams.told(run)
+    assert asked == pytest.approx(
+        -Documents.load(run.data / "train").slot_logprobs[:, 0].astype(float).mean(), rel=1e-3
+    )
+    assert told not in (asked, 0)

@@ -3,8 +3,9 @@
 The teacher read no dream. Taken as they are, its soft targets teach that dreams say nothing: they are the same with
 one and without. By Bayes' rule p(w | dream) ∝ p(w) · p(dream | w), and a dream that was mined from the answer holds
 words that come in it, those of a step near each other: the second factor is e^g, with the gains g below for words of
-the dream and for the answer's end, and 1 for all else. They are the likeliest for 1,112 answers of SmolLM2-135M at
-temperature 1, which cost 13.2 % less by them where dreams have 4,096 codes.
+the dream and for the answer's end, and 1 for all else. They are the likeliest for 477 answers of SmolLM2-135M at
+temperature 1, after dreams of all that was mined (docs/several-answers.yaml); `python -m bench.dreams told RUN` says
+what they save.
 
 Shape legend: n tokens of an answer, S alternatives of each.
 """
@@ -17,16 +18,16 @@ from numpy.typing import NDArray
 from distill.mining.inflect import STOP_WORDS, stem, telling
 from distill.tokens.bpe import StudentTokenizer
 
-NEAR, NEXT, FAR = 3.9, 3.1, 2.6
+NEAR, NEXT, FAR = 4.4, 3.9, 3.2
 """Nats by which a word of the dream that was not said yet becomes likelier: in the step of the one said last, in the
 step after it, in others. Of a word of several tokens that is its first one."""
-WITHIN = 3.6
+WITHIN = 4.0
 """Nats of each token that goes on with such a word."""
-ASKED = 1 / 3
+ASKED = 0.42
 """So much of that where the question has the word, too: then the teacher expected it."""
-AGAIN = 0.6
+AGAIN = 0.95
 """Nats by which those that were said are likelier than other words."""
-END = (2.7, 1.7, 0.0, -1.7, -4.0)
+END = (3.1, 2.5, 0.3, -1.4, -5.0)
 """Nats of the answer's end where so many words of the dream are not said yet, the last for all numbers above."""
 LONGEST = 8
 """Tokens of a word at most."""
