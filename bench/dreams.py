@@ -3,7 +3,7 @@
     python -m bench.dreams world RUN       docs/results/world.json, world-differences.json, world-dreams.json
     python -m bench.dreams inherited RUN   the same of a student that began as another model: inherited-world….json
     python -m bench.dreams engine RUN      the same of an engine that was trained for longer: world-engine….json
-    python -m bench.dreams read RUN        dreams-read-three-seeds.json
+    python -m bench.dreams read RUN        dreams-read-whole.json
     python -m bench.dreams told RUN        by how much the teacher's own answers cost less by told targets
 
 RUN: `dream ablate RUN` went before, with --arms backbone,oracle,empty,sibling,oracle_other,oracle_shuffled for `read`,
@@ -145,7 +145,7 @@ def read(run: Run) -> None:
         "share": {"label": "of none's, %", "digits": 1, "signed": True},
         "chrf": {"label": "chrF2 of greedy answers", "digits": 1},
     }
-    write_table("dreams-read-three-seeds", found.command, found.machine, columns, rows)
+    write_table("dreams-read-whole", found.command, found.machine, columns, rows)
 
 
 def told(run: Run) -> tuple[float, float]:

@@ -327,7 +327,7 @@ def test_true_dreams_of_siblings(copied: Run, monkeypatch: pytest.MonkeyPatch) -
     assert "steering_concepts" in results["systems"]["sibling"]["metrics"]
     monkeypatch.setattr(figures, "RESULTS", copied.path)
     bench.dreams.main("read", str(copied.path))
-    rows = json.loads((copied.path / "dreams-read-three-seeds.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((copied.path / "dreams-read-whole.json").read_text(encoding="utf-8"))["rows"]
     assert [row["arm"] for row in rows] == [label for arm, label in bench.dreams.READ.items() if arm in arms]
     saved = told["oracle", "empty", "bits_per_byte_used"]
     assert (rows[1]["minus"][0], rows[1]["share"]) == (round(saved, 4), round(100 * saved / bits("empty"), 1))
