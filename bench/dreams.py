@@ -22,6 +22,7 @@ import numpy as np
 
 from bench.figures import write_table
 from distill.backbone.model import count_parameters, load_backbone
+from distill.errors import BadInput
 from distill.run import Run
 from distill.sweep.ablation.arms import ARMS
 from distill.tokens.bpe import StudentTokenizer
@@ -62,7 +63,10 @@ class Ablated:
     """What an ablation found: systems[arm][metric] and differences[arm, against][metric], each with its interval."""
 
     def __init__(self, run: Run) -> None:
-        found = json.loads((run.path / "ablation" / "results.json").read_text(encoding="utf-8"))
+        results = run.path / "ablation" / "results.json"
+        if not results.exists():
+            raise BadInput(f"{results}: isn't there; run `dream ablate {run.path}`")
+        found = json.loads(results.read_text(encoding="utf-8"))
         self.systems = {arm: entry["metrics"] for arm, entry in found["systems"].items()}
         self.differences: dict[tuple[str, str], dict[str, Any]] = {}
         for each in found["differences"]:
@@ -71,7 +75,7 @@ class Ablated:
         child = checkpoint.best(Run.open(run.path / "ablation" / "seed-0" / ARMS["backbone"].training))
         state, parameters = checkpoint.read_loop(child), count_parameters(load_backbone(child))
         self.machine = (
-            f"{os.cpu_count()} shared cores; {seeds} training seeds of {state.step:,} steps and {state.tokens:,} "
+            f"{os.cpu_count()} shared cores; training seeds: {seeds}; {state.step:,} steps and {state.tokens:,} "
             f"packed tokens, {parameters:,} parameters, {found['exam']['prompts']} prompts"
         )
         arms = ",".join(arm for arm in ARMS if arm in self.systems)

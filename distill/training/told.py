@@ -4,8 +4,8 @@ The teacher read no dream. Taken as they are, its soft targets teach that dreams
 one and without. By Bayes' rule p(w | dream) ∝ p(w) · p(dream | w), and a dream that was mined from the answer holds
 words that come in it, those of a step near each other: the second factor is e^g, with the gains g below for words of
 the dream and for the answer's end, and 1 for all else. They are the likeliest for 477 answers of SmolLM2-135M at
-temperature 1, after dreams of all that was mined (docs/several-answers.yaml); `python -m bench.dreams told RUN` says
-what they save.
+temperature 1, after dreams of all that was mined (docs/several-answers.yaml with mine.choose=all, mine.steps=10);
+`python -m bench.dreams told RUN` says what they save.
 
 Shape legend: n tokens of an answer, S alternatives of each.
 """
