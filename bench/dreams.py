@@ -2,7 +2,6 @@
 
     python -m bench.dreams world RUN       docs/results/world.json, world-differences.json, world-dreams.json
     python -m bench.dreams inherited RUN   the same of a student that began as another model: inherited-world….json
-    python -m bench.dreams engine RUN      the same of an engine that was trained for longer: world-engine….json
     python -m bench.dreams read RUN        dreams-read-whole.json
     python -m bench.dreams told RUN        by how much the teacher's own answers cost less by told targets
 
@@ -174,7 +173,7 @@ def main(what: str, path: str) -> None:
     if what in ("read", "told"):
         {"read": read, "told": told}[what](run)
     else:
-        world(run, {"world": "world", "inherited": "inherited-world", "engine": "world-engine"}[what])
+        world(run, {"world": "world", "inherited": "inherited-world"}[what])
 
 
 if __name__ == "__main__":
