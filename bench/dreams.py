@@ -11,6 +11,7 @@ or, for `told`, `dream train RUN --set train.told=true`.
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,12 @@ from typing import Any
 import numpy as np
 
 from bench.figures import write_table
-from distill.backbone.model import count_parameters, load_backbone
 from distill.errors import BadInput
+from distill.exam.questions import load_exam
 from distill.run import Run
 from distill.sweep.ablation.arms import ARMS
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
-from distill.training import checkpoint
 from distill.training.told import Told, tilted
 
 LOG = logging.getLogger(__name__)
@@ -70,15 +70,15 @@ class Ablated:
         self.differences: dict[tuple[str, str], dict[str, Any]] = {}
         for each in found["differences"]:
             self.differences.setdefault((each["system"], each["against"]), {})[each["metric"]] = each
-        seeds = len(next(iter(self.systems.values()))[BITS]["seeds"])
-        child = checkpoint.best(Run.open(run.path / "ablation" / "seed-0" / ARMS["backbone"].training))
-        state, parameters = checkpoint.read_loop(child), count_parameters(load_backbone(child))
+        first = next(iter(found["systems"].values()))
+        seeds, trained = first["seeds"], first["trained_on"]
         self.machine = (
-            f"{os.cpu_count()} shared cores; training seeds: {seeds}; {state.step:,} steps and {state.tokens:,} "
-            f"packed tokens, {parameters:,} parameters, {found['exam']['prompts']} prompts"
+            f"{os.cpu_count()} shared cores; training seeds: {seeds}; {trained['steps']:,} steps and "
+            f"{trained['tokens']:,} packed tokens, {trained['parameters']:,} parameters, "
+            f"{found['exam']['prompts']} prompts"
         )
         arms = ",".join(arm for arm in ARMS if arm in self.systems)
-        self.command = f"dream ablate {run.name} --seeds {seeds} --steps {state.step} --arms {arms}"
+        self.command = f"dream ablate {run.name} --seeds {seeds} --steps {trained['steps']} --arms {arms}"
 
 
 def world(run: Run, name: str = "world") -> None:
@@ -141,6 +141,11 @@ def read(run: Run) -> None:
         if BITS in less:
             rows[-1]["minus"] = interval(less[BITS], digits=4)
             rows[-1]["share"] = round(100 * less[BITS]["value"] / less[BITS]["other"], 1)
+    asked = load_exam(run).questions
+    if all(question.tokens for question in asked):
+        nats = -sum(float(question.tokens.logprobs.sum(dtype=float)) for question in asked if question.tokens)
+        bits = nats / math.log(2) / sum(question.bytes for question in asked)
+        rows.append({"arm": "none, by the teacher itself", "bits": round(bits, 3)})
     columns = {
         "arm": {"label": "what is read before the answer"},
         "bits": {"label": "bits per byte", "digits": 3},
@@ -164,7 +169,9 @@ def told(run: Run) -> tuple[float, float]:
             sums -= logprobs[:, 0].sum(), tilted(logprobs, gains)[:, 0].sum()
             count += len(answer)
     before, after = (sums / count).tolist()
+    length = len(documents.dream_ids) / len(documents)
     LOG.info("%.3f nats a token, %.3f told: %.1f %% less", before, after, 100 * (1 - after / before))
+    LOG.info("%.1f tokens of a dream", length)
     return before, after
 
 

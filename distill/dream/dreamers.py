@@ -6,6 +6,7 @@ result), D = 512, N images.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +38,7 @@ class Dreamt:
     """One prompt's dreaming.
 
     dream   what the backbone reads, lens → steps; None: it dreamed nothing
-    outcome (1, D) what the engine's graph makes of it, or (1, 3, D) the last triplet; None: there is nothing to see
+    image   makes (1, 3, D) embeddings of the outcome's what, action and result; None: there is nothing to see
     vectors (S, T, 3, D) embeddings of the steps, T as many as the longest path lives, where an engine dreamed them
     choice  of paths, where a policy made it
     """
@@ -45,7 +46,7 @@ class Dreamt:
     dream: Dream | None = None
     branches: list[Branch] = field(default_factory=list[Branch])
     edges: list[Edge] = field(default_factory=list[Edge])
-    outcome: Tensor | None = None
+    image: Callable[[], Tensor] | None = None
     vectors: NDArray[Any] | None = None
     choice: Choice | None = None
 
@@ -105,7 +106,7 @@ def draft(
         drafted_dreams(drafted, keep_above=keep_above)[0],
         _drafted_branches(parts, drafted.dreams, drafted.reasoned, keep_above, source),
         graph_edges(drafted.reasoned, live),
-        drafted.reasoned.embedding,
+        partial(engine.decoder.image, drafted.reasoned.embedding),
         drafted.dreams.embeddings[0].float().cpu().numpy(),
         choice,
     )
@@ -220,7 +221,8 @@ def read_dream(parts: Parts, written: Written, states: Tensor, source: str = "ba
         return Dreamt(codes, branches, _chain_edges(branches), _outcome(parts, codes))
     reasoned, live = _reason(parts.engine, codes, states)
     branches = _written_branches(parts, written, places, reasoned, source)
-    return Dreamt(codes, branches, graph_edges(reasoned, live), reasoned.embedding)
+    image = partial(parts.engine.decoder.image, reasoned.embedding)
+    return Dreamt(codes, branches, graph_edges(reasoned, live), image)
 
 
 @torch.inference_mode()
@@ -274,12 +276,13 @@ def _chain_edges(branches: Sequence[Branch]) -> list[Edge]:
     ]
 
 
-def _outcome(parts: Parts, codes: Dream) -> Tensor | None:
-    """(1, 3, D): centroids of the outcome's image tokens."""
+def _outcome(parts: Parts, codes: Dream) -> Callable[[], Tensor] | None:
+    """Makes (1, 3, D): centroids of the outcome's image tokens."""
     chain: list[Triple] = codes["causal"] or max(codes.values(), key=len)
     if not chain or parts.codebook is None:
         return None
-    return torch.from_numpy(parts.codebook.centroids[list(chain[-1])]).unsqueeze(0).to(parts.device)
+    centroids = parts.codebook.centroids[list(chain[-1])]
+    return lambda: torch.from_numpy(centroids).unsqueeze(0).to(parts.device)
 
 
 def graph_data(record: DreamRecord) -> dict[str, Any]:

@@ -243,16 +243,13 @@ class DreamingReasoningLLM:
         }
 
     def _image(self, dreamt: Dreamt) -> Image:
-        if dreamt.outcome is None:
+        if dreamt.image is None:
             better = (
                 "train an engine (`dream train --phase all`)" if self.parts.engine is None else "use dreamer='engine'"
             )
             raise BadInput(f"output_mode: the student dreamed nothing that could be shown; give a guide, or {better}")
-        image, engine = dreamt.outcome, self.parts.engine
-        if image.ndim == 2 and engine is not None:
-            with torch.inference_mode():
-                image = engine.decoder.image(image)
-        what, action, result = image.unbind(1)
+        with torch.inference_mode():
+            what, action, result = dreamt.image().unbind(1)
         return what, action, result
 
     def _finish(self, dreaming: Dreaming, answer: str, asked: Asked) -> DreamRecord:
