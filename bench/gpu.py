@@ -28,7 +28,8 @@ from distill.backbone.device import pick_device
 from distill.config import TrainSettings
 from distill.errors import DistillError
 from distill.events import Event
-from distill.training.batches import Batches, Mixture
+from distill.training.batches import Batches
+from distill.training.mixture import Mixture
 
 LOG = logging.getLogger(__name__)
 VOCABULARY = 8192

@@ -1,10 +1,10 @@
-"""What polishing is worth beside learning from the teacher's answers for as long. Writes docs/results/polish.json.
+"""What polishing is worth beside learning from the teacher's answers for as long. Writes docs/results/TABLE.json.
 
-    python -m bench.polish RUN…
+    python -m bench.polish TABLE MINUTES RUN…
 
 RUN: trained by a seed each, of one teacher whose weights can be read; they stay as they are. What was measured is kept
-in RUN/continual.json, and not measured again. Each way has as many seconds of the processor, for answers, their targets
-and its steps, and for the teacher too where it runs here. Intervals are over seeds and held-out prompts.
+in RUN/continual.json, and not measured again. Each way has MINUTES of the processor, for answers, their targets and its
+steps, and for the teacher too where it runs here. Intervals are over seeds and held-out prompts, all of them.
 """
 
 import logging
@@ -34,11 +34,11 @@ from distill.tokens.chat import prompt_ids, think_block
 from distill.training.drafts import dream_on
 
 LOG = logging.getLogger(__name__)
-MINUTES, SAMPLES, RESAMPLES = 5.0, 4, 2000
+SAMPLES, RESAMPLES = 2, 2000
 TRAINED, LONGER = "as trained", "its teacher's answers for as long"
 WAYS: dict[str, dict[str, Any]] = {
     TRAINED: {},
-    LONGER: {"teachers_share": 1.0, "lr": 2e-4},  # better for it than 1e-4, which is better for the others
+    LONGER: {"teachers_share": 1.0},
     "its own, by its teacher's weights": {},
     "its own, its teacher is asked": {"through": "server"},
 }
@@ -53,26 +53,26 @@ COLUMNS: dict[str, dict[str, Any]] = {
 
 
 class Timed(Polishing):
-    """A polishing that lasts MINUTES of the processor, not of the clock."""
+    """A polishing whose minutes are the processor's, not the clock's."""
 
     started: float | None = None
 
     def progress(self) -> float:
         now = time.process_time()
         self.started = now if self.started is None else self.started
-        return (now - self.started) / (60 * MINUTES)
+        return (now - self.started) / (60 * self.settings.minutes)
 
 
-def polished(run: Run, way: str) -> dict[str, Any]:
+def polished(run: Run, way: str, minutes: float) -> dict[str, Any]:
     """What a copy of the run is worth when it has learned so: steps, rounds, and for each metric what is summed over a
     held-out prompt's answers, and by what that is divided."""
     with copied(run) as copy:
-        return _polished(copy, way)
+        return _polished(copy, way, minutes)
 
 
-def _polished(copy: Run, way: str) -> dict[str, Any]:
+def _polished(copy: Run, way: str, minutes: float) -> dict[str, Any]:
     how = WAYS[way]
-    copy.settings.polish = PolishSettings(**how)
+    copy.settings.polish = PolishSettings(minutes=minutes, **how)
     polishing, source = Timed(copy, {}, tell), teachers_source(copy, tell)
     if isinstance(source, str):
         raise BadInput(f"{copy.path}: {source}")
@@ -97,7 +97,11 @@ def tell(event: Any) -> None:
 
 def measured(polishing: Polishing, teacher: Backbone) -> dict[str, list[list[float]]]:
     """Of SAMPLES answers to each held-out prompt, sampled as the teacher's were, each after a dream of its own."""
-    asked, tokenizer, capture = load_exam(polishing.run).questions, polishing.tokenizer, polishing.run.settings.capture
+    asked, tokenizer, capture = (
+        load_exam(polishing.run, 0).questions,
+        polishing.tokenizer,
+        polishing.run.settings.capture,
+    )
     prompts = [prompt_ids(tokenizer, question.prompt, system=capture.system) for question in asked]
     references = [[*tokenizer.encode(question.text), tokenizer.eos_id] for question in asked]
     documents = judged(teacher, tokenizer, prompts, references)
@@ -150,19 +154,23 @@ def _ratio(one: dict[str, Any], metric: str) -> Ratio:
     return Ratio.of(*one["sums"][metric])
 
 
-def main(*paths: str) -> None:
+def main(table: str, minutes: str, *paths: str) -> None:
     runs = [Run.open(Path(path)) for path in paths]
     found = {
-        way: [kept(run, f"polish, {way}", lambda run=run, way=way: polished(run, way)) for run in runs] for way in WAYS
+        way: [
+            kept(run, f"polish {minutes} minutes, {way}", lambda run=run, way=way: polished(run, way, float(minutes)))
+            for run in runs
+        ]
+        for way in WAYS
     }
     rows = [row for way, own in found.items() for row in rows_of(way, own, found[LONGER])]
     columns = {"name": {"label": "what it learned from"}, "steps": {"label": "steps", "digits": 0}, **COLUMNS}
     count = len(found[TRAINED][0]["sums"]["chrf"][0])
     machine = (
-        f"1 core of a busy machine; {len(runs)} seeds of the demo's student; {MINUTES:g} minutes of the processor "
-        f"each; {SAMPLES} answers to each of {count} held-out prompts"
+        f"1 core of a busy machine; students of {len(runs)} seeds; {minutes} minutes of the processor each; "
+        f"{SAMPLES} answers to each of {count} held-out prompts"
     )
-    write_table("polish", "python -m bench.polish RUN (one of each seed)", machine, columns, rows)
+    write_table(table, f"python -m bench.polish {table} {minutes} RUN (one of each seed)", machine, columns, rows)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import numerics
 from distill.training.ahead import Ahead
-from distill.training.batches import Batch, Batches, Mixture, Row
+from distill.training.batches import Batch, Batches, Row
+from distill.training.mixture import Mixture
 from distill.training.step import forward_backward, make_optimizer, move
 
 DOCUMENTS = 512

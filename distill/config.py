@@ -211,6 +211,8 @@ class TrainSettings:
     """Share of training after which no question is hidden: both have fallen to 0 by then, linearly."""
     gaps: float = 0.0
     """Share of documents whose positions have gaps of random sizes: order is learned, and no distance or count."""
+    stutter: float = 0.0
+    """Share of mined dreams in which some steps are said twice: when to end is learned, and not by counting steps."""
     retrieve: str = ""
     """Put what others say of a prompt after it, as image tokens: `neighbourhood`, `walk`, `sample`, `attention`."""
     retrieve_limit: int = 4

@@ -5,7 +5,8 @@ import torch
 
 from bench.training import FixedTokens, synthetic_documents
 from distill.training.ahead import Ahead
-from distill.training.batches import Batch, Batches, Mixture, Row
+from distill.training.batches import Batch, Batches, Row
+from distill.training.mixture import Mixture
 from distill.training.step import move
 
 BATCHES = Batches(synthetic_documents(500), FixedTokens(500), 128, Mixture(True, 0.25, 0.0), 0, 0.8)

@@ -21,9 +21,10 @@ from distill.backbone.attention import Documents as Spans
 from distill.backbone.model import Backbone, BackboneConfig
 from distill.tokens.aligner import Aligner
 from distill.tokens.packing import ARRAYS, Documents, spelled_bytes, to_last_sentence
-from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Mixture, Piece
+from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Piece
 from distill.training.best_fit import best_fit
 from distill.training.losses import CHUNK
+from distill.training.mixture import Mixture, stuttered
 from distill.training.told import Told, tilted
 
 THINK, NEWLINE, END = 4, 3, 5
@@ -414,3 +415,54 @@ def test_gaps_move_positions_and_nothing_else(documents: Documents, share: float
         assert positions[-1] < 256
         moved.append(not torch.equal(positions, one.positions[row, begin:end]))
     assert abs(np.mean(moved) - share) < 0.15
+
+
+LENSES = (10, 11, 12, 13)
+
+
+@given(st.lists(st.integers(0, 5), min_size=4, max_size=4), st.sampled_from([None, 5, 7]), st.integers(0, 10**6))
+def test_what_stutters_says_steps_twice_and_nothing_else(sizes: list[int], most: int | None, seed: int) -> None:
+    ids = iter(range(100, 200))
+    dream = [
+        id for lens, size in zip(LENSES, sizes, strict=True) for id in (lens, *(next(ids) for _ in range(3 * size)))
+    ]
+    longer, said = stuttered(dream, LENSES, most, np.random.default_rng(seed))
+    assert [id for place, id in enumerate(longer) if place not in said] == dream
+    assert all(longer[place] == longer[place - 3] for place in said)
+    assert len(said) % 3 == 0
+    begins = [longer.index(lens) for lens in LENSES]
+    for begin, end, size in zip(begins, [*begins[1:], len(longer)], sizes, strict=True):
+        assert (end - begin - 1) // 3 <= (2 * size if most is None else most)
+
+
+def test_what_a_dream_says_again_is_read_and_not_learned(documents: Documents) -> None:
+    tokenizer = FixedTokens(500)
+    tokenizer.lens_ids = LENSES
+    dreams = [[10, 20, 21, 22, 23, 24, 25, 11, 26, 27, 28, 12, 13, 29 + i % 400, 30, 31] for i in range(len(documents))]
+    told = replace(
+        documents, dream_ids=np.concatenate(dreams), dream_ends=16 * np.arange(1, 1 + len(dreams), dtype=np.int64)
+    )
+    plain, batches = (
+        Batches(told, tokenizer, 256, Mixture(True, 0.25, 0.0, stutter=share), 7, 0.8) for share in (0.0, 0.5)
+    )
+    rows = batches.epoch(2)
+    assert batches.epoch(2) == rows
+    whole = [piece for row in rows for piece in row if not piece.again]
+    assert Counter(piece.document for piece in whole) == dict.fromkeys(range(len(documents)), 1)
+    mined = [piece for piece in whole if piece.variant == MINED]
+    assert np.mean([len(piece.said) > 0 for piece in mined]) == pytest.approx(0.5 * (1 - 1 / 12), abs=0.1)
+    one = next(piece for piece in mined if piece.said)
+    shorter = replace(one, dream=(), said=(), length=one.length - len(one.said))
+    stutter, straight = batches.assemble([[one]]), plain.assemble([[shorter]])
+    assert (dream := list(one.dream)) != dreams[one.document]
+    begin = len(told.prompt(one.document)) + 2
+    assert stutter.ids[0, begin : begin + len(dream)].tolist() == dream
+    for batch in (stutter, straight):  # as many targets, and of the same words
+        assert batch.loss_positions == stutter.loss_positions
+    count = stutter.loss_positions
+    assert torch.equal(stutter.targets.labels[:count], straight.targets.labels[:count])
+    learned = {int(place) + 1 - begin for place in stutter.where[:count]}
+    assert learned.isdisjoint(one.said)
+    hidden = Batches(told, tokenizer, 256, replace(batches.mixture, bottleneck=1.0), 7, 0.8)
+    found = hidden.assemble([[one]], unread=1.0).spans.hidden
+    assert [(after, begins) for after, _, begins in found.values()] == [(begin + len(dream), begin)]

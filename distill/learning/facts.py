@@ -29,9 +29,10 @@ from distill.student.grammar import longest_path
 from distill.tokens.chat import think_block
 from distill.tokens.packing import Documents, pack
 from distill.training import checkpoint
-from distill.training.batches import Mixture, Row
+from distill.training.batches import Row
 from distill.training.drafts import TEMPERATURE, dream_on
 from distill.training.losses import tail_kernel
+from distill.training.mixture import Mixture
 from distill.training.plan import CHANCE_LR, INHERITED_LR
 from distill.training.start import is_inherited
 from distill.training.step import forward_backward, move

@@ -22,8 +22,9 @@ from distill.learning.ewc import Anchor, diagonal_fisher, drawn_loss
 from distill.learning.onward import Onward
 from distill.learning.replay import BETA, Memory, places_of
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
-from distill.training.batches import Batch, Mixture
+from distill.training.batches import Batch
 from distill.training.losses import CHUNK, Targets, alternatives, tail_kernel
+from distill.training.mixture import Mixture
 from distill.training.step import forward_backward, move
 
 MEMORY, FISHER = "memory.safetensors", "fisher.safetensors"
@@ -75,7 +76,7 @@ class Keeper:
         seed = self.learner.run.settings.seed
         random, generator = np.random.default_rng([seed, FISHED]), torch.Generator().manual_seed(seed)
         even = Memory(self.memory.documents, self.memory.learned, np.ones(len(self.memory)))
-        exact = self.learner.batches(self.memory.documents, replace(self.batches.mixture, noise=0.0, gaps=0.0), 0.0)
+        exact = self.learner.batches(self.memory.documents, self.batches.mixture.exact, 0.0)
         seen = 0
         while seen < FISHED:
             (row,) = even.draw(exact, 1, random, self.empty)

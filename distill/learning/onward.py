@@ -17,9 +17,10 @@ from distill.student.grammar import DreamGrammar, longest_path
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training import checkpoint
-from distill.training.batches import Batches, Mixture
+from distill.training.batches import Batches
 from distill.training.checkpoint import LoopState
 from distill.training.losses import tail_kernel
+from distill.training.mixture import Mixture
 from distill.training.step import make_optimizer
 from distill.training.validate import validate
 from distill.vision import PROJECTOR
@@ -52,7 +53,7 @@ class Onward:
         mixture = Mixture.of(train)
         self.given, self.validation = (
             self.batches(Documents.load(run.data / name), how, train.soft_weight)
-            for name, how in (("train", mixture), ("validation", replace(mixture, noise=0.0, gaps=0.0)))
+            for name, how in (("train", mixture), ("validation", mixture.exact))
         )
 
     def batches(self, documents: Documents, mixture: Mixture, soft: float) -> Batches:

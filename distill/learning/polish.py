@@ -39,9 +39,10 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import think_block
 from distill.tokens.packing import Documents, pack, spelled_bytes
 from distill.training import checkpoint, numerics
-from distill.training.batches import Batch, Batches, Mixture, Row
+from distill.training.batches import Batch, Batches, Row
 from distill.training.drafts import dream_on
 from distill.training.losses import Kernel, alternatives, tail_kernel
+from distill.training.mixture import Mixture
 from distill.training.step import forward_backward, move
 
 VERSION = 2

@@ -35,8 +35,9 @@ from distill.tokens.image_tokens import Codebook
 from distill.tokens.packing import pack, split_traces
 from distill.tokens.shown import NAMED, PLACES, show
 from distill.training import checkpoint
-from distill.training.batches import Batch, Mixture
+from distill.training.batches import Batch
 from distill.training.losses import tail_kernel
+from distill.training.mixture import Mixture
 from distill.training.step import forward_backward, make_optimizer, move
 from distill.vision import PROJECTOR
 from distill.vision.dinov2 import dinov2_small

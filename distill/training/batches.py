@@ -25,13 +25,13 @@ from torch import Tensor
 
 from distill.backbone.attention import Documents as Spans
 from distill.backbone.attention import Span
-from distill.config import TrainSettings
 from distill.errors import BadInput
 from distill.student.grammar import DreamGrammar
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.packing import Documents
 from distill.training.best_fit import best_fit
 from distill.training.losses import CHUNK, ChunkTargets, Targets
+from distill.training.mixture import Mixture, stuttered
 from distill.training.told import Told, tilted
 
 EMPTY, MINED, DRAFT, PAUSE = 0, 1, 2, 3
@@ -49,15 +49,17 @@ BREAKS = 0.1
 @dataclass(frozen=True)
 class Piece:
     """`length` inputs of a document, with one of its dreams: its first; or, with `start`, a later window, which is its
-    head and what goes on from there. again: it fills up a row, and is read elsewhere too. draft: the student's own
-    dream, if it holds one. noise: the seed of what is read as something else, or not at all."""
+    head and what goes on from there. again: it fills up a row, and is read elsewhere too. dream: what it holds, if not
+    its document's own; said: which of its tokens are there for the second time, and not learned. noise: the seed of
+    what is read as something else, or not at all."""
 
     document: int
     variant: int
     length: int
     start: int = 0
     again: bool = False
-    draft: tuple[int, ...] = ()
+    dream: tuple[int, ...] = ()
+    said: tuple[int, ...] = ()
     noise: int = 0
 
 
@@ -82,28 +84,6 @@ class Batch:
     loss_positions: int
     alike: Tensor
     chunks: ChunkTargets | None = None
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Shares of documents by what is in their think block, of their answers' tokens that are read as others, and of
-    what is not read of their questions, and by their positions; see TrainSettings."""
-
-    dreams: bool
-    empty: float
-    drafts: float
-    pause: bool = False
-    noise: float = 0.0
-    bottleneck: float = 0.0
-    prompt_dropout: float = 0.0
-    told: bool = False
-    gaps: float = 0.0
-
-    @classmethod
-    def of(cls, settings: TrainSettings) -> "Mixture":
-        same = {name: getattr(settings, name) for name in ("noise", "bottleneck", "prompt_dropout", "told", "gaps")}
-        drafts = 0.0 if settings.pause else settings.drafts_share
-        return cls(settings.dreams, settings.empty_dreams, drafts, settings.pause, **same)
 
 
 class Batches:
@@ -143,7 +123,13 @@ class Batches:
         random = np.random.default_rng([self.seed, number])
         dreaming = self._has_dream & (random.random(len(self.documents)) >= self.mixture.empty) & self.mixture.dreams
         variants = np.where(dreaming, PAUSE if self.mixture.pause else MINED, EMPTY)
-        pieces = [piece for i in self._usable for piece in self._windows(int(i), int(variants[i]))]
+        twice: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        if self.mixture.stutter:
+            stutters = (variants == MINED) & (random.random(len(variants)) < self.mixture.stutter)
+            most = self.grammar.steps if self.grammar else None
+            for i in np.flatnonzero(stutters).tolist():
+                twice[i] = stuttered(self.documents.dream(i).tolist(), self.tokenizer.lens_ids, most, random)
+        pieces = [piece for i in self._usable.tolist() for piece in self._windows(i, variants[i], *twice.get(i, ()))]
         return self._pack(pieces, pieces, random)
 
     @property
@@ -189,8 +175,8 @@ class Batches:
                 row.append(replace(piece, length=min(piece.length, room), again=True))
         return [rows[i] for i in random.permutation(len(rows))]
 
-    def _windows(self, i: int, variant: int, draft: tuple[int, ...] = ()) -> list[Piece]:
-        whole = Piece(i, variant, self.length, draft=draft)
+    def _windows(self, i: int, variant: int, dream: tuple[int, ...] = (), said: tuple[int, ...] = ()) -> list[Piece]:
+        whole = Piece(i, int(variant), self.length, dream=dream, said=said)
         repeated, inputs = self._size(whole)
         pieces = [replace(whole, length=min(inputs, self.length))]
         start, room = repeated, self.length - repeated
@@ -215,7 +201,7 @@ class Batches:
     def _think(self, piece: Piece) -> NDArray[Any]:
         if piece.variant == EMPTY:
             return self._empty
-        dream = np.array(piece.draft) if piece.draft else self.documents.dream(piece.document)
+        dream = np.array(piece.dream) if piece.dream else self.documents.dream(piece.document)
         if piece.variant == PAUSE:
             dream = np.full(len(dream), self.tokenizer.pad_id)
         return np.concatenate([self._before, dream, self._after])
@@ -289,8 +275,9 @@ class Batches:
     def _hidden(self, piece: Piece, places: NDArray[np.int64]) -> tuple[int, int, int]:
         """What inputs at these places of a document don't read, as in `Spans`: those after the dream, of all that
         knows the question before it."""
-        dream = len(self.documents.prompt(piece.document)) + len(self._before)
-        ends = (dream + len(self.documents.dream(piece.document)), self._frame[0], dream)
+        head = len(self.documents.prompt(piece.document))
+        begins, closes = head + len(self._before), head + len(self._think(piece)) - len(self._after)
+        ends = (closes, self._frame[0], begins)
         after, begin, end = np.searchsorted(places, ends).tolist()
         return after, begin, end
 
@@ -341,6 +328,7 @@ class Batches:
         context = len(prompt) + len(think)
         if piece.variant == MINED:
             kinds[len(prompt) - 1 : context - 1] = 1
+            kinds[len(prompt) - 1 + len(self._before) + np.array(piece.said, np.int64)] = 0
         kinds[context - 1 + (0 if self.documents.begun is None else int(self.documents.begun[i])) :] = 2
         return text, kinds, Documents.span(self.documents.answer_ends, i).start - (context - 1)
 

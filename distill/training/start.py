@@ -29,7 +29,8 @@ from distill.teacher.source import Source
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import parse_dream
 from distill.tokens.packing import Documents, pack
-from distill.training.batches import Batches, Mixture
+from distill.training.batches import Batches
+from distill.training.mixture import Mixture
 
 VERSION = 4
 ABOUT = "start.json"

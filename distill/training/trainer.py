@@ -28,10 +28,11 @@ from distill.tokens.packing import Documents
 from distill.training import checkpoint, drafts, numerics, sharding
 from distill.training.ahead import Ahead
 from distill.training.average import Average
-from distill.training.batches import Batch, Batches, Mixture, Row
+from distill.training.batches import Batch, Batches, Row
 from distill.training.checkpoint import LoopState
 from distill.training.distributed import World
 from distill.training.features import Features
+from distill.training.mixture import Mixture
 from distill.training.muon import Muon
 from distill.training.plan import (
     CHANCE_LR,
@@ -90,7 +91,7 @@ class Trainer:
         grammar = None if settings.pause else DreamGrammar(self.tokenizer, longest_path(run.settings), whole=False)
         self.batches, self.validation = (
             Batches(Documents.load(run.data / name), self.tokenizer, length, mix, seed, soft, grammar, settings.strict)
-            for name, mix in (("train", mixture), ("validation", replace(mixture, noise=0.0, gaps=0.0)))
+            for name, mix in (("train", mixture), ("validation", mixture.exact))
         )
         self.stop, self.drafts = Interrupt(), dict[int, list[int]]()
         if found:
