@@ -2,6 +2,7 @@
 
     python -m bench.dreams world RUN       docs/results/world.json, world-differences.json, world-dreams.json
     python -m bench.dreams inherited RUN   the same of a student that began as another model: inherited-world….json
+    python -m bench.dreams students RUN…   of other students of the world, a row each: world-students.json
     python -m bench.dreams read RUN        dreams-read-whole.json
     python -m bench.dreams told RUN        by how much the teacher's own answers cost less by told targets
 
@@ -72,6 +73,8 @@ class Ablated:
             self.differences.setdefault((each["system"], each["against"]), {})[each["metric"]] = each
         first = next(iter(found["systems"].values()))
         seeds, trained = first["seeds"], first["trained_on"]
+        self.trained_on: dict[str, Any] = trained
+        self.seeds: int = seeds
         self.machine = (
             f"{os.cpu_count()} shared cores; training seeds: {seeds}; {trained['steps']:,} steps and "
             f"{trained['tokens']:,} packed tokens, {trained['parameters']:,} parameters, "
@@ -131,6 +134,37 @@ def world(run: Run, name: str = "world") -> None:
     )
 
 
+def students(runs: Sequence[Run]) -> None:
+    given = {"nodream": "no dream", "backbone": "decoded", "oracle": "true"}
+    columns: dict[str, Any] = {
+        f"{arm} {split}": {"label": f"{label}: {SPLITS[split]}, %", "digits": 1}
+        for split in ("combination", "depth")
+        for arm, label in given.items()
+    }
+    rows = list[dict[str, Any]]()
+    for run in runs:
+        found = Ablated(run)
+        how = found.trained_on["settings"]
+        row: dict[str, Any] = {
+            "layers": how["student.layers"],
+            "steps": found.trained_on["steps"],
+            "stutter": how.get("train.stutter", 0.0),
+            "seeds": found.seeds,
+        }
+        for key in columns:
+            arm, split = key.split()
+            row[key] = interval(found.systems[arm][f"exact_match_{split}"], 100)
+        rows.append(row)
+    first = {
+        "layers": {"label": "layers", "digits": 0},
+        "steps": {"label": "steps", "digits": 0},
+        "stutter": {"label": "train.stutter", "digits": 1},
+        "seeds": {"label": "seeds", "digits": 0},
+    }
+    command = "dream ablate world --arms nodream,backbone,oracle --seeds … --steps … --set student.layers=…"
+    write_table("world-students", command, f"{os.cpu_count()} shared cores; 200 prompts of each", first | columns, rows)
+
+
 def read(run: Run) -> None:
     found, rows = Ablated(run), list[dict[str, Any]]()
     for arm, label in READ.items():
@@ -175,9 +209,11 @@ def told(run: Run) -> tuple[float, float]:
     return before, after
 
 
-def main(what: str, path: str) -> None:
-    run = Run.open(Path(path))
-    if what in ("read", "told"):
+def main(what: str, *paths: str) -> None:
+    run, *others = (Run.open(Path(path)) for path in paths)
+    if what == "students":
+        students([run, *others])
+    elif what in ("read", "told"):
         {"read": read, "told": told}[what](run)
     else:
         world(run, {"world": "world", "inherited": "inherited-world"}[what])

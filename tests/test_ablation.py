@@ -206,6 +206,12 @@ def test_the_docs_tables_are_made_of_the_results(
     ]
     apart = tables["inherited-world-differences"]["rows"]
     assert "dreams that its engine drafts − dreams that it decodes" in [row["name"] for row in apart]
+    bench.dreams.main("students", str(run.path), str(run.path))
+    rows = json.loads((tmp_path / "world-students.json").read_text(encoding="utf-8"))["rows"]
+    how = run.settings.student.layers, STEPS, run.settings.train.stutter, 2
+    assert [(row["layers"], row["steps"], row["stutter"], row["seeds"]) for row in rows] == [how, how]
+    told = results["systems"]["oracle"]["metrics"]["exact_match_depth"]
+    assert rows[0]["oracle depth"] == [round(100 * told[name], 1) for name in ("value", "low", "high")]
 
 
 def test_means_and_differences_follow_from_the_samples(ablated: tuple[Run, dict[str, Any]]) -> None:
