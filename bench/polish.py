@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.continual import copied, kept
 from bench.figures import write_table
@@ -31,6 +32,7 @@ from distill.learning.consult import consulting
 from distill.learning.polish import Polishing, judged
 from distill.run import Run
 from distill.tokens.chat import prompt_ids, think_block
+from distill.tokens.packing import Documents
 from distill.training.drafts import dream_on
 
 LOG = logging.getLogger(__name__)
@@ -85,8 +87,8 @@ def _polished(copy: Run, way: str, minutes: float) -> dict[str, Any]:
     elif way != TRAINED:
         told = polishing.perform()
     else:
-        told = {"bits_per_byte": polishing.bits_per_byte(), "steps": 0, "rounds": 0, "answers": 0}
-    counts = {name: told[name] for name in ("bits_per_byte", "steps", "rounds", "answers")}
+        told = {"steps": 0, "rounds": 0, "answers": 0}
+    counts = {name: told[name] for name in ("steps", "rounds", "answers")}
     return {**counts, "sums": measured(polishing, polishing.teacher)}
 
 
@@ -105,7 +107,9 @@ def measured(polishing: Polishing, teacher: Backbone) -> dict[str, list[list[flo
     prompts = [prompt_ids(tokenizer, question.prompt, system=capture.system) for question in asked]
     references = [[*tokenizer.encode(question.text), tokenizer.eos_id] for question in asked]
     documents = judged(teacher, tokenizer, prompts, references)
-    sums = {name: np.zeros((2, len(prompts))) for name in COLUMNS if name != "bits"}
+    sums = {name: np.zeros((2, len(prompts))) for name in COLUMNS}
+    polishing.model.eval()
+    sums["bits"][:] = bits(judged(polishing.model, tokenizer, prompts, references))
     for sample in range(SAMPLES):
         seed = 1000 * (1 + sample)
         dreams = dream_on(polishing.model, documents, tokenizer, polishing.steps, seed, range(len(prompts)))
@@ -121,16 +125,20 @@ def measured(polishing: Polishing, teacher: Backbone) -> dict[str, list[list[flo
             batch_rows=64,
             grammar=polishing.grammar.answering,
         )
-        scored = judged(teacher, tokenizer, prompts, answers)
+        sums["likely"] += bits(judged(teacher, tokenizer, prompts, answers))
         for i, ids in enumerate(answers):
             text = tokenizer.decode([id for id in ids if id != tokenizer.eos_id])
-            nats = -float(scored.slot_logprobs[scored.span(scored.answer_ends, i), 0].astype(float).sum())
             sums["chrf"][:, i] += chrf(text, asked[i].text), 1
-            sums["likely"][:, i] += nats / math.log(2), int(scored.answer_bytes[i])
             sums["repeated"][:, i] += repeated(text)
             sums["ends"][:, i] += ids[-1] == tokenizer.eos_id, 1
             sums["length"][:, i] += len(ids), len(references[i])
     return {name: each.tolist() for name, each in sums.items()}
+
+
+def bits(scored: Documents) -> NDArray[np.float64]:
+    """(2, N): bits of each document's answer, and its bytes."""
+    nats = np.add.reduceat(-scored.slot_logprobs[:, 0].astype(float), [0, *scored.answer_ends[:-1]])
+    return np.stack([nats / math.log(2), scored.answer_bytes])
 
 
 def rows_of(way: str, own: Sequence[dict[str, Any]], control: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -138,7 +146,7 @@ def rows_of(way: str, own: Sequence[dict[str, Any]], control: Sequence[dict[str,
     row: dict[str, Any] = {"name": way, "steps": round(float(np.mean([one["steps"] for one in own])))}
     less: dict[str, Any] = {"name": "… less its teacher's for as long"}
     for metric in COLUMNS:
-        here, there = ([_ratio(one, metric) for one in those] for those in (own, control))
+        here, there = ([Ratio.of(*one["sums"][metric]) for one in those] for those in (own, control))
         bootstrap = HierarchicalBootstrap(len(own), len(here[0].numerator), RESAMPLES, 0)
         value, contrast = bootstrap.interval(here), bootstrap.contrast(here, there, by_seed=True)
         assert value is not None, "there are prompts"
@@ -146,12 +154,6 @@ def rows_of(way: str, own: Sequence[dict[str, Any]], control: Sequence[dict[str,
         row[metric] = round(value.value, 4)
         less[metric] = [round(each, 4) for each in (contrast[0].value, contrast[0].low, contrast[0].high)]
     return [row] if own is control else [row, less]
-
-
-def _ratio(one: dict[str, Any], metric: str) -> Ratio:
-    if metric == "bits":
-        return Ratio.of([one["bits_per_byte"]] * len(one["sums"]["chrf"][0]))
-    return Ratio.of(*one["sums"][metric])
 
 
 def main(table: str, minutes: str, *paths: str) -> None:
