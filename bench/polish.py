@@ -138,7 +138,7 @@ def measured(polishing: Polishing, teacher: Backbone) -> dict[str, list[list[flo
 def bits(scored: Documents) -> NDArray[np.float64]:
     """(2, N): bits of each document's answer, and its bytes."""
     nats = np.add.reduceat(-scored.slot_logprobs[:, 0].astype(float), [0, *scored.answer_ends[:-1]])
-    return np.stack([nats / math.log(2), scored.answer_bytes])
+    return np.stack([nats / math.log(2), scored.answer_bytes.astype(float)])
 
 
 def rows_of(way: str, own: Sequence[dict[str, Any]], control: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
