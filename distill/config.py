@@ -187,6 +187,8 @@ class TrainSettings:
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
     told: bool = False
     """Soft targets after a mined dream find its words likelier: the teacher, which read none, didn't."""
+    dream_weight: float = 1.0
+    """What a token of a mined dream weighs in the loss, where one of its answer weighs 1."""
     strict: float = 4.0
     """What probability of tokens that a reply's grammar forbids costs besides, in nats: no mask runs in Ollama."""
     noise: float = 0.03

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -433,6 +434,26 @@ def test_what_stutters_says_steps_twice_and_nothing_else(sizes: list[int], most:
     begins = [longer.index(lens) for lens in LENSES]
     for begin, end, size in zip(begins, [*begins[1:], len(longer)], sizes, strict=True):
         assert (end - begin - 1) // 3 <= (2 * size if most is None else most)
+
+
+def test_a_dreams_tokens_weigh_less_than_its_answers_and_its_form_as_much(documents: Documents) -> None:
+    grammar: Any = SimpleNamespace(rows=lambda ids: [1] * len(ids), forbidden=torch.zeros(2, 500))
+    (full, answers), (less, same) = (
+        (batch.targets, batch.answers)
+        for weight in (1.0, 0.05)
+        for batches in [
+            Batches(documents, FixedTokens(500), 256, Mixture(True, 0, 0, dream_weight=weight), 7, 0.8, grammar, 4)
+        ]
+        for batch in [batches.assemble(batches.epoch(0)[:2])]
+    )
+    assert torch.equal(answers, same)
+    dreams = (full.weight > 0) & ~answers
+    assert dreams.any()
+    assert torch.equal(less.weight[answers], full.weight[answers])
+    torch.testing.assert_close(less.weight[dreams], 0.05 * full.weight[dreams])
+    assert full.strict is not None
+    assert less.strict is not None
+    assert torch.equal(less.strict, full.strict)
 
 
 def test_what_a_dream_says_again_is_read_and_not_learned(documents: Documents) -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from distill.student.initialize import new_student, rows_of, transplant
 from distill.sweep.ablation.ablate import cells_of
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.open_source import open_source
-from distill.tokens.bpe import StudentTokenizer
+from distill.tokens.bpe import USER_TOKENS, StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.packing import Documents, pack
@@ -108,16 +109,23 @@ def test_the_whole_teacher_under_our_vocabulary_says_what_it_said(answered: Run,
     torch.testing.assert_close(ours[single], expected[[rows[id][0] for id in single]], rtol=1e-4, atol=1e-4)
 
 
-def test_an_image_token_begins_as_its_label_without_brackets(answered: Run, teacher: Path) -> None:
+def test_an_image_token_begins_as_its_label_without_brackets_and_the_rest_as_a_list(
+    answered: Run, teacher: Path
+) -> None:
     theirs = open_source(teacher).tokenizer
     tokenizer = StudentTokenizer.load(answered.tokenizer)
     rows, vocabulary = rows_of(theirs, tokenizer), Vocabulary(theirs)
     fresh = [i for i in map(int, tokenizer.image_ids) if tokenizer.tokens[i] not in theirs.token_to_id]
-    for id in (*tokenizer.lens_ids, *fresh):
-        if tokenizer.tokens[id] in theirs.token_to_id:
-            continue
+    assert fresh
+    for id in fresh:
         spelled = vocabulary.decode(rows[id]).decode()
         assert spelled == f" {tokenizer.tokens[id][1:-1]}"
+    unknown = replace(theirs, tokens=[f"<{token}" if token in USER_TOKENS else token for token in theirs.tokens])
+    rows = rows_of(unknown, tokenizer)
+    begins = {
+        id: vocabulary.decode(rows[id]) for id in (tokenizer.think_id, tokenizer.end_think_id, *tokenizer.lens_ids)
+    }
+    assert [*begins.values()] == [b"\n"] * 2 + [b" -"] * 4, "a list, within its text"
     assert rows[tokenizer.eos_id] == [theirs.eos_id]
     assert rows[tokenizer.start_id] == [theirs.token_to_id["<|im_start|>"]]
 

@@ -2,7 +2,7 @@
 
 Rows of the embedding go by token: where the other model has the token too, its own row; else the mean of the rows of
 the tokens that spell its text. An image token is spelled as its label, without the brackets: averaged in, they made
-students write the bytes of ⟨ and ⟩ themselves.
+students write the bytes of ⟨ and ⟩ themselves. Tags begin as line breaks, lenses as the dashes of a list.
 """
 
 from dataclasses import replace
@@ -18,13 +18,17 @@ from distill.teacher.gguf_tokenizer import NORMAL, Vocabulary
 from distill.teacher.open_source import open_source
 from distill.teacher.protocol import TeacherTokenizer
 from distill.teacher.source import Source
-from distill.tokens.bpe import END, PAD, START, StudentTokenizer, image_text
+from distill.tokens.bpe import END, END_THINK, PAD, START, THINK, USER_TOKENS, StudentTokenizer, image_text
 
 CHANCE, TEACHER = "chance", "teacher"
 """Values of `student.init` that are no folder."""
 
 TURN_STARTS = (START, "<|start_header_id|>", "<start_of_turn>", "<|start|>", "[INST]")
 """Tokens with which models open a turn: what ours begins as."""
+
+LIKE = dict.fromkeys(USER_TOKENS, b" -") | {THINK: b"\n", END_THINK: b"\n"}
+"""What tags and lenses begin as, so that a dream is read as a list: read as they are spelled, they made answers that
+followed them dearer (docs/inheriting.md)."""
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -102,6 +106,8 @@ def _added(token: str, theirs: TeacherTokenizer, vocabulary: Vocabulary) -> list
         return [known[name] for name in TURN_STARTS if name in known][:1]
     if token == PAD:
         return []
+    if token in LIKE:
+        return vocabulary.spell(LIKE[token])
     label = token[1:-1] if token == image_text(token[1:-1]) else ""
     # As within a sentence: most of a word's meaning lies in the token that holds its space.
     return vocabulary.spell(f" {label}".encode() if label else token.encode())

@@ -355,7 +355,8 @@ class Batches:
         soft = answers & ~np.isnan(logprobs[:, 0])
         hard = np.full_like(logprobs, -np.inf)
         hard[:, 0] = 0.0
-        weight = ((np.arange(len(where)) < real) / max(real, 1)).astype(np.float32)
+        even = ((np.arange(len(where)) < real) / max(real, 1)).astype(np.float32)
+        weight = np.where(answers, 1.0, self.mixture.dream_weight).astype(np.float32) * even
         targets = Targets(
             labels=torch.from_numpy(labels),
             slots=torch.from_numpy(np.concatenate([labels[:, None], slots], axis=1)),
@@ -365,7 +366,7 @@ class Batches:
             words=self.tokenizer.base_size,
             forbidden=self.grammar.forbidden if self.grammar else None,
             which=torch.from_numpy(which),
-            strict=torch.from_numpy(self.strict * weight) if self.grammar else None,
+            strict=torch.from_numpy(self.strict * even) if self.grammar else None,
         )
         chunks = self._chunks(answers & ~slips, flat) if len(self.documents.chunk_logprobs) and self.soft > 0 else None
         tensors = (torch.from_numpy(ids), torch.from_numpy(positions))

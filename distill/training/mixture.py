@@ -11,7 +11,8 @@ from distill.config import TrainSettings
 @dataclass(frozen=True)
 class Mixture:
     """Shares of documents by what is in their think block, of their answers' tokens that are read as others, and of
-    what is not read of their questions, by their positions, and of mined dreams that stutter; see TrainSettings."""
+    what is not read of their questions, by their positions, and of mined dreams that stutter; and what a dream's tokens
+    weigh in the loss. See TrainSettings."""
 
     dreams: bool
     empty: float
@@ -23,10 +24,11 @@ class Mixture:
     told: bool = False
     gaps: float = 0.0
     stutter: float = 0.0
+    dream_weight: float = 1.0
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "Mixture":
-        names = ("noise", "bottleneck", "prompt_dropout", "told", "gaps", "stutter")
+        names = ("noise", "bottleneck", "prompt_dropout", "told", "gaps", "stutter", "dream_weight")
         drafts = 0.0 if settings.pause else settings.drafts_share
         same = {name: getattr(settings, name) for name in names}
         return cls(settings.dreams, settings.empty_dreams, drafts, settings.pause, **same)

@@ -15,7 +15,7 @@ OPTIMIZERS = ("auto", "adamw", "muon")
 SHARD = ("auto", "always", "never")
 SHARES = (
     *("soft_weight", "empty_dreams", "drafts_from", "drafts_share", "warmup", "noise"),
-    *("bottleneck", "prompt_dropout", "unread_until", "gaps", "stutter"),
+    *("bottleneck", "prompt_dropout", "unread_until", "gaps", "stutter", "dream_weight"),
 )
 """Train settings from 0 to 1."""
 DECAY_SHARE = 0.2
