@@ -211,6 +211,27 @@ def test_details_are_what_things_are_like_and_what_they_have() -> None:
     assert not any("big" in phrases for phrases in details), "a judgment is no detail"
 
 
+def test_details_are_what_stands_beside_a_thing_or_a_state() -> None:
+    said = (
+        "The wind breaks the window and the door. The peach gets soft and sweet. "
+        "The ball rolls into the grass or the pond. The washing machine has a cold and dark drum."
+    )
+    without, found = (
+        {candidate.phrases for candidate in next(read_texts([("a", BALL, said, "stop")], details)).candidates}
+        for details in (False, True)
+    )
+    beside = {
+        ("wind", "break", "door"),
+        ("peach", "get", "sweet"),
+        ("ball", "roll into", "pond"),
+        ("machine", "be", "washing"),
+        ("drum", "be", "dark"),
+    }
+    assert beside <= found
+    assert not beside & without
+    assert without <= found
+
+
 class HandJudge:
     """Knows the gains of candidates by their action."""
 

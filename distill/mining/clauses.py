@@ -29,11 +29,14 @@ from distill.mining.phrases import (
     Entity,
     child,
     children,
+    ends_at,
+    gerund,
     is_abstract,
     is_empty,
     is_passive,
     noun_entity,
     of_what,
+    others,
     prep_phrase,
     shorten,
     singular,
@@ -129,9 +132,9 @@ class ClauseReader:
                 return None if _is_extraposed(verb, own) else self._entity(own)
             if child(verb, "expl") is not None:
                 return None
-            gerund = child(verb, "csubj")
-            if gerund is not None:
-                return _gerund(gerund)
+            doing = child(verb, "csubj")
+            if doing is not None:
+                return gerund(doing)
             if verb.dep_ in ("acl", "relcl"):
                 return self._entity(verb.head) if verb.tag_ in ("VBG", "VBN") or verb.dep_ == "relcl" else None
             if verb.dep_ == "ROOT" or (verb.dep_ == "ccomp" and not children(verb, "aux", "mark")):
@@ -183,8 +186,13 @@ class ClauseReader:
             place = self._weak if weak else self.found
             place.append(Candidate(what.phrase, action, result, tuple(lenses), self.sentence))
 
+    def _beside(self, token: Token) -> list[str]:
+        """What `and`, `or` or a comma put beside a thing or a state: details."""
+        return [phrase for other in others(token) if (phrase := self._state(other))] if self.details else []
+
     def _object(self, verb: Token, subject: Entity, thing: Entity | None) -> None:
-        if thing is None or _has_effect(verb):
+        direct = child(verb, "dobj")
+        if direct is None or thing is None or _has_effect(verb):
             return
         particle = child(verb, "prt")
         if particle is not None and particle.lower_ in PLACE and verb.lemma_ in MOTION and subject.phrase != PERSON:
@@ -192,7 +200,8 @@ class ClauseReader:
             self._add(subject, verb_phrase(verb), thing.phrase, ("spatial",))
         else:
             weak = verb.lemma_ in _EMPTY_VERBS
-            self._add(subject, verb_phrase(verb), thing.phrase, lenses_of(verb), weak=weak)
+            for phrase in (thing.phrase, *self._beside(direct)):
+                self._add(subject, verb_phrase(verb), phrase, lenses_of(verb), weak=weak)
 
     def _existence(self, verb: Token) -> None:
         """`there is a cat on the mat`."""
@@ -211,7 +220,8 @@ class ClauseReader:
         for token in children(verb, "acomp", "attr", "oprd")[:1]:
             weak = verb.lemma_ not in BECOMING
             if not (weak and is_abstract(token.lemma_.lower())):
-                self._add(subject, verb_phrase(verb), self._state(token), lenses_of(verb), weak=weak)
+                for state in (self._state(token), *self._beside(token)):
+                    self._add(subject, verb_phrase(verb), state, lenses_of(verb), weak=weak)
 
     def _state(self, token: Token) -> str:
         """What a complement says of a thing: `cold`, `not wet`, `gas`; "" where it only judges."""
@@ -265,13 +275,15 @@ class ClauseReader:
             word, phrase, noun = found
             lenses = prep_lenses(verb, prep, noun)
             weak = verb.lemma_ in _EMPTY_VERBS and "spatial" not in lenses
-            self._add(thing or subject, f"{verb_phrase(verb)} {word}", phrase, lenses, weak=weak)
+            for place in (phrase, *self._beside(noun)):
+                self._add(thing or subject, f"{verb_phrase(verb)} {word}", place, lenses, weak=weak)
 
     def _qualities(self, noun: Token) -> None:
-        """`heavy load`: a load is heavy; `debris of the atmosphere`: an atmosphere has debris."""
+        """`heavy steel load`: a load is heavy, and steel; `debris of the atmosphere`: an atmosphere has debris."""
         name = Entity(shorten([(singular(noun), False)]))
-        for quality in children(noun, "amod"):
-            self._add(name, "be", self._state(quality), ("abstract",))
+        for quality in children(noun, "amod", "compound"):
+            for state in (self._state(quality), *self._beside(quality)):
+                self._add(name, "be", state, ("abstract",))
         for owner in (*children(noun, "poss"), of_what(noun)):
             if owner is not None and not is_empty(noun) and (whose := noun_entity(owner)) is not None:
                 self._add(whose, "have", name.phrase, ("abstract",))
@@ -344,14 +356,14 @@ class ClauseReader:
         direct = child(verb, "dobj", "acomp", "attr", "oprd")
         thing = self._state(direct) if direct is not None else ""
         if verb.lemma_ in BECOMING or (verb.lemma_ == "be" and direct is not None and direct.pos_ == "ADJ"):
-            into = None if direct is not None else _ends(verb)
+            into = None if direct is not None else ends_at(verb)
             thing = into[1] if into is not None and into[0] == "into" else thing
             return shorten([*who, (thing, False)]) if thing else ""
         if is_passive(verb) and verb.lemma_ in TALK | IDLE:
             return ""  # `is called`, `is seen`
         if verb.pos_ not in ("VERB", "AUX"):
             return shorten([*who, (self._state(verb), False)]) if self._state(verb) else ""
-        place = _ends(verb) if direct is None else None
+        place = ends_at(verb) if direct is None else None
         if verb.lemma_ in MAKING and not _has_effect(verb):
             return thing or (place[1] if place is not None else "")
         more = thing or (f"{place[0]} {place[1]}" if place is not None else "")
@@ -360,19 +372,6 @@ class ClauseReader:
         if verb.lemma_ in (*_EMPTY_VERBS, *MAKING) or (thing and verb.lemma_ in CAUSING) or (direct and not thing):
             return ""
         return shorten([*who, (action, False)]) if action else ""
-
-
-def _ends(verb: Token) -> tuple[str, str] | None:
-    """The preposition and the noun of the first place that a clause names."""
-    return next((found[:2] for prep in children(verb, "prep") if (found := prep_phrase(prep))), None)
-
-
-def _gerund(verb: Token) -> Entity | None:
-    """`heating water` as a subject."""
-    direct = child(verb, "dobj")
-    thing = noun_entity(direct) if direct is not None else None
-    phrase = shorten([(verb.lower_, False), *([(thing.phrase, False)] if thing is not None else [])])
-    return Entity(phrase) if verb.tag_ == "VBG" and phrase else None
 
 
 def _is_carrier(verb: Token) -> bool:

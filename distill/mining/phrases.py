@@ -78,6 +78,11 @@ def child(token: Token, *deps: str) -> Token | None:
     return found[0] if found else None
 
 
+def others(token: Token) -> list[Token]:
+    """What stands beside it later, after `and`, `or` or a comma."""
+    return [other for other in token.conjuncts if other.i > token.i]
+
+
 def shorten(parts: Sequence[tuple[str, bool]]) -> str:
     """The words as a phrase; those marked optional (True) go, first first, until it fits. "" if it never does."""
     words = list(parts)
@@ -200,3 +205,16 @@ def prep_phrase(prep: Token) -> tuple[str, str, Token] | None:
     words = [t.lower_ for t in prep.doc[prep.i : max(noun.left_edge.i, prep.i + 1)]]
     phrase = shorten(noun_words(noun))
     return (" ".join(words), phrase, noun) if phrase else None
+
+
+def ends_at(verb: Token) -> tuple[str, str] | None:
+    """The preposition and the noun of the first place that a clause names."""
+    return next((found[:2] for prep in children(verb, "prep") if (found := prep_phrase(prep))), None)
+
+
+def gerund(verb: Token) -> Entity | None:
+    """`heating water` as a subject."""
+    direct = child(verb, "dobj")
+    thing = noun_entity(direct) if direct is not None else None
+    phrase = shorten([(verb.lower_, False), *([(thing.phrase, False)] if thing is not None else [])])
+    return Entity(phrase) if verb.tag_ == "VBG" and phrase else None
