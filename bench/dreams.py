@@ -6,7 +6,7 @@
     python -m bench.dreams read RUN        dreams-read-whole.json
     python -m bench.dreams told RUN        by how much the teacher's own answers cost less by told targets
 
-RUN: `dream ablate RUN` went before, with --arms backbone,oracle,empty,sibling,oracle_other,oracle_shuffled for `read`,
+RUN: `dream ablate RUN` went before, for `read` with --arms nodream,oracle,empty,sibling,oracle_other,oracle_shuffled,
 or, for `told`, `dream train RUN --set train.told=true`.
 """
 
@@ -43,6 +43,7 @@ NAMES = {
     "other": "another prompt's dream",
 }
 READ = {
+    "nodream": "none, by a student trained without dreams",
     "empty": "none",
     "oracle": "its own true dream",
     "oracle_shuffled": "that, its image tokens in another order",
@@ -170,11 +171,12 @@ def read(run: Run) -> None:
     for arm, label in READ.items():
         if arm not in found.systems:
             continue
-        told, less = found.systems[arm], found.differences.get((arm, "empty"), {})
+        told = found.systems[arm]
         rows.append({"arm": label, "bits": interval(told[BITS], digits=3), "chrf": interval(told["chrf"])})
-        if BITS in less:
-            rows[-1]["minus"] = interval(less[BITS], digits=4)
-            rows[-1]["share"] = round(100 * less[BITS]["value"] / less[BITS]["other"], 1)
+        for name, control in (("", "empty"), ("_dreamless", "nodream")):
+            if BITS in (less := found.differences.get((arm, control), {})):
+                rows[-1][f"minus{name}"] = interval(less[BITS], digits=4)
+                rows[-1][f"share{name}"] = round(100 * less[BITS]["value"] / less[BITS]["other"], 1)
     asked = load_exam(run).questions
     if all(question.tokens for question in asked):
         nats = -sum(float(question.tokens.logprobs.sum(dtype=float)) for question in asked if question.tokens)
@@ -185,6 +187,8 @@ def read(run: Run) -> None:
         "bits": {"label": "bits per byte", "digits": 3},
         "minus": {"label": "minus none's", "digits": 4, "signed": True},
         "share": {"label": "of none's, %", "digits": 1, "signed": True},
+        "minus_dreamless": {"label": "minus the dreamless student's", "digits": 4, "signed": True},
+        "share_dreamless": {"label": "of the dreamless student's, %", "digits": 1, "signed": True},
         "chrf": {"label": "chrF2 of greedy answers", "digits": 1},
     }
     write_table("dreams-read-whole", found.command, found.machine, columns, rows)

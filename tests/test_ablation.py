@@ -335,8 +335,11 @@ def test_true_dreams_of_siblings(copied: Run, monkeypatch: pytest.MonkeyPatch) -
     bench.dreams.main("read", str(copied.path))
     rows = json.loads((copied.path / "dreams-read-whole.json").read_text(encoding="utf-8"))["rows"]
     assert [row["arm"] for row in rows] == [label for arm, label in bench.dreams.READ.items() if arm in arms]
-    saved = told["oracle", "empty", "bits_per_byte_used"]
-    assert (rows[1]["minus"][0], rows[1]["share"]) == (round(saved, 4), round(100 * saved / bits("empty"), 1))
+    row = next(row for row in rows if row["arm"] == bench.dreams.READ["oracle"])
+    for name, control in (("", "empty"), ("_dreamless", "nodream")):
+        saved = told["oracle", control, "bits_per_byte_used"]
+        assert row[f"minus{name}"][0] == round(saved, 4)
+        assert row[f"share{name}"] == round(100 * saved / bits(control), 1)
     assert "answer follows its dream, chrF2" in render_markdown(results)
 
 

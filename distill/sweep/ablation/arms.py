@@ -63,6 +63,7 @@ PAIRS = [
     *((arm, control) for arm in ("backbone", "engine", "oracle", "retrieval") for control in CONTROLS),
     *(("backbone", reading) for reading in ("empty", "shuffled", "other")),
     *(("oracle", reading) for reading in ("empty", *TRUE_READINGS)),
+    ("empty", "nodream"),
     *((reading, none) for reading in TRUE_READINGS for none in ("empty", "nodream")),
     ("sure", "backbone"),
     ("engine", "backbone"),
