@@ -457,6 +457,26 @@ def test_other_settings_are_refused_by_name(trained: Run, prepared: Run, tmp_pat
     assert train(run)["steps"] == 3
 
 
+def test_a_training_from_before_a_setting_was_there_goes_on(
+    prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fork(prepared, tmp_path / "run", steps=2, checkpoint_every=2)
+    train(run)
+    read = checkpoint.read_loop
+
+    def older(folder: Path) -> checkpoint.LoopState:
+        state = read(folder)
+        state.settings.pop("dream_weight", None)
+        return state
+
+    monkeypatch.setattr(checkpoint, "read_loop", older)
+    run.settings.train.steps = 3
+    assert train(run)["steps"] == 3
+    run.settings.train.steps, run.settings.train.dream_weight = 4, 0.5
+    with pytest.raises(RunMismatch, match=r"train\.dream_weight \(1\.0 there, 0\.5 now\)"):
+        train(run)
+
+
 def test_a_harmed_checkpoint_is_refused(prepared: Run, tmp_path: Path) -> None:
     run = fork(prepared, tmp_path / "run", steps=4)
     train(run)
