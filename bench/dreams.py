@@ -191,7 +191,8 @@ def read(run: Run) -> None:
         "share_dreamless": {"label": "of the dreamless student's, %", "digits": 1, "signed": True},
         "chrf": {"label": "chrF2 of greedy answers", "digits": 1},
     }
-    write_table("dreams-read-whole", found.command, found.machine, columns, rows)
+    command = f"dream run --config docs/several-answers.yaml --name {run.name}, then {found.command}"
+    write_table("dreams-read-whole", command, found.machine, columns, rows)
 
 
 def told(run: Run) -> tuple[float, float]:
