@@ -356,7 +356,10 @@ class Run:
         write_atomic(self.path / "run.json", json.dumps(content, indent=2) + "\n")
 
     def check_same(self, stage: str, settings: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
-        """Raise RunMismatch naming the first keys in which `settings` differs from what was `recorded`."""
+        """Raise RunMismatch naming the first keys in which `settings` differs from what was `recorded`. What an older
+        version didn't record had its default then."""
+        defaults = asdict(getattr(Settings(), stage))
+        recorded = {key: value for key, value in defaults.items() if key in settings} | dict(recorded)
         different = [key for key in sorted({*settings, *recorded}) if settings.get(key) != recorded.get(key)]
         if different:
             what = ", ".join(

@@ -10,14 +10,13 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from distill.backbone.device import pick_device
 from distill.backbone.model import count_parameters, load_backbone
-from distill.config import TrainSettings
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener
 from distill.run import Run, sha256_file, write_atomic
@@ -67,8 +66,7 @@ class Trainer:
         found = checkpoint.list_checkpoints(run)
         if found:
             self.state = checkpoint.read_loop(found[-1])
-            later = {key: value for key, value in asdict(TrainSettings()).items() if key in fixed}
-            run.check_same("train", fixed, later | self.state.settings)  # an older training lacks what came later
+            run.check_same("train", fixed, self.state.settings)
             checkpoint.verify_checkpoint(found[-1])
             self.model = load_backbone(found[-1])
         else:
