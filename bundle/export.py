@@ -10,14 +10,14 @@ from typing import Any
 from bundle.card import render_card
 from bundle.gguf import DTYPES, write_gguf
 from bundle.load import Student, load_checkpoint, system_message
-from bundle.manifest import GGUF, LICENSE, Manifest, list_files, write_manifest
+from bundle.manifest import GGUF, LICENSE, NAME, NATIVE, Manifest, list_files, read_manifest, write_manifest
 from bundle.modelfile import license_text, ollama_settings, render_modelfile
 from bundle.verify import ONE_THREAD, verify
 from distill.backbone.model import Backbone, count_parameters, save_backbone
 from distill.config import ExportSettings
 from distill.dream.engine import ABOUT, WEIGHTS
 from distill.dream.pretrained import CODEBOOK
-from distill.errors import BadInput, DistillError, ParityError
+from distill.errors import BadInput, CorruptFile, DistillError, ParityError
 from distill.events import Event, Listener, silent
 from distill.exam.contamination import HASHES, hashes_json
 from distill.knowledge.graph_rag import RETRIEVAL
@@ -56,18 +56,24 @@ class Origin:
     pictures: list[tuple[str, Path]] = field(default_factory=list[tuple[str, Path]])
 
 
+MADE = {*NATIVE, GGUF, LICENSE, HASHES, "generation_config.json", "Modelfile", "README.md"}
+"""What `write_bundle` makes anew; what else there is comes with the student."""
+PICTURES = "pictures"
+
+
 def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, Any]:
     """Write, verify and publish run.bundle from the best checkpoint; return its summary.
 
     Raises MissingStage, BadInput, CorruptFile, RunMismatch, and ParityError where the bundle doesn't answer as the
     student does; then whatever bundle there was stays.
     """
-    from distill.training.checkpoint import best
+    from distill.training.checkpoint import best, weights_of
 
     started = time.monotonic()
     run.require("train")
     source, system = best(run), system_message(run.settings)
     marks = {**asdict(run.settings.export), "system_message": system, "checkpoint": source.name, "version": 2}
+    marks["weights"] = weights_of(source)
     record = run.fresh("export", marks)
     if record is not None and not force:
         return record.summary
@@ -89,7 +95,8 @@ def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
 def write_bundle(
     final: Path, student: Student, settings: ExportSettings, origin: Origin, listen: Listener = silent
 ) -> dict[str, Any]:
-    """Fill a folder aside, verify it there and put it in place of `final`. Raises ParityError."""
+    """Fill a folder aside, verify it there and put it in place of `final`; what that held and it didn't list, such as
+    somebody's notes, is kept beside it. Raises ParityError."""
 
     def verifying(event: Event) -> None:
         if event.kind == "progress":
@@ -107,6 +114,7 @@ def write_bundle(
         manifest = replace(manifest, parity={**report.numbers, "checks": checks})
         _write_card(folder, manifest, student.model)
         manifest = write_manifest(folder, manifest)
+        _keep_unlisted(final, listen)
     return {
         "bundle": final.name,
         "dtype": settings.dtype,
@@ -115,6 +123,19 @@ def write_bundle(
         "gguf_bytes": manifest.files[GGUF]["bytes"],
         **report.numbers,
     }
+
+
+def _keep_unlisted(final: Path, listen: Listener) -> None:
+    try:
+        listed = read_manifest(final).files
+    except (BadInput, CorruptFile):  # none, or a broken one: nobody knows what was whose
+        return
+    for name in list_files(final):
+        if name not in listed:
+            kept = final.with_name(f"{final.name}.kept") / name
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(final / name, kept)
+            listen(Event("export", "warning", f"{final / name}: is none of the bundle's files; it is in {kept} now"))
 
 
 def _check(settings: ExportSettings, trained: int) -> None:
@@ -137,7 +158,7 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
     sampling |= {"temperature": settings.temperature} if settings.temperature else {}
     generation = {**sampling, "eos_token_id": config.eos_id, "pad_token_id": config.pad_id}
     write_atomic(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
-    pictures = {f"pictures/{path.name}": path for _, path in origin.pictures}
+    pictures = {f"{PICTURES}/{path.name}": path for _, path in origin.pictures}
     for name, path in (origin.extras | pictures).items():
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)
@@ -165,7 +186,7 @@ def _fill(folder: Path, student: Student, settings: ExportSettings, origin: Orig
         },
         verification_prompts=origin.verification_prompts,
         verification_answers=origin.verification_answers,
-        verification_pictures=[[question, f"pictures/{path.name}"] for question, path in origin.pictures],
+        verification_pictures=[[question, f"{PICTURES}/{path.name}"] for question, path in origin.pictures],
         evaluation=origin.evaluation,
     )
     return write_manifest(folder, manifest)
@@ -252,6 +273,31 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
     return Origin(*told, pictures)
 
 
+def origin_of(path: Path) -> Origin:
+    """Where a student comes from that is in a run's folder or a bundle; of another folder nobody says."""
+    from distill.training.checkpoint import best, list_checkpoints
+
+    def said(name: str) -> str:
+        return (path / name).read_text(encoding="utf-8") if (path / name).is_file() else ""
+
+    if (path / NAME).is_file():
+        manifest = read_manifest(path)
+        return Origin(
+            manifest.name,
+            manifest.provenance,
+            manifest.evaluation,
+            manifest.verification_prompts,
+            manifest.verification_answers,
+            {name: path / name for name in manifest.files if name not in MADE and not name.startswith(f"{PICTURES}/")},
+            said(HASHES),
+            replace(License.from_json(manifest.provenance.get("license")), text=said(LICENSE)),
+            [(question, path / name) for question, name in manifest.verification_pictures],
+        )
+    if (path / "config.yaml").is_file() and list_checkpoints(run := Run.open(path)):
+        return describe_run(run, best(run))
+    return Origin("student", extras={name: path / name for name in (*CODEBOOK, *SEEING) if (path / name).is_file()})
+
+
 def _began(run: Run) -> str:
     """What the training began with: TEACHER, the path of another model, "" for chance."""
     from distill.training.start import started_at
@@ -280,11 +326,14 @@ OF_SYSTEM = ("metrics", "missing", "versus_student", "tokens_per_second", "check
 
 def _evaluation(run: Run, checkpoint: Path) -> dict[str, Any] | None:
     """Of results.json, if it is of this checkpoint."""
+    from distill.training.checkpoint import weights_of
+
     try:
         results: dict[str, Any] = json.loads((run.evaluation / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if results.get("checkpoint") != checkpoint.name:
+    weights = weights_of(checkpoint)
+    if (results.get("checkpoint"), results.get("weights", weights)) != (checkpoint.name, weights):
         return None
     systems = {name: {key: s[key] for key in OF_SYSTEM if key in s} for name, s in results["systems"].items()}
     return {**{key: results[key] for key in OF_EVALUATION if key in results}, "systems": systems}

@@ -77,7 +77,7 @@ def _check_free(asker: OllamaClient, name: str, host: str, force: bool) -> None:
     except ModelNotFound:
         return
     if not force:
-        raise BadInput(f"{name}: is in Ollama at {host} already; give another --name, or --force to replace it")
+        raise BadInput(f"{name}: is in Ollama at {host} already; --force replaces it, another name leaves it alone")
 
 
 def _license(folder: Path, manifest: Manifest) -> str:

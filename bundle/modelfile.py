@@ -5,6 +5,7 @@ from typing import Any
 
 from distill.errors import BadInput
 from distill.teacher.licenses import License
+from distill.teacher.names import fitting_name
 from distill.tokens.chat import STOP, go_template, modelfiles
 
 
@@ -32,7 +33,7 @@ def render_modelfile(name: str, model: str, settings: dict[str, Any], license: s
         raise BadInput('export.system: holds """, which a Modelfile can\'t quote; use other quotation marks')
     parameters = settings["parameters"]
     text = Template((modelfiles() / "student.modelfile").read_text(encoding="utf-8")).substitute(
-        name=name,
+        name=fitting_name(name),
         model=model,
         template=settings["template"],
         system=f'SYSTEM """{settings["system"]}"""\n' if settings["system"] else "",

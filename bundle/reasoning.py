@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle.export import Origin, describe_run, write_bundle
+from bundle.export import Origin, describe_run, origin_of, write_bundle
 from bundle.load import Student, load_dreaming
+from bundle.manifest import NAME
 from distill.config import Settings
+from distill.dream.engine import ABOUT, WEIGHTS
 from distill.dream.model import DreamingReasoningLLM
-from distill.dream.pretrained import CODEBOOK
 from distill.errors import BadInput
 from distill.events import Listener, silent
 from distill.run import Run, write_atomic
-from distill.vision import SEEING
 
 
 class ImageTokenReasoningLLM:
@@ -29,14 +29,20 @@ class ImageTokenReasoningLLM:
     ) -> None:
         self.device = device
         self.model = model or DreamingReasoningLLM(device=device, enable_rl=enable_rl)
-        self._origin = Origin("student")
+        self._is(Origin("student"))
+
+    def _is(self, origin: Origin) -> None:
+        self._origin, self._known = origin, self._changes()
+
+    def _changes(self) -> int:
+        """How often its weights were written to."""
+        return sum(weight._version for weight in self.model.parts.model.parameters())
 
     @classmethod
     def load_from_bundle(cls, bundle_dir: str | Path, device: str = "auto") -> "ImageTokenReasoningLLM":
         """From a bundle's folder, or a run's. Raises as `load_dreaming` does."""
-        found, folder = cls(device, model=load_dreaming(bundle_dir, device)), Path(bundle_dir)
-        kept = {name: folder / name for name in (*CODEBOOK, *SEEING) if (folder / name).is_file()}
-        found._origin = replace(found._origin, extras=kept)
+        found = cls(device, model=load_dreaming(bundle_dir, device))
+        found._is(origin_of(Path(bundle_dir)))
         return found
 
     def generate(
@@ -88,14 +94,23 @@ class ImageTokenReasoningLLM:
                 stage(run, listen)
             metrics = train(run, listen)
         self.model = load_dreaming(run.path, self.device)
-        self._origin = describe_run(run, best(run))
+        self._is(describe_run(run, best(run)))
         return metrics
 
     def export_ollama_bundle(self, output_dir: str | Path, bundle_name: str, listen: Listener = silent) -> Path:
-        """Write a bundle for `ollama create`, verified; its folder is output_dir/bundle_name. Raises as `export`."""
+        """Write a bundle for `ollama create`, verified; its folder is output_dir/bundle_name, where nothing or another
+        bundle may be. Raises as `export`."""
+        if Path(bundle_name).name != bundle_name or not bundle_name:
+            raise BadInput(f"bundle_name={bundle_name!r}: give a name, and the folder that it goes into as output_dir")
         parts, folder = self.model.parts, Path(output_dir) / bundle_name
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / NAME).is_file():
+            raise BadInput(f"{folder}: holds something else than a bundle; give another name")
+        origin = replace(self._origin, name=bundle_name)
+        if self._changes() != self._known:  # of other weights than these
+            extras = {name: path for name, path in origin.extras.items() if name not in (WEIGHTS, ABOUT)}
+            origin = replace(origin, evaluation=None, extras=extras)
         folder.parent.mkdir(parents=True, exist_ok=True)
         student = Student(bundle_name, parts.model, parts.tokenizer, parts.system, parts.config.dream_length)
         settings = replace(Settings().export, system=parts.system)
-        write_bundle(folder, student, settings, replace(self._origin, name=bundle_name), listen)
+        write_bundle(folder, student, settings, origin, listen)
         return folder

@@ -15,7 +15,7 @@ def offer(path: Path) -> Offer:
     """What `dream serve` is given. Raises as `load_student` does, when it is opened."""
     dreams, temperature, keeps = True, ExportSettings.temperature, None
     if (path / NAME).is_file():
-        temperature = float(read_manifest(path).ollama["parameters"]["temperature"])
+        temperature = float(read_manifest(path).ollama.get("parameters", {}).get("temperature", temperature))
     elif (path / "config.yaml").is_file():
         settings = Run.open(path).settings
         dreams, temperature = settings.train.dreams and not settings.train.pause, settings.export.temperature

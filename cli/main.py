@@ -203,6 +203,8 @@ def _main(args: list[str]) -> NoReturn:
             _fail(f"Error: {name}: the name is too long for this file system; choose a shorter one")
         if error.errno in (errno.EBADF, errno.EIO) and error.filename is None:
             _fail("Error: stdout can't be written; say where it goes, as in `dream … > FILE`")
+        if error.errno == errno.EACCES and error.filename is not None:
+            _fail(f"Error: {error.filename}: {error.strerror}; see to its rights, or give another place")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail(f"Error: {error.filename or 'disk'}: no space left; free some and run the same command again")

@@ -10,7 +10,14 @@ import click
 from cli.runs import RUNS_DIR, RunName, open_run, undone_on_failure
 
 Function = Callable[..., Any]
-FILE: Any = click.Path(dir_okay=False, path_type=Path)
+
+
+class _File(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if value else self.fail("give a file's name", param, ctx)
+
+
+FILE: Any = _File(dir_okay=False, path_type=Path)
 FOLDER: Any = click.Path(file_okay=False, path_type=Path)
 
 

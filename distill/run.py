@@ -101,7 +101,10 @@ def publish_folder(final: Path) -> Generator[Path]:
         sweep(final)
         aside.mkdir()
         yield aside
+        rights = aside.stat().st_mode & 0o666  # as anything that this user makes; safetensors lets nobody else read
         for path in (*aside.rglob("*"), aside):
+            if path.is_file():
+                path.chmod(rights)
             _flush(path)
         if final.exists():
             os.rename(final, old)

@@ -12,6 +12,7 @@ import yaml
 from gguf import GGUFReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from support.small_student import LABELS, TEXTS, small_model, small_tokenizer, write_checkpoint
 
 from bundle import parity
@@ -38,6 +39,7 @@ from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import go_template, prompt_ids
 from distill.tokens.sentence_piece import from_model, train_model
+from distill.training.checkpoint import write_checksums
 from distill.training.start import start_settings
 from distill.turns import joined
 
@@ -440,6 +442,7 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
         load_student(run.path)
     checkpoint = write_checkpoint(run.checkpoints / "step-000007", student.model, student.tokenizer)
     (checkpoint / "loop.json").write_text(json.dumps({"step": 7, "best_step": 7}), encoding="utf-8")
+    write_checksums(checkpoint)
     run.record("train", {}, {"checkpoints/step-000007": "0"}, {}, 1.0)
     summary = export(run)
     assert summary["checkpoint"] == "step-000007"
@@ -458,6 +461,14 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     run.settings.export.dtype = "f32"
     export(run)
     assert read_manifest(run.bundle).dtype == "f32"
+    stamp = (run.bundle / "bundle.json").stat().st_mtime_ns
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.norm.weight"] *= 1.25
+    save_file(weights, checkpoint / "model.safetensors")
+    (checkpoint / "checksums.json").unlink()
+    write_checksums(checkpoint)
+    export(run)
+    assert (run.bundle / "bundle.json").stat().st_mtime_ns != stamp, "another student of as many steps"
     shutil.rmtree(run.checkpoints)
     assert load_student(run.path).name == "my-student", "without checkpoints the bundle serves"
 

@@ -419,7 +419,7 @@ def test_an_embedded_teacher_makes_room_for_the_longest_prompt(tmp_path: Path, m
     capture(make_run(tmp_path, 5, "short"))
     capture(make_run(tmp_path, 5, "long", max_tokens=2000, system="x" * 3000))
     assert rooms[0] == 1024
-    assert 3100 < rooms[1] < 3200
+    assert 3600 < rooms[1] < 3700
 
 
 def test_a_host_that_goes_leaves_its_prompts_to_the_other(tmp_path: Path):
@@ -662,9 +662,14 @@ def test_a_bug_in_a_teacher_keeps_its_traceback(tmp_path: Path):
 
 def test_minutes_stop_the_asking(tmp_path: Path):
     run, teacher = make_run(tmp_path, 500, minutes=0.5 / 60), StubTeacher(4, 0.05)
-    summary = capture(run, teachers=[teacher])
+    told = list[Event]()
+    summary = capture(run, told.append, teachers=[teacher])
     assert 16 <= summary["responses"] == len(teacher.asked) < 120
-    assert capture(run, teachers=[teacher]) == summary
+    left = 500 - summary["responses"]
+    assert [f"were over before {left} of 500 prompts" in e.message for e in told if e.kind == "note"] == [True]
+    assert capture(run, teachers=[teacher]) == summary, "what is there is gone on with"
+    run.settings.capture.minutes = 0.0
+    assert capture(run, teachers=[StubTeacher(8)])["responses"] == 500
 
 
 def test_a_teacher_without_logprobs_leaves_text(tmp_path: Path):

@@ -484,6 +484,16 @@ def test_a_full_disk_is_one_line(call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data/x.bin: no space left" in one_line(err)
 
 
+def test_what_may_not_be_read_is_one_line(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_args: object, **_more: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "a/model.safetensors")
+
+    monkeypatch.setattr(entry.dream, "invoke", denied)
+    code, _, err = call("chat", "x")
+    assert code == 1
+    assert "a/model.safetensors: Permission denied; see to its rights" in one_line(err)
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError(), PermissionError(1, "not permitted", "x")])
 def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*_args: object, **_more: object) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -72,11 +73,16 @@ WORDS: dict[str, Words] = {}
         ("git clone https://me:s3cret@host.example/x", "git clone https://[key]@host.example/x"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc-def is a token", "[key] is a token"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIB\nxx\n-----END RSA PRIVATE KEY-----\nbye", "[key]\nbye"),
+        ("-----BEGIN PGP PRIVATE KEY BLOCK-----\nxx\n-----END PGP PRIVATE KEY BLOCK-----\nbye", "[key]\nbye"),
+        ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCY", "AWS_SECRET_ACCESS_KEY=[key]"),
+        ("SECRET_KEY = 'django-insecure-4@x!abc-def'", "SECRET_KEY = '[key]'"),
+        ("PASSWORD=hunt;er2secret and pwd=p[ss1234, (pwd=my;own)", "PASSWORD=[key] and pwd=[key], (pwd=[key])"),
+        ('password = "correct horse battery", e', 'password = "[key]", e'),
         ("d41d8cd98f00b204e9800998ecf8427e", "[key]"),
     ],
 )
 def test_what_is_personal_is_replaced(text: str, kept: str) -> None:
-    assert masked(text) == kept
+    assert masked(text) == kept == masked(kept)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +271,8 @@ def test_every_recorded_exchange_passes_unchanged(tmp_path: Path) -> None:
         ("/api/generate", request("/api/generate", images=["x"]), "with pictures"),
         ("/api/generate", request("/api/generate", raw=True), "raw, or going on with something"),
         ("/api/generate", request("/api/generate", format="json"), "held to a format"),
+        ("/api/generate", request("/api/generate", options={"stop": ["x"]}), "with ends of the program's own"),
+        ("/v1/chat/completions", request("/v1/chat/completions", stop="x"), "with ends of the program's own"),
         ("/api/generate", request("/api/generate", model="other"), "another model"),
         ("/api/generate", request("/api/generate", prompt=""), "without a prompt"),
         ("/api/generate", request("/api/generate", options=3), "not to be read"),
@@ -492,7 +500,9 @@ def test_what_no_student_can_promise_is_refused(student: Served, small_run: Run)
 # As people use it.
 
 
-def test_gathering_asks_for_consent_and_whose_answers(tmp_path: Path, server: FakeOllama, small_run: Run) -> None:
+def test_gathering_asks_for_consent_and_whose_answers(
+    tmp_path: Path, server: FakeOllama, small_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     where = ["gather", "--to", str(tmp_path / "run"), "--ollama", server.url, "--port", "0"]
     for args, says in (
         ([], "say whose answers are kept, --teacher ollama:NAME (installed: proto:latest, st:latest, smollm2:135m)"),
@@ -509,6 +519,15 @@ def test_gathering_asks_for_consent_and_whose_answers(tmp_path: Path, server: Fa
     done = CliRunner().invoke(dream, [*where, *args])
     assert f"learned from embedded:smollm2; how often it agrees with ollama:{MODEL} isn't known" in str(done.exception)
     assert "is only passed on" in CliRunner().invoke(dream, [*where, "--teacher", f"ollama:{MODEL}"]).output
+    monkeypatch.setattr("cli.commands.gather._watched", lambda: True)
+    shutil.copytree(small_run.path, tmp_path / "there")
+    settings = (tmp_path / "there" / "config.yaml").read_bytes()
+    for name in ("new", "there"):
+        there = ["gather", "--to", str(tmp_path / name), *where[3:], "--teacher", f"ollama:{MODEL}"]
+        done = CliRunner().invoke(dream, there, input="n\n")
+        assert "not agreed: nothing is gathered" in str(done.exception)
+    assert (tmp_path / "there" / "config.yaml").read_bytes() == settings
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_was_given_outlives_a_kill_and_is_learned(tmp_path: Path, server: FakeOllama) -> None:

@@ -244,10 +244,11 @@ def test_likelihood_keeps_what_makes_an_answer_likelier_until_its_time_is_over(s
     rows = [("a", BALL, text, "stop"), ("b", BALL, "The milk wets the table.", "stop")]
     found = list(read_texts(rows))
     ranked, judge = [each.candidates for each in found], cast("likelihood.Judge", HandJudge())
-    chosen = list(likelihood.by_likelihood(found, ranked, judge, 0))
+    answered = [(prompt, said) for _, prompt, said, _ in rows]
+    chosen = list(likelihood.by_likelihood(answered, ranked, judge, 0))
     assert [[c.action for c in each] for each in chosen] == [["chase", "lick"], ["wet"]], "one alone is kept as it is"
     events = list[Event]()
-    assert list(likelihood.by_likelihood(found, ranked, judge, 1e-12, events.append)) == ranked
+    assert list(likelihood.by_likelihood(answered, ranked, judge, 1e-12, events.append)) == ranked
     assert "the other 2 by rarity" in events[-1].message
     real = likelihood.Judge(open_source(smollm2), "")
     said, other = (Candidate(*phrases, ("causal",), 0) for phrases in (("cat", "lick", "milk"), ("sun", "warm", "sea")))

@@ -1,5 +1,6 @@
 """Learning from what comes: of lines, of pictures, watched and stepped back."""
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from distill.errors import BadInput
 from distill.events import Event
 from distill.knowledge.graph import load_graph
 from distill.learning.continuous_learning import HELD_OUT, IncrementalLearner, OnlineLearningLoop
+from distill.learning.facts import learn_facts
 from distill.learning.keeping import Keeping
 from distill.learning.online import follow
 from distill.mining.triplets import Triplet
@@ -48,7 +50,10 @@ def test_the_loop_steps_back_from_what_does_harm_and_says_so() -> None:
     assert loop.step(-0.1)["stepped_back"] == 0
     assert [loop.step(0.1), loop.step(0.1)["stepped_back"]] == [{}, 0]
     loop.step(0.1)
+    again = OnlineLearningLoop(copy.deepcopy(learner), together=2, bound=0.25, best=0.8)
+    again.waiting = [*loop.waiting]
     assert loop.flush()["stepped_back"] == 1, "little by little is too much, too"
+    assert again.flush()["stepped_back"] == 1, "of one that goes on, too"
     assert learner.loss == pytest.approx(1.0)
     assert loop.flush() == {}
     (warning,) = said
@@ -119,13 +124,15 @@ def test_lines_are_learned_as_they_come_and_only_once(world: Run, tmp_path: Path
     folder.mkdir()
     (folder / "a.jsonl").write_text("".join(map(line, range(5))) + '{"cut', encoding="utf-8")
     how: dict[str, Any] = {"keeping": Keeping(memory=20), "epochs": 1, "measure": 4, "patience": 0.0, "once": True}
+    (tmp_path / "before.jsonl").write_text("".join(map(line, range(20, 30))), encoding="utf-8")
+    learn_facts(run, source=tmp_path / "before.jsonl", keeping=how["keeping"], epochs=1, measure=4)
     first = follow(run, folder, together=2, bound=10.0, **how)
     assert [entry["lines"] for entry in first] == [2, 2, 1]
-    assert len(checkpoint.of_stage(run, "facts")) == 2
+    assert len(checkpoint.of_stage(run, "facts")) == 1 + 2, "what was learned before can still be undone"
     assert "result:new 4" in load_graph(run.knowledge)
     assert follow(run, folder, together=2, bound=10.0, **how) == first, "nothing new came"
     (folder / "a.jsonl").write_text("".join(map(line, range(6))), encoding="utf-8")
-    (folder / "b.jsonl").write_text(line(7), encoding="utf-8")
+    (folder / "b.jsonl").write_text(line(8, held_out=True) + line(7), encoding="utf-8")
     weights = (checkpoint.best(run) / "model.safetensors").read_bytes()
     said: list[Event] = []
     last = follow(run, folder, said.append, together=2, bound=-10.0, **how)[-1]

@@ -232,6 +232,22 @@ def test_answers_that_are_there(tmp_path: Path):
         load_prompts([f"{table}:asked,say"], 0.0, how=Reading(given=True))
     with pytest.raises(BadInput, match="holds no answers"):
         load_prompts([str(write(tmp_path / "c.txt", "Why?"))], 0.0, how=Reading(given=True))
+    # A column that is named goes with what goes with it elsewhere; several ways to say it, and numbers.
+    for name in ("d.parquet", "d.jsonl"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([alpaca]), tmp_path / "d.parquet")
+        write(tmp_path / "d.jsonl", json.dumps(alpaca))
+        found = load_prompts([f"{tmp_path / name}:instruction"], 0.0, how=Reading(given=True))
+        assert [(prompt.text, prompt.answer) for prompt in found] == pairs[:1]
+    open_question, number = {"question": "Where?", "answer": ["Paris", "paris"]}, {"question": "How many?", "answer": 0}
+    for name, row, said in (("e", open_question, "Paris"), ("f", number, "0")):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / f"{name}.parquet")
+        for file in (tmp_path / f"{name}.parquet", write(tmp_path / f"{name}.jsonl", json.dumps(row))):
+            assert [p.text for p in load_prompts([str(file)], 0.0)] == [row["question"]]
+            assert [p.answer for p in load_prompts([str(file)], 0.0, how=Reading(given=True))] == [said]
+    with (tmp_path / "g.csv").open("w", encoding="utf-8", newline="") as table:
+        csv.writer(table).writerows([["prompt", "answer"], ["Why?", "So. " * 50_000]])
+    [long] = load_prompts([str(tmp_path / "g.csv")], 0.0, how=Reading(given=True))
+    assert len(long.answer) == 199_999
 
 
 def test_bad_rows_are_told_one_by_one_and_left_out(tmp_path: Path):
@@ -267,6 +283,19 @@ def test_folders_take_one_kind_and_train(tmp_path: Path):
         assert [prompt.text for prompt in load_prompts([f"{folder}:prompt"], 0.0, listen=told.append)] == ["Why train?"]
         assert "of its splits train is taken, test left out" in told[0].message
     assert read_prompts(tmp_path / "saved" / "test") == ["Why test?"]
+    for there, taken in (
+        ({"train_data/train.jsonl", "train_data/test.jsonl"}, "train_data/train.jsonl"),
+        ({"training.jsonl", "testing.jsonl"}, "training.jsonl"),
+        ({"all.jsonl", "test.jsonl"}, "all.jsonl"),
+        ({"test.jsonl"}, "test.jsonl"),
+    ):
+        folder = tmp_path / f"of {taken.replace('/', ' ')}"
+        (folder / taken).parent.mkdir(parents=True)
+        for name in there:
+            write(folder / name, json.dumps(name))
+        told.clear()
+        assert [prompt.text for prompt in load_prompts([str(folder)], 0.0, listen=told.append)] == [taken]
+        assert ("left out" in told[0].message) == (len(there) > 1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="is a folder without a file of prompts"):
         read_prompts(tmp_path / "empty")

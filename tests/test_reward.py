@@ -1,5 +1,6 @@
 """Learning by rewards: the loss against float64, judges, the model of pairs, the policy over paths, and the command."""
 
+import copy
 import json
 import math
 import shutil
@@ -26,6 +27,7 @@ from distill.dream.policy import Choice, PolicyNetwork
 from distill.dream.starter import starter_tokenizer
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event
+from distill.exam.baselines import make_child
 from distill.learning.feedback import FEEDBACK, Feedback, keep
 from distill.learning.reinforce import reinforce
 from distill.learning.reward_model import STRENGTHS, RewardModel, bradley_terry, calibration_error, read_pairs
@@ -172,6 +174,7 @@ def test_json_is_held_to_its_schema(run: Run, tmp_path: Path) -> None:
 
 FUNCTIONS = """
 def short(prompt, answer): return -len(answer)
+def longer(prompt, answer): return len(answer)
 def broken(prompt, answer): return 1 / 0
 def endless(prompt, answer): return float("inf")
 def text(prompt, answer): return "good"
@@ -428,8 +431,22 @@ def test_a_reward_is_learned_by_and_can_be_taken_back(run: Run) -> None:
     assert "learned by another reward" in str(other.exception)
     refused = CliRunner().invoke(dream, ["train", str(run.path), "--steps", "9"])
     assert "`dream reward" in str(refused.exception)
+    # The same number of steps, and another student: what is kept of the first isn't taken for the second's.
+    told = json.loads(CliRunner().invoke(dream, ["evaluate", str(run.path), "--json"]).stdout)["summary"]
+    steps = checkpoint.trained_steps(run)
+    assert steps == checkpoint.read_loop(checkpoint.latest(run, "reward")).step
+    name = checkpoint.best(run).name
+    undone = CliRunner().invoke(dream, ["polish", str(run.path), "--undo", "--json"])
+    assert json.loads(undone.stdout)["deleted"] == 0, "nothing was polished, and what was learned since stays"
+    assert weights_of(run) != before
+    child = make_child(run, run.path.parent / "child", copy.deepcopy(run.settings), steps)
+    assert weights_of(child) == before, "a cell is the training that it is named for"
     assert json.loads(command(run, "--undo").stdout)["deleted"] == 1
+    run.forget("evaluate")
     assert (weights_of(run), run.records().keys()) == (before, records)
+    command(run, "--by", "my_rewards:longer", "--rounds", "16")
+    assert checkpoint.best(run).name == name
+    assert json.loads(CliRunner().invoke(dream, ["evaluate", str(run.path), "--json"]).stdout)["summary"] != told
 
 
 def test_one_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp_path: Path) -> None:

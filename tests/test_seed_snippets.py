@@ -15,12 +15,14 @@ import pytest
 import torch
 from support.fake_ollama import engine
 
+from bundle.manifest import read_manifest
 from distill.config import DreamingConfig, ImageTokenizerConfig, Settings
 from distill.dream.graph_reasoner import DreamGraphReasoner
 from distill.dream.model import DreamingReasoningLLM
 from distill.dream.policy import PolicyNetwork
 from distill.dream.record import Branch, DreamRecord
 from distill.errors import BadInput
+from distill.events import Event
 from distill.knowledge.graph_rag import GraphRAGEnhanced
 from distill.learning.reward_model import RewardModel
 from distill.mining.triplets import Triplet
@@ -503,6 +505,24 @@ def test_the_older_model(
     run(FROM_BUNDLE, names)
     assert isinstance(names["output"], str)
     assert names["output"] in capsys.readouterr().out
+    # A bundle that is exported again says what it said; what is no bundle is left alone.
+    bundle = elsewhere / "my_models" / "custom-llm"
+    loaded = reasoning.ImageTokenReasoningLLM.load_from_bundle(bundle)
+    again = loaded.export_ollama_bundle(elsewhere, "again")
+    first, second = read_manifest(bundle), read_manifest(again)
+    assert (second.provenance, second.verification_answers) == (first.provenance, first.verification_answers)
+    assert second.files.keys() == first.files.keys()
+    (again / "notes.md").write_text("mine", encoding="utf-8")
+    said: list[Event] = []
+    loaded.export_ollama_bundle(elsewhere, "again", said.append)
+    assert (elsewhere / "again.kept" / "notes.md").read_text(encoding="utf-8") == "mine"
+    assert any("again.kept" in event.message for event in said if event.kind == "warning")
+    (elsewhere / "thesis").mkdir()
+    (elsewhere / "thesis" / "one.tex").write_text("mine", encoding="utf-8")
+    for name, reason in (("thesis", "something else than a bundle"), ("", "give a name"), ("../x", "give a name")):
+        with pytest.raises(BadInput, match=reason):
+            loaded.export_ollama_bundle(elsewhere, name)
+    assert (elsewhere / "thesis" / "one.tex").exists()
     pictures = torch.rand(1, 3, 64, 64)
     with pytest.raises(BadInput, match="this student can't see"):
         run(TRIPLETS, {**names, "triplets": [(pictures, pictures, pictures)]})

@@ -479,6 +479,10 @@ def test_ollama_s_python_client(url: str) -> None:
     assert vectors[0] == pytest.approx(vectors[1], abs=1e-5)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1.0] * 3, abs=1e-5)
     assert vectors[0] != pytest.approx(vectors[2], abs=1e-2)
+    gap = by.embed("proto", ["a ball", "", "the rain wets the street"]).embeddings
+    assert [len(vector) for vector in gap] == [len(vector) for vector in vectors], "each text has its own, in order"
+    assert gap[2] == pytest.approx(vectors[2], abs=1e-5)
+    assert by.embed("proto", "").embeddings == []
     assert by.embed("proto", "a ball", dimensions=8).embeddings[0] == pytest.approx(
         np.array(vectors[0][:8]) / np.linalg.norm(vectors[0][:8]), abs=1e-5
     )

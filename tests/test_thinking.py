@@ -1,7 +1,7 @@
 """Teachers that think before they answer: in Ollama, in either engine here, in the traces, in the dream."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,9 @@ def test_both_engines_think_the_same(dreamer: Path) -> None:
     assert np.abs(first.logprobs - second.logprobs).max() < 1e-2  # llama.cpp keeps its past in float16
 
 
-def test_the_stages_carry_thinking_from_the_teacher_to_the_dream(server: FakeOllama, tmp_path: Path) -> None:
+def test_the_stages_carry_thinking_from_the_teacher_to_the_dream(
+    server: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, prompts, out = tmp_path / "run", tmp_path / "prompts.txt", tmp_path / "traces.parquet"
     prompts.write_text(f"{PROMPT}\n", encoding="utf-8")
 
@@ -128,6 +130,16 @@ def test_the_stages_carry_thinking_from_the_teacher_to_the_dream(server: FakeOll
     triplets = read_triplets(run / "triplets.jsonl")
     assert triplets[0] == Triplet("a ball", "release", "falls to the floor", "spatial", 0, row["key"], -1, "dream")
     assert {triplet.miner for triplet in triplets} == {"dream", "syntax"}
+    judged = set[str]()
+
+    class Judge:
+        def gains(self, prompt: str, answer: str, candidates: Sequence[object]) -> list[float]:
+            judged.add(answer)
+            return [1.0] * len(candidates)
+
+    monkeypatch.setattr("distill.knowledge.mine._judge", lambda run, listen: Judge())  # pyright: ignore
+    dream("mine", run, mine__choose="likelihood")
+    assert judged == {ANSWER}, "and not what was thought before"
     count = len(server.asked("/api/generate"))
     dream("capture", run)
     assert len(server.asked("/api/generate")) == count

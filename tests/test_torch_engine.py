@@ -381,7 +381,11 @@ def test_the_real_teacher_says_what_llama_cpp_lets_it_say(smollm2: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["What happens? ", "なぜ空は青い？", "ทำไมฟ้าสีฟ้า", "Почему небо? ", "0123456789", "🙂🥚"]
+    "text",
+    [
+        *("What happens? ", "W pokoju stoi stary zegar. ", "Mtoto anacheza. ", "0123456789", "🙂🥚"),
+        *("なぜ空は青い？", "ทำไมฟ้าสีฟ้า", "Почему небо? "),
+    ],
 )
 def test_room_is_enough_for_any_script(text: str, smollm2: Path) -> None:
     prompt = text * (4000 // len(text))

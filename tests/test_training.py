@@ -212,6 +212,11 @@ def test_dreams_under_which_answers_are_likelier_are_packed(
     assert stopped.dreams.read_bytes() == run.dreams.read_bytes()
     assert not list(stopped.path.glob("dreams-*"))
     assert redreaming.redream(run) == summary
+    chosen = chosen_dreams(run)
+    run.settings.redream.minutes = 1e-9
+    assert redreaming.redream(run)["dreams"] == 0
+    assert chosen_dreams(run) == chosen, "what a round doesn't come to, an earlier one chose"
+    shutil.copytree(stopped.path, run.path, dirs_exist_ok=True)
 
     lines = {line["trace"]: line for line in map(json.loads, run.dreams.read_text(encoding="utf-8").splitlines())}
     assert summary["answers"] == summary["dreams"] == len(lines)

@@ -156,9 +156,18 @@ def _cascade(student: Path, agreement: float, to: "Run") -> "Cascade":
 def _ask() -> None:
     from distill.errors import BadInput
 
-    if not sys.stdin.isatty():
+    if not _watched():
         raise BadInput("nobody is there to agree; say --yes")
-    click.confirm("Go on?", abort=True, err=True)
+    try:
+        agreed = click.confirm("Go on?", err=True)
+    except click.Abort:  # Ctrl-C is no, too
+        agreed = False
+    if not agreed:  # an error, so that the run's settings are put back
+        raise BadInput("not agreed: nothing is gathered")
+
+
+def _watched() -> bool:
+    return sys.stdin.isatty()
 
 
 def _tell(run: "Run", keeper: "Keeper") -> None:

@@ -212,6 +212,9 @@ def _ask_all(
         if session.stored:
             store.put_teacher(first.describe(), first.tokenizer())  # which engine answered is known by now
         _tell_missing(session, run, listen)
+        if unasked := len(left) - session.stored - len(session.missing):
+            over = f"capture.minutes={settings.minutes:g} were over before {unasked:,} of {len(jobs):,} {session.unit}"
+            listen(Event(STAGE, "note", f"{over}; more minutes ask for them, too"))
         summary = _summary(session, len(prompts), settings.samples, time.monotonic() - started)
         if not summary["responses"]:
             raise TeacherError(_nothing(session, jobs[0].options, info, len(prompts)))

@@ -21,9 +21,9 @@ _KNOWN = "|".join(  # keys that say by their beginning whose they are
         r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*",  # JSON Web Tokens
     )
 )
-_SECRET = r"api[ _-]?key|secret|token|passw(?:or)?d|pwd|passphrase"
+_SECRET = r"(?:api|access|private|secret)[ _-]?(?:access[ _-]?)?key|secret|token|passw(?:or)?d|pwd|passphrase"
 _KEYS = re.compile(
-    r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|\Z)"
+    r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z ]{0,20}PRIVATE KEY(?: BLOCK)?-----|\Z)"
     rf"|(?<!\w)(?:{_KNOWN})"
     r"|(?<=://)[^\s/:@]{1,99}:[^\s/@]{1,99}(?=@)"
     r"|(?i:(?<=bearer )[\w.~+/=-]{16,})"
@@ -31,7 +31,8 @@ _KEYS = re.compile(
     re.DOTALL,
 )
 _NAMED = re.compile(
-    rf"((?<![A-Za-z])(?:{_SECRET})['\"]?\s{{0,3}}(?:=\s{{0,3}}|:\s{{0,3}}(?=\S*\d)))(['\"]?)([^\s'\",;\[]{{4,}})",
+    rf"((?<![A-Za-z])(?:{_SECRET})['\"]?\s{{0,3}}(?:=\s{{0,3}}|:\s{{0,3}}(?=\S*\d)))"
+    r"(?:(['\"])[^'\"\n]{4,200}(?=\2)|(['\"]?)[^\s'\"]{4,}?(?=[,;)]?(?:[\s'\"]|\Z)))",
     re.IGNORECASE,
 )
 _MAILS = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?!\w)")
@@ -54,7 +55,7 @@ LEAST_DIGITS = 8
 def masked(text: str) -> str:
     """The text without what is personal in it; twice is once."""
     text = _KEYS.sub(KEY, text)
-    text = _NAMED.sub(rf"\1\2{KEY}", text)
+    text = _NAMED.sub(rf"\1\2\3{KEY}", text)
     text = _MAILS.sub(MAIL, text)
     text = _DIGITS.sub(_cards, text)
     text = _CALLED.sub(rf"\1{PHONE}", text)

@@ -27,12 +27,13 @@ BATCH = 256
 
 _PIECE = 1 << 16
 _SPACE = re.compile(r"[ \t\r\n]*")
+csv.field_size_limit(2**31 - 1)  # the default refuses a long answer; a C long holds this everywhere
 _NEAR = 16
 """Characters before the end of what has been read within which a fault may be its cut: `-Infinit` is the longest."""
 _DECODER = json.JSONDecoder()
 _OWN = re.compile(r"dataset_.*\.json|state\.json|cache-.*\.arrow")
 """What `datasets` keeps beside the rows."""
-_SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./])")
+_SPLIT = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?:ing)?(?=[-_./])")
 
 Row = tuple[str, object]
 """Where it stands, and what it holds: a ValueError where it can't be read, and those after it can."""
@@ -82,12 +83,13 @@ def files_in(folder: Path, listen: Listener) -> list[Path]:
     files = next((files for files in kinds.values() if files), [])
     if not files:
         raise BadInput(f"{folder}: is a folder without a file of prompts ({', '.join(SUFFIXES)})")
-    splits = {path: _SPLIT.findall(str(path.relative_to(folder))) for path in files}
-    taken = [path for path in files if "train" in splits[path]] or files
+    # The last name counts: train_data/test.jsonl is a test.
+    splits = {path: _SPLIT.findall(str(path.relative_to(folder)))[-1:] for path in files}
+    train = [path for path in files if "train" in splits[path]]
+    taken = train or [path for path in files if not splits[path]] or files
     left = sorted({name for path in files if path not in taken for name in splits[path]} or {"others"})
-    rest = (
-        "" if taken == files else f"; of its splits train is taken, {', '.join(left)} left out (name a file for those)"
-    )
+    rest = f"; {'of its splits train is taken, ' if train else ''}{', '.join(left)} left out (name a file for those)"
+    rest = "" if taken == files else rest
     shown = (
         taken[0].relative_to(folder) if len(taken) == 1 else f"{len(taken)} files ({taken[0].relative_to(folder)} …)"
     )

@@ -114,8 +114,9 @@ class Rows:
 
     def _of_use(self, names: list[str]) -> list[str]:
         known = {*ASKS, *ANSWERS, *SYSTEMS, *(name for more in MORE.values() for name in more)}
-        wanted = {self._asks, self._answers} if self._asks else known | {self._answers}
-        found = [name for name in names if name in wanted | {*SYSTEMS}]
+        answers = {self._answers} if self._answers else {*ANSWERS}
+        wanted = {self._asks, *MORE.get(self._asks, ()), *SYSTEMS, *answers} if self._asks else known | answers
+        found = [name for name in names if name in wanted]
         return found if {*ASKS, self._asks} & {*found} else names
 
     def _turns(self, row: object) -> list[Turn]:
@@ -149,10 +150,16 @@ class Rows:
         if self._answers and self._answers not in fields:
             raise ValueError(f"holds no column {self._answers!r} of answers; its columns are {', '.join(fields)}")
         used = (asks, *MORE.get(asks, ()))
-        name = self._answers or next((name for name in ANSWERS if fields.get(name) and name not in used), "")
+        name = self._answers or next(
+            (name for name in ANSWERS if fields.get(name) not in (None, "", []) and name not in used), ""
+        )
         said = fields.get(name)
-        if isinstance(said, list) and said:  # a preference: the conversation, or its end
-            said = _turn(cast("list[object]", said)[-1])[1]
+        if isinstance(said, list) and said:
+            several = cast("list[object]", said)
+            # Ways to say it, the usual one first; or a preference: the conversation, or its end.
+            said = several[0] if all(isinstance(one, str) for one in several) else _turn(several[-1])[1]
+        elif isinstance(said, int | float) and not isinstance(said, bool):
+            said = str(said)
         if not isinstance(said, str) or not said.strip():
             return []
         self._answered[name] = None

@@ -15,6 +15,7 @@ from distill.errors import BadInput
 from distill.events import Listener
 from distill.run import Run, publish_folder, write_atomic
 from distill.settings import settings_yaml
+from distill.training.checkpoint import of_stage
 from distill.training.engine.plan import engine_settings, untouched
 from distill.training.plan import train_settings
 from distill.training.start import begin_alike, start_settings
@@ -83,7 +84,8 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
             shared["engine"] = engine
     paths = {run.path / output for record in shared.values() for output in record.outputs} | {run.data}
     if "train" in shared:
-        paths |= {run.checkpoints, run.metrics}
+        # Not what went on from it: a cell is what its settings say.
+        paths |= {*of_stage(run, "train"), run.checkpoints / "numerics.json", run.metrics}
     if "engine" in shared:
         paths.add(run.engine)
     copy_run(run, folder, settings, tuple(shared), paths)

@@ -159,7 +159,7 @@ def _miner(run: Run, store: TraceStore, total: int, listen: Listener) -> Generat
 
         yield from _told(mine_dataset(run, store.traces(soft=False)), total, listen)
     elif run.settings.mine.miner == "syntax":
-        yield from _by_syntax(run, total, listen)
+        yield from _by_syntax(run, store, total, listen)
     elif run.settings.mine.miner == "teacher":
         from distill.mining.teacher_miner import PartialMine, mine_traces
 
@@ -170,7 +170,7 @@ def _miner(run: Run, store: TraceStore, total: int, listen: Listener) -> Generat
         raise BadInput(f"mine.miner={run.settings.mine.miner}: no such miner; choose syntax or teacher")
 
 
-def _by_syntax(run: Run, total: int, listen: Listener) -> Iterator[Mined]:
+def _by_syntax(run: Run, store: TraceStore, total: int, listen: Listener) -> Iterator[Mined]:
     """All are read before some of it is chosen: what is rare shows only then."""
     from distill.mining.choose import by_rarity
     from distill.mining.readings import Readings, read_all
@@ -187,7 +187,8 @@ def _by_syntax(run: Run, total: int, listen: Listener) -> Iterator[Mined]:
         if judge is not None:
             from distill.mining.likelihood import by_likelihood
 
-            ranked = by_likelihood(found, ranked, judge, settings.minutes, listen)
+            answered = ((trace.prompt, trace.response.text) for trace in store.traces(soft=False))
+            ranked = by_likelihood(answered, ranked, judge, settings.minutes, listen)
         for each, candidates in _told(zip(found, ranked, strict=True), total, listen, "dream"):
             yield each.mined(candidates, settings.steps)
 

@@ -52,14 +52,21 @@ class OnlineLearningLoop:
     """Teaches a learner what comes, `together` examples at a time.
 
     bound: what is held out may be worse by so much than it was at best; else the learner steps back, and it is said.
+    best: what it was before, where a loop goes on.
     """
 
     def __init__(
-        self, learner: Learner, *, together: int = 1, bound: float = math.inf, listen: Listener = silent
+        self,
+        learner: Learner,
+        *,
+        together: int = 1,
+        bound: float = math.inf,
+        best: float = math.inf,
+        listen: Listener = silent,
     ) -> None:
         self.learner, self.together, self.bound, self.listen = learner, together, bound, listen
         self.waiting: list[Any] = []
-        self._best, self._held_out = math.inf, -1.0
+        self._best, self._held_out = best, -1.0
 
     def step(self, *example: Any) -> dict[str, float]:
         """One more example, as the learner takes it (several values are a tuple): what learning it brought, and
@@ -73,8 +80,9 @@ class OnlineLearningLoop:
             return {}
         examples, self.waiting = self.waiting, []
         found = self.learner.learn(examples)
-        if found["held_out"] != self._held_out:  # of others, or of more, the loss is another
-            self._best, self._held_out = math.inf, found["held_out"]
+        if self._held_out not in (-1.0, found["held_out"]):  # of others, or of more, the loss is another
+            self._best = math.inf
+        self._held_out = found["held_out"]
         self._best = min(self._best, found["watched_before"])
         worse = found["watched"] > self._best + self.bound
         if worse:

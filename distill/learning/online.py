@@ -1,6 +1,7 @@
 """Learning from lines as they come: `dream learn RUN --follow`."""
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,13 +36,15 @@ class RunLearner:
 
     def __init__(self, run: Run, keeping: Keeping, listen: Listener = silent, **how: Any) -> None:
         self.run, self.keeping, self.listen, self.how = run, keeping, listen, how
+        self.before = set(checkpoint.of_stage(run, "facts"))  # `dream learn --from` left them, and may be undone
 
     def learn(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Raises BadInput for a line that is none."""
         new = new_lines(self.run, examples, "stream")
         new = replace(new, traces=[replace(trace, held_out=False) for trace in new.traces])
         told = facts.learn_facts(self.run, self.listen, source=new, keeping=self.keeping, **self.how)
-        for path in checkpoint.of_stage(self.run, "facts")[:-2]:
+        own = [path for path in checkpoint.of_stage(self.run, "facts") if path not in self.before]
+        for path in own[:-2]:
             shutil.rmtree(path)
         self.learned = new
         watched = {"watched_before": told["old_bits_per_byte_before"], "watched": told["old_bits_per_byte"]}
@@ -84,8 +87,11 @@ def follow(
     Raises BadInput for a line that is none, and as `learn_facts` does.
     """
     learner = RunLearner(run, keeping, listen, **how)
-    loop = OnlineLearningLoop(learner, together=together, bound=bound, listen=listen)
+    base = checkpoint.weights_of(checkpoint.best(run, "facts"))
     with Journal(run.path / "online.jsonl") as journal:
+        kept = [entry for entry in journal.lines if entry.get("base") == base and not entry["stepped_back"]]
+        best = min((min(entry["watched_before"], entry["watched"]) for entry in kept), default=math.inf)
+        loop = OnlineLearningLoop(learner, together=together, bound=bound, best=best, listen=listen)
         done: dict[str, int] = {}
         for entry in journal.lines:
             done |= entry["read"]
@@ -102,7 +108,7 @@ def follow(
             if found:
                 if not found["stepped_back"]:
                     learner.grow()
-                journal.append({"read": dict(read), **found})
+                journal.append({"read": dict(read), "base": base, **found})
                 listen(Event("online", "note", f"{found['lines']} lines, held-out {found['watched']:.3f} bits a byte"))
             if place is None and once:
                 break
@@ -110,7 +116,10 @@ def follow(
 
 
 def spoken(line: dict[str, Any]) -> dict[str, Any] | None:
-    """A line of feedback as one to learn: what was better, or good, to a first question. Others as they are."""
+    """A line of feedback as one to learn: what was better, or good, to a first question. Others as they are, but for
+    what is to be held out."""
+    if line.get("held_out") is True:
+        return None
     if "verdict" not in line:
         return line
     said, asked = line.get("better") or line.get("answer"), line.get("messages") or []

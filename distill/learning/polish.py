@@ -70,19 +70,23 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     for name in ("teachers_share", "beta"):
         if not 0 <= (value := getattr(settings, name)) <= 1:
             raise BadInput(f"polish.{name}={value}: lies between 0 and 1")
-    if force:
-        undo(run)
     begun, asked = bool(checkpoint.of_stage(run, "polish")), (run.checkpoints / JOURNAL).exists()
+    if force:  # as it will be once the teacher was found
+        begun = asked = False
     asks = settings.through == "server" or (settings.through == "auto" and asked)
-    if (record := run.fresh("polish", _how(run, asks))) is not None:
-        listen(Event("polish", "done", "nothing changed: kept", data=record.summary))
-        return record.summary
-    checkpoint.refuse(run, "polish")
+    if not force:
+        if (record := run.fresh("polish", _how(run, asks))) is not None:
+            listen(Event("polish", "done", "nothing changed: kept", data=record.summary))
+            return record.summary
+        checkpoint.refuse(run, "polish")
     source = "it was begun so" if asked else f"polish.through={settings.through}" if asks else _readable(run, listen)
     if isinstance(source, str) and not asks:
         if begun or settings.through == "weights":
             raise BadInput(f"{run.path}: {source}")
         asks = True
+    if force:
+        undo(run)
+        checkpoint.refuse(run, "polish")
     how = _how(run, asks)
     polishing = Polishing(run, how, listen)
     if not isinstance(source, str):

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from distill.backbone.generate import log_likelihood
 from distill.events import Event, Listener, silent
 from distill.mining.clauses import Candidate
-from distill.mining.syntax_miner import Found
 from distill.teacher.gguf_file import read_metadata
 from distill.teacher.prompt_ids import PromptIds
 from distill.teacher.source import Source
@@ -42,22 +41,22 @@ class Judge:
 
 
 def by_likelihood(
-    found: Iterable[Found],
+    answered: Iterable[tuple[str, str]],
     ranked: Iterable[list[Candidate]],
     judge: Judge,
     minutes: float,
     listen: Listener = silent,
 ) -> Iterator[list[Candidate]]:
-    """Of each response those of its `ranked` candidates that make it likelier, first those that do most; where none
-    does, the first. minutes: what it may take, 0: no limit; then what is left stays as it is ranked."""
+    """Of each (prompt, answer) those of its `ranked` candidates that make the answer likelier, first those that do
+    most; where none does, the first. minutes: what it may take, 0: no limit; then what is left stays as ranked."""
     started, chosen, left, took = time.monotonic(), 0, 0, 0.0
-    for each, candidates in zip(found, ranked, strict=True):
+    for (prompt, answer), candidates in zip(answered, ranked, strict=True):
         if left or (minutes and time.monotonic() - started > 60 * minutes):
             left += 1
             yield candidates
             continue
         tried = candidates[:MOST]
-        gains = dict(zip(tried, judge.gains(each.prompt, each.text, tried), strict=True))
+        gains = dict(zip(tried, judge.gains(prompt, answer, tried), strict=True))
         likelier = [candidate for candidate in tried if gains[candidate] > 0]
         yield sorted(likelier, key=lambda candidate: -gains[candidate]) or tried[:1]
         chosen, took = chosen + 1, time.monotonic() - started

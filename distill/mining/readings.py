@@ -36,14 +36,14 @@ def line_of(found: Found) -> str:
     """As `Readings` keeps it: a number that tells its prompt from others, and JSON."""
     said = [[*candidate.phrases, candidate.lenses, candidate.sentence] for candidate in found.candidates]
     words = [sorted(found.asked), sorted(found.said)]
-    kept = [found.key, found.prompt, found.text, *words, said, found.proposed, found.grounded]
+    kept = [found.key, found.prompt, *words, said, found.proposed, found.grounded]
     return f"{_mark(found.prompt)} {json.dumps(kept, ensure_ascii=False)}"
 
 
 def _found(text: str) -> Found:
-    key, prompt, answer, asked, said, candidates, *counts = json.loads(text)
+    key, prompt, asked, said, candidates, *counts = json.loads(text)
     read = [Candidate(what, does, result, tuple(lenses), at) for what, does, result, lenses, at in candidates]
-    return Found(key, prompt, answer, set(asked), set(said), read, *counts)
+    return Found(key, prompt, set(asked), set(said), read, *counts)
 
 
 def _mark(prompt: str) -> int:

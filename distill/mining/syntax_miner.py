@@ -72,7 +72,6 @@ class Found:
 
     key: str
     prompt: str
-    text: str
     asked: set[str]
     """Stems of the prompt's content words."""
     said: set[str]
@@ -138,4 +137,4 @@ def _read(response: tuple[str, str, str, str], docs: Sequence[Doc], details: boo
     first: dict[tuple[str, str, str], Candidate] = {}
     for candidate in kept:
         first.setdefault(candidate.phrases, candidate)
-    return Found(key, prompt, text, asked, said, [*first.values()], len(reader.found), len(kept))
+    return Found(key, prompt, asked, said, [*first.values()], len(reader.found), len(kept))

@@ -19,7 +19,7 @@ from distill.exam.targets import Kind, Target
 from distill.report.measure import VERSION, Measurement, keep, samples_of
 from distill.run import Run, fingerprint, sha256_file
 from distill.tokens.bpe import StudentTokenizer
-from distill.training.checkpoint import best, folder_of, latest, read_loop, verify_checkpoint
+from distill.training.checkpoint import best, folder_of, read_loop, trained_steps, verify_checkpoint, weights_of
 
 TIMES = ("finished", "machine", "cost", "tokens_per_second", "seconds")
 """Keys of results that say how fast it went, and when and where: two evaluations of one checkpoint are equal in all
@@ -41,7 +41,9 @@ def evaluate(
     check_baselines(own.baselines)
     chosen = checkpoint or best(run)
     settings = asdict(own) | {"seed": run.settings.seed, "version": VERSION, "examination": EXAMINATION}
-    settings["checkpoint"] = chosen.name
+    settings |= {"checkpoint": chosen.name, "weights": weights_of(chosen)}
+    if run.settings.dreaming.sure < 1:
+        settings["sure"] = run.settings.dreaming.sure
     record = run.fresh("evaluate", settings)
     if record is not None and checkpoint is None and not force:
         listen(Event("evaluate", "done", "nothing changed: kept", data=record.summary))
@@ -84,6 +86,7 @@ def evaluate_run(
     results |= {
         "run": run.name,
         "checkpoint": chosen.name,
+        "weights": weights_of(chosen),
         "teacher": run.settings.source,
         "tokenizer": StudentTokenizer.load(chosen / "tokenizer").kind,
         "prompts": len(student.keys) - len(student.left_out),
@@ -108,7 +111,7 @@ def _systems(run: Run, chosen: Path, listen: Listener) -> dict[str, list[Target]
     if start.is_dir():
         systems["start"] = [Target("start", "checkpoint", start, run=run)]
     for name in run.settings.evaluate.baselines:
-        child = train_baseline(run, name, read_loop(latest(run)).step, listen)
+        child = train_baseline(run, name, trained_steps(run), listen)
         systems[name] = [Target(name, "run", best(child), run=child)]
     return systems
 

@@ -60,6 +60,8 @@ def question_of(path: str, body: Fields, model: str) -> Question:
         raise Passed("with pictures")
     system, prompt = _prompt(spoken)
     said = body if path == OPENAI else body.section("options")
+    if said.values.get("stop"):  # where it ends isn't where the model would have
+        raise Passed("with ends of the program's own")
     limit = (said.whole("max_completion_tokens") or said.whole("max_tokens")) if path == OPENAI else None
     limit, seed, think = limit or said.whole("num_predict"), said.whole("seed"), body.values.get("think")
     warm, top_p, top_k = said.number("temperature"), said.number("top_p"), said.whole("top_k")

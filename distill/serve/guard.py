@@ -22,6 +22,10 @@ class Allowed:
     origins: tuple[str, ...] = ()
     local: bool = True
 
+    def __post_init__(self) -> None:
+        # A browser names a site without the slash that its address may end with.
+        object.__setattr__(self, "origins", tuple(origin.rstrip("/") for origin in self.origins))
+
 
 class Guard:
     """Refuses what isn't allowed, 401 or 403, before anything of it is read. open: paths that need no token."""

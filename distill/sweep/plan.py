@@ -238,12 +238,12 @@ def _check(settings: Settings, changes: Changes, engine: bool, where: str) -> No
 
 def _by_steps(settings: Settings, given: Changes, base: Run | None) -> None:
     """Train by steps: as many as the base's student had, where the base went by the clock and the file says none."""
-    from distill.training.checkpoint import latest, list_checkpoints, read_loop
+    from distill.training.checkpoint import list_checkpoints, trained_steps
 
     if given.get("train.minutes"):
         raise BadInput("settings: train.minutes: cells are to see as many tokens each; give train.steps")
     if settings.train.minutes and "train.steps" not in given and base is not None and list_checkpoints(base):
-        settings.train.steps = read_loop(latest(base)).step
+        settings.train.steps = trained_steps(base)
     settings.train.minutes = 0.0
     settings.evaluate.baselines = []
 

@@ -20,15 +20,15 @@ FOR_TEMPLATE = 128
 
 
 def room_for(texts: Iterable[str], answer_tokens: int) -> int:
-    """Tokens of the longest prompt and its answer: what an embedded teacher needs. Of plain letters three are taken for
-    a token; of anything else, which its vocabulary may lack, every byte."""
+    """Tokens of the longest prompt and its answer: what an embedded teacher needs. Of plain letters two are taken for
+    a token, which Polish and Swahili need; of anything else, which its vocabulary may lack, every byte."""
     longest = max(map(_most_tokens, texts), default=0)
     return max(LEAST_CONTEXT, longest + FOR_TEMPLATE + answer_tokens)
 
 
 def _most_tokens(text: str) -> int:
     plain = sum(letter.isascii() and (letter.isalpha() or letter == " ") for letter in text)
-    return plain // 3 + len(text.encode()) - plain
+    return plain // 2 + len(text.encode()) - plain
 
 
 def open_teacher(

@@ -100,9 +100,13 @@ def refuse(run: Run, stage: str) -> None:
 
 
 def drop(run: Run, stage: str) -> int:
-    """Delete what a stage and those after it left, and their records; returns how many checkpoints that were."""
+    """Delete what a stage and those after it left, and their records; returns how many checkpoints that were. Where the
+    stage itself left nothing, the others keep what they did."""
     stages = _from(stage)
     found = of_stage(run, *stages)
+    if stage in ONWARD and not any(stage in read_loop(path).settings for path in found):
+        run.forget(stage)
+        return 0
     for path in found:
         shutil.rmtree(path)
     for stage in stages:
@@ -125,6 +129,11 @@ def latest(run: Run, before: str = "") -> Path:
     return found[-1]
 
 
+def trained_steps(run: Run) -> int:
+    """Of the training alone, without what went on from it. Raises MissingStage."""
+    return read_loop(latest(run, next(iter(ONWARD)))).step
+
+
 def best(run: Run, before: str = "") -> Path:
     """The checkpoint with the lowest validation loss, of what comes before a stage: what is evaluated and shipped.
     Raises MissingStage."""
@@ -144,16 +153,19 @@ def read_loop(folder: Path) -> LoopState:
 
 def verify_checkpoint(folder: Path, remedy: str = BEFORE) -> None:
     """Compare every file with checksums.json. Raises CorruptFile naming the first that differs."""
-    path = folder / "checksums.json"
-    try:
-        expected: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to {remedy}") from error
-    for name, digest in expected.items():
+    for name, digest in _checksums(folder, remedy).items():
         file = folder / name
         if not file.is_file() or sha256_file(file) != digest:
             state = "is missing" if not file.is_file() else "was cut short or altered (SHA-256 differs)"
             raise CorruptFile(f"{file}: {state}; delete {folder} to {remedy}")
+
+
+def _checksums(folder: Path, remedy: str) -> dict[str, str]:
+    path = folder / "checksums.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptFile(f"{path}: can't be read ({error}); delete {folder} to {remedy}") from error
 
 
 def save_checkpoint(
@@ -194,6 +206,11 @@ def save_checkpoint(
         (folder / "loop.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
         write_checksums(folder)
     return final
+
+
+def weights_of(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights, as it was written down. Two students may have the same number of steps."""
+    return _checksums(folder, BEFORE)["model.safetensors"]
 
 
 def write_checksums(folder: Path) -> None:

@@ -9,7 +9,6 @@ With prior 1 that is the dream's posterior given the answer, up to a constant: a
 arXiv:2503.18866, with the likeliest dream in the place of a draw. The next training is the step that maximizes.
 """
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -24,11 +23,11 @@ from distill.config import RedreamSettings
 from distill.corpus.traces import TraceStore
 from distill.events import Event, Listener, silent
 from distill.journal import Journal
-from distill.run import Run, fingerprint, sha256_file
+from distill.run import Run, fingerprint, sha256_file, write_json_lines
 from distill.student.grammar import dream_size
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import parse_dream, think_block
-from distill.tokens.packing import Documents, pack, split_traces
+from distill.tokens.packing import Documents, chosen_dreams, pack, split_traces
 from distill.training import checkpoint
 from distill.training.drafts import dream_on
 from distill.training.plan import data_fingerprint
@@ -71,7 +70,9 @@ def redream(run: Run, listen: Listener = silent, force: bool = False) -> dict[st
                             done.add(line["trace"])
                 listen(Event("redream", "progress", done=len(journal.lines), total=total, unit="answers"))
         found = journal.lines
-    os.replace(partial, run.dreams)
+    # What an earlier round chose, and this one didn't come to, stays.
+    earlier = [{"trace": key, "dream": dream} for key, dream in chosen_dreams(run).items() if key not in done]
+    write_json_lines(run.dreams, [*found, *earlier])
     for stale in run.path.glob("dreams-*.jsonl"):
         stale.unlink()
     summary = {"answers": total, **_gains(found)}

@@ -30,7 +30,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
 from distill.tokens.packing import pack
-from distill.training.checkpoint import best, latest, list_checkpoints, read_loop
+from distill.training.checkpoint import best, list_checkpoints, trained_steps
 
 VERSION = 3
 """Raised when an arm or a metric changes, so that kept measurements are made anew."""
@@ -60,7 +60,7 @@ def ablate(
     if seeds < 1:
         raise BadInput(f"seeds: {seeds} is too few; 1 is the least, 3 or more say how much chance matters")
     trained = list_checkpoints(run)
-    steps = steps or (read_loop(latest(run)).step if trained else 0) or run.settings.train.steps
+    steps = steps or (trained_steps(run) if trained else 0) or run.settings.train.steps
     default = default_arms(run.settings.capture.samples > 1, run.settings.dreaming.sure < 1)
     wanted = [name for name in ARMS if name in arms or "all" in arms or (not arms and name in default)]
     return Ablation(run, listen, wanted, steps, force).perform(seeds)
