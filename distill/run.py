@@ -283,7 +283,7 @@ class Run:
                 name: StageRecord(**record)
                 for name, record in json.loads(path.read_text(encoding="utf-8"))["stages"].items()
             }
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptFile(f"{path}: can't be read ({error}); delete it to run the stages again") from error
 
     def fingerprint(self, stage: str, settings: Mapping[str, Any]) -> str:

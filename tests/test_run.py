@@ -99,9 +99,10 @@ def test_a_stage_is_fresh_until_something_it_depends_on_changes(tmp_path: Path) 
         run.require("train")
     with pytest.raises(RunMismatch, match=r"train\.lr \(1 there, 2 now\)"):
         run.check_same("train", {"lr": 2, "x": 0}, {"lr": 1, "x": 0})
-    (run.path / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CorruptFile, match=r"run\.json"):
-        run.records()
+    for content in ("{", '{"stages": []}', "[]", '{"stages": {"mine": {"odd": 1}}}'):
+        (run.path / "run.json").write_text(content, encoding="utf-8")
+        with pytest.raises(CorruptFile, match=r"run\.json"):
+            run.records()
 
 
 @pytest.mark.parametrize("values", [[], ["ä"], [{"b": 1, "a": [None, 0.5]}, "x", ["y", True]]])

@@ -56,7 +56,7 @@ def read_new(run: Run, path: Path) -> NewLines:
     """Raises BadInput, naming file and line, for what can't be read, and where there is nothing to learn."""
     found = _of_run(run, Run.open(path)) if path.is_dir() else _of_lines(run, path)
     if all(trace.held_out for trace in found.traces):
-        raise BadInput(f"{path}: holds no answer to learn (all are held out)")
+        raise BadInput(f"{path}: holds no answer to learn{' (all are held out)' if found.traces else ''}")
     return found
 
 
