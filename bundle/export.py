@@ -293,8 +293,9 @@ def origin_of(path: Path) -> Origin:
             replace(License.from_json(manifest.provenance.get("license")), text=said(LICENSE)),
             [(question, path / name) for question, name in manifest.verification_pictures],
         )
-    if (path / "config.yaml").is_file() and list_checkpoints(run := Run.open(path)):
-        return describe_run(run, best(run))
+    if (path / "config.yaml").is_file():
+        run = Run.open(path)
+        return describe_run(run, best(run)) if list_checkpoints(run) else origin_of(run.bundle)
     return Origin("student", extras={name: path / name for name in (*CODEBOOK, *SEEING) if (path / name).is_file()})
 
 

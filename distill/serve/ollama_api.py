@@ -176,9 +176,8 @@ async def embeddings(request: Request) -> Response:
     name, started = named(body), time.monotonic()
     served, old = shelf_of(request).find(name), request.url.path.endswith("embeddings")
     texts = [body.text("prompt")] if old else body.texts("input") or []
-    # Of a list each text has its vector, an empty one too; an empty text alone has none.
-    nothing = not texts[0] if len(texts) == 1 and not isinstance(body.values.get("input"), list) else False
-    found = await embed(served, [] if nothing else texts, body)
+    alone = old or not isinstance(body.values.get("input"), list)  # of a list each has its vector, empty or not
+    found = await embed(served, [text for text in texts if text or not alone], body)
     if old:
         return answer({"embedding": found.vectors[0] if found.vectors else []})
     durations = {"total_duration": int((time.monotonic() - started) * 1e9), "load_duration": found.load}
