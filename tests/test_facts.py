@@ -394,7 +394,7 @@ def test_lines_that_are_none_are_told(world: Run, tmp_path: Path, line: str, rea
     with pytest.raises(BadInput, match=r"holds no answer to learn \(all are held out\)"):
         read_new(world, path)
     path.write_text("", encoding="utf-8")
-    with pytest.raises(BadInput, match="holds no answer to learn$"):
+    with pytest.raises(BadInput, match=r"holds no answer to learn$"):
         read_new(world, path)
 
 
