@@ -120,7 +120,7 @@ def measured(polishing: Polishing, teacher: Backbone) -> dict[str, list[list[flo
             contexts,
             max_tokens=capture.max_tokens,
             temperature=capture.temperature,
-            seed=[seed + i for i in range(len(prompts))],
+            seed=[seed + len(prompts) + i for i in range(len(prompts))],
             stop_ids=[tokenizer.eos_id],
             batch_rows=64,
             grammar=polishing.grammar.answering,

@@ -144,8 +144,11 @@ class Student:
             said[part] += text
         return Answer(said["content"], said["thinking"])
 
-    def prompt_ids(self, messages: Sequence[Message], think: bool | None) -> list[int]:
-        """Ids of a conversation; the oldest turns are left out where all don't fit the context."""
+    def prompt_ids(
+        self, messages: Sequence[Message], think: bool | None, context: int = 0, whole: bool = False
+    ) -> list[int]:
+        """Ids of a conversation; the oldest turns are left out where all don't fit the context (0: the model's), but
+        for `whole`."""
         head: list[Message] = [message for message in messages[:1] if message["role"] == "system"]
         turns = list(messages[len(head) :])
         if not head and self.system:
@@ -158,7 +161,7 @@ class Student:
             return picture_ids(self.tokenizer, render([*head, *turns[start:]], think), self.pictures)
 
         def fits(start: int) -> bool:
-            return len(ids(start)) + ROOM <= self.model.config.context
+            return whole or len(ids(start)) + ROOM <= (context or self.model.config.context)
 
         starts = sorted({*range(0, len(turns), 2), len(turns) - 1})  # a question goes with its answer
         return ids(starts[bisect_left(starts[:-1], True, key=fits)])
@@ -250,12 +253,16 @@ def load_dreaming(
             if name in NATIVE or (path / name).exists():
                 check_file(path, manifest, name)
     model = DreamingReasoningLLM.load_pretrained(path, device, enable_dream_viewer=enable_dream_viewer)
-    return model if kind != "bundle" else _sure(model, read_manifest(path).provenance.get("sure", 1.0))
+    if kind != "bundle":
+        return model
+    told = read_manifest(path).provenance
+    return _as_trained(model, told.get("sure", 1.0), told.get("dream_steps", 0))
 
 
-def _sure(model: "DreamingReasoningLLM", sure: float) -> "DreamingReasoningLLM":
-    """With its run's `dreaming.sure`: an engine keeps that which it was trained with."""
-    model.parts.config = replace(model.parts.config, sure=sure)
+def _as_trained(model: "DreamingReasoningLLM", sure: float, steps: int) -> "DreamingReasoningLLM":
+    """With its run's `dreaming.sure`, as an engine keeps that which it was trained with, and dreams as long as those
+    that it learned."""
+    model.parts.config, model.parts.steps = replace(model.parts.config, sure=sure), steps
     return model
 
 
@@ -282,7 +289,7 @@ def _load_dreaming_run(run: Run, device: str, viewer: bool, listen: Listener) ->
         # One that came without its answers has what it learned beside the graph, or nothing.
         learn = partial(learned_retrieval, run, listen) if run.traces.exists() and run.triplets.exists() else None
         model.know(run.knowledge, learn)
-    return _sure(model, run.settings.dreaming.sure)
+    return _as_trained(model, run.settings.dreaming.sure, longest_path(run.settings))
 
 
 def recalling(path: Path, how: str, listen: Listener = silent) -> Callable[[str, int], str]:

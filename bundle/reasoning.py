@@ -110,7 +110,7 @@ class ImageTokenReasoningLLM:
             extras = {name: path for name, path in origin.extras.items() if name not in (WEIGHTS, ABOUT)}
             origin = replace(origin, evaluation=None, extras=extras)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        student = Student(bundle_name, parts.model, parts.tokenizer, parts.system, parts.config.dream_length)
+        student = Student(bundle_name, parts.model, parts.tokenizer, parts.system, parts.longest)
         settings = replace(Settings().export, system=parts.system)
         write_bundle(folder, student, settings, origin, listen)
         return folder

@@ -626,5 +626,10 @@ def test_a_long_conversation_forgets_its_oldest_turns(student: Student) -> None:
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nQuestion ")
     assert "Question 0?" not in text
     assert text.endswith("And then?<|im_end|>\n<|im_start|>assistant\n")
+    short, whole = student.prompt_ids(messages, None, 100), student.prompt_ids(messages, None, whole=True)
+    assert len(short) < 100
+    assert student.tokenizer.decode(short).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert len(whole) > student.model.config.context
+    assert "Question 0?" in student.tokenizer.decode(whole)
     with pytest.raises(BadInput, match="leave no room"):
         list(student.chat([{"role": "user", "content": "word " * 300}]))

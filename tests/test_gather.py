@@ -35,7 +35,8 @@ from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.run import Run
 from distill.serve.cascade import Calibration, Cascade, answered, calibrated, threshold
-from distill.serve.exchange import without_logprobs
+from distill.serve.exchange import ANY, Question, without_logprobs
+from distill.serve.fields import parse
 from distill.serve.gathering import Keeper
 from distill.serve.guard import Allowed
 from distill.serve.relay import Relay
@@ -44,6 +45,7 @@ from distill.serve.student import Offer
 from distill.teacher.ollama import OllamaTeacher
 from distill.teacher.ollama_words import Words
 from distill.teacher.open_source import open_source
+from distill.teacher.protocol import GenerateOptions
 from distill.turns import turns
 
 T = TypeVar("T")
@@ -469,6 +471,12 @@ def test_a_student_answers_what_it_is_sure_of(student: Served, server: FakeOllam
         async with relayed(server.url, tmp_path, cascade=cascade) as (client, keeper):
             found = await ask(client)
         assert "answered 2 of 4 questions (50%)" in cascade.report(keeper.run)
+        student.system, own = "Be brief.", student.system
+        try:  # a program that says no system message asks a teacher who isn't told the student's
+            plain = Question(QUESTION, GenerateOptions(max_tokens=ANY), False)
+            assert await cascade.answer("/api/chat", parse(b"{}"), plain) is None
+        finally:
+            student.system = own
         return found, keeper, sure.sure
 
     found, keeper, sure = asyncio.run(run())

@@ -60,6 +60,22 @@ def test_the_loop_steps_back_from_what_does_harm_and_says_so() -> None:
     assert "held-out loss 1.100, 0.800 at best: stepped back; 1 examples are left out" in warning.message
 
 
+def test_what_is_watched_is_compared_with_itself_alone() -> None:
+    """Others are harder, and become better by what is learned: nothing to step back from."""
+
+    class Sliding:
+        def __init__(self) -> None:
+            self.told = iter([(0.05, 0.05, 64.0), (1.0, 0.6, 65.0), (0.6, 0.75, 65.0)])
+
+        def learn(self, examples: Sequence[float]) -> dict[str, float]:
+            return dict(zip(("watched_before", "watched", "held_out"), next(self.told), strict=True))
+
+        def step_back(self) -> None: ...
+
+    loop = OnlineLearningLoop(Sliding(), bound=0.1)
+    assert [loop.step(0.0)["stepped_back"] for _ in range(3)] == [0, 0, 1]
+
+
 class Grown:
     def __init__(self) -> None:
         self.said: list[Triplet] = []

@@ -22,6 +22,7 @@ from distill.backbone.reinforce import CLIP, STEADY, Rollout, advantages, note_l
 from distill.config import ImageTokenizerConfig
 from distill.corpus.traces import TraceStore
 from distill.corpus.truth import read_truths
+from distill.dream.feedback import _rollout  # pyright: ignore[reportPrivateUsage]
 from distill.dream.model import DreamingReasoningLLM
 from distill.dream.policy import Choice, PolicyNetwork
 from distill.dream.starter import starter_tokenizer
@@ -322,6 +323,19 @@ def dreamer(**how: Any) -> DreamingReasoningLLM:
     backbone, tokenizer, codebook = parts()
     made: dict[str, Any] = {"backbone": copy.deepcopy(backbone), "tokenizer": tokenizer, "codebook": codebook}
     return DreamingReasoningLLM(**made, engine=engine(), enable_rl=True, device="cpu", **how)
+
+
+def test_what_a_user_dreamed_is_not_learned_as_the_students_choice() -> None:
+    model = dreamer()
+    asked: dict[str, Any] = {"dreamer": "backbone", "max_length": 4}
+    model.generate("Drop it?", **asked)
+    model.generate("Push it?", guide="⟨a cup⟩", **asked)
+    assert model._replies is not None  # pyright: ignore[reportPrivateUsage]
+    own, guided = model._replies._said.values()  # pyright: ignore[reportPrivateUsage]
+    image = set(model.parts.tokenizer.image_ids.tolist())
+    assert image & {*_rollout(model.parts, own).reply}
+    assert not image & {*_rollout(model.parts, guided).reply}
+    assert image & {*guided.ids[guided.question : guided.read]}
 
 
 def test_feedback_moves_words_and_paths(tmp_path: Path) -> None:

@@ -247,6 +247,11 @@ def test_limits_stops_raw_prompts_and_context(app: Starlette) -> None:
     long = ask(prompt="the ball " * 900, options={"num_predict": 4})
     assert long["prompt_eval_count"] < 256
     assert "exceed" in ask(prompt="the ball " * 900, truncate=False)["error"]
+    turn = {"role": "user", "content": "the ball " * 20}
+    turns = {"model": "proto", "messages": [turn, {**turn, "role": "assistant"}] * 8 + [turn], "stream": False}
+    how = {"options": {"num_predict": 1}, "think": False}
+    assert post(app, "/api/chat", {**turns, **how}).json()["prompt_eval_count"] < 256
+    assert "exceed" in post(app, "/api/chat", {**turns, **how, "truncate": False}).json()["error"]
     assert ask(prompt="the ball " * 5000, options={"num_predict": 2})["eval_count"] <= 2
 
 
@@ -305,9 +310,18 @@ def test_keep_alive(offers: list[Offer]) -> None:
         assert len(await loaded()) == 1
         await asyncio.sleep(0.2)
         assert not await loaded()
+        served = shelf.find("proto")
+        for again in (None, 300.0):
+            await served.acquire()  # somebody still hears an answer
+            assert (await told("/api/generate", keep_alive=0))["done_reason"] == "unload"
+            assert len(await loaded()) == 1
+            served.release(again)
+            assert len(await loaded()) == (again is not None), (
+                "it leaves when the last is done, if nobody says otherwise"
+            )
 
     asking(app, ask)
-    assert len(opened) == 3
+    assert len(opened) == 5
     shelf.close()
     assert post(app, "/api/generate", {"model": "proto", "prompt": "x"}).status_code == 503
 

@@ -1,8 +1,12 @@
 """A student that begins as its teacher: from a small real teacher's file to the first checkpoint."""
 
+import base64
 import functools
+import importlib
 import json
 import math
+import types
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +28,12 @@ from cli.repl import Chat, together
 from distill.backbone.model import count_parameters, load_backbone
 from distill.config import CaptureSettings, Settings, StudentSettings, TeacherSettings, TokenizeSettings, TrainSettings
 from distill.corpus.capture import capture
+from distill.corpus.pack_targets import pack_targets
 from distill.errors import BadInput, DistillError, MissingStage, RunMismatch
 from distill.events import Event
 from distill.exam.baselines import train_child
 from distill.knowledge.mine import mine
-from distill.learning.consult import JOURNAL, early
+from distill.learning.consult import JOURNAL, Consultation, early
 from distill.learning.feedback import FEEDBACK, Feedback, keep, read_feedback
 from distill.learning.learn import Judged, learn, preference_loss
 from distill.learning.polish import judged, polish
@@ -38,6 +43,8 @@ from distill.student.initialize import new_student, rows_of, transplant
 from distill.sweep.ablation.ablate import cells_of
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.open_source import open_source
+from distill.teacher.protocol import TokenTargets
+from distill.tokens.aligner import Aligned, Aligner
 from distill.tokens.bpe import USER_TOKENS, StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids
@@ -452,6 +459,47 @@ def test_a_student_that_cuts_words_otherwise_asks_its_teacher(answered: Run, tmp
     assert len(begun) == 12
     assert any(begun)
     assert any(line["targets"] for line in lines if "place" in line)
+
+
+def test_what_a_teacher_goes_on_with_ends_before_a_token_that_the_student_lacks(answered: Run) -> None:
+    tokenizer = StudentTokenizer.load(answered.tokenizer)
+    assert tokenizer.teacher_map is not None
+    lacked, known = (int(np.flatnonzero(of)[0]) for of in (tokenizer.teacher_map < 0, tokenizer.teacher_map >= 0))
+    spelled = {lacked: b"x", known: tokenizer.decode([int(tokenizer.teacher_map[known])]).encode()}
+    aligner = Aligner(tokenizer, spelled.__getitem__)
+    nowhere: Any = None  # neither journal nor teacher
+    consultation = Consultation(types.SimpleNamespace(lines=[]), nowhere, [], nowhere, tokenizer, aligner)  # pyright: ignore
+
+    def aligned(*ids: int) -> Aligned:
+        told = np.array(ids, np.int32)
+        some = told[:, None]
+        nats = np.full(some.shape, -1.0, np.float32)
+        targets = TokenTargets(told, nats[:, 0], some, nats, np.ones(len(ids), bool))
+        said = b"".join(spelled[id] for id in ids).decode()
+        line = {"text": said, "done": "stop", "targets": base64.b64encode(pack_targets(targets)).decode()}
+        return consultation._aligned(line)  # pyright: ignore[reportPrivateUsage]
+
+    assert len(aligned(known, lacked, known).ids) == 1
+    assert len(aligned(lacked, known, known).ids) == 0, "and no hard labels of its text"
+
+
+def test_answers_are_not_drawn_by_their_dreams_numbers(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, list[int]] = {}
+
+    def noted(name: str, generate: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **how: Any) -> Any:
+            drawn.setdefault(name, []).extend(how["seed"])
+            return generate(*args, **how)
+
+        return call
+
+    for name in ("distill.learning.polish", "distill.training.drafts"):
+        monkeypatch.setattr(f"{name}.generate", noted(name, importlib.import_module(name).generate))
+    polish(to_polish(trained, tmp_path / "run", rounds=2))
+    answers, dreams = drawn.values()
+    assert len({*answers, *dreams}) == len(answers) + len(dreams) > 16
 
 
 def test_an_answer_is_cut_off_early_and_before_a_word(answered: Run) -> None:

@@ -412,6 +412,7 @@ def test_other_settings_under_the_same_name_need_force(copied: Path, world: Run,
         ("variants: {a: {student.preset: nanoo}}", "variants.a: student.preset: 'nanoo' is none of"),
         ("variants: {a: {seed: 1}}", "variants.a: seed: cells get their seeds from the key seeds"),
         ("variants: {a: {evaluate.dreams: 1}}", "variants.a: evaluate.dreams: no training reads it"),
+        ('variants: {a: {teacher.think: "true"}}', "variants.a: teacher.think: all cells learn from the same answers"),
         (
             "variants: {a: {dreaming.dream_length: 1}}",
             "variants.a: dreaming.dream_length: only the dream engine",

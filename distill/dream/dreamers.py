@@ -64,11 +64,11 @@ def instead(tokenizer: StudentTokenizer) -> Instead:
 
 
 @torch.inference_mode()
-def guess(parts: Parts, states: Tensor, images: Tensor | None = None) -> Dream:
+def guess(parts: Parts, states: Tensor) -> Dream:
     """The first path of each lens that the engine dreams of a prompt's states (1, P, H); its graph isn't asked."""
     engine = parts.engine
     assert engine is not None
-    dreams: Dreams = engine.generator(engine.input_tokenizer(states.float(), None, images), whole=False)
+    dreams: Dreams = engine.generator(engine.input_tokenizer(states.float(), None), whole=False)
     found = zip(LENSES, dreams.codes()[0].tolist(), dreams.live()[0].sum(-1).tolist(), strict=False)
     return {lens: [(what, action, result) for what, action, result in path[:size]] for lens, path, size in found}
 
@@ -78,11 +78,10 @@ def draft(
     parts: Parts,
     states: Tensor,
     guide: Sequence[int],
-    images: Tensor | None = None,
     watch: Watch | None = None,
     seed: int | None = None,
 ) -> Dreamt:
-    """The engine's dream of a prompt's states (1, P, H) and images (1, N, D), in one pass.
+    """The engine's dream of a prompt's states (1, P, H), in one pass.
 
     guide: up to three codes that each path begins with. Its `dream` holds the paths that the graph keeps; of a guided
     dream the best of each lens, whatever its score: who guides wants it read. seed: of a policy that draws.
@@ -97,7 +96,7 @@ def draft(
         assert watch is not None
         watch(_drafted_branches(parts, dreams, None, keep_above, source))
 
-    drafted: Drafted = engine(states.float(), None, images, forced, on_step if watch else None, whole=False)
+    drafted: Drafted = engine(states.float(), None, None, forced, on_step if watch else None, whole=False)
     live, choice = drafted.dreams.live(), None
     if parts.policy is not None and not guide:
         logits, choice = parts.policy.choose(drafted, keep_above, seed)
@@ -178,7 +177,7 @@ def decode_guided(parts: Parts, speaker: Speaker, guide: Sequence[int], watch: W
 
     A path ends where the backbone would go on with anything but an image token, or is full.
     """
-    tokenizer, config = parts.tokenizer, parts.config
+    tokenizer = parts.tokenizer
     forced = [int(tokenizer.image_ids[code]) for code in guide]
     speaker.read([tokenizer.think_id, tokenizer.newline_id])
     written = Written()
@@ -187,7 +186,7 @@ def decode_guided(parts: Parts, speaker: Speaker, guide: Sequence[int], watch: W
         speaker.read(head)
         for id in head:
             written.add(id, 1.0)
-        for _ in range(3 * config.dream_length - len(forced)):
+        for _ in range(3 * parts.longest - len(forced)):
             token = speaker.peek()
             if tokenizer.image_code(token) is None:
                 break

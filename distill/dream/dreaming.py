@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from distill.backbone.session import Session
@@ -61,7 +60,7 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
             if show is not None:
                 show(record(Dreamt(branches=branches)))
 
-    dreamt = _dreamt(parts, speaker, states, images, asked, watch if asked.on_dream or lanes else None)
+    dreamt = _dreamt(parts, speaker, states, asked, watch if asked.on_dream or lanes else None)
     if asked.replace:
         given = parts.editor.replaced(dreamt.dream or {}, asked.replace)
         return dream(parts, prompt, images, replace(asked, dream=given, replace={}), known)
@@ -98,18 +97,15 @@ def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, know
     return ids
 
 
-def _dreamt(
-    parts: Parts, speaker: Speaker, states: Tensor, images: Tensor | None, asked: Asked, watch: Watch | None
-) -> Dreamt:
+def _dreamt(parts: Parts, speaker: Speaker, states: Tensor, asked: Asked, watch: Watch | None) -> Dreamt:
     """Dream after a prompt of these states (1, P, H); then the speaker has read the dream, and words may follow."""
     if asked.dream is not None:
         return _given(parts, speaker, states, asked.dream, asked.dreamer == "backbone")
     if asked.dreamer == "none":  # the prompt ends in an empty dream
         speaker.obey(parts.grammar.answering)
         return Dreamt()
-    seen = None if images is None else images.to(parts.device, torch.float32)
     if asked.dreamer == "engine":
-        dreamt = draft(parts, states, asked.guide, seen, watch, asked.sampling.seed if asked.explore else None)
+        dreamt = draft(parts, states, asked.guide, watch, asked.sampling.seed if asked.explore else None)
         speaker.read(think_ids(parts.tokenizer, dreamt.dream), last=True)
         speaker.obey(parts.grammar.answering)
         return dreamt
@@ -117,7 +113,7 @@ def _dreamt(
     if asked.guide:
         return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
     if asked.dreamer == "checked":
-        dream = guess(parts, states, seen)
+        dream = guess(parts, states)
         speaker.expect(think_ids(parts.tokenizer, dream), instead(parts.tokenizer))
         return read_dream(parts, decode(parts, speaker, watch), states, "checked engine")
     return read_dream(parts, decode(parts, speaker, watch), states)

@@ -32,6 +32,10 @@ class Said:
     choice: Choice | None
 
 
+GUIDED = "guided"
+"""Whose a dream is of which a user gave a part: the backbone didn't choose it, and learns its answer alone."""
+
+
 class Replies:
     """The last reply to each prompt, of the last REMEMBERED prompts."""
 
@@ -43,7 +47,9 @@ class Replies:
         ids = [*dreaming.speaker.ids, dreaming.speaker.peek()]  # the last token was drawn, and not read
         record, choice = dreaming.record, dreaming.dreamt.choice
         self._said.pop(record.prompt, None)
-        self._said[record.prompt] = Said(ids, dreaming.question, dreaming.read, record.dreamer, choice)
+        guided = any(branch.provenance.startswith("guided") for branch in record.branches)
+        dreamer = GUIDED if guided else record.dreamer
+        self._said[record.prompt] = Said(ids, dreaming.question, dreaming.read, dreamer, choice)
         if len(self._said) > REMEMBERED:
             del self._said[next(iter(self._said))]
 

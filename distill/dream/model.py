@@ -148,9 +148,9 @@ class DreamingReasoningLLM:
     ) -> Any:
         """Dream of a prompt and answer it.
 
-        prompt: one, or several (the i-th draws with `seed + i`, and results come as lists). images: embeddings
-        (B, N, 512), as tensor, array or list, which the engine sees as they are and the backbone as the nearest image
-        tokens; or pictures that one prompt is about: a list of paths, files' bytes or images of Pillow, or pixels
+        prompt: one, or several (the i-th draws with `seed + i`, and results come as lists). images: embeddings (B, N,
+        512), as tensor, array or list, of which the backbone reads the nearest image tokens, and the engine what it
+        made of them; or pictures that one prompt is about: a list of paths, files' bytes or images of Pillow, or pixels
         (N, 3, H, W); image_triplets: [(what, action, result)], three pictures each. output_mode: "text" → str; "image"
         → (what, action, result), (B, 512) each, of length 1; "both" → {"text", "image"}; by default the config's.
         max_length: tokens of the answer, the dream not counted.

@@ -57,7 +57,8 @@ SHAPES = ("num_dream_sequences", "dream_length", "graph_reasoning_hops")
 @dataclass
 class Parts:
     """Who dreams and answers. codebook and engine may be missing: such a student dreams by itself alone; without eyes
-    it sees no pictures, without a policy the arbiter alone chooses among its engine's paths."""
+    it sees no pictures, without a policy the arbiter alone chooses among its engine's paths. steps: of a dream of its
+    own at most, a lens, where it learned longer ones than its engine drafts (`mine.steps`)."""
 
     model: Backbone
     tokenizer: StudentTokenizer
@@ -67,6 +68,12 @@ class Parts:
     system: str = ""
     eyes: PictureCodebook | None = None
     policy: PolicyNetwork | None = None
+    steps: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Steps of a lens at most."""
+        return max(self.steps, self.config.dream_length)
 
     def check(self, where: str) -> "Parts":
         """Itself; raises RunMismatch, beginning with `where`, unless all parts fit each other."""
@@ -120,12 +127,12 @@ class Parts:
     @cached_property
     def grammar(self) -> DreamGrammar:
         """Of its replies."""
-        return DreamGrammar(self.tokenizer, self.config.dream_length)
+        return DreamGrammar(self.tokenizer, self.longest)
 
     @cached_property
     def editor(self) -> DreamEditor:
         """Of dreams that a user writes."""
-        return DreamEditor(self.tokenizer, self.config.dream_length, self.codebook)
+        return DreamEditor(self.tokenizer, self.longest, self.codebook)
 
     @property
     def device(self) -> torch.device:
@@ -176,6 +183,7 @@ def save_parts(parts: Parts, folder: Path, knowledge: Graph | None = None, atten
         about = {
             "version": VERSION,
             "system": parts.system,
+            "steps": parts.longest,
             "config": asdict(parts.config),
             "files": {path.name: sha256_file(path) for path in sorted(aside.iterdir())},
         }
@@ -198,6 +206,7 @@ def load_parts(folder: Path, device: torch.device, engine: Path | None = None) -
     codebook = Codebook.load(words) if (words / CODEBOOK[0]).is_file() else None
     config = _config(folder, about.get("config"))
     parts = Parts(load_backbone(folder), tokenizer, codebook, None, config, str(about.get("system", "")))
+    parts.steps = int(about.get("steps", 0))
     parts.check(str(folder))
     parts.eyes = PictureCodebook.of(words, codebook)
     source = engine or folder

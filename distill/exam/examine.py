@@ -95,8 +95,8 @@ def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How, also
         device_of(target, how.device),
     ]
     kept = [VERSION, target.kind, target.digest(), exam.digest, exam.vocabulary is not None, asked, retrieved]
-    if target.run is not None and (sure := target.run.settings.dreaming.sure) < 1:
-        kept.append(sure)
+    if target.sure < 1:
+        kept.append(target.sure)
     return fingerprint(kept if also is None else [*kept, also])
 
 

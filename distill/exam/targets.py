@@ -1,9 +1,10 @@
 """What a user can have examined: a run, a checkpoint, a bundle, a GGUF, a transformers folder, an Ollama model."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distill.address import Address
 from distill.backbone.device import pick_device
@@ -15,6 +16,17 @@ from distill.teacher.protocol import TeacherTokenizer
 from distill.training.checkpoint import best
 
 Kind = Literal["run", "checkpoint", "bundle", "gguf", "transformers", "ollama"]
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """An object in a JSON file; {} where it can't be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for key in keys:
+            found = found[key]
+        return dict(found)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,20 @@ class Target:
             return f"{self.run.name}/{self.path.name}"
         folder = self.path.parent if self.path.name in ("bundle", "model.gguf") else self.path
         return folder.resolve().name if folder is self.path else f"{folder.resolve().name}/{self.path.name}"
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where a bundle says that it comes from; {} of anything else."""
+        if self.kind != "bundle" or self.path is None:
+            return {}
+        return read_object(self.path / "bundle.json", "provenance")
+
+    @property
+    def sure(self) -> float:
+        """How sure it must be of an answer not to dream first (`dreaming.sure`)."""
+        if self.kind == "bundle":
+            return float(self.provenance.get("sure", 1.0))
+        return self.run.settings.dreaming.sure if self.run is not None else 1.0
 
     def digest(self) -> str:
         """Of the weights and of what words they know; of an Ollama model, the server's own."""

@@ -4,13 +4,11 @@ What is examined need not be the end of its training: a run's best checkpoint is
 are those of the checkpoint itself.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
 from distill.errors import CorruptFile
 from distill.exam.provenance import changed_settings
-from distill.exam.targets import Target
+from distill.exam.targets import Target, read_object
 from distill.training.checkpoint import STEP, LoopState, read_loop
 
 
@@ -24,7 +22,7 @@ def trained_on(target: Target) -> dict[str, Any] | None:
         return None
     records, loop = run.records(), _loop(target)
     capture, train = (records[stage].summary if stage in records else {} for stage in ("capture", "train"))
-    documents = _read(run.data / "data.json", "counts", "train")
+    documents = read_object(run.data / "data.json", "counts", "train")
     ended = loop is not None and "train" in records and loop.step == train.get("steps")
     return {
         "teacher": run.settings.source,
@@ -37,32 +35,15 @@ def trained_on(target: Target) -> dict[str, Any] | None:
         "numerics": train.get("numerics"),
         "parameters": train.get("parameters"),
         "settings": changed_settings(run.settings),
-        "data": str(_read(run.data / "data.json").get("fingerprint", ""))[:16] or None,
+        "data": str(read_object(run.data / "data.json").get("fingerprint", ""))[:16] or None,
     }
-
-
-def _read(path: Path, *keys: str) -> dict[str, Any]:
-    """An object in a JSON file; {} where it can't be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        for key in keys:
-            found = found[key]
-        return dict(found)
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _provenance(target: Target) -> dict[str, Any]:
-    if target.kind != "bundle" or target.path is None:
-        return {}
-    return _read(target.path / "bundle.json", "provenance")
 
 
 def _loop(target: Target) -> LoopState | None:
     """Where the training stood whose weights these are; None where nothing says so any more."""
     folder = target.path
     if target.kind == "bundle":
-        name = str(_provenance(target).get("checkpoint", ""))
+        name = str(target.provenance.get("checkpoint", ""))
         folder = target.run.checkpoints / name if target.run is not None and STEP.match(name) else None
     if folder is None:
         return None

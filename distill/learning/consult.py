@@ -294,6 +294,8 @@ class Consultation:
         targets = unpack_targets(base64.b64decode(packed)) if packed else None
         if targets is not None and known is not None and (lacks := known[targets.ids] < 0).any():
             targets = targets.part(0, int(lacks.argmax()))
+            if not len(targets):  # without targets its text would be read as hard labels
+                return self.aligner.align("", None, "")
         return self.aligner.align(line.get("text", ""), targets, line.get("done", ""))
 
 

@@ -40,7 +40,7 @@ class Learner(Protocol):
 
     def learn(self, examples: Sequence[Any]) -> dict[str, float]:
         """Learn from examples. Of what it returns the loop reads `watched_before` and `watched`, a loss of what is held
-        out, and `held_out`, of how many."""
+        out, and `held_out`, how many examples ever were: where it changes, the loss is of others."""
         ...
 
     def step_back(self) -> None:
@@ -153,7 +153,7 @@ class IncrementalLearner:
         right = float(
             np.mean([tuple(told) == label for told, (_, label) in zip(self._told(shown), shown, strict=True)])
         )
-        found = {"accuracy": right, "held_out": float(len(self.watch)), "watched_before": self.watched()}
+        found = {"accuracy": right, "held_out": float(self.seen // HELD_OUT), "watched_before": self.watched()}
         self._before = [copy.deepcopy(own.state_dict()) for own in (self.encoder, self.optimizer)]
         found |= self._fit(new) if new else {"reconstruction": 0.0, "ewc": 0.0}
         for one in new:

@@ -45,7 +45,7 @@ from distill.training.losses import Kernel, alternatives, tail_kernel
 from distill.training.mixture import Mixture
 from distill.training.step import forward_backward, move
 
-VERSION = 2
+VERSION = 3
 WAYS = ("auto", "weights", "server")
 SCORED = 2048
 """Tokens whose targets are made at once."""
@@ -251,7 +251,7 @@ class Polishing(Onward):
         run, asked = self.run.settings, self.given.documents
         fit = self.fitting(asked)
         chosen = [int(i) for i in random.choice(fit, min(self.settings.answers, len(fit)), replace=False)]
-        seed = self.seed + number * len(asked)
+        seed = self.seed + 2 * number * len(asked)
         dreaming = [i for i in chosen if run.train.dreams and random.random() >= run.train.empty_dreams]
         how = (asked, self.tokenizer, self.steps, seed, dreaming, self.settings.temperature)
         dreamed = dream_on(self.model, *how)
@@ -262,7 +262,7 @@ class Polishing(Onward):
             contexts,
             max_tokens=most,
             temperature=self.settings.temperature,
-            seed=[seed + i for i in chosen],
+            seed=[seed + len(asked) + i for i in chosen],  # not its dream's numbers once more
             stop_ids=[self.tokenizer.eos_id],
             batch_rows=64,
             grammar=self.grammar.answering,

@@ -144,7 +144,7 @@ class Cascade:
         """What the student says, in the words of Ollama, if it is sure enough, was trained with that system message and
         keeps to the limit. Raises what went wrong with it."""
         started, options = time.monotonic(), question.options
-        if options.system not in ("", self.served.system):
+        if options.system != self.served.system:  # without one, a teacher isn't told the student's
             return None
         self.tried += 1
         found = await answered(self.served, question.prompt, self.calibration.sure)

@@ -108,11 +108,12 @@ class Reply:
             tokenizer = loaded.student.tokenizer
             context = min(options.context or served.context, served.context)
             dreams = asked.raw is None and asked.think and asked.messages[-1]["role"] != "assistant"
-            prompt = fitted(await _prompt_ids(loaded, asked, dreams), context, asked.truncate, options.limit)
+            prompt = fitted(await _prompt_ids(loaded, asked, dreams, context), context, asked.truncate, options.limit)
             if any(not 0 <= id < tokenizer.vocab_size for id in prompt):
                 raise ApiError(400, "context: holds no tokens of this model")
             if dreams and loaded.student.sure < 1 and options.schema is None:
-                silent = fitted(await _prompt_ids(loaded, asked, False), context, asked.truncate, options.limit)
+                ids = await _prompt_ids(loaded, asked, False, context)
+                silent = fitted(ids, context, asked.truncate, options.limit)
                 room, sure = min(LONGEST, context - len(silent)), loaded.student.sure
                 if await attempt(served, loaded, silent, room, options, sure):
                     prompt, dreams = silent, False
@@ -230,14 +231,15 @@ def _ns(seconds: float) -> int:
     return max(1, int(seconds * 1e9))
 
 
-async def _prompt_ids(loaded: Loaded, asked: Asked, dreams: bool) -> list[int]:
-    """All tokens up to where the student goes on, however many."""
+async def _prompt_ids(loaded: Loaded, asked: Asked, dreams: bool, context: int) -> list[int]:
+    """All tokens up to where the student goes on, however many; where turns may be left out, of those that fit."""
     student = loaded.student
 
     def split() -> list[int]:
         if asked.raw is not None:
             return student.tokenizer.encode(asked.raw, special=True)
-        return student.prompt_ids(as_read(student, asked.messages, asked.pictures), None if dreams else False)
+        turns = as_read(student, asked.messages, asked.pictures)
+        return student.prompt_ids(turns, None if dreams else False, context, whole=not asked.truncate)
 
     pictures = any(asked.pictures)
     characters = len(asked.raw or "") + sum(len(message["content"]) for message in asked.messages)

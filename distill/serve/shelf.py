@@ -34,6 +34,7 @@ class Served:
         self._users = 0
         self._loading = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
+        self._leaves = False
         self._place = place
         self._hold(Loaded(student, *place))
 
@@ -61,7 +62,9 @@ class Served:
     def release(self, keep: float | None) -> None:
         """Who acquired it is done. keep: seconds that it shall stay in memory, if that was said."""
         self._users -= 1
-        keep = self.keep if keep is None else keep
+        # Told to leave while others use it, it does when the last of them is done, if nobody says otherwise.
+        self._leaves = keep == 0 or (keep is None and self._leaves and self._loaded is not None)
+        keep = 0 if self._leaves else self.keep if keep is None else keep
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

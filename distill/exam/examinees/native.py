@@ -46,7 +46,7 @@ class NativeExaminee(TokenExaminee):
         self.end_think = self.tokenizer.end_think_id
         self.context_size = self.model.config.context + 1  # the last token is only predicted, never read
         self._grammar = DreamGrammar(self.tokenizer, how.steps)
-        self.sure = target.run.settings.dreaming.sure if target.run else 1.0
+        self.sure = target.sure
         self._codes = _codes_in(folder, self.codebook, target.run)
         dreams = self._find_dreams(target.run)
         self._recall = _recall_of(target.run, self._codes, self.tokenizer)
