@@ -767,11 +767,19 @@ def test_a_run_loads_with_its_engine_and_system_message(tmp_path: Path) -> None:
     assert alone.parts.engine is None
     assert alone.config == KEEP_ALL
     assert alone.generate(PROMPTS[0], seed=1) == make(engine=None, system="Be brief.").generate(PROMPTS[0], seed=1)
+    run.settings.mine.steps = 9
+    Run.create(run.path, run.settings)
+    longer = load_dreaming(run.path, device="cpu")
+    longer.save_pretrained(tmp_path / "saved")
+    for each in (longer, DreamingReasoningLLM.load_pretrained(tmp_path / "saved", "cpu")):
+        assert each.parts.longest == 9, "it may dream as long as it learned, and not as long as an engine drafts"
 
 
 def test_a_bundle_loads_and_its_digests_are_checked(saved: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved, tmp_path / "bundle"))
     (folder / "dreaming.json").unlink()
+    write_manifest(folder, Manifest("small", "f16", {"system": "Be brief."}, {"dream_steps": 7}, []))
+    assert load_dreaming(folder, device="cpu").parts.longest == 7
     write_manifest(folder, Manifest("small", "f16", {"system": "Be brief."}, {}, []))
     same(make(system="Be brief."), load_dreaming(folder, device="cpu"))
     same(make(system="Be brief."), DreamingReasoningLLM.load_pretrained(folder, device="cpu"))
