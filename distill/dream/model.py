@@ -377,6 +377,7 @@ class DreamingReasoningLLM:
             eyes=parts.eyes,
             policy=parts.policy,
         )
+        model.parts.steps = parts.steps
         if (folder / KNOWLEDGE).is_file():
             model.know(folder / KNOWLEDGE)
         return model
