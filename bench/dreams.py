@@ -2,8 +2,10 @@
 
     python -m bench.dreams world RUN       docs/results/world.json, world-differences.json, world-dreams.json
     python -m bench.dreams inherited RUN   the same of a student that began as another model: inherited-world….json
+    python -m bench.dreams longer RUN      the same of one that learned for longer: inherited-longer….json
     python -m bench.dreams students RUN…   of other students of the world, a row each: world-students.json
-    python -m bench.dreams read RUN        dreams-read-whole.json
+    python -m bench.dreams read RUN        of docs/several-answers.yaml: dreams-read-whole.json
+    python -m bench.dreams own RUN         of configs/demo.yaml: dreams-own.json
     python -m bench.dreams told RUN        by how much the teacher's own answers cost less by told targets
 
 RUN: `dream ablate RUN` went before, for `read` with --arms nodream,oracle,empty,sibling,oracle_other,oracle_shuffled,
@@ -166,7 +168,7 @@ def students(runs: Sequence[Run]) -> None:
     write_table("world-students", command, f"{os.cpu_count()} shared cores; 200 prompts of each", first | columns, rows)
 
 
-def read(run: Run) -> None:
+def read(run: Run, name: str, config: str) -> None:
     found, rows = Ablated(run), list[dict[str, Any]]()
     for arm, label in READ.items():
         if arm not in found.systems:
@@ -191,8 +193,9 @@ def read(run: Run) -> None:
         "share_dreamless": {"label": "of the dreamless student's, %", "digits": 1, "signed": True},
         "chrf": {"label": "chrF2 of greedy answers", "digits": 1},
     }
-    command = f"dream run --config docs/several-answers.yaml --name {run.name}, then {found.command}"
-    write_table("dreams-read-whole", command, found.machine, columns, rows)
+    command = f"dream run --config {config} --name {run.name}, then {found.command}"
+    shown = {key: column for key, column in columns.items() if any(key in row for row in rows)}
+    write_table(name, command, found.machine, shown, rows)
 
 
 def told(run: Run) -> tuple[float, float]:
@@ -218,10 +221,14 @@ def main(what: str, *paths: str) -> None:
     run, *others = (Run.open(Path(path)) for path in paths)
     if what == "students":
         students([run, *others])
-    elif what in ("read", "told"):
-        {"read": read, "told": told}[what](run)
+    elif what == "read":
+        read(run, "dreams-read-whole", "docs/several-answers.yaml")
+    elif what == "own":
+        read(run, "dreams-own", "demo --set capture.minutes=0 --set evaluate.prompts=0")
+    elif what == "told":
+        told(run)
     else:
-        world(run, {"world": "world", "inherited": "inherited-world"}[what])
+        world(run, {"world": "world", "inherited": "inherited-world", "longer": "inherited-longer"}[what])
 
 
 if __name__ == "__main__":

@@ -332,9 +332,13 @@ def test_true_dreams_of_siblings(copied: Run, monkeypatch: pytest.MonkeyPatch) -
     assert moved["low"] <= moved["value"] <= moved["high"]
     assert "steering_concepts" in results["systems"]["sibling"]["metrics"]
     monkeypatch.setattr(figures, "RESULTS", copied.path)
+    bench.dreams.main("own", str(copied.path))
+    own = json.loads((copied.path / "dreams-own.json").read_text(encoding="utf-8"))
     bench.dreams.main("read", str(copied.path))
     rows = json.loads((copied.path / "dreams-read-whole.json").read_text(encoding="utf-8"))["rows"]
     assert [row["arm"] for row in rows] == [label for arm, label in bench.dreams.READ.items() if arm in arms]
+    assert own["rows"] == rows
+    assert own["command"].startswith("dream run --config demo --set")
     row = next(row for row in rows if row["arm"] == bench.dreams.READ["oracle"])
     for name, control in (("", "empty"), ("_dreamless", "nodream")):
         saved = told["oracle", control, "bits_per_byte_used"]
