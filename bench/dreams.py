@@ -175,10 +175,10 @@ def read(run: Run, name: str, config: str) -> None:
             continue
         told = found.systems[arm]
         rows.append({"arm": label, "bits": interval(told[BITS], digits=3), "chrf": interval(told["chrf"])})
-        for name, control in (("", "empty"), ("_dreamless", "nodream")):
+        for suffix, control in (("", "empty"), ("_dreamless", "nodream")):
             if BITS in (less := found.differences.get((arm, control), {})):
-                rows[-1][f"minus{name}"] = interval(less[BITS], digits=4)
-                rows[-1][f"share{name}"] = round(100 * less[BITS]["value"] / less[BITS]["other"], 1)
+                rows[-1][f"minus{suffix}"] = interval(less[BITS], digits=4)
+                rows[-1][f"share{suffix}"] = round(100 * less[BITS]["value"] / less[BITS]["other"], 1)
     asked = load_exam(run).questions
     if all(question.tokens for question in asked):
         nats = -sum(float(question.tokens.logprobs.sum(dtype=float)) for question in asked if question.tokens)
