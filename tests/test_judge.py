@@ -263,7 +263,7 @@ def test_forced_verdicts_are_asked_for_again_and_others_kept(tmp_path: Path) -> 
 def test_an_embedded_judge_has_room_for_the_longest_prompt() -> None:
     assert context_for({"base": ["a"], "new": ["b"]}, questions(1), "base") == 1024
     answers = {"base": ["a " * 9000, None], "new": ["b", "b " * 90_000], "mute": []}
-    assert 6000 < context_for(answers, questions(2), "base") < 7000
+    assert 9000 < context_for(answers, questions(2), "base") < 10_000
 
 
 def test_every_combination_of_two_orders() -> None:
