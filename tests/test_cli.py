@@ -506,9 +506,11 @@ def test_a_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_real_ctrl_c(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
-    """The whole process: SIGINT, or SIGTERM, while it works."""
+    """The whole process: SIGINT, or SIGTERM, while it works. It sleeps in pieces, as a signal that comes just before a
+    sleep is heard after it."""
     code = "import time, cli.main as m\n"
-    code += "m.dream.invoke = lambda ctx: print('working', flush=True) or time.sleep(60); m.main(['train', 'x'])"
+    code += "m.dream.invoke = lambda ctx: print('working', flush=True) or [time.sleep(0.1) for _ in range(600)]\n"
+    code += "m.main(['train', 'x'])"
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **streams)
     assert process.stdout is not None
