@@ -1,5 +1,6 @@
 """The `export` stage: one folder that transformers, Ollama, llama.cpp and we load as it is."""
 
+import itertools
 import json
 import shutil
 import time
@@ -132,7 +133,9 @@ def _keep_unlisted(final: Path, listen: Listener) -> None:
         return
     for name in list_files(final):
         if name not in listed:
-            kept = final.with_name(f"{final.name}.kept") / name
+            place = final.with_name(f"{final.name}.kept") / name
+            further = (place.with_name(f"{place.name}.{number}") for number in itertools.count(1))
+            kept = next(each for each in itertools.chain([place], further) if not each.exists())
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(final / name, kept)
             listen(Event("export", "warning", f"{final / name}: is none of the bundle's files; it is in {kept} now"))

@@ -517,6 +517,10 @@ def test_the_older_model(
     loaded.export_ollama_bundle(elsewhere, "again", said.append)
     assert (elsewhere / "again.kept" / "notes.md").read_text(encoding="utf-8") == "mine"
     assert any("again.kept" in event.message for event in said if event.kind == "warning")
+    (again / "notes.md").write_text("mine, too", encoding="utf-8")
+    loaded.export_ollama_bundle(elsewhere, "again")
+    kept = [(elsewhere / "again.kept" / name).read_text(encoding="utf-8") for name in ("notes.md", "notes.md.1")]
+    assert kept == ["mine", "mine, too"]
     (elsewhere / "thesis").mkdir()
     (elsewhere / "thesis" / "one.tex").write_text("mine", encoding="utf-8")
     for name, reason in (("thesis", "something else than a bundle"), ("", "give a name"), ("../x", "give a name")):
