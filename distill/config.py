@@ -113,6 +113,8 @@ class TokenizeSettings:
     """Tokens in all, whatever the corpus needs: its rarest are left out then, and spelled in smaller ones."""
     image_tokens: int = 1024
     """Codebook size at most; 4,096 is the bound. More tell more of an answer, and need more answers to be learned."""
+    lenses: list[str] = field(default_factory=lambda: ["spatial", "temporal", "causal", "abstract"])
+    """The paths of a dream in the order in which it has them: a later one can build on what is dreamed before it."""
     encoder: str = "local"
     """`local` (needs no download), `ollama:MODEL` (its /api/embed) or `clip:FOLDER` (pictures share its space)."""
 

@@ -3,6 +3,7 @@
 from operator import attrgetter
 from typing import Any
 
+from distill.config import TokenizeSettings
 from distill.errors import BadInput
 
 AT_LEAST_0 = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
@@ -21,3 +22,5 @@ def check_ranges(settings: Any) -> None:
             raise BadInput(f"{name}={value}: must be at least {least}")
     if not 0 < (sure := settings.dreaming.sure) <= 1:
         raise BadInput(f"dreaming.sure={sure}: must be above 0, and 1 at most")
+    if sorted(lenses := settings.tokenize.lenses) != sorted(every := TokenizeSettings().lenses):
+        raise BadInput(f"tokenize.lenses={lenses}: must be {', '.join(every)}, each once, in the order that you want")

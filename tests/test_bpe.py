@@ -23,6 +23,7 @@ from distill.config import Settings, TokenizeSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event
+from distill.mining.triplets import LENSES
 from distill.run import Run, sha256_file
 from distill.teacher.gguf_tokenizer import CONTROL, NORMAL, USER_DEFINED, read_tokenizer
 from distill.teacher.llama_cpp import LlamaCpp
@@ -433,6 +434,17 @@ def test_the_stage_writes_a_whole_tokenizer_and_is_skipped_when_fresh(mined_run:
     build_tokenizer(mined_run, force=True)
     assert mined_run.require("tokenize").outputs == record.outputs  # the same bytes
     assert {path: path.stat().st_mtime_ns for path in mined_run.tokenizer.iterdir()} != written
+
+
+@pytest.mark.parametrize("kind", ["aligned", "sentencepiece"])
+def test_lenses_stand_in_the_order_that_is_set(mined_run: Run, kind: str) -> None:
+    mined_run.settings.tokenize.kind = kind
+    build_tokenizer(mined_run)
+    assert "lenses" not in mined_run.require("tokenize").settings, "as before there was such a setting"
+    assert StudentTokenizer.load(mined_run.tokenizer).lenses == LENSES
+    mined_run.settings.tokenize.lenses = order = ["abstract", "spatial", "temporal", "causal"]
+    build_tokenizer(mined_run)
+    assert StudentTokenizer.load(mined_run.tokenizer).lenses == (*order,)
 
 
 def test_a_corpus_that_needs_too_many_tokens_keeps_the_commonest_and_says_what_it_drops(mined_run: Run) -> None:

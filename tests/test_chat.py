@@ -15,12 +15,12 @@ from support.go_template import render as render_go
 from support.tiny_gguf import write_tiny_gguf
 
 from distill.errors import DistillError
+from distill.mining.triplets import LENSES
 from distill.run import Run
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.build import cut_to_corpus, read_corpus
 from distill.tokens.chat import (
-    LENSES,
     Dream,
     Message,
     dream_ids,

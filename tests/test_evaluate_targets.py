@@ -54,6 +54,19 @@ def server(runs: Path) -> Generator[str]:
         yield running.url
 
 
+def test_when_a_student_dreams_is_a_part_of_what_it_is(runs: Path) -> None:
+    run = Run.open(runs / "soft")
+    target = find_target("soft", runs / "soft")
+    assert target.run is not None
+    plain = target.digest()
+    target.run.settings.dreaming.sure = 0.9
+    surer = target.digest()
+    target.run.settings.dreaming.sure = 0.8
+    assert len({plain, surer, target.digest()}) == 3
+    target.run.settings.dreaming.sure = 1.0
+    assert target.digest() == plain == find_target("soft", run.path).digest()
+
+
 def call(runs: Path, *args: str) -> Result:
     return CliRunner().invoke(dream, ["evaluate", *args, "--runs-dir", str(runs), "-q"])
 

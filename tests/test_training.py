@@ -111,6 +111,12 @@ def test_training_learns_and_leaves_its_records(trained: Run) -> None:
     checkpoint.verify_checkpoint(checkpoint.latest(trained))
 
 
+def test_checksums_that_know_no_weights_are_told(tmp_path: Path) -> None:
+    (tmp_path / "checksums.json").write_text('{"loop.json": "0"}', encoding="utf-8")
+    with pytest.raises(CorruptFile, match=r"checksums\.json: knows no model\.safetensors; delete "):
+        checkpoint.weights_of(tmp_path)
+
+
 def test_a_finished_training_is_kept(trained: Run) -> None:
     events: list[Event] = []
     assert train(trained, events.append) == trained.require("train").summary

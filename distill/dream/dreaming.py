@@ -53,7 +53,15 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
 
     def record(dreamt: Dreamt) -> DreamRecord:
         who, seconds = asked.dreamer if asked.dream is None else "given", time.monotonic() - started
-        return DreamRecord(prompt, who, dreamt.branches, dreamt.edges, seconds=seconds, pictures=asked.pictures)
+        return DreamRecord(
+            prompt,
+            who,
+            dreamt.branches,
+            dreamt.edges,
+            seconds=seconds,
+            pictures=asked.pictures,
+            lenses=[*parts.tokenizer.lenses],
+        )
 
     def watch(branches: list[Branch]) -> None:
         for show in (asked.on_dream, lanes.draw if lanes else None):

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 OFFERED = 3
 """Image tokens offered where a label is none's."""
-ORDER = "".join(map(image_text, LENSES))
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,14 @@ class DreamEditor:
             if phrase in LENSES:
                 paths.append((phrase, []))
             elif not paths:
-                raise BadInput(f"dream: begins with {image_text(visible(phrase))}; a lens stands first, one of {ORDER}")
+                begins = image_text(visible(phrase))
+                raise BadInput(f"dream: begins with {begins}; a lens stands first, one of {self._order}")
             else:
                 paths[-1][1].append(phrase)
         lenses = [lens for lens, _ in paths]
-        if lenses != sorted(set(lenses), key=LENSES.index):
+        if lenses != sorted(set(lenses), key=self.tokenizer.lenses.index):
             found = "".join(map(image_text, lenses))
-            raise BadInput(f"dream: its lenses are {found}; each stands once at most, in the order {ORDER}")
+            raise BadInput(f"dream: its lenses are {found}; each stands once at most, in the order {self._order}")
         for lens, phrases in paths:
             if len(phrases) % 3:
                 raise BadInput(
@@ -86,8 +86,9 @@ class DreamEditor:
 
     def replaced(self, dream: Dream, codes: Mapping[int, int]) -> Dream:
         """The dream with other image tokens at some numbers, from 1 on. Raises BadInput for a number that it lacks."""
-        paths = {lens: [code for step in dream.get(lens, ()) for code in step] for lens in LENSES}
-        places = [(lens, i) for lens in LENSES for i in range(len(paths[lens]))]
+        lenses = self.tokenizer.lenses
+        paths = {lens: [code for step in dream.get(lens, ()) for code in step] for lens in lenses}
+        places = [(lens, i) for lens in lenses for i in range(len(paths[lens]))]
         for number, code in codes.items():
             if not 1 <= number <= len(places):
                 has = f"has the tokens 1 to {len(places)}" if places else "is empty"
@@ -111,20 +112,24 @@ class DreamEditor:
         tokens = self.tokenizer.labels
         return "".join(
             image_text(lens) + "".join(image_text(tokens[code]) for step in dream.get(lens, ()) for code in step)
-            for lens in LENSES
+            for lens in self.tokenizer.lenses
         )
 
     def numbered(self, dream: Dream) -> str:
         """A line for each lens with steps, a number before each token."""
         lines: list[str] = []
         number = 0
-        for lens in (lens for lens in LENSES if dream.get(lens)):
+        for lens in (lens for lens in self.tokenizer.lenses if dream.get(lens)):
             tokens: list[str] = []
             for code in (code for step in dream[lens] for code in step):
                 number += 1
                 tokens.append(f"{number} {image_text(self.tokenizer.labels[code])}")
             lines.append(f"{lens:10}{'  '.join(tokens)}")
         return "\n".join(lines)
+
+    @cached_property
+    def _order(self) -> str:
+        return "".join(map(image_text, self.tokenizer.lenses))
 
     @cached_property
     def _code_of(self) -> dict[str, int]:

@@ -18,7 +18,6 @@ from torch import Tensor
 from distill.dream.output_decoder import Speaker, Splitter
 from distill.dream.pretrained import Parts
 from distill.dream.record import Word
-from distill.mining.triplets import LENSES
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_places
 
@@ -33,7 +32,7 @@ def read_words(parts: Parts, speaker: Speaker, question: int, start: int) -> lis
     said = [*ids[start:], speaker.peek()]
     weights = mean_attention(parts, ids, start - 1)
     places = dream_places(tokenizer, ids[question:start])
-    tokens = [question + place for lens in LENSES for step in places[lens] for place in step]
+    tokens = [question + place for steps in places.values() for step in steps for place in step]
     words: list[Word] = []
     for text, columns in split_words(tokenizer, said):
         row = weights[columns].mean(0)

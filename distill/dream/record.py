@@ -87,7 +87,7 @@ class DreamRecord:
     """One prompt's dreaming. A record may be partial: the viewer gets one after each step that forms.
 
     dreamer: who dreamed; "given" where a user wrote the dream. words: of the answer, where its attention was noted.
-    pictures: those that were asked about, small, as base64 of JPEGs.
+    pictures: those that were asked about, small, as base64 of JPEGs. lenses: in the order that the backbone reads.
     """
 
     prompt: str
@@ -98,11 +98,12 @@ class DreamRecord:
     seconds: float = 0.0
     words: list[Word] = field(default_factory=list[Word])
     pictures: list[str] = field(default_factory=list[str])
+    lenses: list[str] = field(default_factory=lambda: [*LENSES])
 
     @property
     def lanes(self) -> list[tuple[int, Branch]]:
         """Branches with their numbers, those of one lens together, lenses in their order."""
-        order = {lens: i for i, lens in enumerate(LENSES)}
+        order = {lens: i for i, lens in enumerate(self.lenses)}
         return sorted(enumerate(self.branches), key=lambda lane: (order.get(lane[1].lens, len(order)), lane[0]))
 
     @property
@@ -131,9 +132,11 @@ class DreamRecord:
             "edges": [_edge(edge) for edge in value["edges"]],
             "words": [_word(word) for word in value.get("words", [])],  # files from before there were any
             "pictures": [*value.get("pictures", [])],
+            "lenses": [*value.get("lenses", LENSES)],
         }
-        if not all(_is(picture, str) for picture in parts["pictures"]):
-            raise TypeError("pictures: not a text for each")
+        for name in ("pictures", "lenses"):
+            if not all(_is(text, str) for text in parts[name]):
+                raise TypeError(f"{name}: not a text for each")
         made = _checked(cls(**{**value, **parts}))
         if any(len(word.tokens) != 3 * len(made.read) for word in made.words):
             raise TypeError("words: not a share for each token of the dream")

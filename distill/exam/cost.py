@@ -49,7 +49,7 @@ def kept_cost(
     """
     where = target.host or default_host() if target.kind == "ollama" else device_of(target, how.device)
     asked = [settings.max_tokens, how.dream_tokens, where, machine()]
-    about = [VERSION, target.kind, target.digest(), exam.digest, *asked, *([target.sure] if target.sure < 1 else [])]
+    about = [VERSION, target.kind, target.digest(), exam.digest, *asked]
     path = exam.folder / "costs" / f"{fingerprint(about)[:24]}.json"
     if not force and path.is_file():
         with contextlib.suppress(ValueError):  # cut short: measured again

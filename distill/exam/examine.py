@@ -95,8 +95,6 @@ def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How, also
         device_of(target, how.device),
     ]
     kept = [VERSION, target.kind, target.digest(), exam.digest, exam.vocabulary is not None, asked, retrieved]
-    if target.sure < 1:
-        kept.append(target.sure)
     return fingerprint(kept if also is None else [*kept, also])
 
 

@@ -71,15 +71,19 @@ class Target:
         return self.run.settings.dreaming.sure if self.run is not None else 1.0
 
     def digest(self) -> str:
-        """Of the weights and of what words they know; of an Ollama model, the server's own."""
+        """Of the weights, of what words they know and of when they dream; of an Ollama model, the server's own."""
         if self.path is None:
             from distill.teacher.ollama import model_digest
 
             return model_digest(self.model, self.host)
-        if self.path.is_file():
-            return sha256_file(self.path)
-        files = sorted(path for path in self.path.rglob("*") if path.is_file() and self._is_read(path))
-        return fingerprint({str(path.relative_to(self.path)): sha256_file(path) for path in files})
+        found = self._digest(self.path)
+        return found if self.sure == 1 else fingerprint([found, self.sure])
+
+    def _digest(self, path: Path) -> str:
+        if path.is_file():
+            return sha256_file(path)
+        files = sorted(file for file in path.rglob("*") if file.is_file() and self._is_read(file))
+        return fingerprint({str(file.relative_to(path)): sha256_file(file) for file in files})
 
     def _is_read(self, file: Path) -> bool:
         if file.name in NOT_READ or file.name.startswith("shard-"):  # of a sharded student's optimizer

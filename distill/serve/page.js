@@ -89,7 +89,8 @@ function paths(dream) {
   const found = [];
   for (const place of dream) {
     const last = found.at(-1);
-    const opens = (!last || last.places.length % 3 === 0) && LENSES.indexOf(place.label) > LENSES.indexOf(last?.lens);
+    const isNew = LENSES.includes(place.label) && found.every(({ lens }) => lens !== place.label);
+    const opens = isNew && (!last || last.places.length % 3 === 0);
     if (opens) found.push({ lens: place.label, places: [] });
     else last?.places.push(place);
   }

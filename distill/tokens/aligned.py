@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import BadInput
+from distill.mining.triplets import LENSES
 from distill.teacher.gguf_tokenizer import NORMAL, byte_alphabet
 from distill.teacher.pre_tokenizers import byte_level_bpe, why_unknown
 from distill.teacher.protocol import TeacherTokenizer
@@ -94,7 +95,9 @@ class AlignedCut:
                     self.kept |= new
                     room -= len(new)
 
-    def build(self, labels: Sequence[str], teacher_digest: str = "") -> StudentTokenizer:
+    def build(
+        self, labels: Sequence[str], teacher_digest: str = "", lenses: Sequence[str] = LENSES
+    ) -> StudentTokenizer:
         """The student's tokenizer: kept tokens in the teacher's order, then the bytes that the teacher lacks."""
         order = sorted(self.kept)
         vocabulary = {self.teacher.tokens[id]: i for i, id in enumerate(order)}
@@ -104,8 +107,7 @@ class AlignedCut:
         base = byte_level_bpe(vocabulary, merges, self.teacher.pre)
         teacher_map = np.full(len(self.teacher.tokens), -1, dtype=np.int32)
         teacher_map[order] = np.arange(len(order))
-        student = StudentTokenizer.assemble(
-            base, labels, Origin("aligned", self.teacher.pre, teacher=teacher_digest), teacher_map
-        )
+        origin = Origin("aligned", self.teacher.pre, teacher=teacher_digest)
+        student = StudentTokenizer.assemble(base, labels, origin, teacher_map, lenses)
         teacher_map[[self.teacher.eos_id, *self.teacher.extra_stop_ids]] = student.eos_id
         return student

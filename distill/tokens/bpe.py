@@ -91,15 +91,24 @@ class StudentTokenizer:
             self.base_size, self.base_size + ADDED
         )
         self.lens_ids: tuple[int, int, int, int] = (lenses[0], lenses[1], lenses[2], lenses[3])
+        self.lenses = tuple(str(tokenizer.id_to_token(id))[1:-1] for id in self.lens_ids)
+        """In the order in which a dream has them."""
         self.image_ids = np.arange(self.base_size + ADDED, self.vocab_size, dtype=np.int32)
 
     @classmethod
     def assemble(
-        cls, base: Tokenizer, labels: Sequence[str], origin: Origin, teacher_map: NDArray[np.int32] | None = None
+        cls,
+        base: Tokenizer,
+        labels: Sequence[str],
+        origin: Origin,
+        teacher_map: NDArray[np.int32] | None = None,
+        lenses: Sequence[str] = LENSES,
     ) -> "StudentTokenizer":
-        """Put the added tokens after the ids of `base`. Labels are the image tokens', in the order of codes."""
+        """Put the added tokens after the ids of `base`. Labels are the image tokens', in the order of codes; lenses are
+        put in the order in which dreams shall have them."""
+        assert sorted(lenses) == sorted(LENSES)
         size = base.get_vocab_size()
-        texts = [*CONTROL_TOKENS, *USER_TOKENS, *map(image_text, labels)]
+        texts = [*CONTROL_TOKENS, THINK, END_THINK, *map(image_text, (*lenses, *labels))]
         base.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL_TOKENS])
         base.add_tokens([AddedToken(t, special=False, normalized=False) for t in texts[len(CONTROL_TOKENS) :]])
         assert [base.token_to_id(text) for text in texts] == list(range(size, size + len(texts)))
@@ -244,6 +253,8 @@ class StudentTokenizer:
             found.shown = load_shown(folder)
             if found.decode(found.encode(EVERY_BYTE)) != EVERY_BYTE:
                 raise ValueError(f"what {FILES[0]} writes isn't what it reads")
+            if sorted(found.lenses) != sorted(LENSES):
+                raise ValueError(f"its lenses are {', '.join(found.lenses)}")
             return found
         except FileNotFoundError as error:
             raise CorruptFile(f"{error.filename}: missing; run `dream tokenize` again") from error

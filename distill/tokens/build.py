@@ -86,8 +86,9 @@ def stage_settings(run: Run) -> dict[str, Any]:
     """All that tokenizing depends on, besides traces and triplets."""
     vision = {"vision": asdict(run.settings.vision)} if run.settings.capture.dataset in PICTURED else {}
     used = asdict(run.settings.tokenize)
-    if used["vocab_most"] == TokenizeSettings.vocab_most:
-        del used["vocab_most"]  # as before there was one
+    for name in ("vocab_most", "lenses"):  # as before there were any
+        if used[name] == getattr(TokenizeSettings(), name):
+            del used[name]
     return {**used, "seed": run.settings.seed, "version": VERSION, **vision}
 
 
@@ -171,7 +172,7 @@ def _tokenizer(
         every = -(-texts // TEXTS)
         if every > 1:
             listen(Event("tokenize", "note", f"its BPE is learned from every {every}th of {texts:,} texts"))
-        tokenizer = from_model(train_model(islice(corpus, 0, None, every), min(room, most)), labels)
+        tokenizer = from_model(train_model(islice(corpus, 0, None, every), min(room, most)), labels, options.lenses)
         return tokenizer, summarize(tokenizer, corpus)
     cut = cut_to_corpus(corpus.teacher, corpus, room, most)
     if cut.left_out:
@@ -184,7 +185,7 @@ def _tokenizer(
     elif cut.size > room:
         note = f"the corpus needs {cut.size} of the teacher's tokens: kept, past tokenize.vocab_size"
         listen(Event("tokenize", "note", note))
-    tokenizer = cut.build(labels, corpus.teacher_digest)
+    tokenizer = cut.build(labels, corpus.teacher_digest, options.lenses)
     assert tokenizer.teacher_map is not None
     total, with_ids, different = cut.told["told"].tolist()
     said = float(cut.told["mass"][tokenizer.teacher_map >= 0].sum())

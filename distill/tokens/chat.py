@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from distill.mining.triplets import LENSES
 from distill.tokens.bpe import END, END_THINK, START, THINK, StudentTokenizer, image_text
 from distill.tokens.shown import show
 from distill.turns import turns
@@ -42,7 +41,7 @@ Triple = tuple[int, int, int]
 """Codes of the image tokens of (what, action, result)."""
 
 Dream = dict[str, list[Triple]]
-"""Lens → the steps of its chain."""
+"""Lens → the steps of its chain; what is written or read as tokens has the lenses in the tokenizer's order."""
 
 
 def render(messages: Sequence[Message], think: bool | None = None, add_generation_prompt: bool = True) -> str:
@@ -102,7 +101,7 @@ def dream_ids(tokenizer: StudentTokenizer, dream: Mapping[str, Sequence[Triple]]
     ids: list[int] = []
     if not any(dream.values()):
         return ids
-    for lens, lens_id in zip(LENSES, tokenizer.lens_ids, strict=True):
+    for lens, lens_id in zip(tokenizer.lenses, tokenizer.lens_ids, strict=True):
         ids += [lens_id, *(int(tokenizer.image_ids[code]) for step in dream.get(lens, ()) for code in step)]
     return ids
 
@@ -125,13 +124,13 @@ def with_steps(dream: Dream | None) -> Dream | None:
 
 def dream_places(tokenizer: StudentTokenizer, ids: Sequence[int]) -> dict[str, list[tuple[int, int, int]]]:
     """Lens → where in `ids` the three image tokens of each of its steps stand; see `parse_dream`."""
-    places: dict[str, list[int]] = {lens: [] for lens in LENSES}
+    places: dict[str, list[int]] = {lens: [] for lens in tokenizer.lenses}
     lens = None
     for place, id in enumerate(ids):
         if id == tokenizer.end_think_id:
             break
         if id in tokenizer.lens_ids:
-            lens = LENSES[tokenizer.lens_ids.index(id)]
+            lens = tokenizer.lenses[tokenizer.lens_ids.index(id)]
             del places[lens][len(places[lens]) // 3 * 3 :]
         elif lens is not None and tokenizer.image_code(id) is not None:
             places[lens].append(place)

@@ -17,6 +17,7 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import Replace
 
 from distill.errors import BadInput
+from distill.mining.triplets import LENSES
 from distill.tokens.bpe import Origin, StudentTokenizer
 
 FIXED = 257
@@ -87,7 +88,7 @@ def merges_of(pieces: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
-def from_model(model: bytes, labels: Sequence[str]) -> StudentTokenizer:
+def from_model(model: bytes, labels: Sequence[str], lenses: Sequence[str] = LENSES) -> StudentTokenizer:
     """The student's tokenizer that splits as a sentencepiece model does, without that library."""
     processor = _processor(model_proto=model)
     size = int(processor.get_piece_size())
@@ -102,4 +103,4 @@ def from_model(model: bytes, labels: Sequence[str]) -> StudentTokenizer:
     base = Tokenizer(BPE(vocab=vocabulary, merges=merges, unk_token=pieces[0], fuse_unk=True, byte_fallback=True))
     base.normalizer = Replace(" ", "▁")
     base.decoder = DecoderSequence([ReplaceDecoder("▁", " "), ByteFallback(), Fuse()])
-    return StudentTokenizer.assemble(base, labels, Origin("sentencepiece", "default", scores=scores))
+    return StudentTokenizer.assemble(base, labels, Origin("sentencepiece", "default", scores=scores), lenses=lenses)

@@ -209,8 +209,12 @@ def save_checkpoint(
 
 
 def weights_of(folder: Path) -> str:
-    """SHA-256 of a checkpoint's weights, as it was written down. Two students may have the same number of steps."""
-    return _checksums(folder, BEFORE)["model.safetensors"]
+    """SHA-256 of a checkpoint's weights, as it was written down. Two students may have the same number of steps. Raises
+    CorruptFile."""
+    sums = _checksums(folder, BEFORE)
+    if (name := "model.safetensors") not in sums:
+        raise CorruptFile(f"{folder / 'checksums.json'}: knows no {name}; delete {folder} to {BEFORE}")
+    return sums[name]
 
 
 def write_checksums(folder: Path) -> None:

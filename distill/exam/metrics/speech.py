@@ -1,11 +1,12 @@
 """Whether what a target says is spelled as it should be: dreams by their grammar, answers of words, whole characters.
 
-Tokens are read as letters, one for each kind: 0 to 3 a lens, i an image token, n a line break by itself, t and e the
-think tags, c a control token, w anything else. Where only text comes, it is read likewise.
+Tokens are read as letters, one for each kind: 0 to 3 a lens by its place in a dream, i an image token, n a line break
+by itself, t and e the think tags, c a control token, w anything else. Where only text comes, it is read likewise, but
+which lens has which place isn't known.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distill.exam.metrics.statistics import Ratio
@@ -14,7 +15,8 @@ from distill.teacher.gguf_tokenizer import CONTROL, USER_DEFINED, Vocabulary
 from distill.teacher.protocol import HALF
 from distill.tokens.bpe import CONTROL_TOKENS, END_THINK, THINK, image_text
 
-TAGS = {THINK: "t", END_THINK: "e", **{image_text(lens): str(place) for place, lens in enumerate(LENSES)}}
+OPENS = [image_text(lens) for lens in LENSES]
+TAGS = {THINK: "t", END_THINK: "e", **{text: str(place) for place, text in enumerate(OPENS)}}
 _MARKS = re.compile("|".join([*map(re.escape, (THINK, END_THINK, *CONTROL_TOKENS)), "⟨[^⟨⟩]+⟩"]))
 _UNCLEAN = re.compile("[0-3itec]")
 
@@ -39,18 +41,19 @@ class Letters:
     def __init__(self, vocabulary: Vocabulary) -> None:
         words = vocabulary.tokenizer
         self._letter = {id: "n" for id, spelled in enumerate(vocabulary.bytes_of) if spelled == b"\n"}
+        places = TAGS | {text: str(place) for place, text in enumerate(t for t in words.tokens if t in OPENS)}
         for id, (text, kind) in enumerate(zip(words.tokens, words.types, strict=True)):
             if kind in (CONTROL, USER_DEFINED):
-                letter = _letter(text)
+                letter = _letter(text, places)
                 self._letter[id] = "c" if letter == "w" and kind == CONTROL else letter
 
     def __call__(self, ids: Sequence[int]) -> str:
         return "".join(self._letter.get(id, "w") for id in ids)
 
 
-def _letter(text: str) -> str:
+def _letter(text: str, places: Mapping[str, str] = TAGS) -> str:
     """Of an added token: an image token is whatever stands in its brackets."""
-    return TAGS.get(text, "i" if re.fullmatch("⟨[^⟨⟩]+⟩", text) else "w")
+    return places.get(text, "i" if re.fullmatch("⟨[^⟨⟩]+⟩", text) else "w")
 
 
 def letters_of(text: str) -> str:
@@ -71,8 +74,11 @@ def is_dream(letters: str, steps: int) -> bool:
 
 
 def is_printed_dream(text: str, steps: int) -> bool:
-    """The same of a closed dream's text, whose line breaks and tags are not told."""
-    return is_dream(letters_of(text.strip()) + "ne", steps)
+    """The same of a closed dream's text, whose line breaks and tags are not told; its lenses may come in any order."""
+    letters = letters_of(text.strip())
+    found = dict.fromkeys(letter for letter in letters if letter.isdigit())
+    in_order = letters.translate(str.maketrans({letter: str(place) for place, letter in enumerate(found)}))
+    return is_dream(in_order + "ne", steps)
 
 
 def is_clean(letters: str) -> bool:
