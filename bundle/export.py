@@ -75,6 +75,9 @@ def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     source, system = best(run), system_message(run.settings)
     marks = {**asdict(run.settings.export), "system_message": system, "checkpoint": source.name, "version": 2}
     marks["weights"] = weights_of(source)
+    marks |= {"sure": run.settings.dreaming.sure, "dream_steps": longest_path(run.settings)}
+    for name in (run.knowledge, run.path / RETRIEVAL):
+        marks[name.name] = sha256_file(name) if name.is_file() else ""
     record = run.fresh("export", marks)
     if record is not None and not force:
         return record.summary
@@ -127,18 +130,32 @@ def write_bundle(
 
 
 def _keep_unlisted(final: Path, listen: Listener) -> None:
+    """Hidden ones too. Of a folder without a manifest that can be read nobody knows what was whose: all of it."""
     try:
-        listed = read_manifest(final).files
-    except (BadInput, CorruptFile):  # none, or a broken one: nobody knows what was whose
-        return
-    for name in list_files(final):
-        if name not in listed:
-            place = final.with_name(f"{final.name}.kept") / name
-            further = (place.with_name(f"{place.name}.{number}") for number in itertools.count(1))
-            kept = next(each for each in itertools.chain([place], further) if not each.exists())
+        listed = {*read_manifest(final).files, NAME}
+    except (BadInput, CorruptFile):
+        listed = set[str]()
+    aside = final.with_name(f"{final.name}.kept")
+    for path in sorted(final.iterdir()) if final.is_dir() else []:
+        if path.is_file():
+            others = [] if path.name in listed else [path]
+        else:
+            inner = sorted(each for each in path.rglob("*") if each.is_file())
+            others = [each for each in inner if each.relative_to(final).as_posix() not in listed]
+        moved = [(each, _free(aside / each.relative_to(final))) for each in others]
+        for each, kept in moved:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(final / name, kept)
-            listen(Event("export", "warning", f"{final / name}: is none of the bundle's files; it is in {kept} now"))
+            shutil.copyfile(each, kept)
+        if moved:
+            more = f" and {len(moved) - 1} more in its folder" if len(moved) > 1 else ""
+            text = f"{moved[0][0]}{more}: none of the bundle's files; kept in {moved[0][1]}"
+            listen(Event("export", "warning", text))
+
+
+def _free(path: Path) -> Path:
+    """It, or with a number behind it where it is taken."""
+    further = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(each for each in itertools.chain([path], further) if not each.exists())
 
 
 def _check(settings: ExportSettings, trained: int) -> None:

@@ -76,13 +76,24 @@ def _to_hub(folder: Path, name: str, files: list[str], *, private: bool) -> str:
     """One commit with all files; the repository is made where there is none. Returns its page's address."""
     from huggingface_hub import HfApi, get_token
 
+    from bundle.export import MADE, PICTURES
+    from distill.dream.pretrained import READ
+    from distill.vision import PROJECTOR
+
     if not get_token():
         raise BadInput(f"{HUB}{name}: there is no token that the hub knows you by; `hf auth login`, or set $HF_TOKEN")
     hub = HfApi(library_name="dreaming-student")
     try:
         url = hub.create_repo(name, private=private, exist_ok=True)
-        # What isn't in the manifest isn't part of the bundle: notes of the user's own, say.
-        hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=files, commit_message="Add the student")
+        # What isn't in the manifest isn't part of the bundle: notes of the user's own, say. What the bundle that was
+        # there before had besides would be read with this one.
+        hub.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            allow_patterns=files,
+            delete_patterns=[*MADE, *READ, PROJECTOR, f"{PICTURES}/*"],  # but for what is uploaded
+            commit_message="Add the student",
+        )
     except Exception as error:  # of whichever HTTP library this version of huggingface_hub stands on
         reason = " ".join(str(error).split())
         raise DistillError(f"{HUB}{name}: the hub at {hub.endpoint} didn't take it: {reason}") from error

@@ -149,7 +149,8 @@ def _interrupted(args: list[str], code: int) -> NoReturn:
 
     again = command_line(*(arg for arg in args if arg != "--force"))
     resumes = args and args[0] in (*STAGES, *RESUMED)
-    _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here." if resumes else "\nStopped.", code)
+    rest = " What --force hadn't come to stays as it was." if "--force" in args else ""
+    _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here.{rest}" if resumes else "\nStopped.", code)
 
 
 def _open_closed() -> None:

@@ -97,8 +97,8 @@ def report(run: Run, evaluated: bool = True) -> str:
 
 
 def _samples(run: Run) -> list[dict[str, Any]]:
-    lines = (run.evaluation / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    lines = (run.evaluation / "samples.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def _measured(run: Run, samples: list[dict[str, Any]]) -> list[str]:

@@ -114,7 +114,7 @@ def undone_on_failure(path: Path) -> Generator[None]:
     existed, before, done = path.exists(), _content(config), _content(records)
     try:
         yield
-    except DistillError:
+    except (DistillError, click.ClickException):
         if _content(records) == done:
             with contextlib.suppress(OSError):  # what is to be told is the first error
                 _put_back(config, before, existed)

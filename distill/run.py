@@ -33,7 +33,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "learn": ("train", "see", "polish", "facts"),
     "reward": ("train", "see", "polish", "facts", "learn"),
     "engine": ("train",),
-    "evaluate": ("train",),
+    "evaluate": ("capture", "mine", "train"),
     "export": ("train", "engine", "evaluate"),
 }
 """Which stages each stage reads from. Redream is optional for a training, engine and evaluation for an export."""

@@ -449,6 +449,12 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     assert summary["identical"] == summary["prompts"]
     stamp = (run.bundle / "bundle.json").stat().st_mtime_ns
     assert export(run) == summary
+    run.settings.dreaming.sure = 0.9
+    export(run)
+    assert read_manifest(run.bundle).provenance["sure"] == 0.9, "when it dreams is a part of the bundle"
+    run.settings.dreaming.sure = 1.0
+    assert export(run) == summary
+    stamp = (run.bundle / "bundle.json").stat().st_mtime_ns
     assert run.stale("export") == []
     assert (run.bundle / "bundle.json").stat().st_mtime_ns == stamp
     for folder in (run.path, run.bundle):
@@ -471,6 +477,25 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     assert (run.bundle / "bundle.json").stat().st_mtime_ns != stamp, "another student of as many steps"
     shutil.rmtree(run.checkpoints)
     assert load_student(run.path).name == "my-student", "without checkpoints the bundle serves"
+
+
+def test_what_is_not_the_bundles_is_kept_hidden_or_not(student: Student, tmp_path: Path) -> None:
+    final, said = tmp_path / "bundle", list[Event]()
+    how = ExportSettings(dtype="f32"), Origin("a"), said.append
+    (final / "notes").mkdir(parents=True)
+    (final / "notes" / "one.md").write_text("mine", encoding="utf-8")
+    write_bundle(final, student, *how)
+    kept = tmp_path / "bundle.kept"
+    assert (kept / "notes" / "one.md").read_text(encoding="utf-8") == "mine", "a folder without a manifest was not ours"
+    for number in range(3):
+        (final / ".git").mkdir(exist_ok=True)
+        (final / ".git" / f"{number}").write_text("mine", encoding="utf-8")
+    said.clear()
+    write_bundle(final, student, *how)
+    assert sorted(path.name for path in (kept / ".git").iterdir()) == ["0", "1", "2"]
+    (told,) = [event.message for event in said if event.kind == "warning"]
+    assert ".git/0 and 2 more in its folder: none of the bundle's files; kept in" in told
+    assert {path.name for path in kept.iterdir()} == {"notes", ".git"}, "nothing of the bundle's own"
 
 
 def test_modelfile_holds_the_template_and_the_parameters(published: Path) -> None:

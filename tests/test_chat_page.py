@@ -93,6 +93,10 @@ def test_what_is_said_of_answers_is_kept_as_a_chat_keeps_it(app: Starlette, kept
     turns: Any = [{"role": "system", "content": "Be brief."}, *ASKED]
     wanted = [Feedback(turns, DREAM, ANSWER, "good"), Feedback(turns, DREAM, ANSWER, "better", "It falls.")]
     assert read_feedback(kept) == wanted
+    odd = "It falls.\u2028Down.\x85"
+    assert post(app, "/feedback", said("better", odd)).status_code == 200
+    wanted.append(Feedback(turns, DREAM, ANSWER, "better", odd))
+    assert read_feedback(kept) == wanted, "a line break of Unicode is none of a file's"
     wrong: list[tuple[dict[str, Any], int, str]] = [
         (said("fine"), 400, "'fine' is none of good, bad, better"),
         (said("better", " "), 400, "better is empty"),

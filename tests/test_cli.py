@@ -461,7 +461,9 @@ def test_interrupt_names_the_command_that_goes_on(call, monkeypatch: pytest.Monk
     monkeypatch.setattr(entry.dream, "invoke", interrupted)
     code, out, err = call("train", "my run", "--force", "--set", "seed=1")
     assert (code, out) == (130, "")
-    assert err.strip() == "Stopped. Nothing is lost; `dream train 'my run' --set seed=1` goes on from here."
+    stopped = "Stopped. Nothing is lost; `dream train 'my run' --set seed=1` goes on from here."
+    assert err.strip() == f"{stopped} What --force hadn't come to stays as it was."
+    assert call("train", "my run", "--set", "seed=1")[2].strip() == stopped
 
 
 def test_commands_to_paste_are_called_as_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -879,3 +881,7 @@ def test_stage_commands_report_and_skip(folder: Path, monkeypatch: pytest.Monkey
     assert (found["skipped"], found["summary"]["triplets"], found["run"]) == (True, 1234, "runs/one")
     assert "up to date" in runner.invoke(dream, ["mine", "one"]).stdout
     assert json.loads(runner.invoke(dream, ["mine", "one", "--json", "--force", "-q"]).stdout)["skipped"] is False
+    before = (folder / "runs" / "one" / "config.yaml").read_bytes()
+    refused = runner.invoke(dream, ["reward", "one", "--set", "train.lr=0.5"])
+    assert (refused.exit_code, "--by is missing" in refused.stderr) == (2, True)
+    assert (folder / "runs" / "one" / "config.yaml").read_bytes() == before, "a command that is refused changes nothing"

@@ -184,7 +184,7 @@ def test_a_cell_goes_on_from_the_last_checkpoint_that_came_back(tmp_path: Path) 
     world = small_world(tmp_path / "world")
     settings = replace(world.settings, train=replace(world.settings.train, checkpoint_every=2, log_every=1))
     alone = train_child(world, tmp_path / "alone", copy.deepcopy(settings), 6, "alone", silent)
-    spread = make_child(world, tmp_path / "spread", copy.deepcopy(settings), 6)
+    spread = make_child(world, tmp_path / "spread", copy.deepcopy(settings), 6, silent)
     steps: list[float] = []
 
     def told(said: Any) -> None:

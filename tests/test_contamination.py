@@ -170,6 +170,12 @@ def test_each_target_is_checked_against_its_own_run(tmp_path: Path) -> None:
     assert of_other.examples == [{"prompt": asked, "found": asked.upper(), "similarity": 1.0, "kind": "exact"}]
     assert (of_started.checked, of_started.examples) == (True, [])
     assert "big-model" in of_started.reason
+    loop = own.checkpoints / "step-000001" / "loop.json"
+    loop.parent.mkdir(parents=True, exist_ok=True)
+    loop.write_text(json.dumps({"step": 1, "settings": {"facts": {"how": {}}}}), encoding="utf-8")
+    learned = of_target(Target("own", "run", loop.parent, run=own), exam)
+    assert learned.checked
+    assert "what it learned after its training" in learned.reason
     checkpoint = Target("c", "checkpoint", other.checkpoints / "step-000001", run=other)
     assert of_target(checkpoint, exam).exact == 1
     other.bundle.mkdir()

@@ -178,6 +178,14 @@ def test_evaluation_writes_its_files_and_repeats_to_the_last_digit(copied: Run) 
     assert (copied.evaluation / "samples.jsonl").read_bytes() == before
     assert without_times(results_of(copied)) == without_times(results)
     assert copied.records()["evaluate"].outputs == digests
+    with TraceStore(copied.traces) as store:
+        _, *fewer = [trace.key for trace in store.traces(held_out=True)]
+        kept = {trace.key: False for trace in store.traces(held_out=False)}
+        store.select(kept | dict.fromkeys(fewer, True))
+        outputs = {"traces.db": store.content_digest()}
+    captured = copied.require("capture")
+    copied.record("capture", captured.settings, outputs, captured.summary, 0.0)
+    assert evaluate(copied)["prompts"] == summary["prompts"] - 1, "another exam is another evaluation"
 
 
 TARGETS = {"student": "run", "start": "step-000000"}

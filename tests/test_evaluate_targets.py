@@ -235,6 +235,9 @@ def test_one_that_fails_is_told_and_the_others_are_shown(tmp_path: Path, monkeyp
     assert "b.gguf failed: http://somewhere: no Ollama answers there" in cautions(results)
     with pytest.raises(DistillError, match="no Ollama answers there"):
         compare(Measurement(exam, EvaluateSettings(dreams=1)), named(targets[1:]), None, **HOW)
+    both = compare(Measurement(exam, EvaluateSettings(dreams=1)), {"s": targets[::-1]}, None, **HOW)
+    assert both["systems"]["s"]["targets"] == ["a.gguf"], "what is told of a system is of those that were measured"
+    assert both["systems"]["s"]["seeds"] == 1
 
 
 # What it costs.

@@ -30,12 +30,13 @@ from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.events import Event
 from distill.learning import keeping
 from distill.learning.ewc import Anchor, diagonal_fisher, drawn_loss
-from distill.learning.facts import Facts, learn_facts
+from distill.learning.facts import Facts, learn_facts, undo
 from distill.learning.feedback import FEEDBACK, Feedback, keep, read_feedback
 from distill.learning.keeping import FISHER, MEMORY, Keeping, count, of_past
 from distill.learning.new_lines import read_new
 from distill.learning.replay import Memory, SumTree, gather
 from distill.run import Run
+from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Message
 from distill.tokens.packing import ARRAYS, Documents
 from distill.training import checkpoint
@@ -337,6 +338,52 @@ def test_a_learning_that_was_killed_ends_as_one_that_was_not(
     how["source"] = new_file(tmp_path / "other.jsonl", size=3)
     other = learn_facts(cut, **how)
     assert other["old_bits_per_byte_before"] == told["old_bits_per_byte"], "it began where the one that was left did"
+
+
+def test_what_is_learned_of_a_best_that_was_not_the_last_is_the_best(world: Run, tmp_path: Path) -> None:
+    """A training's last checkpoint may be worse than one before: what is learned comes after both."""
+    run, source = of(world, tmp_path / "run"), new_file(tmp_path / "new.jsonl", size=4)
+    *_, better, last = checkpoint.list_checkpoints(run)
+    loop = json.loads((last / "loop.json").read_text(encoding="utf-8")) | {
+        "best_step": checkpoint.read_loop(better).step
+    }
+    (last / "loop.json").write_text(json.dumps(loop), encoding="utf-8")
+    (last / "checksums.json").unlink()
+    checkpoint.write_checksums(last)
+    assert checkpoint.best(run) == better
+    how: dict[str, Any] = {"epochs": 1, "measure": 4}
+    summary = learn_facts(run, source=source, keeping=Keeping(memory=20), **how)
+    learned = checkpoint.best(run)
+    assert checkpoint.stage_of(learned) == "facts"
+    assert checkpoint.read_loop(learned).step == checkpoint.read_loop(last).step + summary["steps"]
+    learn_facts(run, source=new_file(tmp_path / "more.jsonl", size=5), keeping=Keeping(memory=20), **how)
+    assert checkpoint.list_checkpoints(run)[-2] == learned, "the learning before it stays, to be gone back to"
+    assert [undo(run), undo(run)] == [1, 1]
+    assert checkpoint.best(run) == better
+    assert last.is_dir()
+
+
+def test_what_either_run_holds_out_is_not_learned(world: Run, tmp_path: Path) -> None:
+    run, other = of(world, tmp_path / "run"), of(world, tmp_path / "other")
+    with TraceStore(run.traces, readonly=True) as store:
+        asked = {trace.prompt for trace in store.traces(held_out=True)}
+    assert asked
+    with TraceStore(other.traces) as store:
+        store.select({trace.key: False for trace in store.traces()})
+    assert {trace.prompt for trace in read_new(run, other.path).traces if trace.held_out} == asked
+
+
+def test_a_cut_answer_is_learned_as_one(world: Run, tmp_path: Path) -> None:
+    path = tmp_path / "new.jsonl"
+    lines = [{"prompt": "Why?", "text": "It falls. Then", "done_reason": reason} for reason in ("length", "stop")]
+    path.write_text("\n\n" + json.dumps(lines[0]) + "\n" + json.dumps(lines[1] | {"prompt": "What?"}), encoding="utf-8")
+    learned = read_new(world, path).documents(world, held_out=False)
+    tokenizer = StudentTokenizer.load(world.tokenizer)
+    said = [tokenizer.decode(learned.answer(i).tolist(), skip_special=True).strip() for i in range(2)]
+    assert said == ["It falls.", "It falls. Then"], "up to its last whole sentence"
+    path.write_text('\n\n{"prompt": "Why?", "text": "So.", "done_reason": 3}\n', encoding="utf-8")
+    with pytest.raises(BadInput, match=r"new\.jsonl, line 3: done_reason should be text"):
+        read_new(world, path)
 
 
 @pytest.mark.timeout(3600)  # with DREAM_MOMENTS; else it takes seconds

@@ -214,6 +214,8 @@ class Hub:
                 urls = [(one, f"{self.state.url}/put/{one['oid']}") for one in request.json["objects"]]
                 told = [{**one, "actions": {"upload": {"href": url}}} for one, url in urls]
                 return reply({"transfer": "basic", "objects": told})
+            case name if "/tree/" in request.path:
+                return reply([{"type": "file", "path": path, "oid": "0", "size": 1} for path in self.files])
             case "main" if self.full:
                 return error(403, "You have used up your storage")
             case "main":
@@ -221,6 +223,8 @@ class Hub:
                     value = line["value"]
                     if line["key"] == "file":
                         self.files[value["path"]] = hashlib.sha256(base64.b64decode(value["content"])).hexdigest()
+                    elif line["key"] == "deletedFile":
+                        del self.files[value["path"]]
                     elif line["key"] == "lfsFile":
                         self.files[value["path"]] = hashlib.sha256(self.large[value["oid"]]).hexdigest()
                 return reply({"commitUrl": f"{page}/commit/1", "commitOid": "1"})
@@ -253,6 +257,10 @@ def test_the_hub_gets_the_bundle_and_nothing_beside_it(copy: Path, hub: Hub) -> 
     assert done["url"].endswith("/ada/tiny")
     assert hub.large
     assert [one["visibility"] for one in hub.made] == ["private"]
+    theirs = {"their-notes.md": "1", ".gitattributes": "2"}
+    hub.files |= {"engine.safetensors": "0", "pictures/old.jpg": "0", **theirs}
+    push(copy, "hf:ada/tiny")
+    assert hub.files == wanted | theirs, "what the bundle before had besides is gone"
 
 
 def test_what_the_hub_refuses_is_one_line(copy: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,7 +235,9 @@ def test_details_are_what_stands_beside_a_thing_or_a_state() -> None:
 class HandJudge:
     """Knows the gains of candidates by their action."""
 
-    def gains(self, prompt: str, answer: str, candidates: Sequence[Candidate]) -> list[float]:
+    def gains(self, prompt: str, answer: str, candidates: Sequence[Candidate]) -> list[float] | None:
+        if prompt == "long":
+            return None
         return [{"lick": 2.0, "chase": 3.0, "wet": -1.0}[candidate.action] for candidate in candidates]
 
 
@@ -254,7 +256,9 @@ def test_likelihood_keeps_what_makes_an_answer_likelier_until_its_time_is_over(s
     said, other = (Candidate(*phrases, ("causal",), 0) for phrases in (("cat", "lick", "milk"), ("sun", "warm", "sea")))
     gains = real.gains(BALL, text, [said, other])
     assert gains[0] > 5 + gains[1]
-    assert real.gains(f"{BALL} " * 200, text, [said]) == [0.0], "no room"
+    assert real.gains(f"{BALL} " * 200, text, [said]) is None, "no room"
+    assert list(likelihood.by_likelihood([("long", text), answered[1]], ranked, judge, 0, events.append)) == ranked
+    assert "1 by rarity, as their prompts are longer than 512 tokens" in events[-1].message
 
 
 def test_no_english_model_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:

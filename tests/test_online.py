@@ -18,11 +18,12 @@ from distill.knowledge.graph import load_graph
 from distill.learning.continuous_learning import HELD_OUT, IncrementalLearner, OnlineLearningLoop
 from distill.learning.facts import learn_facts
 from distill.learning.keeping import Keeping
-from distill.learning.online import follow
+from distill.learning.online import follow, spoken
 from distill.mining.triplets import Triplet
 from distill.run import Run
 from distill.training import checkpoint
 from distill.training.loop import train
+from distill.turns import messages
 from distill.vision.vision_encoder import TripletEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -170,3 +171,30 @@ def test_feedback_is_learned_as_it_comes(world: Run, tmp_path: Path) -> None:
     how: dict[str, Any] = {"keeping": Keeping(memory=20), "epochs": 1, "measure": 4, "patience": 0.0, "once": True}
     (entry,) = follow(run, None, bound=10.0, **how)
     assert entry["lines"] == 2
+
+
+def test_feedback_of_a_conversation_and_after_a_system_message_is_learned_too() -> None:
+    system, asked = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}
+    good: dict[str, Any] = {"verdict": "good", "answer": "So.", "better": ""}
+    told = spoken(good | {"messages": [system, asked]}, "Be brief.")
+    assert told == {"prompt": "Why?", "answer": "So."}
+    turns = [asked, {"role": "assistant", "content": "So."}, {"role": "user", "content": "And then?"}]
+    for message, before in ((system, "Be brief."), (system, "Another.")):
+        found = spoken(good | {"messages": [message, *turns]}, before)
+        assert found is not None
+        assert messages(found["prompt"], before) == [message, *turns], "asked as it was"
+    assert spoken(good | {"messages": [asked], "answer": ""}) is None
+    assert spoken(good | {"messages": [asked], "verdict": "bad"}) is None
+
+
+def test_begun_again_it_keeps_no_more_checkpoints_than_before(world: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(world.path, tmp_path / "run"), world.settings)
+    how: dict[str, Any] = {"keeping": Keeping(memory=20), "epochs": 1, "measure": 4, "patience": 0.0, "once": True}
+    stream = tmp_path / "a.jsonl"
+    for end in (4, 8):
+        stream.write_text("".join(map(line, range(end))), encoding="utf-8")
+        follow(run, stream, together=2, bound=10.0, **how)
+        assert len(checkpoint.of_stage(run, "facts")) == 2
+    stream.write_text("".join(map(line, range(8))) + '{"prompt": "a"}\n', encoding="utf-8")
+    with pytest.raises(BadInput, match=r"a\.jsonl, line 9: prompt and answer should be texts"):
+        follow(run, stream, together=2, **how)

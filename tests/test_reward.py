@@ -27,7 +27,7 @@ from distill.dream.model import DreamingReasoningLLM
 from distill.dream.policy import Choice, PolicyNetwork
 from distill.dream.starter import starter_tokenizer
 from distill.errors import BadInput, CorruptFile
-from distill.events import Event
+from distill.events import Event, silent
 from distill.exam.baselines import make_child
 from distill.learning.feedback import FEEDBACK, Feedback, keep
 from distill.learning.reinforce import reinforce
@@ -453,7 +453,7 @@ def test_a_reward_is_learned_by_and_can_be_taken_back(run: Run) -> None:
     undone = CliRunner().invoke(dream, ["polish", str(run.path), "--undo", "--json"])
     assert json.loads(undone.stdout)["deleted"] == 0, "nothing was polished, and what was learned since stays"
     assert weights_of(run) != before
-    child = make_child(run, run.path.parent / "child", copy.deepcopy(run.settings), steps)
+    child = make_child(run, run.path.parent / "child", copy.deepcopy(run.settings), steps, silent)
     assert weights_of(child) == before, "a cell is the training that it is named for"
     assert json.loads(command(run, "--undo").stdout)["deleted"] == 1
     run.forget("evaluate")

@@ -27,7 +27,7 @@ from distill.config import ImageTokenizerConfig, Settings, StudentSettings
 from distill.corpus.capture import capture
 from distill.corpus.datasets import emoji, emoji_scenes
 from distill.corpus.datasets.questions import Drawn, Question, Step
-from distill.corpus.datasets.stage import DATASETS
+from distill.corpus.datasets.stage import DATASETS, capture_dataset
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, MissingDependency
 from distill.events import Event, silent
@@ -474,6 +474,7 @@ def test_prompts_show_what_is_in_their_pictures(package: Path, tmp_path: Path, m
     assert (told[0].split()[:3], len(told), told[-1]) == (["image", "token", "used"], 4, str(page))
     assert page.read_bytes() == gallery("run", sorted(tokens.values(), key=lambda token: -token.used))
     listed = json.loads(CliRunner().invoke(dream, ["tokens", str(run.path), "--json"]).stdout)["tokens"]
+    assert {one["label"]: one["pictures"] for one in listed} == {k: len(t.pictures) for k, t in tokens.items()}
     assert [one["used"] for one in listed] == sorted((token.used for token in tokens.values()), reverse=True)
     single = next(token for token in tokens.values() if token.label in things.values())
     assert all(single.label in pictures[f"./pictures/{file.name}"] for file, _ in single.pictures)
@@ -757,6 +758,44 @@ def test_files_that_users_bring(brought: dict[str, Path], monkeypatch: pytest.Mo
     beside = asked["coco"][0]
     assert beside.dream == {"spatial": [Step("bus", "right of", "dog")]}
     assert re.fullmatch(r'A dog by a "bus" \d+\. \\"annotations\\": \[', beside.answer)
+
+
+def test_all_files_of_a_folder_are_asked_about_or_told(brought: dict[str, Path]) -> None:
+    """COCO's annotations come in two parts; of others one is taken, and that is said."""
+    notes = brought["coco"] / "annotations"
+    (notes / "captions_val2017.json").write_text(
+        json.dumps(
+            {"images": [{"id": 99, "file_name": "v.jpg"}], "annotations": [{"image_id": 99, "caption": "Two."}]}
+        ),
+        encoding="utf-8",
+    )
+    boxes = [{"image_id": 99, "category_id": c, "bbox": [20 * c, 0, 9 + c, 9]} for c in (0, 1)]
+    instances = {"annotations": boxes, "categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "cup"}]}
+    (notes / "instances_val2017.json").write_text(json.dumps(instances), encoding="utf-8")
+    before = module("coco").digest(str(brought["coco"]))
+    jpeg(brought["coco"] / "val2017" / "v.jpg")
+    assert module("coco").digest(str(brought["coco"])) != before, "pictures decide what is asked"
+    answers = {question.answer for question in module("coco").questions(60, 10, 1, str(brought["coco"]))}
+    assert "Two." in answers
+    assert len(answers) == 61
+    second = brought["visual-genome"] / "relationships_v1_2.json"
+    second.write_bytes((brought["visual-genome"] / "relationships.json").read_bytes())
+    said: list[Event] = []
+    list(module("visual-genome").questions(4, 1, 0, str(brought["visual-genome"]), said.append))
+    (told,) = [event.message for event in said if event.kind == "warning"]
+    assert "relationships.json is taken; 1 more relationships*.json* beside it" in told
+
+
+def test_a_dataset_without_a_question_is_refused(brought: dict[str, Path], tmp_path: Path) -> None:
+    for path in (brought["coco"] / "train2017").iterdir():
+        path.unlink()
+    jpeg(brought["coco"] / "val2017" / "v.jpg")
+    settings = Settings()
+    settings.capture.dataset, settings.capture.dataset_files = "coco", str(brought["coco"])
+    run = Run.create(tmp_path / "run", settings)
+    with pytest.raises(BadInput, match="no question came of it to train on"):
+        capture_dataset(run, silent)
+    assert "capture" not in run.records()
 
 
 def test_files_that_are_none_are_one_line(brought: dict[str, Path], tmp_path: Path) -> None:

@@ -22,12 +22,14 @@ from distill.corpus.datasets import stage
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, DistillError, RunMismatch
 from distill.events import Event
-from distill.run import Run
+from distill.knowledge.mine import mine
+from distill.run import Run, sha256_file
 from distill.sweep import cells as sweep_cells
 from distill.sweep.plan import Plan, read_plan
 from distill.sweep.sweep import overview
 from distill.sweep.sweep import sweep as whole_sweep
 from distill.sweep.table import rows, values_of
+from distill.tokens.build import build_tokenizer
 from distill.training.checkpoint import best, list_checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_plots")
@@ -154,6 +156,35 @@ def test_finished_cells_are_kept(copied: Path, world: Run, tmp_path: Path) -> No
     assert {name: weights(copied, name) for name in NAMES} == before
     assert {name: (copied / "cells" / name / "run.json").stat().st_mtime_ns for name in NAMES} == times
     assert {cell["state"] for cell in state["cells"].values()} == {"trained"}
+
+
+def test_cells_are_kept_where_their_data_was_made_again_to_the_same_end(
+    copied: Path, world: Run, tmp_path: Path
+) -> None:
+    base = Run(shutil.copytree(world.path, tmp_path / "base"), world.settings)
+    plan = plan_of(tmp_path, VARIANTS | {"variants": {"soft": None}, "seeds": 1}, base)
+    before = weights(copied, "soft-seed0")
+    mine(base, force=True)
+    events: list[Event] = []
+    sweep(plan, copied, events.append)
+    assert not trained_anew(events)
+    base.triplets.write_bytes(b"".join(base.triplets.read_bytes().splitlines(keepends=True)[:-9]))
+    record = base.require("mine")
+    base.record("mine", record.settings, {"triplets.jsonl": sha256_file(base.triplets)}, record.summary, 0.0)
+    build_tokenizer(base)
+    sweep(plan, copied, events.append)
+    assert any(event.kind == "note" and "of other data: trained anew" in event.message for event in events)
+    assert weights(copied, "soft-seed0") != before
+
+
+def test_what_failed_and_is_not_in_the_file_any_more_fails_nothing(copied: Path, world: Run, tmp_path: Path) -> None:
+    state = json.loads((copied / "sweep.json").read_text(encoding="utf-8"))
+    state["cells"]["nodream-seed1"] |= {"state": "failed", "error": "it was too long"}
+    (copied / "sweep.json").write_text(json.dumps(state), encoding="utf-8")
+    file = write(tmp_path, VARIANTS | {"variants": {"soft": None}, "name": copied.name}, world)
+    done = call("sweep", file, "--runs-dir", copied.parent, "--no-compare", "--quiet")
+    assert done.exception is None, done.output
+    assert "Failed" not in done.stderr
 
 
 def test_a_lost_record_is_made_again_of_the_cells(copied: Path, world: Run, tmp_path: Path) -> None:

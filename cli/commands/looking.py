@@ -51,9 +51,13 @@ def tokens(run_path: Path, html: Path | None, most: int, as_json: bool) -> None:
     rows = [
         (f"⟨{token.label}⟩", token.used, len(token.pictures), ", ".join(token.phrases)[:60]) for token in found[:most]
     ]
-    listed = [{"label": t.label, "code": t.code, "used": t.used, "phrases": t.phrases} for t in found]
+    listed = [
+        {"label": t.label, "code": t.code, "used": t.used, "pictures": len(t.pictures), "phrases": t.phrases}
+        for t in found
+    ]
     text = table(rows, ("image token", "used", "pictures", "phrases"))
-    answer(as_json, {"run": str(run.path), "tokens": listed}, f"{text}\n{html}" if html else text)
+    told = {"run": str(run.path), "html": str(html) if html else None, "tokens": listed}
+    answer(as_json, told, f"{text}\n{html}" if html else text)
 
 
 @click.group()

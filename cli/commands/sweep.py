@@ -56,7 +56,8 @@ def sweep(
         return
     with Progress(quiet) as listen:
         state = perform(plan, place, listen, compare=compare, force=force)
-    failed = [name for name, cell in state["cells"].items() if cell["state"] == "failed"]
+    now = {cell.name for cell in plan.cells}  # the file may have had others before
+    failed = [name for name, cell in state["cells"].items() if name in now and cell["state"] == "failed"]
     if as_json:
         emit_json({"folder": str(place), **state})
     else:

@@ -5,15 +5,15 @@ import copy
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distill.config import Settings
 from distill.errors import BadInput
-from distill.events import Listener
-from distill.run import Run, publish_folder, write_atomic
+from distill.events import Event, Listener
+from distill.run import Run, StageRecord, publish_folder, write_atomic
 from distill.settings import settings_yaml
 from distill.training.checkpoint import of_stage
 from distill.training.engine.plan import engine_settings, untouched
@@ -46,16 +46,19 @@ def train_child(run: Run, folder: Path, settings: Settings, steps: int, stage: s
     """
     from distill.training.loop import train
 
-    child = make_child(run, folder, settings, steps)
+    child = make_child(run, folder, settings, steps, renamed(listen, stage))
     train(child, listen=renamed(listen, stage))
     return child
 
 
-def make_child(run: Run, folder: Path, settings: Settings, steps: int) -> Run:
+def make_child(run: Run, folder: Path, settings: Settings, steps: int, listen: Listener) -> Run:
     """The run that `train_child` trains, with all that its training reads."""
     settings.train.steps, settings.train.minutes = steps, 0.0
     settings.evaluate.baselines = []
+    before = of_stage(Run(folder, settings), "train")
     child = _child(run, folder, settings)
+    if before and not of_stage(child, "train"):
+        listen(Event("train", "note", f"{folder}: was made with other settings or of other data: trained anew"))
     begin_alike(child)
     return child
 
@@ -74,8 +77,10 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
         shared["start"] = start
     if (folder / "config.yaml").exists():
         there = Run.open(folder)
-        same = {name: there.records().get(name) for name in shared} == shared
-        if same and train_settings(there) == wanted:
+        known = there.records()
+        same = all(_made(known, name) == _made(records, name) for name in (*SHARED_STAGES, "redream"))
+        begun = "start" not in known or there.fresh("start", start_settings(child)) is not None
+        if same and begun and train_settings(there) == wanted:
             return Run.create(folder, settings)  # what training doesn't read may have changed
     if run.fresh("train", wanted) is not None:
         shared["train"] = records["train"]
@@ -90,6 +95,11 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
         paths.add(run.engine)
     copy_run(run, folder, settings, tuple(shared), paths)
     return child
+
+
+def _made(records: Mapping[str, StageRecord], stage: str) -> dict[str, str]:
+    """What a stage left: done again to the same end, it is the same."""
+    return records[stage].outputs if stage in records else {}
 
 
 def copy_run(run: Run, folder: Path, settings: Settings, stages: tuple[str, ...], paths: Iterable[Path]) -> None:

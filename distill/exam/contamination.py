@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 from distill.corpus.traces import TraceStore
 from distill.exam.questions import Exam
 from distill.exam.targets import Target
+from distill.training.checkpoint import read_loop
 from distill.training.start import is_inherited, started_at
 
 NEAR = 0.7
@@ -139,6 +140,9 @@ class _Search:
 
 # What a target was trained on.
 
+LATER = {"facts", "learn", "reward"}
+"""Stages that learn from other prompts than the training's."""
+
 
 def of_target(target: Target, exam: Exam) -> Contamination:
     """The exam against the training traces of the run that the target came out of, whoever's exam it is.
@@ -150,10 +154,13 @@ def of_target(target: Target, exam: Exam) -> Contamination:
     if run is not None and run.traces.exists():
         with TraceStore(run.traces, readonly=True) as store:
             found = check(exam, (prompt for _, prompt, _ in store.answers(held_out=False)))
+        reasons: list[str] = []
         if is_inherited(run):
             start = "its teacher" if started_at(run) else Path(run.settings.student.init).name
-            found = replace(found, reason=f"what {start}, its start, was trained on is not known")
-        return found
+            reasons.append(f"what {start}, its start, was trained on is not known")
+        if folder is not None and (folder / "loop.json").is_file() and LATER & read_loop(folder).settings.keys():
+            reasons.append("what it learned after its training (`dream learn`, `dream reward`) wasn't looked at")
+        return replace(found, reason="; ".join(reasons))
     if folder is not None:
         hashes = (folder.parent if target.kind == "gguf" else folder) / HASHES
         if hashes.is_file():

@@ -111,7 +111,9 @@ class Facts(Onward):
             self.told["from"] = before["from"]
             self.model.load_state_dict(load_backbone(run.checkpoints / before["from"]).state_dict())
         base = run.checkpoints / self.told["from"]
-        self.base, was = checkpoint.read_loop(base), load_backbone(base).to(self.model.cos.device)
+        own = of_learning(run, self.told["from"])
+        newest = [path for path in checkpoint.list_checkpoints(run) if path not in own][-1]  # which needn't be the best
+        self.base, was = checkpoint.read_loop(newest), load_backbone(base).to(self.model.cos.device)
         folder = self.begun if self.told["steps"] else base
         kept, given = folder / MEMORY, self.given.documents
         memory = Memory.load(kept) if kept.is_file() else Memory.of(given, keeping.memory, self.seed)
@@ -217,14 +219,24 @@ class Facts(Onward):
             [*map(int, documents.prompt(i)), *think_block(tokenizer, dreams.get(i, []))] for i in range(len(documents))
         ]
         self.model.eval()
-        room, grammar = max(np.diff(documents.answer_ends, prepend=0)) + 8, self.grammar.answering
-        said = generate(self.model, asked, max_tokens=int(room), stop_ids=[tokenizer.eos_id], grammar=grammar)
+        room, grammar = int(max(np.diff(documents.answer_ends, prepend=0)) + 8), self.grammar.answering
+        fit = [i for i, ids in enumerate(asked) if len(ids) < self.model.config.context]
+        fitting = [asked[i] for i in fit]
+        written = generate(self.model, fitting, max_tokens=room, stop_ids=[tokenizer.eos_id], grammar=grammar)
         self.model.train()
+        answered = dict(zip(fit, written, strict=True))
+        said = [answered.get(i, []) for i in range(len(asked))]  # what doesn't fit has no answer
         texts = [
             [tokenizer.decode(ids, skip_special=True).split() for ids in some]
             for some in (said, [documents.answer(i).tolist() for i in range(len(documents))])
         ]
         return [own == true for own, true in zip(*texts, strict=True)]
+
+
+def source_of(path: Path) -> str | None:
+    """The digest of what a checkpoint learned last; None where that were no facts."""
+    facts = checkpoint.read_loop(path).settings.get("facts")
+    return facts["how"]["source"] if facts else None
 
 
 def of_learning(run: Run, base: str) -> list[Path]:

@@ -44,7 +44,7 @@ def keep_said(path: Path, messages: list[Message], dream: str, answer: str, verd
 def read_feedback(path: Path) -> list[Feedback]:
     """All of it. Raises BadInput where there is none, naming file and line where one can't be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines(): a text may hold U+2028
     except FileNotFoundError:
         lines = []
     except (OSError, UnicodeDecodeError) as error:

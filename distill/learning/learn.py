@@ -112,7 +112,9 @@ class Learning(Onward):
         if not self.groups:
             raise BadInput(f"{run.path / FEEDBACK}: nothing of it fits student.context; raise it")
         with TraceStore(run.traces, readonly=True) as store:
-            self.prompts = [trace.prompt for trace in split_traces(store)[1][:SHOWN]]
+            asked = split_traces(store)[1]
+        self.shown = self.fitting(self.validation.documents)[:SHOWN] if asked else []
+        self.prompts = [asked[i].prompt for i in self.shown]
 
     def _read(self, feedback: Sequence[Feedback]) -> tuple[list[list[Judged]], int]:
         """Of each line one answer, or two to compare, after the dream that was dreamed and after none: the next dream
@@ -168,7 +170,7 @@ class Learning(Onward):
     def measured(self) -> dict[str, Any]:
         """NUMBERS, and greedy answers to validation prompts, without dreams."""
         asked, none = self.validation.documents, think_block(self.tokenizer, [])
-        blocks = [[*map(int, asked.prompt(i)), *none] for i in range(min(SHOWN, len(asked)))]
+        blocks = [[*map(int, asked.prompt(i)), *none] for i in self.shown]
         room, grammar = self.run.settings.capture.max_tokens, self.grammar.answering
         self.model.eval()
         said = generate(self.model, blocks, max_tokens=room, stop_ids=[self.tokenizer.eos_id], grammar=grammar)

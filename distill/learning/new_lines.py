@@ -3,6 +3,7 @@
 A file of JSON lines, `{"prompt": …, "answer": …}` each, or `text` in the place of `answer`, as `dream traces` exports
 them; perhaps with `dream` (`{"causal": [["ball", "fall", "ground"], …], …}`) and `held_out` (true: not learned from).
 Or another run's folder: its answers, with soft targets where both runs had the same teacher, and what was mined there.
+What this run holds out, or the other, is not learned from.
 """
 
 import hashlib
@@ -63,10 +64,10 @@ def read_new(run: Run, path: Path) -> NewLines:
 def _of_run(run: Run, other: Run) -> NewLines:
     other.require("capture")
     with TraceStore(run.traces, readonly=True) as store:
-        ours = store.teacher()
+        ours, asked = store.teacher(), {trace.prompt for trace in store.traces(held_out=True, soft=False)}
     with TraceStore(other.traces, readonly=True) as store:
         same, digest = store.teacher().digest == ours.digest, store.content_digest()
-        traces = list(store.traces())
+        traces = [replace(each, held_out=each.held_out or each.prompt in asked) for each in store.traces()]
     if not same:
         traces = [replace(trace, response=replace(trace.response, tokens=None)) for trace in traces]
     triplets = by_trace(read_triplets(other.triplets)) if other.triplets.exists() else {}
@@ -79,30 +80,33 @@ def _of_lines(run: Run, path: Path) -> NewLines:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: can't be read: {error}") from error
-    return new_lines(run, [line for line in lines if line.strip()], str(path))
+    return new_lines(run, [(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()])
 
 
-def new_lines(run: Run, lines: Sequence[str | Mapping[str, Any]], where: str) -> NewLines:
-    """Lines as they are written, or as JSON has them. Those without a dream are mined where the run's own answers were
-    by syntax. Raises BadInput, naming the line of `where`."""
+def new_lines(run: Run, lines: Sequence[tuple[str, str | Mapping[str, Any]]]) -> NewLines:
+    """Lines as they are written, or as JSON has them, each with its place. Those without a dream are mined where the
+    run's own answers were by syntax: of each lens what comes first. Raises BadInput, naming the place."""
     traces: dict[str, Trace] = {}
     triplets: dict[str, list[Triplet]] = {}
-    for number, line in enumerate(lines, 1):
+    details = ["mine.details"] if run.settings.mine.details else []
+    for place, line in lines:
         try:
             content = json.loads(line) if isinstance(line, str) else line
             trace, dream = read_line(content, run.settings.capture.held_out)
         except (ValueError, TypeError, AttributeError) as error:
             example = '{"prompt": "…", "answer": "…"}'
-            raise BadInput(f"{where}, line {number}: {error}; a line is such as {example}") from error
+            raise BadInput(f"{place}: {error}; a line is such as {example}") from error
         traces[trace.key], triplets[trace.key] = trace, dream
     if run.settings.mine.miner == "syntax" and not run.settings.capture.dataset:
         from distill.mining.syntax_miner import mine_texts
 
         bare = [trace for trace in traces.values() if not triplets[trace.key]]
-        texts = ((trace.key, trace.prompt, trace.response.text, "stop") for trace in bare)
-        for trace, mined in zip(bare, mine_texts(texts, run.settings.mine.steps), strict=True):
+        said = [trace.response for trace in bare]
+        texts = ((t.key, t.prompt, own.text, own.done_reason) for t, own in zip(bare, said, strict=True))
+        mine = run.settings.mine
+        for trace, mined in zip(bare, mine_texts(texts, mine.steps, mine.details), strict=True):
             triplets[trace.key] = mined.triplets
-    return NewLines([*traces.values()], fingerprint([*lines]), triplets)
+    return NewLines([*traces.values()], fingerprint([*(line for _, line in lines), *details]), triplets)
 
 
 def read_line(line: Mapping[str, Any], share: float) -> tuple[Trace, list[Triplet]]:
@@ -113,6 +117,8 @@ def read_line(line: Mapping[str, Any], share: float) -> tuple[Trace, list[Triple
         raise ValueError("prompt and answer should be texts")
     if (held_out := line.get("held_out")) not in (None, True, False):
         raise ValueError("held_out should be true or false")
+    if not isinstance(reason := line.get("done_reason") or "stop", str):
+        raise TypeError("done_reason should be text, such as stop or length")
     key = hashlib.sha256(json.dumps([prompt, answer]).encode()).hexdigest()
     dream = [
         Triplet(clean_phrase(what), clean_phrase(action), clean_phrase(result), lens, step, key, -1, "dream")
@@ -122,4 +128,4 @@ def read_line(line: Mapping[str, Any], share: float) -> tuple[Trace, list[Triple
     if strange := {triplet.lens for triplet in dream} - {*LENSES}:
         raise ValueError(f"dream: {strange.pop()!r} is none of {', '.join(LENSES)}")
     out = is_held_out(prompt, share) if held_out is None else held_out
-    return Trace(key, whole(prompt), out, Response(whole(answer), None, "stop"), GenerateOptions(), ""), dream
+    return Trace(key, whole(prompt), out, Response(whole(answer), None, reason), GenerateOptions(), ""), dream

@@ -21,6 +21,7 @@ from distill.learning.new_lines import NewLines, new_lines
 from distill.mining.triplets import LENSES
 from distill.run import Run
 from distill.training import checkpoint
+from distill.turns import SYSTEM, joined
 
 TOGETHER = 32
 """Lines learned at a time."""
@@ -31,16 +32,17 @@ PATIENCE = 10.0
 
 
 class RunLearner:
-    """A run's student: an example is a line, as new_lines.py reads it. Each learning is a checkpoint, of which the last
-    two stay; what it learned grows the run's knowledge graph."""
+    """A run's student: an example is where a line stands, and the line as new_lines.py reads it. Each learning is a
+    checkpoint, of which the last two stay; what it learned grows the run's knowledge graph."""
 
     def __init__(self, run: Run, keeping: Keeping, listen: Listener = silent, **how: Any) -> None:
         self.run, self.keeping, self.listen, self.how = run, keeping, listen, how
-        self.before = set(checkpoint.of_stage(run, "facts"))  # `dream learn --from` left them, and may be undone
+        self.before = set(checkpoint.of_stage(run, "facts"))
+        """Not to be deleted: `dream learn --from` left them, and may be undone."""
 
-    def learn(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Raises BadInput for a line that is none."""
-        new = new_lines(self.run, examples, "stream")
+    def learn(self, examples: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
+        """examples: each with its place. Raises BadInput for a line that is none."""
+        new = new_lines(self.run, examples)
         new = replace(new, traces=[replace(trace, held_out=False) for trace in new.traces])
         told = facts.learn_facts(self.run, self.listen, source=new, keeping=self.keeping, **self.how)
         own = [path for path in checkpoint.of_stage(self.run, "facts") if path not in self.before]
@@ -95,6 +97,8 @@ def follow(
         done: dict[str, int] = {}
         for entry in journal.lines:
             done |= entry["read"]
+        ours = {entry.get("learned") for entry in journal.lines}
+        learner.before = {path for path in learner.before if facts.source_of(path) not in ours}
         read = dict(done)
         for place in arriving((source or run.path / FEEDBACK).resolve(), done, patience):
             found: dict[str, float] = {}
@@ -103,29 +107,32 @@ def follow(
             else:
                 file, number, line = place
                 read[str(file)] = number
-                if (line := spoken(line)) is not None:
-                    found = loop.step(line)
+                if (line := spoken(line, run.settings.capture.system)) is not None:
+                    found = loop.step((f"{file}, line {number}", line))
             if found:
                 if not found["stepped_back"]:
                     learner.grow()
-                journal.append({"read": dict(read), "base": base, **found})
+                journal.append({"read": dict(read), "base": base, "learned": learner.learned.digest, **found})
                 listen(Event("online", "note", f"{found['lines']} lines, held-out {found['watched']:.3f} bits a byte"))
             if place is None and once:
                 break
         return journal.lines
 
 
-def spoken(line: dict[str, Any]) -> dict[str, Any] | None:
-    """A line of feedback as one to learn: what was better, or good, to a first question. Others as they are, but for
-    what is to be held out."""
+def spoken(line: dict[str, Any], system: str = "") -> dict[str, Any] | None:
+    """A line of feedback as one to learn: what was better, or good. Others as they are, but for what is to be held out.
+    system: the run's own message, which is put before every prompt."""
     if line.get("held_out") is True:
         return None
     if "verdict" not in line:
         return line
     said, asked = line.get("better") or line.get("answer"), line.get("messages") or []
-    if line["verdict"] == "bad" or [message.get("role") for message in asked] != ["user"]:
+    turns = [(str(message.get("role")), str(message.get("content"))) for message in asked]
+    if system and turns[:1] == [(SYSTEM, system)]:
+        del turns[0]
+    if line["verdict"] == "bad" or not turns or said == "":
         return None
-    return {"prompt": asked[0].get("content"), "answer": said}
+    return {"prompt": joined(turns), "answer": said}
 
 
 def arriving(

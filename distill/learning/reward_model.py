@@ -166,7 +166,7 @@ def _of_chats(path: Path, tokenizer: StudentTokenizer, _system: str) -> list[tup
 def _of_file(path: Path, tokenizer: StudentTokenizer, system: str) -> list[tuple[list[int], str, str]]:
     found: list[tuple[list[int], str, str]] = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if not line.strip():
                 continue
             try:

@@ -29,12 +29,12 @@ class Judge:
         self._prompts, self._system = PromptIds(fields, source.tokenizer, str(source.path)), system
         self._model = source.backbone(PROMPT_TOKENS + ANSWER_TOKENS).eval()
 
-    def gains(self, prompt: str, answer: str, candidates: Sequence[Candidate]) -> list[float]:
-        """Nats that each candidate adds; none for a prompt that has no room."""
+    def gains(self, prompt: str, answer: str, candidates: Sequence[Candidate]) -> list[float] | None:
+        """Nats that each candidate adds; None for a prompt that has no room."""
         asked = [prompt, *(f"{prompt}\n{' '.join(candidate.phrases)}" for candidate in candidates)]
         contexts = [self._prompts.encode(self._prompts.render(text, self._system)) for text in asked]
         if max(map(len, contexts)) > PROMPT_TOKENS:
-            return [0.0] * len(candidates)
+            return None
         ids = self._prompts.encode(answer)[:ANSWER_TOKENS]
         without, *beside = (float(nats.sum()) for nats in log_likelihood(self._model, contexts, [ids] * len(contexts)))
         return [nats - without for nats in beside]
@@ -48,19 +48,26 @@ def by_likelihood(
     listen: Listener = silent,
 ) -> Iterator[list[Candidate]]:
     """Of each (prompt, answer) those of its `ranked` candidates that make the answer likelier, first those that do
-    most; where none does, the first. minutes: what it may take, 0: no limit; then what is left stays as ranked."""
-    started, chosen, left, took = time.monotonic(), 0, 0, 0.0
+    most; where none does, the first. minutes: what it may take, 0: no limit; then what is left stays as ranked, as does
+    what belongs to a prompt too long to be judged."""
+    started, chosen, left, long, took = time.monotonic(), 0, 0, 0, 0.0
     for (prompt, answer), candidates in zip(answered, ranked, strict=True):
         if left or (minutes and time.monotonic() - started > 60 * minutes):
             left += 1
             yield candidates
             continue
         tried = candidates[:MOST]
-        gains = dict(zip(tried, judge.gains(prompt, answer, tried), strict=True))
+        if (nats := judge.gains(prompt, answer, tried)) is None:
+            long += 1
+            yield candidates
+            continue
+        gains = dict(zip(tried, nats, strict=True))
         likelier = [candidate for candidate in tried if gains[candidate] > 0]
         yield sorted(likelier, key=lambda candidate: -gains[candidate]) or tried[:1]
         chosen, took = chosen + 1, time.monotonic() - started
     note = f"chosen by likelihood: {chosen} answers, {took / max(chosen, 1):.2f} s each"
     if left:
         note += f"; the other {left} by rarity (mine.minutes={minutes:g} were over)"
-    listen(Event("mine", "warning" if left else "note", note))
+    if long:
+        note += f"; {long} by rarity, as their prompts are longer than {PROMPT_TOKENS} tokens"
+    listen(Event("mine", "warning" if left or long else "note", note))

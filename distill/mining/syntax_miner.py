@@ -102,9 +102,10 @@ class Found:
         return Mined(self.chains(ranked, steps), self.proposed, self.grounded)
 
 
-def mine_texts(responses: Iterable[tuple[str, str, str, str]], steps: int) -> Iterator[Mined]:
-    """Mine (trace key, prompt, text, done_reason) one after the other: of a lens what comes first."""
-    return (found.mined(found.candidates, steps) for found in read_texts(responses))
+def mine_texts(responses: Iterable[tuple[str, str, str, str]], steps: int, details: bool = False) -> Iterator[Mined]:
+    """Mine (trace key, prompt, text, done_reason) one after the other: of a lens what comes first. details: as in
+    MineSettings."""
+    return (found.mined(found.candidates, steps) for found in read_texts(responses, details))
 
 
 def read_texts(responses: Iterable[tuple[str, str, str, str]], details: bool = False) -> Iterator[Found]:

@@ -42,7 +42,8 @@ def compare(
         if not measured:
             raise error
     baseline = baseline if baseline in measured else next(iter(measured))
-    results = measurement.results({name: systems[name] for name in measured}, measured, baseline, cost)
+    whole = {name: [target for target in systems[name] if target.spec not in failed] for name in measured}
+    results = measurement.results(whole, measured, baseline, cost)
     results["warnings"] = [*warnings, *results["warnings"]]
     results["failed"] = {spec: str(error) for spec, error in failed.items()}
     samples = samples_of(measurement.exam, measured)

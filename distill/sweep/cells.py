@@ -80,7 +80,7 @@ class Job:
 
 def train_cell(job: Job, listen: Listener) -> dict[str, Any]:
     """Train it, or go on, or find it trained; returns what is written down of it. Raises what training raises."""
-    child = make_cell(job)
+    child = make_cell(job, listen)
     learn_cell(child, job.engine, job.stage, listen)
     record = child.require("train")
     found = {key: record.summary.get(key) for key in KEPT} | {"seconds": record.seconds}
@@ -91,9 +91,10 @@ def train_cell(job: Job, listen: Listener) -> dict[str, Any]:
     return found
 
 
-def make_cell(job: Job) -> Run:
+def make_cell(job: Job, listen: Listener) -> Run:
     """Its run, with all that its training reads."""
-    return make_child(job.source, job.folder, job.cell.settings, job.cell.settings.train.steps)
+    settings = job.cell.settings
+    return make_child(job.source, job.folder, settings, settings.train.steps, renamed(listen, job.stage))
 
 
 def learn_cell(child: Run, engine: bool, stage: str, listen: Listener) -> None:

@@ -124,7 +124,7 @@ def learned_elsewhere(
     threads = 1 if gpus else max(1, min(torch.get_num_threads(), cluster.most("CPU")))
 
     def sent(job: Job) -> Lesson:
-        run = make_cell(job)
+        run = make_cell(job, listen)
         begin(run, renamed(listen, job.stage))
         return Lesson(changed(run.path, {}), job.engine, job.stage, threads)
 

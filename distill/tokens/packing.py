@@ -270,7 +270,7 @@ def chosen_dreams(run: Run) -> dict[str, str]:
     record = run.records().get("redream")
     if record is None or run.fresh("redream", record.settings) is None:
         return {}
-    lines = [json.loads(line) for line in run.dreams.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in run.dreams.read_text(encoding="utf-8").split("\n") if line]
     return {line["trace"]: line["dream"] for line in lines}
 
 

@@ -13,6 +13,7 @@ from typing import Any, TextIO, TypeVar
 
 from distill.corpus.datasets.questions import Drawn
 from distill.errors import BadInput, CorruptFile
+from distill.events import Event, Listener, silent
 from distill.run import fingerprint
 
 Row = TypeVar("Row")
@@ -27,8 +28,18 @@ HELD_OUT_SHARE = 0.1
 """Of a file's subjects or pictures, by hash: never trained on."""
 
 
-def find(files: str, dataset: str, pattern: str, source: str) -> Path:
-    """The file of that pattern in the folder `files`, or `files` itself where that is a file. Raises BadInput."""
+def find(files: str, dataset: str, pattern: str, source: str, listen: Listener = silent) -> Path:
+    """The file of that pattern in the folder `files`, or `files` itself where that is a file; of several the first,
+    which is told. Raises BadInput."""
+    first, *others = find_all(files, dataset, pattern, source)
+    if others:
+        text = f"{first} is taken; {len(others)} more {pattern} beside it, such as {others[0].name}, are left"
+        listen(Event("capture", "warning", f"{text}: name one in capture.dataset_files"))
+    return first
+
+
+def find_all(files: str, dataset: str, pattern: str, source: str) -> list[Path]:
+    """All of them, one at least. Raises BadInput."""
     remedy = f"download it from {source} and name its folder in capture.dataset_files"
     if not files:
         raise BadInput(f"capture.dataset={dataset}: needs {pattern}; {remedy}")
@@ -36,13 +47,13 @@ def find(files: str, dataset: str, pattern: str, source: str) -> Path:
     found = [path] if path.is_file() else sorted(path.rglob(pattern))
     if not found:
         raise BadInput(f"{path}: {'holds' if path.is_dir() else 'is not there, so there is'} no {pattern}; {remedy}")
-    return found[0]
+    return found
 
 
 def digest(files: str) -> str:
-    """Of the files' names and sizes: they may be too long to be read for it."""
+    """Of the names and sizes of files and pictures: they may be too long to be read for it."""
     path = Path(files).expanduser()
-    found = sorted(path.rglob("*.[cj]s*")) if path.is_dir() else [path]
+    found = sorted([*path.rglob("*.[cj]s*"), *path.rglob("*.jpg")]) if path.is_dir() else [path]
     return fingerprint([[file.name, file.stat().st_size] for file in found if file.is_file()])
 
 

@@ -41,9 +41,9 @@ class Fact(NamedTuple):
     end: str
 
 
-def facts(files: str) -> Iterator[Fact]:
+def facts(files: str, listen: Listener = silent) -> Iterator[Fact]:
     """Row by row. Raises BadInput, CorruptFile naming the line."""
-    path, number = find(files, "conceptnet", PATTERN, SOURCE), 0
+    path, number = find(files, "conceptnet", PATTERN, SOURCE, listen), 0
     try:
         with opened(path) as file:
             for line in file:
@@ -63,7 +63,7 @@ def _words(uri: str) -> str:
 
 def questions(size: int, held_out: int, seed: int, files: str = "", listen: Listener = silent) -> Iterator[Question]:
     """`size` training questions at most, then `held_out` of subjects never trained on; of an even sample."""
-    chosen = sampled(facts(files), 2 * size + 20 * held_out, seed, " ".join)
+    chosen = sampled(facts(files, listen), 2 * size + 20 * held_out, seed, " ".join)
     asked = {RELATIONS[fact.relation][2].format(fact.start): fact for fact in reversed(chosen)}  # each once
     if not asked:
         raise BadInput(f"{files}: has no English facts of weight 1 or more; take ConceptNet's own assertions")

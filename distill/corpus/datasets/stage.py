@@ -105,6 +105,9 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
             lines.append(json.dumps({"key": key, **about_it, **_draw(run, question)}))
             if done % 500 == 0:
                 listen(Event("capture", "progress", done=done, total=total, unit="question"))
+        if all(wanted.values()):
+            where = run.settings.capture.dataset_files or run.settings.capture.dataset
+            raise BadInput(f"{where}: no question came of it to train on; its pictures may be another file's")
         store.select(wanted)
         stats, digest = store.stats(), store.content_digest()
     write_atomic(dataset_file(run), "".join(f"{line}\n" for line in lines))

@@ -52,7 +52,7 @@ def _thing(found: dict[str, Any]) -> tuple[str, tuple[float, float]]:
 
 def questions(size: int, held_out: int, seed: int, files: str = "", listen: Listener = silent) -> Iterator[Question]:
     """`size` training questions at most, then `held_out` about pictures never trained on; one a picture."""
-    path = find(files, "visual-genome", PATTERN, SOURCE)
+    path = find(files, "visual-genome", PATTERN, SOURCE, listen)
     there = pictures_in(path.parent, SOURCE)
     seen = (pair for pair in pairs(path) if f"{pair.image}.jpg" in there)
     chosen = sampled(seen, 2 * size + 20 * held_out, seed, lambda pair: pair.image)
