@@ -76,6 +76,7 @@ def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     marks = {**asdict(run.settings.export), "system_message": system, "checkpoint": source.name, "version": 2}
     marks["weights"] = weights_of(source)
     marks |= {"sure": run.settings.dreaming.sure, "dream_steps": longest_path(run.settings)}
+    marks["facts"] = run.settings.train.retrieve_limit
     for name in (run.knowledge, run.path / RETRIEVAL):
         marks[name.name] = sha256_file(name) if name.is_file() else ""
     record = run.fresh("export", marks)
@@ -272,6 +273,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         "seed": run.settings.seed,
         "dream_steps": longest_path(run.settings),
         "sure": run.settings.dreaming.sure,
+        "facts": run.settings.train.retrieve_limit,
         "versions": records["train"].versions if "train" in records else {},
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -256,13 +256,14 @@ def load_dreaming(
     if kind != "bundle":
         return model
     told = read_manifest(path).provenance
-    return _as_trained(model, told.get("sure", 1.0), told.get("dream_steps", 0))
+    facts = told.get("facts", model.parts.facts)
+    return _as_trained(model, told.get("sure", 1.0), told.get("dream_steps", 0), facts)
 
 
-def _as_trained(model: "DreamingReasoningLLM", sure: float, steps: int) -> "DreamingReasoningLLM":
-    """With its run's `dreaming.sure`, as an engine keeps that which it was trained with, and dreams as long as those
-    that it learned."""
-    model.parts.config, model.parts.steps = replace(model.parts.config, sure=sure), steps
+def _as_trained(model: "DreamingReasoningLLM", sure: float, steps: int, facts: int) -> "DreamingReasoningLLM":
+    """With its run's `dreaming.sure`, as an engine keeps that which it was trained with, dreams as long as those that
+    it learned, and as many facts after a prompt."""
+    model.parts.config, model.parts.steps, model.parts.facts = replace(model.parts.config, sure=sure), steps, facts
     return model
 
 
@@ -289,7 +290,8 @@ def _load_dreaming_run(run: Run, device: str, viewer: bool, listen: Listener) ->
         # One that came without its answers has what it learned beside the graph, or nothing.
         learn = partial(learned_retrieval, run, listen) if run.traces.exists() and run.triplets.exists() else None
         model.know(run.knowledge, learn)
-    return _as_trained(model, run.settings.dreaming.sure, longest_path(run.settings))
+    settings = run.settings
+    return _as_trained(model, settings.dreaming.sure, longest_path(settings), settings.train.retrieve_limit)
 
 
 def recalling(path: Path, how: str, listen: Listener = silent) -> Callable[[str, int], str]:

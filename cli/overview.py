@@ -56,7 +56,7 @@ def _traces(run: Run) -> dict[str, Any] | None:
     from distill.corpus.traces import TraceStore
 
     with TraceStore(run.traces, readonly=True) as store:
-        return asdict(store.stats())
+        return asdict(store.stats(whole=run.settings.capture.gathered))
 
 
 def _checkpoints(run: Run) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from distill.errors import BadInput
 AT_LEAST_0 = """teacher.context teacher.threads teacher.timeout teacher.retries teacher.in_flight mine.minutes
     mine.processes mine.graph_nodes train.minutes redream.prior redream.minutes polish.minutes polish.lr
     polish.temperature evaluate.prompts evaluate.dreams vision.embedding_dim vision.image_size see.steps"""
-AT_LEAST_1 = """teacher.thinking_tokens mine.steps train.retrieve_limit redream.samples polish.answers
+AT_LEAST_1 = """teacher.thinking_tokens mine.steps train.steps train.retrieve_limit redream.samples polish.answers
     evaluate.max_tokens evaluate.bootstrap vision.patch_size see.image_size"""
 LEAST = dict.fromkeys(AT_LEAST_0.split(), 0) | dict.fromkeys(AT_LEAST_1.split(), 1)
 """The smallest value of settings whose stage comes late, or has no place to check them."""

@@ -309,7 +309,9 @@ class Run:
         """
         record = self.require(stage)
         now = json.loads(json.dumps(asdict(self.settings)))
-        reasons = _changes(record.settings, now.get(stage, {}), now, f"{stage}.")
+        # What tokenizing came to have later isn't recorded where it is as it was before.
+        before = asdict(Settings().tokenize) if stage == "tokenize" else {}
+        reasons = _changes({**before, **record.settings}, now.get(stage, {}), now, f"{stage}.")
         if self.fingerprint(stage, record.settings) != record.fingerprint:
             reasons.append("an earlier stage has run again")
         missing = [output for output in record.outputs if not (self.path / output).exists()]

@@ -442,8 +442,14 @@ def test_lenses_stand_in_the_order_that_is_set(mined_run: Run, kind: str) -> Non
     build_tokenizer(mined_run)
     assert "lenses" not in mined_run.require("tokenize").settings, "as before there was such a setting"
     assert StudentTokenizer.load(mined_run.tokenizer).lenses == LENSES
+    assert mined_run.stale("tokenize") == []
     mined_run.settings.tokenize.lenses = order = ["abstract", "spatial", "temporal", "causal"]
+    (why,) = mined_run.stale("tokenize")
+    assert why.startswith("tokenize.lenses was ['spatial', 'temporal', 'causal', 'abstract'], is ['abstract'"), (
+        "a sweep asks"
+    )
     build_tokenizer(mined_run)
+    assert mined_run.stale("tokenize") == []
     assert StudentTokenizer.load(mined_run.tokenizer).lenses == (*order,)
 
 

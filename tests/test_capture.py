@@ -677,6 +677,39 @@ def test_a_teacher_without_logprobs_leaves_text(tmp_path: Path):
     assert (summary["responses"], summary["tokens"], summary["soft_share"]) == (10, 0, 0.0)
 
 
+def test_answers_without_targets_are_asked_again_where_there_may_be_some_now(tmp_path: Path):
+    run = make_run(tmp_path, 10)
+    capture(run, teachers=[StubTeacher(logprobs=False)])
+    without = StubTeacher(logprobs=False)
+    capture(run, force=True, teachers=[without])
+    assert without.asked == [], "nothing is to be had by asking again"
+    summary = capture(run, force=True, teachers=[told := StubTeacher()])
+    assert (summary["responses"], len(told.asked)) == (10, 10)
+    assert summary["soft_share"] > 0.5
+    again = StubTeacher()
+    capture(run, force=True, teachers=[again])
+    assert again.asked == []
+
+
+def test_a_capture_that_fails_leaves_what_the_record_tells_of(tmp_path: Path):
+    """Its settings are put back: the next stages read what was captured with them."""
+    run = make_run(tmp_path, 40)
+    capture(run, teachers=[StubTeacher()])
+
+    def selected() -> tuple[int, str]:
+        with TraceStore(run.traces, readonly=True) as store:
+            return store.stats().responses, store.content_digest()
+
+    before, count = selected(), itertools.count()
+    run.settings.capture.temperature += 0.5
+    with pytest.raises(TeacherUnavailable):
+        capture(run, teachers=[StubTeacher(fail=lambda _: TeacherUnavailable("gone") if next(count) > 10 else None)])
+    assert selected() == before
+    rest = StubTeacher()
+    assert capture(run, teachers=[rest])["responses"] == 40
+    assert len(rest.asked) < 40, "what it had said is kept all the same"
+
+
 @pytest.mark.parametrize(("key", "value"), [("top_logprobs", 21), ("max_tokens", 0), ("minutes", -1.0)])
 def test_unusable_settings(tmp_path: Path, key: str, value: object):
     with pytest.raises(BadInput, match=f"capture.{key}={value}"):

@@ -242,7 +242,7 @@ def test_a_given_dream_is_read_as_it_is(model: DreamingReasoningLLM) -> None:
     assert [branch.provenance for branch in result["dreams"]] == ["given"] * 4
     assert result["dreams"][1].score > 0, "the engine's graph judges it as any other"
     how = {"temperature": 1.3, "seed": 3, "max_length": 20}
-    for dreamer in ("engine", "backbone"):
+    for dreamer in ("engine", "backbone", "checked"):
         own = model.generate(PROMPTS[0], dreamer=dreamer, return_dreams=True, **how)
         again = model.generate(PROMPTS[0], dreamer=dreamer, dream=own["record"].dream, return_dreams=True, **how)
         assert again["output"] == own["output"]

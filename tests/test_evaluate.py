@@ -307,7 +307,8 @@ def shorten(checkpoint: Path, context: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["evaluate.dreams=-1", "evaluate.bootstrap=0", "evaluate.max_tokens=0", "teacher.retries=-1"]
+    "setting",
+    ["evaluate.dreams=-1", "evaluate.bootstrap=0", "evaluate.max_tokens=0", "teacher.retries=-1", "train.steps=0"],
 )
 def test_numbers_without_a_meaning_are_refused(setting: str) -> None:
     with pytest.raises(BadInput, match=f"^{setting}: must be at least [01]$"):

@@ -205,8 +205,9 @@ def through(url: str, folder: Path, ask: Callable[[httpx.AsyncClient], Awaitable
 
 
 def traces(folder: Path) -> list[Trace]:
+    """What was kept: the next capture selects of it."""
     with TraceStore(folder / "run" / "traces.db", readonly=True) as store:
-        return list(store.traces())
+        return [store.get(key) for key, _, _ in store.asked()]
 
 
 def request(path: str, **more: Any) -> dict[str, Any]:
@@ -361,12 +362,14 @@ def test_the_same_answer_is_one_trace_and_another_is_two(tmp_path: Path) -> None
     with serve(Told({"/api/generate": say})) as state:
         through(state.url, tmp_path, ask)
     assert sorted(trace.response.text for trace in traces(tmp_path)) == ["Down.", "It falls."]
+    with TraceStore(tmp_path / "run" / "traces.db", readonly=True) as store:
+        assert not list(store.traces()), "a mining beside it reads nothing before the next capture selects it"
 
 
 def test_where_keeping_fails_the_answer_comes_all_the_same(
     server: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: TraceStore, trace: Trace) -> None:
+    def full(self: TraceStore, trace: Trace, chosen: bool = True) -> None:
         raise OSError("the disk is full")
 
     async def ask(client: httpx.AsyncClient) -> list[bytes]:

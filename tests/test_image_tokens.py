@@ -300,7 +300,9 @@ def test_an_embedding_models_vectors_are_fitted_to_512(
         loaded.encode(phrases)
 
 
-def test_an_embedding_model_is_asked_at_the_teachers_host_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedding_model_is_asked_at_the_teachers_host_in_batches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: list[int] = []
 
     class Embedder:
@@ -312,9 +314,12 @@ def test_an_embedding_model_is_asked_at_the_teachers_host_in_batches(monkeypatch
     monkeypatch.setattr("distill.teacher.open_teacher", lambda settings: opened.append(settings) or [Embedder()])
     triplets = [Triplet(f"thing {i}", "falls", "down", "causal", 0, str(i), 0, "syntax") for i in range(300)]
     teacher = TeacherSettings(model="embedded:smollm2", hosts=["http://there:1"], timeout=7, retries=1)
-    build_codebook(triplets, size=4, encoder="ollama:minilm", teacher=teacher)
+    codebook, _ = build_codebook(triplets, size=4, encoder="ollama:minilm", teacher=teacher)
     assert opened == [dataclasses.replace(teacher, model="ollama:minilm")]
     assert asked == [256, 46, 256, 46]  # once to fit the projection, once to encode
+    codebook.save(tmp_path)
+    Codebook.load(tmp_path, teacher).encode(["a thing"])
+    assert opened[1:] == opened[:1], "later it is asked at the same hosts, for as long"
 
 
 # Dreams.

@@ -429,6 +429,32 @@ def test_a_model_that_is_not_installed_names_the_nearest(server: FakeOllama) -> 
         assert teacher(full, model="proto").describe().name == "proto:latest"
 
 
+def test_a_host_that_lost_its_model_is_asked_who_it_is_again(
+    server: FakeOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model may stand there under its name: its answers are its own."""
+    asker = teacher(server)
+    before = asker.describe()
+    client = asker._client
+    asked, models = list[dict[str, Any]](), client.models
+
+    def another() -> list[dict[str, Any]]:
+        asked.extend([{**entry, "digest": "e" * 64} for entry in models()])
+        return asked
+
+    def lost(*_: object) -> dict[str, Any]:
+        raise ModelNotFound("http://x: has no such model")
+
+    monkeypatch.setattr(client, "models", another)
+    assert asker.describe() == before
+    assert asked == []
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "post", lost)
+        with pytest.raises(ModelNotFound):
+            asker.generate("p", OPTIONS)
+    assert asker.describe().digest == "e" * 64
+
+
 def test_an_old_server_gives_hard_labels_and_one_warning(server: FakeOllama) -> None:
     server.old = True
     heard: list[Event] = []

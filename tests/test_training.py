@@ -1,6 +1,7 @@
 """Training as a user lives it: started, killed, resumed, spread over processes, given broken files."""
 
 import contextlib
+import copy
 import json
 import multiprocessing
 import os
@@ -115,6 +116,50 @@ def test_checksums_that_know_no_weights_are_told(tmp_path: Path) -> None:
     (tmp_path / "checksums.json").write_text('{"loop.json": "0"}', encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"checksums\.json: knows no model\.safetensors; delete "):
         checkpoint.weights_of(tmp_path)
+
+
+def test_what_force_would_replace_stays_where_no_training_can_begin(trained: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(trained.path, tmp_path / "run"), copy.deepcopy(trained.settings))
+    before = checkpoint.list_checkpoints(run)
+    for section, name, value, match in (
+        (run.settings.train, "optimizer", "adam", "train.optimizer"),
+        (run.settings.train, "device", "tpu", "train.device"),
+        (run.settings.student, "init", str(tmp_path / "nowhere"), "nowhere"),
+    ):
+        was = getattr(section, name)
+        setattr(section, name, value)
+        with pytest.raises(DistillError, match=match):
+            train(run, force=True)
+        setattr(section, name, was)
+        assert checkpoint.list_checkpoints(run) == before
+        assert run.require("train") == trained.require("train")
+
+
+def test_a_training_begun_anew_and_stopped_is_no_student_yet(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is shipped and measured asks for the record; its best checkpoint is that of no step."""
+    run = Run(shutil.copytree(trained.path, tmp_path / "run"), trained.settings)
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "fit", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, force=True)
+    with pytest.raises(MissingStage, match="no finished train stage; run `dream train"):
+        run.require("train")
+    train(run)
+    assert run.require("train").summary["steps"] == 12
+
+
+def test_dreams_may_not_get_longer_within_a_training(trained: Run, tmp_path: Path) -> None:
+    """train.stutter and train.strict go by how long they may be."""
+    run = Run(shutil.copytree(trained.path, tmp_path / "run"), copy.deepcopy(trained.settings))
+    run.settings.dreaming.dream_length = run.settings.mine.steps + 1
+    with pytest.raises(RunMismatch, match="dream_length"):
+        train(run)
 
 
 def test_a_finished_training_is_kept(trained: Run) -> None:
@@ -591,7 +636,9 @@ def test_a_student_starts_from_another_checkpoint(trained: Run, prepared: Run, t
     (source / "tokenizer.json").write_bytes((trained.tokenizer / "tokenizer.json").read_bytes())
     run = fork(prepared, tmp_path / "run", steps=1, checkpoint_every=1)
     run.settings.student.init = str(source)
-    train(run)
+    said: list[Event] = []
+    train(run, said.append)
+    assert any("student.layers: isn't used: the student begins as" in event.message for event in said)
     start = load_backbone(checkpoint.folder_of(run, 0))
     for name, tensor in model.state_dict().items():
         assert torch.equal(start.state_dict()[name], tensor), name

@@ -82,8 +82,9 @@ def stats(run_path: Path, as_json: bool) -> None:
     """
     from distill.corpus.traces import TraceStore
 
-    with TraceStore(open_run(run_path, None, [], {}).traces, readonly=True) as store:
-        found = asdict(store.stats())
+    run = open_run(run_path, None, [], {})
+    with TraceStore(run.traces, readonly=True) as store:
+        found = asdict(store.stats(whole=run.settings.capture.gathered))
     answer(as_json, found, table(facts(found)))
 
 

@@ -137,6 +137,8 @@ def capture(
         "teacher": {
             "model": teacher.model,
             **({"context": teacher.context} if teacher.context else {}),
+            # With them an OpenAI server's tokens can be told.
+            **({"weights": True} if teacher.weights and teacher.model.startswith("openai:") else {}),
             **thinking_asked(teacher),
         },
         "seed": run.settings.seed,
@@ -193,12 +195,14 @@ def _ask_all(
         store = stack.enter_context(TraceStore(run.traces))
         store.put_teacher(info, tokenizer)
         jobs = _jobs_to_ask(run, prompts, info, store, listen)
+        stack.enter_context(store.selected_as_before_on_failure(STAGE in run.records()))
         store.select({job.key: job.prompt.held_out for job in jobs})
         if others := store.left_out():
             listen(Event(STAGE, "note", f"{others} answers are kept, but left out: these settings don't ask for them"))
         # What the context cut is asked again where another may be set now.
         limit = settings.max_tokens if run.settings.teacher.context and not done else 0
-        left = [job for job in jobs if not store.has(job.key, limit)]
+        soft = bool(settings.top_logprobs and info.logprobs and tokenizer)
+        left = [job for job in jobs if not store.has(job.key, limit, soft)]
         before = len(jobs) - len(left)
         session = _Capture(store, crew, "prompts" if settings.samples == 1 else "answers")
         listen(Event(STAGE, "start", f"asking {info.spec}", done=before, total=len(jobs), unit=session.unit))
@@ -378,7 +382,7 @@ def _summary(session: _Capture, prompts: int, samples: int, seconds: float) -> d
         "failed": session.failed,
         "refused": session.refused,
         "empty": session.empty,
-        "thought": session.thought,
+        "thought": stats.thinking + sum(why.startswith("thought") for why in session.missing.values()),
         "asked_now": session.crew.received,
         "bytes_per_token": round(stats.bytes_per_token, 2),
         "tokens_per_second": round(session.tokens / asking, 1) if session.tokens else 0.0,

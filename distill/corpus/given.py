@@ -31,7 +31,8 @@ def keep_given(run: Run, prompts: Sequence[Prompt], listen: Listener) -> tuple[d
     listen(Event(STAGE, "start", "taking the answers that are given", total=len(prompts), unit="answers"))
     started = time.monotonic()
     words = _words(run, listen)
-    with TraceStore(run.traces) as store:
+    recorded = STAGE in run.records()
+    with TraceStore(run.traces) as store, store.selected_as_before_on_failure(recorded):
         store.put_teacher(INFO, words)
         store.select({})
         several = Counter[str]()

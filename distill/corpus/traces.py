@@ -11,7 +11,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,6 @@ from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, Tea
 FORMAT = 2
 """PRAGMA user_version of the schema below. Format 1 has one answer a prompt and no column `sample`."""
 APPLICATION_ID = 0x44524D54  # "DRMT"
-
 _SCHEMA = """
 CREATE TABLE teacher (
     one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -43,8 +42,7 @@ CREATE TABLE responses (
     targets BLOB,               -- pack_targets.py; NULL where there are none
     checksum INTEGER NOT NULL,  -- CRC-32 of prompt, text, done_reason, options and targets
     timings TEXT NOT NULL,      -- seconds, and which `model` answered; JSON, no part of the content
-    -- Which of the prompt's answers it is; the options' seed tells them apart.
-    sample INTEGER NOT NULL DEFAULT 0
+    sample INTEGER NOT NULL DEFAULT 0  -- which of the prompt's answers; the options' seed tells them apart
 );
 """
 _THINKING = """
@@ -110,13 +108,8 @@ class TraceStore:
             may_write = os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
             if readonly and not may_write and not path.with_name(f"{path.name}-wal").exists():
                 mode += "&immutable=1"  # SQLite would make files beside it, and nobody can be writing
-            self._db = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode={mode}",
-                uri=True,
-                isolation_level=None,
-                timeout=30,
-                check_same_thread=False,
-            )
+            where = f"{path.resolve().as_uri()}?mode={mode}"
+            self._db = sqlite3.connect(where, uri=True, isolation_level=None, timeout=30, check_same_thread=False)
         try:
             with self._errors():
                 self._prepare(readonly)
@@ -235,23 +228,25 @@ class TraceStore:
         what = [info.digest, info.template_digest, prompt, options.spelled()]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
-    def has(self, key: str, limit: int = 0) -> bool:
+    def has(self, key: str, limit: int = 0, soft: bool = False) -> bool:
         """Whether there is a response with a text, selected or not. limit: tokens that it might have had: then one that
-        ended before them, though not by itself, is none; where its tokens aren't known it is one."""
+        ended before them, though not by itself, is none; where its tokens aren't known it is one. soft: one without
+        targets is none."""
         cut = "done_reason = 'length' AND tokens BETWEEN 1 AND ? - 1"
+        told = f"{_SAYS} AND NOT ({cut}) {'AND targets IS NOT NULL' if soft else ''}"
+        asked = f"SELECT 1 FROM responses WHERE key = ? AND {told}", (key, limit)
         with self._errors():
-            found = self._db.execute(f"SELECT 1 FROM responses WHERE key = ? AND {_SAYS} AND NOT ({cut})", (key, limit))
-            return found.fetchone() is not None
+            return self._db.execute(*asked).fetchone() is not None
 
-    def put(self, trace: Trace) -> None:
-        """Store and select a response; on return it survives a kill of this process."""
+    def put(self, trace: Trace, chosen: bool = True) -> None:
+        """Store a response and, if it is `chosen`, select it; on return it survives a kill of this process."""
         response = trace.response
         options = json.dumps(trace.options.spelled(), sort_keys=True)
         packed, thought = (None if t is None else pack_targets(t) for t in (response.tokens, response.thought))
         row = (
             trace.key,
             trace.prompt,
-            int(trace.held_out),
+            int(trace.held_out) if chosen else None,
             response.text,
             response.done_reason,
             options,
@@ -281,6 +276,20 @@ class TraceStore:
             self._db.executemany(f"UPDATE responses SET held_out = ? WHERE key = ? AND {_SAYS}", marks)
             self._db.execute("COMMIT")
             return int(self._db.execute("SELECT COUNT(held_out) FROM responses").fetchone()[0])
+
+    @contextmanager
+    def selected_as_before_on_failure(self, wanted: bool = True) -> Generator[None]:
+        """Where what is within fails, what was selected is so again, if that is `wanted`."""
+        with self._errors():
+            rows = self._db.execute("SELECT key, held_out FROM responses WHERE held_out IS NOT NULL")
+            before = {key: bool(held_out) for key, held_out in rows} if wanted else {}
+        try:
+            yield
+        except DistillError:
+            with suppress(DistillError):  # what is to be told is the first error
+                if wanted:
+                    self.select(before)
+            raise
 
     def left_out(self) -> int:
         """How many responses are not selected."""
@@ -370,28 +379,21 @@ class TraceStore:
                     digest.update(hashlib.sha256(b"" if targets is None else logical_bytes(targets)).digest())
         return digest.hexdigest()
 
-    def stats(self) -> TraceStats:
-        """Counted by SQLite, without reading the targets."""
+    def stats(self, whole: bool = False) -> TraceStats:
+        """Counted by SQLite, without reading the targets. whole: over all responses, as while they are gathered."""
+        counted = _SAYS if whole else "held_out IS NOT NULL"
         with self._errors():
             prompts, responses, held_out, tokens, soft, size, thinking, thought = self._db.execute(
                 "SELECT COUNT(DISTINCT prompt), COUNT(*), TOTAL(held_out), TOTAL(tokens), TOTAL(soft), "
                 "TOTAL(LENGTH(CAST(text AS BLOB)) + COALESCE(LENGTH(targets), 0)), "
-                f"COUNT(thinking), TOTAL(thought_tokens) FROM {_THERE} WHERE held_out IS NOT NULL"
+                f"COUNT(thinking), TOTAL(thought_tokens) FROM {_THERE} WHERE {counted}"
             ).fetchone()
             reasons = self._db.execute(
-                "SELECT done_reason, COUNT(*) FROM responses WHERE held_out IS NOT NULL GROUP BY 1 ORDER BY 1"
+                f"SELECT done_reason, COUNT(*) FROM responses WHERE {counted} GROUP BY 1 ORDER BY 1"
             ).fetchall()
-        return TraceStats(
-            prompts=prompts,
-            responses=responses,
-            held_out=int(held_out),
-            tokens=int(tokens),
-            soft_tokens=int(soft),
-            bytes_per_token=size / tokens if tokens else 0.0,
-            done_reasons=dict(reasons),
-            thinking=thinking,
-            thinking_tokens=int(thought),
-        )
+        counts = (int(number) for number in (held_out, tokens, soft))
+        mean = size / tokens if tokens else 0.0
+        return TraceStats(prompts, responses, *counts, mean, dict(reasons), thinking, int(thought))
 
 
 def _checksum(*words: str, packed: bytes | None) -> int:

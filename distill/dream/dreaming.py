@@ -108,7 +108,7 @@ def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, know
 def _dreamt(parts: Parts, speaker: Speaker, states: Tensor, asked: Asked, watch: Watch | None) -> Dreamt:
     """Dream after a prompt of these states (1, P, H); then the speaker has read the dream, and words may follow."""
     if asked.dream is not None:
-        return _given(parts, speaker, states, asked.dream, asked.dreamer == "backbone")
+        return _given(parts, speaker, states, asked.dream, asked.dreamer in ("backbone", "checked"))
     if asked.dreamer == "none":  # the prompt ends in an empty dream
         speaker.obey(parts.grammar.answering)
         return Dreamt()

@@ -13,8 +13,6 @@ from distill.knowledge.growing_graph import KnowledgeGraph
 from distill.knowledge.retrieval import ATTENTION, Attention, Labels, Retriever
 from distill.run import sha256_file
 
-LIMIT = 4
-"""Triplets put after a prompt."""
 REMEDY = "name another graph; `dream mine --force` writes a run's anew"
 """Where a graph can't be read."""
 
@@ -83,7 +81,7 @@ class Memory:
         retriever = self.retriever()
         if how == ATTENTION:
             retriever.attention = self.attention
-        found = retriever.retrieve(prompt, how, LIMIT, seed, drawn)
+        found = retriever.retrieve(prompt, how, parts.facts, seed, drawn)
         label_of = {label: label for label in parts.labels}
         strange = sorted({phrase for triple in found for phrase in triple} - label_of.keys())
         if strange and parts.codebook is not None and len(parts.codebook):

@@ -58,7 +58,8 @@ SHAPES = ("num_dream_sequences", "dream_length", "graph_reasoning_hops")
 class Parts:
     """Who dreams and answers. codebook and engine may be missing: such a student dreams by itself alone; without eyes
     it sees no pictures, without a policy the arbiter alone chooses among its engine's paths. steps: of a dream of its
-    own at most, a lens, where it learned longer ones than its engine drafts (`mine.steps`)."""
+    own at most, a lens, where it learned longer ones than its engine drafts (`mine.steps`). facts: triplets put after a
+    prompt at most, where some are retrieved."""
 
     model: Backbone
     tokenizer: StudentTokenizer
@@ -69,6 +70,7 @@ class Parts:
     eyes: PictureCodebook | None = None
     policy: PolicyNetwork | None = None
     steps: int = 0
+    facts: int = 4
 
     @property
     def longest(self) -> int:

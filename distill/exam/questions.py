@@ -136,7 +136,7 @@ class Exam:
         """The concept space that texts of all targets are compared in: the run's, where it is tokenized."""
         if self.run is None or not (self.run.tokenizer / "codebook.json").is_file():
             return None
-        return Codebook.load(self.run.tokenizer)
+        return Codebook.load(self.run.tokenizer, self.run.settings.teacher)
 
 
 def load_exam(run: Run, limit: int | None = None) -> Exam:

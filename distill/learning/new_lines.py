@@ -39,7 +39,7 @@ class NewLines:
     def documents(self, run: Run, held_out: bool) -> Documents:
         """Those that are held out, or those that are not. Phrases that no image token was made for take the nearest."""
         tokenizer = StudentTokenizer.load(run.tokenizer)
-        codebook = Codebook.load(run.tokenizer)
+        codebook = Codebook.load(run.tokenizer, run.settings.teacher)
         codes = load_codes(run.tokenizer, codebook)
         traces = [trace for trace in self.traces if trace.held_out == held_out]
         phrases = {phrase for trace in traces for t in self.triplets.get(trace.key, ()) for phrase in t.phrases}

@@ -158,7 +158,7 @@ class Seeing(Onward):
 
     def _named(self) -> nn.Sequential:
         """The projector that says of patches what the training's pictures are known to show."""
-        tokenizer, codebook = self.tokenizer, Codebook.load(self.run.tokenizer)
+        tokenizer, codebook = self.tokenizer, Codebook.load(self.run.tokenizer, self.run.settings.teacher)
         shown, _ = found_in(self.run)
         names = sorted({name for path in self.places for name in shown[path]})
         code = dict(zip(names, codebook.encode(names).tolist(), strict=True))

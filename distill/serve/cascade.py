@@ -163,7 +163,7 @@ class Cascade:
         """What was saved, in words; also kept in the run's cascade.json. The teacher's tokens are those that its kept
         answers have on average."""
         with TraceStore(run.traces, readonly=True) as store:
-            stats = store.stats()
+            stats = store.stats(whole=True)
         each = stats.tokens / stats.responses if stats.responses else 0.0
         found = {"asked": self.tried, "answered": self.given, "own_tokens": self.written}
         found |= {"teacher_tokens_saved": round(self.given * each), **asdict(self.calibration)}

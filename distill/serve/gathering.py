@@ -79,5 +79,6 @@ class Keeper:
             options = replace(options, seed=int.from_bytes(digest[:4], "big") & 0x7FFFFFFF)
         key = TraceStore.key(self._info, prompt, options)
         held_out = is_held_out(prompt, self.run.settings.capture.held_out)
-        self._store.put(Trace(key, prompt, held_out, response, options, self._info.digest))
+        # Selected by the next capture: a mining or a training beside this reads what there was when it began.
+        self._store.put(Trace(key, prompt, held_out, response, options, self._info.digest), chosen=False)
         self.kept += 1

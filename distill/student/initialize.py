@@ -37,10 +37,12 @@ def new_student(settings: StudentSettings, tokenizer: StudentTokenizer, seed: in
     """A Backbone for the tokenizer: that of the folder or GGUF `settings.init`, or one with random weights, in which
     `image_rows="label"` puts image tokens near their labels' words.
 
-    Raises BadInput, CorruptFile.
+    Raises BadInput, also for rows that such a beginning can't have, CorruptFile.
     """
     if settings.init not in ("", CHANCE, TEACHER):
         return transplant(open_source(Path(settings.init)), tokenizer, settings.context)
+    if settings.image_rows == "untied":
+        raise BadInput("student.image_rows=untied: is for a student that begins as its teacher; this one doesn't")
     config = config_for(settings, tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     model = Backbone(config).initialize(seed)
     if settings.image_rows != "label":

@@ -236,6 +236,12 @@ class OllamaTeacher:
             if "prompt" in body:
                 return self._client.post("/api/generate", body)
             answer = self._client.post("/api/chat", body)
+        except ModelNotFound:
+            with self._lock:  # who comes in its place is somebody else
+                self._info = self._show = self._words = None
+            with self._framing:
+                self._frames.clear()
+            raise
         except TeacherError as error:
             if body.get("think") not in LEVELS or "think value" not in str(error):
                 raise

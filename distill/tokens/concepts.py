@@ -231,6 +231,9 @@ class OllamaEncoder:
     `embed` is Teacher.embed; after loading from disk it is opened when first needed.
     """
 
+    teacher: TeacherSettings | None = None
+    """Whose hosts are asked, and for how long they are waited for."""
+
     def __init__(self, model: str, mean: Vectors, components: Vectors, embed: Embed | None = None) -> None:
         self.model, self.mean, self.components, self._embed = model, mean, components, embed
 
@@ -260,7 +263,7 @@ class OllamaEncoder:
 
     def _open(self) -> Embed:
         if self._embed is None:
-            self._embed = open_embed(self.model)
+            self._embed = open_embed(self.model, self.teacher)
         return self._embed
 
     def save(self, folder: Path) -> None:
@@ -334,13 +337,17 @@ def save_state(folder: Path, arrays: dict[str, NDArray[Any]], state: dict[str, A
     write_atomic(folder / "encoder.json", json.dumps({"version": 1, **state}, ensure_ascii=False))
 
 
-def load_encoder(folder: Path) -> ConceptEncoder:
-    """The encoder saved in a folder. Raises CorruptFile."""
+def load_encoder(folder: Path, teacher: TeacherSettings | None = None) -> ConceptEncoder:
+    """The encoder saved in a folder; one that is a server's model is asked at the hosts of `teacher`. Raises
+    CorruptFile."""
     path = folder / "encoder.json"
     try:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         arrays = load_file(folder / "encoder.safetensors")
-        kind = LocalEncoder if state["name"] == "local" else OllamaEncoder
-        return kind.from_state(arrays, state)
+        if state["name"] == "local":
+            return LocalEncoder.from_state(arrays, state)
+        found = OllamaEncoder.from_state(arrays, state)
+        found.teacher = teacher
+        return found
     except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
         raise CorruptFile(f"{path}: not an encoder's state ({error}); run `dream tokenize --force`") from error

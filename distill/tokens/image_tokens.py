@@ -128,8 +128,9 @@ class Codebook:
         self.encoder.save(folder)
 
     @classmethod
-    def load(cls, folder: Path) -> "Codebook":
-        """Read what `save` wrote. Raises CorruptFile where files are missing, altered or don't fit each other."""
+    def load(cls, folder: Path, teacher: TeacherSettings | None = None) -> "Codebook":
+        """Read what `save` wrote. teacher: at whose hosts an encoder is asked that is a server's model. Raises
+        CorruptFile where files are missing, altered or don't fit each other."""
         path = folder / "codebook.json"
         try:
             about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -146,7 +147,8 @@ class Codebook:
                 raise ValueError(f"{len(labels)} labels do not fit centroids of shape {arrays['centroids'].shape}")
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CorruptFile(f"{path}: not a whole codebook ({error}); run `dream tokenize --force`") from error
-        return cls(labels, arrays["centroids"], arrays["counts"], load_encoder(folder), about.get("report", {}), words)
+        encoder, report = load_encoder(folder, teacher), about.get("report", {})
+        return cls(labels, arrays["centroids"], arrays["counts"], encoder, report, words)
 
 
 def check_labels(labels: Sequence[str]) -> None:

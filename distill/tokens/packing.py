@@ -185,7 +185,7 @@ def packing(about: tuple[str, dict[str, Any]]) -> Generator[Callable[[tuple[int,
     """Documents of traces by their keys, as safetensors. about: a run's folder and its settings."""
     run = Run(Path(about[0]), load_settings(values=about[1]))
     tokenizer = StudentTokenizer.load(run.tokenizer)
-    codes, chosen = load_codes(run.tokenizer, Codebook.load(run.tokenizer)), chosen_dreams(run)
+    codes, chosen = load_codes(run.tokenizer, Codebook.load(run.tokenizer, run.settings.teacher)), chosen_dreams(run)
     with TraceStore(run.traces, readonly=True) as store, closing(TripletFile(run.triplets)) as triplets:
         teacher = store.tokenizer()
         train = split_traces(store)[0] if run.settings.train.retrieve else []

@@ -7,12 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from distill.backbone.device import pick_device
 from distill.events import Event, Listener, silent
 from distill.run import Run, sha256_file
+from distill.student.initialize import CHANCE, TEACHER
+from distill.teacher.open_source import open_source
 from distill.tokens.packing import pack
 from distill.training import checkpoint
 from distill.training.distributed import World, launch
-from distill.training.plan import data_fingerprint, train_settings
+from distill.training.plan import check_settings, data_fingerprint, train_settings
 from distill.training.start import begin
 from distill.training.trainer import Trainer
 
@@ -25,8 +28,13 @@ def train(run: Run, listen: Listener = silent, force: bool = False) -> dict[str,
     """
     for stage in ("capture", "mine", "tokenize"):
         run.require(stage)
+    if force:  # before what is there goes
+        check_settings(run.settings.train)
+        pick_device(run.settings.train.device, "train.device")
+        if (source := run.settings.student.init) not in ("", CHANCE, TEACHER):
+            open_source(Path(source))
     if "WORLD_SIZE" not in os.environ or int(os.environ["RANK"]) == 0:
-        begin(run, listen)
+        begin(run, listen, force)
     record = None if force else run.fresh("train", train_settings(run))
     if record is not None:
         listen(Event("train", "done", "nothing changed: kept", data=record.summary))
@@ -75,11 +83,15 @@ def set_aside_stale(run: Run, listen: Listener) -> None:
     for path in (run.checkpoints, run.path / "tensorboard", run.metrics):
         if path.exists():
             path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+    run.forget("train")
     text = f"the data changed: training anew; earlier checkpoints are in {run.checkpoints.name}.{number}"
     listen(Event("train", "note", text))
 
 
 def _delete_checkpoints(run: Run) -> None:
+    """Their records too: what comes next asks whether there is a student that was trained to its end."""
+    for stage in ("train", *checkpoint.ONWARD):
+        run.forget(stage)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     shutil.rmtree(run.path / "tensorboard", ignore_errors=True)
     run.metrics.unlink(missing_ok=True)

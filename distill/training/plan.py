@@ -8,6 +8,7 @@ from typing import Any
 from distill.config import TrainSettings
 from distill.errors import BadInput
 from distill.run import Run
+from distill.student.grammar import longest_path
 from distill.training import numerics
 
 VERSION = 2
@@ -34,7 +35,10 @@ FREE = {*RUNNING, "device", "processes", "precision", "compile", "micro_rows", "
 def train_settings(run: Run) -> dict[str, Any]:
     """All that training depends on, besides its data."""
     settings = run.settings
-    return {**asdict(settings.train), "student": asdict(settings.student), "seed": settings.seed, "version": VERSION}
+    # What bounds dreams where they are stuttered, and what `train.strict` charges for.
+    longer = {"dream_length": longest} if (longest := longest_path(settings)) > settings.mine.steps else {}
+    how = {"student": asdict(settings.student), "seed": settings.seed, "version": VERSION}
+    return {**asdict(settings.train), **how, **longer}
 
 
 def data_fingerprint(run: Run) -> str:

@@ -40,6 +40,9 @@ JUDGED_TOKENS = 4_096
 """Positions on which layers are tried and the start is judged."""
 
 
+SIZES = ("layers", "ffn", "heads", "preset", "hidden", "kv_heads")
+
+
 def start_settings(run: Run) -> dict[str, Any]:
     """All that the stage depends on, besides the data. No seed: trainings with several begin alike."""
     student = run.settings.student
@@ -61,6 +64,9 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     if settings.image_rows not in KINDS:
         raise BadInput(f"student.image_rows={settings.image_rows}: choose one of {', '.join(KINDS)}")
     if not wants_teacher(run.settings):
+        if settings.init not in ("", CHANCE, TEACHER) and (named := [n for n in SIZES if getattr(settings, n)]):
+            text = f"student.{named[0]}: isn't used: the student begins as {settings.init}, as large as that is"
+            listen(Event("start", "warning", text))
         return None
     record = None if force else run.fresh("start", start_settings(run))
     if record is not None and record.outputs:

@@ -33,7 +33,7 @@ class Token:
 def image_tokens(run: Run) -> list[Token]:
     """Every image token of a run, by its code. Raises MissingStage, CorruptFile."""
     run.require("tokenize")
-    codebook = Codebook.load(run.tokenizer)
+    codebook = Codebook.load(run.tokenizer, run.settings.teacher)
     phrases: dict[int, list[str]] = defaultdict(list)
     for phrase, code in load_codes(run.tokenizer, codebook).items():
         phrases[code].append(phrase)

@@ -92,7 +92,7 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
     lines: list[str] = []
     wanted: dict[str, bool] = {}
     total = run.settings.capture.dataset_size + 3 * HELD_OUT
-    with TraceStore(run.traces) as store:
+    with TraceStore(run.traces) as store, store.selected_as_before_on_failure():
         store.put_teacher(about, None)
         for done, question in enumerate(drawn, 1):
             key = store.key(about, question.prompt, options)

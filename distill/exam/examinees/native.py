@@ -171,7 +171,7 @@ def _codes_in(folder: Path, codebook: Codebook | None, run: Run | None = None) -
             return load_codes(words, codebook)
     if codebook is None or run is None or not (run.tokenizer / "phrases.json").is_file():
         return {}
-    theirs = Codebook.load(run.tokenizer)
+    theirs = Codebook.load(run.tokenizer, run.settings.teacher)
     return load_codes(run.tokenizer, theirs) if theirs.labels == codebook.labels else {}
 
 
@@ -180,5 +180,5 @@ def _recall_of(run: Run | None, codes: Mapping[str, int], tokenizer: StudentToke
     if run is None or not run.settings.train.retrieve or not run.traces.exists() or not run.triplets.exists():
         return None
     # A copy: the examinee's own grow by phrases that training never saw.
-    codes = dict(codes) or _codes_in(run.tokenizer, Codebook.load(run.tokenizer))
+    codes = dict(codes) or _codes_in(run.tokenizer, Codebook.load(run.tokenizer, run.settings.teacher))
     return recall_of(run, codes, tokenizer.labels)

@@ -88,7 +88,7 @@ class Ablation:
         self.run, self.listen, self.arms, self.steps, self.force = run, listen, arms, steps, force
         self.folder = run.path / "ablation"
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
-        self.codebook = Codebook.load(run.tokenizer)
+        self.codebook = Codebook.load(run.tokenizer, run.settings.teacher)
         self.codes = load_codes(run.tokenizer, self.codebook)
         self.dream_tokens = dream_size(longest_path(run.settings))
         self.exam = self._exam()

@@ -111,7 +111,7 @@ class EngineTrainer:
         if sha256_file(run.path / best) != digest:
             raise CorruptFile(f"{run.path / best}: was altered; run `dream train --force` to train it anew")
         self.device = pick_device(run.settings.train.device, "train.device")
-        tokenizer, codebook = StudentTokenizer.load(run.tokenizer), Codebook.load(run.tokenizer)
+        tokenizer, codebook = StudentTokenizer.load(run.tokenizer), Codebook.load(run.tokenizer, run.settings.teacher)
         backbone = load_backbone((run.path / best).parent).requires_grad_(False).to(self.device)
         self.state = self._resume(EngineState(backbone=digest, data=data_fingerprint(run)))
         hidden = backbone.config.hidden
