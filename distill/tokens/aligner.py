@@ -51,9 +51,9 @@ class Aligner:
         """Targets of an answer; hard labels alone where the teacher gave no more."""
         if targets is not None and len(targets):
             if self.tokenizer.teacher_map is not None:
-                ids = self.tokenizer.teacher_map[targets.ids]
-                if (ids >= 0).all():
-                    return self._one_to_one(ids.astype(np.int64), targets)
+                ids = self.tokenizer.teacher_map[targets.ids].astype(np.int64)
+                if (found := self._spelled(ids, targets)) is not None:
+                    return self._one_to_one(*found)
             elif self.teacher_bytes is not None:
                 return self._by_chunks(text, targets, done_reason)
         return self._hard(self._encode(text, done_reason))
@@ -70,6 +70,29 @@ class Aligner:
             chunk_ids=np.full(len(ids), -1),
             chunk_logprobs=np.zeros(0, np.float32),
         )
+
+    def _spelled(self, ids: NDArray[np.int64], targets: TokenTargets) -> tuple[NDArray[np.int64], TokenTargets] | None:
+        """The same with what the student has no token for (−1) in smaller ones, hard there; None where it can't be."""
+        missing = np.flatnonzero(ids < 0)
+        if not len(missing):
+            return ids, targets
+        if self.teacher_bytes is None:
+            return None
+        try:
+            words = [self.tokenizer.encode(self.teacher_bytes[int(targets.ids[i])].decode()) for i in missing]
+        except UnicodeDecodeError:  # a part of a character
+            return None
+        if not all(words):  # a control token
+            return None
+        counts = np.ones(len(ids), np.int64)
+        counts[missing] = [len(word) for word in words]
+        rows, hard = np.repeat(np.arange(len(ids)), counts), np.repeat(ids < 0, counts)
+        ours = ids[rows]
+        ours[hard] = [id for word in words for id in word]
+        logprobs = np.where(hard, np.nan, targets.logprobs[rows]).astype(np.float32)
+        soft = targets.soft[rows] & ~hard
+        told = TokenTargets(targets.ids[rows], logprobs, targets.top_ids[rows], targets.top_logprobs[rows], soft)
+        return ours, told
 
     def _one_to_one(self, ids: NDArray[np.int64], targets: TokenTargets) -> Aligned:
         assert self.tokenizer.teacher_map is not None

@@ -179,7 +179,7 @@ def _tokenizer(
         tokens, share = cut.left_out
         note = (
             f"the corpus needs {tokens:,} of the teacher's tokens more than tokenize.vocab_most={options.vocab_most}: "
-            f"the rarest ({share:.2%} of its text) are left out, and answers with one have no soft targets"
+            f"the rarest ({share:.2%} of its text) are left out, spelled in smaller ones, and have no soft targets"
         )
         listen(Event("tokenize", "warning", note))
     elif cut.size > room:
