@@ -391,7 +391,7 @@ class TraceStore:
             reasons = self._db.execute(
                 f"SELECT done_reason, COUNT(*) FROM responses WHERE {counted} GROUP BY 1 ORDER BY 1"
             ).fetchall()
-        counts = (int(number) for number in (held_out, tokens, soft))
+        counts = int(held_out), int(tokens), int(soft)
         mean = size / tokens if tokens else 0.0
         return TraceStats(prompts, responses, *counts, mean, dict(reasons), thinking, int(thought))
 
