@@ -435,8 +435,12 @@ def test_other_settings_under_the_same_name_need_force(copied: Path, world: Run,
         ("variants: {a: {train: 3}}", "variants.a: train: '3': it is a section; write train.SETTING: VALUE"),
         ("variants: {a: {train.lr: fast}}", "variants.a: train.lr: 'fast' should be a number"),
         (
-            "variants: {a: {train.steps: 0}}",
+            "variants: {a: {train.minutes: 3}}",
             "variants.a: cells are to see as many tokens each",
+        ),
+        (
+            "variants: {a: {train.steps: 0}}",
+            "train.steps=0: must be at least 1",
         ),
         ("variants: {a: {train.minutes: 1}}", "variants.a: cells are to see as many tokens each"),
         ("variants: {a: {train.schedule: square}}", "variants.a: train.schedule: 'square' is none of wsd, cosine"),

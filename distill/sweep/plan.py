@@ -234,8 +234,8 @@ def _check(settings: Settings, changes: Changes, engine: bool, where: str) -> No
         engine_plan.check_settings(settings.dreaming)
         if not wants_teacher(settings):
             config_for(settings.student, 1024, 0, 2)
-    if settings.train.minutes or settings.train.steps < 1:
-        raise BadInput(f"{where}: cells are to see as many tokens each; give train.steps, 1 or more, and no minutes")
+    if settings.train.minutes:
+        raise BadInput(f"{where}: cells are to see as many tokens each; give train.steps and no minutes")
 
 
 def _by_steps(settings: Settings, given: Changes, base: Run | None) -> None:
