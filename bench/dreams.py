@@ -2,7 +2,6 @@
 
     python -m bench.dreams world RUN       docs/results/world.json, world-differences.json, world-dreams.json
     python -m bench.dreams inherited RUN   the same of a student that began as another model: inherited-world….json
-    python -m bench.dreams longer RUN      the same of one that learned for longer: inherited-longer….json
     python -m bench.dreams students RUN…   of other students of the world, a row each: world-students.json
     python -m bench.dreams read RUN        of docs/several-answers.yaml: dreams-read-whole.json
     python -m bench.dreams own RUN         of configs/demo.yaml: dreams-own.json
@@ -228,7 +227,7 @@ def main(what: str, *paths: str) -> None:
     elif what == "told":
         told(run)
     else:
-        world(run, {"world": "world", "inherited": "inherited-world", "longer": "inherited-longer"}[what])
+        world(run, {"world": "world", "inherited": "inherited-world"}[what])
 
 
 if __name__ == "__main__":
