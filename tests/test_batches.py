@@ -295,8 +295,6 @@ def test_noise_is_in_what_is_read_of_answers_and_in_nothing_that_is_learned(docu
     rows = plain.epoch(3)
     assert noisy.epoch(3) == rows
     assert len({piece.noise for row in rows for piece in row}) > 0.8 * sum(map(len, rows))
-    fillers = [piece.noise for row in rows for piece in row if piece.again]
-    assert len({*fillers}) == len(fillers) > 1, "what fills a row slips in places of its own"
     one, other = plain.assemble(rows), noisy.assemble(rows)
     assert torch.equal(other.targets.labels, one.targets.labels)
     assert torch.equal(other.targets.logprobs, one.targets.logprobs)

@@ -398,7 +398,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_learned_twice(stage: s
             asked: list[Message] = [{"role": "user", "content": f"The {word} is dropped. What becomes of it?"}]
             keep(run.path / FEEDBACK, Feedback(asked, "", "It is whole.", "better", f"The {word} is broken."))
     draw = random.Random(0)
-    moments = [draw.uniform(0.3, 3) for _ in range(WANTED)] or [0.3, 0.6, 0.9, 1.2, 1.5][: 2 if stage == "learn" else 5]
+    moments = [draw.uniform(0.3, 3) for _ in range(WANTED)] or [0.3, 0.7, 1.2][: 2 if stage == "learn" else 3]
     how += ["--epochs", str(16 * WANTED or 8)]
     codes = disturb(tmp_path, ["learn", str(cut.path), *how], moments, seed=2)
     assert codes[-1] == 0

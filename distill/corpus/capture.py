@@ -382,7 +382,7 @@ def _summary(session: _Capture, prompts: int, samples: int, seconds: float) -> d
         "failed": session.failed,
         "refused": session.refused,
         "empty": session.empty,
-        "thought": stats.thinking + sum(why.startswith("thought") for why in session.missing.values()),
+        "thought": stats.thinking,
         "asked_now": session.crew.received,
         "bytes_per_token": round(stats.bytes_per_token, 2),
         "tokens_per_second": round(session.tokens / asking, 1) if session.tokens else 0.0,

@@ -169,11 +169,10 @@ class Batches:
         seeds = random.integers(2**31, size=len(pieces)).tolist()
         given = [replace(pieces[i], noise=seeds[i]) for i in random.permutation(len(pieces))]
         rows = [[given[i] for i in row] for row in best_fit([piece.length for piece in given], self.length)]
-        noises = random.spawn(1)[0]  # a filler's slips are its own; what else is drawn stays as it was
         for row in rows:
             while (room := self.length - sum(piece.length for piece in row)) > 0:
-                piece, noise = beginnings[random.integers(len(beginnings))], int(noises.integers(2**31))
-                row.append(replace(piece, length=min(piece.length, room), again=True, noise=noise))
+                piece = beginnings[random.integers(len(beginnings))]
+                row.append(replace(piece, length=min(piece.length, room), again=True))
         return [rows[i] for i in random.permutation(len(rows))]
 
     def _windows(self, i: int, variant: int, dream: tuple[int, ...] = (), said: tuple[int, ...] = ()) -> list[Piece]:

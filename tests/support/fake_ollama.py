@@ -10,6 +10,7 @@
 import collections
 import contextlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping
@@ -110,6 +111,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 512
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up on what it didn't like is no error of the server's to be printed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(backend: Backend, state: FakeOllama) -> type[BaseHTTPRequestHandler]:
