@@ -136,21 +136,16 @@ def _keep_unlisted(final: Path, listen: Listener) -> None:
         listed = {*read_manifest(final).files, NAME}
     except (BadInput, CorruptFile):
         listed = set[str]()
-    aside = final.with_name(f"{final.name}.kept")
-    for path in sorted(final.iterdir()) if final.is_dir() else []:
-        if path.is_file():
-            others = [] if path.name in listed else [path]
-        else:
-            inner = sorted(each for each in path.rglob("*") if each.is_file())
-            others = [each for each in inner if each.relative_to(final).as_posix() not in listed]
-        moved = [(each, _free(aside / each.relative_to(final))) for each in others]
-        for each, kept in moved:
+    names = sorted(path.relative_to(final) for path in final.rglob("*") if path.is_file())
+    others = (name for name in names if name.as_posix() not in listed)
+    for _, group in itertools.groupby(others, key=lambda name: name.parts[0]):
+        moved = [(final / name, _free(final.with_name(f"{final.name}.kept") / name)) for name in group]
+        for path, kept in moved:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(each, kept)
-        if moved:
-            more = f" and {len(moved) - 1} more in its folder" if len(moved) > 1 else ""
-            text = f"{moved[0][0]}{more}: none of the bundle's files; kept in {moved[0][1]}"
-            listen(Event("export", "warning", text))
+            shutil.copyfile(path, kept)
+        more = f" and {len(moved) - 1} more in its folder" if len(moved) > 1 else ""
+        text = f"{moved[0][0]}{more}: none of the bundle's files; kept in {moved[0][1]}"
+        listen(Event("export", "warning", text))
 
 
 def _free(path: Path) -> Path:

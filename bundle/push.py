@@ -76,12 +76,12 @@ def _to_hub(folder: Path, name: str, files: list[str], *, private: bool) -> str:
     """One commit with all files; the repository is made where there is none. Returns its page's address."""
     from huggingface_hub import HfApi, get_token
 
+    if not get_token():
+        raise BadInput(f"{HUB}{name}: there is no token that the hub knows you by; `hf auth login`, or set $HF_TOKEN")
     from bundle.export import MADE, PICTURES
     from distill.dream.pretrained import READ
     from distill.vision import PROJECTOR
 
-    if not get_token():
-        raise BadInput(f"{HUB}{name}: there is no token that the hub knows you by; `hf auth login`, or set $HF_TOKEN")
     hub = HfApi(library_name="dreaming-student")
     try:
         url = hub.create_repo(name, private=private, exist_ok=True)

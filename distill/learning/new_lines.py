@@ -101,8 +101,7 @@ def new_lines(run: Run, lines: Sequence[tuple[str, str | Mapping[str, Any]]]) ->
         from distill.mining.syntax_miner import mine_texts
 
         bare = [trace for trace in traces.values() if not triplets[trace.key]]
-        said = [trace.response for trace in bare]
-        texts = ((t.key, t.prompt, own.text, own.done_reason) for t, own in zip(bare, said, strict=True))
+        texts = ((each.key, each.prompt, each.response.text, each.response.done_reason) for each in bare)
         mine = run.settings.mine
         for trace, mined in zip(bare, mine_texts(texts, mine.steps, mine.details), strict=True):
             triplets[trace.key] = mined.triplets

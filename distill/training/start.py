@@ -38,9 +38,8 @@ NARROW_TOKENS = 36_864
 """Positions whose activations decide which neurons and heads stay, where there is time for so many."""
 JUDGED_TOKENS = 4_096
 """Positions on which layers are tried and the start is judged."""
-
-
 SIZES = ("layers", "ffn", "heads", "preset", "hidden", "kv_heads")
+"""Student settings that say nothing of one that begins as a whole model."""
 
 
 def start_settings(run: Run) -> dict[str, Any]:

@@ -25,8 +25,7 @@ def questions(size: int, held_out: int, seed: int, files: str = "", listen: List
     """`size` training questions at most, then `held_out` about pictures never trained on; one a picture."""
     both = {each: _boxes(each) for each in find_all(files, "coco", CAPTIONS, SOURCE)}
     there, names = dict[str, Path](), dict[int, str]()
-    for captions in both:
-        folder = captions.parent
+    for folder in dict.fromkeys(captions.parent for captions in both):
         there |= pictures_in(folder.parent if folder.name == "annotations" else folder, SOURCE)
     for captions in both:
         with _read(captions):
