@@ -10,7 +10,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test coverage quick lint check results constraints clean
+.PHONY: install demo test coverage quick lint style types check results constraints clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -34,17 +34,19 @@ coverage: install
 	$(BIN)/python -m coverage report --skip-covered
 	$(BIN)/python -m coverage json --quiet -o - | PYTHONPATH=tests $(BIN)/python -m support.covered
 
-lint: install
+lint: style types
+
+style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 QUICK := batches calibration comparison_numbers comparison_report contamination figures find_weights from_scripts house \
          judge metrics model prompts rows run speech_metrics text_metrics traces
 
-quick: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+quick: style
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK:%=tests/test_%.py)
 
 check: lint test
