@@ -76,7 +76,7 @@ class Chat:
         for kind, text in self.student.chat([*before, turn], **how, seed=seed, **given):
             said[kind] += text
             yield kind, text
-        # The dream of a turn is not part of what the next turn sees, as in Ollama.
+        # The dream of a turn is not part of what the next turn sees.
         answer: Message = {"role": "assistant", "content": said["content"].strip()}
         self.messages, self.dream = [*before, turn, answer], said["thinking"]
 

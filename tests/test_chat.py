@@ -179,10 +179,19 @@ def test_any_conversation_renders_the_same(messages: list[Any], think: bool | No
 
 
 def test_the_template_is_the_one_that_ollama_was_seen_to_run() -> None:
-    """Its thinking part made a real server show the dream as thinking."""
+    """Its thinking part made a real server show the dream as thinking; around that part is now that it is only of the
+    last turn, which leaves `.Thinking` between the two texts that Ollama takes for its tags."""
     recorded = json.loads((Path(__file__).parent / "fixtures" / "thinking_template.json").read_text(encoding="utf-8"))
-    assert go_template() == recorded["template"]
+    part = '{{ if and (eq .Role "assistant") .Thinking }}<think>\n{{ .Thinking }}\n</think>\n{{ end }}'
+    assert part in recorded["template"]
+    assert go_template() == recorded["template"].replace(part, f"{{{{ if $last }}}}{part}{{{{ end }}}}")
     assert (modelfiles() / "student.modelfile").exists()
+
+
+def test_what_was_dreamed_before_earlier_turns_is_not_read() -> None:
+    """Ollama's own client sends it back; trainings have none."""
+    assert render([USER, DREAMED, USER]) == render([USER, {**DREAMED, "thinking": ""}, USER])
+    assert DREAM in render([USER, DREAMED])
 
 
 # Ids of prompts and dreams.

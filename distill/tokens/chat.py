@@ -27,7 +27,7 @@ STOP = (END,)
 
 
 class Message(TypedDict):
-    """A turn. `thinking` is the dream of an assistant's turn, as text."""
+    """A turn. `thinking` is the dream of an assistant's turn, as text; only that of the last turn is read."""
 
     role: str
     content: str
@@ -47,13 +47,14 @@ Dream = dict[str, list[Triple]]
 def render(messages: Sequence[Message], think: bool | None = None, add_generation_prompt: bool = True) -> str:
     """The conversation as text, ready for the student's turn.
 
-    A last turn of the assistant is left open, to be gone on with. `think` None and True are the same: it dreams.
+    A last turn of the assistant is left open, to be gone on with, after its dream if it has one; what was dreamed
+    before earlier turns isn't read, as in training. `think` None and True are the same: it dreams.
     Without `add_generation_prompt` every turn is closed and none opened.
     """
     text = ""
     for i, message in enumerate(messages):
         assistant = message["role"] == "assistant"
-        thinking = message.get("thinking", "") if assistant else ""
+        thinking = message.get("thinking", "") if assistant and i == len(messages) - 1 else ""
         dream = f"{THINK}\n{thinking}\n{END_THINK}\n" if thinking else ""
         is_open = assistant and i == len(messages) - 1 and add_generation_prompt
         text += f"{START}{message['role']}\n{dream}{message['content']}" + ("" if is_open else f"{END}\n")
