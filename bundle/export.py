@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.card import render_card
-from bundle.gguf import DTYPES, write_gguf
+from bundle.gguf import write_gguf
 from bundle.load import Student, load_checkpoint, system_message
 from bundle.manifest import GGUF, LICENSE, NAME, NATIVE, Manifest, list_files, read_manifest, write_manifest
 from bundle.modelfile import license_text, ollama_settings, render_modelfile
@@ -20,9 +20,10 @@ from distill.dream.engine import ABOUT, WEIGHTS
 from distill.dream.pretrained import CODEBOOK
 from distill.errors import BadInput, CorruptFile, DistillError, ParityError
 from distill.events import Event, Listener, silent
-from distill.exam.contamination import HASHES, hashes_json
+from distill.exam.contamination import HASHES, hashes_json, selects_what_it_read
 from distill.knowledge.graph_rag import RETRIEVAL
-from distill.run import Run, publish_folder, sha256_file, write_atomic
+from distill.ranges import check_choice
+from distill.run import Run, beside, publish_folder, sha256_file, write_atomic
 from distill.student.grammar import longest_path
 from distill.student.initialize import CHANCE, TEACHER
 from distill.teacher.find_weights import license_of
@@ -150,15 +151,11 @@ def _keep_unlisted(final: Path, listen: Listener) -> None:
 
 def _free(path: Path) -> Path:
     """It, or with a number behind it where it is taken."""
-    further = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-    return next(each for each in itertools.chain([path], further) if not each.exists())
+    return beside(path) if path.exists() else path
 
 
 def _check(settings: ExportSettings, trained: int) -> None:
-    if settings.dtype not in DTYPES:
-        raise BadInput(f"export.dtype: {settings.dtype!r} is none of {', '.join(DTYPES)}")
-    if settings.temperature < 0:
-        raise BadInput(f"export.temperature: {settings.temperature} is negative; 0 is greedy")
+    check_choice("export.dtype", settings.dtype)
     if not 0 <= settings.context <= trained:
         raise BadInput(f"export.context: {settings.context} is not within the {trained} tokens it was trained with")
 
@@ -255,7 +252,8 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
                     answers.setdefault(show(prompt, shown), answer)
                 if len(found := NAMED.findall(prompt)) == 1:  # one question about each picture
                     pictured.setdefault(run.path / found[0], NAMED.sub("", prompt).strip())
-            hashes = hashes_json(prompt for _, prompt, _ in store.answers(held_out=False))
+            if selects_what_it_read(run):
+                hashes = hashes_json(prompt for _, prompt, _ in store.answers(held_out=False))
     records, capture, began = run.records(), run.settings.capture, _began(run)
     if began != TEACHER:
         license = _license_at(Path(began)) if began else License()

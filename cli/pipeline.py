@@ -9,7 +9,7 @@ from typing import Any
 from cli.output import command_line, install_lines, table
 from cli.progress import Progress, duration
 from cli.stages import StageResult, headline, run_stage, stages_of
-from distill.errors import BadInput, CorruptFile
+from distill.errors import BadInput, CorruptFile, NothingHeldOut
 from distill.events import Event, Listener
 from distill.run import Run
 from distill.turns import transcript
@@ -28,9 +28,7 @@ def run_all(run: Run, force: bool, quiet: bool, say: Callable[[str], Any] | None
         for stage in stages_of(run):
             try:
                 result = run_stage(run, stage, force, listen)
-            except BadInput as error:
-                if stage != "evaluate":
-                    raise
+            except NothingHeldOut as error:
                 listen(Event(stage, "warning", f"skipped: {error}"))
                 continue
             if stage == "export" and result.skipped:

@@ -15,6 +15,10 @@ class BadInput(DistillError):
     """A file, flag or field holds something unusable."""
 
 
+class NothingHeldOut(BadInput):
+    """A run has no question that its student wasn't trained on."""
+
+
 class CorruptFile(DistillError):
     """A file that we wrote, or were given, is cut short or altered."""
 

@@ -7,6 +7,7 @@ written: files and folders are made beside their place and renamed into it.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -115,6 +116,12 @@ def publish_folder(final: Path) -> Generator[Path]:
         raise DistillError(f"{final}: can't write it: {error} (free some space, or check the rights)") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def beside(path: Path) -> Path:
+    """The first of PATH.1, PATH.2, … that is free: where something goes that must not be lost."""
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _flush(path: Path) -> None:

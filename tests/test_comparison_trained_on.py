@@ -1,7 +1,7 @@
 """What a target is credited with: the training up to its own checkpoint, and nothing where that can't be read."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,19 @@ def test_a_checkpoint_is_credited_with_its_own_steps(run: Run, where: str, step:
     assert told is not None
     assert (told["steps"], told["tokens"], told["epochs"], told["seconds"]) == (step, 100 * step, step // 10, seconds)
     assert (told["answers"], told["answer_tokens"], told["data"]) == (12, 345, "f" * 16)
+
+
+def test_settings_are_those_of_the_training_whatever_was_set_since(run: Run) -> None:
+    target = find_target(str(run.path / "checkpoints/step-000040"))
+    file = target.path / "loop.json"  # type: ignore[operator]
+    state = json.loads(file.read_text(encoding="utf-8"))
+    state["settings"] = {"lr": 0.003, "seed": 5, "student": {"layers": 3}, "data": "f" * 64}
+    file.write_text(json.dumps(state), encoding="utf-8")
+    run.settings.train.lr, run.settings.train.steps, run.settings.student.layers = 0.1, 40, 9
+    told = trained_on(replace(target, run=run))
+    assert told is not None
+    kept = {name: told["settings"].get(name) for name in ("train.lr", "seed", "student.layers", "train.steps")}
+    assert kept == {"train.lr": 0.003, "seed": 5, "student.layers": 3, "train.steps": 40}
 
 
 def test_a_bundle_is_credited_with_the_checkpoint_that_it_was_made_of(run: Run) -> None:

@@ -177,7 +177,14 @@ def test_each_target_is_checked_against_its_own_run(tmp_path: Path) -> None:
     assert learned.checked
     assert "what it learned after its training" in learned.reason
     checkpoint = Target("c", "checkpoint", other.checkpoints / "step-000001", run=other)
+    other.record("capture", {}, {"traces.db": "before"}, {}, 0.0)
+    other.record("train", {}, {}, {}, 0.0)
     assert of_target(checkpoint, exam).exact == 1
+    other.record("capture", {}, {"traces.db": "held out otherwise"}, {}, 0.0)
+    since = of_target(checkpoint, exam)
+    assert (since.checked, since.prompts) == (False, 1)
+    assert "made anew since its training" in since.reason
+    other.record("capture", {}, {"traces.db": "before"}, {}, 0.0)
     other.bundle.mkdir()
     (other.bundle / "model.gguf").write_bytes(b"GGUF")
     inside = find_target(str(other.bundle / "model.gguf"))

@@ -255,8 +255,13 @@ def test_settings_of_the_measurement_train_no_baseline_anew(copied: Run) -> None
     again = train_baseline(copied, "hard", 2, silent)
     assert latest(again).stat().st_mtime_ns == trained
     assert Run.open(again.path).settings.evaluate.dreams == 1
+    copied.settings.train.log_every += 1
+    assert latest(train_baseline(copied, "hard", 2, silent)).stat().st_mtime_ns == trained
     copied.settings.train.lr /= 2
-    assert latest(train_baseline(copied, "hard", 2, silent)).stat().st_mtime_ns != trained
+    events: list[Event] = []
+    assert latest(train_baseline(copied, "hard", 2, events.append)).stat().st_mtime_ns != trained
+    assert any("hard.1" in event.message for event in events)
+    assert latest(Run.open(child.path.with_name("hard.1"))).stat().st_mtime_ns == trained, "it is lost"
 
 
 def test_without_own_dreams_the_rest_is_measured(copied: Run) -> None:

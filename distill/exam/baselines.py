@@ -13,11 +13,11 @@ from typing import Any
 from distill.config import Settings
 from distill.errors import BadInput
 from distill.events import Event, Listener
-from distill.run import Run, StageRecord, publish_folder, write_atomic
+from distill.run import Run, StageRecord, beside, publish_folder, write_atomic
 from distill.settings import settings_yaml
 from distill.training.checkpoint import of_stage
 from distill.training.engine.plan import engine_settings, untouched
-from distill.training.plan import train_settings
+from distill.training.plan import FREE, train_settings
 from distill.training.start import begin_alike, start_settings
 
 BASELINES: dict[str, dict[str, Any]] = {"hard": {"soft_weight": 0.0}, "nodream": {"dreams": False}}
@@ -55,10 +55,7 @@ def make_child(run: Run, folder: Path, settings: Settings, steps: int, listen: L
     """The run that `train_child` trains, with all that its training reads."""
     settings.train.steps, settings.train.minutes = steps, 0.0
     settings.evaluate.baselines = []
-    before = of_stage(Run(folder, settings), "train")
-    child = _child(run, folder, settings)
-    if before and not of_stage(child, "train"):
-        listen(Event("train", "note", f"{folder}: was made with other settings or of other data: trained anew"))
+    child = _child(run, folder, settings, listen)
     begin_alike(child)
     return child
 
@@ -68,8 +65,9 @@ def renamed(listen: Listener, stage: str) -> Listener:
     return lambda event: listen(replace(event, stage=stage))
 
 
-def _child(run: Run, folder: Path, settings: Settings) -> Run:
-    """The child's run: the one that is there if it is trained in the same way on the same data, or a new one."""
+def _child(run: Run, folder: Path, settings: Settings, listen: Listener) -> Run:
+    """The child's run: the one that is there if it is trained in the same way on the same data, or a new one. A
+    training that doesn't fit any more is renamed."""
     child, records = Run(folder, settings), run.records()
     wanted = train_settings(child)
     shared = {name: record for name, record in records.items() if name in (*SHARED_STAGES, "redream")}
@@ -80,8 +78,12 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
         known = there.records()
         same = all(_made(known, name) == _made(records, name) for name in (*SHARED_STAGES, "redream"))
         begun = "start" not in known or there.fresh("start", start_settings(child)) is not None
-        if same and begun and train_settings(there) == wanted:
+        if same and begun and _of_its_own(train_settings(there)) == _of_its_own(wanted):
             return Run.create(folder, settings)  # what training doesn't read may have changed
+    if of_stage(child, "train"):
+        folder.rename(aside := beside(folder))
+        what = f"{folder}: was made with other settings or of other data: trained anew; what was there is in {aside}"
+        listen(Event("train", "note", what))
     if run.fresh("train", wanted) is not None:
         shared["train"] = records["train"]
         engine = run.fresh("engine", engine_settings(child))
@@ -95,6 +97,11 @@ def _child(run: Run, folder: Path, settings: Settings) -> Run:
         paths.add(run.engine)
     copy_run(run, folder, settings, tuple(shared), paths)
     return child
+
+
+def _of_its_own(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a training another one: all but where and how it runs."""
+    return {name: value for name, value in settings.items() if name not in FREE - {"steps", "minutes"}}
 
 
 def _made(records: Mapping[str, StageRecord], stage: str) -> dict[str, str]:

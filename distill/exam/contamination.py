@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 from distill.corpus.traces import TraceStore
 from distill.exam.questions import Exam
 from distill.exam.targets import Target
+from distill.run import Run
 from distill.training.checkpoint import read_loop
 from distill.training.start import is_inherited, started_at
 
@@ -144,6 +145,13 @@ LATER = {"facts", "learn", "reward"}
 """Stages that learn from other prompts than the training's."""
 
 
+def selects_what_it_read(run: Run) -> bool:
+    """Whether the traces that are selected now are what the run's training read: they may have been captured, or held
+    out, anew since."""
+    record = run.records().get("train")
+    return record is None or record.fingerprint == run.fingerprint("train", record.settings)
+
+
 def of_target(target: Target, exam: Exam) -> Contamination:
     """The exam against the training traces of the run that the target came out of, whoever's exam it is.
 
@@ -151,6 +159,9 @@ def of_target(target: Target, exam: Exam) -> Contamination:
     broken.
     """
     run, folder = target.run, target.path
+    if run is not None and not selects_what_it_read(run):
+        why = f"the data of {run.name} was made anew since its training; `dream train {run.path}`"
+        return Contamination(False, why, prompts=len(exam.questions))
     if run is not None and run.traces.exists():
         with TraceStore(run.traces, readonly=True) as store:
             found = check(exam, (prompt for _, prompt, _ in store.answers(held_out=False)))

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, cast
 
 from distill.config import EvaluateSettings
-from distill.errors import BadInput, CorruptFile
+from distill.errors import CorruptFile, NothingHeldOut
 from distill.events import Event, Listener, silent
 from distill.exam.examinees.opening import open_examinee
 from distill.exam.examinees.protocol import Card, Dreamt, Examinee
@@ -136,7 +136,7 @@ class _Examination:
         sheet = self._sheet()
         asked = [question for question in self.exam.questions if question.key not in sheet.left_out]
         if not asked:
-            raise BadInput(
+            raise NothingHeldOut(
                 f"{self.target.spec}: none of the {len(self.exam.questions)} held-out answers fits its context of "
                 f"{sheet.card.context} tokens with its prompt and a dream; raise student.context and train again, or "
                 "ask for less (capture.max_tokens)"

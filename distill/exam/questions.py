@@ -14,7 +14,7 @@ from typing import Any, Self
 from distill.corpus.prompts import load_prompts
 from distill.corpus.traces import TraceStore
 from distill.corpus.truth import Truth, read_truths, spread
-from distill.errors import BadInput
+from distill.errors import NothingHeldOut
 from distill.exam.metrics.likelihood import bits
 from distill.mining.triplets import Triplet, by_trace, read_triplets
 from distill.run import Run, fingerprint
@@ -183,7 +183,7 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
                     )
                 )
     if not questions:
-        raise BadInput(
+        raise NothingHeldOut(
             f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "
             "capture.held_out, then capture again"
         )

@@ -4,8 +4,10 @@ What is examined need not be the end of its training: a run's best checkpoint is
 are those of the checkpoint itself.
 """
 
+from dataclasses import replace
 from typing import Any
 
+from distill.config import Settings
 from distill.errors import CorruptFile
 from distill.exam.provenance import changed_settings
 from distill.exam.targets import Target, read_object
@@ -34,9 +36,24 @@ def trained_on(target: Target) -> dict[str, Any] | None:
         "seconds": records["train"].seconds if ended else None,
         "numerics": train.get("numerics"),
         "parameters": train.get("parameters"),
-        "settings": changed_settings(run.settings),
+        "settings": changed_settings(_settings(run.settings, loop)),
         "data": str(read_object(run.data / "data.json").get("fingerprint", ""))[:16] or None,
     }
+
+
+def _settings(settings: Settings, loop: LoopState | None) -> Settings:
+    """A run's, where they may have been changed since; what its training must not change is as it was then."""
+    if loop is None:
+        return settings
+    fixed = loop.settings
+    train = {name: value for name, value in fixed.items() if hasattr(settings.train, name)}
+    student = {name: value for name, value in fixed.get("student", {}).items() if hasattr(settings.student, name)}
+    return replace(
+        settings,
+        seed=fixed.get("seed", settings.seed),
+        train=replace(settings.train, **train),
+        student=replace(settings.student, **student),
+    )
 
 
 def _loop(target: Target) -> LoopState | None:

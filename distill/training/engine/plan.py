@@ -1,6 +1,5 @@
 """What a training of the dream engine is: its phases, its settings, when there is nothing to train, where it stands."""
 
-import itertools
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from distill.config import DreamingConfig
 from distill.dream.prompting import OUTPUT_MODES
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener
-from distill.run import Run, StageRecord, sha256_file
+from distill.run import Run, StageRecord, beside, sha256_file
 from distill.tokens.packing import Documents, pack
 from distill.training.checkpoint import verify_checkpoint
 from distill.training.engine.data import has_dream, leaves_room
@@ -70,8 +69,7 @@ def nothing_to_do(run: Run) -> str:
 def set_aside(run: Run, why: str, listen: Listener) -> None:
     """Rename an engine that no longer fits: nothing is lost, and nobody takes it for the run's."""
     if run.engine.exists():
-        names = (run.engine.with_name(f"{run.engine.name}.{n}") for n in itertools.count(1))
-        aside = next(path for path in names if not path.exists())
+        aside = beside(run.engine)
         run.engine.rename(aside)
         listen(Event("engine", "note", f"{why}; the earlier engine is in {aside.name}"))
 
