@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from bundle.install import follow, install
-from bundle.manifest import NAME, check_file, read_manifest
+from bundle.manifest import GGUF, NAME, check_file, read_manifest
 from distill.address import Address, default_host
 from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener, silent
 from distill.teacher.licenses import License
 from distill.teacher.ollama_client import OllamaClient
+from distill.vision import PROJECTOR
 
 HUB, OLLAMA = "hf:", "ollama:"
 OWNED = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
@@ -46,7 +47,8 @@ def push(
     manifest = read_manifest(bundle_dir)
     for file in manifest.files:
         check_file(bundle_dir, manifest, file)
-    files = {file: int(entry["bytes"]) for file, entry in manifest.files.items()}
+    sent = {GGUF, PROJECTOR} if place == OLLAMA else manifest.files.keys()
+    files = {file: int(entry["bytes"]) for file, entry in manifest.files.items() if file in sent}
     if place == HUB:
         files[NAME] = (bundle_dir / NAME).stat().st_size
     license = License.from_json(manifest.provenance.get("license"))
@@ -80,7 +82,6 @@ def _to_hub(folder: Path, name: str, files: list[str], *, private: bool) -> str:
         raise BadInput(f"{HUB}{name}: there is no token that the hub knows you by; `hf auth login`, or set $HF_TOKEN")
     from bundle.export import MADE, PICTURES
     from distill.dream.pretrained import READ
-    from distill.vision import PROJECTOR
 
     hub = HfApi(library_name="dreaming-student")
     try:

@@ -158,7 +158,12 @@ class SettingsFile(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from distill.shipped import shipped
 
-        if not Path(value).exists() and (file := shipped("configs") / Path(value).with_suffix(".yaml").name).is_file():
+        name = Path(value)
+        if (
+            not name.exists()
+            and name.name == str(value)
+            and (file := shipped("configs") / name.with_suffix(".yaml")).is_file()
+        ):
             value = file
         return super().convert(value, param, ctx)
 

@@ -78,10 +78,23 @@ def open_run(
     settings = load_settings(config, overrides, base, flags)
     if PREVIEW in flags and settings.teacher.model != (preview := f"openai:{settings.runtime.preview_model}"):
         raise BadInput(f"--preview/--no-preview: is for --teacher {preview}, not {settings.teacher.model}")
-    if "train.steps" in flags and "train.minutes" not in flags:
+    named = {*flags, *(override.partition("=")[0].strip() for override in overrides)}
+    other = settings.train.steps != base.train.steps and settings.train.minutes == base.train.minutes
+    if "train.minutes" not in named and ("train.steps" in named or other):
         settings.train.minutes = 0.0  # which would win over steps
     make_absolute(settings, base)
     return Run.create(path, settings)
+
+
+FILES = {
+    "capture.dataset_files": "",
+    "student.init": "",
+    "teacher.model": "embedded:",
+    "teacher.weights": "",
+    "tokenize.encoder": "clip:",
+    "vision.weights": "",
+}
+"""Settings that name a file or a folder → what stands before it."""
 
 
 def make_absolute(settings: "Settings", base: "Settings") -> None:
@@ -95,12 +108,11 @@ def make_absolute(settings: "Settings", base: "Settings") -> None:
     if settings.capture.prompts != base.capture.prompts:
         sets = prompt_sets()
         settings.capture.prompts = [name if name in sets else absolute(name) for name in settings.capture.prompts]
-    if settings.student.init not in (base.student.init, "teacher", "chance"):
-        settings.student.init = absolute(settings.student.init)
-    if settings.teacher.weights != base.teacher.weights:
-        settings.teacher.weights = absolute(settings.teacher.weights)
-    if settings.teacher.model != base.teacher.model and settings.teacher.model.startswith("embedded:"):
-        settings.teacher.model = f"embedded:{absolute(settings.teacher.model.removeprefix('embedded:'))}"
+    for name, before in FILES.items():
+        section, key = name.split(".")
+        there, now = (getattr(getattr(each, section), key) for each in (base, settings))
+        if now != there and now.startswith(before) and now not in ("teacher", "chance"):
+            setattr(getattr(settings, section), key, before + absolute(now.removeprefix(before)))
 
 
 @contextlib.contextmanager

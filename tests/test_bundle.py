@@ -201,9 +201,9 @@ def test_a_bundle_of_before_without_answers_still_verifies(copy: Path) -> None:
 
 
 def test_the_command_offers_every_dtype() -> None:
-    from cli.commands.stages import DTYPES as OFFERED
+    from distill.ranges import CHOICES
 
-    assert tuple(DTYPES) == OFFERED
+    assert tuple(DTYPES) == CHOICES["export.dtype"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -658,3 +658,7 @@ def test_a_long_conversation_forgets_its_oldest_turns(student: Student) -> None:
     assert "Question 0?" in student.tokenizer.decode(whole)
     with pytest.raises(BadInput, match="leave no room"):
         list(student.chat([{"role": "user", "content": "word " * 300}]))
+    for begun in ({"content": "word " * 200}, {"content": "", "thinking": "word " * 200}):
+        text = student.tokenizer.decode(student.prompt_ids([*messages, {"role": "assistant", **begun}], None))
+        assert "And then?" in text, "what was begun keeps its question"
+        assert "Question 19?" not in text

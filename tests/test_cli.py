@@ -109,6 +109,7 @@ def test_help_lists_every_command(call) -> None:
         (["train", "x", "--nonsense"], "No such option"),
         (["evaluate", "x", "--baselines", "soft"], "'soft' is no baseline"),
         (["mine", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["mine", "x", "--config", "nowhere/demo.yaml"], "nowhere/demo.yaml"),
         (["chat", "x", "--json"], "--json needs --prompt"),
         (["status", ""], "the name is empty"),
     ],
@@ -135,6 +136,8 @@ def one_line(err: str) -> str:
         ("train", "write it as section.key=value"),
         ("nothing.at=all", "nothing"),
         ("capture.prompts={a: 1}", "capture.prompts"),
+        ("export.dtype=q8", "choose one of f32"),
+        ("evaluate.temperature=-1", "must be at least 0"),
     ],
 )
 def test_bad_settings_are_one_line_and_change_nothing(call, folder: Path, setting: str, says: str) -> None:
@@ -265,13 +268,18 @@ def test_train_goes_through_the_phases_that_it_is_told(call, folder: Path, monke
 
 
 @pytest.mark.usefixtures("trained")
-@pytest.mark.parametrize(("flags", "minutes"), [([], 0.0), (["--minutes", "3"], 3.0)])
+@pytest.mark.parametrize(
+    ("flags", "minutes"),
+    [([], 0.0), (["--minutes", "3"], 3.0), (["--set", "train.steps=5", "--set", "train.minutes=9"], 9.0)],
+)
 def test_steps_count_where_minutes_were_set(call, folder: Path, flags: list[str], minutes: float) -> None:
     run = new_run(folder / "runs" / "one")
-    call("train", "one", "--minutes", "9")
-    assert call("train", "one", "--steps", "5", *flags)[0] == 0
-    train = load_settings(run.path / "config.yaml").train
-    assert (train.steps, train.minutes) == (5, minutes)
+    (folder / "five.yaml").write_text("train: {steps: 5}", encoding="utf-8")
+    for steps in (["--steps", "5"], ["--set", "train.steps=5"], ["--config", str(folder / "five.yaml")]):
+        call("train", "one", "--minutes", "9", "--set", "train.steps=6")
+        assert call("train", "one", *steps, *flags)[0] == 0
+        train = load_settings(run.path / "config.yaml").train
+        assert (train.steps, train.minutes) == (5, minutes)
 
 
 def test_a_failed_command_leaves_the_settings_as_they_were(call, folder: Path) -> None:
@@ -304,14 +312,20 @@ def test_settings_that_something_was_done_with_stay(
 @pytest.mark.usefixtures("trained")
 def test_files_are_found_from_another_folder(call, folder: Path) -> None:
     run = new_run(folder / "runs" / "one")
-    for name in ("mine.txt", "teacher.gguf"):
+    for name in ("mine.txt", "teacher.gguf", "teacher"):
         (folder / name).write_text("What is rain?\n", encoding="utf-8")
     prompts = "capture.prompts=[everyday,mine.txt,nowhere.txt]"
-    call("train", "one", "--init", "runs", "--set", prompts, "--set", "teacher.model=embedded:teacher.gguf")
+    sets = [prompts, "teacher.model=embedded:teacher.gguf", "capture.dataset_files=runs", "vision.weights=a/hub"]
+    call("train", "one", "--init", "runs", *(f"--set={each}" for each in [*sets, "tokenize.encoder=clip:runs"]))
     settings = load_settings(run.path / "config.yaml")
     assert settings.capture.prompts == ["everyday", str(folder / "mine.txt"), "nowhere.txt"]
     assert settings.student.init == str(folder / "runs")
     assert settings.teacher.model == f"embedded:{folder / 'teacher.gguf'}"
+    assert settings.capture.dataset_files == str(folder / "runs")
+    assert settings.tokenize.encoder == f"clip:{folder / 'runs'}"
+    assert settings.vision.weights == "a/hub"
+    call("train", "one", "--init", "teacher")
+    assert load_settings(run.path / "config.yaml").student.init == "teacher"
 
 
 def test_a_student_here_needs_no_path(folder: Path) -> None:

@@ -285,6 +285,8 @@ def test_what_the_hub_refuses_is_one_line(copy: Path, hub: Hub, monkeypatch: pyt
 
 def test_ollama_pushes_what_was_installed_under_that_name(published: Path, server: FakeOllama) -> None:
     events: list[Event] = []
+    dry = push(published, "ollama:ada/tiny", dry_run=True)
+    assert dry["files"] == {"model.gguf": (published / "model.gguf").stat().st_size}
     done = push(published, "ollama:ada/tiny", host=server.url, listen=events.append)
     assert done["url"] == "https://ollama.com/ada/tiny"
     size = (published / "model.gguf").stat().st_size

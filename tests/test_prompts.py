@@ -505,6 +505,8 @@ def test_bytes_that_are_not_utf8_name_the_line(tmp_path: Path):
 
 
 def test_an_unknown_set_is_told_the_nearest():
+    with pytest.raises(BadInput, match="without a name"):
+        load_prompts([" "], 0.1)
     with pytest.raises(BadInput, match="everyday"):
         load_prompts(["evryday"], 0.1)
 

@@ -17,6 +17,7 @@ from distill.corpus.export_traces import export_traces
 from distill.corpus.pack_targets import logical_bytes, pack_targets, unpack_targets
 from distill.corpus.traces import FORMAT, Trace, TraceStore
 from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch
+from distill.events import Event
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TokenTargets
 from tests.support.stub_teacher import StubTeacher, make_targets
 
@@ -113,6 +114,17 @@ def test_at_most_90_bytes_a_token(vocabulary: int):
     packed = [len(pack_targets(make_targets(64, 20, vocabulary, seed))) for seed in range(5)]
     text = 4.5  # bytes a token, English
     assert sum(packed) / (5 * 64) + text <= 90
+
+
+def test_what_is_selected_stays_so_where_it_is_gathered_again(tmp_path: Path):
+    fill(tmp_path / "traces.db", [1, 2])
+    with TraceStore(tmp_path / "traces.db") as store:
+        before = store.content_digest()
+        again = make_trace(1)
+        store.put(replace(again, response=replace(again.response, text="Another one.")), chosen=False)
+        assert store.content_digest() == before
+        store.put(make_trace(3), chosen=False)
+        assert (store.stats().responses, store.left_out()) == (2, 1)
 
 
 def test_a_trace_comes_back_as_it_was(tmp_path: Path):
@@ -353,7 +365,13 @@ def exported(file: Path) -> list[dict[str, Any]]:
 def test_export(tmp_path: Path, format: str):
     path, out = tmp_path / "traces.db", tmp_path / "out" / f"traces.{format}"
     fill(path, list(range(5)))
-    assert export_traces(path, out, format) == 5
+    with TraceStore(path) as store:
+        store.put(make_trace(7), chosen=False)
+    events: list[Event] = []
+    assert export_traces(path, out, format, events.append) == 5
+    assert [event.message for event in events if event.kind == "warning"] == [
+        f"1 responses aren't selected: left out; `dream capture {tmp_path}` selects what was gathered"
+    ]
     rows = exported(out)
     with TraceStore(path, readonly=True) as store:
         traces, tokenizer = list(store.traces()), store.tokenizer()

@@ -13,11 +13,11 @@ from cli.options import Function, cluster_option, setting, stage_options, studen
 from cli.output import answer, command_line, install_lines, table
 from cli.progress import Progress
 from cli.stages import run_stage, stage_command, told
+from distill.ranges import CHOICES
 
 if TYPE_CHECKING:
     from distill.run import Run
 
-DTYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 WAYS = ("auto", "weights", "server")
 KEEPS = ("replay", "past", "ewc", "memory")
 """Options of `dream learn` for new answers alone."""
@@ -270,7 +270,7 @@ def _undo(run: "Run", stage: str, as_json: bool) -> None:
 
 
 @stage()
-@setting("--dtype", "export.dtype", "Of model.gguf.", type=click.Choice(DTYPES))
+@setting("--dtype", "export.dtype", "Of model.gguf.", type=click.Choice(CHOICES["export.dtype"]))
 def export(run: "Run") -> None:
     """Write RUN/bundle: one folder that transformers, llama.cpp and Ollama load as it is.
 

@@ -41,6 +41,11 @@ def export_traces(path: Path, out: Path, format: str, listen: Listener = silent,
     with TraceStore(path, readonly=True) as store, ExitStack() as stack:
         parts = [stack.enter_context(_aside(out.with_name(name))) for name in names]
         total = store.stats().responses
+        if left := store.left_out():
+            text = (
+                f"{left} responses aren't selected: left out; `dream capture {path.parent}` selects what was gathered"
+            )
+            listen(Event("traces", "warning", text))
         tokenizer = store.tokenizer()
 
         def rows() -> Iterator[dict[str, Any]]:

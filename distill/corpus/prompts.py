@@ -137,6 +137,8 @@ def file_and_column(name: str) -> tuple[Path, str]:
 def _resolve(name: str, listen: Listener) -> tuple[Path, str]:
     """A file or folder and its columns, the file of the set of that name, or the folder of what a hub has."""
     sets = prompt_sets()
+    if not name.strip():  # the path "" would be the working folder
+        raise BadInput("a prompt file or set without a name; is a variable empty?")
     if name in sets:
         return sets[name], ""
     if name.startswith(HUB):

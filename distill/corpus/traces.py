@@ -55,6 +55,7 @@ thinking (                      -- apart, so that a store without it is one of t
 )
 """
 _SAYS = "TRIM(text, CHAR(9, 10, 13, 32)) <> ''"
+_SELECTED = "SELECT 1 FROM responses WHERE key = ? AND held_out IS NOT NULL"
 _OF_THINKING = "thinking, thought, thought_checksum"
 _CONTENT = f"key, prompt, held_out, text, done_reason, options, targets, checksum, timings, {_OF_THINKING}"
 _THERE = "responses LEFT JOIN thinking USING (key)"
@@ -215,9 +216,8 @@ class TraceStore:
         try:
             value: dict[str, Any] = json.loads(zlib.decompress(row[0]))
         except (zlib.error, ValueError) as error:
-            raise CorruptFile(
-                f"{self.path}: the teacher's tokenizer is altered; delete the file and capture"
-            ) from error
+            text = f"{self.path}: the teacher's tokenizer is altered; delete the file and capture"
+            raise CorruptFile(text) from error
         value["extra_stop_ids"] = tuple(value["extra_stop_ids"])
         return TeacherTokenizer(**value)
 
@@ -234,12 +234,12 @@ class TraceStore:
         targets is none."""
         cut = "done_reason = 'length' AND tokens BETWEEN 1 AND ? - 1"
         told = f"{_SAYS} AND NOT ({cut}) {'AND targets IS NOT NULL' if soft else ''}"
-        asked = f"SELECT 1 FROM responses WHERE key = ? AND {told}", (key, limit)
         with self._errors():
-            return self._db.execute(*asked).fetchone() is not None
+            asked = self._db.execute(f"SELECT 1 FROM responses WHERE key = ? AND {told}", (key, limit))
+            return asked.fetchone() is not None
 
     def put(self, trace: Trace, chosen: bool = True) -> None:
-        """Store a response and, if it is `chosen`, select it; on return it survives a kill of this process."""
+        """Store a response and select it if `chosen`, else leave what is selected; it survives a kill from then on."""
         response = trace.response
         options = json.dumps(trace.options.spelled(), sort_keys=True)
         packed, thought = (None if t is None else pack_targets(t) for t in (response.tokens, response.thought))
@@ -257,18 +257,19 @@ class TraceStore:
             json.dumps(response.timings | ({"model": response.model} if response.model else {})),
             trace.sample,
         )
-        count = 0 if response.thought is None else len(response.thought)
-        before = (trace.key, response.thinking, thought, count, _checksum(response.thinking, packed=thought))
+        checksum = _checksum(response.thinking, packed=thought)
+        before = (trace.key, response.thinking, thought, len(response.thought or ()), checksum)
         with self._errors(), self._db:  # both or none
             self._db.execute("BEGIN IMMEDIATE")
+            if not chosen and self._db.execute(_SELECTED, (trace.key,)).fetchone():
+                return
             self._db.execute(f"INSERT OR REPLACE INTO responses VALUES ({', '.join('?' * len(row))})", row)
             self._db.execute("DELETE FROM thinking WHERE key = ?", (trace.key,))
             if response.thinking:
                 self._db.execute("INSERT INTO thinking VALUES (?, ?, ?, ?, ?)", before)
 
     def select(self, wanted: Mapping[str, bool]) -> int:
-        """Select the responses with these keys (key → held out) and no others; says how many there are. What has no
-        text is none: earlier versions stored such."""
+        """Select what has these keys (key → held out) and a text, and nothing else; says how many those are."""
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             self._db.execute("UPDATE responses SET held_out = NULL")
@@ -359,9 +360,8 @@ class TraceStore:
             blobs = (targets, thought) if unpack else (None, None)
             tokens, thought = (None if blob is None else unpack_targets(blob) for blob in blobs)
         except CorruptFile as error:
-            raise CorruptFile(
-                f"{self.path}: response {key[:12]}: {error}; delete the file and capture again"
-            ) from error
+            text = f"{self.path}: response {key[:12]}: {error}; delete the file and capture again"
+            raise CorruptFile(text) from error
         seconds = json.loads(timings)
         model = seconds.pop("model", "")
         response = Response(text, tokens, done_reason, seconds, thinking or "", thought, model)

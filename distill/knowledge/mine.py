@@ -17,6 +17,7 @@ from distill.events import Event, Listener, silent
 from distill.knowledge.graph import Tally, save_graph
 from distill.mining.thinking import dream_first, thought_aloud
 from distill.mining.triplets import LENSES, Mined, Triplet, write_triplets
+from distill.ranges import check_choice
 from distill.run import Run, sha256_file
 
 MINER_VERSION = 3
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from distill.mining.likelihood import Judge
 
 T = TypeVar("T")
-CHOICES = ("rarity", "likelihood", "all")
 
 
 def partial_file(run: Run) -> Path:
@@ -48,6 +48,7 @@ def stage_settings(run: Run) -> dict[str, Any]:
         used["seed"] = settings.seed
     elif settings.mine.choose == "likelihood":
         used["teacher"] = {"model": settings.teacher.model, "weights": settings.teacher.weights}
+        used["judge"] = 2  # to the first one answers began with BOS
     return used
 
 
@@ -160,14 +161,13 @@ def _miner(run: Run, store: TraceStore, total: int, listen: Listener) -> Generat
         yield from _told(mine_dataset(run, store.traces(soft=False)), total, listen)
     elif run.settings.mine.miner == "syntax":
         yield from _by_syntax(run, store, total, listen)
-    elif run.settings.mine.miner == "teacher":
+    else:
+        check_choice("mine.miner", run.settings.mine.miner)
         from distill.mining.teacher_miner import PartialMine, mine_traces
 
         partial = PartialMine(partial_file(run), stage_settings(run))
         traces = [thought_aloud(trace) for trace in store.traces(soft=False)]
         yield from _told(mine_traces(traces, run.settings, listen, partial=partial), total, listen)
-    else:
-        raise BadInput(f"mine.miner={run.settings.mine.miner}: no such miner; choose syntax or teacher")
 
 
 def _by_syntax(run: Run, store: TraceStore, total: int, listen: Listener) -> Iterator[Mined]:
@@ -176,8 +176,7 @@ def _by_syntax(run: Run, store: TraceStore, total: int, listen: Listener) -> Ite
     from distill.mining.readings import Readings, read_all
 
     settings = run.settings.mine
-    if settings.choose not in CHOICES:
-        raise BadInput(f"mine.choose={settings.choose}: choose one of {', '.join(CHOICES)}")
+    check_choice("mine.choose", settings.choose)
     judge = _judge(run, listen) if settings.choose == "likelihood" else None
     with Readings(run.triplets) as found:
         cluster = open_cluster(where, listen) if (where := run.settings.runtime.cluster) else None

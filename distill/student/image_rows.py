@@ -24,7 +24,6 @@ from distill.backbone.model import Backbone
 from distill.student.cut import Sample, final_states
 from distill.tokens.bpe import StudentTokenizer
 
-KINDS = ("apart", "label", "untied")
 SHIFT = 6.0
 """Nats by which an image token is less likely than the word on its label where the teacher speaks."""
 KIND = 2.0

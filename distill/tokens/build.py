@@ -18,6 +18,7 @@ from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.mining.triplets import each_triplet
+from distill.ranges import check_choice
 from distill.run import Run, publish_folder, sha256_file
 from distill.spread import spread, worth
 from distill.teacher.protocol import TeacherTokenizer
@@ -41,8 +42,6 @@ TEXTS = 1_000_000
 
 T = TypeVar("T")
 See = Callable[[Path, "Codebook"], dict[str, Any]]
-
-KINDS = ("auto", "aligned", "sentencepiece")
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,7 @@ def build_tokenizer(run: Run, listen: Listener = silent, force: bool = False, se
     from distill.tokens.image_tokens import SAMPLE, build_codebook, save_codes
 
     options = run.settings.tokenize
-    if options.kind not in KINDS:
-        raise BadInput(f"tokenize.kind={options.kind}: choose one of {', '.join(KINDS)}")
+    check_choice("tokenize.kind", options.kind)
     run.require("capture")
     run.require("mine")
     settings = stage_settings(run)

@@ -7,8 +7,9 @@ from distill.config import TrainSettings
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.knowledge.graph import build_graph
-from distill.knowledge.retrieval import ATTENTION, RETRIEVALS, Labels, Retriever
+from distill.knowledge.retrieval import ATTENTION, Labels, Retriever
 from distill.mining.triplets import FACT, Triplet
+from distill.ranges import check_choice
 from distill.run import Run, fingerprint
 from distill.tokens.chat import with_context
 from distill.turns import words
@@ -34,8 +35,7 @@ class Recall:
         """
         self.how, self.limit, self.seed = settings.retrieve, settings.retrieve_limit, seed
         self.triplets, self.codes, self.labels = triplets, codes, labels
-        if self.how not in ("", *RETRIEVALS):
-            raise BadInput(f"train.retrieve={self.how}: choose one of {', '.join(RETRIEVALS)}, or '' for none")
+        check_choice("train.retrieve", self.how)
         if self.how:
             self.retriever = Retriever(build_graph(t for group in triplets.values() for t in group))
 

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from distill.backbone.model import Backbone, count_parameters, save_backbone
 from distill.corpus.teachers_source import teachers_source
-from distill.errors import BadInput, CorruptFile
+from distill.errors import CorruptFile
 from distill.events import Event, Listener, silent
+from distill.ranges import check_choice
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.cut import Sample, drop_layers, keep_layers, narrow, quality
-from distill.student.image_rows import KINDS, begin_image_rows
+from distill.student.image_rows import begin_image_rows
 from distill.student.initialize import CHANCE, TEACHER, transplant
 from distill.teacher.find_weights import wants_teacher
 from distill.teacher.source import Source
@@ -60,8 +61,7 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     file.
     """
     settings = run.settings.student
-    if settings.image_rows not in KINDS:
-        raise BadInput(f"student.image_rows={settings.image_rows}: choose one of {', '.join(KINDS)}")
+    check_choice("student.image_rows", settings.image_rows)
     if not wants_teacher(run.settings):
         if settings.init not in ("", CHANCE, TEACHER) and (named := [n for n in SIZES if getattr(settings, n)]):
             text = f"student.{named[0]}: isn't used: the student begins as {settings.init}, as large as that is"
