@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bench import continual, figures
 from cli.main import dream
 from distill.backbone.attention import Documents as Spans
-from distill.backbone.model import Backbone, BackboneConfig
+from distill.backbone.model import Backbone, BackboneConfig, load_backbone
 from distill.corpus.datasets.causal_world import LATER, drawn, made_of
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, RunMismatch
@@ -32,18 +33,20 @@ from distill.learning import keeping
 from distill.learning.ewc import Anchor, diagonal_fisher, drawn_loss
 from distill.learning.facts import Facts, learn_facts, undo
 from distill.learning.feedback import FEEDBACK, Feedback, keep, read_feedback
-from distill.learning.keeping import FISHER, MEMORY, Keeping, count, of_past
+from distill.learning.keeping import FISHER, MEMORY, Keeper, Keeping, count, of_past
 from distill.learning.new_lines import read_new
+from distill.learning.onward import Onward
 from distill.learning.replay import Memory, SumTree, gather
 from distill.run import Run
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Message
 from distill.tokens.packing import ARRAYS, Documents
 from distill.training import checkpoint
-from distill.training.batches import Batch
+from distill.training.batches import Batch, Row
 from distill.training.loop import train
 from distill.training.losses import Targets, tail_kernel
 from distill.training.step import forward_backward
+from distill.turns import joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -340,6 +343,29 @@ def test_a_learning_that_was_killed_ends_as_one_that_was_not(
     assert other["old_bits_per_byte_before"] == told["old_bits_per_byte"], "it began where the one that was left did"
 
 
+def test_what_does_not_fit_is_never_drawn(world: Run) -> None:
+    learner = Onward(world, 1e-3)
+    some = gather([(learner.given.documents, i) for i in range(4)])
+    prompts = [np.resize(some.prompt(0), learner.model.config.context), *(some.prompt(i) for i in range(1, 4))]
+    long = replace(some, prompt_ids=np.concatenate(prompts), prompt_ends=np.cumsum([*map(len, prompts)]))
+    memory = Memory(long, np.zeros(4, np.int64), np.ones(4))
+    drawn: list[int] = []
+
+    class Seen(Memory):
+        def draw(self, *args: Any) -> list[Row]:
+            rows = super().draw(*args)
+            drawn.extend(piece.document for row in rows for piece in row)
+            return rows
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeping, "Memory", Seen)
+        keeper = Keeper(learner, Keeping(ewc=1.0), load_backbone(learner.begun), memory, None)
+    found = keeper.backward(8, 0.0, np.random.default_rng(0))
+    assert all(map(np.isfinite, found.values()))
+    drawn += [p.document for row in memory.draw(keeper.batches, 8, np.random.default_rng(0), 0.5) for p in row]
+    assert {*drawn} == {1, 2, 3}
+
+
 def test_what_is_learned_of_a_best_that_was_not_the_last_is_the_best(world: Run, tmp_path: Path) -> None:
     """A training's last checkpoint may be worse than one before: what is learned comes after both."""
     run, source = of(world, tmp_path / "run"), new_file(tmp_path / "new.jsonl", size=4)
@@ -371,6 +397,11 @@ def test_what_either_run_holds_out_is_not_learned(world: Run, tmp_path: Path) ->
     with TraceStore(other.traces) as store:
         store.select({trace.key: False for trace in store.traces()})
     assert {trace.prompt for trace in read_new(run, other.path).traces if trace.held_out} == asked
+    (prompt, *_), path = sorted(asked), tmp_path / "new.jsonl"
+    later = joined([("user", prompt), ("assistant", "It is."), ("user", "And then?")])
+    told = [{"prompt": text, "answer": "So.", "held_out": False} for text in (prompt, later, "Why?")]
+    path.write_text("".join(json.dumps(each) + "\n" for each in told), encoding="utf-8")
+    assert [trace.held_out for trace in read_new(run, path).traces] == [True, True, False]
 
 
 def test_a_cut_answer_is_learned_as_one(world: Run, tmp_path: Path) -> None:
@@ -403,7 +434,8 @@ def test_killed_at_any_moment_nothing_is_lost_and_nothing_learned_twice(stage: s
     codes = disturb(tmp_path, ["learn", str(cut.path), *how], moments, seed=2)
     assert codes[-1] == 0
     assert codes.count(0) == 1 or not WANTED, "it was still learning each time"
-    assert set(codes) <= {0, 143, -signal.SIGTERM, -signal.SIGKILL}
+    said = (tmp_path / "output.txt").read_text(encoding="utf-8")
+    assert set(codes) <= {0, 143, -signal.SIGTERM, -signal.SIGKILL}, said[-2000:]
     assert disturb(tmp_path, ["learn", str(whole.path), *how], [], seed=2) == [0]
     assert len(checkpoint.of_stage(cut, stage)) == 1
     for name in ("model.safetensors", *((MEMORY, FISHER) if stage == "facts" else ())):

@@ -69,8 +69,9 @@ def module_name(path: Path) -> str:
 
 @cache
 def nodes(path: Path) -> tuple[ast.AST, ...]:
-    """All of a file's syntax tree; read once, for many rules look at it."""
-    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    """A file's calls and imports; read once, for many rules look at them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return tuple(node for node in ast.walk(tree) if isinstance(node, ast.Call | ast.Import | ast.ImportFrom))
 
 
 def calls(path: Path) -> Iterator[ast.Call]:

@@ -27,6 +27,15 @@ MODEL = "smollm2:135m"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _briefly() -> Generator[None]:
+    """A teacher that is asked goes on for as long as in support/preloaded.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("consult.ON", "polish.ON", "consult.TRIAL"):
+            patch.setattr(f"distill.learning.{name}", 8)
+        yield
+
+
 @pytest.fixture(scope="module")
 def server(smollm2: Path) -> Generator[FakeOllama]:
     with engine({MODEL: smollm2}) as running:

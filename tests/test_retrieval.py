@@ -23,7 +23,7 @@ from distill.events import silent
 from distill.knowledge.graph import build_graph, load_graph
 from distill.knowledge.growing_graph import Chain, KnowledgeGraph
 from distill.knowledge.mine import mine
-from distill.knowledge.retrieval import WAYS, Labels, Retriever, retrieve
+from distill.knowledge.retrieval import WAYS, Labels, Retriever
 from distill.mining.inflect import content_stems
 from distill.mining.triplets import LENSES, Triplet, by_trace, read_triplets
 from distill.run import Run
@@ -69,29 +69,29 @@ def known(triplets: Sequence[Triplet]) -> set[Labels]:
 
 @pytest.mark.parametrize("how", WAYS)
 def test_it_tells_what_was_said_of_the_prompts_things(how: str) -> None:
-    graph = build_graph(KITCHEN)
-    assert retrieve(graph, "What becomes of butter?", how, limit=1) == [("butter", "melts", "in the pan")]
-    assert retrieve(graph, "VASES!", how, limit=1) == [("a vase", "made of", "glass")]
-    assert retrieve(graph, "Why is the sky blue?", how) == []
-    assert retrieve(graph, "", how) == []
-    assert retrieve(nx.MultiDiGraph(), "a ball", how) == []
+    ask = Retriever(build_graph(KITCHEN)).retrieve
+    assert ask("What becomes of butter?", how, limit=1) == [("butter", "melts", "in the pan")]
+    assert ask("VASES!", how, limit=1) == [("a vase", "made of", "glass")]
+    assert ask("Why is the sky blue?", how) == []
+    assert ask("", how) == []
+    assert Retriever(nx.MultiDiGraph()).retrieve("a ball", how) == []
 
 
 def test_the_neighbourhood_covers_the_prompt_before_it_repeats() -> None:
-    graph = build_graph(KITCHEN)
-    found = retrieve(graph, "the butter and the vase and the pan")
+    ask = Retriever(build_graph(KITCHEN)).retrieve
+    found = ask("the butter and the vase and the pan")
     assert found[:2] == [("butter", "melts", "in the pan"), ("a vase", "made of", "glass")]
-    first, second = retrieve(graph, "Cups fall.", limit=2)
+    first, second = ask("Cups fall.", limit=2)
     assert first == ("a cup", "falls", "into pieces")
     assert second == ("a ball", "falls", "to the floor"), "the action's other chain, further away"
-    assert retrieve(graph, "a finger", limit=2) == [("pieces", "cut", "a finger")]
-    assert retrieve(graph, "the vase", limit=3)[1] == ("a table", "made of", "wood"), "a hop further, if there is room"
+    assert ask("a finger", limit=2) == [("pieces", "cut", "a finger")]
+    assert ask("the vase", limit=3)[1] == ("a table", "made of", "wood"), "a hop further, if there is room"
 
 
 def test_a_walk_goes_on_to_what_followed() -> None:
-    graph = build_graph(KITCHEN)
+    ask = Retriever(build_graph(KITCHEN)).retrieve
     for seed in range(20):
-        found = retrieve(graph, "cup", "walk", limit=2, seed=seed)
+        found = ask("cup", "walk", limit=2, seed=seed)
         assert found[0] == ("a cup", "falls", "into pieces")
         assert found[1] == ("pieces", "cut", "a finger")
 
@@ -99,7 +99,7 @@ def test_a_walk_goes_on_to_what_followed() -> None:
 def test_a_sample_draws_the_important_more_often() -> None:
     triplets = [triplet(("a cup", "holds", "tea"), trace=str(i)) for i in range(20)]
     triplets += [triplet(("a cup", "hides", "a coin"), trace="x")]
-    first = [retrieve(build_graph(triplets), "cup", "sample", 1, seed)[0][2] for seed in range(200)]
+    first = [Retriever(build_graph(triplets)).retrieve("cup", "sample", 1, seed)[0][2] for seed in range(200)]
     assert 110 < first.count("tea") < 190
 
 
@@ -109,7 +109,7 @@ def test_only_chains_that_were_said_and_no_more_than_asked(
     triplets: list[Triplet], prompt: str, how: str, limit: int, seed: int
 ) -> None:
     graph = build_graph(triplets)
-    found = retrieve(graph, prompt, how, limit, seed)
+    found = Retriever(graph).retrieve(prompt, how, limit, seed)
     assert set(found) <= known(triplets)
     assert len(found) == len(set(found)) <= limit
     for what, action, result in found:
@@ -156,14 +156,15 @@ def test_leaving_a_trace_out_is_a_graph_of_the_others(
     retriever = Retriever(build_graph(triplets))
     before = retriever.retrieve(prompt, how)
     with retriever.without(build_graph(own)):
-        assert retriever.retrieve(prompt, how) == retrieve(build_graph(rest), prompt, how)
+        assert retriever.retrieve(prompt, how) == Retriever(build_graph(rest)).retrieve(prompt, how)
     assert retriever.retrieve(prompt, how) == before
 
 
 SCRIPT = """
-from distill.knowledge.graph import load_graph; from distill.knowledge.retrieval import WAYS, retrieve
+from distill.knowledge.graph import load_graph; from distill.knowledge.retrieval import WAYS, Retriever
 import sys; from pathlib import Path
-print([retrieve(load_graph(Path(sys.argv[1])), "the cup falls to the floor in pieces", how, 4, 7) for how in WAYS])
+retriever = Retriever(load_graph(Path(sys.argv[1])))
+print([retriever.retrieve("the cup falls to the floor in pieces", how, 4, 7) for how in WAYS])
 """
 
 
@@ -183,7 +184,7 @@ def test_the_same_seed_gives_the_same_in_any_process_and_another_seed_another(tm
     assert len(told) == 1
     saved = load_graph(tmp_path / "k")
     for how in ("walk", "sample"):
-        drawn = {tuple(retrieve(saved, "the cup falls to the floor", how, 2, seed)) for seed in range(20)}
+        drawn = {tuple(Retriever(saved).retrieve("the cup falls to the floor", how, 2, seed)) for seed in range(20)}
         assert len(drawn) > 1
 
 
@@ -209,7 +210,7 @@ def test_a_graph_of_ten_thousand_nodes_answers_at_once() -> None:
 
 def test_what_cannot_be_is_refused_in_one_line() -> None:
     with pytest.raises(BadInput, match="'magic' is no way to retrieve; choose neighbourhood, walk, sample"):
-        retrieve(build_graph(KITCHEN), "cup", "magic")
+        Retriever(build_graph(KITCHEN)).retrieve("cup", "magic")
     old = build_graph(KITCHEN)
     old.remove_edges_from([edge[:3] for edge in old.edges(keys=True, data="type") if edge[3] == "yields"])
     with pytest.raises(BadInput, match=r"holds no chains.*more max_nodes.*dream mine --force"):
@@ -281,10 +282,15 @@ def triples_in(text: str) -> list[Labels]:
     return [(phrases[i], phrases[i + 1], phrases[i + 2]) for i in range(0, len(phrases), 3)]
 
 
-@pytest.mark.parametrize("how", WAYS)
-def test_training_prompts_hold_what_other_training_answers_say(run: Run, how: str) -> None:
+@pytest.fixture(scope="module")
+def plain(run: Run) -> dict[str, list[str]]:
+    """Prompts without what is retrieved, by part."""
     pack(with_retrieval(run, ""))
-    plain = {part: texts(run, part) for part in ("train", "validation")}
+    return {part: texts(run, part) for part in ("train", "validation")}
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_training_prompts_hold_what_other_training_answers_say(run: Run, plain: dict[str, list[str]], how: str) -> None:
     pack(with_retrieval(run, how))
     told = {part: texts(run, part) for part in ("train", "validation")}
     codebook = Codebook.load(run.tokenizer)

@@ -190,7 +190,7 @@ class TraceStore:
                 )
         # `asdict` would copy each token: seconds.
         told = None if tokenizer is None else {part.name: getattr(tokenizer, part.name) for part in fields(tokenizer)}
-        packed = None if told is None else zlib.compress(json.dumps(told).encode(), 9)
+        packed = None if told is None else zlib.compress(json.dumps(told).encode())
         with self._errors():
             self._db.execute(
                 "INSERT OR REPLACE INTO teacher VALUES (1, ?, ?)", (json.dumps(asdict(info), default=str), packed)

@@ -1,6 +1,8 @@
 """A small student with random weights and a real tokenizer: enough to package, load and talk to."""
 
+import copy
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,9 +24,16 @@ TEXTS = (
 LABELS = ("a ball", "release", "falls to the floor", "the rain", "wets", "the street", "a plant", "grows", "naïve")
 
 
+@cache
+def whole(teacher: Path) -> AlignedCut:
+    """A GGUF's vocabulary, read once; don't alter what it keeps."""
+    return AlignedCut(read_tokenizer(teacher))
+
+
 def small_tokenizer(teacher: Path, texts: Sequence[str] = TEXTS, labels: Sequence[str] = LABELS) -> StudentTokenizer:
     """SmolLM2's tokenizer (a GGUF), cut down to `texts`."""
-    cut = AlignedCut(read_tokenizer(teacher))
+    cut = copy.copy(whole(teacher))
+    cut.kept = {*cut.kept}
     cut.keep_text([*texts, *CHAT_WORDS])
     return cut.build(labels)
 
