@@ -25,7 +25,6 @@ from distill.knowledge.graph_rag import RETRIEVAL
 from distill.ranges import check_choice
 from distill.run import Run, beside, publish_folder, sha256_file, write_atomic
 from distill.student.grammar import longest_path
-from distill.student.initialize import CHANCE, TEACHER
 from distill.teacher.find_weights import license_of
 from distill.teacher.gguf_file import read_metadata
 from distill.teacher.licenses import License
@@ -88,7 +87,7 @@ def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     origin = describe_run(run, source)
     began = origin.provenance["began_as"]
     if began and not origin.license.name:
-        whose = origin.provenance["teacher"].get("name") if began == TEACHER else began
+        whose = origin.provenance["teacher"].get("name") if began == "teacher" else began
         unknown = f"licence of {whose}: unknown; its weights are in the bundle"
         listen(Event("export", "warning", f"{unknown}: find out its terms before you pass it on"))
     summary = write_bundle(run.bundle, student, replace(run.settings.export, system=system), origin, listen)
@@ -255,11 +254,11 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
             if selects_what_it_read(run):
                 hashes = hashes_json(prompt for _, prompt, _ in store.answers(held_out=False))
     records, capture, began = run.records(), run.settings.capture, _began(run)
-    if began != TEACHER:
+    if began != "teacher":
         license = _license_at(Path(began)) if began else License()
     provenance = {
         "teacher": teacher,
-        "began_as": began if began in ("", TEACHER) else Path(began).name,
+        "began_as": began if began in ("", "teacher") else Path(began).name,
         "prompts": [capture.dataset] if capture.dataset else [Path(name).name for name in capture.prompts],
         "run": run.name,
         "checkpoint": checkpoint.name,
@@ -315,13 +314,13 @@ def origin_of(path: Path) -> Origin:
 
 
 def _began(run: Run) -> str:
-    """What the training began with: TEACHER, the path of another model, "" for chance."""
+    """What the training began with: "teacher", the path of another model, "" for chance."""
     from distill.training.start import started_at
 
-    init = run.settings.student.init
-    if init not in ("", CHANCE, TEACHER):
-        return init
-    return TEACHER if init == TEACHER and started_at(run) is not None else ""
+    student = run.settings.student
+    if student.model:
+        return student.init
+    return student.init if student.init == "teacher" and started_at(run) is not None else ""
 
 
 def _license_at(path: Path) -> License:

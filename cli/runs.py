@@ -111,7 +111,7 @@ def make_absolute(settings: "Settings", base: "Settings") -> None:
     for name, before in FILES.items():
         section, key = name.split(".")
         there, now = (getattr(getattr(each, section), key) for each in (base, settings))
-        if now != there and now.startswith(before) and now not in ("teacher", "chance"):
+        if now != there and now.startswith(before) and (name != "student.init" or settings.student.model):
             setattr(getattr(settings, section), key, before + absolute(now.removeprefix(before)))
 
 

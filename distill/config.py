@@ -1,6 +1,7 @@
 """Every setting, its default and its meaning, in one tree. Nothing else in the project holds a default."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from distill.address import Address
 
@@ -156,6 +157,11 @@ class StudentSettings:
     hidden: int = 0
     kv_heads: int = 0
     context: int = 512
+
+    @property
+    def model(self) -> Path | None:
+        """The folder or file of another model that it begins as; None: as its teacher, or from chance."""
+        return None if self.init in ("", "chance", "teacher") else Path(self.init)
 
 
 @dataclass

@@ -6,7 +6,6 @@ students write the bytes of ⟨ and ⟩ themselves. Tags begin as line breaks, l
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,9 +18,6 @@ from distill.teacher.open_source import open_source
 from distill.teacher.protocol import TeacherTokenizer
 from distill.teacher.source import Source
 from distill.tokens.bpe import END, END_THINK, PAD, START, THINK, USER_TOKENS, StudentTokenizer, image_text
-
-CHANCE, TEACHER = "chance", "teacher"
-"""Values of `student.init` that are no folder."""
 
 TURN_STARTS = (START, "<|start_header_id|>", "<start_of_turn>", "<|start|>", "[INST]")
 """Tokens with which models open a turn: what ours begins as."""
@@ -39,8 +35,8 @@ def new_student(settings: StudentSettings, tokenizer: StudentTokenizer, seed: in
 
     Raises BadInput, also for rows that such a beginning can't have, CorruptFile.
     """
-    if settings.init not in ("", CHANCE, TEACHER):
-        return transplant(open_source(Path(settings.init)), tokenizer, settings.context)
+    if settings.model:
+        return transplant(open_source(settings.model), tokenizer, settings.context)
     if settings.image_rows == "untied":
         raise BadInput("student.image_rows=untied: is for a student that begins as its teacher; this one doesn't")
     config = config_for(settings, tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)

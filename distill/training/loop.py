@@ -10,7 +10,6 @@ from typing import Any
 from distill.backbone.device import pick_device
 from distill.events import Event, Listener, silent
 from distill.run import Run, sha256_file
-from distill.student.initialize import CHANCE, TEACHER
 from distill.teacher.open_source import open_source
 from distill.tokens.packing import pack
 from distill.training import checkpoint
@@ -31,8 +30,8 @@ def train(run: Run, listen: Listener = silent, force: bool = False) -> dict[str,
     if force:  # before what is there goes
         check_settings(run.settings.train)
         pick_device(run.settings.train.device, "train.device")
-        if (source := run.settings.student.init) not in ("", CHANCE, TEACHER):
-            open_source(Path(source))
+        if run.settings.student.model:
+            open_source(run.settings.student.model)
     if "WORLD_SIZE" not in os.environ or int(os.environ["RANK"]) == 0:
         begin(run, listen, force)
     record = None if force else run.fresh("train", train_settings(run))

@@ -24,7 +24,7 @@ from distill.ranges import check_choice
 from distill.run import Run, publish_folder, sha256_file, write_atomic
 from distill.student.cut import Sample, drop_layers, keep_layers, narrow, quality
 from distill.student.image_rows import begin_image_rows
-from distill.student.initialize import CHANCE, TEACHER, transplant
+from distill.student.initialize import transplant
 from distill.teacher.find_weights import wants_teacher
 from distill.teacher.source import Source
 from distill.tokens.bpe import StudentTokenizer
@@ -63,7 +63,7 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     settings = run.settings.student
     check_choice("student.image_rows", settings.image_rows)
     if not wants_teacher(run.settings):
-        if settings.init not in ("", CHANCE, TEACHER) and (named := [n for n in SIZES if getattr(settings, n)]):
+        if settings.model and (named := [n for n in SIZES if getattr(settings, n)]):
             text = f"student.{named[0]}: isn't used: the student begins as {settings.init}, as large as that is"
             listen(Event("start", "warning", text))
         return None
@@ -112,7 +112,7 @@ def started_at(run: Run) -> Path | None:
 
 def is_inherited(run: Run) -> bool:
     """Whether the run's student begins with weights that were trained before."""
-    return run.settings.student.init not in ("", CHANCE, TEACHER) or started_at(run) is not None
+    return run.settings.student.model is not None or started_at(run) is not None
 
 
 @dataclass(frozen=True)
