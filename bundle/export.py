@@ -155,6 +155,8 @@ def _free(path: Path) -> Path:
 
 def _check(settings: ExportSettings, trained: int) -> None:
     check_choice("export.dtype", settings.dtype)
+    if settings.temperature < 0:
+        raise BadInput(f"export.temperature={settings.temperature}: must be at least 0; 0 is greedy")
     if not 0 <= settings.context <= trained:
         raise BadInput(f"export.context: {settings.context} is not within the {trained} tokens it was trained with")
 

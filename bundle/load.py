@@ -119,7 +119,7 @@ class Student:
         `max_tokens` at most.
 
         dream: read in the place of one of its own; the answer is drawn as after its own, so that it differs by the
-        dream alone. Raises BadInput where even the last message alone doesn't fit the context.
+        dream alone. Raises BadInput where even the last question alone doesn't fit the context.
         """
         if dream is not None:
             sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
@@ -163,7 +163,8 @@ class Student:
         def fits(start: int) -> bool:
             return whole or len(ids(start)) + ROOM <= (context or self.model.config.context)
 
-        starts = sorted({*range(0, len(turns), 2), len(turns) - 1})  # a question goes with its answer
+        last = asked if asked >= 0 else len(turns) - 1  # the question stays, whatever was begun to say to it
+        starts = [*range(0, last, 2), last]  # a question goes with its answer
         return ids(starts[bisect_left(starts[:-1], True, key=fits)])
 
     def _answer_to(self, prompt: list[int], dream: Dream | None, sampling: Sampling) -> Iterator[tuple[Part, str]]:

@@ -222,6 +222,22 @@ def test_what_it_should_have_said_and_dropped_steps(browser: Browser, app: Starl
         assert page.errors == []
 
 
+def test_a_verdict_is_kept_with_what_the_answer_was_told(browser: Browser, app: Starlette, kept: Path) -> None:
+    """An earlier answer that was written anew since was not there when it was said."""
+    kept.unlink(missing_ok=True)
+    with listening(app) as url:
+        page = opened(browser, url)
+        ask(page)
+        ask(page, "And then?")
+        page.eval("turns[0].replies[0].answer = 'Another.'")  # as a changed dream's may be
+        page.click(".turn:last-child .actions button")
+        page.wait("!!document.querySelector('.actions [aria-pressed=true]')")
+        (line,) = read_feedback(kept)
+        turns = [*ASKED, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": "And then?"}]
+        assert line.messages == [{"role": "system", "content": "Be brief."}, *turns]
+        assert page.errors == []
+
+
 def test_two_side_by_side_and_a_picture(browser: Browser, app: Starlette, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(base64.b64decode(coloured("red")))
     with listening(app) as url:

@@ -35,7 +35,7 @@ from distill.dream.record import Branch, DreamRecord
 from distill.dream.starter import starter_tokenizer
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.knowledge.graph import load_graph
-from distill.knowledge.retrieval import retrieve
+from distill.knowledge.retrieval import Retriever
 from distill.mining.triplets import LENSES
 from distill.run import Run, sha256_file
 from distill.student.grammar import DreamGrammar
@@ -256,7 +256,9 @@ def test_a_given_dream_is_read_as_it_is(model: DreamingReasoningLLM) -> None:
     empty = model.generate(PROMPTS[0], dream="none", return_dreams=True, **how)
     assert empty["output"] == model.generate(PROMPTS[0], dreamer="none", **how)
     assert (empty["record"].read, empty["record"].dream) == ([], "⟨spatial⟩⟨temporal⟩⟨causal⟩⟨abstract⟩")
-    assert model.generate(PROMPTS[0], dreamer="none", return_dreams=True, **how)["record"].dream == "none"
+    for dream in (None, "none"):
+        silent = model.generate(PROMPTS[0], dreamer="none", dream=dream, return_dreams=True, **how)
+        assert (silent["output"], silent["record"].dream) == (empty["output"], "none")
 
 
 EDITOR = DreamEditor(starter_tokenizer(["a ball", "falls", "⁂ 7"]), 2)
@@ -407,22 +409,13 @@ def test_image_head_against_float64() -> None:
     ]
 
 
-def test_text_and_both_go_on_from_what_was_read(model: DreamingReasoningLLM) -> None:
+def test_text_goes_on_from_what_was_read() -> None:
     backbone, tokenizer, _ = parts()
     ids = prompt_ids(tokenizer, PROMPTS[0], think=False)
-    texts: list[Any] = []
-    for _ in range(2):
-        speaker = Speaker(Session(backbone, 1), Sampling(temperature=0))
-        speaker.read(ids)
-        texts.append(speaker)
-    decoder = OutputDecoder()
-    text, image = decoder.both(torch.ones(1, 512), texts[0], tokenizer, 60)
-    assert (
-        text
-        == "".join(decoder.text(texts[1], tokenizer, 60))
-        == text_of(tokenizer, greedy(backbone, tokenizer, ids, 60))
-    )
-    assert torch.equal(image, decoder.image(torch.ones(1, 512)))
+    speaker = Speaker(Session(backbone, 1), Sampling(temperature=0))
+    speaker.read(ids)
+    text = "".join(OutputDecoder.text(speaker, tokenizer, 60))
+    assert text == text_of(tokenizer, greedy(backbone, tokenizer, ids, 60))
 
 
 def codes_of(branches: Sequence[Branch]) -> list[list[int]]:
@@ -525,6 +518,10 @@ def test_images_are_seen_by_the_engine_and_read_by_the_backbone(model: DreamingR
         ({"dreamer": "me"}, "dreamer='me': choose one of engine, checked, backbone, none"),
         ({"dreamer": "none", "output_mode": "image"}, "output_mode='image' needs a dream"),
         ({"dreamer": "none", "guide": "a cup"}, "a guide needs a dream"),
+        (
+            {"dreamer": "none", "dream": "⟨causal⟩" + "⟨a cup⟩" * 3},
+            "dream: one is given, and dreamer='none' reads none",
+        ),
         ({"retrieve": "all"}, "retrieve='all': choose one of neighbourhood, walk, sample"),
         ({"retrieve": "walk"}, "there is no knowledge graph"),
         ({"guide": "⟨a cop⟩"}, "⟨a cop⟩ is no image token; the nearest are ⟨a cup⟩"),
@@ -767,12 +764,13 @@ def test_a_run_loads_with_its_engine_and_system_message(tmp_path: Path) -> None:
     assert alone.parts.engine is None
     assert alone.config == KEEP_ALL
     assert alone.generate(PROMPTS[0], seed=1) == make(engine=None, system="Be brief.").generate(PROMPTS[0], seed=1)
-    run.settings.mine.steps = 9
+    run.settings.mine.steps, run.settings.train.retrieve_limit = 9, 2
     Run.create(run.path, run.settings)
     longer = load_dreaming(run.path, device="cpu")
     longer.save_pretrained(tmp_path / "saved")
     for each in (longer, DreamingReasoningLLM.load_pretrained(tmp_path / "saved", "cpu")):
         assert each.parts.longest == 9, "it may dream as long as it learned, and not as long as an engine drafts"
+        assert each.parts.facts == 2
 
 
 def test_a_bundle_loads_and_its_digests_are_checked(saved: Path, tmp_path: Path) -> None:
@@ -818,7 +816,7 @@ def test_what_a_graph_knows_stands_after_the_prompt(tmp_path: Path) -> None:
     before = path.read_bytes()
     model, prompt, codebook = make().know(path), "Push a cup", parts()[2]
     for way in ("neighbourhood", "walk", "sample"):
-        found = retrieve(load_graph(path), prompt, way, limit=4, seed=5)
+        found = Retriever(load_graph(path)).retrieve(prompt, way, limit=4, seed=5)
         assert found
         known = list(dict.fromkeys(tuple(codebook.encode(chain).tolist()) for chain in found))
         context = "".join(f"⟨{codebook.labels[code]}⟩" for chain in known for code in chain)

@@ -34,12 +34,15 @@ from distill.backbone.model import Backbone
 from distill.config import ExportSettings, Settings, TrainSettings
 from distill.errors import BadInput, MissingStage
 from distill.run import Run
+from distill.serve import embedding
 from distill.serve import http as serve_http
 from distill.serve.app import create_app
 from distill.serve.fields import FOREVER, ApiError, keep_alive_of, parse
 from distill.serve.guard import Allowed
 from distill.serve.listen import bind, url_of
+from distill.serve.openai_api import options_of
 from distill.serve.pieces import Pieces
+from distill.serve.reply import Options
 from distill.serve.scheduler import Scheduler, Wrote
 from distill.serve.shelf import Shelf
 from distill.serve.student import Offer
@@ -177,8 +180,23 @@ def test_the_dream_is_the_thinking(app: Starlette, offers: list[Offer]) -> None:
     on = post(app, "/api/chat", {"model": "proto", "messages": last, "stream": False}).json()["message"]
     assert "thinking" not in on  # a turn that is gone on with has had its dream
     last[1] = {"role": "assistant", "content": "", "thinking": DREAM}  # or is given one
-    on = post(app, "/api/chat", {"model": "proto", "messages": last, "stream": False}).json()["message"]
-    assert on == {"role": "assistant", "content": ANSWER}
+    on = post(app, "/api/chat", {"model": "proto", "messages": last, "stream": False}).json()
+    assert on["message"] == {"role": "assistant", "content": ANSWER}
+    last[1] = {"role": "assistant", "content": "", "reasoning": DREAM}
+    told = post(app, "/v1/chat/completions", {"model": "proto", "messages": last}).json()
+    assert told["choices"][0]["message"] == {"role": "assistant", "content": ANSWER}
+    assert told["usage"]["prompt_tokens"] == on["prompt_eval_count"]
+
+
+@pytest.mark.parametrize("stop", ["\n", "⟨a ball⟩", "⟨abstract⟩ and on"])
+def test_a_stop_ends_no_dream(app: Starlette, stop: str) -> None:
+    """Nor does half of one swallow what it would have been."""
+    body = {"model": "proto", "prompt": QUESTION, "stream": False, "options": {"stop": [stop]}}
+    told = post(app, "/api/generate", body).json()
+    assert (told["thinking"], told["response"]) == (DREAM, ANSWER)
+    body["options"] = {"stop": [stop, " floor"]}
+    told = post(app, "/api/generate", body).json()
+    assert (told["thinking"], told["response"]) == (DREAM, ANSWER.partition(" floor")[0])
 
 
 def test_logprobs_are_those_of_the_model(app: Starlette, model: Backbone, tokenizer: StudentTokenizer) -> None:
@@ -326,6 +344,23 @@ def test_keep_alive(offers: list[Offer]) -> None:
     assert post(app, "/api/generate", {"model": "proto", "prompt": "x"}).status_code == 503
 
 
+def test_a_keep_alive_holds_until_another_is_said_or_it_is_unloaded(offers: list[Offer]) -> None:
+    shelf = Shelf(offers[:1])
+
+    async def ask(asked: httpx.AsyncClient) -> None:
+        async def stays(**said: Any) -> list[bool]:
+            """Whether it does for ever; nothing where it is gone."""
+            body = {"model": "proto", "prompt": QUESTION, "options": {"num_predict": 1}, "stream": False, **said}
+            assert (await asked.post("/api/generate", json=body)).status_code == 200
+            return [one["expires_at"] > "2300" for one in (await asked.get("/api/ps")).json()["models"]]
+
+        assert [await stays(), await stays(keep_alive="5m"), await stays()] == [[True], [False], [False]]
+        assert [await stays(keep_alive=0), await stays(), await stays()] == [[], [True], [True]]
+
+    asking(create_app(shelf), ask)
+    shelf.close()
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("5m", 300), ("1h30m", 5400), ("-1", FOREVER), ("0", 0), ("2.5", 2.5), ("-1m", FOREVER)]
 )
@@ -385,6 +420,42 @@ def test_who_goes_away_is_written_for_no_more(
         await until(lambda: not lane.busy)
 
     asyncio.run(run())
+    shelf.close()
+
+
+@pytest.mark.parametrize("path", ["/api/embed", "/v1/embeddings"])
+def test_embeddings_wait_in_the_queue_and_end_with_who_asked(
+    offers: list[Offer], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(offers[:1])
+    app, passes, statuses = create_app(shelf), list[int](), list[int]()
+    body = json.dumps({"model": "proto", "input": ["a ball"] * 20}).encode()
+    monkeypatch.setattr(embedding, "AT_ONCE", 1)
+    monkeypatch.setattr(embedding, "_means", lambda *_: (time.sleep(0.01), passes.append(1), [[1.0]])[-1])
+
+    async def run() -> None:
+        arrived = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> dict[str, Any]:
+            if (message := next(arrived, None)) is None:
+                await until(lambda: bool(passes))
+                return {"type": "http.disconnect"}
+            return message
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        await app({**endless(app, False), "path": path}, receive, send)
+
+    asyncio.run(run())
+    assert statuses == [499]
+    assert len(passes) < 10
+    assert shelf.find("proto")._users == 0  # pyright: ignore[reportPrivateUsage]
+    shelf.scheduler.queue = 0
+    busy = post(app, path, body)
+    assert busy.status_code == 503
+    assert "server busy" in busy.text
     shelf.close()
 
 
@@ -538,8 +609,11 @@ def test_openai_s_python_client(url: str) -> None:
     assert said.choices[0].text == ANSWER.partition(" floor")[0]
     assert said.choices[0].logprobs is not None
     assert "".join(said.choices[0].logprobs.tokens or ()) == said.choices[0].text
-    pieces = by.completions.create(model="proto", prompt=QUESTION, stream=True)
-    assert "".join(piece.choices[0].text for piece in pieces) == ANSWER
+    pieces = list(by.completions.create(model="proto", prompt=QUESTION, stream=True, logprobs=0))
+    texts = [piece.choices[0].text for piece in pieces]
+    assert "".join(texts) == ANSWER
+    offsets = [at for piece in pieces if (told := piece.choices[0].logprobs) for at in told.text_offset or ()]
+    assert offsets == [len("".join(texts[:i])) for i in range(len(texts) - 1)], "of the whole text, not of the piece"
     assert {model.id for model in by.models.list()} == {"proto:latest", "smollm2:135m"}
     assert by.models.retrieve("proto").id == "proto:latest"
     coded = by.embeddings.create(model="proto", input="a ball").data[0].embedding
@@ -552,6 +626,11 @@ def test_openai_s_python_client(url: str) -> None:
         by.chat.completions.create(model="proto", messages=picture)
     with pytest.raises(openai.BadRequestError, match="n: one answer"):
         by.chat.completions.create(model="proto", messages=messages, n=2)
+    for name in ("frequency_penalty", "presence_penalty"):
+        how: Any = {"model": "proto", "messages": messages, "max_tokens": 1}
+        assert by.chat.completions.create(**how, **{name: 0.0}).choices
+        with pytest.raises(openai.BadRequestError, match=f"{name}: answers are drawn without penalties"):
+            by.chat.completions.create(**how, **{name: 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -640,7 +719,17 @@ JUNK: list[Any] = [None, True, -1, 0, 1, 1e308, 10**30, "", "x", "\ud800", "prot
 FIELDS = (
     *("model", "name", "prompt", "messages", "stream", "options", "think", "raw", "context", "keep_alive", "input"),
     *("logprobs", "top_logprobs", "format", "images", "tools", "truncate", "system", "template", "suffix", "stop"),
-    *("max_tokens", "temperature", "seed", "n", "stream_options", "response_format", "reasoning_effort", "dimensions"),
+    *(
+        "presence_penalty",
+        "max_tokens",
+        "temperature",
+        "seed",
+        "n",
+        "stream_options",
+        "response_format",
+        "reasoning_effort",
+        "dimensions",
+    ),
 )
 OPTIONS = ("temperature", "top_k", "top_p", "seed", "num_predict", "stop", "num_ctx", "repeat_penalty")
 PATHS = ("generate", "chat", "embed", "show", "embeddings", "create", "delete", "tags", "nothing", "../..", "%00")
@@ -714,6 +803,13 @@ def test_whatever_is_sent(app: Starlette) -> None:
 def test_what_is_wrong_with_a_body_is_said(body: bytes, said: str) -> None:
     with pytest.raises(ApiError, match=f"^{re.escape(said)}$"):
         parse(body)
+
+
+def test_top_p_is_what_each_api_takes_it_for(app: Starlette) -> None:
+    proto, none = app.state.shelf.find("proto"), parse(b"{}")
+    assert options_of(none, proto).top_p == 1.0
+    assert options_of(parse(b'{"top_p": 0.3}'), proto).top_p == 0.3
+    assert Options.read(none, none, 0.0).top_p == 0.9
 
 
 # The command.

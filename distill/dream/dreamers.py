@@ -17,11 +17,10 @@ from torch import Tensor
 from distill.dream.engine import Drafted, DreamEngine, drafted_dreams
 from distill.dream.generator import Dreams
 from distill.dream.graph_reasoner import DreamGraphReasoner, Reasoned, graph_edges
-from distill.dream.input_tokenizer import ROLES
 from distill.dream.output_decoder import Instead, Speaker
 from distill.dream.policy import Choice
 from distill.dream.pretrained import Parts
-from distill.dream.record import Branch, DreamRecord, Edge
+from distill.dream.record import ROLES, Branch, DreamRecord, Edge
 from distill.mining.triplets import LENSES
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Triple, dream_places

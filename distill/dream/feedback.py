@@ -42,14 +42,14 @@ class Replies:
     def __init__(self) -> None:
         self._said: dict[str, Said] = {}
 
-    def note(self, dreaming: Dreaming) -> None:
-        """Remember a reply that was given whole."""
+    def note(self, dreaming: Dreaming, prompt: str) -> None:
+        """Remember a reply that was given whole. prompt: as the user gave it, without what was read of pictures."""
         ids = [*dreaming.speaker.ids, dreaming.speaker.peek()]  # the last token was drawn, and not read
         record, choice = dreaming.record, dreaming.dreamt.choice
-        self._said.pop(record.prompt, None)
+        self._said.pop(prompt, None)
         guided = any(branch.provenance.startswith("guided") for branch in record.branches)
         dreamer = GUIDED if guided else record.dreamer
-        self._said[record.prompt] = Said(ids, dreaming.question, dreaming.read, dreamer, choice)
+        self._said[prompt] = Said(ids, dreaming.question, dreaming.read, dreamer, choice)
         if len(self._said) > REMEMBERED:
             del self._said[next(iter(self._said))]
 

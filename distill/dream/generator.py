@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.config import DreamingConfig
-from distill.dream.input_tokenizer import HEADS, ROLES, WIDTH, Encoded, join_heads, split_heads
+from distill.dream.input_tokenizer import HEADS, WIDTH, Encoded, join_heads, split_heads
+from distill.dream.record import ROLES
 from distill.errors import BadInput
 from distill.mining.triplets import LENSES
 

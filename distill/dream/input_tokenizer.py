@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.backbone.model import rotate
+from distill.dream.record import ROLES
 from distill.errors import BadInput
 
 WIDTH = 256
 HEADS = 8
 LAYERS = 1
-ROLES = ("what", "action", "result")
 
 
 @dataclass

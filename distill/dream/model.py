@@ -26,7 +26,7 @@ from distill.dream.graph_reasoner import chains_of
 from distill.dream.memory import Memory
 from distill.dream.output_decoder import OutputDecoder, Sampling, image_labels
 from distill.dream.policy import PolicyNetwork
-from distill.dream.pretrained import KNOWLEDGE, Parts, load_parts, save_parts
+from distill.dream.pretrained import KNOWLEDGE, SHAPES, Parts, load_parts, save_parts
 from distill.dream.prompting import (
     OUTPUT_MODES,
     Asked,
@@ -86,7 +86,7 @@ class DreamingReasoningLLM:
         policy: PolicyNetwork | None = None,
         seed: int = 0,
     ) -> None:
-        for name in ("num_dream_sequences", "dream_length", "graph_reasoning_hops"):
+        for name in SHAPES:
             if config is not None and getattr(config, name) < 1:
                 raise BadInput(f"dreaming.{name}={getattr(config, name)}: must be at least 1")
         if config is not None and not 0 < config.sure <= 1:
@@ -112,7 +112,6 @@ class DreamingReasoningLLM:
             parts.engine.eval().laid_out()
         self.memory = Memory(knowledge)
         self.album: Album | None = None
-        self._source: Path | None = None
         self._replies = Replies() if enable_rl else None
         self._viewer = DreamViewer() if enable_dream_viewer or parts.config.enable_visualization else None
 
@@ -186,6 +185,7 @@ class DreamingReasoningLLM:
                 raise BadInput("images: pictures go with one prompt; ask one after the other")
             if images is not None and not pictures:
                 raise BadInput("images: embeddings and triplets of pictures don't go together; give either")
+            asked = dataclasses.replace(asked, prompt=prompt or "")
             prompt, images = with_images(self.parts.eyes, prompt or "", pictures, triplets), None
             if return_dreams or self._viewer is not None:
                 small = [thumbnail(one, 192) for one in chain(pictures, *triplets)]
@@ -256,7 +256,7 @@ class DreamingReasoningLLM:
         """The whole record, given to those who collect dreams."""
         record = dataclasses.replace(dreaming.record, answer=answer)
         if self._replies is not None and asked.mode != "image":
-            self._replies.note(dreaming)
+            self._replies.note(dreaming, dreaming.record.prompt if asked.prompt is None else asked.prompt)
         if asked.attention and answer and record.read:
             words = read_words(self.parts, dreaming.speaker, dreaming.question, dreaming.read)
             record = dataclasses.replace(record, words=words)
@@ -285,7 +285,8 @@ class DreamingReasoningLLM:
         """
         if self._replies is None:
             raise BadInput("learn_from_feedback: make the model with enable_rl=True")
-        return self._replies.learn(self.parts, examples, partial(self.generate, max_length=64), num_epochs, lr, beta)
+        ask = partial(self.generate, output_mode="text", max_length=64)
+        return self._replies.learn(self.parts, examples, ask, num_epochs, lr, beta)
 
     # What was dreamed.
 
@@ -377,7 +378,7 @@ class DreamingReasoningLLM:
             eyes=parts.eyes,
             policy=parts.policy,
         )
-        model.parts.steps = parts.steps
+        model.parts.steps, model.parts.facts = parts.steps, parts.facts
         if (folder / KNOWLEDGE).is_file():
             model.know(folder / KNOWLEDGE)
         return model

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.backbone.generate import Grammar, Sampler
 from distill.backbone.model import Backbone
 from distill.backbone.session import Session
-from distill.dream.input_tokenizer import ROLES
+from distill.dream.record import ROLES
 from distill.student.sure import LONGEST, Trial
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.concepts import CONCEPT_DIM
@@ -255,12 +255,6 @@ class OutputDecoder(nn.Module):
         for token in speaker.tokens(max_tokens, [tokenizer.eos_id]):
             if piece := splitter.push(token):
                 yield piece[1]
-
-    def both(
-        self, reasoning: Tensor, speaker: Speaker, tokenizer: StudentTokenizer, max_tokens: int
-    ) -> tuple[str, Tensor]:
-        """The answer, whole, and the image (B, 3, D)."""
-        return "".join(self.text(speaker, tokenizer, max_tokens)), self.image(reasoning)
 
 
 def image_labels(image: Tensor, codebook: "Codebook") -> list[tuple[str, str, str]]:

@@ -186,6 +186,7 @@ def save_parts(parts: Parts, folder: Path, knowledge: Graph | None = None, atten
             "version": VERSION,
             "system": parts.system,
             "steps": parts.longest,
+            "facts": parts.facts,
             "config": asdict(parts.config),
             "files": {path.name: sha256_file(path) for path in sorted(aside.iterdir())},
         }
@@ -208,7 +209,7 @@ def load_parts(folder: Path, device: torch.device, engine: Path | None = None) -
     codebook = Codebook.load(words) if (words / CODEBOOK[0]).is_file() else None
     config = _config(folder, about.get("config"))
     parts = Parts(load_backbone(folder), tokenizer, codebook, None, config, str(about.get("system", "")))
-    parts.steps = int(about.get("steps", 0))
+    parts.steps, parts.facts = int(about.get("steps", 0)), int(about.get("facts", parts.facts))
     parts.check(str(folder))
     parts.eyes = PictureCodebook.of(words, codebook)
     source = engine or folder

@@ -21,7 +21,7 @@ from distill.dream.record import DREAMERS, Dreamer, DreamRecord
 from distill.errors import BadInput
 from distill.knowledge.retrieval import RETRIEVALS
 from distill.tokens.bpe import image_text
-from distill.tokens.chat import Dream
+from distill.tokens.chat import Dream, with_steps
 from distill.tokens.concepts import CONCEPT_DIM
 from distill.vision.pictures import Picture
 
@@ -36,8 +36,8 @@ class Asked:
     guide: codes. dream: read in the place of one of the student's own. replace: number of a token → the code that takes
     its place. spares: nobody named a dreamer or looks on: a sure answer may stand. attention: note what each word read.
     watch: draw the dream on the console. on_dream: gets it too. pictures: small ones of those asked about, for its
-    record. picture: the file for one of the outcome; painter: the model that paints it. explore: a policy over paths
-    draws.
+    record; prompt: as it was before what is seen in them was put into it. picture: the file for one of the outcome;
+    painter: the model that paints it. explore: a policy over paths draws.
     """
 
     mode: OutputMode
@@ -52,6 +52,7 @@ class Asked:
     watch: bool = False
     on_dream: Callable[[DreamRecord], None] | None = None
     pictures: list[str] = field(default_factory=list[str])
+    prompt: str | None = None
     picture: Path | None = None
     painter: str = ""
     explore: bool = False
@@ -89,13 +90,18 @@ def check(
     if who == "none" and (chosen != "text" or guide or replace):
         what = f"output_mode={chosen!r}" if chosen != "text" else "a guide" if guide else "a replacement"
         raise BadInput(f"dreamer='none': {what} needs a dream; choose another dreamer")
+    given = None if dream is None else parts.editor.written(dream)
+    if who == "none":
+        if with_steps(given):
+            raise BadInput("dream: one is given, and dreamer='none' reads none; leave out either")
+        given = None  # its prompt ends in an empty dream already
     if guide and dream is not None:
         raise BadInput("guide: it begins a dream of the student's own, and one is given; leave out either")
     if sampling.max_tokens < 1:
         raise BadInput(f"max_length={sampling.max_tokens}: must be at least 1")
     if how and not knows:
         raise BadInput(f"retrieve={how!r}: there is no knowledge graph; open one with `remember(path)`")
-    given, codes = None if dream is None else parts.editor.written(dream), parts.editor.replacements(replace)
+    codes = parts.editor.replacements(replace)
     if given is not None and codes:
         given, codes = parts.editor.replaced(given, codes), {}
     return Asked(chosen, sampling, who, parse_guide(parts, guide) if guide else [], how, given, codes)

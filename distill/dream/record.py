@@ -8,6 +8,8 @@ from distill.tokens.bpe import image_text
 
 Dreamer = Literal["engine", "checked", "backbone", "none"]
 DREAMERS: tuple[Dreamer, ...] = ("engine", "checked", "backbone", "none")
+ROLES = ("what", "action", "result")
+"""Of a step's three image tokens."""
 NONE = "none"
 """How an empty dream is written."""
 EdgeKind = Literal["temporal", "causal"]

@@ -30,7 +30,7 @@ class Embedded:
 
 
 async def embed(served: Served, texts: Sequence[str], body: Fields) -> Embedded:
-    """body: may say truncate, dimensions (the first of them alone) and keep_alive. Raises ApiError."""
+    """body: may say truncate, dimensions (the first of them alone) and keep_alive. Raises ApiError, Busy."""
     size, keep, started = body.whole("dimensions") or 0, seconds(body.values.get("keep_alive")), time.monotonic()
     if size < 0:
         raise ApiError(400, "dimensions: must be positive")

@@ -14,7 +14,7 @@ class ApiError(Exception):
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status = status
 
 
 KINDS: dict[type, str] = {

@@ -148,17 +148,9 @@ async def _reply(request: Request, body: Fields, served: Served, shape: Shape, a
         return answer({**shape.head("", "", True), "done_reason": "unload" if keep == 0 else "load"})
     reply = await Reply.begin(served, asked, options)
     context = not shape.chat and asked.raw is None
-
-    async def whole() -> list[Piece]:
-        return [piece async for pieces in reply.pieces() for piece in pieces]
-
     if streams:
         return Streamed(_lines(reply, shape, context), NDJSON, lambda: reply.close(keep))
-    try:
-        pieces = await while_there(request.receive, whole())
-        return answer(shape.end(reply, pieces, context))
-    finally:
-        reply.close(keep)
+    return answer(shape.end(reply, await reply.whole(request.receive, keep), context))
 
 
 async def _lines(reply: Reply, shape: Shape, context: bool) -> AsyncGenerator[bytes]:
@@ -177,7 +169,7 @@ async def embeddings(request: Request) -> Response:
     served, old = shelf_of(request).find(name), request.url.path.endswith("embeddings")
     texts = [body.text("prompt")] if old else body.texts("input") or []
     alone = old or not isinstance(body.values.get("input"), list)  # of a list each has its vector, empty or not
-    found = await embed(served, [text for text in texts if text or not alone], body)
+    found = await while_there(request.receive, embed(served, [text for text in texts if text or not alone], body))
     if old:
         return answer({"embedding": found.vectors[0] if found.vectors else []})
     durations = {"total_duration": int((time.monotonic() - started) * 1e9), "load_duration": found.load}

@@ -39,10 +39,13 @@ def options_of(body: Fields, served: Served) -> Options:
     limit = body.whole("max_tokens") if limit is None else limit
     if (body.whole("n") or 1) != 1:
         raise ApiError(400, "n: one answer a request; ask several times, each with a seed of its own")
+    for name in ("frequency_penalty", "presence_penalty"):
+        if body.number(name):
+            raise ApiError(400, f"{name}: answers are drawn without penalties; leave it out, or send 0")
     warm, top_p = body.number("temperature"), body.number("top_p")
     return Options(
         min(max(served.offer.temperature if warm is None else warm, 0.0), 100.0),
-        top_p=Options.top_p if top_p is None else min(max(top_p, 0.0), 1.0),
+        top_p=1.0 if top_p is None else min(max(top_p, 0.0), 1.0),
         seed=seed_of(body),
         limit=None if limit is None or limit < 0 else limit,
         stop=STOP if stop is None else (*STOP, *stop),
@@ -105,19 +108,20 @@ class Shape:
         head = {"id": self.id, "object": kind, "created": self.created, "model": self.name}
         return {**head, "system_fingerprint": "fp_dream", "choices": choices}
 
-    def choice(self, pieces: Sequence[Piece], reason: str | None, chunk: bool) -> dict[str, Any]:
+    def choice(self, pieces: Sequence[Piece], reason: str | None, chunk: bool, sent: int = 0) -> dict[str, Any]:
+        """sent: characters of the text that came before."""
         content, thinking, entries = said(pieces)
         if self.chat:
             message = {"role": "assistant", "content": content, **({"reasoning": thinking} if thinking else {})}
             told: dict[str, Any] = {"delta" if chunk else "message": message}
             logprobs: dict[str, Any] = {"content": entries}
         else:
-            told, logprobs = {"text": content}, completion_logprobs(entries)
+            told, logprobs = {"text": content}, completion_logprobs(entries, sent)
         return {"index": 0, **told, "finish_reason": reason, **({"logprobs": logprobs} if entries else {})}
 
 
-def completion_logprobs(entries: Sequence[Entry]) -> dict[str, Any]:
-    """As completions have always told them: lists side by side."""
+def completion_logprobs(entries: Sequence[Entry], sent: int) -> dict[str, Any]:
+    """As completions have always told them: lists side by side. sent: characters that came before."""
     texts = [entry["token"] for entry in entries]
     return {
         "tokens": texts,
@@ -125,7 +129,7 @@ def completion_logprobs(entries: Sequence[Entry]) -> dict[str, Any]:
         "top_logprobs": [
             {other["token"]: other["logprob"] for other in entry.get("top_logprobs", ())} for entry in entries
         ],
-        "text_offset": list(itertools.accumulate(map(len, texts[:-1]), initial=0)),
+        "text_offset": list(itertools.accumulate(map(len, texts[:-1]), initial=sent)),
     }
 
 
@@ -145,7 +149,8 @@ async def chat(request: Request) -> Response:
         raise ApiError(400, "messages: is empty; say something")
     said = [content_of(fields, served) for fields in turns]
     messages: list[Message] = [
-        {"role": role, "content": text} for role, (text, _) in zip(roles(turns), said, strict=True)
+        {"role": role, "content": text, "thinking": fields.text("reasoning")}
+        for fields, role, (text, _) in zip(turns, roles(turns), said, strict=True)
     ]
     asked = Asked(messages, pictures=[pictures for _, pictures in said])
     effort = body.text("reasoning_effort") or body.section("reasoning").text("effort")
@@ -178,18 +183,11 @@ async def _reply(
 ) -> Response:
     streams, counts = body.flag("stream", False), body.section("stream_options").flag("include_usage", False)
     reply = await Reply.begin(served, asked, options)
-
-    async def whole() -> list[Piece]:
-        return [piece async for pieces in reply.pieces() for piece in shown(pieces, shape)]
-
     if streams:
         return Streamed(_events(reply, shape, counts), SSE, reply.close)
-    try:
-        pieces = await while_there(request.receive, whole())
-        choice = shape.choice(pieces, reply.reason, chunk=False)
-        return answer({**shape.told([choice], chunk=False), "usage": usage(reply)}, kind=KIND)
-    finally:
-        reply.close()
+    pieces = shown(await reply.whole(request.receive), shape)
+    choice = shape.choice(pieces, reply.reason, chunk=False)
+    return answer({**shape.told([choice], chunk=False), "usage": usage(reply)}, kind=KIND)
 
 
 def shown(pieces: list[Piece], shape: Shape) -> list[Piece]:
@@ -200,9 +198,13 @@ async def _events(reply: Reply, shape: Shape, counts: bool) -> AsyncGenerator[by
     def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
         return b"data: " + dumps({**shape.told(choices, chunk=True), **more}) + b"\n\n"
 
+    sent = 0
     try:
         async for pieces in reply.pieces():
-            events = [event([shape.choice([piece], None, chunk=True)]) for piece in shown(pieces, shape)]
+            events = list[bytes]()
+            for piece in shown(pieces, shape):
+                events.append(event([shape.choice([piece], None, chunk=True, sent=sent)]))
+                sent += len(piece.text)
             if events:
                 yield b"".join(events)
         yield event([shape.choice((), reply.reason, chunk=True)])
@@ -233,7 +235,7 @@ async def embeddings(request: Request) -> Response:
     texts = body.texts("input")
     if not texts:
         raise ApiError(400, "invalid input")
-    found = await embed(shelf_of(request).find(name), texts, body)
+    found = await while_there(request.receive, embed(shelf_of(request).find(name), texts, body))
     vectors = [
         vector if encoding == "float" else base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
         for vector in found.vectors

@@ -81,7 +81,8 @@ function fits() {
   one("#send").hidden = !(one("#stop").hidden = !writing);
 }
 
-// A reply: {name, turn, dream, answer, ended, was, node}. A dream is a list of {label, p, likely, own}.
+// A reply: {name, turn, asked, dream, answer, ended, was, node}, asked being the conversation as it was then. A dream is a
+// list of {label, p, likely, own}.
 
 const written = (dream) => dream.map(({ label }) => `⟨${label}⟩`).join("");
 
@@ -117,7 +118,8 @@ async function ask(reply, dream) {
   writing += 1;
   fits();
   show(reply);
-  const messages = before(reply);
+  reply.asked = before(reply);
+  const messages = [...reply.asked];
   const thinks = dream ? dream.some(({ label }) => !LENSES.includes(label)) : one("#dreams").checked;
   if (dream && thinks) messages.push({ role: "assistant", content: "", thinking: written(dream) });
   const options = { temperature: Number(one("#temperature").value), seed: 0 };
@@ -270,7 +272,7 @@ async function keep(reply, verdict, better, button) {
   bar.append(told);
   try {
     const said = { thinking: written(reply.dream), content: reply.answer, verdict, better };
-    await call("feedback", { model: reply.name, messages: before(reply), ...said });
+    await call("feedback", { model: reply.name, messages: reply.asked, ...said });
     all("button", bar).slice(0, 3).forEach((each) => each.toggleAttribute("disabled", true));
     button.setAttribute("aria-pressed", "true");
     told.textContent = `kept; \`dream learn ${short(reply.name)}\` learns from it`;

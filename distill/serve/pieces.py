@@ -2,7 +2,8 @@
 with what the student thought likely there.
 
 As Ollama does it: a character of several tokens, or what may begin a stop string, waits
-for the rest and becomes one piece with the last token's values; control tokens print nothing.
+for the rest and becomes one piece with the last token's values; control tokens print nothing. Stop strings are the
+answer's alone: a dream that holds one goes on.
 """
 
 from collections.abc import Sequence
@@ -44,36 +45,39 @@ class Pieces(Parts):
 
     def push(self, wrote: Wrote) -> Piece | None:
         """What can be sent now."""
+        part = self.part
         if (text := self.text(wrote.token)) is None:  # white space around the tags belongs to the format
-            self._fresh, self._held = True, ""
+            left, self._fresh = self._piece(part, self._held.rstrip()), True
+            return left
         if not text:
             return None
         text, self._last = self._held + text, wrote
         if self._fresh:
             text = text.lstrip()
-        found = min((place for place in map(text.find, self.stop) if place >= 0), default=-1)
+        stop = () if self.thinking else self.stop
+        found = min((place for place in map(text.find, stop) if place >= 0), default=-1)
         if found >= 0:
             self.stopped, text = True, text[:found]
         elif self._waits(text):
             self._held = text
             return None
-        return self._piece(text)
+        return self._piece(part, text)
 
     def rest(self) -> Piece | None:
         """What was held back until the end."""
-        return self._piece(self._held.rstrip() if self.thinking else self._held)
+        return self._piece(self.part, self._held.rstrip() if self.thinking else self._held)
 
     def _waits(self, text: str) -> bool:
-        if self.thinking and text != text.rstrip():
-            return True
+        if self.thinking:
+            return text != text.rstrip()
         return any(text.endswith(stop[:size]) for stop in self.stop for size in range(1, len(stop)))
 
-    def _piece(self, text: str) -> Piece | None:
+    def _piece(self, part: Part, text: str) -> Piece | None:
         self._held = ""
         if not text or self._last is None:
             return None
         self._fresh = False
-        return Piece(self.part, text, None if self.logprobs is None else [self._entry(text, self._last)])
+        return Piece(part, text, None if self.logprobs is None else [self._entry(text, self._last)])
 
     def _entry(self, text: str, wrote: Wrote) -> Entry:
         found = _entry(text, wrote.logprob)

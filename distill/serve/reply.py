@@ -6,11 +6,14 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from starlette.types import Receive
+
 from distill.errors import BadInput
 from distill.serve.fields import ApiError, Fields
 from distill.serve.form import MISSING, Form, Schema, schema_of
+from distill.serve.http import while_there
 from distill.serve.pieces import Piece, Pieces
-from distill.serve.scheduler import Busy, Job, Wrote
+from distill.serve.scheduler import Job, Wrote
 from distill.serve.shelf import Served
 from distill.serve.student import Loaded, Student
 from distill.student.sure import LONGEST, Trial
@@ -100,7 +103,7 @@ class Reply:
 
     @classmethod
     async def begin(cls, served: Served, asked: Asked, options: Options) -> "Reply":
-        """Raises ApiError: 400 for a prompt that can't be, 503 where too many wait."""
+        """Raises ApiError 400 for a prompt that can't be, Busy where too many wait."""
         started = time.monotonic()
         loaded = await served.acquire()
         try:
@@ -130,9 +133,6 @@ class Reply:
             else:
                 served.scheduler.submit(loaded.lane, job)
             return reply
-        except Busy as error:
-            served.release(None)
-            raise ApiError(503, str(error)) from error
         except BaseException:
             served.release(None)
             raise
@@ -146,8 +146,6 @@ class Reply:
             found: list[Piece | None] = []
             while job.events and not self.reason:
                 event = job.events.popleft()
-                if isinstance(event, Busy):
-                    raise ApiError(503, str(event))
                 if isinstance(event, BaseException):
                     raise event
                 if event is None:
@@ -163,6 +161,17 @@ class Reply:
             self.ended = time.monotonic()
             if came := [piece for piece in found if piece is not None]:
                 yield came
+
+    async def whole(self, receive: Receive, keep: float | None = None) -> list[Piece]:
+        """All of it at once, then it is closed. Raises as `pieces` does, and Gone where the client goes before."""
+
+        async def heard() -> list[Piece]:
+            return [piece async for pieces in self.pieces() for piece in pieces]
+
+        try:
+            return await while_there(receive, heard())
+        finally:
+            self.close(keep)
 
     def close(self, keep: float | None = None) -> None:
         """Nobody listens any more. keep: how long the student stays in memory."""

@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 
 class Busy(DistillError):
-    """More requests wait than the queue takes."""
+    """More requests wait than the queue takes, or the server is stopping."""
+
+    status = 503
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,15 @@ def tagged(name: str) -> str:
 
 
 class Served:
-    """One name. Its weights are in memory while it is used, and for `keep` seconds after."""
+    """One name. Its weights are in memory while it is used, and for `keep` seconds after; as in Ollama, what a
+    request says of that holds until another says otherwise or they have left."""
 
     def __init__(
         self, offer: Offer, student: Student, scheduler: Scheduler, place: tuple[int, int], keep: float
     ) -> None:
         """place: how many answers are written at once at most, and how many students there are."""
         self.offer, self.scheduler, self.keep = offer, scheduler, keep
+        self._kept = keep
         self.name = tagged(fitting_name(student.name))
         self.about, self.context = About.of(student, offer), student.model.config.context
         self.system, self.words = student.system, student.tokenizer
@@ -34,7 +36,6 @@ class Served:
         self._users = 0
         self._loading = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
-        self._leaves = False
         self._place = place
         self._hold(Loaded(student, *place))
 
@@ -62,9 +63,7 @@ class Served:
     def release(self, keep: float | None) -> None:
         """Who acquired it is done. keep: seconds that it shall stay in memory, if that was said."""
         self._users -= 1
-        # Told to leave while others use it, it does when the last of them is done, if nobody says otherwise.
-        self._leaves = keep == 0 or (keep is None and self._leaves and self._loaded is not None)
-        keep = 0 if self._leaves else self.keep if keep is None else keep
+        keep = self._kept = self._kept if keep is None else keep
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -85,15 +84,17 @@ class Served:
 
     def _rest(self) -> None:
         """Give its memory free, unless somebody uses it; who does comes by here again."""
-        if self._users or self._loaded is None:
+        if self._users:
             return
-        lane, self._loaded = self._loaded.lane, None
-        self.scheduler.lanes = [each for each in self.scheduler.lanes if each is not lane]
+        self._kept = self.keep
+        if self._loaded is not None:
+            lane, self._loaded = self._loaded.lane, None
+            self.scheduler.lanes = [each for each in self.scheduler.lanes if each is not lane]
 
 
 class Shelf:
     """All students that are served. slots: answers of each that are written at once at most. queue: requests that wait
-    for a place. keep: seconds that a student stays in memory where a request doesn't say.
+    for a place. keep: seconds that a student stays in memory where no request says otherwise.
 
     Raises BadInput for two of one name, and whatever opening them does.
     """

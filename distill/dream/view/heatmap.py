@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from distill.dream.record import Branch, DreamRecord
-from distill.dream.view.records import ROLES, arbitrated, winner
+from distill.dream.record import ROLES, Branch, DreamRecord
+from distill.dream.view.records import arbitrated, winner
 
 SHOWN = 6
 """Dreams in one picture, the last ones."""

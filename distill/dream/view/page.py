@@ -12,8 +12,8 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
-from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step
-from distill.dream.view.records import ROLES, arbitrated, to_json, winner
+from distill.dream.record import ROLES, Branch, DreamRecord, Edge, Slot, Step
+from distill.dream.view.records import arbitrated, to_json, winner
 from distill.policy import page_policy
 
 HINT = (

@@ -8,8 +8,6 @@ from typing import Any
 from distill.dream.record import Branch, DreamRecord
 from distill.errors import BadInput, CorruptFile
 
-ROLES = ("what", "action", "result")
-
 VERSION = 1
 """Of the JSON file. A reader of one version refuses the others."""
 
