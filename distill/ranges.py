@@ -41,4 +41,5 @@ def check_ranges(settings: Any) -> None:
 def check_choice(name: str, value: str) -> None:
     """Raises BadInput for what a setting can't be."""
     if value not in CHOICES[name]:
-        raise BadInput(f"{name}={value}: choose one of {', '.join(each or 'nothing' for each in CHOICES[name])}")
+        none = ", or '' for none" if "" in CHOICES[name] else ""
+        raise BadInput(f"{name}={value}: choose one of {', '.join(filter(None, CHOICES[name]))}{none}")

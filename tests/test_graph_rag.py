@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from distill.corpus.datasets import hearsay_world
 from distill.corpus.datasets.causal_world import THINGS
 from distill.corpus.datasets.stage import capture_dataset
 from distill.errors import BadInput, CorruptFile, MissingDependency
-from distill.events import silent
+from distill.events import Event, silent
 from distill.knowledge.graph import build_graph
 from distill.knowledge.graph_rag import RETRIEVAL, GraphAttention, GraphRAGEnhanced, segment_softmax
 from distill.knowledge.mine import mine
@@ -224,6 +224,16 @@ def test_a_store_by_itself(tmp_path: Path, graph: Any) -> None:
         store.fit(Retriever(graph), {"What?": []})
     with pytest.raises(BadInput, match="can't be shared evenly by 3 heads"):
         GraphRAGEnhanced(width=16, heads=3)
+
+
+@pytest.mark.parametrize(("asked", "steps"), [(None, 60), (2000, 2000)])
+def test_few_prompts_bound_the_steps_that_nobody_asked_for(graph: Any, asked: int | None, steps: int) -> None:
+    def once(event: Event) -> NoReturn:
+        assert event.total == steps
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        GraphRAGEnhanced(width=16).fit(Retriever(graph), {"What is thing0x?": told(0)}, asked, listen=once)
 
 
 def test_the_world_of_hearsay(tmp_path: Path) -> None:

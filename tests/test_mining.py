@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -241,7 +242,9 @@ class HandJudge:
         return [{"lick": 2.0, "chase": 3.0, "wet": -1.0}[candidate.action] for candidate in candidates]
 
 
-def test_likelihood_keeps_what_makes_an_answer_likelier_until_its_time_is_over(smollm2: Path) -> None:
+def test_likelihood_keeps_what_makes_an_answer_likelier_until_its_time_is_over(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "The cat licks the milk. The cat chases the dog. The milk wets the table."
     rows = [("a", BALL, text, "stop"), ("b", BALL, "The milk wets the table.", "stop")]
     found = list(read_texts(rows))
@@ -259,6 +262,18 @@ def test_likelihood_keeps_what_makes_an_answer_likelier_until_its_time_is_over(s
     assert real.gains(f"{BALL} " * 200, text, [said]) is None, "no room"
     assert list(likelihood.by_likelihood([("long", text), answered[1]], ranked, judge, 0, events.append)) == ranked
     assert "1 by rarity, as their prompts are longer than 512 tokens" in events[-1].message
+    read: list[Any] = []
+
+    def spied(_: Any, contexts: Any, continuations: Any) -> list[np.ndarray]:
+        read.append((contexts, continuations))
+        return [np.zeros(1)] * len(contexts)
+
+    monkeypatch.setattr(likelihood, "log_likelihood", spied)
+    monkeypatch.setattr(real._prompts, "_begin", 7)  # pyright: ignore[reportPrivateUsage]
+    real.gains(BALL, text, [said])
+    ((contexts, continuations),) = read
+    assert all(ids[0] == 7 for ids in contexts)
+    assert all(7 not in ids for ids in continuations), "an answer goes on; BOS is no part of it"
 
 
 def test_no_english_model_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,22 +3,27 @@
 import copy
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from click.testing import CliRunner
 from support.ablation_run import small_world
 
+from cli.main import dream
 from distill.config import ImageTokenizerConfig
+from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.events import Event
-from distill.knowledge.graph import load_graph
+from distill.knowledge.graph import build_graph, load_graph, save_graph
+from distill.learning import online
 from distill.learning.continuous_learning import HELD_OUT, IncrementalLearner, OnlineLearningLoop
 from distill.learning.facts import learn_facts
 from distill.learning.keeping import Keeping
-from distill.learning.online import follow, spoken
+from distill.learning.new_lines import new_lines
+from distill.learning.online import RunLearner, arriving, follow, spoken
 from distill.mining.triplets import Triplet
 from distill.run import Run
 from distill.training import checkpoint
@@ -43,6 +48,9 @@ class Counter:
     def step_back(self) -> None:
         self.loss = self.before
 
+    def grow(self) -> None:
+        self.grown = self.loss
+
 
 def test_the_loop_steps_back_from_what_does_harm_and_says_so() -> None:
     said: list[Event] = []
@@ -55,7 +63,7 @@ def test_the_loop_steps_back_from_what_does_harm_and_says_so() -> None:
     again.waiting = [*loop.waiting]
     assert loop.flush()["stepped_back"] == 1, "little by little is too much, too"
     assert again.flush()["stepped_back"] == 1, "of one that goes on, too"
-    assert learner.loss == pytest.approx(1.0)
+    assert learner.loss == learner.grown == pytest.approx(1.0), "what is undone grows no graph"
     assert loop.flush() == {}
     (warning,) = said
     assert "held-out loss 1.100, 0.800 at best: stepped back; 1 examples are left out" in warning.message
@@ -66,15 +74,31 @@ def test_what_is_watched_is_compared_with_itself_alone() -> None:
 
     class Sliding:
         def __init__(self) -> None:
-            self.told = iter([(0.05, 0.05, 64.0), (1.0, 0.6, 65.0), (0.6, 0.75, 65.0)])
+            self.told = iter([
+                (0.05, 0.05, 64.0, 3.0), (1.0, 0.6, 65.0, 3.0), (0.6, 0.75, 65.0, 3.0), (1.1, 1.0, 65.0, 6.0),
+            ])  # fmt: skip
 
         def learn(self, examples: Sequence[float]) -> dict[str, float]:
-            return dict(zip(("watched_before", "watched", "held_out"), next(self.told), strict=True))
+            return dict(zip(("watched_before", "watched", "held_out", "phrases"), next(self.told), strict=True))
 
         def step_back(self) -> None: ...
 
+        def grow(self) -> None: ...
+
     loop = OnlineLearningLoop(Sliding(), bound=0.1)
-    assert [loop.step(0.0)["stepped_back"] for _ in range(3)] == [0, 0, 1]
+    assert [loop.step(0.0)["stepped_back"] for _ in range(4)] == [0, 0, 1, 0], "among more phrases, too"
+
+
+def test_what_could_not_be_learned_goes_on_waiting() -> None:
+    class Failing(Counter):
+        def learn(self, examples: Sequence[float]) -> dict[str, float]:
+            raise BadInput("the second is none")
+
+    loop = OnlineLearningLoop(Failing(), together=2)
+    loop.step(0.1)
+    with pytest.raises(BadInput, match="the second is none"):
+        loop.step(0.2)
+    assert loop.waiting == [0.1, 0.2]
 
 
 class Grown:
@@ -111,16 +135,30 @@ def test_an_encoder_learns_from_one_picture_after_the_other() -> None:
     assert {triplet.phrases for triplet in graph.said} == set(labels)
     told = learner.predict(*(torch.stack(images) for images in zip(*map(shown, range(6)), strict=True)))
     assert sum(own == label for own, label in zip(told, labels, strict=True)) >= 5
-    before = [parameter.clone() for parameter in encoder.parameters()]
-    learner.learn([cast(Any, (*shown(0), labels[1]))] * 4)
+    before, memory, grown = [one.clone() for one in encoder.parameters()], [*learner.memory], len(graph.said)
+    shares = learner._tree.values.copy()  # pyright: ignore[reportPrivateUsage]
+    found = learner.learn([cast(Any, (*shown(0), ("one", "more", "label")))] * 4)
+    assert found["phrases"] == len({phrase for label in labels for phrase in label}) + 3
     assert any((a != b).any() for a, b in zip(before, encoder.parameters(), strict=True))
     learner.step_back()
     assert all((a == b).all() for a, b in zip(before, encoder.parameters(), strict=True))
+    assert all(one is other for one, other in zip(learner.memory, memory, strict=True)), "left out, as the warning says"
+    assert (learner._tree.values == shares).all()  # pyright: ignore[reportPrivateUsage]
+    assert len(graph.said) == grown, "the graph grows by what stays"
+    assert not [edge for edge in build_graph(graph.said).edges(data="type") if edge[2] == "then"], "nothing followed"
     for wrong in (("thing", "act"), ("thing", "act", "")):
         with pytest.raises(BadInput, match="is no \\(what, action, result\\)"):
             learner.learn([cast(Any, (*shown(0), wrong))])
     with pytest.raises(BadInput, match="one triplet after the other"):
         learner.learn([cast(Any, (torch.rand(2, 3, 32, 32), *shown(0)[1:], labels[0]))])
+
+
+def test_what_a_picture_shows_hangs_on_itself_alone() -> None:
+    torch.manual_seed(0)
+    fresh = TripletEncoder(ImageTokenizerConfig(embedding_dim=64, image_size=32), kind="resnet")
+    encoder, shown = IncrementalLearner(fresh).encoder, torch.rand(3, 4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(*shown)[:1], encoder(*shown[:, :1]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +195,53 @@ def test_lines_are_learned_as_they_come_and_only_once(world: Run, tmp_path: Path
     assert any("stepped back; 2 examples are left out" in event.message for event in said)
     assert (checkpoint.best(run) / "model.safetensors").read_bytes() == weights
     assert "result:new 7" not in load_graph(run.knowledge)
+    (folder / "c.jsonl").write_text('{"verdict": "good", "answer": "a", "messages": "hi"}\n', encoding="utf-8")
+    with pytest.raises(BadInput, match=r"c\.jsonl, line 1: is no feedback \(messages must be a conversation\)"):
+        follow(run, folder, **how)
     (folder / "c.jsonl").write_text("[]\n", encoding="utf-8")
     with pytest.raises(BadInput, match=r"c\.jsonl, line 1: is no line of JSON"):
         follow(run, folder, **how)
+
+
+def test_the_graph_keeps_what_was_mined_and_gets_what_is_new(world: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(world.path, tmp_path / "run"), copy.deepcopy(world.settings))
+    hub = build_graph(Triplet("ball", f"act {i}", "end", "causal", 0, str(i), 0, "") for i in range(200))
+    save_graph(hub, run.knowledge, len(hub))
+    said: list[Event] = []
+    learner = RunLearner(run, Keeping(), said.append)
+    learner.learned = new_lines(run, [("here", line(1))])
+    learner.grow()
+    graph = load_graph(run.knowledge)
+    assert hub.edges <= graph.edges
+    assert graph.has_edge("what:whole", "action:hammer")
+    assert said == []
+    run.settings.mine.graph_nodes = len(graph)
+    learner.learned = new_lines(run, [("here", line(2))])
+    learner.grow()
+    full = load_graph(run.knowledge)
+    assert len(full) == len(graph)
+    assert full.has_edge("action:hammer", "result:new 2"), "what is new isn't the first to go"
+    (note,) = said
+    assert "without its 1 least nodes" in note.message
+
+
+def test_what_the_run_holds_out_is_not_learned_from_a_stream(world: Run, tmp_path: Path) -> None:
+    """A dataset holds out by its splits, whatever a prompt's hash or a line says."""
+    run = Run(shutil.copytree(world.path, tmp_path / "run"), world.settings)
+    with TraceStore(run.traces, readonly=True) as store:
+        asked = [trace.prompt for trace in store.traces(held_out=True)][:2]
+    lines = [line(1), *(line(2, prompt=prompt, held_out=False) for prompt in asked)]
+    (tmp_path / "a.jsonl").write_text("".join(lines), encoding="utf-8")
+    how: dict[str, Any] = {"keeping": Keeping(memory=20), "epochs": 1, "measure": 4, "patience": 0.0, "once": True}
+    said: list[Event] = []
+    (entry,) = follow(run, tmp_path / "a.jsonl", said.append, together=3, bound=10.0, **how)
+    assert entry["lines"] == 1
+    assert any("2 lines ask what the run holds out" in event.message for event in said)
+    graph = load_graph(run.knowledge)
+    assert "result:new 1" in graph
+    assert "result:new 2" not in graph
+    (tmp_path / "b.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
+    assert follow(run, tmp_path / "b.jsonl", bound=10.0, **how) == [entry], "nothing is left to learn"
 
 
 def test_feedback_is_learned_as_it_comes(world: Run, tmp_path: Path) -> None:
@@ -171,6 +253,26 @@ def test_feedback_is_learned_as_it_comes(world: Run, tmp_path: Path) -> None:
     how: dict[str, Any] = {"keeping": Keeping(memory=20), "epochs": 1, "measure": 4, "patience": 0.0, "once": True}
     (entry,) = follow(run, None, bound=10.0, **how)
     assert entry["lines"] == 2
+
+
+def test_the_command_says_what_was_learned(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(shutil.copytree(world.path, tmp_path / "run"), world.settings)
+    (tmp_path / "a.jsonl").write_text(line(1), encoding="utf-8")
+
+    def until_stopped(source: Path, done: Any, patience: float) -> Iterator[Any]:
+        for found in arriving(source, done, 0.0):
+            yield found
+            if found is None:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(online, "arriving", until_stopped)
+    args = ["learn", str(run.path), "--from", str(tmp_path / "a.jsonl"), "--follow", "--epochs", "1", "--json"]
+    said = CliRunner().invoke(dream, [*args, "--force"])
+    assert (said.exit_code, "--force is for" in said.stderr) == (2, True)
+    told = json.loads(CliRunner().invoke(dream, args).stdout)
+    (entry,) = told["learned"]
+    assert (told["run"], entry["lines"], entry["stepped_back"]) == (str(run.path), 1, 0)
+    assert entry["read"] == {str(tmp_path / "a.jsonl"): 1}
 
 
 def test_feedback_of_a_conversation_and_after_a_system_message_is_learned_too() -> None:
@@ -185,6 +287,9 @@ def test_feedback_of_a_conversation_and_after_a_system_message_is_learned_too() 
         assert messages(found["prompt"], before) == [message, *turns], "asked as it was"
     assert spoken(good | {"messages": [asked], "answer": ""}) is None
     assert spoken(good | {"messages": [asked], "verdict": "bad"}) is None
+    for wrong in ("hi", ["hi"], 3):
+        with pytest.raises(ValueError, match="messages must be a conversation"):
+            spoken(good | {"messages": wrong})
 
 
 def test_begun_again_it_keeps_no_more_checkpoints_than_before(world: Run, tmp_path: Path) -> None:

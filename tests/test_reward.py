@@ -19,7 +19,7 @@ from support.small_student import small_model
 from cli.main import dream
 from distill.backbone.generate import generate
 from distill.backbone.reinforce import CLIP, STEADY, Rollout, advantages, note_logprobs, policy_gradients
-from distill.config import ImageTokenizerConfig
+from distill.config import DreamingConfig, ImageTokenizerConfig
 from distill.corpus.traces import TraceStore
 from distill.corpus.truth import read_truths
 from distill.dream.feedback import _rollout  # pyright: ignore[reportPrivateUsage]
@@ -385,6 +385,27 @@ def test_what_is_praised_is_said_oftener() -> None:
     assert told["avg_kl"] >= 0
 
 
+def test_feedback_is_of_the_reply_that_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are read into the prompt: it is remembered as it was asked."""
+    model = dreamer()
+    monkeypatch.setattr("distill.dream.model.with_images", lambda _, prompt, *__: f"⟨a ball⟩\n{prompt}")
+    for prompt in ("Drop it?", "Push it?"):
+        model.generate(prompt, images=[b"a picture"], max_length=4)
+    assert model._replies is not None
+    assert [*model._replies._said] == ["Drop it?", "Push it?"]
+    ball = model.parts.tokenizer.encode("⟨a ball⟩", special=True)
+    assert all(set(ball) < set(one.ids[: one.question]) for one in model._replies._said.values())
+    monkeypatch.setattr(model, "generate", lambda *_, **__: pytest.fail("it was asked anew"))
+    examples = [{"prompt": prompt, "reward": i} for i, prompt in enumerate(model._replies._said)]
+    assert model.learn_from_feedback(examples, num_epochs=1)["avg_reward"] == 0.5
+
+
+def test_feedback_asks_for_words_whatever_the_model_shows() -> None:
+    model = dreamer(config=DreamingConfig(output_mode="image"))
+    examples = [{"prompt": prompt, "reward": i} for i, prompt in enumerate(("Drop it?", "Push it?"))]
+    assert model.learn_from_feedback(examples, num_epochs=1)["avg_reward"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("examples", "reason"),
     [
@@ -484,3 +505,12 @@ def test_one_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp_path: P
     more = reinforce(cut, **{**how, "rounds": 4})
     assert (more["rounds"], more["reward_before"]) == (4, told["reward_before"])
     assert RewardModel.load(cut.path / "reward")[1]["pairs"] == 12
+    before, path = weights_of(cut), tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:3]), encoding="utf-8")
+    for by, reason in ((f"pairs:{path}", "needs at least 10"), ("json:loads", "json:loads: TypeError")):
+        with pytest.raises(BadInput, match=reason):
+            reinforce(cut, **{**how, "by": by}, force=True)
+    assert (weights_of(cut), cut.records()["reward"].summary) == (before, more), "what is no reward undoes none"
+    anew = reinforce(cut, **{**how, "rounds": 1}, force=True)
+    same = ("reward_before", "sampled_reward_before")
+    assert [anew[name] for name in ("rounds", *same)] == [1, *(told[name] for name in same)]

@@ -269,6 +269,7 @@ def test_templates_and_beginnings(smollm2: Path, tmp_path: Path, pre: str) -> No
             assert text == engine.render(question)
             assert prompts.encode(text) == engine.tokenize(text, begin=True)
     assert (prompts.encode("a")[0] == 1) == (pre == "llama-bpe")
+    assert prompts.encode("a", begin=False) == prompts.encode("a")[-1:], "what goes on begins with nothing"
 
 
 def test_what_only_llama_cpp_can_run(smollm2: Path, tmp_path: Path) -> None:

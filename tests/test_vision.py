@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import shutil
 import struct
 import zlib
@@ -218,6 +219,9 @@ def test_embeddings_depend_on_content_alone(tmp_path: Path) -> None:
     for tokens in (first[5:], again[:5], again[5:10], again[10:]):
         torch.testing.assert_close(tokens, first[:5], atol=1e-5, rtol=1e-5)
     assert len({tuple(token.tolist()) for token in first if token is not None}) == 5
+    kept = again[0].clone()  # pyright: ignore[reportOptionalMemberAccess]
+    again[0].zero_()  # pyright: ignore[reportOptionalMemberAccess]
+    assert torch.equal(tokenizer.tokenize(pictures[:1])[0], kept), "it keeps another than it hands out"  # pyright: ignore
 
 
 def test_a_stream_holds_one_batch() -> None:
@@ -327,6 +331,27 @@ def test_clip_is_transformers_own(models: dict[str, Path], size: tuple[int, int]
         wanted = model.get_image_features(**processor(pictures, return_tensors="pt")).pooler_output
     tokens = tokenizer_of(models, "clip").tokenize(pictures)
     torch.testing.assert_close(torch.stack(tokens), wanted, atol=1e-5, rtol=1e-5)  # pyright: ignore
+
+
+@pytest.mark.parametrize("size", [(32, 32), (57, 40), (33, 90), (300, 500)])
+def test_resnet_cuts_the_middle_out_as_its_processor_does(
+    models: dict[str, Path], tmp_path: Path, size: tuple[int, int]
+) -> None:
+    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+
+    said: Any = {"crop_pct": 0.875, "size": 56, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    shutil.copytree(models["resnet"], tmp_path / "resnet")
+    (tmp_path / "resnet" / "preprocessor_config.json").write_text(json.dumps(said), encoding="utf-8")
+    picture = noise(1, size)
+    for asked, wanted in (({}, 56), ({"image_size": 48}, 48)):
+        tokenizer = tokenizer_of({"resnet": tmp_path / "resnet"}, "resnet", **asked)
+        how: Any = {**said, "size": {"shortest_edge": wanted}}
+        processor: Any = ConvNextImageProcessorPil(**how)
+        pixels = processor([picture], return_tensors="pt")["pixel_values"][0]
+        assert tokenizer.backbone.preparation.resize == int(wanted / 0.875)
+        torch.testing.assert_close(prepare(picture, tokenizer.backbone.preparation), pixels, atol=1e-5, rtol=1e-5)
+    large = Preparation.of(said | {"size": 384}, 224)
+    assert (large.crop, large.size) == (False, 384), "nothing is cut off"
 
 
 def test_dinov2_and_resnet_are_transformers_own(models: dict[str, Path]) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.options import Function, cluster_option, setting, stage_options, student_options, teacher_options
-from cli.output import answer, command_line, install_lines, table
+from cli.output import answer, command_line, emit_json, install_lines, table
 from cli.progress import Progress
 from cli.stages import run_stage, stage_command, told
+from distill.events import Event
 from distill.ranges import CHOICES
 
 if TYPE_CHECKING:
@@ -239,8 +240,22 @@ def _learn_facts(
         raise click.UsageError("--beta is for feedback; leave it out with --from")
     keeping = Keeping(**{name: asked.pop(name) for name in KEEPS if name in asked})
     if following:
-        with Progress(quiet) as listen, run.working():
-            follow(run, source, listen, keeping=keeping, **asked)
+        if force:
+            raise click.UsageError("--force is for what was learned before; --follow learns what comes")
+        learned: list[dict[str, Any]] = []
+        with Progress(quiet) as tell, run.working():
+
+            def listen(event: Event) -> None:
+                tell(event)
+                if event.stage == "online" and event.data:
+                    learned.append(event.data)
+
+            try:
+                follow(run, source, listen, keeping=keeping, **asked)
+            except KeyboardInterrupt:  # nothing else ends it
+                if as_json:
+                    emit_json({"run": str(run.path), "learned": learned})
+                raise
         return
     if "bound" in asked:
         raise click.UsageError("--bound is for what comes; say --follow")

@@ -11,7 +11,7 @@ every dream (growing_graph.py) also has on each node the mean `attention` that t
 import io
 import warnings
 from array import array
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -153,9 +153,11 @@ def merge(into: Graph, other: Graph) -> None:
     weigh(into)
 
 
-def most_important(graph: Graph, max_nodes: int) -> Graph:
-    """The subgraph of the `max_nodes` most important nodes, ties by name; in a fixed order of nodes and edges."""
-    ranked = sorted(graph.nodes, key=lambda name: (-graph.nodes[name]["importance"], name))[:max_nodes]
+def most_important(graph: Graph, max_nodes: int, first: Container[str] = ()) -> Graph:
+    """The subgraph of the `max_nodes` most important nodes, ties by name; in a fixed order of nodes and edges. first:
+    nodes that come before all others."""
+    ranked = sorted(graph.nodes, key=lambda name: (name not in first, -graph.nodes[name]["importance"], name))
+    ranked = ranked[:max_nodes]
     kept = set(ranked)
     small: Graph = nx.MultiDiGraph()
     small.add_nodes_from((name, dict(graph.nodes[name])) for name in ranked)
@@ -164,11 +166,11 @@ def most_important(graph: Graph, max_nodes: int) -> Graph:
     return small
 
 
-def save_graph(graph: Graph, path: Path, max_nodes: int) -> None:
-    """Write the most important nodes as GraphML, atomically. Equal graphs give equal bytes."""
+def save_graph(graph: Graph, path: Path, max_nodes: int, first: Container[str] = ()) -> None:
+    """Write the most important nodes, of them these `first`, as GraphML, atomically. Equal graphs give equal bytes."""
     buffer = io.BytesIO()
     writer: Any = nx.write_graphml_xml
-    writer(most_important(graph, max_nodes), buffer)
+    writer(most_important(graph, max_nodes, first), buffer)
     write_atomic(path, buffer.getvalue())
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from distill.config import ImageTokenizerConfig
 from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.knowledge.graph import build_graph
@@ -255,7 +256,7 @@ class GraphRAGEnhanced(nn.Module):
         if not taught:
             raise BadInput("nothing to learn retrieval from: no answer has a triplet; choose another way to retrieve")
         draw = random.Random(seed)
-        steps = min(steps or STEPS, max(LEAST, EPOCHS * len(taught) // BATCH))
+        steps = steps or min(STEPS, max(LEAST, EPOCHS * len(taught) // BATCH))
         optimizer = torch.optim.AdamW(self.parameters(), LR, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=max(2, steps), pct_start=0.1)
         self.train()
@@ -327,7 +328,7 @@ class GraphRAGEnhanced(nn.Module):
                 about: dict[str, str] = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             dim, width, heads, layers, hops = (int(about[name]) for name in ("dim", "width", "heads", "layers", "hops"))
-            made = cls(_Sized(dim), width=width, heads=heads, layers=layers, hops=hops)
+            made = cls(ImageTokenizerConfig(embedding_dim=dim), width=width, heads=heads, layers=layers, hops=hops)
             made.load_state_dict(weights)
         except FileNotFoundError as error:
             raise BadInput(
@@ -337,8 +338,3 @@ class GraphRAGEnhanced(nn.Module):
             reason = str(error).partition("\n")[0]
             raise CorruptFile(f"{path}: no weights of retrieval ({reason}); delete it") from error
         return made.eval(), about
-
-
-class _Sized:
-    def __init__(self, embedding_dim: int) -> None:
-        self.embedding_dim = embedding_dim

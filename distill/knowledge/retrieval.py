@@ -203,11 +203,6 @@ def _tally(counts: dict[Key, int], key: Key, count: int) -> None:
         del counts[key]
 
 
-def retrieve(graph: Graph, prompt: str, how: str = "neighbourhood", limit: int = 4, seed: int = 0) -> list[Labels]:
-    """`Retriever.retrieve`, for a graph that is asked once."""
-    return Retriever(graph).retrieve(prompt, how, limit, seed)
-
-
 class Question:
     """One prompt's way through the graph.
 

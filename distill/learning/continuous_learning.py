@@ -9,6 +9,7 @@ Shape legend: B triplets, 3 roles, D numbers of an embedding, C phrases.
 
 import copy
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
@@ -40,11 +41,16 @@ class Learner(Protocol):
 
     def learn(self, examples: Sequence[Any]) -> dict[str, float]:
         """Learn from examples. Of what it returns the loop reads `watched_before` and `watched`, a loss of what is held
-        out, and `held_out`, how many examples ever were: where it changes, the loss is of others."""
+        out, `held_out`, how many examples ever were, and `phrases`, if it tells how many it chooses from: where these
+        change, the loss is another. Nothing where nothing was to be learned."""
         ...
 
     def step_back(self) -> None:
         """To before the last `learn`."""
+        ...
+
+    def grow(self) -> None:
+        """The last `learn` stays: the graph, if there is one, grows by it."""
         ...
 
 
@@ -66,7 +72,8 @@ class OnlineLearningLoop:
     ) -> None:
         self.learner, self.together, self.bound, self.listen = learner, together, bound, listen
         self.waiting: list[Any] = []
-        self._best, self._held_out = best, -1.0
+        self._best = best
+        self._of: tuple[float, float] | None = None
 
     def step(self, *example: Any) -> dict[str, float]:
         """One more example, as the learner takes it (several values are a tuple): what learning it brought, and
@@ -75,20 +82,25 @@ class OnlineLearningLoop:
         return self.flush() if len(self.waiting) >= self.together else {}
 
     def flush(self) -> dict[str, float]:
-        """Learn what is waiting, however few that are."""
+        """Learn what is waiting, however few that are. It goes on waiting where the learner raises."""
         if not self.waiting:
             return {}
+        found = self.learner.learn(self.waiting)
         examples, self.waiting = self.waiting, []
-        found = self.learner.learn(examples)
-        if self._held_out not in (-1.0, found["held_out"]):  # of others, or of more, the loss is another
+        if not found:
+            return {}
+        of = found["held_out"], found.get("phrases", 0.0)
+        if self._of not in (None, of):  # of others, of more, or among more phrases the loss is another
             self._best = math.inf
-        self._held_out = found["held_out"]
+        self._of = of
         self._best = min(self._best, found["watched_before"])
         worse = found["watched"] > self._best + self.bound
         if worse:
             text = f"held-out loss {found['watched']:.3f}, {self._best:.3f} at best: stepped back"
             self.listen(Event("online", "warning", f"{text}; {len(examples)} examples are left out"))
             self.learner.step_back()
+        else:
+            self.learner.grow()
         return {**found, "stepped_back": float(worse)}
 
 
@@ -98,15 +110,18 @@ class Grows(Protocol):
     def add(self, triplets: Iterable[Triplet]) -> object: ...
 
 
+_numbers = itertools.count()
+
+
 def told(labels: Iterable[Label]) -> Iterator[Triplet]:
-    """What somebody said that pictures show."""
-    return (Triplet(*label, "causal", 0, "told", 0, "online") for label in labels)
+    """What somebody said that pictures show. Each is a trace of its own: one follows from no other."""
+    return (Triplet(*label, "causal", 0, f"told {next(_numbers)}", 0, "online") for label in labels)
 
 
 class IncrementalLearner:
     """Learns batches of (what, action, result, label), with as many old ones drawn by priority (replay.py) from a
-    memory of at most `memory`; with `ewc` weights that these hang on are held. graph: grows with each label. steps: of
-    a batch.
+    memory of at most `memory`; with `ewc` weights that these hang on are held. graph: `grow` adds the last labels to
+    it. steps: of a batch.
     """
 
     def __init__(
@@ -120,7 +135,8 @@ class IncrementalLearner:
         ewc: float = 1.0,
         seed: int = 0,
     ) -> None:
-        self.encoder, self.graph, self.steps, self.most, self.ewc = encoder, graph, steps, memory, ewc
+        # A batch's own statistics would make what a picture shows hang on those beside it.
+        self.encoder, self.graph, self.steps, self.most, self.ewc = encoder.eval(), graph, steps, memory, ewc
         self.optimizer = torch.optim.AdamW(encoder.parameters(), lr, weight_decay=0.01)
         self.memory: list[Shown] = []
         self.watch: list[Shown] = []
@@ -129,6 +145,7 @@ class IncrementalLearner:
         self._tree = Priorities(np.zeros(memory))
         self._random = np.random.default_rng(seed)
         self._before: Any = None
+        self._labels: list[Label] = []
         self._anchor: Anchor | None = None
         self._renewed = 0
 
@@ -137,8 +154,8 @@ class IncrementalLearner:
         label: (what, action, result).
 
         Returns `reconstruction`, nats of a role's phrase; `ewc`, the penalty; `accuracy`, the share of these labels
-        that was right before they were learned; `watched_before`, `watched` and `held_out`. Raises BadInput for a label
-        that is none.
+        that was right before they were learned; `watched_before`, `watched`, `held_out` and `phrases`. Raises BadInput
+        for a label that is none.
         """
         shown = [self._read(*example) for example in examples]
         new: list[Shown] = []
@@ -153,20 +170,28 @@ class IncrementalLearner:
         right = float(
             np.mean([tuple(told) == label for told, (_, label) in zip(self._told(shown), shown, strict=True)])
         )
-        found = {"accuracy": right, "held_out": float(self.seen // HELD_OUT), "watched_before": self.watched()}
-        self._before = [copy.deepcopy(own.state_dict()) for own in (self.encoder, self.optimizer)]
+        found = {"accuracy": right, "held_out": float(self.seen // HELD_OUT), "phrases": float(len(self.phrases))}
+        found["watched_before"] = self.watched()
+        weights = [copy.deepcopy(own.state_dict()) for own in (self.encoder, self.optimizer)]
+        self._before = (*weights, [*self.memory], self._tree.values.copy())
+        self._labels = [label for _, label in shown]
         found |= self._fit(new) if new else {"reconstruction": 0.0, "ewc": 0.0}
         for one in new:
             self._remember(one)
-        if self.graph is not None:
-            self.graph.add(told(label for _, label in shown))
         return {**found, "watched": self.watched()}
 
     def step_back(self) -> None:
-        """Weights as they were before the last `learn`; what it was shown stays in the memory."""
+        """Weights and memory as they were before the last `learn`. What is watched stays, and the phrases do."""
         if self._before is not None:
-            self.encoder.load_state_dict(self._before[0])
-            self.optimizer.load_state_dict(self._before[1])
+            encoder, optimizer, memory, shares = self._before
+            self.encoder.load_state_dict(encoder)
+            self.optimizer.load_state_dict(optimizer)
+            self.memory, self._tree = [*memory], Priorities(shares.copy())
+
+    def grow(self) -> None:
+        """Add the labels of the last `learn` to the graph, where there is one."""
+        if self.graph is not None:
+            self.graph.add(told(self._labels))
 
     def predict(self, what: Any, action: Any, result: Any) -> list[Label]:
         """What triplets of pictures show, (B, 3, H, W) each or lists of pictures. Raises BadInput before it learned."""
@@ -188,17 +213,20 @@ class IncrementalLearner:
             raise BadInput("pictures: show one triplet after the other, each with its label")
         return torch.cat([self.encoder.vision.pixels(one) for one in given]), (label[0], label[1], label[2])
 
+    def _logits(self, shown: Sequence[Shown]) -> Tensor:
+        """(B, 3, C) of each role's phrase."""
+        roles = self.encoder.roles(*torch.stack([own for own, _ in shown]).unbind(1))
+        return self.encoder.logits(roles, torch.stack([*self.phrases.values()]))
+
     def _losses(self, shown: Sequence[Shown]) -> Tensor:
         """(B,) mean nats of the three phrases."""
-        pixels, names = torch.stack([own for own, _ in shown]), [*self.phrases]
-        logits = self.encoder.logits(self.encoder.roles(*pixels.unbind(1)), torch.stack([*self.phrases.values()]))
+        logits, names = self._logits(shown), [*self.phrases]
         said = torch.tensor([[names.index(phrase) for phrase in label] for _, label in shown], device=logits.device)
         return F.cross_entropy(logits.flatten(0, 1), said.flatten(), reduction="none").view(-1, 3).mean(1)
 
     @torch.no_grad()
     def _told(self, shown: Sequence[Shown]) -> list[Label]:
-        pixels, names = torch.stack([own for own, _ in shown]), [*self.phrases]
-        logits = self.encoder.logits(self.encoder.roles(*pixels.unbind(1)), torch.stack([*self.phrases.values()]))
+        logits, names = self._logits(shown), [*self.phrases]
         return [(names[a], names[b], names[c]) for a, b, c in logits.argmax(-1).tolist()]
 
     def _fit(self, new: Sequence[Shown]) -> dict[str, float]:

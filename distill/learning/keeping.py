@@ -56,6 +56,7 @@ class Keeper:
         train = learner.run.settings.train
         self.learner, self.keeping, self.was, self.memory = learner, keeping, was.eval(), memory
         self.batches = learner.batches(memory.documents, Mixture.of(train), train.soft_weight)
+        memory.tree.put(unfit := np.setdiff1d(np.arange(len(memory)), self.batches.usable), np.zeros(len(unfit)))
         self.empty = train.empty_dreams
         self.anchor: Anchor | None = None
         if keeping.ewc:
@@ -75,7 +76,7 @@ class Keeper:
         """Of a row of old documents each."""
         seed = self.learner.run.settings.seed
         random, generator = np.random.default_rng([seed, FISHED]), torch.Generator().manual_seed(seed)
-        even = Memory(self.memory.documents, self.memory.learned, np.ones(len(self.memory)))
+        even = Memory(self.memory.documents, self.memory.learned, np.sign(self.memory.tree.values))
         exact = self.learner.batches(self.memory.documents, self.batches.mixture.exact, 0.0)
         seen = 0
         while seen < FISHED:

@@ -8,7 +8,7 @@ What this run holds out, or the other, is not learned from.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook, load_codes
 from distill.tokens.packing import Documents, build_documents
 from distill.tokens.recall import Recall
+from distill.turns import opening
 from distill.written import whole
 
 
@@ -64,15 +65,22 @@ def read_new(run: Run, path: Path) -> NewLines:
 def _of_run(run: Run, other: Run) -> NewLines:
     other.require("capture")
     with TraceStore(run.traces, readonly=True) as store:
-        ours, asked = store.teacher(), {trace.prompt for trace in store.traces(held_out=True, soft=False)}
+        ours = store.teacher()
     with TraceStore(other.traces, readonly=True) as store:
         same, digest = store.teacher().digest == ours.digest, store.content_digest()
-        traces = [replace(each, held_out=each.held_out or each.prompt in asked) for each in store.traces()]
+        traces = _set_apart(run, store.traces())
     if not same:
         traces = [replace(trace, response=replace(trace.response, tokens=None)) for trace in traces]
     triplets = by_trace(read_triplets(other.triplets)) if other.triplets.exists() else {}
     mined = [sha256_file(other.triplets)] if other.triplets.exists() else []
     return NewLines(traces, "".join([digest, *mined]), triplets)
+
+
+def _set_apart(run: Run, traces: Iterable[Trace]) -> list[Trace]:
+    """Held out, too, is what begins as a prompt that the run holds out, whatever holds it out there."""
+    with TraceStore(run.traces, readonly=True) as store:
+        asked = {opening(prompt) for _, prompt, _ in store.answers(held_out=True)}
+    return [replace(each, held_out=each.held_out or opening(each.prompt) in asked) for each in traces]
 
 
 def _of_lines(run: Run, path: Path) -> NewLines:
@@ -105,7 +113,7 @@ def new_lines(run: Run, lines: Sequence[tuple[str, str | Mapping[str, Any]]]) ->
         mine = run.settings.mine
         for trace, mined in zip(bare, mine_texts(texts, mine.steps, mine.details), strict=True):
             triplets[trace.key] = mined.triplets
-    return NewLines([*traces.values()], fingerprint([*(line for _, line in lines), *details]), triplets)
+    return NewLines(_set_apart(run, traces.values()), fingerprint([*(line for _, line in lines), *details]), triplets)
 
 
 def read_line(line: Mapping[str, Any], share: float) -> tuple[Trace, list[Triplet]]:

@@ -12,13 +12,12 @@ from typing import Any
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.journal import Journal
-from distill.knowledge.growing_graph import Chain, KnowledgeGraph
+from distill.knowledge.graph import build_graph, load_graph, merge, save_graph
 from distill.learning import facts
 from distill.learning.continuous_learning import OnlineLearningLoop
 from distill.learning.feedback import FEEDBACK
 from distill.learning.keeping import Keeping
-from distill.learning.new_lines import NewLines, new_lines
-from distill.mining.triplets import LENSES
+from distill.learning.new_lines import new_lines
 from distill.run import Run
 from distill.training import checkpoint
 from distill.turns import SYSTEM, joined
@@ -33,7 +32,8 @@ PATIENCE = 10.0
 
 class RunLearner:
     """A run's student: an example is where a line stands, and the line as new_lines.py reads it. Each learning is a
-    checkpoint, of which the last two stay; what it learned grows the run's knowledge graph."""
+    checkpoint, of which the last two stay; what it learned grows the run's knowledge graph. What the run holds out is
+    left out."""
 
     def __init__(self, run: Run, keeping: Keeping, listen: Listener = silent, **how: Any) -> None:
         self.run, self.keeping, self.listen, self.how = run, keeping, listen, how
@@ -42,32 +42,35 @@ class RunLearner:
 
     def learn(self, examples: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, float]:
         """examples: each with its place. Raises BadInput for a line that is none."""
-        new = new_lines(self.run, examples)
-        new = replace(new, traces=[replace(trace, held_out=False) for trace in new.traces])
+        # Of what is new nothing is measured, so that no share of it needs to be held out.
+        said = [(place, {**line, "held_out": line.get("held_out") or False}) for place, line in examples]
+        lines = new_lines(self.run, said)
+        new = replace(lines, traces=[trace for trace in lines.traces if not trace.held_out])
+        if (aside := len(lines.traces) - len(new.traces)) > 0:
+            self.listen(Event("online", "note", f"{aside} lines ask what the run holds out: not learned"))
+        if not new.traces:
+            return {}
         told = facts.learn_facts(self.run, self.listen, source=new, keeping=self.keeping, **self.how)
         own = [path for path in checkpoint.of_stage(self.run, "facts") if path not in self.before]
         for path in own[:-2]:
             shutil.rmtree(path)
         self.learned = new
         watched = {"watched_before": told["old_bits_per_byte_before"], "watched": told["old_bits_per_byte"]}
-        return {**watched, "held_out": 0.0, "bits_per_byte": told["new_bits_per_byte"], "lines": len(examples)}
+        return {**watched, "held_out": 0.0, "bits_per_byte": told["new_bits_per_byte"], "lines": len(new.traces)}
 
     def step_back(self) -> None:
         facts.undo(self.run)
 
     def grow(self) -> None:
-        """Add what the last lines say to the knowledge graph."""
-        graph = KnowledgeGraph(self.run.knowledge, self.run.settings.mine.graph_nodes)
-        graph.add(chains_of(self.learned))
-        graph.save()
-
-
-def chains_of(new: NewLines) -> Iterator[Chain]:
-    """What the lines' dreams say."""
-    for own in new.triplets.values():
-        for lens in LENSES:
-            if steps := [triplet.phrases for triplet in own if triplet.lens == lens]:
-                yield Chain(lens, steps)
+        """Add what the last lines' dreams say to the knowledge graph: in the place of its least important nodes, where
+        it is full."""
+        graph, most = load_graph(self.run.knowledge), self.run.settings.mine.graph_nodes
+        new = build_graph(triplet for trace in self.learned.traces for triplet in self.learned.triplets[trace.key])
+        merge(graph, new)
+        save_graph(graph, self.run.knowledge, most, first=new)
+        if (gone := len(graph) - most) > 0:
+            text = f"{self.run.knowledge.name} is full (mine.graph_nodes={most}): without its {gone} least nodes now"
+            self.listen(Event("online", "note", text))
 
 
 def follow(
@@ -107,13 +110,17 @@ def follow(
             else:
                 file, number, line = place
                 read[str(file)] = number
-                if (line := spoken(line, run.settings.capture.system)) is not None:
+                try:
+                    line = spoken(line, run.settings.capture.system)
+                except ValueError as error:
+                    raise BadInput(f"{file}, line {number}: is no feedback ({error}); mend or delete it") from error
+                if line is not None:
                     found = loop.step((f"{file}, line {number}", line))
             if found:
-                if not found["stepped_back"]:
-                    learner.grow()
-                journal.append({"read": dict(read), "base": base, "learned": learner.learned.digest, **found})
-                listen(Event("online", "note", f"{found['lines']} lines, held-out {found['watched']:.3f} bits a byte"))
+                entry = {"read": dict(read), "base": base, "learned": learner.learned.digest, **found}
+                journal.append(entry)
+                text = f"{found['lines']} lines, held-out {found['watched']:.3f} bits a byte"
+                listen(Event("online", "note", text, data=entry))
             if place is None and once:
                 break
         return journal.lines
@@ -121,12 +128,14 @@ def follow(
 
 def spoken(line: dict[str, Any], system: str = "") -> dict[str, Any] | None:
     """A line of feedback as one to learn: what was better, or good. Others as they are, but for what is to be held out.
-    system: the run's own message, which is put before every prompt."""
+    system: the run's own message, which is put before every prompt. Raises ValueError for messages that are none."""
     if line.get("held_out") is True:
         return None
     if "verdict" not in line:
         return line
     said, asked = line.get("better") or line.get("answer"), line.get("messages") or []
+    if not isinstance(asked, list) or not all(isinstance(each, dict) for each in asked):
+        raise ValueError("messages must be a conversation")
     turns = [(str(message.get("role")), str(message.get("content"))) for message in asked]
     if system and turns[:1] == [(SYSTEM, system)]:
         del turns[0]

@@ -66,12 +66,14 @@ def reinforce(
     if not force and (record := run.fresh("reward", how)) is not None:
         listen(Event("reward", "done", "nothing changed: kept", data=record.summary))
         return record.summary
-    if force:
-        undo(run)
     pack(run)
-    learning = Reinforcing(run, same, listen)
+    learning = Reinforcing(run, same, listen, force)
     summary = {} if pairs is None else learning.learn_reward(pairs)
     learning.judge = judge or learning.by_model
+    if rounds and "before" not in learning.told:
+        learning.told["before"] = learning.measured()
+    if force:  # not before pairs were read, and the judge has judged
+        undo(run)
     if rounds:
         summary |= learning.perform(rounds)
     learning.record("reward", how, summary, learning.told["seconds"])
@@ -92,12 +94,13 @@ def _digest(source: Path | None) -> str:
 
 
 class Reinforcing(Onward):
-    """One learning of a run. told: what its checkpoints know of it; judge: who says what a reply is worth."""
+    """One learning of a run. told: what its checkpoints know of it; judge: who says what a reply is worth. anew: it
+    begins with the student before any reward."""
 
     judge: Judge
 
-    def __init__(self, run: Run, same: Mapping[str, Any], listen: Listener) -> None:
-        super().__init__(run, same["lr"])
+    def __init__(self, run: Run, same: Mapping[str, Any], listen: Listener, anew: bool) -> None:
+        super().__init__(run, same["lr"], anew="reward" if anew else "")
         self.listen, self.how = listen, same
         self.told: dict[str, Any] = {"how": same, "round": 0, "steps": 0, "seconds": 0.0, "rewards": []}
         self.told["begun"] = self.begun.name
@@ -151,8 +154,6 @@ class Reinforcing(Onward):
     def perform(self, rounds: int) -> dict[str, Any]:
         """Round after round, each kept; the summary."""
         told = self.told
-        if "before" not in told:
-            told["before"] = self.measured()
         self.listen(Event("reward", "start", "the student answers, and learns from what its answers are worth"))
         with self.board("reward", told["round"]) as board:
             while told["round"] < rounds:

@@ -76,7 +76,7 @@ class Memory:
     """Documents that were learned from, at most `most`.
 
     learned (n,) int64: by which learning each came in, 0 for the training. Each learning keeps an equal share of the
-    room at least. shares (n,): p^α of each.
+    room at least. shares (n,): p^α of each, 0 of what doesn't fit into a row.
     """
 
     def __init__(self, documents: Documents, learned: NDArray[np.int64], shares: NDArray[np.float64]) -> None:

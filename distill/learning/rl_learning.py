@@ -23,7 +23,7 @@ SHARP = 10.0
 class RLContinuousLearner:
     """Walks one edge, a known triplet, from where three pictures lie; the policy draws which. Told what they show, it
     learns by REINFORCE with the policy's value network as the baseline, the reward model learns what walks come to, and
-    the graph grows. graph_rag: whatever has `add`; None: no graph. seed: of the draws.
+    the graph grows. graph_rag: whatever has an `add` of triplets; None: no graph. seed: of the draws.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class Judge:
         contexts = [self._prompts.encode(self._prompts.render(text, self._system)) for text in asked]
         if max(map(len, contexts)) > PROMPT_TOKENS:
             return None
-        ids = self._prompts.encode(answer)[:ANSWER_TOKENS]
+        ids = self._prompts.encode(answer, begin=False)[:ANSWER_TOKENS]
         without, *beside = (float(nats.sum()) for nats in log_likelihood(self._model, contexts, [ids] * len(contexts)))
         return [nats - without for nats in beside]
 

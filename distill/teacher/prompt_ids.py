@@ -67,10 +67,11 @@ class PromptIds:
             text = text.removeprefix(begin)  # `encode` puts it in front
         return text if asked[0]["role"] == SYSTEM or not bare else DEFAULT_SYSTEM.sub("", text, count=1)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, BOS in front where the model wants one; control tokens that are written out are parsed."""
+    def encode(self, text: str, begin: bool = True) -> list[int]:
+        """Ids of a text, BOS in front where the model wants one; control tokens that are written out are parsed.
+        begin: false for what goes on."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids if self._begin is None else [self._begin, *ids]
+        return [self._begin, *ids] if begin and self._begin is not None else ids
 
     def _spelled(self, i: int | None) -> str:
         return "" if i is None else self._teacher.tokens[i]

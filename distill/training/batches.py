@@ -110,13 +110,14 @@ class Batches:
         self._empty = np.array([tokenizer.think_id, newline, tokenizer.end_think_id, newline])
         self._chunk_sizes = np.bincount(documents.chunk_ids[documents.chunk_ids >= 0], minlength=1)
         room = length - len(self._empty)
-        self._usable = np.flatnonzero(np.diff(documents.prompt_ends, prepend=0) < room)
-        self.left_out = len(documents) - len(self._usable)
-        if not len(self._usable):
+        self.usable = np.flatnonzero(np.diff(documents.prompt_ends, prepend=0) < room)
+        """Documents whose prompt leaves room for an answer."""
+        self.left_out = len(documents) - len(self.usable)
+        if not len(self.usable):
             raise BadInput(f"student.context: no prompt is shorter than {length} tokens; raise it")
         self._has_dream = np.diff(documents.dream_ends, prepend=0) > 0
         inputs = np.diff(documents.prompt_ends + documents.answer_ends, prepend=0) + len(self._empty) - 1
-        self.in_windows = int((inputs[self._usable] > length).sum())
+        self.in_windows = int((inputs[self.usable] > length).sum())
 
     def epoch(self, number: int) -> list[Row]:
         """The epoch's rows, without drafts. Every document whose prompt fits is in them, whole or in windows."""
@@ -129,7 +130,7 @@ class Batches:
             most = self.grammar.steps if self.grammar else None
             for i in np.flatnonzero(stutters).tolist():
                 twice[i] = stuttered(self.documents.dream(i).tolist(), self.tokenizer.lens_ids, most, random)
-        pieces = [piece for i in self._usable.tolist() for piece in self._windows(i, variants[i], *twice.get(i, ()))]
+        pieces = [piece for i in self.usable.tolist() for piece in self._windows(i, variants[i], *twice.get(i, ()))]
         return self._pack(pieces, pieces, random)
 
     @property

@@ -1,12 +1,11 @@
 """The codebook as one page of HTML that fetches nothing: every image token, its phrases, its pictures, its use."""
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from distill.corpus.datasets.stage import dataset_file
+from distill.corpus.datasets.stage import dataset_lines
 from distill.policy import page_policy
 from distill.run import Run
 from distill.tokens.bpe import image_text
@@ -39,9 +38,8 @@ def image_tokens(run: Run) -> list[Token]:
         phrases[code].append(phrase)
     pictures: dict[int, list[tuple[Path, Box]]] = defaultdict(list)
     known: dict[str, int] = {}
-    path = dataset_file(run)
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        for name, found in json.loads(line).get("pictures", {}).items():
+    for line in dataset_lines(run):
+        for name, found in line.get("pictures", {}).items():
             for label, (x, y) in found.items():
                 if label not in known:
                     known[label] = int(codebook.encode([label])[0])

@@ -98,7 +98,7 @@ class ImageTokenizer:
                 if digest is not None:
                     self._known[digest] = known[digest]
                     self._known.move_to_end(digest)
-                yield known[digest] if digest is not None else None
+                yield known[digest].clone() if digest is not None else None
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
 

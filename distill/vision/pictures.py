@@ -36,6 +36,10 @@ LONGEST = 8
 """Times as long as wide: of longer pictures the middle is taken where the middle is all that is looked at."""
 
 
+WHOLE = 384
+"""Pixels of a side from which on transformers' ConvNext processor, which is ResNet's, too, cuts nothing off."""
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How pixels become what a backbone was trained on.
@@ -59,9 +63,12 @@ class Preparation:
         size = int(own.get("height", own.get("shortest_edge", size)) if isinstance(own, dict) else own)
         edge: Any = config.get("size") or size
         resize = int(edge.get("shortest_edge", edge.get("height", size)) if isinstance(edge, dict) else edge)
+        crop = bool(config.get("do_center_crop"))
+        if (share := config.get("crop_pct")) and size < WHOLE:
+            crop, resize = True, int(size / share)
         return cls(
             size,
-            bool(config.get("do_center_crop")),
+            crop,
             resize,
             int(config.get("resample", 3)),
             tuple(config.get("image_mean", cls.mean)),

@@ -4,7 +4,6 @@ A run's pictures are looked at once, when its tokenizer is built: the training's
 shown stands, teach the map from the backbone's embeddings to the codebook; then all pictures are said in it.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from distill.config import ImageTokenizerConfig
-from distill.corpus.datasets.stage import dataset_file
+from distill.corpus.datasets.stage import dataset_lines
 from distill.errors import BadInput
 from distill.events import Event, Listener
 from distill.run import Run
@@ -67,9 +66,8 @@ def found_in(run: Run) -> tuple[dict[str, Found], dict[str, Found]]:
     """Of the training's pictures, and of those held out, by path what each shows."""
     train: dict[str, Found] = {}
     rest: dict[str, Found] = {}
-    if (path := dataset_file(run)).is_file():
-        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-            (train if line["split"] == "train" else rest).update(line.get("pictures", {}))
+    for line in dataset_lines(run):
+        (train if line["split"] == "train" else rest).update(line.get("pictures", {}))
     return train, rest
 
 

@@ -3,7 +3,6 @@
 Shape legend: B triplets of a batch, n triplets, N of them different, 3 roles, D = 512.
 """
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from distill.corpus.datasets.stage import dataset_file
+from distill.corpus.datasets.stage import dataset_lines
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.mining.triplets import read_triplets
@@ -52,9 +51,7 @@ class Shown:
 
 def shown_triplets(run: Run, codebook: Codebook) -> list[Shown]:
     """Of all pictures of a run, each once. Raises BadInput where there are none, CorruptFile."""
-    path = dataset_file(run)
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
-    asked = {line["key"]: (line["split"], line.get("pictures", {})) for line in lines}
+    asked = {line["key"]: (line["split"], line.get("pictures", {})) for line in dataset_lines(run)}
     codes, found = load_codes(run.tokenizer, codebook), dict[Shown, None]()
     for triplet in read_triplets(run.triplets):
         split, pictures = asked.get(triplet.trace, ("", {}))

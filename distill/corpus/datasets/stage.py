@@ -67,6 +67,12 @@ def dataset_file(run: Run) -> Path:
     return run.path / "dataset.jsonl"
 
 
+def dataset_lines(run: Run) -> Iterator[dict[str, Any]]:
+    """What the file says of each question; nothing where there is none."""
+    if (path := dataset_file(run)).is_file():
+        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+
+
 def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str, Any]:
     """The capture stage of a dataset: traces.db and dataset.jsonl. Returns the summary."""
     settings = {
