@@ -20,8 +20,8 @@ from support.small_student import small_tokenizer
 from bench.training import FixedTokens, synthetic_documents
 from distill.backbone.attention import Documents as Spans
 from distill.backbone.model import Backbone, BackboneConfig
-from distill.tokens.aligner import Aligner
-from distill.tokens.packing import ARRAYS, Documents, spelled_bytes, to_last_sentence
+from distill.tokens.aligner import Aligner, to_last_sentence
+from distill.tokens.packing import ARRAYS, Documents, spelled_bytes
 from distill.training.batches import DRAFT, EMPTY, MINED, Batches, Piece
 from distill.training.best_fit import best_fit
 from distill.training.losses import CHUNK
@@ -394,6 +394,13 @@ def test_a_cut_answer_ends_after_its_last_whole_sentence(smollm2: Path) -> None:
         "It falls. It costs 3.14 in all and then it bounces and it rolls…"
     ), "more than half would go"
     assert kept("It costs 3.14") == "It costs 3.14…"
+    assert kept("It falls. It costs 3.14 in all.\n3. Then it") == "It falls. It costs 3.14 in all.|", (
+        "no number of a list"
+    )
+    assert kept("It falls. It costs 3.14, e.g. in all") == "It falls. It costs 3.14, e.g. in all…", (
+        "nor an abbreviation"
+    )
+    assert kept("It falls in 3. Then") == "It falls in 3.|"
     assert kept("It falls.") == "It falls.…", "whether more would have come isn't known"
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention
+from torch.utils.checkpoint import checkpoint
 
 from distill.backbone import flex
 from distill.backbone.attention import Documents, attend_rows
@@ -98,6 +99,16 @@ def inputs(rows: int, length: int, device: str) -> list[torch.Tensor]:
     """q, k, v of 4 heads, of which two share keys, laid out as projections leave them."""
     shapes = [(rows, length, heads, 16) for heads in (4, 2, 2)]
     return [torch.randn(shape, device=device).transpose(1, 2).requires_grad_() for shape in shapes]
+
+
+def test_it_is_tried_within_a_layer_that_is_recomputed(counted: CompileCounterWithBackend) -> None:
+    documents, q, k, v = packed(2, 300, 200, 0.5, 0), *inputs(2, 300, "cpu")
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=documents.mask, enable_gqa=True)
+    gradients = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    out = checkpoint(lambda: attend_rows(q, k, v, packed(2, 300, 200, 0.5, 0)), use_reentrant=False)
+    assert counted.frame_count == 1
+    for mine, reference in zip(torch.autograd.grad(out.square().sum(), (q, k, v)), gradients, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])

@@ -8,9 +8,12 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ from distill.backbone.model import Backbone, config_for, load_backbone, save_bac
 from distill.config import RedreamSettings, Settings, StudentSettings, TrainSettings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch
-from distill.events import Event
+from distill.events import Event, silent
 from distill.exam.baselines import copy_file
 from distill.mining.triplets import TripletFile, by_trace, read_triplets
 from distill.run import Run
@@ -32,6 +35,8 @@ from distill.training import checkpoint, numerics, trainer
 from distill.training import redream as redreaming
 from distill.training.ahead import Ahead
 from distill.training.batches import Batch, Row
+from distill.training.checkpoint import LoopState
+from distill.training.distributed import ALONE
 from distill.training.loop import train
 from distill.training.plan import data_fingerprint, schedule, unread
 
@@ -152,6 +157,41 @@ def test_a_training_begun_anew_and_stopped_is_no_student_yet(
         run.require("train")
     train(run)
     assert run.require("train").summary["steps"] == 12
+
+
+def test_what_a_stop_left_is_worth_more_than_the_start(tmp_path: Path) -> None:
+    """Nothing was validated yet; where something was, it counts."""
+    run = Run.create(tmp_path / "run", Settings())
+    for last, expected in (
+        (LoopState(131, stopped=True), 131),
+        (LoopState(132), 0),
+        (LoopState(133, stopped=True, best_step=132), 132),
+    ):
+        for state in (LoopState(), last):
+            folder = checkpoint.folder_of(run, state.step)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "loop.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+        assert checkpoint.best(run) == checkpoint.folder_of(run, expected)
+
+
+def test_dreams_are_drafted_for_what_will_be_read_alone(
+    prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafted: list[int] = []
+
+    def dream(model: object, documents: object, tokenizer: object, steps: int, seed: int, some: Sequence[int]) -> Any:
+        drafted.extend(some)
+        return {}
+
+    monkeypatch.setattr("distill.training.drafts.dream_on", dream)
+    run = fork(prepared, tmp_path / "run", steps=2, batch_rows=1, drafts_from=0.0, drafts_share=1.0, empty_dreams=0.0)
+    pack(run)
+    made = trainer.Trainer(run, ALONE, silent)
+    made.fit()
+    read = {piece.document for row in made.batches.epoch(0)[:2] for piece in row}
+    assert drafted
+    assert {*drafted} <= read
+    assert len(read) < len(made.batches.usable)
 
 
 def test_dreams_may_not_get_longer_within_a_training(trained: Run, tmp_path: Path) -> None:
@@ -593,7 +633,8 @@ def test_prompts_that_fill_the_context_are_left_out_and_told(prepared: Run, tmp_
     run.settings.student.context = 24
     events: list[Event] = []
     train(run, events.append)
-    assert any(event.kind == "warning" and "student.context=24" in event.message for event in events)
+    said = [event.message for event in events if event.kind == "warning"]
+    assert any("fill the context of 24 tokens: left out; raise student.context" in text for text in said)
     run.settings.student.context = 8
     with pytest.raises(BadInput, match=r"student\.context"):
         train(run, force=True)
@@ -635,7 +676,10 @@ def test_a_student_starts_from_another_checkpoint(trained: Run, prepared: Run, t
     save_backbone(model, source)
     (source / "tokenizer.json").write_bytes((trained.tokenizer / "tokenizer.json").read_bytes())
     run = fork(prepared, tmp_path / "run", steps=1, checkpoint_every=1)
-    run.settings.student.init = str(source)
+    run.settings.student.init, run.settings.student.image_rows = str(source), "untied"
+    with pytest.raises(BadInput, match=r"student\.image_rows=untied: is for a student that begins as its teacher"):
+        train(run)
+    run.settings.student.image_rows = "apart"
     said: list[Event] = []
     train(run, said.append)
     assert any("student.layers: isn't used: the student begins as" in event.message for event in said)
@@ -649,10 +693,12 @@ def test_a_student_starts_from_another_checkpoint(trained: Run, prepared: Run, t
 
 def test_a_sentencepiece_student_learns_by_chunks(prepared: Run, tmp_path: Path) -> None:
     run = fork(prepared, tmp_path / "run", steps=30, checkpoint_every=30, drafts_share=0.0)
-    run.settings.tokenize.kind = "sentencepiece"
+    run.settings.tokenize.kind, run.settings.train.told = "sentencepiece", True
     build_tokenizer(run)
     assert StudentTokenizer.load(run.tokenizer).kind == "sentencepiece"
-    train(run)
+    events: list[Event] = []
+    train(run, events.append)
+    assert any("train.told=true: isn't used" in event.message for event in events)
     counts = json.loads((run.data / "data.json").read_text(encoding="utf-8"))["counts"]
     assert counts["train"]["soft_share"] > 0.5
     measured = rows(run)

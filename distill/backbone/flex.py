@@ -90,7 +90,9 @@ def runs(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> bool:
     kind = (q.device.type, q.dtype, q.shape[1], k.shape[1], q.shape[3])
     if kind not in tried:
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            # Hooks of a caller that recomputes its layers (train.recompute) are for its own tensors.
+            own = torch.autograd.graph.saved_tensors_hooks(lambda kept: kept, lambda kept: kept)
+            with torch.inference_mode(False), torch.enable_grad(), own:
                 parts = [torch.zeros_like(part).requires_grad_() for part in (q, k, v)]
                 attend(parts[0], parts[1], parts[2], mask).sum().backward()
             tried[kind] = True

@@ -37,8 +37,6 @@ def new_student(settings: StudentSettings, tokenizer: StudentTokenizer, seed: in
     """
     if settings.model:
         return transplant(open_source(settings.model), tokenizer, settings.context)
-    if settings.image_rows == "untied":
-        raise BadInput("student.image_rows=untied: is for a student that begins as its teacher; this one doesn't")
     config = config_for(settings, tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     model = Backbone(config).initialize(seed)
     if settings.image_rows != "label":

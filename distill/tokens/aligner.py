@@ -1,5 +1,6 @@
 """A teacher's answer in its student's tokens, with what the teacher said of each."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.teacher.protocol import TokenTargets
+from distill.tokens.bpe import StudentTokenizer
 
 
 @dataclass(frozen=True)
@@ -134,3 +136,34 @@ class Aligner:
             sums = np.append(sums, targets.logprobs[-1])
         chunk_ids = np.where(np.isnan(sums)[chunk_ids], -1, chunk_ids)  # a hard-only token spoils its chunk
         return Aligned(hard.ids, hard.slot_ids, hard.slot_logprobs, chunk_ids, sums.astype(np.float32))
+
+
+_NO_END = re.compile(rb"(^\s*(\d+|[A-Za-z])|\b(e\.g|i\.e|Dr|Mr|Mrs|Ms|vs))\.$")
+"""A line's number in a list, an abbreviation: its full stop ends no sentence."""
+
+
+def to_last_sentence(answer: Aligned, tokenizer: StudentTokenizer) -> Aligned:
+    """An answer that the token limit cut off, up to its last whole sentence, and then an end (a hard label): else
+    nothing would teach a student to stop. As it is where that would leave less than half."""
+    pieces = [tokenizer.token_bytes(int(id)) for id in answer.ids]
+    text, places = b"".join(pieces), np.cumsum([len(piece) for piece in pieces])
+    ends = [
+        i + 1
+        for i in range(len(pieces) // 2, len(pieces) - 1)
+        if pieces[i].rstrip(b"\"')*").endswith((b".", b"!", b"?"))
+        and pieces[i + 1][:1].isspace()  # not within 3.14
+        and not _NO_END.search(text[: places[i]].rpartition(b"\n")[2])
+        and (answer.chunk_ids[i] < 0 or answer.chunk_ids[i] != answer.chunk_ids[i + 1])
+    ]
+    if not ends:
+        return answer
+    kept, width = ends[-1], answer.slot_ids.shape[1]
+    logprobs = np.full((1, answer.slot_logprobs.shape[1]), -np.inf, np.float16)
+    logprobs[0, 0] = np.nan
+    return Aligned(
+        ids=np.append(answer.ids[:kept], tokenizer.eos_id),
+        slot_ids=np.concatenate([answer.slot_ids[:kept], np.full((1, width), tokenizer.eos_id)]),
+        slot_logprobs=np.concatenate([answer.slot_logprobs[:kept], logprobs]),
+        chunk_ids=np.append(answer.chunk_ids[:kept], -1),
+        chunk_logprobs=answer.chunk_logprobs[: int(answer.chunk_ids[:kept].max(initial=-1)) + 1],
+    )

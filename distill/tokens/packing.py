@@ -29,7 +29,7 @@ from distill.run import Run, fingerprint, publish_folder, sha256_file
 from distill.settings import load_settings
 from distill.spread import spread, worth
 from distill.teacher.gguf_tokenizer import Vocabulary
-from distill.tokens.aligner import Aligned, Aligner
+from distill.tokens.aligner import Aligned, Aligner, to_last_sentence
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.growing import Growing
@@ -352,31 +352,6 @@ def documents_of(
 def spelled_bytes(ids: NDArray[np.int64], tokenizer: StudentTokenizer) -> int:
     """UTF-8 length of an answer; its end token has none."""
     return int(tokenizer.byte_lengths[ids[ids != tokenizer.eos_id].astype(np.int64)].sum())
-
-
-def to_last_sentence(answer: Aligned, tokenizer: StudentTokenizer) -> Aligned:
-    """An answer that the token limit cut off, up to its last whole sentence, and then an end (a hard label): else
-    nothing would teach a student to stop. As it is where that would leave less than half."""
-    pieces = [tokenizer.token_bytes(int(id)) for id in answer.ids]
-    ends = [
-        i + 1
-        for i in range(len(pieces) // 2, len(pieces) - 1)
-        if pieces[i].rstrip(b"\"')*").endswith((b".", b"!", b"?"))
-        and pieces[i + 1][:1].isspace()  # not within 3.14
-        and (answer.chunk_ids[i] < 0 or answer.chunk_ids[i] != answer.chunk_ids[i + 1])
-    ]
-    if not ends:
-        return answer
-    kept, width = ends[-1], answer.slot_ids.shape[1]
-    logprobs = np.full((1, answer.slot_logprobs.shape[1]), -np.inf, np.float16)
-    logprobs[0, 0] = np.nan
-    return Aligned(
-        ids=np.append(answer.ids[:kept], tokenizer.eos_id),
-        slot_ids=np.concatenate([answer.slot_ids[:kept], np.full((1, width), tokenizer.eos_id)]),
-        slot_logprobs=np.concatenate([answer.slot_logprobs[:kept], logprobs]),
-        chunk_ids=np.append(answer.chunk_ids[:kept], -1),
-        chunk_logprobs=answer.chunk_logprobs[: int(answer.chunk_ids[:kept].max(initial=-1)) + 1],
-    )
 
 
 def _flat(rows: Iterable[Sequence[int] | NDArray[Any]], dtype: Any) -> NDArray[Any]:

@@ -136,10 +136,11 @@ def trained_steps(run: Run) -> int:
 
 def best(run: Run, before: str = "") -> Path:
     """The checkpoint with the lowest validation loss, of what comes before a stage: what is evaluated and shipped.
-    Raises MissingStage."""
+    Where a stop came before any was validated, the newest: it has learned more than the start. Raises MissingStage."""
     newest = latest(run, before)
-    path = folder_of(run, read_loop(newest).best_step)
-    return path if path.is_dir() else newest
+    loop = read_loop(newest)
+    path = folder_of(run, loop.best_step)
+    return path if path.is_dir() and (loop.best_step or not loop.stopped) else newest
 
 
 def read_loop(folder: Path) -> LoopState:

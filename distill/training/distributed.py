@@ -49,7 +49,8 @@ class World:
         if not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            backend = "nccl" if torch.cuda.is_available() else "gloo"
+            # What is trained on the CPU all the same (train.device) shares its tensors there.
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE)
         return cls(dist.get_rank(), size)
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from distill.backbone.model import Backbone, count_parameters, save_backbone
+from distill.config import StudentSettings
 from distill.corpus.teachers_source import teachers_source
-from distill.errors import CorruptFile
+from distill.errors import BadInput, CorruptFile
 from distill.events import Event, Listener, silent
 from distill.ranges import check_choice
 from distill.run import Run, publish_folder, sha256_file, write_atomic
@@ -31,6 +32,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import parse_dream
 from distill.tokens.packing import Documents, pack
 from distill.training.batches import Batches
+from distill.training.checkpoint import read_loop
 from distill.training.mixture import Mixture
 
 VERSION = 4
@@ -63,6 +65,8 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     settings = run.settings.student
     check_choice("student.image_rows", settings.image_rows)
     if not wants_teacher(run.settings):
+        if settings.image_rows == "untied":
+            raise BadInput("student.image_rows=untied: is for a student that begins as its teacher; this one doesn't")
         if settings.model and (named := [n for n in SIZES if getattr(settings, n)]):
             text = f"student.{named[0]}: isn't used: the student begins as {settings.init}, as large as that is"
             listen(Event("start", "warning", text))
@@ -113,6 +117,18 @@ def started_at(run: Run) -> Path | None:
 def is_inherited(run: Run) -> bool:
     """Whether the run's student begins with weights that were trained before."""
     return run.settings.student.model is not None or started_at(run) is not None
+
+
+def began_as(run: Run, folder: Path) -> str:
+    """What a checkpoint's training began with, whatever was made or set since: "teacher", the path of another model, ""
+    for chance. Of a folder that doesn't say it, what the run says. Raises CorruptFile."""
+    fixed = read_loop(folder).settings if (folder / "loop.json").is_file() else {}
+    init = str(fixed.get("student", {}).get("init", run.settings.student.init))
+    if StudentSettings(init=init).model is not None:
+        return init
+    record = run.records().get("start")
+    started = fixed.get("start", record is not None and record.outputs)
+    return "teacher" if started else ""
 
 
 @dataclass(frozen=True)

@@ -100,12 +100,17 @@ class Trainer:
             if self.state.step:
                 checkpoint.load_optimizer(found[-1], self.model, self.optimizer)
             self.drafts = drafts.by_document(checkpoint.load_drafts(found[-1]))
-        if left_out := self.batches.left_out:
-            text = f"{left_out} prompts fill student.context={length} and are left out; raise it to train on them"
+        if length < (asked := run.settings.student.context):
+            text = f"student.context={asked}: what the student begins as reads {length} tokens, and so does the student"
             listen(Event("train", "warning", text))
+        if left_out := self.batches.left_out:
+            more = "; raise student.context to train on them" if length == asked else ""
+            listen(Event("train", "warning", f"{left_out} prompts fill the context of {length} tokens: left out{more}"))
         if in_windows := self.batches.in_windows:
-            text = f"{in_windows} answers are longer than student.context={length} and are read in several windows"
+            text = f"{in_windows} answers are longer than the context of {length} tokens: read in several windows"
             listen(Event("train", "note", text))
+        if settings.told and self.tokenizer.kind != "aligned":
+            listen(Event("train", "warning", "train.told=true: isn't used without the teacher's own tokens"))
         self.ahead = Ahead(self._parts, self.device)
         self.rows = self.batches.epoch(self.state.epoch)
         if self.state.drafts:
@@ -263,10 +268,17 @@ class Trainer:
         """Pack an epoch; once the student drafts its own dreams, some of what is read from `row` on holds them."""
         rows = self.batches.epoch(epoch)
         if self.state.drafts:
-            self.drafts = self._drafted(self.batches.to_draft(epoch, rows, row), epoch)
+            self.drafts = self._drafted(self.batches.to_draft(epoch, rows[: row + self._rows_left()], row), epoch)
             rows = self.batches.drafted(epoch, rows, row, self.drafts)
         self.rows = rows
         self.state.epoch, self.state.row, self.state.drafts_row = epoch, row, row
+
+    def _rows_left(self) -> int:
+        """How many rows will be read to the end; by the clock as many as at its pace so far."""
+        step, steps = self.state.step, self.settings.steps - self.state.step
+        if self.settings.minutes > 0 and (done := self.progress()):
+            steps = math.ceil(step / done) - step
+        return self.settings.batch_rows * max(steps, 0)
 
     def _drafted(self, chosen: list[int], epoch: int) -> dict[int, list[int]]:
         """The student's own dreams for documents. Raises Stopped."""
