@@ -15,7 +15,8 @@ class Change:
     """One series, saved and now.
 
     worse: by what share of the saved median the new one is worse; negative where it is better. verdict: "worse" and
-    "better" are past the threshold with intervals apart; "unsure" is past it with intervals that overlap.
+    "better" are past the threshold with intervals apart; "unsure" is past it with intervals that overlap, or with one
+    value alone on a side: that tells no noise.
     """
 
     name: str
@@ -49,6 +50,7 @@ def _change(saved: Series, now: Series, threshold: float) -> Change:
     (low, high), (low_now, high_now) = saved.interval, now.interval
     verdict: Verdict = "same"
     if abs(worse) > threshold:
-        apart = high < low_now or high_now < low
+        several = min(len(saved.values), len(now.values)) > 1
+        apart = several and (high < low_now or high_now < low)
         verdict = ("worse" if worse > 0 else "better") if apart else "unsure"
     return Change(now.name, now.unit, saved.median, now.median, worse, verdict)

@@ -3,8 +3,8 @@
     python -m bench.continual facts RUN…     docs/results/new-facts.json
     python -m bench.continual few RUN…       docs/results/few-examples.json
 
-RUN: of configs/causal-world.yaml, by another seed each; they stay as they are. What was measured is kept in
-RUN/continual.json, and not measured again. Intervals are Student's t over the runs.
+RUN: of configs/causal-world.yaml, by another seed each; they stay as they are. What was measured of its student is kept
+in RUN/continual.json, and not measured again. Intervals are Student's t over the runs.
 """
 
 import json
@@ -66,14 +66,18 @@ def lines_of(questions: Iterable[Question]) -> NewLines:
 
 
 def kept(run: Run, name: str, measure: Callable[[], Any]) -> Any:
-    """What was measured of a run before, or is now."""
-    path = run.path / "continual.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """What was measured of a run's student before, or is now."""
+    path, student = run.path / "continual.json", run.require("train").outputs
+
+    def read() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found["found"] if found.get("student") == student else {}
+
+    found = read()
     if name not in found:
         value = measure()
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        found[name] = value
-        write_atomic(path, json.dumps(found, indent=1) + "\n")
+        found = read() | {name: value}
+        write_atomic(path, json.dumps({"student": student, "found": found}, indent=1) + "\n")
     return found[name]
 
 

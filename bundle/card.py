@@ -95,7 +95,7 @@ def render_card(
     teacher = source.get("teacher", {}).get("name") or "a teacher"
     facts = {
         "parameters": f"{parameters / 1e6:.1f} M",
-        "layers × width": f"{config.layers} × {config.hidden} (Llama architecture)",
+        "layers × width": f"{config.layers} × {config.hidden} ({config.architecture.capitalize()} architecture)",
         "vocabulary": f"{config.vocab_size} tokens, of them {source.get('image_tokens', 0)} image tokens",
         "context": f"{config.context} tokens",
         "model.gguf": manifest.dtype,

@@ -11,7 +11,17 @@ from typing import Any
 from bundle.card import render_card
 from bundle.gguf import write_gguf
 from bundle.load import Student, load_checkpoint, system_message
-from bundle.manifest import GGUF, LICENSE, NAME, NATIVE, Manifest, list_files, read_manifest, write_manifest
+from bundle.manifest import (
+    GGUF,
+    LICENSE,
+    NAME,
+    NATIVE,
+    Manifest,
+    check_files,
+    list_files,
+    read_manifest,
+    write_manifest,
+)
 from bundle.modelfile import license_text, ollama_settings, render_modelfile
 from bundle.verify import ONE_THREAD, verify
 from distill.backbone.model import Backbone, count_parameters, save_backbone
@@ -73,7 +83,7 @@ def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     started = time.monotonic()
     run.require("train")
     source, system = best(run), system_message(run.settings)
-    marks = {**asdict(run.settings.export), "system_message": system, "checkpoint": source.name, "version": 2}
+    marks = {**asdict(run.settings.export), "system_message": system, "checkpoint": source.name, "version": 3}
     marks["weights"] = weights_of(source)
     marks |= {"sure": run.settings.dreaming.sure, "dream_steps": longest_path(run.settings)}
     marks["facts"] = run.settings.train.retrieve_limit
@@ -81,7 +91,11 @@ def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
         marks[name.name] = sha256_file(name) if name.is_file() else ""
     record = run.fresh("export", marks)
     if record is not None and not force:
-        return record.summary
+        try:
+            check_files(run.bundle, read_manifest(run.bundle))
+            return record.summary
+        except (BadInput, CorruptFile) as error:
+            listen(Event("export", "note", f"{str(error).partition(';')[0]}: exporting again"))
     listen(Event("export", "start", f"{run.name}, {source.name}"))
     student = load_checkpoint(source, run.name, system)
     origin = describe_run(run, source)
@@ -232,6 +246,7 @@ def _gguf_metadata(origin: Origin) -> dict[str, str]:
 def describe_run(run: Run, checkpoint: Path) -> Origin:
     """What the run's folder tells: teacher, prompts, versions, evaluation, held-out prompts, codebook, graph."""
     from distill.training.engine.plan import engine_of
+    from distill.training.start import began_as
 
     teacher: dict[str, Any] = {}
     answers: dict[str, str] = {}
@@ -254,9 +269,11 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
                 if len(found := NAMED.findall(prompt)) == 1:  # one question about each picture
                     pictured.setdefault(run.path / found[0], NAMED.sub("", prompt).strip())
             if selects_what_it_read(run):
-                hashes = hashes_json(prompt for _, prompt, _ in store.answers(held_out=False))
-    records, capture, began = run.records(), run.settings.capture, _began(run)
-    if began != "teacher":
+                hashes = hashes_json(show(prompt, shown) for _, prompt, _ in store.answers(held_out=False))
+    records, capture, began = run.records(), run.settings.capture, began_as(run, checkpoint)
+    if began == "teacher" and not teacher.get("is_model", True):
+        began, license = _named_weights(run)
+    elif began != "teacher":
         license = _license_at(Path(began)) if began else License()
     provenance = {
         "teacher": teacher,
@@ -264,6 +281,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         "prompts": [capture.dataset] if capture.dataset else [Path(name).name for name in capture.prompts],
         "run": run.name,
         "checkpoint": checkpoint.name,
+        "weights": sha256_file(checkpoint / "model.safetensors"),
         "seed": run.settings.seed,
         "dream_steps": longest_path(run.settings),
         "sure": run.settings.dreaming.sure,
@@ -315,14 +333,15 @@ def origin_of(path: Path) -> Origin:
     return Origin("student", extras={name: path / name for name in (*CODEBOOK, *SEEING) if (path / name).is_file()})
 
 
-def _began(run: Run) -> str:
-    """What the training began with: "teacher", the path of another model, "" for chance."""
-    from distill.training.start import started_at
-
-    student = run.settings.student
-    if student.model:
-        return student.init
-    return student.init if student.init == "teacher" and started_at(run) is not None else ""
+def _named_weights(run: Run) -> tuple[str, License]:
+    """Whose weights a student began as that has its answers from a dataset or a file, and their licence: those which
+    its start was cut from, though another would be made now."""
+    record, settings = run.records().get("start"), run.settings.teacher
+    weights = (record.settings.get("weights") if record else "") or settings.weights
+    license = _license_at(Path(weights).expanduser()) if weights else license_of(settings, None)
+    if record and not license.name:
+        license = License(record.summary.get("license", ""))
+    return weights or settings.model.partition(":")[2], license
 
 
 def _license_at(path: Path) -> License:

@@ -232,6 +232,8 @@ class _Verification:
         name, model = f"greedy tokens, shipped {self.manifest.dtype}", self.student.model
         try:
             with self._engine(self.manifest.dtype) as engine:
+                ids = parity.engine_prompt_ids(engine, self.conversations)
+                self._same_ids(f"shipped {self.manifest.dtype}", ids)
                 theirs = parity.engine_answers(engine, self.asked, self.max_tokens)
                 worst, _ = parity.largest_difference(model, engine, self.asked[:2], ours[:2])
                 self._bits(engine)

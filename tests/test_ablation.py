@@ -239,14 +239,16 @@ def test_means_and_differences_follow_from_the_samples(ablated: tuple[Run, dict[
             assert arm[1]["metrics"][f"exact_match_{sample['split']}"] == hit
 
 
-def test_exact_match_is_of_what_an_arm_says(copied: Run) -> None:
+def test_exact_match_is_of_what_an_arm_says(copied: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every other true answer becomes what the student said: trainings stay, the arm is measured anew."""
     said = {sample["key"]: sample["systems"]["pause"][0]["answer"] for sample in samples_in(copied)[::2]}
     lines = [json.loads(line) for line in dataset_file(copied).read_text(encoding="utf-8").splitlines()]
     lines = [{**line, "answer": said.get(line["key"], "never")} for line in lines]
     dataset_file(copied).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    monkeypatch.setattr("distill.sweep.ablation.ablate.dream_size", lambda _: 70)
     events: list[Event] = []
     results = ablate(copied, events.append, seeds=1, arms=["pause"])
+    assert results["decoding"]["dream_tokens"] == 70, "as long as dreams could be"
     assert results["systems"]["pause"]["metrics"]["exact_match"]["value"] == 0.5
     assert not [event for event in events if event.unit == "step"]
     assert set(results["systems"]) == {"pause"}

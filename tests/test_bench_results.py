@@ -172,8 +172,13 @@ def test_past_the_threshold_with_overlap_is_unsure(better: int) -> None:
     assert [change.verdict for change in found] == ["unsure"]
 
 
+def test_one_value_alone_tells_no_noise() -> None:
+    for before, after in (((100.0,), (50.0,)), ((100.0,), (50.0, 51.0)), ((100.0, 101.0), (50.0,))):
+        assert [change.verdict for change in check(result_of(*after), result_of(*before), 0.1)] == ["unsure"]
+
+
 def test_zero_can_become_worse() -> None:
-    (change,) = check(result_of(1.0, better=-1), result_of(0.0, better=-1), 0.1)
+    (change,) = check(result_of(1.0, 1.0, better=-1), result_of(0.0, 0.0, better=-1), 0.1)
     assert (change.verdict, change.worse) == ("worse", float("inf"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from distill.events import Event
 from distill.run import Run, sha256_file
 from distill.teacher.licenses import License
 from distill.teacher.llama_cpp import LlamaCpp
+from distill.teacher.protocol import TeacherInfo
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import go_template, prompt_ids
 from distill.tokens.sentence_piece import from_model, train_model
@@ -148,7 +150,7 @@ def test_verify_blesses_it(published: Path) -> None:
     assert report.numbers["largest_difference"] < 1e-4
     names = [name for name, _, _ in report.rows()]
     assert "prompt ids, transformers" in names
-    assert "greedy tokens, shipped f16" in names
+    assert {"greedy tokens, shipped f16", "prompt ids, shipped f16"} <= {*names}
     assert read_manifest(published).parity["identical"] == len(PROMPTS)
 
 
@@ -376,6 +378,19 @@ def test_another_students_gguf_is_not_blessed(copy: Path, tokenizer: StudentToke
     assert "weights" in report.summary
 
 
+def test_a_gguf_that_reads_prompts_otherwise_is_not_blessed(copy: Path, smollm2: Path, student: Student) -> None:
+    """The weights are the student's; two words of its vocabulary have changed places."""
+    labels = [LABELS[1], LABELS[0], *LABELS[2:]]
+    other, model = small_tokenizer(smollm2, labels=labels), student.model
+    write_gguf(model.state_dict(), model.config, other, copy / "model.gguf", "f16")
+    manifest = read_manifest(copy)
+    asked = [f"Dream of ⟨{LABELS[0]}⟩."]
+    write_manifest(copy, replace(manifest, verification_prompts=asked))
+    report = verify(copy)
+    assert not report.ok
+    assert report.summary == f"prompt ids, shipped f16: 6 of 8 identical; other ids for {asked[0]!r}"
+
+
 def test_an_export_whose_parity_fails_is_not_published(
     copy: Path, student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,6 +472,12 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     stamp = (run.bundle / "bundle.json").stat().st_mtime_ns
     assert run.stale("export") == []
     assert (run.bundle / "bundle.json").stat().st_mtime_ns == stamp
+    whole = (run.bundle / "model.gguf").read_bytes()
+    (run.bundle / "model.gguf").write_bytes(b"x" + whole[1:])
+    said = list[Event]()
+    assert export(run, said.append) == summary
+    assert "model.gguf: was altered" in next(event.message for event in said if event.kind == "note")
+    check_files(run.bundle, read_manifest(run.bundle))
     for folder in (run.path, run.bundle):
         found = load_student(folder)
         assert (found.name, found.system) == ("my-student", "Be brief.")
@@ -527,11 +548,24 @@ def test_inherited_weights_carry_their_licence(published: Path) -> None:
     assert read_manifest(published).provenance["license"]["name"] == "apache-2.0"
 
 
-def card_of(license: License, **provenance: Any) -> str:
+def card_of(license: License, architecture: str = "llama", **provenance: Any) -> str:
     about = {"teacher": {"name": "t", "is_model": True}, **provenance, "license": license.to_json()}
     manifest = Manifest("tiny", "f16", {}, about, [])
-    config = BackboneConfig(vocab_size=64, hidden=8, layers=1, heads=1, kv_heads=1, ffn=8, context=16)
-    return render_card(manifest, config, 1, {}, [])
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden": 8,
+        "layers": 1,
+        "heads": 1,
+        "kv_heads": 1,
+        "ffn": 8,
+        "context": 16,
+    }
+    return render_card(manifest, BackboneConfig(**sizes, architecture=architecture), 1, {}, [])
+
+
+def test_the_card_names_the_architecture() -> None:
+    for kind, name in (("llama", "Llama"), ("qwen2", "Qwen2"), ("qwen3", "Qwen3")):
+        assert f"1 × 8 ({name} architecture)" in card_of(License(), kind)
 
 
 def test_the_card_tells_unknown_terms_odd_ones_and_a_beginning_from_chance() -> None:
@@ -571,6 +605,42 @@ def test_a_run_tells_whose_weights_it_ships(student: Student, small_run: Run, tm
     run.settings.student.init = str(tmp_path / "llama")
     origin = describe_run(run, checkpoint)
     assert (origin.license.name, origin.provenance["began_as"]) == ("mit", "llama")
+
+
+def test_whose_weights_it_ships_is_told_by_the_checkpoint(student: Student, small_run: Run, tmp_path: Path) -> None:
+    """Whatever was mined or set since, and though its start is gone."""
+    run = Run.create(tmp_path / "r", Settings(teacher=small_run.settings.teacher))
+    shutil.copyfile(small_run.traces, run.traces)
+    checkpoint = write_checkpoint(run.checkpoints / "step-000007", student.model, student.tokenizer)
+    fixed: dict[str, Any] = {"start": "5" * 64, "student": {"init": "teacher"}}
+    (checkpoint / "loop.json").write_text(json.dumps({"step": 7, "settings": fixed}), encoding="utf-8")
+    run.settings.student.init = "chance"
+    run.record("mine", {}, {}, {}, 1.0)
+    origin = describe_run(run, checkpoint)
+    assert (origin.provenance["began_as"], origin.license.name) == ("teacher", "apache-2.0")
+    fixed["start"] = None
+    (checkpoint / "loop.json").write_text(json.dumps({"step": 7, "settings": fixed}), encoding="utf-8")
+    run.record("start", start_settings(run), {"start/model.safetensors": "5"}, {}, 1.0)
+    assert describe_run(run, checkpoint).provenance["began_as"] == ""
+
+
+def test_a_datasets_student_carries_the_licence_of_the_weights_that_were_named(
+    student: Student, tmp_path: Path
+) -> None:
+    run = Run.create(tmp_path / "r", Settings(capture=CaptureSettings(dataset="causal-world")))
+    with TraceStore(run.traces) as store:
+        store.put_teacher(TeacherInfo("dataset:causal-world", "causal-world", "1", "2", "3", False), None)
+    checkpoint = write_checkpoint(run.checkpoints / "step-000007", student.model, student.tokenizer)
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "LICENSE").write_text("MIT License", encoding="utf-8")
+    settings = {**start_settings(run), "weights": str(tmp_path / "llama")}
+    run.record("start", settings, {"start/model.safetensors": "5"}, {"license": "mit"}, 1.0)
+    for text in ("MIT License", ""):
+        origin = describe_run(run, checkpoint)
+        assert (origin.provenance["began_as"], origin.license.name, origin.license.text) == ("llama", "mit", text)
+        shutil.rmtree(tmp_path / "llama", ignore_errors=True)  # its start tells the licence's name still
+    card = card_of(origin.license, **origin.provenance)
+    assert "Its weights began as those of llama, and carry its licence: mit" in card
 
 
 # Talking.

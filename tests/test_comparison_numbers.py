@@ -173,6 +173,25 @@ def test_disagreements_lie_furthest_apart(tmp_path: Path) -> None:
     assert not any(other["pictures"] for other in others)
 
 
+def test_what_is_asked_of_none_but_students_can_lead() -> None:
+    right = Ratio.of(np.arange(PROMPTS) < 10), Ratio.of(np.arange(PROMPTS) % 2 == 0)
+    student, hard, start = target(1, exact_match=right[0]), target(2, exact_match=right[1]), target(3, 0.5)
+    start.dreams, start.answers = [], []
+    teacher = replace(target(4), card=Card("teacher", "t", None, None, None, "", False))
+    del teacher.metrics["bits_per_byte"]
+    found = numbers({"a": [student], "hard": [hard], "start": [start], "teacher": [teacher]})
+    assert (found["tests"]["leading"], found["tests"]["count_leading"]) == ("exact_match", 1)
+    exact = one_of(found, "hard", "exact_match")
+    assert exact["p"] == exact["p_corrected"]
+    assert found["disagreements"][0]["values"].keys() == {"a", "hard"}
+    assert found["disagreements"][0]["systems"]["teacher"]["answer"].startswith("answer 4.")
+    # Alone with its start it can be compared in likelihoods.
+    found = numbers({"a": [student], "start": [start], "teacher": [teacher]})
+    assert found["tests"]["leading"] == "bits_per_byte"
+    assert found["disagreements"][0]["values"].keys() == {"a", "start"}
+    assert numbers({"a": [student]})["tests"]["leading"] == "exact_match"
+
+
 def test_systems_that_share_no_leading_metric() -> None:
     a, b = target(1), target(2)
     for name in ("bits_per_byte", "chrf"):

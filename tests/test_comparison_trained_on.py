@@ -1,6 +1,7 @@
 """What a target is credited with: the training up to its own checkpoint, and nothing where that can't be read."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -71,6 +72,19 @@ def test_a_bundle_is_credited_with_the_checkpoint_that_it_was_made_of(run: Run) 
     told = trained_on(gone)
     assert told is not None
     assert (told["steps"], told["tokens"], told["answers"]) == (None, None, 12)
+
+
+def test_a_bundle_is_credited_with_nothing_of_a_training_after_it(run: Run) -> None:
+    """Its run was trained anew: a checkpoint of as many steps has other weights."""
+    sums = run.checkpoints / "step-000020" / "checksums.json"
+    target = bundled(run, json.dumps({"provenance": {"checkpoint": "step-000020", "weights": "a"}}))
+    for weights, known in (("a", True), ("b", False)):
+        sums.write_text(json.dumps({"model.safetensors": weights}), encoding="utf-8")
+        assert (trained_on(target) is not None) == known
+    sums.unlink()
+    assert trained_on(target) is None
+    shutil.rmtree(run.checkpoints)  # nothing is left to compare with
+    assert trained_on(target) is not None
 
 
 @pytest.mark.parametrize("broken", ["", "{", "[]", "5", '{"provenance": 5}', '{"provenance": {"checkpoint": 5}}'])

@@ -1,6 +1,7 @@
 """Contamination against comparing every held-out prompt with every training text, on real stores and real bundles."""
 
 import json
+import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -16,10 +17,12 @@ from distill.config import ExportSettings, Settings, StudentSettings
 from distill.corpus.traces import Trace, TraceStore
 from distill.exam import contamination
 from distill.exam.contamination import HASHES, Contamination, check, hashes_json, of_target, prompt_hash
-from distill.exam.questions import Exam, Question, exam_of_prompts
+from distill.exam.questions import Exam, Question, exam_of_prompts, load_exam
 from distill.exam.targets import Target, find_target
 from distill.run import Run
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
+from distill.tokens.shown import save_shown
+from distill.training.checkpoint import write_checksums
 
 
 def exam_of(prompts: list[str]) -> Exam:
@@ -196,6 +199,27 @@ def test_each_target_is_checked_against_its_own_run(tmp_path: Path) -> None:
     assert str(other.traces) in gone.reason
 
 
+def test_a_start_is_known_by_the_checkpoint(tmp_path: Path) -> None:
+    """Though the run's settings or its mining are others by now."""
+    run = make_run(tmp_path / "run", [("What is a leaf?", "Green.", False)], start="chance")
+    folder = run.checkpoints / "step-000001"
+    folder.mkdir(parents=True)
+    fixed = {"start": "5" * 64, "student": {"init": "teacher"}}
+    (folder / "loop.json").write_text(json.dumps({"step": 1, "settings": fixed}), encoding="utf-8")
+    found = of_target(Target("run", "run", folder, run=run), exam_of(["What is snow?"]))
+    assert found.reason == "what its teacher, its start, was trained on is not known"
+
+
+def test_questions_about_pictures_are_compared_as_they_are_shown(tmp_path: Path) -> None:
+    picture = "./pictures/0a1b.png"
+    asked, learned = f"What is in this picture? {picture}", f"what is in this picture {picture}"
+    run = make_run(tmp_path / "run", [(asked, "A dog.", True), (learned, "A dog.", False)])
+    run.record("capture", {}, {}, {}, 0.0)
+    save_shown(run.tokenizer, {picture: "⟨dog⟩ left ⟨cup⟩ right"})
+    found = of_target(Target("run", "run", run.checkpoints, run=run), load_exam(run))
+    assert (found.exact, found.prompts) == (1, 1)
+
+
 def test_what_nobody_can_know_is_not_checked(tmp_path: Path) -> None:
     exam = exam_of(["What is snow?"])
     gguf = tmp_path / "model.gguf"
@@ -227,6 +251,10 @@ def test_a_bundle_elsewhere_knows_its_training_prompts(smollm2: Path, tmp_path: 
     kept = (elsewhere / HASHES).read_text(encoding="utf-8")
     assert not any(word in kept.lower() for word in ("ball", "plants", "held"))
     assert json.loads(kept)["prompts"] == sorted(prompt_hash(prompt) for prompt in training)
+    save_shown(run.tokenizer, {"./pictures/1.png": "⟨dog⟩ left"})
+    pictured = make_run(run.path, [("What? ./pictures/1.png", "A dog.", False)])
+    hashes = json.loads(describe_run(pictured, checkpoint).training_prompts)["prompts"]
+    assert prompt_hash("What? ⟨dog⟩ left") in hashes
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(
         "Held out?\nwhat happens when you drop a ball\nWhat happens when you drop a cup?\n", encoding="utf-8"
@@ -237,6 +265,14 @@ def test_a_bundle_elsewhere_knows_its_training_prompts(smollm2: Path, tmp_path: 
         assert (found.checked, found.exact, found.near, found.prompts) == (True, 1, 0, 3)
         assert [example["prompt"] for example in found.examples] == ["what happens when you drop a ball"]
         assert "exact copies only" in found.reason
+    shutil.copytree(elsewhere, run.bundle)
+    for spec in (run.bundle, run.bundle / "model.gguf"):
+        write_checksums(checkpoint)
+        assert of_target(find_target(str(spec)), exam).reason == "", (
+            "its run tells more, if it is of the checkpoint still"
+        )
+        (checkpoint / "checksums.json").write_text('{"model.safetensors": "of other weights"}', encoding="utf-8")
+        assert "exact copies only" in of_target(find_target(str(spec)), exam).reason
     for broken in ('{"version":1,"prompts":[]}', "[]"):
         (elsewhere / HASHES).write_text(broken, encoding="utf-8")
         unread = of_target(find_target(str(elsewhere)), exam)

@@ -21,7 +21,7 @@ from distill.events import Event, silent
 from distill.exam.baselines import train_baseline
 from distill.exam.examine import dream_tokens_of
 from distill.exam.metrics.catalogue import METRICS
-from distill.report.evaluate import evaluate, evaluate_run, without_times
+from distill.report.evaluate import evaluate, evaluate_run, summarize, without_times
 from distill.report.page import render_markdown
 from distill.run import Run
 from distill.settings import load_settings
@@ -168,6 +168,9 @@ def test_evaluation_writes_its_files_and_repeats_to_the_last_digit(copied: Run) 
         (last,) = [e for e in events if e.kind == "progress" and e.data["target"] == TARGETS[name]][-1:]
         assert last.done == last.total
 
+    assert summary["tokens_per_second"] == round(found["tokens_per_second"], 1)
+    found["tokens_per_second"] = None  # its journal is of another machine
+    assert summarize(results) == {name: value for name, value in summary.items() if name != "tokens_per_second"}
     assert copied.fresh("evaluate", {}) is None  # another fingerprint
     again: list[Event] = []
     assert evaluate(copied, listen=again.append) == summary

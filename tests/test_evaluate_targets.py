@@ -1,9 +1,12 @@
 """`dream evaluate TARGET…` end to end: one student in every form that it can have, asked the same questions."""
 
+import itertools
 import json
 import os
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,6 +272,19 @@ def test_the_prompt_that_warms_up_is_not_timed(monkeypatch: pytest.MonkeyPatch, 
         assert found["prompts"] == timed
         want = [f"{warm} 1", f"{warm} 9", *(f"{i} {tokens}" for i in range(timed) for tokens in (1, 9))]
         assert asked == want
+
+
+def test_what_was_dropped_took_its_time_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Dropping(FakeExaminee):
+        def answer(self, questions: Any, **how: Any) -> Any:
+            return [replace(spoken, tokens=2, dropped=98) for spoken in super().answer(questions, **how)]
+
+    clock = itertools.count()
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr(cost, "open_examinee", lambda target, how: Dropping())
+    exam = Exam("prompts", tmp_path, [Question(str(i), "?") for i in range(3)])
+    found = measure_cost(Target("ollama:x", "ollama", model="x"), exam, EvaluateSettings(), How())
+    assert found["tokens_per_second"]["median"] == 100
 
 
 def test_kept_costs_are_of_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -147,6 +147,26 @@ def test_what_is_known_by_heart_is_not_even_opened(
     assert plain(examine(target, exam, replace(SETTINGS, bootstrap=7, prompts=1))) == want
 
 
+def test_no_speed_of_another_place_is_told(
+    tmp_path: Path, target: Target, seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exam = fake_exam(tmp_path / "exam")
+    seat()
+    here = examine(target, exam, SETTINGS)
+    assert here.tokens_per_second
+    again = seat()
+    with monkeypatch.context() as patch:
+        patch.setattr(examination, "place_of", lambda *_: "another")
+        there = examine(target, exam, SETTINGS)
+    assert there.tokens_per_second is None
+    assert plain(replace(there, tokens_per_second=here.tokens_per_second)) == plain(here)
+    lines = [json.loads(line) for line in journal_of(exam).read_text(encoding="utf-8").splitlines()]
+    text = "".join(json.dumps({k: v for k, v in line.items() if k != "where"}) + "\n" for line in lines)
+    journal_of(exam).write_text(text, encoding="utf-8")
+    assert plain(examine(target, exam, SETTINGS)) == plain(here), "an old journal doesn't tell"
+    assert not again.calls
+
+
 @pytest.mark.parametrize(
     "change", ["seed", "dreams", "temperature", "max_tokens", "weights", "exam", "force", "tokens"]
 )

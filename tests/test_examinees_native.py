@@ -1,5 +1,6 @@
 """Students of ours in the exam: every score by brute force in float64, whatever the batch, the order and the folder."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids, think_block, with_context
 from distill.tokens.image_tokens import dream_of, save_codes
 from distill.tokens.sentence_piece import from_model, train_model
-from distill.training.checkpoint import write_checksums
+from distill.training.checkpoint import weights_of, write_checksums
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -308,6 +309,19 @@ def test_students_that_were_not_taught_to_dream(
     assert plain.card.name == "run"
     (spoken,) = plain.answer(exam.questions[:1], think=True, temperature=0.7, max_tokens=3, draw=0)
     assert spoken.dream == ""
+
+
+def test_a_bundle_of_a_training_before_is_not_taken_for_the_run_as_it_is_now(
+    folder: Path, tmp_path: Path, how: How
+) -> None:
+    run = Run.create(tmp_path / "run", Settings(train=TrainSettings(dreams=False)))
+    shutil.copytree(folder, run.bundle)
+    shutil.copytree(folder, checkpoint := run.checkpoints / "step-000001")
+    write_checksums(checkpoint)
+    for weights, dreams in ((weights_of(checkpoint), False), ("0" * 64, True)):
+        told = {"files": {}, "provenance": {"checkpoint": checkpoint.name, "weights": weights}}
+        (run.bundle / "bundle.json").write_text(json.dumps(told), encoding="utf-8")
+        assert NativeExaminee(find_target(str(run.bundle)), how).card.dreams == dreams
 
 
 def test_students_without_image_tokens_do_not_dream(smollm2: Path, tmp_path: Path, how: How) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_ollama import FakeOllama, dreaming_ollama, replay, serve
+from support.fake_ollama import FakeOllama, Reply, dreaming_ollama, replay, serve
 from support.recorded import Told, exchange
 from support.small_student import ANSWER, DREAM
 
@@ -92,6 +92,8 @@ def test_what_a_dream_leaves_over_is_not_the_answers(server: FakeOllama) -> None
     assert not short.form.ended
     assert short.closed
     assert short.tokens < whole.tokens
+    assert (short.written, whole.written) == (short.tokens + short.dropped, whole.tokens)
+    assert short.dropped > 0, "it took the time of these too"
     examinee.close()
     hurried = opened(server, "dreamer", dream_tokens=2)
     [spoken] = hurried.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=1, draw=0)
@@ -134,6 +136,29 @@ def test_answers_come_in_order_and_again_the_same(server: FakeOllama) -> None:
     assert server.asked("/api/chat")[-1]["messages"][-1]["role"] == "user"
     assert any(body["messages"][0] == {"role": "system", "content": "Be short."} for body in server.asked("/api/chat"))
     examinee.close()
+
+
+def test_the_first_token_of_an_answer_ends_the_request() -> None:
+    read: list[str] = []
+
+    def parts() -> Generator[dict[str, Any]]:
+        for kind, text in (
+            ("thinking", "A "),
+            ("thinking", "ball"),
+            ("content", "It"),
+            *[("content", " falls")] * 9999,
+        ):
+            read.append(kind)
+            yield {"message": {"role": "assistant", "content": "", kind: text}, "done": False}
+
+    said = {"/api/chat": Reply(stream=parts())}
+    with serve(Told(said, ["tags", "version", "show_thinking_model"])) as server:
+        examinee = opened(server, "proto")
+        examinee.begin(QUESTIONS[0])
+        asked = server.asked("/api/chat")[-1]
+        examinee.close()
+    assert (asked["stream"], asked["options"]["num_predict"], asked["options"]["temperature"]) == (True, 67, 0.0)
+    assert 3 <= len(read) < 9999
 
 
 def test_a_model_without_thinking_is_not_told_to_think(server: FakeOllama) -> None:

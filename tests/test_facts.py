@@ -34,7 +34,7 @@ from distill.learning.ewc import Anchor, diagonal_fisher, drawn_loss
 from distill.learning.facts import Facts, learn_facts, undo
 from distill.learning.feedback import FEEDBACK, Feedback, keep, read_feedback
 from distill.learning.keeping import FISHER, MEMORY, Keeper, Keeping, count, of_past
-from distill.learning.new_lines import read_new
+from distill.learning.new_lines import NewLines, read_new
 from distill.learning.onward import Onward
 from distill.learning.replay import Memory, SumTree, gather
 from distill.run import Run
@@ -45,6 +45,7 @@ from distill.training import checkpoint
 from distill.training.batches import Batch, Row
 from distill.training.loop import train
 from distill.training.losses import Targets, tail_kernel
+from distill.training.plan import CHANCE_LR, INHERITED_LR
 from distill.training.step import forward_backward
 from distill.turns import joined
 
@@ -314,6 +315,27 @@ def test_new_facts_are_learned_and_taken_back(world: Run, tmp_path: Path) -> Non
     assert (checkpoint.best(run) / "model.safetensors").read_bytes() == before
 
 
+def test_what_began_as_another_model_learns_gently_though_its_start_is_gone(
+    world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, source, rates = of(world, tmp_path / "run"), new_file(tmp_path / "new.jsonl"), list[float]()
+    run = Run(run.path, replace(run.settings, train=replace(run.settings.train, lr=0.0)))
+
+    def begun(_run: Run, _new: NewLines, how: dict[str, Any], *_: Any) -> Facts:
+        rates.append(how["lr"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distill.learning.facts.Facts", begun)
+    for start in (None, "5" * 64):
+        for path in checkpoint.list_checkpoints(run):
+            state = json.loads((path / "loop.json").read_text(encoding="utf-8"))
+            state["settings"]["start"] = start
+            (path / "loop.json").write_text(json.dumps(state), encoding="utf-8")
+        with pytest.raises(KeyboardInterrupt):
+            learn_facts(run, source=source)
+    assert rates == [CHANCE_LR / 3, INHERITED_LR / 3]
+
+
 def test_a_learning_that_was_killed_ends_as_one_that_was_not(
     world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,6 +507,15 @@ def test_what_is_not_for_new_answers_is_refused(world: Run, tmp_path: Path) -> N
     ):
         said = CliRunner().invoke(dream, ["learn", str(world.path), *args])
         assert (said.exit_code, reason in said.stderr) == (2, True)
+
+
+def test_what_was_measured_of_another_student_is_measured_anew(world: Run, tmp_path: Path) -> None:
+    run = of(world, tmp_path / "run")
+    assert [continual.kept(run, "a", lambda: 1), continual.kept(run, "b", lambda: 2)] == [1, 2]
+    assert continual.kept(run, "a", lambda: 3) == 1
+    record = run.require("train")
+    run.record("train", record.settings, {"checkpoints/step-9/model.safetensors": "another"}, {}, 0.0)
+    assert [continual.kept(run, "a", lambda: 3), continual.kept(run, "b", lambda: 4)] == [3, 4]
 
 
 def test_the_tables_of_the_docs_are_measured(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -346,7 +346,7 @@ def trained(answered: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def to_polish(trained: Run, folder: Path, **settings: object) -> Run:
     run = of(trained, folder, ffn=80)
-    for name, value in ({"rounds": 3, "answers": 8, "lr": 2e-3} | settings).items():
+    for name, value in ({"rounds": 3, "answers": 8, "lr": 1e-3} | settings).items():
         setattr(run.settings.polish, name, value)
     return run
 
@@ -393,7 +393,7 @@ def test_polishing_brings_own_answers_nearer_to_the_teacher_and_can_be_undone(tr
     assert polish(run, events.append) == summary
     assert events[-1].message == "nothing changed: kept"
     assert list((run.path / "tensorboard" / "polish").iterdir())
-    args = ["polish", str(run.path), "--rounds", "8", "--set", "polish.answers=8", "--set", "polish.lr=2e-3"]
+    args = ["polish", str(run.path), "--rounds", "8", "--set", "polish.answers=8", "--set", "polish.lr=1e-3"]
     kept = json.loads(CliRunner().invoke(dream, [*args, "--json"]).stdout)
     assert (kept["skipped"], kept["summary"]) == (True, summary)
     assert train(run)["steps"] == 2, "what trained it is as it was"

@@ -20,8 +20,9 @@ from cli.main import dream
 from distill.config import Settings
 from distill.corpus.datasets import stage
 from distill.corpus.traces import TraceStore
-from distill.errors import BadInput, DistillError, RunMismatch
+from distill.errors import BadInput, DistillError, NothingHeldOut, RunMismatch
 from distill.events import Event
+from distill.exam.examine import examine
 from distill.knowledge.mine import mine
 from distill.run import Run, sha256_file
 from distill.sweep import cells as sweep_cells
@@ -365,8 +366,14 @@ def test_a_bug_in_one_cell_keeps_its_traceback(world: Run, tmp_path: Path, monke
     assert state["cells"]["b-seed0"]["state"] == "trained"
 
 
-def test_a_stage_that_fails_fails_its_cells_alone(world: Run, tmp_path: Path) -> None:
-    content = {"variants": {"good": {}, "bad": {"tokenize.kind": "none-such"}}, "seeds": 2}
+def test_a_stage_that_fails_fails_its_cells_alone(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(path: Path, settings: Settings, *args: Any) -> Run:
+        if settings.tokenize.kind == "sentencepiece":
+            raise BadInput("none-such")
+        return sweep_cells.prepare_data(path, settings, *args)
+
+    monkeypatch.setattr("distill.sweep.sweep.prepare_data", prepare)
+    content = {"variants": {"good": {}, "bad": {"tokenize.kind": "sentencepiece"}}, "seeds": 2}
     state = sweep(plan_of(tmp_path, content, world), tmp_path / "s")
     assert [state["cells"][f"bad-seed{i}"]["state"] for i in (0, 1)] == ["failed", "failed"]
     assert "none-such" in state["cells"]["bad-seed1"]["error"]
@@ -448,6 +455,12 @@ def test_other_settings_under_the_same_name_need_force(copied: Path, world: Run,
         ("variants: {a: {student.preset: nanoo}}", "variants.a: student.preset: 'nanoo' is none of"),
         ("variants: {a: {seed: 1}}", "variants.a: seed: cells get their seeds from the key seeds"),
         ("variants: {a: {evaluate.dreams: 1}}", "variants.a: evaluate.dreams: no training reads it"),
+        (
+            "variants: {a: {polish.lr: 1e-5}}",
+            "variants.a: polish.lr: no training reads it; `dream polish` a cell's run",
+        ),
+        ("variants: {a: {redream.samples: 2}}", "variants.a: redream.samples: no training reads it"),
+        ("variants: {a: {see.steps: 9}}", "variants.a: see.steps: no training reads it"),
         ('variants: {a: {teacher.think: "true"}}', "variants.a: teacher.think: all cells learn from the same answers"),
         (
             "variants: {a: {dreaming.dream_length: 1}}",
@@ -552,6 +565,37 @@ def test_a_failed_baseline_is_replaced_aloud(world: Run, tmp_path: Path, monkeyp
         assert any(event.kind == "warning" and event.message.startswith(text) for event in events)
     assert results["baseline"] == "tame"
     assert told[0] in (tmp_path / "s" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_cell_that_can_not_be_measured_keeps_no_other_from_it(
+    copied: Path, world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, refused = weights(copied, "nodream-seed0"), {"nodream-seed0"}
+
+    def too_long(target: Any, *args: Any, **how: Any) -> Any:
+        if target.path.parent.parent.name in refused:
+            raise NothingHeldOut("no held-out answer fits its context")
+        return examine(target, *args, **how)
+
+    monkeypatch.setattr("distill.report.measure.examine", too_long)
+    state = whole_sweep(plan_of(tmp_path, VARIANTS, world), copied)
+    lost, kept = state["cells"]["nodream-seed0"], state["cells"]["nodream-seed1"]
+    assert (lost["state"], lost["error"]) == ("failed", "no held-out answer fits its context")
+    assert (lost["seed_value"], kept["seed_value"]) == (None, kept["value"])
+    results = json.loads((copied / "results.json").read_text(encoding="utf-8"))
+    assert (results["baseline"], results["systems"]["nodream"]["seeds"]) == ("soft", 1)
+    refused |= {*NAMES}
+    result = call("sweep", write(tmp_path, VARIANTS, world), "--runs-dir", tmp_path, "--quiet")
+    assert isinstance(result.exception, NothingHeldOut), "all of them"
+    refused -= {"nodream-seed0", "nodream-seed1"}
+    result = call("sweep", write(tmp_path, VARIANTS, world), "--runs-dir", tmp_path, "--quiet")
+    assert result.return_value == 1 or result.exit_code == 1
+    assert "Failed: soft-seed0: no held-out answer fits" in result.stderr
+    assert weights(copied, "nodream-seed0") == before
+    state = json.loads((copied / "sweep.json").read_text(encoding="utf-8"))
+    assert state["compared_with"] == "nodream"
+    told = "soft, the baseline, could not be measured: compared with nodream in its place."
+    assert told in (copied / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_metric_is_what_the_report_leads_with(tmp_path: Path) -> None:

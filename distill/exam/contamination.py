@@ -24,8 +24,9 @@ from distill.corpus.traces import TraceStore
 from distill.exam.questions import Exam
 from distill.exam.targets import Target
 from distill.run import Run
+from distill.tokens.shown import load_shown, show
 from distill.training.checkpoint import read_loop
-from distill.training.start import is_inherited, started_at
+from distill.training.start import began_as
 
 NEAR = 0.7
 ORDER = 3
@@ -155,21 +156,22 @@ def selects_what_it_read(run: Run) -> bool:
 def of_target(target: Target, exam: Exam) -> Contamination:
     """The exam against the training traces of the run that the target came out of, whoever's exam it is.
 
-    A bundle without its run knows the hashes of its training prompts. Raises what the trace store raises where it is
-    broken.
+    A bundle without its run, or whose run was trained anew, knows the hashes of its training prompts. Raises what the
+    trace store raises where it is broken.
     """
-    run, folder = target.run, target.path
+    run, folder, checkpoint = target.trained_in, target.path, target.checkpoint
     if run is not None and not selects_what_it_read(run):
         why = f"the data of {run.name} was made anew since its training; `dream train {run.path}`"
         return Contamination(False, why, prompts=len(exam.questions))
     if run is not None and run.traces.exists():
         with TraceStore(run.traces, readonly=True) as store:
-            found = check(exam, (prompt for _, prompt, _ in store.answers(held_out=False)))
+            shown = load_shown(run.tokenizer)  # as the exam's pictures are
+            found = check(exam, (show(prompt, shown) for _, prompt, _ in store.answers(held_out=False)))
         reasons: list[str] = []
-        if is_inherited(run):
-            start = "its teacher" if started_at(run) else Path(run.settings.student.init).name
+        if began := began_as(run, checkpoint or run.checkpoints):
+            start = "its teacher" if began == "teacher" else Path(began).name
             reasons.append(f"what {start}, its start, was trained on is not known")
-        if folder is not None and (folder / "loop.json").is_file() and LATER & read_loop(folder).settings.keys():
+        if checkpoint and (checkpoint / "loop.json").is_file() and LATER & read_loop(checkpoint).settings.keys():
             reasons.append("what it learned after its training (`dream learn`, `dream reward`) wasn't looked at")
         return replace(found, reason="; ".join(reasons))
     if folder is not None:

@@ -22,7 +22,7 @@ from distill.exam.questions import Exam, Question
 from distill.exam.targets import How, Target, device_of
 from distill.run import fingerprint, write_atomic
 
-VERSION = 3
+VERSION = 4
 """Raised when what is measured, or how, changes."""
 
 PROMPTS = 8
@@ -33,7 +33,8 @@ NOTE = "one prompt at a time, greedily, after another to warm up; seconds hold t
 
 @dataclass(frozen=True)
 class Timed:
-    """One prompt. first: seconds until the answer's first token was there, its dream before it included."""
+    """One prompt. first: seconds until the answer's first token was there, its dream before it included. tokens: all
+    that were written in `seconds`."""
 
     first: float
     tokens: int
@@ -47,8 +48,7 @@ def kept_cost(
 
     What is kept is of this target on this exam, on this machine with as many threads, or of this server.
     """
-    where = target.host or default_host() if target.kind == "ollama" else device_of(target, how.device)
-    asked = [settings.max_tokens, how.dream_tokens, where, machine()]
+    asked = [settings.max_tokens, how.dream_tokens, place_of(target, how.device)]
     about = [VERSION, target.kind, target.digest(), exam.digest, *asked]
     path = exam.folder / "costs" / f"{fingerprint(about)[:24]}.json"
     if not force and path.is_file():
@@ -58,6 +58,13 @@ def kept_cost(
     if found["tokens_per_second"] is not None:
         write_atomic(path, json.dumps(found) + "\n")
     return found
+
+
+def place_of(target: Target, device: str) -> str:
+    """A digest of where it computes, which decides how fast: the server or the device, and this machine with as many
+    threads."""
+    where = target.host or default_host() if target.kind == "ollama" else device_of(target, device)
+    return fingerprint([where, machine()])
 
 
 def measure_cost(target: Target, exam: Exam, settings: EvaluateSettings, how: How) -> dict[str, Any]:
@@ -83,11 +90,11 @@ def measure_cost(target: Target, exam: Exam, settings: EvaluateSettings, how: Ho
 
 def _timed(examinee: Examinee, question: Question, max_tokens: int) -> Timed:
     """Two calls: one that ends with the answer's first token, one that is timed whole."""
-    times = [time.perf_counter()]
-    for most in (1, max_tokens):
-        (spoken,) = examinee.answer([question], think=True, temperature=0.0, max_tokens=most, draw=0)
-        times.append(time.perf_counter())
-    return Timed(times[1] - times[0], spoken.tokens, times[2] - times[1])
+    started = time.perf_counter()
+    examinee.begin(question)
+    first = time.perf_counter()
+    (spoken,) = examinee.answer([question], think=True, temperature=0.0, max_tokens=max_tokens, draw=0)
+    return Timed(first - started, spoken.written, time.perf_counter() - first)
 
 
 def _not_measured(reason: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, cast
 from distill.config import EvaluateSettings
 from distill.errors import CorruptFile, NothingHeldOut
 from distill.events import Event, Listener, silent
+from distill.exam.cost import place_of
 from distill.exam.examinees.opening import open_examinee
 from distill.exam.examinees.protocol import Card, Dreamt, Examinee
 from distill.exam.measured import ANSWERS, GREEDY, STEERED, Measured, Scored, Sheet, assemble, spread_over
@@ -51,7 +52,7 @@ def examine(
     seed: int = 0,
     listen: Listener = silent,
     *,
-    dream_tokens: int = 66,
+    dream_tokens: int = How.dream_tokens,
     device: str = "auto",
     force: bool = False,
     only: Sequence[str] = (),
@@ -133,7 +134,7 @@ class _Examination:
     only: Sequence[str]
 
     def measure(self) -> Measured:
-        sheet = self._sheet()
+        sheet, here = self._sheet(), place_of(self.target, self.how.device)[:12]
         asked = [question for question in self.exam.questions if question.key not in sheet.left_out]
         if not asked:
             raise NothingHeldOut(
@@ -152,7 +153,7 @@ class _Examination:
                 found = kept.get((phase, number))
                 if found is None:
                     found = self._ask(phase, chunk)
-                    self.journal.append({"phase": phase, "chunk": number, "records": found})
+                    self.journal.append({"phase": phase, "chunk": number, "records": found, "where": here})
                 elif len(found) != len(chunk):
                     raise self._unreadable(f"{len(found)} records of {len(chunk)} questions in {phase}")
                 records += found
@@ -163,7 +164,11 @@ class _Examination:
                 sheet.enter(phase, records)
             except (TypeError, KeyError) as error:
                 raise self._unreadable(error) from error
-        return assemble(self.exam, sheet, self.settings)
+        found = assemble(self.exam, sheet, self.settings)
+        # Seconds of another server or machine are no speed of this one; lines of old journals don't tell whose.
+        timed = [line for line in self.journal.lines if line.get("phase") == ANSWERS]
+        elsewhere = any(line.get("where", here) != here for line in timed)
+        return replace(found, tokens_per_second=None) if elsewhere else found
 
     def _kept(self) -> dict[tuple[str, int], list[Any]]:
         """(phase, number of a chunk) → its records."""

@@ -142,7 +142,7 @@ def assemble(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> Measured:
     _explain(metrics, missing)
     said = dict(zip(places, sheet.answers, strict=bool(sheet.answers)))
     spoken = [said.get(i, SILENT) for i in range(size)] if said else []
-    seconds, tokens = sum(s.seconds for s in sheet.answers), sum(s.tokens for s in sheet.answers)
+    seconds, tokens = sum(s.seconds for s in sheet.answers), sum(s.written for s in sheet.answers)
     scored = sheet.scores.get("none")
     return Measured(
         keys=[question.key for question in exam.questions],

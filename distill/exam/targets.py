@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from distill.address import Address
 from distill.backbone.device import pick_device
-from distill.errors import BadInput
+from distill.errors import BadInput, CorruptFile
 from distill.run import Run, fingerprint, sha256_file
 from distill.student.grammar import steps_within
 from distill.teacher import weights
 from distill.teacher.protocol import TeacherTokenizer
-from distill.training.checkpoint import best
+from distill.training.checkpoint import STEP, best, list_checkpoints, weights_of
 
 Kind = Literal["run", "checkpoint", "bundle", "gguf", "transformers", "ollama"]
 
@@ -62,6 +62,34 @@ class Target:
         if self.kind != "bundle" or self.path is None:
             return {}
         return read_object(self.path / "bundle.json", "provenance")
+
+    @property
+    def _bundle(self) -> Path | None:
+        """The run's bundle that it is, or is the GGUF of."""
+        if self.kind == "gguf" and self.path is not None:
+            return self.path.parent
+        return self.path if self.kind == "bundle" else None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The folder that training left; of a run's bundle the one that it was made of, by its name."""
+        if self._bundle is None:
+            return self.path
+        name = str(read_object(self._bundle / "bundle.json", "provenance").get("checkpoint", ""))
+        return self.run.checkpoints / name if self.run is not None and STEP.match(name) else None
+
+    @property
+    def trained_in(self) -> Run | None:
+        """The run, where it can tell how these weights were trained: not of a bundle whose checkpoint has given way to
+        another. Bundles of before tell no weights, and a run without checkpoints can't compare them."""
+        told = read_object(self._bundle / "bundle.json", "provenance") if self._bundle is not None else {}
+        if self.run is None or "weights" not in told or not list_checkpoints(self.run):
+            return self.run
+        try:
+            same = self.checkpoint is not None and weights_of(self.checkpoint) == told["weights"]
+        except CorruptFile:  # also where there is none
+            return None
+        return self.run if same else None
 
     @property
     def sure(self) -> float:

@@ -11,7 +11,7 @@ from distill.config import Settings
 from distill.errors import CorruptFile
 from distill.exam.provenance import changed_settings
 from distill.exam.targets import Target, read_object
-from distill.training.checkpoint import STEP, LoopState, read_loop
+from distill.training.checkpoint import LoopState, read_loop
 
 
 def trained_on(target: Target) -> dict[str, Any] | None:
@@ -19,7 +19,7 @@ def trained_on(target: Target) -> dict[str, Any] | None:
 
     What can't be read is None. seconds: of the whole training, so of its last checkpoint alone.
     """
-    run = target.run
+    run = target.trained_in
     if run is None:
         return None
     records, loop = run.records(), _loop(target)
@@ -58,13 +58,9 @@ def _settings(settings: Settings, loop: LoopState | None) -> Settings:
 
 def _loop(target: Target) -> LoopState | None:
     """Where the training stood whose weights these are; None where nothing says so any more."""
-    folder = target.path
-    if target.kind == "bundle":
-        name = str(target.provenance.get("checkpoint", ""))
-        folder = target.run.checkpoints / name if target.run is not None and STEP.match(name) else None
-    if folder is None:
+    if target.checkpoint is None:
         return None
     try:
-        return read_loop(folder)
+        return read_loop(target.checkpoint)
     except CorruptFile:  # also where there is none
         return None

@@ -34,7 +34,7 @@ from distill.training.drafts import TEMPERATURE, dream_on
 from distill.training.losses import tail_kernel
 from distill.training.mixture import Mixture
 from distill.training.plan import CHANCE_LR, INHERITED_LR
-from distill.training.start import is_inherited
+from distill.training.start import began_as
 from distill.training.step import forward_backward, move
 from distill.training.validate import validate
 
@@ -69,7 +69,8 @@ def learn_facts(
     """
     run.require("train")
     keeping = keeping or Keeping()
-    lr = lr or (run.settings.train.lr or (INHERITED_LR if is_inherited(run) else CHANCE_LR)) / GENTLER
+    inherited = began_as(run, checkpoint.best(run))
+    lr = lr or (run.settings.train.lr or (INHERITED_LR if inherited else CHANCE_LR)) / GENTLER
     new = read_new(run, source) if isinstance(source, Path) else source
     how: dict[str, Any] = {"source": new.digest, "epochs": epochs, "lr": lr, **asdict(keeping)}
     how |= {"seed": run.settings.seed, "version": VERSION}

@@ -41,7 +41,10 @@ def compare(
             raise type(error)(f"{spec}: {error}; what was measured is kept, the same command goes on from there")
         if not measured:
             raise error
-    baseline = baseline if baseline in measured else next(iter(measured))
+    if baseline not in measured:
+        lost, baseline = baseline, next(iter(measured))
+        told = f"{lost}, the baseline, could not be measured: compared with {baseline} in its place."
+        warnings = [*warnings, told]
     whole = {name: [target for target in systems[name] if target.spec not in failed] for name in measured}
     results = measurement.results(whole, measured, baseline, cost)
     results["warnings"] = [*warnings, *results["warnings"]]

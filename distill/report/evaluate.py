@@ -141,4 +141,5 @@ def summarize(results: dict[str, Any]) -> dict[str, Any]:
     if fall := results["fall"].get("bits_per_byte"):
         summary["bits_per_byte_at_start"] = round(results["systems"]["start"]["metrics"]["bits_per_byte"]["value"], 4)
         summary["bits_per_byte_fall"] = round(fall["value"], 4)
-    return summary | {"tokens_per_second": round(student["tokens_per_second"] or 0.0, 1)}
+    speed = student["tokens_per_second"]
+    return summary | ({"tokens_per_second": round(speed, 1)} if speed else {})

@@ -46,7 +46,7 @@ class Measurement:
     settings: EvaluateSettings
     listen: Listener = silent
     seed: int = 0
-    dream_tokens: int = 66
+    dream_tokens: int = How.dream_tokens
     device: str = "auto"
     force: bool = False
 

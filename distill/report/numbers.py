@@ -19,8 +19,8 @@ from distill.vision.pictures import thumbnails
 
 USED = "bits_per_byte_used"
 LEADING = ("exact_match", USED, "bits_per_byte", "chrf")
-"""The first of these that all systems have leads: its tests are corrected by themselves, and disagreements are told
-in it. A rule, so that nobody chooses it by what came out."""
+"""The first of these that all systems have that spoke, and that can be compared, leads: its tests are corrected by
+themselves, and disagreements are told in it. A rule, so that nobody chooses it by what came out."""
 
 TIE = 1e-9
 """A prompt whose values differ by no more is a tie: they are equal but for rounding."""
@@ -100,12 +100,18 @@ class _Numbers:
         self.by_seed = by_seed
         self.names = in_order({name for each in systems.values() for measured in each for name in measured.metrics})
         self.found = {system: _defined(each) for system, each in systems.items()}
-        self.leading = next((name for name in LEADING if all(name in each for each in self.found.values())), None)
+        self.leading = next((name for name in LEADING if self._leads(name)), None)
         size = len(systems[baseline][0].keys)
         self.bootstrap = HierarchicalBootstrap(max(map(len, systems.values())), size, resamples, seed)
         several = any(len(each) > 1 for each in systems.values())
         # p-values need draws further out in the tails than intervals do.
         self.far = HierarchicalBootstrap(1, size, permutations, seed) if several else None
+
+    def _leads(self, metric: str) -> bool:
+        """A student's start has likelihoods alone, and a teacher perhaps none: they needn't have it."""
+        spoke = {name for name, each in self.systems.items() if each[0].answers and each[0].card.kind != "teacher"}
+        having = {name for name, each in self.found.items() if metric in each}
+        return having >= spoke and len(having) >= min(2, len(self.found))
 
     def metrics(self, system: str) -> dict[str, Any]:
         """Null are those that a training defines for no prompt."""
@@ -174,9 +180,10 @@ class _Numbers:
         return USED if same and name != USED else None
 
     def disagreements(self, metric: str, questions: Sequence[Question]) -> list[dict[str, Any]]:
-        """The prompts where the systems' values in `metric` lie furthest apart, the furthest first; equal ones in the
-        order of their keys. Dreams and answers are those of each first training, null where it wasn't to speak."""
-        values = {system: by_prompt(each[metric]) for system, each in self.found.items()}
+        """The prompts where the values of the systems that have `metric` lie furthest apart, the furthest first; equal
+        ones in the order of their keys. Dreams and answers are those of each first training, null where it wasn't to
+        speak."""
+        values = {system: by_prompt(each[metric]) for system, each in self.found.items() if metric in each}
         table = np.stack(list(values.values()))
         spread = table.max(axis=0) - table.min(axis=0)
         order = [int(i) for i in np.argsort(-spread, kind="stable") if spread[i] > TIE]

@@ -225,6 +225,8 @@ def _check(settings: Settings, changes: Changes, engine: bool, where: str) -> No
             raise BadInput(f"{where}: seed: cells get their seeds from the key seeds")
         if section in ("evaluate", "export", "runtime"):
             raise BadInput(f"{where}: {key}: no training reads it; all cells are measured alike: put it in settings")
+        if section in ("redream", "see", "polish"):
+            raise BadInput(f"{where}: {key}: no training reads it; `dream {section}` a cell's run for it")
         if section == "teacher" and key not in ("teacher.model", "teacher.weights"):
             raise BadInput(f"{where}: {key}: all cells learn from the same answers; put it in settings")
         if section == "dreaming" and not engine:

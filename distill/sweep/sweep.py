@@ -214,10 +214,13 @@ class Sweep:
         systems = {name: [find_target(str(self.path_of(cell))) for cell in cells] for name, cells in trained.items()}
         targets = [target for each in systems.values() for target in each]
         measurement = Measurement.of(exam, common, targets, self.listen, force)
-        results = compare_systems(measurement, systems, self.folder, baseline=baseline, warnings=warnings)
-        self.state["compared_with"] = baseline
+        results = compare_systems(measurement, systems, self.folder, baseline=baseline, warnings=warnings, strict=False)
+        self.state["compared_with"] = results["baseline"]
+        for cell in (cell for cells in trained.values() for cell in cells):
+            if error := results["failed"].get(str(self.path_of(cell))):
+                self._failed(cell, error)
         for name, entry in results["systems"].items():
-            entry["sweep_seeds"] = [cell.seed for cell in trained[name]]
+            entry["sweep_seeds"] = [cell.seed for cell in trained[name] if states[cell.name]["state"] == "trained"]
         return results
 
     def _incomplete(self, trained: Mapping[str, list[Cell]], baseline: str) -> list[str]:

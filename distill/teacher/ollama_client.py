@@ -1,7 +1,8 @@
 """One Ollama server over HTTP."""
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,15 @@ class OllamaClient(Client):
         """Raises NO_JSON for what is no object."""
         return as_object(BYTES_FIELD.sub(b"", content))
 
-    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
         """The values of a streamed answer, each as it comes. Raises as `lines` does, and where it breaks off."""
         last: dict[str, Any] = {}
-        for last in self.lines(path, {**self._asking(path, body), "stream": True}):
-            yield last
+        with contextlib.closing(self.lines(path, {**self._asking(path, body), "stream": True})) as lines:
+            for last in lines:
+                yield last
         self._check_end(path, last)
 
-    def lines(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def lines(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
         """JSON objects, one a line, each as it comes. Tried once: whoever measures must not count a wait.
 
         The time-out holds between two of them. Raises as `post` does.

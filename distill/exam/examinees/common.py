@@ -163,6 +163,9 @@ class TokenExaminee(ABC):
             spoken += [self._spoken(dream, ids, share) for dream, ids in zip(dreams, answers, strict=True)]
         return spoken
 
+    def begin(self, question: Question) -> None:
+        self.answer([question], think=True, temperature=0.0, max_tokens=1, draw=0)
+
     def _dreamed(self, questions: Sequence[Question], temperature: float, draw: int) -> list[OwnDream]:
         """Dreams of its own; what isn't closed within `dream_tokens` is closed."""
         dreams: list[OwnDream] = []

@@ -47,9 +47,10 @@ class NativeExaminee(TokenExaminee):
         self.context_size = self.model.config.context + 1  # the last token is only predicted, never read
         self._grammar = DreamGrammar(self.tokenizer, how.steps)
         self.sure = target.sure
-        self._codes = _codes_in(folder, self.codebook, target.run)
-        dreams = self._find_dreams(target.run)
-        self._recall = _recall_of(target.run, self._codes, self.tokenizer)
+        run = target.trained_in
+        self._codes = _codes_in(folder, self.codebook, run)
+        dreams = self._find_dreams(run)
+        self._recall = _recall_of(run, self._codes, self.tokenizer)
         self._headers: dict[tuple[str, str], list[int]] = {}
         self.card = Card(
             kind=target.kind,

@@ -88,6 +88,16 @@ class OllamaExaminee:
         with contextlib.suppress(AnswerBroken, PromptRefused):
             return self._client.post("/api/chat", body)
 
+    def begin(self, question: Question) -> None:
+        """The request ends when the answer begins: a limit for dream and answer together can't say that."""
+        body = self._body(question, True, 0.0, 1, 0)
+        with (
+            contextlib.suppress(AnswerBroken, PromptRefused),
+            self._client.reading("/api/chat"),
+            contextlib.closing(self._client.stream("/api/chat", body)) as parts,
+        ):
+            next((part for part in parts if part["message"].get("content")), None)
+
     def _body(self, question: Question, think: bool, temperature: float, max_tokens: int, draw: int) -> dict[str, Any]:
         thinks = think and self._thinks
         return {
@@ -116,7 +126,7 @@ def _spoken(answer: dict[str, Any], thinks: bool, max_tokens: int, seconds: floa
     message = cast("dict[str, Any]", answer.get("message") or {})
     dream, content = str(message.get("thinking") or "").strip(), str(message.get("content") or "")
     tokens = int(answer.get("eval_count") or 0) - (answer.get("done_reason") == "stop")
-    said, ended = content, answer.get("done_reason") == "stop"
+    said, ended, dropped = content, answer.get("done_reason") == "stop", 0
     if thinks:
         entries = cast("list[dict[str, Any]]", answer.get("logprobs") or [])
         said, dropped = cut(content, [str(entry["token"]) for entry in entries], max_tokens)
@@ -129,7 +139,7 @@ def _spoken(answer: dict[str, Any], thinks: bool, max_tokens: int, seconds: floa
         whole=is_whole(dream, closed) and is_whole(said, ended),
         ended=ended,
     )
-    return Spoken(dream, without_thought(said), closed, max(0, tokens), seconds, form)
+    return Spoken(dream, without_thought(said), closed, max(0, tokens), seconds, form, dropped=dropped)
 
 
 def cut(content: str, tokens: Sequence[str], limit: int) -> tuple[str, int]:

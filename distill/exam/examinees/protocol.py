@@ -51,6 +51,7 @@ class Spoken:
     dream: what stood between its think tags, as printed; "" for none. closed: whether it ended the dream by itself.
     tokens: dream and answer, tags left out. seconds: its share of the time that its batch took. form: how it was
     spelled. mined: the labels that the question's triplets have in the target's codebook, None where it ships none.
+    dropped: tokens that were written in these seconds too, and cut off.
     """
 
     dream: str
@@ -60,6 +61,12 @@ class Spoken:
     seconds: float
     form: Form
     mined: list[str] | None = None
+    dropped: int = 0
+
+    @property
+    def written(self) -> int:
+        """All tokens that `seconds` were spent on."""
+        return self.tokens + self.dropped
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,10 @@ class Examinee(Protocol):
         """Its dreams (its own with `think`, where it dreams, or the mined ones) and answers. temperature 0 is greedy,
         else sampled without top-k or top-p, seeded by `question.seed(seed, draw)`. Of "mined" the same holds as where
         answers are scored. The dream has a limit of its own, `dream_tokens`."""
+        ...
+
+    def begin(self, question: Question) -> None:
+        """Its dream and its answer's first token, greedily, and no more: so long a user waits."""
         ...
 
     def labels(self, triplets: Sequence[Triplet]) -> list[str] | None:

@@ -138,6 +138,7 @@ class Ablation:
         }
         asked = replace(self.run.settings, evaluate=replace(self.run.settings.evaluate, **DECODING))
         measurement = Measurement.of(self.exam, asked, listen=self.listen)
+        measurement = replace(measurement, dream_tokens=self.dream_tokens)
         pairs = [(one, two) for one, two in PAIRS if one in systems and two in systems]
         results = measurement.results(systems, measured, self.arms[0], cost=False, pairs=pairs, by_seed=True)
         results["title"] = f"what dreaming is worth to {self.run.name}"
