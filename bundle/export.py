@@ -95,7 +95,7 @@ def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
             check_files(run.bundle, read_manifest(run.bundle))
             return record.summary
         except (BadInput, CorruptFile) as error:
-            listen(Event("export", "note", f"{str(error).partition(';')[0]}: exporting again"))
+            listen(Event("export", "warning", f"{str(error).partition(';')[0]}: exporting again"))
     listen(Event("export", "start", f"{run.name}, {source.name}"))
     student = load_checkpoint(source, run.name, system)
     origin = describe_run(run, source)

@@ -476,7 +476,7 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     (run.bundle / "model.gguf").write_bytes(b"x" + whole[1:])
     said = list[Event]()
     assert export(run, said.append) == summary
-    assert "model.gguf: was altered" in next(event.message for event in said if event.kind == "note")
+    assert "model.gguf: was altered" in next(event.message for event in said if event.kind == "warning")
     check_files(run.bundle, read_manifest(run.bundle))
     for folder in (run.path, run.bundle):
         found = load_student(folder)
