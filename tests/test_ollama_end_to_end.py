@@ -106,8 +106,8 @@ def polishing(folder: Path, tmp_path: Path, server: FakeOllama) -> Run:
 
 
 def raw(server: FakeOllama) -> list[str]:
-    """What it was asked to go on with, but for the trial."""
-    return [body["prompt"] for body in server.asked("/api/generate") if body.get("raw")][1:]
+    """What it was asked to go on with, but for the trial. Who was killed while it asked has no body."""
+    return [body["prompt"] for body in server.asked("/api/generate") if body and body.get("raw")][1:]
 
 
 def kept(run: Run) -> tuple[list[int], Counter[tuple[int, int]]]:
