@@ -173,7 +173,7 @@ config_options = all_of(
         "--config",
         type=SettingsFile(exists=True, dir_okay=False, path_type=Path),
         metavar="FILE",
-        help="Settings to merge in (YAML), or the name of those that ship: demo, causal-world, emoji-scenes.",
+        help="Settings to merge in (YAML), or those that ship: demo, causal-world, hearsay-world, emoji-scenes.",
     ),
     click.option(
         "--set",

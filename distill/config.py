@@ -21,6 +21,7 @@ class TeacherSettings:
     context: int = 0
     """Tokens of a prompt and its answer (num_ctx), never cut; 0: Ollama's choice, embedded enough for the longest."""
     retries: int = 5
+    """Times that a request is sent again after a fault of the server or the network."""
     in_flight: int = 0
     """Requests kept in flight per host; 0: found out while capturing."""
     threads: int = 0
@@ -38,7 +39,7 @@ class RuntimeSettings:
     """Where the work is done, and who answers for a preview model: `--teacher openai:` and its name."""
 
     cluster: str = ""
-    """Machines that ask the teacher and mine: `local`, `auto`, HOST:PORT or ray://HOST:PORT (docs/cluster.md)."""
+    """Machines that ask, mine and train cells: `local`, `auto`, HOST:PORT or ray://HOST:PORT (docs/cluster.md)."""
     enable_gpt51_codex_preview: bool = True
     """Whether it is asked first; false: the fallback answers everything."""
     preview_model: str = "gpt-5.1-codex"
@@ -63,10 +64,13 @@ class CaptureSettings:
     held_out: float = 0.1
     """Share of prompts, by hash of the prompt, that is never trained on."""
     max_tokens: int = 96
+    """Of an answer, its end included; what is longer is cut there."""
     temperature: float = 0.7
+    """At which the teacher answers, with the two below."""
     top_k: int = 40
     top_p: float = 0.95
     top_logprobs: int = 20
+    """Likeliest tokens kept at each position; Ollama gives at most 20."""
     system: str = ""
     """System message for the teacher; the student is trained with it too."""
     gathered: bool = False
@@ -153,10 +157,12 @@ class StudentSettings:
     image_rows: str = "apart"
     """How image tokens begin: `apart` (as their labels, moved away from words), `label` (near them), or `untied`."""
     preset: str = ""
-    """Sizes from chance: `nano` (its default), `micro` or `small`. It, or either of the next two, means chance."""
+    """Sizes from chance: `nano` (its default), `micro`, `small`, `large`. It or one of the next two means chance."""
     hidden: int = 0
+    """Size of its states; 0, here and below: the preset's."""
     kv_heads: int = 0
     context: int = 512
+    """Positions of a packed row, and the most that a student reads at once."""
 
     @property
     def model(self) -> Path | None:
@@ -169,6 +175,7 @@ class TrainSettings:
     """How it learns."""
 
     steps: int = 1000
+    """Optimizer steps; `minutes` stands in their place where it isn't 0."""
     minutes: float = 0.0
     """Train so long instead of for `steps`; 0: by steps."""
     batch_rows: int = 8
@@ -180,6 +187,7 @@ class TrainSettings:
     lr: float = 0.0
     """Peak of the learning rate; 0: 0.002 from chance, 0.0003 for an inherited student."""
     min_lr: float = 0.0
+    """Learning rate at the end."""
     warmup: float = 0.05
     """First share of the training, of its steps or its minutes, over which the learning rate rises."""
     schedule: str = "wsd"
@@ -191,6 +199,7 @@ class TrainSettings:
     """Ship a mean of the weights along the training: their mean age, as a share of the training so far; 0: the last."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     clip: float = 1.0
+    """Length that gradients are cut to."""
     soft_weight: float = 0.8
     """`a` in a·KL + (1 − a)·cross-entropy; 0: hard labels only."""
     told: bool = False
@@ -232,9 +241,12 @@ class TrainSettings:
     compile: str = "auto"
     """`auto` (the trial decides), `always` or `never`."""
     device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
     checkpoint_every: int = 200
     keep_last: int = 2
+    """Newest checkpoints that stay, beside the best and the first."""
     validate_every: int = 100
+    """Steps between measurements on validation answers; the best of them is shipped."""
     log_every: int = 10
     processes: int = 1
     """Processes that train together (torch.distributed): each reads its share of a batch's rows."""
@@ -324,10 +336,12 @@ class EvaluateSettings:
     dreams: int = 4
     """K: dreams sampled per prompt for the marginal likelihood of an answer; 0: not measured."""
     temperature: float = 0.7
+    """At which a target's own answers are sampled."""
     max_tokens: int = 96
     baselines: list[str] = field(default_factory=list[str])
     """Any of `hard` (hard labels only) and `nodream` (no dreams), trained at equal tokens."""
     bootstrap: int = 2000
+    """Resamples of the prompts behind each interval."""
 
 
 @dataclass
@@ -339,6 +353,7 @@ class ExportSettings:
     system: str = ""
     """System message in the Modelfile; empty: `capture.system`, which the student was trained with."""
     temperature: float = 0.7
+    """That the Modelfile names."""
     context: int = 0
     """Context window told to Ollama; 0: the one trained with."""
 
@@ -348,6 +363,7 @@ class Settings:
     """All of them. `seed` reaches every stage that draws."""
 
     seed: int = 0
+    """Of all that is drawn."""
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)

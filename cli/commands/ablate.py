@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[str]:
     """ "engine,pause" → its names."""
     if value is not None and not value.strip():
-        raise click.BadParameter("names no arm; leave it out for all but retrieval")
+        raise click.BadParameter("names no arm; leave it out for the usual ones")
     return [name.strip() for name in (value or "").split(",") if name.strip()]
 
 
@@ -28,7 +28,7 @@ def names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> li
     "--arms",
     metavar="NAME,…",
     callback=names,
-    help="Only these of nodream, pause, backbone, sure, engine, oracle, empty, shuffled, other and retrieval, or all.",
+    help="Only these (docs/evaluation.md tells them), or all [those that this run can tell apart, less retrieval].",
 )
 @click.option("--out", type=FILE, metavar="FILE.md", help="Also write it there.")
 @stage_options()

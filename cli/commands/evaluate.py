@@ -64,8 +64,8 @@ def evaluate(
     """Measure students, files and models of Ollama on held-out prompts.
 
     A TARGET is a run, checkpoint, bundle, .gguf, transformers folder or ollama:NAME. One run alone, without --on,
-    --prompts, --out or --cost, has its evaluation brought up to date: results go to RUN/evaluation. Everything else is
-    asked the held-out prompts of one run, and a table is printed; settings are then for this call only. What is
+    --prompts, --host, --out or --cost, has its evaluation brought up to date: results go to RUN/evaluation. Everything
+    else is asked the held-out prompts of one run, and a table is printed; settings are then for this call only. What is
     measured is kept: the same command goes on where it was.
 
     \b

@@ -30,7 +30,7 @@ def token_option(flag: str, metavar: str, help: str, multiple: bool = False) -> 
     "[default: the engine where there is one]",
 )
 @image_option
-@token_option("--guide", "TOKENS", 'Up to three image tokens that each path begins with: "⟨a ball⟩".')
+@token_option("--guide", "TOKENS", 'Up to three image tokens that each path begins with: "⟨ball⟩".')
 @token_option("--dream", "TOKENS", 'Answer from this dream: "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩", or "none".')
 @token_option("--replace", "N=TOKEN", 'Replace token N of the dream before the answer: "3=⟨water⟩".', multiple=True)
 @retrieve_option
@@ -68,7 +68,7 @@ def watch(
     \b
     Examples:
       dream watch my-student "What happens when you drop a ball?"
-      dream watch my-student "What happens when you drop a ball?" --guide "⟨a ball⟩" --export dream.html
+      dream watch my-student "What happens when you drop a ball?" --guide "⟨ball⟩" --export dream.html
       dream watch my-student "What happens when you drop a ball?" --replace "3=⟨water⟩"
       dream watch seer "What is in this picture?" --image scene.png --export dream.html --picture dream.png
     """
