@@ -62,8 +62,8 @@ def gather(
 ) -> None:
     """Stand before your Ollama, and keep what programs ask it, and what it answers, to train a student with.
 
-    Programs get what Ollama answers, less logprobs that they didn't ask for; with --cascade the student answers where it
-    is sure. What is personal is replaced before anything is written, and a program may say that nothing of it is kept.
+    Programs get what Ollama answers, less logprobs that they didn't ask for; with --cascade the student answers where
+    it is sure. What is personal is replaced before anything is written, and a program may ask that nothing is kept.
 
     \b
     Examples:
