@@ -92,26 +92,31 @@ def _reference(model: Backbone) -> Callable[[Tensor, int], list[list[int]]]:
 
 
 def bench_dreams(watch: Stopwatch, model: DreamingReasoningLLM, prompt: str = QUESTION) -> BenchResult:
-    """Seconds from a prompt to an answer of one token, greedily: with no dream, an engine's, and the backbone's own,
-    each as long as its weights make it. Raises BadInput where it has no engine, or a prompt doesn't fit its context."""
+    """Seconds from a prompt to the answer's first token, greedily: with no dream, an engine's, the backbone's own, and
+    that drafted by the engine, each as long as its weights make it. Raises BadInput where it has no engine, or a prompt
+    doesn't fit its context."""
     parts = model.parts
     if parts.engine is None:
         raise BadInput("bench: this student has no dream engine; train one (`dream train --phase all`)")
-    names = {"no dream": "none", "the engine's dream": "engine", "the backbone's dream": "backbone"}
-    seconds = watch.seconds(
-        {
-            f"first token, {name}": partial(model.generate, prompt, max_length=1, temperature=0.0, dreamer=dreamer)
-            for name, dreamer in names.items()
-        },
-        "bench dreams",
-        str(parts.device),
-    )
+    names = {
+        "no dream": "none",
+        "the engine's dream": "engine",
+        "the backbone's dream, drafted by the engine": "checked",
+        "the backbone's dream": "backbone",
+    }
+
+    def first(dreamer: str) -> None:
+        next(model.generate(prompt, stream=True, max_length=1, temperature=0.0, dreamer=dreamer), None)
+
+    jobs = {f"first token, {name}": partial(first, dreamer) for name, dreamer in names.items()}
+    seconds = watch.seconds(jobs, "bench dreams", str(parts.device))
     settings = {
         "parameters": count_parameters(parts.model),
         "engine_parameters": count_parameters(parts.engine),
         "paths": parts.config.num_dream_sequences,
         "steps": parts.config.dream_length,
     }
-    _, engine, backbone = seconds.values()
-    series = [*listed(seconds), ratio("backbone over engine", backbone, engine)]
+    _, engine, drafted, backbone = seconds.values()
+    ratios = [ratio("backbone over engine", backbone, engine), ratio("backbone over drafted", backbone, drafted)]
+    series = [*listed(seconds), *ratios]
     return watch.result("dreams", series, settings, device=str(parts.device))

@@ -96,7 +96,7 @@ def test_the_engines_dream_is_read_as_if_it_stood_in_the_prompt(keep_above: floa
         assert any(dream.values()) == (keep_above == 0)
         kept = dream if keep_above == 0 else None
         expected = text_of(tokenizer, greedy(backbone, tokenizer, ids + think_ids(tokenizer, kept), 30))
-        result = model.generate(prompt, temperature=0, max_length=30, return_dreams=True)
+        result = model.generate(prompt, dreamer="engine", temperature=0, max_length=30, return_dreams=True)
         assert result["output"] == expected
         for path, branch in enumerate(result["dreams"]):
             steps = [tuple(slot.code for slot in step.slots) for step in branch.steps]
@@ -218,7 +218,8 @@ def test_a_guide_begins_each_path(model: DreamingReasoningLLM, dreamer: str, gui
 
 def test_a_guided_dream_is_read_whatever_the_graph_thinks_of_it() -> None:
     model = make(DreamingConfig(keep_above=1.0))
-    assert not any(branch.kept for branch in model.generate("A cup", return_dreams=True, max_length=1)["dreams"])
+    drafted = model.generate("A cup", dreamer="engine", return_dreams=True, max_length=1)
+    assert not any(branch.kept for branch in drafted["dreams"])
     guided = model.generate("A cup", guide=GUIDE, temperature=0, max_length=20, return_dreams=True)
     assert all(branch.kept for branch in guided["dreams"])
     tokenizer = model.parts.tokenizer
@@ -354,7 +355,7 @@ def test_a_dream_is_told_step_by_step(model: DreamingReasoningLLM, dreamer: str)
 
 
 def test_streams_lists_and_single_prompts_say_the_same(model: DreamingReasoningLLM) -> None:
-    how: dict[str, Any] = {"temperature": 0.9, "max_length": 30}
+    how: dict[str, Any] = {"temperature": 0.9, "max_length": 30, "dreamer": "engine"}
     alone = [model.generate(prompt, seed=5 + i, **how) for i, prompt in enumerate(PROMPTS)]
     assert model.generate(PROMPTS, seed=5, **how) == alone
     pieces = list(model.generate(PROMPTS[1], seed=6, stream=True, **how))
@@ -372,7 +373,7 @@ def test_images_are_unit_vectors_with_the_nearest_labels(model: DreamingReasonin
         with torch.inference_mode():
             (expected,) = engine(1, KEEP_ALL).decoder.image(drafted.reasoned.embedding)
         both = model.generate(prompt, output_mode="both", return_dreams=True, temperature=0, max_length=8)
-        assert both["output"]["text"] == model.generate(prompt, temperature=0, max_length=8)
+        assert both["output"]["text"] == model.generate(prompt, dreamer="engine", temperature=0, max_length=8)
         for role in range(3):
             assert batch[role].shape == (2, 512)
             torch.testing.assert_close(batch[role][i], expected[role], rtol=1e-4, atol=1e-5)
@@ -427,7 +428,8 @@ def test_a_checked_draft_is_the_dream_that_is_decoded(model: DreamingReasoningLL
     """Each draw of the backbone is compared with the draft, so that all that is said stays its own, seed by seed."""
     for seed in range(4):
         how: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_length": 12, "return_dreams": True}
-        decoded, checked = (model.generate(PROMPTS[0], dreamer=who, **how) for who in ("backbone", "checked"))
+        decoded, checked = (model.generate(PROMPTS[0], dreamer=who, **how) for who in ("backbone", None))
+        assert checked["record"].dreamer == "checked"
         assert checked["output"] == decoded["output"]
         assert codes_of(checked["dreams"]) == codes_of(decoded["dreams"])
         assert {branch.provenance for branch in checked["dreams"]} == {"checked engine"}
@@ -471,7 +473,7 @@ def test_what_was_expected_costs_no_pass(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_graph_data_names_what_the_edges_join(model: DreamingReasoningLLM) -> None:
-    graph = model.generate("A cup", return_dreams=True, max_length=2)["graph_data"]
+    graph = model.generate("A cup", dreamer="engine", return_dreams=True, max_length=2)["graph_data"]
     names = {node["id"] for node in graph["nodes"]}
     assert len(names) == graph["num_nodes"] == 20
     assert graph["num_edges"] == len(graph["edges"]) == 16 + 5 * 12
@@ -493,12 +495,12 @@ def test_images_are_seen_by_the_engine_and_read_by_the_backbone(model: DreamingR
         drafted = engine(1, KEEP_ALL)(states, real, seen)
         (dream,) = drafted_dreams(drafted, keep_above=0.0)
         expected = text_of(tokenizer, greedy(backbone, tokenizer, ids + think_ids(tokenizer, dream), 20))
-        got = model.generate(prompt, images=seen, temperature=0, max_length=20, return_dreams=True)
-        assert got["output"] == expected
+        how: dict[str, Any] = {"dreamer": "engine", "temperature": 0, "max_length": 20}
+        assert model.generate(prompt, images=seen, **how) == expected
         blind = engine(1, KEEP_ALL)(states, real)
         assert not torch.equal(blind.dreams.logits, drafted.dreams.logits), "the engine saw nothing"
         for same in (seen.numpy(), seen.double().numpy(), [seen[0]], [seen[0].numpy()], seen.tolist()):
-            assert model.generate(prompt, images=same, temperature=0, max_length=20) == expected
+            assert model.generate(prompt, images=same, **how) == expected
     rows = model.generate(images=torch.randn(3, 2, 512), output_mode="image")
     assert rows[0].shape == (3, 512)
     assert len(model.generate(images=torch.randn(2, 1, 512), dreamer="backbone", max_length=3)) == 2
@@ -544,7 +546,7 @@ def test_images_are_seen_by_the_engine_and_read_by_the_backbone(model: DreamingR
         ({"dream": 7}, "dream: int instead of text"),
         ({"dream": "none", "guide": "a cup"}, "guide: it begins a dream of the student's own, and one is given"),
         ({"dream": "none", "replace": {1: "a cup"}}, "token 1: there is none to replace; the dream is empty"),
-        ({"replace": {0: "a cup"}}, "token 0: there is none to replace; the dream has the tokens 1 to 60"),
+        ({"replace": {0: "a cup"}, "dreamer": "engine"}, "token 0: there is none to replace; the dream has the tokens 1 to 60"),
         ({"replace": {"1": "a cup"}}, "no numbers of tokens; count them from 1"),
         ({"replace": {1: "⟨a cup⟩⟨push⟩"}}, "token 1: 2 image tokens in its place; give one"),
         ({"replace": {1: None}}, "token 1: NoneType instead of text"),
@@ -852,7 +854,7 @@ def test_dreams_are_recorded_shown_and_exported(tmp_path: Path, capsys: pytest.C
         == 2
     )
     assert model.visualize_dream_evolution(tmp_path / "dreams.png").read_bytes().startswith(b"\x89PNG")
-    thought = model.visualize_thinking(PROMPTS[0], tmp_path / "one.html", max_length=2)
+    thought = model.visualize_thinking(PROMPTS[0], tmp_path / "one.html", dreamer="engine", max_length=2)
     assert (tmp_path / "one.html").read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
     assert thought["graph_data"]["num_nodes"] == sum(len(branch["steps"]) for branch in thought["branches"]) == 20
     json.dumps(thought)

@@ -26,8 +26,8 @@ def token_option(flag: str, metavar: str, help: str, multiple: bool = False) -> 
 @click.option(
     "--dreamer",
     type=click.Choice(["engine", "checked", "backbone"]),
-    help="Who dreams: the engine, all paths at once, or the backbone, token by token as in Ollama. "
-    "[default: the engine where there is one]",
+    help="Who dreams: the engine, all paths at once; the backbone, token by token as in Ollama; or (checked) the "
+    "backbone, with a draft of the engine's. [default: checked where there is an engine]",
 )
 @image_option
 @token_option("--guide", "TOKENS", 'Up to three image tokens that each path begins with: "⟨ball⟩".')

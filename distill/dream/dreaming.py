@@ -5,8 +5,9 @@ Shape legend: P prompt positions, H hidden of the backbone, N images, D = 512.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 from torch import Tensor
 
@@ -27,14 +28,25 @@ DREAM_ROOM = 96
 
 @dataclass
 class Dreaming:
-    """One prompt dreamed, and the backbone ready to answer. question: tokens of the prompt; read: with the dream's."""
+    """One prompt dreamed, and the backbone ready to answer. question: tokens of the prompt; read: with the dream's.
 
-    record: DreamRecord
-    dreamt: Dreamt
+    What is known of the dream is found out when it is first asked for: no answer waits for it.
+    """
+
     speaker: Speaker
     started: float
     question: int
     read: int
+    find: Callable[[], Dreamt]
+    tell: Callable[[Dreamt], DreamRecord]
+
+    @cached_property
+    def dreamt(self) -> Dreamt:
+        return self.find()
+
+    @cached_property
+    def record(self) -> DreamRecord:
+        return self.tell(self.dreamt)
 
 
 def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: Sequence[Labels] = ()) -> Dreaming:
@@ -51,14 +63,14 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
     states = speaker.read(ids)
     lanes = LiveLanes.on(sys.stdout) if asked.watch else None
 
-    def record(dreamt: Dreamt) -> DreamRecord:
-        who, seconds = asked.dreamer if asked.dream is None else "given", time.monotonic() - started
+    def record(dreamt: Dreamt, seconds: float | None = None) -> DreamRecord:
+        who = asked.dreamer if asked.dream is None else "given"
         return DreamRecord(
             prompt,
             who,
             dreamt.branches,
             dreamt.edges,
-            seconds=seconds,
+            seconds=time.monotonic() - started if seconds is None else seconds,
             pictures=asked.pictures,
             lenses=[*parts.tokenizer.lenses],
         )
@@ -68,20 +80,21 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
             if show is not None:
                 show(record(Dreamt(branches=branches)))
 
-    dreamt = _dreamt(parts, speaker, states, asked, watch if asked.on_dream or lanes else None)
+    find = _dreamt(parts, speaker, states, asked, watch if asked.on_dream or lanes else None)
     if asked.replace:
-        given = parts.editor.replaced(dreamt.dream or {}, asked.replace)
+        given = parts.editor.replaced(find().dream or {}, asked.replace)
         return dream(parts, prompt, images, replace(asked, dream=given, replace={}), known)
     if speaker.room < 1:
         raise BadInput(
             f"prompt: with its dream it fills a context of {context}, and leaves no room for an answer; shorten it"
         )
-    whole = record(dreamt)
+    tell = partial(record, seconds=time.monotonic() - started)
+    dreaming = Dreaming(speaker, started, len(ids), len(speaker.ids), find, tell)
     if asked.on_dream is not None:
-        asked.on_dream(whole)
+        asked.on_dream(dreaming.record)
     if lanes is not None:
-        lanes.finish(whole)
-    return Dreaming(whole, dreamt, speaker, started, len(ids), len(speaker.ids))
+        lanes.finish(dreaming.record)
+    return dreaming
 
 
 def _spared(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known: Sequence[Labels]) -> Asked:
@@ -105,33 +118,34 @@ def _prompt(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, know
     return ids
 
 
-def _dreamt(parts: Parts, speaker: Speaker, states: Tensor, asked: Asked, watch: Watch | None) -> Dreamt:
-    """Dream after a prompt of these states (1, P, H); then the speaker has read the dream, and words may follow."""
+def _dreamt(parts: Parts, speaker: Speaker, states: Tensor, asked: Asked, watch: Watch | None) -> Callable[[], Dreamt]:
+    """Dream after a prompt of these states (1, P, H); then the speaker has read the dream, and words may follow.
+    Returns what finds out what is known of it."""
     if asked.dream is not None:
         return _given(parts, speaker, states, asked.dream, asked.dreamer in ("backbone", "checked"))
     if asked.dreamer == "none":  # the prompt ends in an empty dream
         speaker.obey(parts.grammar.answering)
-        return Dreamt()
+        return Dreamt
     if asked.dreamer == "engine":
         dreamt = draft(parts, states, asked.guide, watch, asked.sampling.seed if asked.explore else None)
         speaker.read(think_ids(parts.tokenizer, dreamt.dream), last=True)
         speaker.obey(parts.grammar.answering)
-        return dreamt
+        return lambda: dreamt
     speaker.obey(parts.grammar)
     if asked.guide:
-        return read_dream(parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
+        return partial(read_dream, parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
+    source = "backbone"
     if asked.dreamer == "checked":
-        dream = guess(parts, states)
-        speaker.expect(think_ids(parts.tokenizer, dream), instead(parts.tokenizer))
-        return read_dream(parts, decode(parts, speaker, watch), states, "checked engine")
-    return read_dream(parts, decode(parts, speaker, watch), states)
+        speaker.expect(think_ids(parts.tokenizer, guess(parts, states)), instead(parts.tokenizer))
+        source = "checked engine"
+    return partial(read_dream, parts, decode(parts, speaker, watch), states, source)
 
 
-def _given(parts: Parts, speaker: Speaker, states: Tensor, given: Dream, as_drawn: bool) -> Dreamt:
+def _given(parts: Parts, speaker: Speaker, states: Tensor, given: Dream, as_drawn: bool) -> Callable[[], Dreamt]:
     """A user's dream, read as it is. as_drawn: the answer is drawn as after a dream of the backbone's own, so that it
     differs by the dream alone."""
     within = with_steps(given)
     speaker.read(think_ids(parts.tokenizer, within), last=True, as_drawn=as_drawn and within is not None)
     speaker.obey(parts.grammar.answering)
     ids = dream_ids(parts.tokenizer, given)
-    return read_dream(parts, Written(ids, [1.0] * len(ids)), states, "given")
+    return partial(read_dream, parts, Written(ids, [1.0] * len(ids)), states, "given")

@@ -158,12 +158,12 @@ class DreamingReasoningLLM:
         "record" (DreamRecord), "seconds", "dream_seconds"}. watch_dreams: draw the dream on the console while it forms.
         dreamer: "engine" drafts all paths in one pass, "backbone" decodes them token by token as in Ollama, "checked"
         dreams what "backbone" does, but the backbone checks the engine's draft in one pass and keeps what it agrees
-        with; "none" answers at once; by default the engine where there is one, and none where it is so sure of its
-        answer (`dreaming.sure`). guide: one to three image tokens, "⟨a ball⟩", that each path begins with. dream: read
-        this one instead, "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩" or a record's `dream`; "none" is an empty one. replace:
-        {3: "⟨water⟩"} puts image tokens in the place of those of the dream, own or given, with these numbers, before
-        it is read. attention: note in the record's `words` what each word of the answer read, for one more forward
-        pass. retrieve: put image tokens from the knowledge graph after the prompt; how they are found: "neighbourhood",
+        with; "none" answers at once; by default "checked" where there is an engine ("engine" for images, guided or
+        with a policy), else "backbone", and none where it is so sure of its answer (`dreaming.sure`). guide: one to
+        three image tokens, "⟨a ball⟩", that each path begins with. dream: read this one instead,
+        "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩" or a record's `dream`; "none" is an empty one. replace: {3: "⟨water⟩"} puts image
+        tokens in the place of those of the dream, own or given, with these numbers, before it is read. attention: note
+        in the record's `words` what each word of the answer read, for one more forward pass. retrieve: put image tokens from the knowledge graph after the prompt; how they are found: "neighbourhood",
         "walk", "sample" or "attention", which is learned. on_dream: gets the dream as far as it is after each step that
         forms, and last the whole of it, before the answer begins. picture: a .png for a picture of one prompt's
         outcome: the nearest of the run's own, or what `painter`, a model of diffusers (folder or hub name), paints of

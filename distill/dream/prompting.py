@@ -81,7 +81,7 @@ def check(
     if any(type(number) is not int for number in replace):
         raise BadInput(f"replace: {list(replace)} are no numbers of tokens; count them from 1")
     chosen = choice("output_mode", mode or parts.config.output_mode, OUTPUT_MODES)
-    who = choice("dreamer", dreamer or ("backbone" if parts.engine is None else "engine"), DREAMERS)
+    who = choice("dreamer", dreamer or _usual(parts, chosen, guide), DREAMERS)
     how = choice("retrieve", retrieve, ("", *RETRIEVALS))
     if who in ("engine", "checked") and parts.engine is None:
         raise BadInput(
@@ -105,6 +105,14 @@ def check(
     if given is not None and codes:
         given, codes = parts.editor.replaced(given, codes), {}
     return Asked(chosen, sampling, who, parse_guide(parts, guide) if guide else [], how, given, codes)
+
+
+def _usual(parts: Parts, mode: OutputMode, guide: str | None) -> Dreamer:
+    """Who dreams where nobody is named. An answer reads the dream that the backbone would write, as in Ollama, drafted
+    by the engine where there is one; what is guided, shown, or chosen among paths by a policy is the engine's own."""
+    if parts.engine is None:
+        return "backbone"
+    return "checked" if mode == "text" and not guide and parts.policy is None else "engine"
 
 
 def choice(name: str, value: str, choices: Sequence[Any]) -> Any:
