@@ -163,11 +163,11 @@ class DreamingReasoningLLM:
         three image tokens, "⟨a ball⟩", that each path begins with. dream: read this one instead,
         "⟨causal⟩⟨ball⟩⟨fall⟩⟨ground⟩" or a record's `dream`; "none" is an empty one. replace: {3: "⟨water⟩"} puts image
         tokens in the place of those of the dream, own or given, with these numbers, before it is read. attention: note
-        in the record's `words` what each word of the answer read, for one more forward pass. retrieve: put image tokens from the knowledge graph after the prompt; how they are found: "neighbourhood",
-        "walk", "sample" or "attention", which is learned. on_dream: gets the dream as far as it is after each step that
-        forms, and last the whole of it, before the answer begins. picture: a .png for a picture of one prompt's
-        outcome: the nearest of the run's own, or what `painter`, a model of diffusers (folder or hub name), paints of
-        its image tokens.
+        in the record's `words` what each word of the answer read, for one more forward pass. retrieve: put image tokens
+        from the knowledge graph after the prompt; how they are found: "neighbourhood", "walk", "sample" or "attention",
+        which is learned. on_dream: gets the dream as far as it is after each step that forms, and last the whole of it,
+        before the answer begins. picture: a .png for a picture of one prompt's outcome: the nearest of the run's own,
+        or what `painter`, a model of diffusers (folder or hub name), paints of its image tokens.
         Raises BadInput, one line, for whatever can't be done.
         """
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
