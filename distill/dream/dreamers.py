@@ -38,7 +38,7 @@ class Dreamt:
 
     dream   what the backbone reads, lens → steps; None: it dreamed nothing
     image   makes (1, 3, D) embeddings of the outcome's what, action and result; None: there is nothing to see
-    vectors (S, T, 3, D) embeddings of the steps, T as many as the longest path lives, where an engine dreamed them
+    vectors (S, T, 3, D) embeddings of the steps, T as many as the longest path lives, where there is an engine
     choice  of paths, where a policy made it
     """
 
@@ -217,15 +217,16 @@ def read_dream(parts: Parts, written: Written, states: Tensor, source: str = "ba
     if parts.engine is None or not any(codes.values()):
         branches = _written_branches(parts, written, places, None, source)
         return Dreamt(codes, branches, _chain_edges(branches), _outcome(parts, codes))
-    reasoned, live = _reason(parts.engine, codes, states)
+    vectors, reasoned, live = _reason(parts.engine, codes, states)
     branches = _written_branches(parts, written, places, reasoned, source)
     image = partial(parts.engine.decoder.image, reasoned.embedding)
-    return Dreamt(codes, branches, graph_edges(reasoned, live), image)
+    return Dreamt(codes, branches, graph_edges(reasoned, live), image, vectors[0].float().cpu().numpy())
 
 
 @torch.inference_mode()
-def _reason(engine: DreamEngine, codes: Dream, states: Tensor) -> tuple[Reasoned, Tensor]:
-    """What the engine's graph says of a dream of codes, and which of its (1, S, T) steps there are."""
+def _reason(engine: DreamEngine, codes: Dream, states: Tensor) -> tuple[Tensor, Reasoned, Tensor]:
+    """Vectors (1, S, T, 3, D) of a dream of codes, what the engine's graph says of it, and which steps (1, S, T) there
+    are."""
     longest = max(map(len, codes.values()))
     table = torch.zeros((1, len(LENSES), longest, 3), dtype=torch.long)
     live = torch.zeros((1, len(LENSES), longest), dtype=torch.bool)
@@ -235,7 +236,8 @@ def _reason(engine: DreamEngine, codes: Dream, states: Tensor) -> tuple[Reasoned
             live[0, path, : len(steps)] = True
     table, live = table.to(states.device), live.to(states.device)
     encoded = engine.input_tokenizer(states.float(), None)
-    return engine.reasoner(engine.generator.centroids[table], live, encoded.triplet), live
+    vectors = engine.generator.centroids[table] * live[..., None, None]
+    return vectors, engine.reasoner(vectors, live, encoded.triplet), live
 
 
 def _written_branches(

@@ -104,7 +104,8 @@ class DreamingReasoningLLM:
         else:
             settings = config or (engine.config if engine is not None else DreamingConfig())
             parts = Parts(backbone, tokenizer, codebook, engine, settings, system, eyes)
-        parts.policy = policy or (PolicyNetwork() if enable_rl else None)
+        # An untrained backbone dreams of nothing, its engine does: with a policy over them, its paths are what is read.
+        parts.policy = policy or (PolicyNetwork() if enable_rl or backbone is None else None)
         choice("dreaming.output_mode", parts.config.output_mode, OUTPUT_MODES)
         self.parts = parts.check("the student").to(pick_device(device))
         parts.model.eval()
