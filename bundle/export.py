@@ -35,6 +35,7 @@ from distill.knowledge.graph_rag import RETRIEVAL
 from distill.ranges import check_choice
 from distill.run import Run, beside, publish_folder, sha256_file, write_atomic
 from distill.student.grammar import longest_path
+from distill.student.made_with import made_with
 from distill.teacher.find_weights import license_of
 from distill.teacher.gguf_file import read_metadata
 from distill.teacher.licenses import License
@@ -82,18 +83,20 @@ def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
 
     started = time.monotonic()
     run.require("train")
-    source, system = best(run), system_message(run.settings)
+    source, made = best(run), made_with(run)
+    system = system_message(made)
     marks = {**asdict(run.settings.export), "system_message": system, "checkpoint": source.name, "version": 3}
     marks["weights"] = weights_of(source)
-    marks |= {"sure": run.settings.dreaming.sure, "dream_steps": longest_path(run.settings)}
-    marks["facts"] = run.settings.train.retrieve_limit
+    marks |= {"sure": made.dreaming.sure, "dream_steps": longest_path(made), "facts": made.train.retrieve_limit}
     for name in (run.knowledge, run.path / RETRIEVAL):
         marks[name.name] = sha256_file(name) if name.is_file() else ""
     record = run.fresh("export", marks)
     if record is not None and not force:
         try:
-            check_files(run.bundle, read_manifest(run.bundle))
-            return record.summary
+            manifest = read_manifest(run.bundle)
+            check_files(run.bundle, manifest)
+            if manifest.name == run.name:  # the folder was renamed, or is a copy
+                return record.summary
         except (BadInput, CorruptFile) as error:
             listen(Event("export", "warning", f"{str(error).partition(';')[0]}: exporting again"))
     listen(Event("export", "start", f"{run.name}, {source.name}"))
@@ -275,6 +278,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         began, license = _named_weights(run)
     elif began != "teacher":
         license = _license_at(Path(began)) if began else License()
+    made = made_with(run)
     provenance = {
         "teacher": teacher,
         "began_as": began if began in ("", "teacher") else Path(began).name,
@@ -283,9 +287,9 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         "checkpoint": checkpoint.name,
         "weights": sha256_file(checkpoint / "model.safetensors"),
         "seed": run.settings.seed,
-        "dream_steps": longest_path(run.settings),
+        "dream_steps": longest_path(made),
         "sure": run.settings.dreaming.sure,
-        "facts": run.settings.train.retrieve_limit,
+        "facts": made.train.retrieve_limit,
         "versions": records["train"].versions if "train" in records else {},
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

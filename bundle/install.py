@@ -31,7 +31,6 @@ def install(
     listen: Listener = silent,
     *,
     force: bool = False,
-    timeout: float = 300.0,
 ) -> dict[str, Any]:
     """Create the model `name` (the bundle's own, if None) at an Ollama `host` (the default one, if None).
 
@@ -49,7 +48,7 @@ def install(
         raise BadInput(f"{name}: Ollama takes no such name for a model; --name {fitting_name(name)} would do")
     if quantize and manifest.dtype not in ("f32", "f16", "bf16"):
         raise BadInput(f"quantize: Ollama can't quantize a {manifest.dtype} file again; export with --dtype f16 first")
-    asker = OllamaClient(host, timeout=timeout, retries=2)
+    asker = OllamaClient(host, retries=2)
     listen(Event("install", "start", f"{name} at {host}"))
     if not manifest.provenance.get("importable", True):
         listen(Event("install", "note", f"from {GGUF}: from the folder's safetensors Ollama would read other tokens"))

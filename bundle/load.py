@@ -15,10 +15,11 @@ from distill.backbone.session import Session
 from distill.config import DreamingConfig, Settings
 from distill.dream.editor import DreamEditor
 from distill.dream.output_decoder import OutputDecoder, Part, Sampling, Speaker, Splitter, is_sure
-from distill.errors import BadInput, MissingStage, RunMismatch
+from distill.errors import BadInput, MissingStage
 from distill.events import Listener, silent
 from distill.run import Run
 from distill.student.grammar import DreamGrammar, dream_size, longest_path
+from distill.student.made_with import made_with
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import PICTURE, Dream, Message, picture_ids, render, think_ids, with_context, with_steps
 from distill.tokens.image_tokens import Codebook
@@ -209,7 +210,8 @@ def load_student(path: Path) -> Student:
     if kind == "run":
         run = Run.open(path)
         if (checkpoint := _best(run)) is not None:
-            how = system_message(run.settings), longest_path(run.settings)
+            settings = made_with(run)
+            how = system_message(settings), longest_path(settings)
             return replace(load_checkpoint(checkpoint, run.name, *how), sure=run.settings.dreaming.sure)
         path = run.bundle
     manifest = read_manifest(path)
@@ -277,21 +279,20 @@ def _load_dreaming_run(run: Run, device: str, viewer: bool, listen: Listener) ->
     checkpoint = _best(run)
     if checkpoint is None:
         return load_dreaming(run.bundle, device, enable_dream_viewer=viewer)
-    engine = engine_of(run, checkpoint / "model.safetensors")
+    engine, settings = engine_of(run, checkpoint / "model.safetensors"), made_with(run)
     model = DreamingReasoningLLM.load_pretrained(
         checkpoint,
         device,
         engine=engine,
-        config=None if engine else run.settings.dreaming,
+        config=None if engine else settings.dreaming,
         enable_dream_viewer=viewer,
-        system=system_message(run.settings),
+        system=system_message(settings),
     )
     model.album = Album.of(run, model.parts.codebook)
     if run.knowledge.exists():
         # One that came without its answers has what it learned beside the graph, or nothing.
         learn = partial(learned_retrieval, run, listen) if run.traces.exists() and run.triplets.exists() else None
         model.know(run.knowledge, learn)
-    settings = run.settings
     return _as_trained(model, settings.dreaming.sure, longest_path(settings), settings.train.retrieve_limit)
 
 
@@ -335,11 +336,7 @@ def load_checkpoint(path: Path, name: str = "", system: str = "", steps: int = D
 
 def _assemble(path: Path, tokenizer: StudentTokenizer, name: str, system: str, steps: int) -> Student:
     model = load_backbone(path)
-    if model.config.vocab_size != tokenizer.vocab_size:
-        raise RunMismatch(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the weights {model.config.vocab_size}; "
-            "put back the tokenizer that it was trained with"
-        )
+    tokenizer.check_rows(model.config.vocab_size, str(path))
     words, sight = path / "tokenizer", path / PROJECTOR
     folder = words if words.is_dir() else path
     return Student(name, model, tokenizer, system, steps, folder, sight if sight.is_file() else None)

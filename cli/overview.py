@@ -21,6 +21,8 @@ HEADLINES: dict[str, tuple[str, ...]] = {
 
 def overview(run: Run) -> dict[str, Any]:
     """Stages, traces, checkpoints and bundle of a run, as JSON."""
+    from distill.corpus.asked import changed
+
     records = run.records()
     stages: dict[str, Any] = {}
     for stage in stages_of(run):
@@ -28,7 +30,7 @@ def overview(run: Run) -> dict[str, Any]:
             stages[stage] = {"state": "missing"}
             continue
         record = records[stage]
-        reasons = run.stale(stage)
+        reasons = run.stale(stage) or (changed(run) if stage == "capture" else [])
         if not reasons and any(stages.get(earlier, {}).get("state") == "stale" for earlier in UPSTREAM[stage]):
             reasons = ["an earlier stage is stale"]
         stages[stage] = {

@@ -3,7 +3,6 @@
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from distill.events import Event
@@ -61,7 +60,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *_error: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         with self._lock:
             self._close()
 
@@ -129,6 +128,8 @@ class Progress:
         if event.total and begun[0] < event.done < event.total:
             # Counted from the first event: what came before it (compiling, what was there already) is no pace.
             left = (now - begun[1]) * (event.total - event.done) / (event.done - begun[0])
+            if event.data.get("eta") is not None:  # it may know of a limit
+                left = min(left, event.data["eta"])
             parts.append(f"about {duration(left)} left")
         parts += _told(event)
         self._line(f"{event.stage}: {', '.join(parts)}")

@@ -13,6 +13,7 @@ from distill.errors import BadInput, DistillError
 
 if TYPE_CHECKING:
     from distill.config import Settings
+    from distill.events import Listener
     from distill.run import Run
 
 RUNS_DIR = "cli.runs_dir"
@@ -25,7 +26,7 @@ MARKS = ("config.yaml", "bundle.json", "config.json")
 
 def runs_dir(ctx: click.Context) -> Path:
     """The folder that holds runs: --runs-dir, $DREAM_RUNS or `runs`."""
-    return Path(ctx.meta.get(RUNS_DIR) or os.environ.get("DREAM_RUNS") or "runs")
+    return Path(ctx.meta.get(RUNS_DIR) or os.environ.get("DREAM_RUNS") or "runs").expanduser()
 
 
 def resolve(name: str, folder: Path) -> Path:
@@ -57,6 +58,16 @@ class RunName(click.ParamType[Path]):
         return found or [CompletionItem(incomplete, type="dir")]
 
 
+class RunOrFile(RunName):
+    """A file or folder that is there, else a run by its name. Converts to a Path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        if not (here := Path(value)).exists() and not path.exists():
+            self.fail(f"{value!r}: no such file, folder or run", param, ctx)
+        return here if here.exists() else path
+
+
 def open_run(
     path: Path, config: Path | None, overrides: list[str], flags: dict[str, Any], *, create: bool = False
 ) -> "Run":
@@ -79,6 +90,10 @@ def open_run(
     if PREVIEW in flags and settings.teacher.model != (preview := f"openai:{settings.runtime.preview_model}"):
         raise BadInput(f"--preview/--no-preview: is for --teacher {preview}, not {settings.teacher.model}")
     named = {*flags, *(override.partition("=")[0].strip() for override in overrides)}
+    asked = sorted({"capture.prompts", "capture.limit"} & named)
+    if asked and settings.capture.gathered and "capture.gathered" not in named:
+        text = f"`dream gather` fills it, so {asked[0]} isn't used"
+        raise BadInput(f"{path}: {text}; --set capture.gathered=false asks its teacher again")
     other = settings.train.steps != base.train.steps and settings.train.minutes == base.train.minutes
     if "train.minutes" not in named and ("train.steps" in named or other):
         settings.train.minutes = 0.0  # which would win over steps
@@ -174,3 +189,20 @@ def bundle_of(path: Path) -> Path:
     if (path / "config.yaml").exists():
         raise BadInput(f"{path}: has no bundle yet; run `dream export {path}` first")
     raise BadInput(_no_such_run(path) if not path.exists() else f"{path}: neither a run nor a bundle folder")
+
+
+def bundle_to_ship(path: Path, listen: "Listener") -> Path:
+    """`bundle_of`, with a warning where the run has another student or name than it was exported with."""
+    from bundle.manifest import read_manifest
+    from distill.events import Event
+    from distill.run import Run
+
+    folder = bundle_of(path)
+    if folder != path and (path / "config.yaml").exists():
+        run, name = Run.open(path), read_manifest(folder).name
+        why = run.stale("export") if "export" in run.records() else []
+        why += [f"the run was called {name}"] if name != run.name else []
+        if why:
+            text = f"{folder}: is stale ({'; '.join(why)}); `dream export {path}` brings it up to date"
+            listen(Event("export", "warning", text))
+    return folder

@@ -64,20 +64,20 @@ def run_stage(run: "Run", stage: str, force: bool, listen: "Listener", **options
         after = run.records().get(stage)
     return StageResult(
         stage=stage,
-        skipped=before is not None and before == _written(run),
+        skipped=any(before) and before == _written(run),
         seconds=after.seconds if after else time.monotonic() - started,
         finished=after.finished if after else "",
         summary=dict(summary or {}),
     )
 
 
-def _written(run: "Run") -> int | None:
-    """When a record was written last: a stage that does anything writes one, one that is up to date doesn't.
+def _written(run: "Run") -> list[int]:
+    """When records were written: a stage that does anything writes one, one that is up to date doesn't.
 
     An engine of which some phases are still to come has a record of its own.
     """
     paths = (run.path / "run.json", run.engine / "loop.json")
-    return max((path.stat().st_mtime_ns for path in paths if path.exists()), default=None)
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
 
 
 def headline(result: StageResult) -> str:

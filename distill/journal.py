@@ -4,17 +4,17 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import IO, Any, Self, cast
 
-from distill.errors import DistillError, unwritable
+from distill.errors import CorruptFile, DistillError, unwritable
 
 
 class Journal:
     """Lines of JSON objects, appended one by one and flushed to disk. A context manager: one process writes it.
 
     A process killed in the middle of a line leaves a broken tail: what follows the last whole line is cut off when the
-    file is opened again. Raises DistillError where another process writes it, or the disk is full.
+    file is opened again. Raises DistillError where another process writes it, or the disk is full, and CorruptFile for
+    a broken line that others follow.
     """
 
     def __init__(self, path: Path, force: bool = False) -> None:
@@ -25,7 +25,8 @@ class Journal:
         except OSError as error:
             raise unwritable(path, error) from error
         try:
-            self._lock()
+            text = "another dream command is at the same work; wait for it, the same command then goes on"
+            lock(self._file, f"{path.parent}: {text}")
             if force:
                 self._file.truncate(0)
             self.lines: list[dict[str, Any]] = self._whole_lines()
@@ -36,9 +37,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._file.close()
 
     def append(self, line: dict[str, Any]) -> None:
@@ -50,17 +49,6 @@ class Journal:
         except OSError as error:
             raise unwritable(self.path, error) from error
         self.lines.append(line)
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            text = "another dream command is at the same work; wait for it, the same command then goes on"
-            raise DistillError(f"{self.path.parent}: {text}") from error
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         self._file.seek(0)
@@ -75,8 +63,24 @@ class Journal:
                 break
             lines.append(cast("dict[str, Any]", line))
             end += len(raw)
+        if next(iter(self._file), None) is not None:  # no kill did that
+            text = "is broken, and others follow it; mend or delete it"
+            raise CorruptFile(f"{self.path}, line {len(lines) + 1}: {text}")
         self._file.truncate(end)
         return lines
+
+
+def lock(file: IO[Any] | int, busy: str = "") -> None:
+    """Keep other processes from locking an open file until it is closed, which the operating system does for a process
+    that dies. Waits for one that has it, or raises DistillError, saying `busy`."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+    except BlockingIOError as error:
+        raise DistillError(busy) from error
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from distill.config import Settings
 from distill.errors import BadInput, CorruptFile, DistillError, MissingStage, RunMismatch, unwritable
+from distill.journal import lock
 from distill.settings import load_settings, settings_yaml
 
 UPSTREAM: dict[str, tuple[str, ...]] = {
@@ -34,10 +35,10 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "learn": ("train", "see", "polish", "facts"),
     "reward": ("train", "see", "polish", "facts", "learn"),
     "engine": ("train",),
-    "evaluate": ("capture", "mine", "train"),
-    "export": ("train", "engine", "evaluate"),
+    "evaluate": ("capture", "mine", "train", "see", "polish", "facts", "learn", "reward"),
+    "export": ("train", "see", "polish", "facts", "learn", "reward", "engine", "evaluate"),
 }
-"""Which stages each stage reads from. Redream is optional for a training, engine and evaluation for an export."""
+"""Which stages each stage reads from, where they were run: not all must have been."""
 
 COMMANDS = {"engine": "train", "start": "train", "facts": "learn"}
 """Stages that another stage's command runs too."""
@@ -66,10 +67,10 @@ def fingerprint_of(values: Iterable[object]) -> str:
 
 def write_atomic(path: Path, data: str | bytes | Iterable[str]) -> None:
     """Write a file, of one text or several, so that a reader, or a crash, sees the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
         with aside.open("wb") as file:
             parts = [data] if isinstance(data, str | bytes) else data
             file.writelines(part.encode() if isinstance(part, str) else part for part in parts)
@@ -189,6 +190,7 @@ class Run:
             raise BadInput(f"{path}: is a file; a run needs a folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            sweep(path / "config.yaml")
             if any(path.iterdir()) and not (path / "config.yaml").exists():
                 raise BadInput(f"{path}: is not empty and not a run folder; choose another --name")
         except OSError as error:
@@ -208,20 +210,15 @@ class Run:
     def working(self) -> Generator[None]:
         """Keep other processes from working on this run: they would lose each other's records.
 
-        Raises DistillError where one is at it. The operating system frees the lock of a process that dies.
+        Raises DistillError where one is at it.
         """
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
+        if os.name == "nt":  # opens no folders
             yield
             return
         folder = os.open(self.path, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                text = "another dream command is working on this run; wait for it, or use another --name"
-                raise DistillError(f"{self.path}: {text}") from error
+            text = "another dream command is working on this run; wait for it, or use another --name"
+            lock(folder, f"{self.path}: {text}")
             yield
         finally:
             os.close(folder)
@@ -321,6 +318,8 @@ class Run:
         reasons = _changes({**before, **record.settings}, now.get(stage, {}), now, f"{stage}.")
         if self.fingerprint(stage, record.settings) != record.fingerprint:
             reasons.append("an earlier stage has run again")
+        if stage in ("evaluate", "export") and (was := record.settings.get("sure", 1.0)) != self.settings.dreaming.sure:
+            reasons.append(f"dreaming.sure was {was!r}, is {self.settings.dreaming.sure!r}")
         missing = [output for output in record.outputs if not (self.path / output).exists()]
         return reasons + [f"{output} is missing" for output in missing]
 
@@ -356,14 +355,16 @@ class Run:
             versions=versions,
             settings=dict(settings),
         )
-        self._keep({**self.records(), stage: entry})
+        self.keep({**self.records(), stage: entry})
         return entry
 
     def forget(self, stage: str) -> None:
-        """What the stage left is gone."""
-        self._keep({name: record for name, record in self.records().items() if name != stage})
+        """What the stage left is gone, or no longer what was recorded."""
+        if stage in (records := self.records()):
+            self.keep({name: record for name, record in records.items() if name != stage})
 
-    def _keep(self, records: Mapping[str, StageRecord]) -> None:
+    def keep(self, records: Mapping[str, StageRecord]) -> None:
+        """All that run.json says from now on."""
         content = {"version": 1, "stages": {name: asdict(record) for name, record in records.items()}}
         write_atomic(self.path / "run.json", json.dumps(content, indent=2) + "\n")
 

@@ -25,6 +25,7 @@ from bundle.manifest import NATIVE, Manifest, check_files, list_files, read_mani
 from bundle.modelfile import ollama_settings, render_modelfile
 from bundle.parity import TOLERANCE, weight_errors
 from bundle.verify import verify
+from cli.runs import bundle_to_ship
 from distill.backbone.architecture import BackboneConfig
 from distill.backbone.generate import generate
 from distill.backbone.gguf_names import interleave
@@ -449,7 +450,9 @@ def test_settings_that_cannot_be_shipped(change: dict[str, Any], words: str, stu
 # The export stage.
 
 
-def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Student, tmp_path: Path) -> None:
+def test_a_run_is_exported_and_exported_again_only_when_it_changed(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Run.create(tmp_path / "my-student", Settings(capture=CaptureSettings(system="Be brief.")))
     with pytest.raises(MissingStage, match="dream train"):
         export(run)
@@ -458,9 +461,15 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     checkpoint = write_checkpoint(run.checkpoints / "step-000007", student.model, student.tokenizer)
     (checkpoint / "loop.json").write_text(json.dumps({"step": 7, "best_step": 7}), encoding="utf-8")
     write_checksums(checkpoint)
-    run.record("train", {}, {"checkpoints/step-000007": "0"}, {}, 1.0)
+    run.record("capture", {"system": "Be brief."}, {}, {}, 1.0)
+    run.record("mine", {"steps": run.settings.mine.steps}, {}, {}, 1.0)
+    run.record("train", {"retrieve_limit": 3}, {"checkpoints/step-000007": "0"}, {}, 1.0)
     summary = export(run)
     assert summary["checkpoint"] == "step-000007"
+    assert read_manifest(run.bundle).provenance["facts"] == 3
+    # As a command leaves them that was stopped before it made such a student.
+    run.settings.capture.system, run.settings.mine.steps, run.settings.train.retrieve_limit = "Be long.", 9, 5
+    Run.create(run.path, run.settings)
     assert summary["identical"] == summary["prompts"]
     stamp = (run.bundle / "bundle.json").stat().st_mtime_ns
     assert export(run) == summary
@@ -471,6 +480,18 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     assert export(run) == summary
     stamp = (run.bundle / "bundle.json").stat().st_mtime_ns
     assert run.stale("export") == []
+    told = list[Event]()
+    other = Run.open(shutil.copytree(run.path, tmp_path / "other"))
+    assert [bundle_to_ship(one.path, told.append) for one in (run, other)] == [run.bundle, other.bundle]
+    assert ["the run was called my-student" in event.message for event in told] == [True]
+
+    def refuse(_final: Path, made: Student, *_: object) -> None:
+        raise ParityError(made.name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bundle.export.write_bundle", refuse)
+        with pytest.raises(ParityError, match=r"^other$"):
+            export(other)
     assert (run.bundle / "bundle.json").stat().st_mtime_ns == stamp
     whole = (run.bundle / "model.gguf").read_bytes()
     (run.bundle / "model.gguf").write_bytes(b"x" + whole[1:])
@@ -480,7 +501,7 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(student: Stud
     check_files(run.bundle, read_manifest(run.bundle))
     for folder in (run.path, run.bundle):
         found = load_student(folder)
-        assert (found.name, found.system) == ("my-student", "Be brief.")
+        assert (found.name, found.system, found.steps) == ("my-student", "Be brief.", student.steps)
     assert "step-000007" in (run.bundle / "README.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in "".join(
         path.read_text(encoding="utf-8") for path in run.bundle.iterdir() if path.suffix in (".json", ".md", "")

@@ -20,12 +20,14 @@ import pytest
 from bench.capture import bench_capture
 from bench.stopwatch import Stopwatch
 from distill.config import Settings
+from distill.corpus.asked import changed
 from distill.corpus.capture import MISSING, capture
 from distill.corpus.prompts import evenly
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import (
     BadInput,
     DistillError,
+    MissingStage,
     ModelNotFound,
     PromptRefused,
     RunMismatch,
@@ -36,6 +38,7 @@ from distill.events import Event
 from distill.exam.questions import load_exam
 from distill.mining.triplets import Triplet, write_triplets
 from distill.run import Run
+from distill.sweep.cells import best_source
 from distill.teacher.crew import TRIES
 from distill.teacher.in_flight import InFlight
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
@@ -667,6 +670,7 @@ def test_minutes_stop_the_asking(tmp_path: Path):
     assert 16 <= summary["responses"] == len(teacher.asked) < 120
     left = 500 - summary["responses"]
     assert [f"were over before {left} of 500 prompts" in e.message for e in told if e.kind == "note"] == [True]
+    assert all(0 <= e.data["eta"] <= 0.5 for e in told if e.kind == "progress"), "the minutes end it"
     assert capture(run, teachers=[teacher]) == summary, "what is there is gone on with"
     run.settings.capture.minutes = 0.0
     assert capture(run, teachers=[StubTeacher(8)])["responses"] == 500
@@ -700,14 +704,41 @@ def test_a_capture_that_fails_leaves_what_the_record_tells_of(tmp_path: Path):
         with TraceStore(run.traces, readonly=True) as store:
             return store.stats().responses, store.content_digest()
 
-    before, count = selected(), itertools.count()
+    before, record, count = selected(), run.require("capture"), itertools.count()
     run.settings.capture.temperature += 0.5
     with pytest.raises(TeacherUnavailable):
         capture(run, teachers=[StubTeacher(fail=lambda _: TeacherUnavailable("gone") if next(count) > 10 else None)])
-    assert selected() == before
+    assert (selected(), run.require("capture")) == (before, record)
     rest = StubTeacher()
     assert capture(run, teachers=[rest])["responses"] == 40
     assert len(rest.asked) < 40, "what it had said is kept all the same"
+
+
+def test_a_record_does_not_outlive_what_was_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped while it takes fewer, and then told to take all again."""
+    run = make_run(tmp_path, 20)
+    capture(run, teachers=[StubTeacher()])
+    before = run.require("capture").outputs
+    assert (changed(run), best_source([run], run.settings)[1]) == ([], ["capture"])
+
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run.settings.capture.limit = 5
+    with monkeypatch.context() as patched:
+        patched.setattr("distill.corpus.capture._run_session", press)
+        with pytest.raises(KeyboardInterrupt):
+            capture(run, teachers=[StubTeacher()])
+    run.settings.capture.limit = 0
+    with pytest.raises(MissingStage, match="dream capture"):
+        run.require("capture")
+    assert capture(run, teachers=[StubTeacher()])["responses"] == 20
+    assert run.require("capture").outputs == before
+    with (tmp_path / "prompts.txt").open("a", encoding="utf-8") as file:
+        file.write("What is one more?\n")
+    assert (changed(run), best_source([run], run.settings)[1]) == (["the prompts changed"], [])
+    (tmp_path / "prompts.txt").unlink()
+    assert changed(run) == [], "what can't be read can't be told"
 
 
 @pytest.mark.parametrize(("key", "value"), [("top_logprobs", 21), ("max_tokens", 0), ("minutes", -1.0)])

@@ -15,10 +15,10 @@ from distill.corpus.capture import capture
 from distill.corpus.datasets import causal_world as world
 from distill.corpus.datasets.questions import Question
 from distill.corpus.traces import TraceStore
-from distill.errors import BadInput
+from distill.errors import BadInput, MissingStage
 from distill.knowledge.graph import load_graph
 from distill.knowledge.mine import mine
-from distill.mining.triplets import LENSES, by_trace, read_triplets
+from distill.mining.triplets import LENSES, Mined, by_trace, read_triplets
 from distill.run import Run
 
 TOLD = re.compile(r"A (\w+) is ([a-z ]+), (\w+) and (\w+)\. It is (.+)\. What becomes of it\?")
@@ -199,7 +199,7 @@ def test_capture_and_mine_write_traces_answers_and_true_dreams(world_run: Run) -
         assert chain[-1].result in entry["answer"]
 
 
-def test_both_stages_are_skipped_when_nothing_changed(world_run: Run) -> None:
+def test_both_stages_are_skipped_when_nothing_changed(world_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     capture(world_run)
     mine(world_run)
     before = (world_run.path / "run.json").stat().st_mtime_ns
@@ -208,6 +208,20 @@ def test_both_stages_are_skipped_when_nothing_changed(world_run: Run) -> None:
     assert (world_run.path / "run.json").stat().st_mtime_ns == before
     assert world_run.stale("capture") == []
     assert world_run.stale("mine") == []
+
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    nothing = Mined([], 0, 0)
+    monkeypatch.setattr(
+        "distill.knowledge.mine._miner", lambda run, store, total, listen: (nothing for _ in range(total))
+    )
+    monkeypatch.setattr("distill.knowledge.mine.save_graph", press)
+    world_run.settings.mine.steps = 1
+    with pytest.raises(KeyboardInterrupt):
+        mine(world_run)
+    with pytest.raises(MissingStage):
+        world_run.require("mine")
     world_run.settings.seed = 1
     with pytest.raises(Exception, match="use another --name"):
         capture(world_run)  # another world's questions don't belong into this run

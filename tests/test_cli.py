@@ -204,6 +204,12 @@ def test_names_are_looked_up_in_the_runs_folder(call, folder: Path, monkeypatch:
     assert call("status", "two", "--runs-dir", "other")[0] == 0
     monkeypatch.setenv("DREAM_RUNS", "other")
     assert call("status", "two")[0] == 0
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("DREAM_RUNS", "~/other")
+    assert call("status", "two")[0] == 0
+    assert "no finished train stage" in call("learn", "two", "--from", "two")[2]
+    code, _, err = call("learn", "two", "--from", "one")
+    assert (code, "'one': no such file, folder or run" in err) == (2, True)
 
 
 @pytest.fixture
@@ -293,6 +299,14 @@ def test_a_failed_command_leaves_the_settings_as_they_were(call, folder: Path) -
     assert not (folder / "runs" / "two").exists()
 
 
+def test_nothing_else_is_asked_where_questions_are_gathered(call, folder: Path) -> None:
+    new_run(folder / "runs" / "one")
+    gathered, given = folder / "gathered.yaml", ["--limit", "1", "--prompts", "everyday"]
+    gathered.write_text("capture: {gathered: true}", encoding="utf-8")
+    code, _, err = call("capture", "one", *given, "--config", str(gathered))
+    assert (code, "fills it, so capture.limit isn't used; --set capture.gathered=false" in one_line(err)) == (1, True)
+
+
 @pytest.mark.parametrize(("left", "error"), [("run.json", BadInput), ("config.yaml", KeyboardInterrupt)])
 def test_settings_that_something_was_done_with_stay(
     call, folder: Path, monkeypatch: pytest.MonkeyPatch, left: str, error: type[BaseException]
@@ -380,6 +394,13 @@ def test_status_says_what_is_stale_and_why(call, folder: Path) -> None:
     run.knowledge.write_text("graph", encoding="utf-8")
     run.record("capture", {"top_k": 40, "teacher": {"model": "embedded:smollm2"}}, {"config.yaml": "new"}, {}, 1.0)
     assert states()["mine"] == ("stale", ["an earlier stage has run again"])
+    run.record("export", {"sure": 1.0}, {}, {}, 1.0)
+    assert states()["export"] == ("done", [])
+    change("dreaming.sure=0.5")
+    assert states()["export"] == ("stale", ["dreaming.sure was 1.0, is 0.5"])
+    change("dreaming.sure=1")
+    run.record("polish", {}, {"config.yaml": "of another student"}, {}, 1.0)
+    assert states()["export"] == ("stale", ["an earlier stage has run again"])
     change("teacher.model=ollama:other")
     assert states()["capture"] == ("stale", ["teacher.model was 'embedded:smollm2', is 'ollama:other'"])
 
@@ -696,6 +717,8 @@ def test_progress_lines_without_a_terminal(capsys: pytest.CaptureFixture[str], m
         for step in range(1, 31):
             now[0] += 1.0
             listen(Event("train", "progress", done=step, total=40, unit="step", data={"loss": 2.5}))
+        now[0] += 10.0
+        listen(Event("train", "progress", done=31, total=40, unit="step", data={"eta": 3.0}))
         listen(Event("train", "warning", "slow"))
         listen(Event("train", "done", "finished"))
     out, err = capsys.readouterr()
@@ -705,6 +728,7 @@ def test_progress_lines_without_a_terminal(capsys: pytest.CaptureFixture[str], m
         "train: 10/40 step, about 30 s left, loss 2.5",
         "train: 20/40 step, about 20 s left, loss 2.5",
         "train: 30/40 step, about 10 s left, loss 2.5",
+        "train: 31/40 step, about 3.0 s left",
         "train: warning: slow",
     ]
 
@@ -884,7 +908,10 @@ def test_stage_commands_report_and_skip(folder: Path, monkeypatch: pytest.Monkey
         return run.record("mine", settings, {}, {"triplets": 1234, "lenses": {"causal": 3}}, 2.0).summary
 
     monkeypatch.setattr("distill.knowledge.mine.mine", stage)
-    new_run(folder / "runs" / "one")
+    engine = new_run(folder / "runs" / "one").engine
+    engine.mkdir()
+    (engine / "loop.json").touch()
+    os.utime(engine / "loop.json", (2**32, 2**32))  # by a clock that was ahead
     runner = CliRunner()
     first = runner.invoke(dream, ["mine", "one"])
     assert first.stdout == "mine: done in 2.0 s\ntriplets       1,234\nlenses.causal  3\n"

@@ -346,6 +346,9 @@ def test_what_training_brought(evaluation: dict[str, Any]) -> None:
     assert fell(evaluation) == (
         "Bits per byte of the teacher's held-out answers fell by 50.0 % [40.0, 60.0], from 3.000 at the start to 1.500."
     )
+    evaluation["fall"]["bits_per_byte"] = {"value": -0.06, "low": -0.081, "high": -0.043}
+    evaluation["systems"]["start"]["metrics"]["bits_per_byte"]["value"] = 1.415
+    assert "answers rose by 6.0 % [4.3, 8.1], from 1.415 at the start to 1.500: the student is no" in fell(evaluation)
     evaluation["fall"] = {}
     assert fell(evaluation) == "The student needs 1.500 bits per byte of the teacher's held-out answers."
 

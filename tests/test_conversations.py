@@ -15,6 +15,7 @@ from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, RunMismatch
 from distill.exam.questions import load_exam
 from distill.run import Run
+from distill.teacher.protocol import TeacherTokenizer
 from distill.tokens.aligner import Aligner
 from distill.tokens.packing import build_documents, split_traces
 from distill.tokens.recall import Recall
@@ -93,6 +94,27 @@ def test_given_answers_are_kept_once_and_altered_ones_taken_anew(tmp_path: Path)
     run.settings.capture.answers = "mine"
     with pytest.raises(BadInput, match=r"capture\.answers=mine: choose one of teacher, given"):
         capture(run)
+
+
+def test_given_answers_are_taken_anew_for_another_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, digests = chat_run(tmp_path, answers="given"), set[str]()
+    run.settings.student.init = "teacher"
+    for name in ("", "a.gguf", "b.gguf"):
+        words = TeacherTokenizer("gpt2", "", [name], [], [1], 0)
+        monkeypatch.setattr("distill.corpus.given._words", lambda run, listen, words=words: words)
+        run.settings.teacher.weights = name
+        capture(run)
+        digests.add(run.require("capture").outputs["traces.db"])
+    assert len(digests) == 3
+    monkeypatch.setattr(TraceStore, "content_digest", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        capture(run, force=True)
+    assert "capture" not in run.records(), "some of the answers are no capture"
+
+
+def pressed(*_: object) -> str:
+    """Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def test_a_teacher_is_asked_the_last_question_of_each(tmp_path: Path) -> None:

@@ -546,7 +546,7 @@ def test_images_are_seen_by_the_engine_and_read_by_the_backbone(model: DreamingR
         ({"dream": 7}, "dream: int instead of text"),
         ({"dream": "none", "guide": "a cup"}, "guide: it begins a dream of the student's own, and one is given"),
         ({"dream": "none", "replace": {1: "a cup"}}, "token 1: there is none to replace; the dream is empty"),
-        ({"replace": {0: "a cup"}, "dreamer": "engine"}, "token 0: there is none to replace; the dream has the tokens 1 to 60"),
+        ({"replace": {0: "a cup"}, "dreamer": "engine"}, "token 0: there is none to replace; the dream has"),
         ({"replace": {"1": "a cup"}}, "no numbers of tokens; count them from 1"),
         ({"replace": {1: "⟨a cup⟩⟨push⟩"}}, "token 1: 2 image tokens in its place; give one"),
         ({"replace": {1: None}}, "token 1: NoneType instead of text"),

@@ -1,5 +1,6 @@
 """The evaluate stage on a real capture and a student trained for a moment, against brute force where it counts."""
 
+import copy
 import json
 import math
 import shutil
@@ -21,6 +22,7 @@ from distill.events import Event, silent
 from distill.exam.baselines import train_baseline
 from distill.exam.examine import dream_tokens_of
 from distill.exam.metrics.catalogue import METRICS
+from distill.exam.questions import load_exam
 from distill.report.evaluate import evaluate, evaluate_run, summarize, without_times
 from distill.report.page import render_markdown
 from distill.run import Run
@@ -76,6 +78,9 @@ def test_the_held_out_answers_are_what_is_asked(evaluated: Run) -> None:
         held = {trace.key: trace for trace in store.traces(held_out=True)}
     results, samples = results_of(evaluated), samples_of(evaluated)
     assert len(held) == results["prompts"] + results["left_out"]
+    other = copy.deepcopy(evaluated.settings)
+    other.capture.system = "Of a capture that was stopped."
+    assert load_exam(Run(evaluated.path, other)).digest == load_exam(evaluated).digest
     assert [sample["key"] for sample in samples] == sorted(sample["key"] for sample in samples)
     for sample in samples:
         assert sample["teacher"] == held[sample["key"]].response.text

@@ -430,6 +430,12 @@ def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
             Journal(path)
     with Journal(path) as journal:
         assert journal.lines == [{"a": "ü"}]
+    path.write_bytes(b'{"a": 1}\n{"b": \n{"c": 3}\n')
+    with pytest.raises(CorruptFile, match=r"journal\.jsonl, line 2: is broken, and others follow it"):
+        Journal(path)
+    path.write_bytes(b'{"a": 1}\n{"b":')
+    with Journal(path) as journal:
+        assert journal.lines == [{"a": 1}]
     with Journal(path, force=True) as journal:
         assert journal.lines == []
 

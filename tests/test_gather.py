@@ -43,6 +43,7 @@ from distill.serve.relay import Relay
 from distill.serve.shelf import Served, Shelf
 from distill.serve.student import Offer
 from distill.teacher.ollama import OllamaTeacher
+from distill.teacher.ollama_client import OllamaClient
 from distill.teacher.ollama_words import Words
 from distill.teacher.open_source import open_source
 from distill.teacher.protocol import GenerateOptions
@@ -381,6 +382,22 @@ def test_where_keeping_fails_the_answer_comes_all_the_same(
     assert set(found) == {httpx.post(f"{server.url}/api/chat", json=request("/api/chat")).content}
     assert [event.message for event in heard] == ["an answer can't be kept: the disk is full"]
     assert (keeper.kept, keeper.passed.total()) == (0, 2)
+
+
+def test_nothing_is_kept_of_a_model_that_came_in_anothers_place(
+    server: FakeOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask(client: httpx.AsyncClient) -> None:
+        await client.post("/api/chat", json=request("/api/chat"))
+        monkeypatch.setattr(OllamaClient, "models", lambda self: [{"name": MODEL, "digest": "e" * 64}])
+        for _ in range(2):
+            await client.post("/api/generate", json=request("/api/generate"))
+
+    monkeypatch.setattr("distill.teacher.ollama.SAME_FOR", 0.0)
+    heard = list[Event]()
+    _, keeper = through(server.url, tmp_path, ask, listen=heard.append)
+    assert (keeper.kept, keeper.passed.total(), len(heard)) == (1, 2, 1)
+    assert "isn't the model any more that it was" in heard[0].message
 
 
 @pytest.mark.parametrize(

@@ -310,12 +310,17 @@ def test_an_embedding_model_is_asked_at_the_teachers_host_in_batches(
             asked.append(len(phrases))
             return np.stack([np.full(8, 1 + len(phrase)) for phrase in phrases]).astype(np.float32)
 
-    opened: list[TeacherSettings] = []
-    monkeypatch.setattr("distill.teacher.open_teacher", lambda settings: opened.append(settings) or [Embedder()])
+    opened: list[tuple[str, TeacherSettings]] = []
+
+    def opening(name: str, settings: TeacherSettings, *_others: object) -> list[Embedder]:
+        opened.append((name, settings))
+        return [Embedder()]
+
+    monkeypatch.setattr("distill.teacher.ollama.open_teachers", opening)
     triplets = [Triplet(f"thing {i}", "falls", "down", "causal", 0, str(i), 0, "syntax") for i in range(300)]
     teacher = TeacherSettings(model="embedded:smollm2", hosts=["http://there:1"], timeout=7, retries=1)
     codebook, _ = build_codebook(triplets, size=4, encoder="ollama:minilm", teacher=teacher)
-    assert opened == [dataclasses.replace(teacher, model="ollama:minilm")]
+    assert opened == [("minilm", teacher)]
     assert asked == [256, 46, 256, 46]  # once to fit the projection, once to encode
     codebook.save(tmp_path)
     Codebook.load(tmp_path, teacher).encode(["a thing"])

@@ -152,6 +152,7 @@ def test_what_can_not_be_read_is_asked_once_more(tmp_path: Path) -> None:
     [pair] = found["pairs"]
     assert (pair["wins"], pair["losses"], pair["nonsense"]) == (1, 1, 0)
     assert seeds == {(0, 3), (0.7, 4)}
+    assert read('{"verdict": "A", "reason": "So \\ud83d"}') == Said("A", "So \ufffd"), "cut between two escapes"
 
 
 def test_equal_answers_are_not_asked_about_and_missing_ones_not_judged(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -253,14 +254,27 @@ def test_feedback_is_learned_as_it_comes(world: Run, tmp_path: Path) -> None:
     how: dict[str, Any] = {"keeping": Keeping(memory=20), "epochs": 1, "measure": 4, "patience": 0.0, "once": True}
     (entry,) = follow(run, None, bound=10.0, **how)
     assert entry["lines"] == 2
+    assert entry["read"] == {"feedback.jsonl": 3}
+    moved = Run(run.path.rename(tmp_path / "moved"), run.settings)
+    assert follow(moved, None, bound=10.0, **how) == [entry], "learned again where it was moved"
+
+
+def test_a_file_that_was_begun_anew_is_read_from_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(line(1), encoding="utf-8")
+    heard: list[Event] = []
+    found = list(islice(arriving(tmp_path / "a.jsonl", {str(tmp_path / "a.jsonl"): 3}, 0.0, heard.append, 0.0), 2))
+    assert [each and each[1] for each in found] == [1, None]
+    assert [event.message for event in heard] == [
+        f"{tmp_path / 'a.jsonl'}: has fewer lines than before; read from its first again"
+    ]
 
 
 def test_the_command_says_what_was_learned(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(shutil.copytree(world.path, tmp_path / "run"), world.settings)
     (tmp_path / "a.jsonl").write_text(line(1), encoding="utf-8")
 
-    def until_stopped(source: Path, done: Any, patience: float) -> Iterator[Any]:
-        for found in arriving(source, done, 0.0):
+    def until_stopped(source: Path, done: Any, patience: float, listen: Any) -> Iterator[Any]:
+        for found in arriving(source, done, 0.0, listen):
             yield found
             if found is None:
                 raise KeyboardInterrupt

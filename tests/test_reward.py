@@ -285,6 +285,12 @@ def test_thumbs_become_pairs(tmp_path: Path) -> None:
     file.write_text('{"prompt": "Why?", "better": "a", "worse": "b"}\n\n{"prompt": "Why?"}\n', encoding="utf-8")
     with pytest.raises(BadInput, match=r"pairs\.jsonl:3: is no"):
         read_pairs(file, TOKENIZER, "", 256)
+    file.write_text('{"prompt": "Why?", "better": "a", "worse": "\\ud83d"}\n', encoding="utf-8")
+    with pytest.raises(BadInput, match=r"pairs\.jsonl:1: is no .*half of a surrogate pair"):
+        read_pairs(file, TOKENIZER, "", 256)
+    path.write_text(path.read_text(encoding="utf-8").replace("Right.", "\\ud83d"), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"line 21: is no feedback \(holds .*half of a surrogate pair"):
+        read_pairs(path, TOKENIZER, "", 256)
 
 
 # The policy over paths.

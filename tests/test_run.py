@@ -81,6 +81,13 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
     write_atomic(path, b"two")
     assert path.read_bytes() == b"two"
     assert names(path.parent) == ["file"]
+    with pytest.raises(DistillError, match="page: can't write it"):
+        write_atomic(path / "page", "in a file")
+
+
+def test_a_run_whose_making_was_killed_is_made(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.99999999.partial").write_text("seed", encoding="utf-8")
+    assert names(Run.create(tmp_path, Settings()).path) == ["config.yaml"]
 
 
 def test_a_stage_is_fresh_until_something_it_depends_on_changes(tmp_path: Path) -> None:

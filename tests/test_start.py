@@ -154,6 +154,17 @@ def test_training_begins_as_the_teacher(answered: Run, tmp_path: Path) -> None:
     made = run.require("start").finished
     train(run, events.append)
     assert run.require("start").finished == made, "nothing changed: kept"
+    records = run.records()
+    for section, key, value, told in (
+        (run.settings.student, "layers", 1, r"train\.student"),
+        (run.settings.teacher, "weights", "other.gguf", r"teacher\.weights \('' there, 'other\.gguf' now\)"),
+    ):
+        before = getattr(section, key)
+        setattr(section, key, value)
+        with pytest.raises(RunMismatch, match=told):
+            train(run)
+        setattr(section, key, before)
+    assert run.records() == records, "refused before anything was cut"
 
 
 def test_rows_that_the_teacher_does_not_have_learn_quicker(

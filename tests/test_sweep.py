@@ -21,12 +21,13 @@ from distill.config import Settings
 from distill.corpus.datasets import stage
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, DistillError, NothingHeldOut, RunMismatch
-from distill.events import Event
+from distill.events import Event, silent
+from distill.exam.baselines import copy_file, train_child
 from distill.exam.examine import examine
 from distill.knowledge.mine import mine
 from distill.run import Run, sha256_file
 from distill.sweep import cells as sweep_cells
-from distill.sweep.plan import Plan, read_plan
+from distill.sweep.plan import Cell, Plan, read_plan
 from distill.sweep.sweep import overview
 from distill.sweep.sweep import sweep as whole_sweep
 from distill.sweep.table import rows, values_of
@@ -384,6 +385,28 @@ def test_two_sweeps_do_not_work_on_one_folder(world: Run, tmp_path: Path) -> Non
     (tmp_path / "s").mkdir()
     with Run(tmp_path / "s", Settings()).working(), pytest.raises(DistillError, match="another dream command"):
         sweep(plan_of(tmp_path, VARIANTS, world), tmp_path / "s")
+
+
+def test_a_child_is_trained_by_one_command_and_copied_or_not_at_all(
+    copied: Path, world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(child: Run, **_: Any) -> None:
+        with pytest.raises(DistillError, match="another dream command"), child.working():
+            pass
+
+    there = Run.open(copied / "cells" / NAMES[1])
+    cell = Cell("soft", 1, {}, there.settings, there.settings)
+    monkeypatch.setattr("distill.training.loop.train", train)
+    for learn in (
+        lambda: sweep_cells.train_cell(sweep_cells.Job(cell, world, there.path, False, "cell"), silent),
+        lambda: train_child(world, there.path, there.settings, there.settings.train.steps, "train", silent),
+    ):
+        learn()
+        with there.working(), pytest.raises(DistillError, match="another dream command"):
+            learn()
+    (tmp_path / "traces.db").write_text("no database", encoding="utf-8")
+    with pytest.raises(DistillError, match=r"can't copy it to .*free some space"):
+        copy_file(tmp_path / "traces.db", tmp_path / "copy.db")
 
 
 # A changed file.

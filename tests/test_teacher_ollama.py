@@ -11,22 +11,32 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fake_ollama import FakeOllama, engine, error, replay, serve, timed
+from support.fake_ollama import NDJSON, FakeOllama, Reply, dumps, engine, error, replay, serve, timed
 from support.recorded import Replay, Told, exchange
 
 from distill.config import TeacherSettings
 from distill.corpus.traces import Trace, TraceStore
-from distill.errors import AnswerBroken, BadInput, ModelNotFound, PromptRefused, TeacherError, TeacherUnavailable
+from distill.errors import (
+    AnswerBroken,
+    BadInput,
+    ModelNotFound,
+    PromptRefused,
+    RunMismatch,
+    TeacherError,
+    TeacherUnavailable,
+)
 from distill.events import Event, silent
+from distill.serve import http
 from distill.teacher import open_teacher
 from distill.teacher.gguf_tokenizer import Vocabulary, tokenizer_from_metadata
 from distill.teacher.names import fitting_name, is_name, name_key
 from distill.teacher.ollama import OllamaTeacher
-from distill.teacher.ollama_client import BYTES_FIELD
+from distill.teacher.ollama_client import BYTES_FIELD, OllamaClient
 from distill.teacher.ollama_words import Words
 from distill.teacher.protocol import UNKNOWN_ID, GenerateOptions, Response
 from distill.teacher.targets import apart
@@ -392,6 +402,20 @@ def test_what_cannot_pass_is_not_tried_again() -> None:
         assert len(server.requests) == 1
 
 
+def test_a_busy_server_is_waited_for_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = list[float]()
+    replies = [httpx.Response(429, headers={"retry-after": told}) for told in ("60", "2", "200", "250", "Mon", "0")]
+    asker = OllamaClient("http://127.0.0.1:1", retries=2, backoff=0.001)
+    monkeypatch.setattr("distill.teacher.client.time.sleep", waits.append)
+    monkeypatch.setattr(asker._client, "request", lambda *_, **__: replies.pop(0))
+    with pytest.raises(TeacherError, match=r"answers 429 to /api/show .* after 3 tries"):
+        asker.post("/api/show", {})
+    assert [wait / told for wait, told in zip(waits, (60, 2, 200), strict=False)] == pytest.approx([1.05] * 3, abs=0.05)
+    assert max(waits[3:]) <= 0.002, "no longer than it can be waited for in all"
+    assert len(waits) == 5
+    assert not replies
+
+
 def test_giving_up_is_one_line(server: FakeOllama) -> None:
     server.fail("503", times=9)
     with pytest.raises(TeacherError, match=r"answers 503 to /api/generate .* after 3 tries") as caught:
@@ -448,11 +472,25 @@ def test_a_host_that_lost_its_model_is_asked_who_it_is_again(
     monkeypatch.setattr(client, "models", another)
     assert asker.describe() == before
     assert asked == []
+    monkeypatch.setattr("distill.teacher.ollama.SAME_FOR", 0.0)
+    asker._same_until = 0.0
+    for _ in range(2):  # nor is an answer taken for that of the model that was there
+        with pytest.raises(RunMismatch, match=rf"isn't the model any more that it was \(digest {'e' * 12}, was"):
+            asker.generate("p", OPTIONS)
     with monkeypatch.context() as patch:
         patch.setattr(client, "post", lost)
         with pytest.raises(ModelNotFound):
             asker.generate("p", OPTIONS)
     assert asker.describe().digest == "e" * 64
+
+
+def test_lines_end_at_line_feeds_alone() -> None:
+    values = [{"response": "a\u2028b\u2029c\x85d"}, {"done": True}]
+    body = b"\n\n".join(map(dumps, values)) + b"\n"
+    with serve(Told({"/api/generate": Reply(200, NDJSON, body)})) as fake, OllamaClient(fake.url) as client:
+        assert list(client.lines("/api/generate", {})) == values
+    ours = b"\n".join(map(http.dumps, values)).decode()
+    assert list(map(json.loads, ours.splitlines())) == values, "whoever reads our lines"
 
 
 def test_an_old_server_gives_hard_labels_and_one_warning(server: FakeOllama) -> None:

@@ -301,14 +301,6 @@ def test_a_session_switches_its_preview() -> None:
         assert ours.generate(QUESTION, GenerateOptions()).text == "gpt"
 
 
-def test_vectors_come_in_their_order() -> None:
-    rows = [{"index": 1, "embedding": [0, 2]}, {"index": 0, "embedding": [1, 0]}]
-    with stub(lambda body: (200, {"data": rows})) as url:
-        assert asker(url).embed(["a", "b"]).tolist() == [[1, 0], [0, 2]]
-        with pytest.raises(TeacherError, match="wouldn't say"):
-            asker(url).embed(["a"])
-
-
 def test_answers_keep_to_a_schema_where_the_server_can(engine: str) -> None:
     schema = {"type": "object", "properties": {"n": {"enum": [7]}}, "required": ["n"], "additionalProperties": False}
     teacher = OpenAITeacher("smol", OpenAIClient(f"{engine}/v1"), None)

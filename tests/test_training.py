@@ -255,6 +255,26 @@ def test_muon_and_a_mean_of_weights_go_on_to_the_same_bits(prepared: Run, tmp_pa
         assert float((mean[name] - tensor).norm()) < float((before[name] - tensor).norm()), name
 
 
+def test_a_kill_while_a_checkpoint_is_deleted_leaves_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, Settings())
+    one, two = (checkpoint.folder_of(run, step) for step in (1, 2))
+    for folder in (one, two):
+        folder.mkdir(parents=True)
+
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", press)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.prune(run, 1, 2)
+    assert checkpoint.list_checkpoints(run) == [two]
+    checkpoint.delete(two)
+    assert list(run.checkpoints.iterdir()) == [], "what was left of the other is cleared"
+
+
 def test_documents_packed_some_at_a_time_are_the_same_files(
     prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +288,13 @@ def test_documents_packed_some_at_a_time_are_the_same_files(
     assert pack(run, events.append) == counts
     assert {path: path.read_bytes() for path in run.data.rglob("*.npy")} == files
     assert events[-1].done == events[-1].total > 5
+    assert all(event.kind == "progress" for event in events)
+    was = run.require("capture")
+    run.record("capture", was.settings, {"traces.db": "of more prompts"}, was.summary, 0.0)
+    pack(run, events.append)
+    (warning,) = (event.message for event in events if event.kind == "warning")
+    assert f"`dream mine {run.path} && dream tokenize {run.path}` first" in warning
+    run.record("capture", was.settings, was.outputs, was.summary, 0.0)
     mined, lines = by_trace(read_triplets(run.triplets)), run.triplets.read_text(encoding="utf-8").splitlines()
     (tmp_path / "shuffled.jsonl").write_text("\n".join(sorted(lines)), encoding="utf-8")
     with contextlib.closing(TripletFile(tmp_path / "shuffled.jsonl")) as found:

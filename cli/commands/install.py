@@ -8,7 +8,7 @@ import click
 from cli.options import common_options
 from cli.output import answer, facts, table
 from cli.progress import Progress
-from cli.runs import RunName, bundle_of
+from cli.runs import RunName, bundle_to_ship
 
 
 @click.command()
@@ -30,5 +30,5 @@ def install(
     from bundle.install import install as install_bundle
 
     with Progress(quiet) as listen:
-        result = install_bundle(bundle_of(target), name, host, quantize, listen, force=force)
+        result = install_bundle(bundle_to_ship(target, listen), name, host, quantize, listen, force=force)
     answer(as_json, result, f"{table(facts(result))}\nNext: ollama run {shlex.quote(result['model'])}")

@@ -8,7 +8,7 @@ import click
 from cli.options import common_options
 from cli.output import answer, facts, table
 from cli.progress import Progress
-from cli.runs import RunName, bundle_of
+from cli.runs import RunName, bundle_to_ship
 
 
 @click.command()
@@ -46,7 +46,8 @@ def push(
     from bundle.push import push as push_bundle
 
     with Progress(quiet) as listen:
-        result = push_bundle(bundle_of(target), to, host, quantize, listen, public=public, dry_run=dry_run, force=force)
+        folder = bundle_to_ship(target, listen)
+        result = push_bundle(folder, to, host, quantize, listen, public=public, dry_run=dry_run, force=force)
     sizes = [[name, megabytes(size)] for name, size in result["files"].items()]
     told = {"licence": result["license"], "in all": megabytes(result["bytes"])}
     end = f"Sent: {result['url']}" if result["sent"] else "Nothing was sent (dry run)."

@@ -41,9 +41,10 @@ def simulate(target: Path, prompt: str, retrieve: str | None, html: Path | None,
     from distill.dream.simulate import simulate as roll_out
     from distill.dream.view.page import page
     from distill.run import Run, write_atomic
+    from distill.student.made_with import made_with
 
     if retrieve is None and (target / "run.json").exists():
-        retrieve = Run.open(target).settings.train.retrieve
+        retrieve = made_with(Run.open(target)).train.retrieve
     with Progress() as listen:
         model = load_dreaming(target, listen=listen)
         found = roll_out(model, prompt, retrieve=retrieve or "", **how)

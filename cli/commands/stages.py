@@ -12,6 +12,7 @@ import click
 from cli.options import Function, cluster_option, setting, stage_options, student_options, teacher_options
 from cli.output import answer, command_line, emit_json, install_lines, table
 from cli.progress import Progress
+from cli.runs import RunOrFile
 from cli.stages import run_stage, stage_command, told
 from distill.events import Event
 from distill.ranges import CHOICES
@@ -140,7 +141,7 @@ def polish(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool) -> N
 @click.option(
     "--from",
     "source",
-    type=click.Path(exists=True, path_type=Path),
+    type=RunOrFile(),
     metavar="FILE|RUN",
     help="New answers: JSON lines of prompt and answer, or another run.",
 )
@@ -275,10 +276,12 @@ def _learn_facts(
 
 
 def _undo(run: "Run", stage: str, as_json: bool) -> None:
-    from distill.learning import facts, learn, polish, reinforce, see
+    from distill.learning import facts, polish, see
+    from distill.learning.onward import take_back
 
     with run.working():
-        count = {"see": see, "polish": polish, "learn": learn, "reward": reinforce}[stage].undo(run)
+        own = {"see": see, "polish": polish}.get(stage)
+        count = own.undo(run) if own else take_back(run, stage)
         if stage == "learn" and not count:
             count = facts.undo(run)
     answer(as_json, {"run": str(run.path), "deleted": count}, f"{stage}: {count or 'no'} checkpoints deleted")

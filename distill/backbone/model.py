@@ -295,11 +295,9 @@ def misfit(config: BackboneConfig, shapes: Mapping[str, tuple[int, ...]]) -> str
     return ""
 
 
-def load_backbone(folder: Path, context: int = 0) -> Backbone:
+def load_backbone(folder: Path) -> Backbone:
     """A Backbone from a folder of `save_backbone` or of transformers. Raises BadInput or CorruptFile."""
     config = read_config(folder)
-    if context:
-        config = replace(config, context=context)
     stored = stored_tensors(folder, config.tie_embeddings)
     if wrong := misfit(config, {name: tensor.shape for name, tensor in stored.items()}):
         raise CorruptFile(f"{folder}: weights don't fit config.json ({wrong})")

@@ -3,29 +3,29 @@
 import contextlib
 import hashlib
 import itertools
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.config import CaptureSettings
+from distill.corpus.asked import depends_on, prompts_of
 from distill.corpus.gathered import capture_gathered, counted
 from distill.corpus.given import keep_given
-from distill.corpus.prompt_rows import Reading
-from distill.corpus.prompts import Prompt, evenly, load_prompts
+from distill.corpus.prompts import Prompt, evenly
+from distill.corpus.selecting import selecting
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, DistillError, PromptRefused, TeacherError
 from distill.events import Event, Listener, silent
-from distill.run import Run, fingerprint_of, write_json_lines
+from distill.run import Run, StageRecord, write_json_lines
 from distill.teacher.crew import MANY_LISTED, TICK, Crew, Outcome
 from distill.teacher.protocol import MAX_TOP_LOGPROBS, GenerateOptions, Response, Teacher, TeacherInfo
-from distill.teacher.thinking import how_to_think, thinking_asked
+from distill.teacher.thinking import how_to_think
 
 STAGE = "capture"
 MISSING = "unanswered.jsonl"
 """In the run's folder: prompts without an answer, and why."""
-NOT_ASKED = ("dataset", "gathered", "answers", "turns")
-"""Settings that change no question, or are in the texts."""
 MANY_CUT = 0.2
 """Share of answers cut by the token limit above which a student of them hardly learns to end its own."""
 
@@ -48,11 +48,11 @@ class _Capture:
         self.store, self.crew, self.unit = store, crew, unit
         self.missing: dict[_Job, str] = {}
         self.failed = self.refused = self.empty = self.thought = self.stored = self.tokens = 0
-        self.started = time.monotonic()
+        self.started, self.limit = time.monotonic(), math.inf
 
     def run(self, jobs: Sequence[_Job], seconds: float, before: int, listen: Listener) -> None:
         """Until all is answered, or `seconds` (if any) are over and what is in flight has come back."""
-        total, told = before + len(jobs), 0.0
+        total, told, self.limit = before + len(jobs), 0.0, seconds or math.inf
         for outcome in self.crew.run(jobs, seconds, some=before > 0):
             if outcome is not None:
                 self._collect(outcome, listen)
@@ -99,12 +99,14 @@ class _Capture:
     def _progress(self, before: int, total: int, listen: Listener) -> None:
         seconds = time.monotonic() - self.started
         left = total - before - self.stored - len(self.missing)
+        # Where many are answered together, the first few tell nothing.
+        pace = left * seconds / self.stored if 2 * self.stored > self.crew.in_flight else math.inf
+        eta = max(0.0, min(pace, self.limit - seconds))
         data = {
             "tokens": self.tokens,
             "tokens_per_second": round(self.tokens / seconds, 1) if seconds else 0.0,
             "in_flight": self.crew.in_flight,
-            # Where many are answered together, the first few tell nothing.
-            "eta": round(left * seconds / self.stored, 1) if 2 * self.stored > self.crew.in_flight else None,
+            "eta": round(eta, 1) if math.isfinite(eta) else None,
         }
         listen(Event(STAGE, "progress", done=before + self.stored, total=total, unit=self.unit, data=data))
 
@@ -128,22 +130,8 @@ def capture(
 
         return capture_dataset(run, listen, force)
     given = settings.answers == "given"
-    how = Reading(given, settings.turns == "all")
-    prompts = load_prompts(settings.prompts, settings.held_out, settings.limit, listen, how)
-    teacher = run.settings.teacher
-    depends = {
-        **{key: value for key, value in asdict(settings).items() if not key.startswith(NOT_ASKED)},
-        # What doesn't fit the context is refused or cut; everything else is answered as in any other.
-        "teacher": {
-            "model": teacher.model,
-            **({"context": teacher.context} if teacher.context else {}),
-            # With them an OpenAI server's tokens can be told.
-            **({"weights": True} if teacher.weights and teacher.model.startswith("openai:") else {}),
-            **thinking_asked(teacher),
-        },
-        "seed": run.settings.seed,
-        "texts": fingerprint_of([p.text, p.held_out, *([p.answer] if given else [])] for p in prompts),
-    }
+    prompts = prompts_of(run, listen)
+    depends = depends_on(run, prompts)
     record = run.fresh(STAGE, depends)
     if record is None and settings.samples == 1:  # of before there could be several
         record = run.fresh(STAGE, {name: value for name, value in depends.items() if name != "samples"})
@@ -152,8 +140,7 @@ def capture(
         return record.summary
     started = time.monotonic()
     try:
-        done = record is not None and not force
-        kept = keep_given(run, prompts, listen) if given else _ask_all(run, prompts, teachers, listen, done)
+        kept = keep_given(run, prompts, listen) if given else _ask_all(run, prompts, teachers, listen, record, force)
     except TeacherError as error:
         if record is None or force:
             raise
@@ -167,11 +154,16 @@ def capture(
 
 
 def _ask_all(
-    run: Run, prompts: Sequence[Prompt], teachers: Sequence[Teacher] | None, listen: Listener, done: bool
+    run: Run,
+    prompts: Sequence[Prompt],
+    teachers: Sequence[Teacher] | None,
+    listen: Listener,
+    record: StageRecord | None,
+    force: bool,
 ) -> tuple[dict[str, Any], str]:
-    """The summary, and the digest of what is stored. done: the stage was, but for prompts that failed; a teacher that
-    goes now leaves those that it was not asked as failed."""
-    settings, started = run.settings.capture, time.monotonic()
+    """The summary, and the digest of what is stored. record: of these very prompts, where the stage was done before:
+    unless forced, a teacher that goes now leaves those that it was not asked as failed."""
+    settings, started, done = run.settings.capture, time.monotonic(), record is not None and not force
     with contextlib.ExitStack() as stack:
         if teachers is None:
             from distill.teacher import opened, room_for
@@ -195,7 +187,7 @@ def _ask_all(
         store = stack.enter_context(TraceStore(run.traces))
         store.put_teacher(info, tokenizer)
         jobs = _jobs_to_ask(run, prompts, info, store, listen)
-        stack.enter_context(store.selected_as_before_on_failure(STAGE in run.records()))
+        stack.enter_context(selecting(run, store, record is None))
         store.select({job.key: job.prompt.held_out for job in jobs})
         if others := store.left_out():
             listen(Event(STAGE, "note", f"{others} answers are kept, but left out: these settings don't ask for them"))

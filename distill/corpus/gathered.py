@@ -33,7 +33,9 @@ def capture_gathered(run: Run, listen: Listener, force: bool = False) -> dict[st
         }
         if not wanted:
             raise MissingStage(f"{run.path}: nothing is gathered with capture.system={settings.system[:80]!r}")
-        store.select(wanted)
+        if store.selected() != wanted:
+            run.forget("capture")
+            store.select(wanted)
         if others := len(asked) - len(wanted):
             listen(Event("capture", "note", f"{others} answers were asked for with other system messages: left out"))
         stats, digest = store.stats(), store.content_digest()

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill.corpus.prompts import Prompt
+from distill.corpus.selecting import selecting
 from distill.corpus.traces import Trace, TraceStore
 from distill.events import Event, Listener
-from distill.run import Run
+from distill.run import Run, fingerprint
 from distill.teacher.find_weights import find_weights, wants_teacher
 from distill.teacher.protocol import GIVEN, GenerateOptions, Response, TeacherInfo, TeacherTokenizer
 from distill.teacher.targets import apart
@@ -31,8 +32,7 @@ def keep_given(run: Run, prompts: Sequence[Prompt], listen: Listener) -> tuple[d
     listen(Event(STAGE, "start", "taking the answers that are given", total=len(prompts), unit="answers"))
     started = time.monotonic()
     words = _words(run, listen)
-    recorded = STAGE in run.records()
-    with TraceStore(run.traces) as store, store.selected_as_before_on_failure(recorded):
+    with TraceStore(run.traces) as store, selecting(run, store):
         store.put_teacher(INFO, words)
         store.select({})
         several = Counter[str]()
@@ -52,7 +52,9 @@ def keep_given(run: Run, prompts: Sequence[Prompt], listen: Listener) -> tuple[d
             "empty": len(prompts) - stats.responses,
             "seconds": round(time.monotonic() - started, 2),
         }
-        return summary, store.content_digest()
+        digest = store.content_digest()
+        # What is made of them in another vocabulary is another's.
+        return summary, digest if words is None else fingerprint([digest, words.tokens, words.merges])
 
 
 def _trace(run: Run, prompt: Prompt, sample: int) -> Trace:

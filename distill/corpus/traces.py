@@ -11,10 +11,9 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from distill.corpus.pack_targets import logical_bytes, pack_targets, unpack_targets
@@ -150,9 +149,7 @@ class TraceStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -278,19 +275,11 @@ class TraceStore:
             self._db.execute("COMMIT")
             return int(self._db.execute("SELECT COUNT(held_out) FROM responses").fetchone()[0])
 
-    @contextmanager
-    def selected_as_before_on_failure(self, wanted: bool = True) -> Generator[None]:
-        """Where what is within fails, what was selected is so again, if that is `wanted`."""
+    def selected(self) -> dict[str, bool]:
+        """Key → held out of all that is selected."""
         with self._errors():
             rows = self._db.execute("SELECT key, held_out FROM responses WHERE held_out IS NOT NULL")
-            before = {key: bool(held_out) for key, held_out in rows} if wanted else {}
-        try:
-            yield
-        except DistillError:
-            with suppress(DistillError):  # what is to be told is the first error
-                if wanted:
-                    self.select(before)
-            raise
+            return {key: bool(held_out) for key, held_out in rows}
 
     def left_out(self) -> int:
         """How many responses are not selected."""

@@ -79,12 +79,7 @@ class Parts:
 
     def check(self, where: str) -> "Parts":
         """Itself; raises RunMismatch, beginning with `where`, unless all parts fit each other."""
-        tokens, rows = self.tokenizer.vocab_size, self.model.config.vocab_size
-        if tokens != rows:
-            raise RunMismatch(
-                f"{where}: the tokenizer has {tokens} tokens, the weights {rows}; put back the tokenizer that it was "
-                "trained with"
-            )
+        self.tokenizer.check_rows(self.model.config.vocab_size, where)
         if self.codebook is not None and self.codebook.labels != self.labels:
             self._refuse_codebook(where, self.codebook)
         if self.engine is not None:

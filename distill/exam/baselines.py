@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import Settings
-from distill.errors import BadInput
+from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener
 from distill.run import Run, StageRecord, beside, publish_folder, write_atomic
 from distill.settings import settings_yaml
@@ -42,12 +42,14 @@ def train_baseline(run: Run, name: str, steps: int, listen: Listener) -> Run:
 def train_child(run: Run, folder: Path, settings: Settings, steps: int, stage: str, listen: Listener) -> Run:
     """Train on the run's data with other settings, as a run of its own; a trained or interrupted one is taken up.
 
-    Where the run itself was trained in that very way, its training is copied. Events are told as of `stage`.
+    Where the run itself was trained in that very way, its training is copied. Events are told as of `stage`. Raises
+    DistillError where another process works on it.
     """
     from distill.training.loop import train
 
     child = make_child(run, folder, settings, steps, renamed(listen, stage))
-    train(child, listen=renamed(listen, stage))
+    with child.working():
+        train(child, listen=renamed(listen, stage))
     return child
 
 
@@ -69,6 +71,8 @@ def _child(run: Run, folder: Path, settings: Settings, listen: Listener) -> Run:
     """The child's run: the one that is there if it is trained in the same way on the same data, or a new one. A
     training that doesn't fit any more is renamed."""
     child, records = Run(folder, settings), run.records()
+    with child.working() if folder.is_dir() else contextlib.nullcontext():
+        pass  # nobody trains what is renamed below
     wanted = train_settings(child)
     shared = {name: record for name, record in records.items() if name in (*SHARED_STAGES, "redream")}
     if (start := run.fresh("start", start_settings(child))) is not None:
@@ -122,15 +126,20 @@ def copy_run(run: Run, folder: Path, settings: Settings, stages: tuple[str, ...]
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file or a folder; a database consistently, its write-ahead log included."""
+    """Copy a file or a folder; a database consistently, its write-ahead log included. Raises OSError, DistillError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
     elif source.suffix == ".db":
-        with (
-            contextlib.closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as read,
-            contextlib.closing(sqlite3.connect(target)) as write,
-        ):
-            read.backup(write)
+        try:
+            with (
+                contextlib.closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as read,
+                contextlib.closing(sqlite3.connect(target)) as write,
+            ):
+                read.backup(write)
+        except sqlite3.Error as error:
+            raise DistillError(
+                f"{source}: can't copy it to {target}: {error} (free some space, or check the rights)"
+            ) from error
     else:
         shutil.copyfile(source, target)

@@ -26,6 +26,7 @@ from distill.exam.targets import How, Target, device_of
 from distill.journal import Journal
 from distill.run import Run, fingerprint
 from distill.student.grammar import dream_size
+from distill.student.made_with import made_with
 
 VERSION = 3
 """Raised when what is kept of an examination, or how a question is asked, changes."""
@@ -84,8 +85,7 @@ def examine(
 def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How, also: Any) -> str:
     """Of all that the numbers depend on."""
     retrieved: Any = None
-    if target.run is not None and target.run.settings.train.retrieve:
-        train = target.run.settings.train
+    if target.run is not None and (train := made_with(target.run).train).retrieve:
         retrieved = [train.retrieve, train.retrieve_limit, target.run.require("mine").outputs]
     asked = [
         settings.dreams,

@@ -18,6 +18,7 @@ from distill.errors import NothingHeldOut
 from distill.exam.metrics.likelihood import bits
 from distill.mining.triplets import Triplet, by_trace, read_triplets
 from distill.run import Run, fingerprint
+from distill.student.made_with import made_with
 from distill.teacher.protocol import TeacherTokenizer, TokenTargets
 from distill.tokens.image_tokens import Codebook
 from distill.tokens.shown import NAMED, load_shown, show
@@ -149,7 +150,7 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
     """
     run.require("capture")
     limit = run.settings.evaluate.prompts if limit is None else limit
-    truths, shown = read_truths(run), load_shown(run.tokenizer)
+    truths, shown, system = read_truths(run), load_shown(run.tokenizer), made_with(run).capture.system
     mined = by_trace(read_triplets(run.triplets)) if run.triplets.exists() else {}
     questions: list[Question] = []
     with TraceStore(run.traces, readonly=True) as store:
@@ -172,7 +173,7 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
                     Question(
                         trace.key,
                         show(trace.prompt, shown),
-                        run.settings.capture.system,
+                        system,
                         text,
                         trace.response.done_reason,
                         trace.response.tokens,
@@ -192,9 +193,9 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
     return Exam(name, run.evaluation / "targets", questions, teacher.spec, vocabulary, run)
 
 
-def exam_of_prompts(source: str, folder: Path, limit: int = 0) -> Exam:
+def exam_of_prompts(source: str, folder: Path) -> Exam:
     """A file of prompts, or a set that ships with us, that nobody has answered. Raises BadInput."""
-    prompts = load_prompts([source], 0.0, limit)
+    prompts = load_prompts([source], 0.0)
     questions = [Question(hashlib.sha256(prompt.text.encode()).hexdigest(), prompt.text) for prompt in prompts]
     questions.sort(key=lambda question: question.key)
     return Exam(f"{len(questions)} prompts of {Path(source).name}", folder, questions)

@@ -5,10 +5,8 @@ some sixty nodes and as many edges, and adding one must cost microseconds. What 
 the next pruning starts anew when it comes back, as in lossy counting: the bound has that price.
 """
 
-import contextlib
-import hashlib
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,10 @@ from typing import Any
 import networkx as nx
 
 from distill.errors import BadInput
+from distill.journal import lock
 from distill.knowledge.graph import MAX_BYTES, NODE_TYPES, Graph, add_edge, load_graph, save_graph
 from distill.mining.triplets import LENSES
+from distill.run import sha256_file
 
 ImportanceFn = Callable[[str, dict[str, Any]], float]
 """(node, data) → importance. data: type, label, count, importance (as of mined graphs), attention, weighed."""
@@ -251,7 +251,13 @@ class KnowledgeGraph:
 
     def save(self) -> None:
         """Write the most important nodes, after merging what others have written since this graph was read."""
-        with _alone(self.path):
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.with_name(f".{self.path.name}.lock").open("w", encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"{self.path}: can't be written ({error.strerror}); name another file") from error
+        with file:
+            lock(file)
             self._catch_up()
             self._tally.prune()
             save_graph(self.graph(), self.path, self.max_nodes)
@@ -271,25 +277,6 @@ class KnowledgeGraph:
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise BadInput(f"{path}: can't be read ({error.strerror}); name another file") from error
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Generator[None]:
-    """Let one process at a time read, merge and write a file. The system frees the lock of one that dies."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_name(f".{path.name}.lock").open("w", encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"{path}: can't be written ({error.strerror}); name another file") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

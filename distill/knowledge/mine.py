@@ -151,6 +151,7 @@ def _written(
         for _, chain in groupby(known_facts(run), key=attrgetter("trace")):
             tally.add(facts := list(chain))
             yield from facts
+    run.forget("mine")  # the file takes its place next, and a kill before the graph is there leaves it without one
 
 
 def _miner(run: Run, store: TraceStore, total: int, listen: Listener) -> Generator[Mined]:

@@ -27,6 +27,7 @@ from distill.errors import AnswerBroken, BadInput, DistillError, PromptRefused, 
 from distill.events import Listener
 from distill.journal import Journal
 from distill.run import Run
+from distill.student.made_with import made_with
 from distill.teacher import opened, room_for
 from distill.teacher.crew import TICK, Crew, Outcome
 from distill.teacher.gguf_tokenizer import Vocabulary
@@ -97,7 +98,7 @@ def consulting(
     how: of the polishing. Raises BadInput where no teacher could be asked, TeacherError where it can't go on with an
     answer or tells no logprobs, RunMismatch where it is another than gave the answers, or `how` isn't what was begun.
     """
-    capture = run.settings.capture
+    capture = made_with(run).capture
     with TraceStore(run.traces, readonly=True) as store:
         teacher, words = store.teacher(), store.tokenizer()
         asked = [trace.prompt for trace in split_traces(store)[0]]

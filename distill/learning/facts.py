@@ -6,7 +6,6 @@ checkpoint, and remembers what it learned for the next one. Killed, it goes on f
 steps, and ends as one that wasn't.
 """
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -78,7 +77,7 @@ def learn_facts(
         listen(Event("facts", "done", "nothing changed: kept", data=record.summary))
         return record.summary
     checkpoint.refuse(run, "facts")
-    pack(run)
+    pack(run, listen if isinstance(source, Path) else silent)  # who follows learns again and again
     learning = Facts(run, new, how, keeping, measure)
     summary = learning.perform(listen)
     learning.record("facts", how, summary, learning.told["seconds"])
@@ -91,7 +90,7 @@ def undo(run: Run) -> int:
     found = checkpoint.of_stage(run, "facts")
     gone = of_learning(run, checkpoint.read_loop(found[-1]).settings["facts"]["from"]) if found else []
     for path in reversed(gone):
-        shutil.rmtree(path)
+        checkpoint.delete(path)
     run.forget("facts")
     return len(gone)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from distill.errors import BadInput
 from distill.journal import append_line
 from distill.tokens.chat import Message
+from distill.written import whole
 
 FEEDBACK = "feedback.jsonl"
 VERDICTS = ("good", "bad", "better")
@@ -70,6 +71,8 @@ def _checked(feedback: Feedback) -> Feedback:
         raise ValueError(f"verdict {feedback.verdict!r} is none of {', '.join(VERDICTS)}")
     if not feedback.messages or feedback.messages[-1]["role"] != "user" or not all(map(_is_text, texts)):
         raise ValueError("messages must be a conversation that ends with a question, all else text")
+    for text in texts:
+        whole(text)
     if feedback.verdict == "better" and not feedback.better.strip():
         raise ValueError("better is empty")
     return feedback

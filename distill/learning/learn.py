@@ -28,7 +28,7 @@ from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.learning.feedback import FEEDBACK, Feedback, read_feedback
-from distill.learning.onward import Onward, take_back
+from distill.learning.onward import Onward
 from distill.run import Run, sha256_file
 from distill.tokens.chat import render, think_block
 from distill.tokens.packing import pack, split_traces
@@ -77,7 +77,7 @@ def learn(
         return record.summary
     checkpoint.refuse(run, "learn")
     started = time.monotonic()
-    pack(run)
+    pack(run, listen)
     learning = Learning(run, feedback, lr)
     before, likely = learning.measured(), learning.preferred([each.was for group in learning.groups for each in group])
     listen(Event("learn", "start", f"{len(feedback)} lines of feedback"))
@@ -95,11 +95,6 @@ def learn(
     learning.record("learn", how, summary, time.monotonic() - started)
     listen(Event("learn", "done", f"{steps} steps", data=summary))
     return summary
-
-
-def undo(run: Run) -> int:
-    """Go back to the student before any feedback, which stays in its file; returns how many checkpoints went."""
-    return take_back(run, "learn")
 
 
 class Learning(Onward):

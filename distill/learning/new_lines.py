@@ -18,6 +18,7 @@ from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput
 from distill.mining.triplets import LENSES, Triplet, by_trace, clean_phrase, read_triplets
 from distill.run import Run, fingerprint, sha256_file
+from distill.student.made_with import made_with
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.protocol import GenerateOptions, Response
 from distill.tokens.aligner import Aligner
@@ -50,7 +51,7 @@ class NewLines:
             teacher = store.tokenizer()
         aligner = Aligner(tokenizer, Vocabulary(teacher).bytes_of if teacher is not None else None)
         recall = Recall(replace(run.settings.train, retrieve=""), 0, {}, codes, tokenizer.labels)
-        system = run.settings.capture.system
+        system = made_with(run).capture.system
         return build_documents(traces, self.triplets, codes, tokenizer, aligner, system, recall, {})
 
 

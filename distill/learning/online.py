@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from distill.learning.feedback import FEEDBACK
 from distill.learning.keeping import Keeping
 from distill.learning.new_lines import new_lines
 from distill.run import Run
+from distill.student.made_with import made_with
 from distill.training import checkpoint
 from distill.turns import SYSTEM, joined
 
@@ -53,7 +53,7 @@ class RunLearner:
         told = facts.learn_facts(self.run, self.listen, source=new, keeping=self.keeping, **self.how)
         own = [path for path in checkpoint.of_stage(self.run, "facts") if path not in self.before]
         for path in own[:-2]:
-            shutil.rmtree(path)
+            checkpoint.delete(path)
         self.learned = new
         watched = {"watched_before": told["old_bits_per_byte_before"], "watched": told["old_bits_per_byte"]}
         return {**watched, "held_out": 0.0, "bits_per_byte": told["new_bits_per_byte"], "lines": len(new.traces)}
@@ -91,7 +91,8 @@ def follow(
 
     Raises BadInput for a line that is none, and as `learn_facts` does.
     """
-    learner = RunLearner(run, keeping, listen, **how)
+    learner, root = RunLearner(run, keeping, listen, **how), run.path.resolve()
+    system = made_with(run).capture.system
     base = checkpoint.weights_of(checkpoint.best(run, "facts"))
     with Journal(run.path / "online.jsonl") as journal:
         kept = [entry for entry in journal.lines if entry.get("base") == base and not entry["stepped_back"]]
@@ -99,11 +100,11 @@ def follow(
         loop = OnlineLearningLoop(learner, together=together, bound=bound, best=best, listen=listen)
         done: dict[str, int] = {}
         for entry in journal.lines:
-            done |= entry["read"]
+            done |= {str(root / name): count for name, count in entry["read"].items()}
         ours = {entry.get("learned") for entry in journal.lines}
         learner.before = {path for path in learner.before if facts.source_of(path) not in ours}
         read = dict(done)
-        for place in arriving((source or run.path / FEEDBACK).resolve(), done, patience):
+        for place in arriving((source or run.path / FEEDBACK).resolve(), done, patience, listen):
             found: dict[str, float] = {}
             if place is None:
                 found = loop.flush()
@@ -111,19 +112,25 @@ def follow(
                 file, number, line = place
                 read[str(file)] = number
                 try:
-                    line = spoken(line, run.settings.capture.system)
+                    line = spoken(line, system)
                 except ValueError as error:
                     raise BadInput(f"{file}, line {number}: is no feedback ({error}); mend or delete it") from error
                 if line is not None:
                     found = loop.step((f"{file}, line {number}", line))
             if found:
-                entry = {"read": dict(read), "base": base, "learned": learner.learned.digest, **found}
+                known = {_name(Path(file), root): count for file, count in read.items()}
+                entry = {"read": known, "base": base, "learned": learner.learned.digest, **found}
                 journal.append(entry)
                 text = f"{found['lines']} lines, held-out {found['watched']:.3f} bits a byte"
                 listen(Event("online", "note", text, data=entry))
             if place is None and once:
                 break
         return journal.lines
+
+
+def _name(file: Path, root: Path) -> str:
+    """Of a file in the run's folder as seen from there: the folder may be moved."""
+    return str(file.relative_to(root) if file.is_relative_to(root) else file)
 
 
 def spoken(line: dict[str, Any], system: str = "") -> dict[str, Any] | None:
@@ -145,10 +152,10 @@ def spoken(line: dict[str, Any], system: str = "") -> dict[str, Any] | None:
 
 
 def arriving(
-    source: Path, done: Mapping[str, int], patience: float, wait: float = 0.5
+    source: Path, done: Mapping[str, int], patience: float, listen: Listener = silent, wait: float = 0.5
 ) -> Iterator[tuple[Path, int, dict[str, Any]] | None]:
     """Whole lines that are there or will be, each with its file and number; None each time that none came for
-    `patience` seconds. done: lines of each file that are known already."""
+    `patience` seconds. done: lines of each file that are known already; of one that has fewer now, all are new."""
     read: dict[Path, int] = {}
     idle = time.monotonic()
     while True:
@@ -158,6 +165,9 @@ def arriving(
             except FileNotFoundError:
                 continue
             start = read.get(file, done.get(str(file), 0))
+            if len(lines) < start:
+                listen(Event("online", "warning", f"{file}: has fewer lines than before; read from its first again"))
+                start = read[file] = 0
             for number, line in enumerate(lines[start:], start + 1):
                 read[file] = number
                 idle = time.monotonic()

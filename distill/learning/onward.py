@@ -105,7 +105,7 @@ class Onward:
         saved = self.save(base, steps, stage, told)
         for path in before:
             if path != saved:
-                shutil.rmtree(path)
+                checkpoint.delete(path)
 
     def board(self, stage: str, done: int) -> Any:
         """TensorBoard's writer into RUN/tensorboard/STAGE, after so many steps or rounds: of later ones, which a kill

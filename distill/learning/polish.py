@@ -136,7 +136,7 @@ class Polishing(Onward):
 
     def __init__(self, run: Run, how: Mapping[str, Any], listen: Listener) -> None:
         self.listen, self.settings, self.seed = listen, run.settings.polish, run.settings.seed
-        pack(run)
+        pack(run, listen)
         kept = numerics.load(run.checkpoints / "numerics.json")
         super().__init__(run, self.settings.lr, kept.precision if kept else "float32")
         same = {key: value for key, value in how.items() if key not in ("rounds", "minutes")}

@@ -27,6 +27,7 @@ from distill.learning.reward_model import RewardModel, answer_features, calibrat
 from distill.learning.rewards import Judge, Reply, learned_from, open_judge
 from distill.run import Run, sha256_file
 from distill.student.grammar import dream_size
+from distill.student.made_with import made_with
 from distill.tokens.chat import think_block
 from distill.tokens.packing import Asked, Documents, pack, split_traces
 from distill.training import checkpoint
@@ -66,24 +67,19 @@ def reinforce(
     if not force and (record := run.fresh("reward", how)) is not None:
         listen(Event("reward", "done", "nothing changed: kept", data=record.summary))
         return record.summary
-    pack(run)
+    pack(run, listen)
     learning = Reinforcing(run, same, listen, force)
     summary = {} if pairs is None else learning.learn_reward(pairs)
     learning.judge = judge or learning.by_model
     if rounds and "before" not in learning.told:
         learning.told["before"] = learning.measured()
     if force:  # not before pairs were read, and the judge has judged
-        undo(run)
+        take_back(run, "reward")
     if rounds:
         summary |= learning.perform(rounds)
     learning.record("reward", how, summary, learning.told["seconds"])
     listen(Event("reward", "done", f"{rounds} rounds", data=summary))
     return summary
-
-
-def undo(run: Run) -> int:
-    """Go back to the student before any reward; returns how many checkpoints went."""
-    return take_back(run, "reward")
 
 
 def _digest(source: Path | None) -> str:
@@ -129,7 +125,8 @@ class Reinforcing(Onward):
             if of.items() <= about.items():
                 self.model_of_rewards = kept.to(device)
                 return {name: value for name, value in about.items() if name not in of}
-        pairs = read_pairs(path, self.tokenizer, self.run.settings.capture.system, self.model.config.context)
+        system = made_with(self.run).capture.system
+        pairs = read_pairs(path, self.tokenizer, system, self.model.config.context)
         questions = [pair.question for pair in pairs]
         better, worse = (
             answer_features(self.before, questions, answers).double().cpu().numpy()

@@ -27,6 +27,7 @@ from distill.learning.feedback import FEEDBACK, read_feedback
 from distill.run import publish_folder
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids, render, think_block
+from distill.written import whole
 
 WEIGHTS, ABOUT = "reward.safetensors", "reward.json"
 FOLDS = 5
@@ -173,6 +174,7 @@ def _of_file(path: Path, tokenizer: StudentTokenizer, system: str) -> list[tuple
                 texts = [json.loads(line)[name] for name in ("prompt", "better", "worse")]
                 if not all(isinstance(text, str) for text in texts):
                     raise ValueError("all three are text")
+                texts = [whole(text) for text in texts]
             except (ValueError, TypeError, KeyError) as error:
                 raise BadInput(f'{path}:{number}: is no {{"prompt", "better", "worse"}} ({error})') from error
             found.append((prompt_ids(tokenizer, texts[0], system=system), texts[1], texts[2]))

@@ -85,7 +85,7 @@ def see(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, A
         return {"skipped": "see.steps is 0"}
     checkpoint.refuse(run, "see")
     started = time.monotonic()
-    pack(run)
+    pack(run, listen)
     seeing = Seeing(run, how, listen)
     if force:
         run.forget("see")

@@ -3,7 +3,6 @@ all is read, as only then it shows what is rare.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import sqlite3
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from distill.corpus.traces import TraceStore
@@ -20,6 +18,7 @@ from distill.errors import DistillError
 from distill.mining.clauses import Candidate
 from distill.mining.syntax_miner import Found, load_parser, read_texts
 from distill.mining.thinking import thought_aloud
+from distill.mining.triplets import mark_of
 from distill.run import sweep
 from distill.spread import cores, spread
 
@@ -37,17 +36,13 @@ def line_of(found: Found) -> str:
     said = [[*candidate.phrases, candidate.lenses, candidate.sentence] for candidate in found.candidates]
     words = [sorted(found.asked), sorted(found.said)]
     kept = [found.key, found.prompt, *words, said, found.proposed, found.grounded]
-    return f"{_mark(found.prompt)} {json.dumps(kept, ensure_ascii=False)}"
+    return f"{mark_of(found.prompt, signed=True)} {json.dumps(kept, ensure_ascii=False)}"
 
 
 def _found(text: str) -> Found:
     key, prompt, asked, said, candidates, *counts = json.loads(text)
     read = [Candidate(what, does, result, tuple(lenses), at) for what, does, result, lenses, at in candidates]
     return Found(key, prompt, set(asked), set(said), read, *counts)
-
-
-def _mark(prompt: str) -> int:
-    return int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), signed=True)
 
 
 class Readings:
@@ -73,9 +68,7 @@ class Readings:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._db.close()
         self.path.unlink(missing_ok=True)
 
@@ -99,7 +92,7 @@ class Readings:
 
     def answers_to(self, prompt: str) -> list[Found]:
         """All that answer a prompt."""
-        found = self._db.execute("SELECT found FROM found WHERE prompt = ?", (_mark(prompt),))
+        found = self._db.execute("SELECT found FROM found WHERE prompt = ?", (mark_of(prompt, signed=True),))
         return [_found(text) for (text,) in found]
 
 

@@ -132,7 +132,7 @@ class TripletFile(Mapping[str, list[Triplet]]):
     def __init__(self, path: Path) -> None:
         self.path, marks, places = path, array("Q"), array("Q")
         for place, triplet in _placed(path):
-            marks.append(_mark(triplet.trace))
+            marks.append(mark_of(triplet.trace))
             places.append(place)
         order = np.argsort(np.array(marks, np.uint64), kind="stable")
         self._marks, self._places = np.array(marks, np.uint64)[order], np.array(places, np.int64)[order]
@@ -142,7 +142,7 @@ class TripletFile(Mapping[str, list[Triplet]]):
         self._file.close()
 
     def __getitem__(self, trace: str) -> list[Triplet]:
-        mark = np.uint64(_mark(trace))
+        mark = np.uint64(mark_of(trace))
         first, end = (int(np.searchsorted(self._marks, mark, side)) for side in ("left", "right"))
         found: list[Triplet] = []
         for place in self._places[first:end].tolist():
@@ -159,13 +159,14 @@ class TripletFile(Mapping[str, list[Triplet]]):
         """Each trace, in the order of the file."""
         seen: set[int] = set()
         for _, triplet in _placed(self.path):
-            if (mark := _mark(triplet.trace)) not in seen:
+            if (mark := mark_of(triplet.trace)) not in seen:
                 seen.add(mark)
                 yield triplet.trace
 
 
-def _mark(trace: str) -> int:
-    return int.from_bytes(hashlib.blake2b(trace.encode(), digest_size=8).digest())
+def mark_of(text: str, signed: bool = False) -> int:
+    """64 bits that tell a text from others."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=signed)
 
 
 def by_trace(triplets: Iterable[Triplet]) -> dict[str, list[Triplet]]:

@@ -95,10 +95,13 @@ def fell(results: Results) -> str:
     if not (fall := results.get("fall", {}).get("bits_per_byte")):
         return f"The student needs {student:.3f} bits per byte of the teacher's held-out answers."
     start = results["systems"]["start"]["metrics"]["bits_per_byte"]["value"]
-    return (
-        f"Bits per byte of the teacher's held-out answers fell by {share(fall, 'value', 'low', 'high')}, "
-        f"from {start:.3f} at the start to {student:.3f}."
-    )
+    went, end = f"fell by {share(fall, 'value', 'low', 'high')}", "."
+    if fall["value"] < 0:
+        rise = {name: None if fall[name] is None else -fall[name] for name in ("value", "low", "high")}
+        went = f"rose by {share(rise, 'value', 'high', 'low')}"
+        end = ": the student is no better than it began; `dream train` with more --minutes goes on from there."
+    numbers = f"from {start:.3f} at the start to {student:.3f}"
+    return f"Bits per byte of the teacher's held-out answers {went}, {numbers}{end}"
 
 
 def missing_reasons(results: Results) -> list[str]:

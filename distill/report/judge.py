@@ -222,7 +222,10 @@ def read(text: str) -> Verdict | None:
         return None
     if choice not in VERDICTS:
         return None
-    return Verdict(choice, reason if isinstance(reason, str) else "")
+    if not isinstance(reason, str):
+        return Verdict(choice)
+    # Where `maxLength` ends it between the two escapes of one character, half of a pair is left.
+    return Verdict(choice, reason.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
 
 
 def outcome_of(verdicts: Sequence[Verdict]) -> Outcome:

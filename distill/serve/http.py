@@ -16,6 +16,8 @@ LARGEST = 32 << 20
 """Bytes of a request's body."""
 PATIENCE = 30.0
 """Seconds that the next part of a request, or of a reply's way to the client, may take."""
+ENDINGS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+"""Characters that readers of lines, such as httpx, take for a line's end."""
 NDJSON, JSON, SSE = "application/x-ndjson", "application/json; charset=utf-8", "text/event-stream"
 
 
@@ -24,7 +26,8 @@ class Gone(Exception):
 
 
 def dumps(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.translate(ENDINGS).encode()
 
 
 def answer(value: object, status: int = 200, kind: str = JSON) -> Response:

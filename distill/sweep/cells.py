@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import Settings
+from distill.corpus.asked import changed
 from distill.errors import RunMismatch
 from distill.events import Event, Listener
 from distill.exam.baselines import SHARED_STAGES, copy_run, make_child, renamed
@@ -38,11 +39,16 @@ def best_source(sources: Sequence[Run], data: Settings) -> tuple[Run | None, lis
     for source in sources:
         run, stages = Run(source.path, data), list[str]()
         for stage in SHARED_STAGES:
-            if stage not in run.records() or run.stale(stage):
+            if not _has(run, stage):
                 break
             stages.append(stage)
         best = max(best, (source, stages), key=lambda found: len(found[1]))
     return best
+
+
+def _has(run: Run, stage: str) -> bool:
+    """Whether that stage is done, with the run's settings and what the files that it asks hold now."""
+    return stage in run.records() and not run.stale(stage) and not (stage == "capture" and changed(run))
 
 
 def prepare_data(folder: Path, data: Settings, sources: Sequence[Run], listen: Listener) -> Run:
@@ -61,7 +67,7 @@ def prepare_data(folder: Path, data: Settings, sources: Sequence[Run], listen: L
 
     with run.working():
         for stage, module in PERFORMERS.items():
-            if stage not in run.records() or run.stale(stage):
+            if not _has(run, stage):
                 getattr(importlib.import_module(module), stage)(run, told)
     return run
 
@@ -81,7 +87,8 @@ class Job:
 def train_cell(job: Job, listen: Listener) -> dict[str, Any]:
     """Train it, or go on, or find it trained; returns what is written down of it. Raises what training raises."""
     child = make_cell(job, listen)
-    learn_cell(child, job.engine, job.stage, listen)
+    with child.working():
+        learn_cell(child, job.engine, job.stage, listen)
     record = child.require("train")
     found = {key: record.summary.get(key) for key in KEPT} | {"seconds": record.seconds}
     if job.engine:

@@ -1,12 +1,9 @@
 """A teacher that is asked from other machines: a helper on one of them asks its host, and hands on what it says."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from distill.address import Address, default_host
 from distill.cluster import Helper, open_cluster
@@ -75,9 +72,6 @@ class Afar:
 
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
         return self._ask("generate_json", prompt, schema, options)
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._ask("embed", texts)
 
     def close(self) -> None:
         self._helper.close()

@@ -16,15 +16,17 @@ from distill.errors import ModelNotFound, PromptRefused, TeacherError, TeacherUn
 from distill.teacher.connection import open_client, proxy_of
 
 LONGEST_WAIT = 30.0
+LONGEST_BUSY = 300.0
+"""Seconds that one request waits in all for a server that says when it may be asked again."""
 _TOO_LONG = re.compile("context|too long|too large", re.IGNORECASE)
 """What a refusal says that is the prompt's fault."""
 
 
 class Client(ABC):
     """Calls to one host. What can pass (connection, time-out, 5xx, a model that is loading) is tried again
-    `retries` times with exponential backoff and jitter; what can't (400, 404, 501) is raised at once:
-    ModelNotFound, PromptRefused, TeacherError; TeacherUnavailable where the host stays silent; AnswerBroken where an
-    answer has no end.
+    `retries` times with exponential backoff and jitter, or when a busy server says, which counts as no try; what can't
+    (400, 404, 501) is raised at once: ModelNotFound, PromptRefused, TeacherError; TeacherUnavailable where the host
+    stays silent; AnswerBroken where an answer has no end.
 
     alone: whether nobody else could be asked instead; where somebody could, only a host that says that it is busy or
     loading is waited for. What servers say otherwise, and how it is mended, is a subclass's.
@@ -85,9 +87,9 @@ class Client(ABC):
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None, *, retries: int) -> dict[str, Any]:
         problem: TeacherError | None = None
-        for attempt in range(retries + 1):
-            if attempt:
-                time.sleep(min(LONGEST_WAIT, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
+        tries, patience = 0, LONGEST_BUSY
+        while tries <= retries:
+            tries += 1
             try:
                 answer = self._client.request(method, path, json=body)
                 if not answer.is_error:
@@ -95,17 +97,23 @@ class Client(ABC):
                 if not _can_pass(answer):
                     raise self._refusal(answer, path)
                 problem = TeacherError(
-                    f"{self.host}: answers {answer.status_code} to {path} ({_reason(answer)}) after {attempt + 1} "
-                    "tries; see the server's log"
+                    f"{self.host}: answers {answer.status_code} to {path} ({_reason(answer)}) after {tries} tries; "
+                    "see the server's log"
                 )
                 if not self.alone and not _is_busy(answer):
                     raise problem
+                if 0 < (told := _told_to_wait(answer)) <= patience:
+                    tries, patience = tries - 1, patience - told
+                    time.sleep(told * random.uniform(1.0, 1.1))  # not all at the same moment
+                    continue
             except httpx.RequestError as error:
                 problem = self._silent(error)
                 if not self.alone:
                     raise problem from error
             except NO_JSON as error:
                 raise self._no_json(path) from error
+            if tries <= retries:
+                time.sleep(min(LONGEST_WAIT, self.backoff * 2 ** (tries - 1)) * random.uniform(0.5, 1.0))
         assert problem is not None
         raise problem
 
@@ -162,6 +170,12 @@ def _reason(answer: httpx.Response) -> str:
 
 def _is_busy(answer: httpx.Response) -> bool:
     return answer.status_code in (429, 503) or "loading" in _reason(answer).lower()
+
+
+def _told_to_wait(answer: httpx.Response) -> float:
+    """Whole seconds; 0 where a server says none."""
+    told = answer.headers.get("retry-after", "").strip()
+    return float(told) if re.fullmatch("[0-9]{1,9}", told) else 0.0
 
 
 def _can_pass(answer: httpx.Response) -> bool:

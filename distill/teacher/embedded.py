@@ -1,15 +1,11 @@
 """The embedded teacher: a GGUF that runs in this process, asked as Ollama would ask it."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, DistillError, TeacherError
@@ -152,11 +148,6 @@ class EmbeddedTeacher:
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
         """By llama.cpp, whose grammars keep to the schema."""
         return self._llama().answer_json(prompt, schema, options)
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        raise TeacherError(
-            f"embedded:{self.name}: a chat model can't embed; use tokenize.encoder=local or ollama:all-minilm"
-        )
 
     def close(self) -> None:
         self._engine.close()

@@ -13,7 +13,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypedDict, cast
 
 import numpy as np
@@ -66,7 +65,6 @@ class Completion:
     ids: list[int]
     entries: list[Entry]
     stop_type: str
-    prompt_tokens: int
     timings: dict[str, float] = field(default_factory=dict[str, float])
 
 
@@ -171,9 +169,7 @@ class LlamaCpp:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -262,7 +258,6 @@ class LlamaCpp:
             ids=answer["tokens"],
             entries=answer.get("completion_probabilities", []),
             stop_type=answer["stop_type"],
-            prompt_tokens=answer["tokens_evaluated"],
             timings=answer["timings"],
         )
 

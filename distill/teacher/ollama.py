@@ -3,6 +3,7 @@
 import difflib
 import math
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from distill.address import default_host
 from distill.config import TeacherSettings
-from distill.errors import ModelNotFound, PromptRefused, TeacherError
+from distill.errors import ModelNotFound, PromptRefused, RunMismatch, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import fingerprint
 from distill.teacher.gguf_file import shape_of
@@ -25,7 +26,6 @@ from distill.teacher.protocol import (
     MAX_TOP_LOGPROBS,
     GenerateOptions,
     Response,
-    Teacher,
     TeacherInfo,
     TeacherTokenizer,
 )
@@ -37,11 +37,13 @@ SECOND = 1e9
 """Ollama's durations are nanoseconds."""
 PROBE = "Is it warm in summer, or cold?"
 """Asked to see what stands around a question."""
+SAME_FOR = 10.0
+"""Seconds for which a name is taken for the model that it was: `ollama pull` may put another in its place."""
 ALWAYS_THINK = ("gptoss", "gpt-oss")
 """Families that think though they are told not to (`think: false` is ignored): they are told to think little."""
 
 
-def open_teachers(model: str, settings: TeacherSettings, listen: Listener, context: int) -> list[Teacher]:
+def open_teachers(model: str, settings: TeacherSettings, listen: Listener, context: int) -> list["OllamaTeacher"]:
     """One for each host. How long its context is, Ollama decides, or `teacher.context`."""
     how: dict[str, Any] = {"timeout": settings.timeout, "retries": settings.retries, "context": settings.context}
     how |= {"alone": len(settings.hosts) < 2, "listen": listen, "shared": {}}
@@ -82,6 +84,7 @@ class OllamaTeacher:
         self.host = self._client.host
         self._lock = threading.Lock()
         self._info: TeacherInfo | None = None
+        self._same_until = 0.0
         self._show: dict[str, Any] | None = None
         self._shared = {} if shared is None else shared
         self._words: Words | None = None
@@ -96,12 +99,31 @@ class OllamaTeacher:
             if self._info is None:
                 with self._client.reading("/api/show"):
                     self._info = self._ask_who()
+                self._same_until = time.monotonic() + SAME_FOR
             info = self._info
         if not info.logprobs:
             self._warn(
                 f"{self.host}: Ollama {info.version} returns no logprobs; traces get hard labels only (update it)"
             )
         return info
+
+    def _check_same(self) -> None:
+        """Raises RunMismatch where another model has taken the place of the one that `describe` told of."""
+        with self._lock:
+            info, now = self._info, time.monotonic()
+            if info is None or now < self._same_until:
+                return
+            self._same_until = now + SAME_FOR
+        try:
+            digest = next((each["digest"] for each in self._client.models() if each["name"] == info.name), info.digest)
+        except (TeacherError, KeyError):  # another time
+            return
+        if digest != info.digest:
+            self._same_until = 0.0
+            raise RunMismatch(
+                f"{self.host}: {info.name} isn't the model any more that it was (digest {str(digest)[:12]}, was "
+                f"{info.digest[:12]}); put that one back, or use another --name"
+            )
 
     def _ask_who(self) -> TeacherInfo:
         version = self._client.version()
@@ -193,7 +215,9 @@ class OllamaTeacher:
         return self.heard(self._ask(body), options)
 
     def heard(self, answer: dict[str, Any], options: GenerateOptions) -> Response:
-        """What /api/generate answered, whoever asked. Raises TeacherError where Ollama wouldn't say so."""
+        """What /api/generate answered, whoever asked. Raises TeacherError where Ollama wouldn't say so, and RunMismatch
+        where it is another model by now."""
+        self._check_same()
         words = self._vocabulary()
         with self._client.reading("/api/generate"):
             found = self._heard(answer, words, options)
@@ -225,6 +249,7 @@ class OllamaTeacher:
 
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
         answer = self._ask({**self._body(prompt, options), "format": schema})
+        self._check_same()
         with self._client.reading("/api/generate"):
             return text_of(answer["response"])
 

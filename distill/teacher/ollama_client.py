@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class OllamaClient(Client):
                 if answer.is_error:
                     answer.read()
                     raise self._refusal(answer, path)
-                for line in filter(None, answer.iter_lines()):
+                for line in filter(bytes.strip, _lines(answer.iter_bytes())):
                     value = as_object(line)
                     if "error" in value:
                         raise TeacherError(f"{self.host}: breaks off {path}: {value['error']}; see the server's log")
@@ -106,6 +106,15 @@ class OllamaClient(Client):
             raise self._silent(error) from error
         if answer.is_error:
             raise self._refusal(answer, path)
+
+
+def _lines(parts: Iterable[bytes]) -> Generator[bytes]:
+    """What stands between line feeds: for httpx U+2028, which JSON may hold, ends a line, too."""
+    rest = b""
+    for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        yield from lines
+    yield rest
 
 
 def blob_of(modelfile: str) -> str:

@@ -7,13 +7,10 @@ import difflib
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from distill.address import Address
 from distill.config import TeacherSettings
@@ -280,15 +277,6 @@ class OpenAITeacher:
             else:
                 raise
             return self._ask(prompt, options, more, path)
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        answer = self._client.post("/embeddings", {"model": self.model, "input": list(texts)})
-        with self._client.reading("/embeddings"):
-            rows = sorted(answer["data"], key=lambda row: row["index"])
-            vectors = np.asarray([row["embedding"] for row in rows], np.float32)
-            if vectors.ndim != 2 or len(vectors) != len(texts):
-                raise ValueError("a row for each text")
-            return vectors
 
     def close(self) -> None:
         self._client.close()

@@ -1,12 +1,9 @@
 """A preview model behind OpenAI's API, and the model that answers in its place where it can't, or shall not."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from distill.config import RuntimeSettings, TeacherSettings
 from distill.errors import TeacherError
@@ -79,9 +76,6 @@ class PreviewTeacher:
 
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
         return self._either(lambda teacher: teacher.generate_json(prompt, schema, options))[0]
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return self._second.embed(texts)
 
     def close(self) -> None:
         self._first.close()

@@ -3,7 +3,6 @@
 Shape legend: N answer tokens, K = 20 alternatives a position.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -176,10 +175,6 @@ class Teacher(Protocol):
 
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
         """An answer constrained to a JSON schema, as text."""
-        ...
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(len(texts), D) float32. Raises TeacherError where the model can't embed."""
         ...
 
     def close(self) -> None: ...

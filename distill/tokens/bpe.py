@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
-from distill.errors import CorruptFile
+from distill.errors import CorruptFile, RunMismatch
 from distill.mining.triplets import LENSES
 from distill.run import sha256_file, write_atomic
 from distill.teacher.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, byte_alphabet
@@ -113,6 +113,14 @@ class StudentTokenizer:
         base.add_tokens([AddedToken(t, special=False, normalized=False) for t in texts[len(CONTROL_TOKENS) :]])
         assert [base.token_to_id(text) for text in texts] == list(range(size, size + len(texts)))
         return cls(base, origin, teacher_map)
+
+    def check_rows(self, rows: int, where: str) -> None:
+        """Raises RunMismatch, beginning with `where`, for weights that have another number of tokens."""
+        if rows != self.vocab_size:
+            raise RunMismatch(
+                f"{where}: the tokenizer has {self.vocab_size} tokens, the weights {rows}; put back the tokenizer that "
+                "it was trained with"
+            )
 
     # Text and ids.
     @property

@@ -13,7 +13,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -27,6 +26,7 @@ from safetensors.numpy import load_file, save
 
 from distill.config import TeacherSettings
 from distill.errors import BadInput, CorruptFile, TeacherUnavailable
+from distill.events import silent
 from distill.run import write_atomic
 
 CONCEPT_DIM = 512
@@ -228,7 +228,7 @@ def _ppmi(pairs: Any) -> Any:
 class OllamaEncoder:
     """An embedding model's vectors (CLIP's too), by seeded PCA to 512 dimensions where it has more, padded where fewer.
 
-    `embed` is Teacher.embed; after loading from disk it is opened when first needed.
+    `embed` is OllamaTeacher.embed; after loading from disk it is opened when first needed.
     """
 
     teacher: TeacherSettings | None = None
@@ -292,9 +292,9 @@ def open_embed(model: str, teacher: TeacherSettings | None = None) -> Embed:
         from distill.tokens.clip_text import clip_text
 
         return clip_text(model.removeprefix("clip:"))
-    from distill.teacher import open_teacher
+    from distill.teacher.ollama import open_teachers
 
-    hosts = open_teacher(replace(teacher or TeacherSettings(), model=model))
+    hosts = open_teachers(model.removeprefix("ollama:"), teacher or TeacherSettings(), silent, 0)
 
     def embed(texts: Sequence[str]) -> NDArray[np.float32]:
         while True:
@@ -324,7 +324,8 @@ def fit_encoder(
     `teacher`. Raises BadInput."""
     if name == "local":
         return LocalEncoder.fit(phrases, texts, seed)
-    if name.startswith(("ollama:", "clip:")):
+    kind, _, model = name.partition(":")
+    if kind in ("ollama", "clip") and model:
         return OllamaEncoder.fit(name, phrases, embed or open_embed(name, teacher), seed)
     raise BadInput(f"tokenize.encoder={name}: no such encoder; choose local, ollama:MODEL or clip:FOLDER")
 

@@ -151,10 +151,16 @@ def _nothing(path: Path) -> BadInput:
 
 
 def pack(run: Run, listen: Listener = silent) -> dict[str, Any]:
-    """Write data/ (train, validation) where it is missing or stale; returns its counts.
+    """Write data/ (train, validation) where it is missing or stale; returns its counts. Warns where triplets or tokens
+    are of other answers.
 
     Raises BadInput where nothing is left to train on.
     """
+    made = {stage: run.require(stage) for stage in ("mine", "tokenize")}
+    if old := [stage for stage, done in made.items() if run.fingerprint(stage, done.settings) != done.fingerprint]:
+        mends = " && ".join(f"dream {stage} {run.path}" for stage in old)
+        text = f"an earlier stage has run again since {' and '.join(old)}: what is new has no dreams, or unfit tokens"
+        listen(Event("pack", "warning", f"{text}; `{mends}` first"))
     inputs: dict[str, Any] = {
         "version": VERSION,
         "inputs": [run.require(stage).outputs for stage in ("capture", "mine", "tokenize")],

@@ -8,6 +8,7 @@ first one gathers the weights: whatever reads a student reads one file.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from distill.backbone.model import Backbone, save_backbone
 from distill.errors import CorruptFile, MissingStage, RunMismatch
-from distill.run import COMMANDS, Run, publish_folder, sha256_file
+from distill.run import COMMANDS, Run, publish_folder, sha256_file, sweep, write_atomic
 from distill.training import sharding
 from distill.training.distributed import ALONE, World
 
@@ -108,10 +109,18 @@ def drop(run: Run, stage: str) -> int:
         run.forget(stage)
         return 0
     for path in found:
-        shutil.rmtree(path)
+        delete(path)
     for stage in stages:
         run.forget(stage)
     return len(found)
+
+
+def delete(folder: Path) -> None:
+    """Delete a checkpoint at once: a kill leaves no part of it that would be taken for one."""
+    gone = folder.with_name("gone")
+    sweep(gone)
+    folder.rename(aside := gone.with_name(f".{gone.name}.{os.getpid()}.partial"))
+    shutil.rmtree(aside)
 
 
 def _from(stage: str) -> list[str]:
@@ -218,6 +227,20 @@ def weights_of(folder: Path) -> str:
     return sums[name]
 
 
+def trim_metrics(path: Path, kept: Callable[[dict[str, Any]], bool]) -> None:
+    """A file of metrics, where there is one, loses the lines that aren't kept, and one that a kill cut short."""
+
+    def whole(line: str) -> bool:
+        try:
+            return kept(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        write_atomic(path, "".join(f"{line}\n" for line in lines if whole(line)))
+
+
 def write_checksums(folder: Path) -> None:
     """checksums.json: the SHA-256 of every file that is there now."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -281,7 +304,7 @@ def prune(run: Run, keep_last: int, best_step: int) -> None:
     kept = {folder_of(run, 0), folder_of(run, best_step), *planned[-max(keep_last, 1) :]}
     for path in found:
         if path not in kept:
-            shutil.rmtree(path)
+            delete(path)
 
 
 def _left_by_a_stop(folder: Path) -> bool:

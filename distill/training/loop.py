@@ -91,6 +91,8 @@ def _delete_checkpoints(run: Run) -> None:
     """Their records too: what comes next asks whether there is a student that was trained to its end."""
     for stage in ("train", *checkpoint.ONWARD):
         run.forget(stage)
+    for path in checkpoint.list_checkpoints(run):
+        checkpoint.delete(path)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     shutil.rmtree(run.path / "tensorboard", ignore_errors=True)
     run.metrics.unlink(missing_ok=True)

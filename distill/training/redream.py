@@ -52,7 +52,7 @@ def redream(run: Run, listen: Listener = silent, force: bool = False) -> dict[st
     if not force and (record := run.fresh("redream", how)) is not None:
         return record.summary
     started = time.monotonic()
-    pack(run)
+    pack(run, listen)
     partial = run.path / f"dreams-{fingerprint([how, data_fingerprint(run)])[:8]}.jsonl"
     model = load_backbone(student).to(pick_device(run.settings.train.device, "train.device"))
     with Journal(partial, force) as journal:

@@ -31,9 +31,10 @@ from distill.teacher.source import Source
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import parse_dream
 from distill.tokens.packing import Documents, pack
+from distill.training import checkpoint
 from distill.training.batches import Batches
-from distill.training.checkpoint import read_loop
 from distill.training.mixture import Mixture
+from distill.training.plan import FREE, data_fingerprint, train_settings
 
 VERSION = 4
 ABOUT = "start.json"
@@ -60,7 +61,7 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
 
     Where the teacher's weights can't be read, that is said, with what would change it. Raises BadInput for more layers
     or neurons than the teacher has, for too little memory and for weights of another model, CorruptFile for a broken
-    file.
+    file, and unless forced RunMismatch where what was trained there began otherwise.
     """
     settings = run.settings.student
     check_choice("student.image_rows", settings.image_rows)
@@ -74,6 +75,8 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     record = None if force else run.fresh("start", start_settings(run))
     if record is not None and record.outputs:
         return run.start
+    if not force:
+        _check_goes_on(run)
     started = time.monotonic()
     source = teachers_source(run, listen)
     if isinstance(source, str):
@@ -89,6 +92,22 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     outputs = {f"{run.start.name}/{path.name}": sha256_file(path) for path in sorted(run.start.iterdir())}
     run.record("start", start_settings(run), outputs, start.about, time.monotonic() - started)
     return run.start
+
+
+def _check_goes_on(run: Run) -> None:
+    """Before another start takes the place of the one that was trained on. Raises RunMismatch."""
+    if not (found := checkpoint.list_checkpoints(run)):
+        return
+    checkpoint.refuse(run, "train")
+    pack(run)
+    before = checkpoint.read_loop(found[-1]).settings
+    if before.get("data") != data_fingerprint(run):  # then it is set aside
+        return
+    now = {key: value for key, value in train_settings(run).items() if key not in FREE}
+    run.check_same("train", now, {key: value for key, value in before.items() if key not in ("data", "start")})
+    if (record := run.records().get("start")) is not None:
+        now = {"weights": run.settings.teacher.weights}
+        run.check_same("teacher", now, {key: record.settings.get(key) for key in now})
 
 
 def begin_alike(run: Run) -> None:
@@ -122,7 +141,7 @@ def is_inherited(run: Run) -> bool:
 def began_as(run: Run, folder: Path) -> str:
     """What a checkpoint's training began with, whatever was made or set since: "teacher", the path of another model, ""
     for chance. Of a folder that doesn't say it, what the run says. Raises CorruptFile."""
-    fixed = read_loop(folder).settings if (folder / "loop.json").is_file() else {}
+    fixed = checkpoint.read_loop(folder).settings if (folder / "loop.json").is_file() else {}
     init = str(fixed.get("student", {}).get("init", run.settings.student.init))
     if StudentSettings(init=init).model is not None:
         return init

@@ -19,7 +19,7 @@ from distill.backbone.device import pick_device
 from distill.backbone.model import count_parameters, load_backbone
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener
-from distill.run import Run, sha256_file, write_atomic
+from distill.run import Run, sha256_file
 from distill.stopping import Interrupt
 from distill.student.grammar import DreamGrammar, longest_path
 from distill.student.initialize import new_student
@@ -326,10 +326,7 @@ class Trainer:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
-        if self.run.metrics.exists():
-            lines = self.run.metrics.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= self.state.step]
-            write_atomic(self.run.metrics, "".join(f"{line}\n" for line in kept))
+        checkpoint.trim_metrics(self.run.metrics, lambda row: row["step"] <= self.state.step)
         board = SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.state.step + 1)
         stack.callback(board.close)
         return board
@@ -390,11 +387,3 @@ class Trainer:
             "device": str(self.device),
             "processes": self.world.size,
         }
-
-
-def _step_of(line: str) -> float:
-    """A metrics line's step; infinite for a line that a kill cut short."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf

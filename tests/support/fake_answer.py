@@ -74,7 +74,7 @@ class Answer:
         return tail | {
             "total_duration": time.perf_counter_ns() - self.arrived,
             "load_duration": self.load_ns,
-            "prompt_eval_count": self.done.prompt_tokens,
+            "prompt_eval_count": int(timings["prompt_n"]),
             "prompt_eval_duration": int(timings["prompt_ms"] * 1e6),
             "eval_count": int(timings["predicted_n"]),
             "eval_duration": int(timings["predicted_ms"] * 1e6),

@@ -3,12 +3,11 @@
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer, TokenTargets
 
@@ -89,9 +88,6 @@ class StubTeacher:
         return Response(f"Answer {seed} to {prompt}", tokens, "stop", {"service": service})
 
     def generate_json(self, prompt: str, schema: dict[str, Any], options: GenerateOptions) -> str:
-        raise NotImplementedError
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         raise NotImplementedError
 
     def close(self) -> None: ...

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.corpus.datasets.questions import PICTURES, Question, Step
+from distill.corpus.selecting import selecting
 from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
@@ -98,7 +99,7 @@ def capture_dataset(run: Run, listen: Listener, force: bool = False) -> dict[str
     lines: list[str] = []
     wanted: dict[str, bool] = {}
     total = run.settings.capture.dataset_size + 3 * HELD_OUT
-    with TraceStore(run.traces) as store, store.selected_as_before_on_failure():
+    with TraceStore(run.traces) as store, selecting(run, store, run.fresh("capture", settings) is None):
         store.put_teacher(about, None)
         for done, question in enumerate(drawn, 1):
             key = store.key(about, question.prompt, options)

@@ -17,6 +17,7 @@ from distill.exam.targets import How, Target
 from distill.mining.triplets import Triplet
 from distill.run import Run
 from distill.student.grammar import DreamGrammar
+from distill.student.made_with import made_with
 from distill.student.sure import LONGEST, are_sure
 from distill.teacher.gguf_tokenizer import Vocabulary
 from distill.teacher.protocol import TeacherTokenizer
@@ -48,6 +49,7 @@ class NativeExaminee(TokenExaminee):
         self._grammar = DreamGrammar(self.tokenizer, how.steps)
         self.sure = target.sure
         run = target.trained_in
+        run = run and Run(run.path, made_with(run))
         self._codes = _codes_in(folder, self.codebook, run)
         dreams = self._find_dreams(run)
         self._recall = _recall_of(run, self._codes, self.tokenizer)

@@ -73,13 +73,13 @@ def ngrams(text: str, order: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[i:] for i in range(order)), strict=False))
 
 
-def repeated(text: str, order: int = 4) -> tuple[int, int]:
-    """(n-grams that occurred before in the same text, all n-grams)."""
-    grams = ngrams(text, order)
+def repeated(text: str) -> tuple[int, int]:
+    """(4-grams that occurred before in the same text, all 4-grams)."""
+    grams = ngrams(text, 4)
     return len(grams) - len(set(grams)), len(grams)
 
 
-def distinct(texts: Sequence[str], order: int = 2) -> tuple[list[float], list[int]]:
+def distinct(texts: Sequence[str], order: int) -> tuple[list[float], list[int]]:
     """Distinct-n over a collection, split by text: (each text's share of the distinct n-grams, its n-grams).
 
     An n-gram that occurs c times in the collection gives 1/c to each occurrence: the shares add up to the count

@@ -22,7 +22,7 @@ from distill.backbone.model import count_parameters, load_backbone
 from distill.dream.engine import ABOUT, WEIGHTS, DreamEngine
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener, silent
-from distill.run import Run, publish_folder, sha256_file, sweep, write_atomic
+from distill.run import Run, publish_folder, sha256_file, sweep
 from distill.stopping import Interrupt
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.image_tokens import Codebook
@@ -171,7 +171,8 @@ class EngineTrainer:
         self.started = started - self.state.seconds
         data = {"prompts": len(self.data), "steps": {phase: self.steps(phase) for phase in wanted}}
         self.listen(Event("engine", "start", f"{len(self.data)} prompts, {self.total} steps", data=data))
-        self._trim_metrics()
+        metrics = self.run.engine / "metrics.jsonl"
+        checkpoint.trim_metrics(metrics, lambda row: self.state.reached(row["phase"], row["step"]))
         with Interrupt() as stop:
             for phase in wanted:
                 if PHASES.index(phase) >= PHASES.index(self.state.phase):
@@ -266,13 +267,6 @@ class EngineTrainer:
             if metrics.exists():
                 shutil.copyfile(metrics, folder / metrics.name)
 
-    def _trim_metrics(self) -> None:
-        """metrics.jsonl loses what came after the engine that is gone on from."""
-        path = self.run.engine / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _reached(self.state, line)]
-            write_atomic(path, "".join(f"{line}\n" for line in kept))
-
     def _summary(self, last: str) -> dict[str, Any]:
         wanted = PHASES[: PHASES.index(last) + 1]
         return {
@@ -283,12 +277,3 @@ class EngineTrainer:
             "device": str(self.device),
             **self._measure(),
         }
-
-
-def _reached(state: EngineState, line: str) -> bool:
-    """Whether a line of metrics tells of a step that was done; a kill may have cut it short."""
-    try:
-        row = json.loads(line)
-        return state.reached(row["phase"], row["step"])
-    except (ValueError, KeyError, TypeError):
-        return False
