@@ -472,6 +472,26 @@ def test_what_was_expected_costs_no_pass(monkeypatch: pytest.MonkeyPatch) -> Non
         assert found[2] <= most
 
 
+def test_a_draft_that_nothing_comes_of_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, tokenizer, _ = parts()
+    speaker, (one, other) = Speaker(Session(backbone, 1), Sampling(temperature=0)), map(int, tokenizer.image_ids[:2])
+    speaker.read(prompt_ids(tokenizer, PROMPTS[1]))
+    read: list[int] = []
+    append = Session.append
+
+    def counted(self: Session, ids: torch.Tensor, *how: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        read.append(ids.shape[1])
+        return append(self, ids, *how, **more)
+
+    monkeypatch.setattr(Session, "append", counted)
+    monkeypatch.setattr(speaker, "peek", lambda: one)
+    speaker.expect([one] * 3 + [other] * 30, instead(tokenizer))
+    for _ in range(20):
+        speaker.take()
+    assert read == [33, 30, 29, 28, *[1] * 14]
+    assert speaker.ids[-20:] == [one] * 20
+
+
 def test_graph_data_names_what_the_edges_join(model: DreamingReasoningLLM) -> None:
     graph = model.generate("A cup", dreamer="engine", return_dreams=True, max_length=2)["graph_data"]
     names = {node["id"] for node in graph["nodes"]}
