@@ -251,11 +251,9 @@ COLUMNS: dict[str, dict[str, Any]] = {
 def main(words: list[str]) -> None:
     what, *rest = words
     rows = index() if what == "index" else facts(rest) if what == "facts" else matches(rest)
-    about = (
-        "one query at a time, in seconds of one core"
-        if what == "index"
-        else f"{SEEDS} seeds, 95 % intervals over seeds and questions"
-    )
+    seeds = SEEDS if what == "facts" else len({Run.open(Path(path)).settings.seed for path in rest})
+    intervals = f"{seeds} seeds, 95 % intervals over seeds and questions"
+    about = "one query at a time, in seconds of one core" if what == "index" else intervals
     command = f"python -m bench.retrieval {what}{' RUN…' if rest else ''}"
     write_table(f"retrieval-{what}", command, f"one shared core; {about}", COLUMNS[what], rows)
 

@@ -29,8 +29,8 @@ Part = Literal["thinking", "content"]
 Instead = Callable[[int, list[int]], list[int]]
 """What may come after a token that came where other ids were expected."""
 PATIENCE = 4
-"""With a draft: while hits and these are twice its misses at least, what is left of it is read again after a miss. To read
-several tokens at once costs a small student about twice as much as one."""
+"""With a draft: while hits and these are twice its misses at least, what is left of it is read again after a miss. To
+read several tokens at once costs a small student about twice as much as one."""
 
 
 @dataclass(frozen=True)
