@@ -21,7 +21,7 @@ def selecting(run: Run, store: TraceStore, others: bool = True) -> Generator[Non
         run.forget(STAGE)
     try:
         yield
-    except DistillError:
+    except (DistillError, OSError):
         with contextlib.suppress(DistillError):  # what is to be told is the first error
             if STAGE in records:
                 store.select(before)

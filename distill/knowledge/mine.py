@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from distill.cluster import open_cluster
 from distill.corpus.traces import Trace, TraceStore
-from distill.errors import BadInput, TeacherError
+from distill.errors import BadInput, DistillError, TeacherError
 from distill.events import Event, Listener, silent
 from distill.knowledge.graph import Tally, save_graph
 from distill.mining.thinking import dream_first, thought_aloud
@@ -100,7 +100,7 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
     if record is not None and not record.summary.get("failed"):
         listen(Event("mine", "done", "nothing changed: kept", data=record.summary))
         return record.summary
-    started = time.monotonic()
+    started, records = time.monotonic(), run.records()
     tally, counts = Tally(), Counts()
     with TraceStore(run.traces, readonly=True) as store:
         total = store.stats().responses
@@ -114,6 +114,9 @@ def mine(run: Run, listen: Listener = silent, force: bool = False) -> dict[str, 
                 raise
             listen(Event("mine", "warning", f"{record.summary['failed']} responses still wait for a miner: {error}"))
             return record.summary
+        except DistillError:  # the file that was there is there
+            run.keep(records)
+            raise
     graph = tally.graph(run.settings.mine.graph_nodes)
     summary = counts.summary(len(tally.phrases))
     if not summary["triplets"]:

@@ -102,7 +102,7 @@ class Client(ABC):
                 )
                 if not self.alone and not _is_busy(answer):
                     raise problem
-                if 0 < (told := _told_to_wait(answer)) <= patience:
+                if retries and 0 < (told := _told_to_wait(answer)) <= patience:
                     tries, patience = tries - 1, patience - told
                     time.sleep(told * random.uniform(1.0, 1.1))  # not all at the same moment
                     continue

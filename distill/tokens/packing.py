@@ -181,7 +181,8 @@ def pack(run: Run, listen: Listener = silent) -> dict[str, Any]:
         learned_retrieval(run, listen)
     with TraceStore(run.traces, readonly=True) as store, publish_folder(run.data) as folder:
         counts = _write(run, store, folder, listen)
-        described = json.dumps({"fingerprint": key, "counts": counts}, indent=2) + "\n"
+        asked = {"system": run.settings.capture.system, "steps": run.settings.mine.steps}
+        described = json.dumps({"fingerprint": key, "counts": counts, "made": asked}, indent=2) + "\n"
         (folder / "data.json").write_text(described, encoding="utf-8")
     return counts
 

@@ -75,7 +75,7 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
     record = None if force else run.fresh("start", start_settings(run))
     if record is not None and record.outputs:
         return run.start
-    if not force:
+    if not force and record is None:
         _check_goes_on(run)
     started = time.monotonic()
     source = teachers_source(run, listen)
@@ -83,6 +83,8 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
         listen(Event("train", "warning", f"the student begins from chance: {source}"))
         run.record("start", start_settings(run), {}, {"from": "chance", "reason": source}, 0.0)
         return None
+    if record is not None:  # its weights couldn't be read before
+        _check_goes_on(run)
     listen(Event("train", "note", f"the student begins as its teacher, {source.path.name}"))
     pack(run)
     start = make_start(run, source, listen)
@@ -106,8 +108,8 @@ def _check_goes_on(run: Run) -> None:
     now = {key: value for key, value in train_settings(run).items() if key not in FREE}
     run.check_same("train", now, {key: value for key, value in before.items() if key not in ("data", "start")})
     if (record := run.records().get("start")) is not None:
-        now = {"weights": run.settings.teacher.weights}
-        run.check_same("teacher", now, {key: record.settings.get(key) for key in now})
+        weights, was = run.settings.teacher.weights, str(record.settings.get("weights") or "")
+        run.check_same("teacher", {"weights": Path(weights).name}, {"weights": Path(was).name})  # it may have moved
 
 
 def begin_alike(run: Run) -> None:
