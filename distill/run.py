@@ -305,6 +305,11 @@ class Run:
             return None
         return record
 
+    def superseded(self, stage: str) -> bool:
+        """Whether an earlier stage has run again since that stage was done. Raises MissingStage."""
+        record = self.require(stage)
+        return record.fingerprint != self.fingerprint(stage, record.settings)
+
     def stale(self, stage: str) -> list[str]:
         """Why a finished stage would run again, as far as the run folder tells; empty where it is up to date.
 
@@ -316,7 +321,7 @@ class Run:
         # What tokenizing came to have later isn't recorded where it is as it was before.
         before = asdict(Settings().tokenize) if stage == "tokenize" else {}
         reasons = _changes({**before, **record.settings}, now.get(stage, {}), now, f"{stage}.")
-        if self.fingerprint(stage, record.settings) != record.fingerprint:
+        if self.superseded(stage):
             reasons.append("an earlier stage has run again")
         if stage in ("evaluate", "export") and (was := record.settings.get("sure", 1.0)) != self.settings.dreaming.sure:
             reasons.append(f"dreaming.sure was {was!r}, is {self.settings.dreaming.sure!r}")

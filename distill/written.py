@@ -21,6 +21,11 @@ def whole(text: str) -> str:
         raise ValueError(f"holds \\u{half:x}, half of a surrogate pair; write the whole character") from error
 
 
+def repaired(text: str) -> str:
+    """The same, half of a pair as U+FFFD, as in Go."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def compose(text: str, where: str) -> Any:
     """The YAML node at the root, None where there is none. Raises BadInput with the line; `where` names the text."""
     import yaml

@@ -435,9 +435,8 @@ def test_a_checked_draft_is_the_dream_that_is_decoded(model: DreamingReasoningLL
         assert {branch.provenance for branch in checked["dreams"]} == {"checked engine"}
 
 
-def test_what_was_expected_costs_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone, tokenizer, _ = parts()
-    whole = Parts(backbone, tokenizer, None)
+def passes_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each pass reads, from now on."""
     passes: list[int] = []
     append = Session.append
 
@@ -446,6 +445,13 @@ def test_what_was_expected_costs_no_pass(monkeypatch: pytest.MonkeyPatch) -> Non
         return append(self, ids, *how, **more)
 
     monkeypatch.setattr(Session, "append", counted)
+    return passes
+
+
+def test_what_was_expected_costs_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, tokenizer, _ = parts()
+    whole = Parts(backbone, tokenizer, None)
+    passes = passes_of(monkeypatch)
 
     def dreamt(expected: list[int] | None) -> tuple[list[int], list[float], int]:
         speaker = Speaker(Session(backbone, 1), Sampling(temperature=0))
@@ -476,14 +482,7 @@ def test_a_draft_that_nothing_comes_of_is_given_up(monkeypatch: pytest.MonkeyPat
     backbone, tokenizer, _ = parts()
     speaker, (one, other) = Speaker(Session(backbone, 1), Sampling(temperature=0)), map(int, tokenizer.image_ids[:2])
     speaker.read(prompt_ids(tokenizer, PROMPTS[1]))
-    read: list[int] = []
-    append = Session.append
-
-    def counted(self: Session, ids: torch.Tensor, *how: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        read.append(ids.shape[1])
-        return append(self, ids, *how, **more)
-
-    monkeypatch.setattr(Session, "append", counted)
+    read = passes_of(monkeypatch)
     monkeypatch.setattr(speaker, "peek", lambda: one)
     speaker.expect([one] * 3 + [other] * 30, instead(tokenizer))
     for _ in range(20):

@@ -63,14 +63,14 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
     states = speaker.read(ids)
     lanes = LiveLanes.on(sys.stdout) if asked.watch else None
 
-    def record(dreamt: Dreamt, seconds: float | None = None) -> DreamRecord:
+    def record(dreamt: Dreamt, seconds: float) -> DreamRecord:
         who = asked.dreamer if asked.dream is None else "given"
         return DreamRecord(
             prompt,
             who,
             dreamt.branches,
             dreamt.edges,
-            seconds=time.monotonic() - started if seconds is None else seconds,
+            seconds=seconds,
             pictures=asked.pictures,
             lenses=[*parts.tokenizer.lenses],
         )
@@ -78,7 +78,7 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
     def watch(branches: list[Branch]) -> None:
         for show in (asked.on_dream, lanes.draw if lanes else None):
             if show is not None:
-                show(record(Dreamt(branches=branches)))
+                show(record(Dreamt(branches=branches), time.monotonic() - started))
 
     find = _dreamt(parts, speaker, states, asked, watch if asked.on_dream or lanes else None)
     if asked.replace:

@@ -172,13 +172,12 @@ class DreamingReasoningLLM:
         Raises BadInput, one line, for whatever can't be done.
         """
         sampling = Sampling(max_length, temperature, top_k, top_p, seed)
-        drawn = dreamer is None and (picture is not None or painter) and self.parts.engine is not None
-        who = "engine" if drawn else dreamer  # which always dreams of something that can be shown
-        asked = check(self.parts, sampling, output_mode, who, guide, retrieve, bool(self.memory), dream, replace)
+        drawn, knows = picture is not None or bool(painter), bool(self.memory)
+        asked = check(self.parts, sampling, output_mode, dreamer, guide, retrieve, knows, dream, replace, drawn)
         spares = dreamer is None and picture is None and on_dream is None and not watch_dreams
         how = {"attention": attention, "watch": watch_dreams, "on_dream": on_dream, "spares": spares}
         asked = dataclasses.replace(asked, **how, explore=self._replies is not None and temperature > 0)
-        if picture is not None or painter:
+        if drawn:
             if dreamer == "none":
                 raise BadInput("picture: is of a dream, and dreamer='none' dreams nothing")
             asked = dataclasses.replace(asked, picture=canvas(picture, self.album, painter), painter=painter)

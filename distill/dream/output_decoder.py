@@ -144,9 +144,10 @@ class Speaker:
             _, self._logits = self._ahead.pop(0)
             self._hits += 1
         elif self._ahead and self._instead:
-            later, self._misses = self._instead(token, self._forget())[: self.room - 1], self._misses + 1
-            if self._hits + PATIENCE < 2 * self._misses:
-                later = []
+            expected, later = self._forget(), list[int]()
+            self._misses += 1
+            if self._hits + PATIENCE >= 2 * self._misses:
+                later = self._instead(token, expected)[: self.room - 1]
             now = self._come([token])
             self._read_ahead(torch.cat((now, now.new_tensor([later])), dim=1), later)
         else:

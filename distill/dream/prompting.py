@@ -68,8 +68,10 @@ def check(
     knows: bool,
     dream: str | None = None,
     replace: Mapping[int, str] | None = None,
+    drawn: bool = False,
 ) -> Asked:
-    """The arguments of `generate` with their defaults filled in. knows: there is a graph to retrieve from.
+    """The arguments of `generate` with their defaults filled in. knows: there is a graph to retrieve from. drawn: a
+    picture is wanted.
 
     Raises BadInput, naming the choices, for what there isn't or what doesn't go together.
     """
@@ -81,7 +83,7 @@ def check(
     if any(type(number) is not int for number in replace):
         raise BadInput(f"replace: {list(replace)} are no numbers of tokens; count them from 1")
     chosen = choice("output_mode", mode or parts.config.output_mode, OUTPUT_MODES)
-    who = choice("dreamer", dreamer or _usual(parts, chosen, guide), DREAMERS)
+    who = choice("dreamer", dreamer or _usual(parts, drawn or chosen != "text", guide), DREAMERS)
     how = choice("retrieve", retrieve, ("", *RETRIEVALS))
     if who in ("engine", "checked") and parts.engine is None:
         raise BadInput(
@@ -107,12 +109,13 @@ def check(
     return Asked(chosen, sampling, who, parse_guide(parts, guide) if guide else [], how, given, codes)
 
 
-def _usual(parts: Parts, mode: OutputMode, guide: str | None) -> Dreamer:
+def _usual(parts: Parts, shown: bool, guide: str | None) -> Dreamer:
     """Who dreams where nobody is named. An answer reads the dream that the backbone would write, as in Ollama, drafted
-    by the engine where there is one; what is guided, shown, or chosen among paths by a policy is the engine's own."""
+    by the engine where there is one; what is guided, shown (a backbone may dream of nothing), or chosen among paths by
+    a policy is the engine's own."""
     if parts.engine is None:
         return "backbone"
-    return "checked" if mode == "text" and not guide and parts.policy is None else "engine"
+    return "engine" if shown or guide or parts.policy is not None else "checked"
 
 
 def choice(name: str, value: str, choices: Sequence[Any]) -> Any:

@@ -26,6 +26,7 @@ from distill.teacher import room_for
 from distill.teacher.crew import AT_ONCE, Crew
 from distill.teacher.protocol import GenerateOptions, Teacher
 from distill.turns import transcript
+from distill.written import repaired
 
 VERSION = 1
 MANY_LOST = 0.1
@@ -225,7 +226,7 @@ def read(text: str) -> Verdict | None:
     if not isinstance(reason, str):
         return Verdict(choice)
     # Where `maxLength` ends it between the two escapes of one character, half of a pair is left.
-    return Verdict(choice, reason.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    return Verdict(choice, repaired(reason))
 
 
 def outcome_of(verdicts: Sequence[Verdict]) -> Outcome:

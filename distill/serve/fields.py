@@ -7,6 +7,7 @@ import re
 from typing import Any, NoReturn, cast
 
 from distill.errors import BadInput
+from distill.written import repaired
 
 
 class ApiError(Exception):
@@ -76,7 +77,7 @@ class Fields:
         return value
 
     def text(self, name: str) -> str:
-        return whole_text(self._get(name, str) or "")
+        return repaired(self._get(name, str) or "")
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._get(name, bool)
@@ -120,7 +121,7 @@ class Fields:
     def _text(self, name: str, i: int, value: object) -> str:
         if not isinstance(value, str):
             raise ApiError(400, f"{self.where}{name}[{i}]: {KINDS[type(value)]} instead of a string")
-        return whole_text(value)
+        return repaired(value)
 
     def files(self, name: str) -> list[bytes]:
         """An array of files in base64."""
@@ -140,11 +141,6 @@ def decoded(text: str, where: str) -> bytes:
         raise ApiError(400, f"{where}: is no base64 ({error})") from error
 
 
-def whole_text(text: str) -> str:
-    """Halves of surrogate pairs become U+FFFD, as in Go."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 FOREVER = math.inf
 
@@ -162,7 +158,7 @@ def seconds(value: object) -> float | None:
         sign, digits = (-1, value[1:]) if value.startswith("-") else (1, value)
         parts = re.findall(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)", digits)
         if digits != "0" and (not parts or "".join(map("".join, parts)) != digits):
-            raise ApiError(400, f'time: invalid duration "{whole_text(value)[:80]}"')
+            raise ApiError(400, f'time: invalid duration "{repaired(value)[:80]}"')
         value = sign * sum(float(number) * UNITS[unit] for number, unit in parts)
     return FOREVER if value < 0 or value > 1e9 else float(value)
 

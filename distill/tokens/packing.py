@@ -156,8 +156,7 @@ def pack(run: Run, listen: Listener = silent) -> dict[str, Any]:
 
     Raises BadInput where nothing is left to train on.
     """
-    made = {stage: run.require(stage) for stage in ("mine", "tokenize")}
-    if old := [stage for stage, done in made.items() if run.fingerprint(stage, done.settings) != done.fingerprint]:
+    if old := [stage for stage in ("mine", "tokenize") if run.superseded(stage)]:
         mends = " && ".join(f"dream {stage} {run.path}" for stage in old)
         text = f"an earlier stage has run again since {' and '.join(old)}: what is new has no dreams, or unfit tokens"
         listen(Event("pack", "warning", f"{text}; `{mends}` first"))

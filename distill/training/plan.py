@@ -41,6 +41,11 @@ def train_settings(run: Run) -> dict[str, Any]:
     return {**asdict(settings.train), **how, **longer}
 
 
+def fixed_settings(run: Run) -> dict[str, Any]:
+    """Those that no session of one training may change."""
+    return {key: value for key, value in train_settings(run).items() if key not in FREE}
+
+
 def data_fingerprint(run: Run) -> str:
     """Of the packed documents that a training reads."""
     return json.loads((run.data / "data.json").read_text(encoding="utf-8"))["fingerprint"]

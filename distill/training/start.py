@@ -34,7 +34,7 @@ from distill.tokens.packing import Documents, pack
 from distill.training import checkpoint
 from distill.training.batches import Batches
 from distill.training.mixture import Mixture
-from distill.training.plan import FREE, data_fingerprint, train_settings
+from distill.training.plan import data_fingerprint, fixed_settings
 
 VERSION = 4
 ABOUT = "start.json"
@@ -105,8 +105,9 @@ def _check_goes_on(run: Run) -> None:
     before = checkpoint.read_loop(found[-1]).settings
     if before.get("data") != data_fingerprint(run):  # then it is set aside
         return
-    now = {key: value for key, value in train_settings(run).items() if key not in FREE}
-    run.check_same("train", now, {key: value for key, value in before.items() if key not in ("data", "start")})
+    run.check_same(
+        "train", fixed_settings(run), {key: value for key, value in before.items() if key not in ("data", "start")}
+    )
     if (record := run.records().get("start")) is not None:
         weights, was = run.settings.teacher.weights, str(record.settings.get("weights") or "")
         run.check_same("teacher", {"weights": Path(weights).name}, {"weights": Path(was).name})  # it may have moved

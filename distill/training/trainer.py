@@ -36,14 +36,13 @@ from distill.training.mixture import Mixture
 from distill.training.muon import Muon
 from distill.training.plan import (
     CHANCE_LR,
-    FREE,
     INHERITED_LR,
     NEW_ROWS,
     check_settings,
     data_fingerprint,
+    fixed_settings,
     learning_rate,
     optimizer_for,
-    train_settings,
     unread,
 )
 from distill.training.start import is_inherited, started_at
@@ -119,7 +118,7 @@ class Trainer:
         self.features = Features.of(run, self.tokenizer, self.device, listen) if settings.match else None
 
     def _fixed(self) -> dict[str, Any]:
-        settings = {key: value for key, value in train_settings(self.run).items() if key not in FREE}
+        settings = fixed_settings(self.run)
         settings["data"] = data_fingerprint(self.run)
         start = started_at(self.run)
         settings["start"] = sha256_file(start / "model.safetensors") if start else None
