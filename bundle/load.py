@@ -44,6 +44,10 @@ class Answer:
     dream_text: str
 
 
+def unheard(note: str) -> None:
+    """Takes notes for whoever needs none."""
+
+
 @dataclass(frozen=True)
 class Student:
     """A student in memory. `system` is said before every conversation that has no system message of its own.
@@ -115,16 +119,18 @@ class Student:
         max_tokens: int = 256,
         seed: int = 0,
         dream: Dream | None = None,
+        note: Callable[[str], None] = unheard,
     ) -> Iterator[tuple[Part, str]]:
         """The next turn as it comes: pieces of the dream ("thinking"), then of the answer ("content"), which has
         `max_tokens` at most.
 
         dream: read in the place of one of its own; the answer is drawn as after its own, so that it differs by the
-        dream alone. Raises BadInput where even the last question alone doesn't fit the context.
+        dream alone. note: gets a line on whatever was left out or cut. Raises BadInput where even the last question
+        alone doesn't fit the context.
         """
         if dream is not None:
             sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
-            yield from self._answer_to(self.prompt_ids(messages, None), with_steps(dream), sampling)
+            yield from self._answer_to(self.prompt_ids(messages, None, note=note), with_steps(dream), sampling, note)
             return
         # A turn of its own that is gone on with has had its dream.
         dreams = think is not False and messages[-1]["role"] != "assistant"
@@ -134,9 +140,11 @@ class Student:
             if is_sure(self.model, self.prompt_ids(messages, False), *how):
                 think, dreams = False, False
         splitter, sampling = Splitter(self.tokenizer), {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        for token in self._tokens(self.prompt_ids(messages, think), dreams, max_tokens, seed=seed, **sampling):
+        ids, token = self.prompt_ids(messages, think, note=note), self.tokenizer.eos_id
+        for token in self._tokens(ids, dreams, max_tokens, seed=seed, **sampling):
             if piece := splitter.push(token):
                 yield piece
+        self._cut(token, note)
 
     def answer(self, prompt: str, **how: Any) -> Answer:
         """Dream and answer to one question, whole. how: as in `chat`."""
@@ -146,10 +154,15 @@ class Student:
         return Answer(said["content"], said["thinking"])
 
     def prompt_ids(
-        self, messages: Sequence[Message], think: bool | None, context: int = 0, whole: bool = False
+        self,
+        messages: Sequence[Message],
+        think: bool | None,
+        context: int = 0,
+        whole: bool = False,
+        note: Callable[[str], None] = unheard,
     ) -> list[int]:
         """Ids of a conversation; the oldest turns are left out where all don't fit the context (0: the model's), but
-        for `whole`."""
+        for `whole`. note: gets a line on those."""
         head: list[Message] = [message for message in messages[:1] if message["role"] == "system"]
         turns = list(messages[len(head) :])
         if not head and self.system:
@@ -166,9 +179,14 @@ class Student:
 
         last = asked if asked >= 0 else len(turns) - 1  # the question stays, whatever was begun to say to it
         starts = [*range(0, last, 2), last]  # a question goes with its answer
-        return ids(starts[bisect_left(starts[:-1], True, key=fits)])
+        if left := starts[bisect_left(starts[:-1], True, key=fits)]:
+            size = context or self.model.config.context
+            note(f"the first {left} messages are left out: all don't fit a context of {size} tokens")
+        return ids(left)
 
-    def _answer_to(self, prompt: list[int], dream: Dream | None, sampling: Sampling) -> Iterator[tuple[Part, str]]:
+    def _answer_to(
+        self, prompt: list[int], dream: Dream | None, sampling: Sampling, note: Callable[[str], None]
+    ) -> Iterator[tuple[Part, str]]:
         """A given dream, and the answer to a prompt's ids from it."""
         speaker = Speaker(Session(self.model, 1), sampling)
         speaker.read(prompt)
@@ -178,6 +196,12 @@ class Student:
             yield "thinking", self.editor.text(dream)
         for piece in OutputDecoder.text(speaker, self.tokenizer, sampling.max_tokens):
             yield "content", piece
+        self._cut(speaker.peek(), note)
+
+    def _cut(self, last: int, note: Callable[[str], None]) -> None:
+        """Say so where an answer whose last token this is didn't end by itself."""
+        if last != self.tokenizer.eos_id:
+            note("cut: it didn't end within its tokens, or within the context")
 
     def _tokens(self, ids: list[int], dreams: bool, max_tokens: int, **sampling: Any) -> Iterator[int]:
         """Up to `max_tokens` of the answer; those of the dream and its tags come besides."""

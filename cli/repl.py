@@ -43,6 +43,7 @@ class Chat:
 
     dream: the last turn's, as text; what is answered again keeps the turn's seed. feedback: the file that keeps what is
     said of answers, None where nothing learns from it. recall: puts after a prompt what is known of it, by a seed.
+    notes: what was left out or cut in the last turn.
     """
 
     student: "Student"
@@ -56,6 +57,7 @@ class Chat:
     dream: str = ""
     feedback: Path | None = None
     recall: Callable[[str, int], str] = lambda prompt, _seed: prompt
+    notes: list[str] = field(default_factory=list[str])
 
     def pieces(self, prompt: str) -> Iterator[Piece]:
         """Ask; yields what comes as it comes. The turn joins the history once it is complete."""
@@ -73,7 +75,8 @@ class Chat:
     def _turn(self, before: "list[Message]", turn: "Message", seed: int, **given: Any) -> Iterator[Piece]:
         said: dict[Part, str] = {"thinking": "", "content": ""}
         how: dict[str, Any] = {"think": self.think, "temperature": self.temperature, "max_tokens": self.max_tokens}
-        for kind, text in self.student.chat([*before, turn], **how, seed=seed, **given):
+        self.notes = []
+        for kind, text in self.student.chat([*before, turn], **how, seed=seed, note=self.notes.append, **given):
             said[kind] += text
             yield kind, text
         # The dream of a turn is not part of what the next turn sees.
@@ -177,7 +180,7 @@ def converse(chat: Chat) -> None:
 
 
 def show(chat: Chat, pieces: Iterable[Piece]) -> None:
-    """Print one answer, with its dream in grey above it if dreams are on."""
+    """Print one answer, with its dream in grey above it if dreams are on; on stderr, what was left out or cut."""
     if not chat.stream:
         pieces = list(together(pieces).items())
     last, started = "", False
@@ -194,3 +197,5 @@ def show(chat: Chat, pieces: Iterable[Piece]) -> None:
             click.echo(click.style(text, dim=True) if kind == "thinking" else text, nl=False)
     if started:
         click.echo()
+    for note in chat.notes:
+        click.echo(click.style(f"({note})", dim=True), err=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -689,6 +690,33 @@ def test_tokens_asked_for_are_of_the_answer_alone(published: Path) -> None:
         assert bool(one.dream_text) == think
         assert one.text
         assert three.text.startswith(one.text)
+
+
+def test_what_was_cut_or_left_out_is_noted(published: Path) -> None:
+    student = load_student(published)
+    question = {"role": "user", "content": PROMPTS[0]}
+    greedy: dict[str, Any] = {"temperature": 0.0, "think": False}
+
+    def noted(turns: list[Any], **how: Any) -> tuple[str, list[str]]:
+        notes: list[str] = []
+        return pieces_of(student.chat(turns, **greedy, **how, note=notes.append))["content"], notes
+
+    cut = "cut: it didn't end within its tokens, or within the context"
+    assert noted([question], max_tokens=2)[1] == [cut]
+    assert noted([question], max_tokens=2, dream={})[1] == [cut]
+    turns = [question, {"role": "assistant", "content": "word " * 100}] * 3
+    left = f"the first 6 messages are left out: all don't fit a context of {student.model.config.context} tokens"
+    assert noted([*turns, question], max_tokens=2)[1][0] == left
+    mute = deepcopy(student.model)  # whose every answer ends at once
+    ids = torch.tensor([student.prompt_ids([question], False)])
+    states = [mute.hidden(ids)[0, -1], mute.hidden(torch.cat((ids, ids[:, -1:]), 1))[0, -1]]
+    mute.lm_head = torch.nn.Linear(mute.config.hidden, mute.config.vocab_size, bias=False)
+    mute.lm_head.weight.data.zero_()[student.tokenizer.eos_id] = sum(states)
+    notes: list[str] = []
+    for how in ({}, {"dream": {}}):
+        pieces = replace(student, model=mute).chat([question], **greedy, max_tokens=2, note=notes.append, **how)
+        assert pieces_of(pieces)["content"] == ""
+    assert notes == []
 
 
 def split(tokenizer: StudentTokenizer, ids: list[int]) -> tuple[dict[str, str], Splitter]:

@@ -798,9 +798,12 @@ class Parrot:
         self.asked: list[tuple[list[dict[str, str]], dict[str, object]]] = []
 
     def chat(self, messages, **options):  # type: ignore[no-untyped-def]
+        note = options.pop("note")
         self.asked.append((list(messages), options))
         pieces: list[Piece] = [("thinking", "\n⟨causal⟩"), ("thinking", "⟨a ball⟩\n")] if options["think"] else []
         yield from [*pieces, ("content", "you said "), ("content", messages[-1]["content"])]
+        if messages[-1]["content"] == "four":
+            note("cut: enough")
 
 
 def test_chat_remembers_until_reset(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -811,7 +814,7 @@ def test_chat_remembers_until_reset(capsys: pytest.CaptureFixture[str], monkeypa
     parrot = Parrot()
     converse(Chat(parrot))
     out, err = capsys.readouterr()
-    assert err == "Error: /good: only a run keeps feedback, and a bundle is none\n"
+    assert err == "(cut: enough)\nError: /good: only a run keeps feedback, and a bundle is none\n"
     assert [[message["content"] for message in messages] for messages, _ in parrot.asked] == [
         ["one"],
         ["one", "you said one", "two"],

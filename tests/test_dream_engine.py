@@ -39,9 +39,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 @pytest.fixture(scope="module")
 def engine() -> DreamEngine:
     """Untrained, but for paths that end somewhere instead of at once or never."""
-    engine = DreamEngine.new(DreamingConfig(), HIDDEN, some_codebook(), seed=3).eval()
+    engine = DreamEngine.new(DreamingConfig(), HIDDEN, some_codebook(), seed=3, width=256).eval()
     with torch.no_grad():
-        engine.generator.more.weight.copy_(draw(1, 256, seed=4) / 16)
+        engine.generator.more.weight.copy_(draw(1, engine.width, seed=4) / engine.width**0.5)
         engine.generator.more.bias.fill_(0.5)
     return engine.requires_grad_(False)
 
@@ -128,7 +128,7 @@ def test_a_path_ends_before_its_first_step_that_is_unlikely() -> None:
 def test_steps_that_no_path_lives_to_are_spared_and_change_nothing(states: tuple[Tensor, Tensor]) -> None:
     engine = DreamEngine.new(DreamingConfig(), HIDDEN, some_codebook(), seed=0).eval()
     lengths: set[int] = set()
-    for bias in (-9.0, -0.4, -0.2, 0.0, 0.2, 9.0):
+    for bias in (-9.0, -0.6, -0.5, -0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 9.0):
         engine.generator.more.bias.data.fill_(bias)
         with torch.inference_mode():
             whole, spared = engine(*states), engine(*states, whole=False)
@@ -343,6 +343,23 @@ def test_an_engine_comes_back_from_disk_as_it_was(
         assert torch.equal(again(*states).reasoned.scores, engine(*states).reasoned.scores)
 
 
+def test_an_engine_is_as_wide_as_what_it_drafts_for() -> None:
+    engines = [DreamEngine.new(DreamingConfig(), hidden, some_codebook(), seed=0) for hidden in (32, 150, 576)]
+    assert [engine.width for engine in engines] == [128, 144, 256]
+    assert engines[0].generator.offsets.shape == (S, 128)
+    assert sum(p.numel() for p in engines[0].generator.parameters()) * 3 < sum(
+        p.numel() for p in engines[2].generator.parameters()
+    )
+
+
+def test_an_engine_whose_file_names_no_width_is_of_that_which_all_had(tmp_path: Path) -> None:
+    DreamEngine.new(DreamingConfig(), HIDDEN, some_codebook(), seed=0, width=256).save(tmp_path)
+    about = json.loads((tmp_path / "engine.json").read_text(encoding="utf-8"))
+    assert about.pop("width") == 256
+    (tmp_path / "engine.json").write_text(json.dumps(about), encoding="utf-8")
+    assert DreamEngine.load(tmp_path, some_codebook(), HIDDEN).width == 256
+
+
 def test_new_engines_are_the_same_for_the_same_seed_and_leave_the_random_numbers_alone() -> None:
     before = torch.random.get_rng_state()
     a, b, c = (DreamEngine.new(DreamingConfig(), HIDDEN, some_codebook(), seed) for seed in (1, 1, 2))
@@ -396,7 +413,7 @@ def test_an_engine_knows_its_codebook_and_its_backbone(engine: DreamEngine, tmp_
 
 def test_tokens_are_all_that_passes_from_step_to_step_and_to_the_graph(engine: DreamEngine) -> None:
     """The graph is given centroids only: it says the same of any dream with the same codes."""
-    encoded = Encoded(F.normalize(draw(1, 3, D), dim=-1), draw(1, 6, 256), torch.ones(1, 6, dtype=torch.bool))
+    encoded = Encoded(F.normalize(draw(1, 3, D), dim=-1), draw(1, 6, engine.width), torch.ones(1, 6, dtype=torch.bool))
     dreams = engine.generator(encoded)
     centroids = torch.from_numpy(some_codebook().centroids)
     table = engine.reasoner(centroids[dreams.codes()], dreams.live(), encoded.triplet)

@@ -60,6 +60,6 @@ def chat(
         click.echo("Ask something; /help lists the commands.", err=True)
         converse(talk)
     elif as_json:
-        emit_json({"prompt": prompt, **together(talk.pieces(asked))})
+        emit_json({"prompt": prompt, **together(talk.pieces(asked)), "notes": talk.notes})
     else:
         show(talk, talk.pieces(asked))

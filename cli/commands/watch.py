@@ -112,6 +112,8 @@ def watch(
         lanes.finish(dreamed.pop())
     click.echo("" if as_json else "\n", nl=False)
     viewer = model.get_dream_viewer()
+    if viewer.records and viewer.records[-1].cut and not as_json:
+        click.echo(f"(cut: it didn't end within {max_tokens} tokens, or within the context)", err=True)
     if lanes is not None:
         lanes.words(viewer.records[-1])
     for path in exports:

@@ -57,11 +57,13 @@ class Session:
         self.real = None if self.real is None else self.real[:, : self.end]
 
     @torch.inference_mode()
-    def append(self, ids: Tensor, real: Tensor | None = None, last: bool = False) -> tuple[Tensor, Tensor]:
+    def append(
+        self, ids: Tensor, real: Tensor | None = None, last: bool = False, every: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Read ids (B, T) after all before: their last hidden states (B, T, D), and logits (B, V) after the last.
 
         real (B, T) bool: False where a row has no token (padding goes to the left; its states mean nothing).
-        last: give the last token's states alone, (B, 1, D), which is quicker.
+        last: give the last token's states alone, (B, 1, D), which is quicker. every: logits (B · T, V) after each.
         Raises BadInput where a row would outgrow the model's context.
         """
         config, weights = self.model.config, self.weights
@@ -91,7 +93,7 @@ class Session:
                 x, mixed = (part.view(rows, count, -1)[:, -1] for part in (x, mixed))
             x = weights.finish(block, x, mixed)
         states = weights.states(x).view(rows, -1, config.hidden)
-        return states, torch.mm(states[:, -1], weights.head)
+        return states, torch.mm(states.flatten(0, 1) if every else states[:, -1], weights.head)
 
     def _note(self, count: int, real: Tensor | None) -> None:
         """Write down which of the next columns hold a token."""

@@ -22,7 +22,7 @@ from distill.backbone.model import Backbone
 from distill.config import DreamingConfig
 from distill.dream.generator import DreamGenerator, Dreams
 from distill.dream.graph_reasoner import DreamGraphReasoner, Reasoned
-from distill.dream.input_tokenizer import Encoded, InputTokenizer
+from distill.dream.input_tokenizer import WIDTH, Encoded, InputTokenizer, width_for
 from distill.dream.output_decoder import OutputDecoder
 from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.mining.triplets import LENSES
@@ -44,25 +44,26 @@ class Drafted:
 
 
 class DreamEngine(nn.Module):
-    """hidden: H, of the backbone it reads. Raises BadInput for a codebook without image tokens."""
+    """hidden: H, of the backbone it reads. width: W; 0 is `width_for` it. Raises BadInput for a codebook without image
+    tokens."""
 
-    def __init__(self, config: DreamingConfig, hidden: int, codebook: Codebook) -> None:
+    def __init__(self, config: DreamingConfig, hidden: int, codebook: Codebook, width: int = 0) -> None:
         super().__init__()
-        self.config, self.hidden = config, hidden
+        self.config, self.hidden, self.width = config, hidden, width or width_for(hidden)
         self.codes, self.codebook = len(codebook), codebook_digest(codebook)
         centroids = torch.from_numpy(codebook.centroids)
         dim = centroids.shape[-1]
-        self.input_tokenizer = InputTokenizer(hidden, dim)
-        self.generator = DreamGenerator(config, centroids, dim)
+        self.input_tokenizer = InputTokenizer(hidden, dim, self.width)
+        self.generator = DreamGenerator(config, centroids, dim, self.width)
         self.reasoner = DreamGraphReasoner(dim, hops=config.graph_reasoning_hops)
         self.decoder = OutputDecoder(dim)
 
     @classmethod
-    def new(cls, config: DreamingConfig, hidden: int, codebook: Codebook, seed: int) -> "DreamEngine":
+    def new(cls, config: DreamingConfig, hidden: int, codebook: Codebook, seed: int, width: int = 0) -> "DreamEngine":
         """Untrained, the same for the same seed; the process's own random numbers stay as they were."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(config, hidden, codebook)
+            return cls(config, hidden, codebook, width)
 
     def forward(
         self,
@@ -91,6 +92,7 @@ class DreamEngine(nn.Module):
             "format": FORMAT,
             "config": asdict(self.config),
             "hidden": self.hidden,
+            "width": self.width,
             "codes": self.codes,
             "codebook": self.codebook,
             "sha256": hashlib.sha256(data).hexdigest(),
@@ -117,7 +119,7 @@ class DreamEngine(nn.Module):
                 f"{hidden}; use the one it came with, or run `dream train --phase all` again"
             )
         try:
-            engine = cls.new(DreamingConfig(**about["config"]), hidden, codebook, seed=0)
+            engine = cls.new(DreamingConfig(**about["config"]), hidden, codebook, 0, about.get("width", WIDTH))
             engine.load_state_dict(weights)
         except (TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[-1].strip()

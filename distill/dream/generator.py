@@ -22,8 +22,9 @@ from distill.errors import BadInput
 from distill.mining.triplets import LENSES
 
 EXPERTS = len(LENSES)
-NARROW = 128
-"""Of a role's vector between a state and a token: whole maps from one to the other would be half of all weights."""
+NARROWER = 2
+"""Than a state, a role's vector between a state and a token: whole maps from one to the other would be half of all
+weights."""
 FIRST_SCALE, MAX_SCALE = 20.0, 100.0
 """Of the cosines that become logits; learned, and clamped as in CLIP (Radford et al. 2021, arXiv:2103.00020)."""
 SURE = 1e4
@@ -113,7 +114,8 @@ class DreamGenerator(nn.Module):
         self.register_buffer("centroids", F.normalize(centroids.float(), dim=-1), persistent=False)
         self.offsets = nn.Parameter(torch.empty(self.paths, width))
         self.step_embeddings = nn.Parameter(torch.randn(self.steps, width) * 0.1)
-        self.read_token, self.read_roles = nn.Linear(dim, NARROW), nn.Linear(len(ROLES) * NARROW, width)
+        narrow = width // NARROWER
+        self.read_token, self.read_roles = nn.Linear(dim, narrow), nn.Linear(len(ROLES) * narrow, width)
         self.gate = nn.Linear(width, EXPERTS)
         self.memory_keys, self.memory_values = nn.Linear(width, width), nn.Linear(width, width)
         self.look_norm = nn.LayerNorm(width)
@@ -125,7 +127,7 @@ class DreamGenerator(nn.Module):
         self.input_norm = nn.LayerNorm(width)
         self.transitions = ExpertTransitions(width, EXPERTS)
         self.slot_norm = nn.LayerNorm(width)
-        self.say_roles, self.say_token = nn.Linear(width, len(ROLES) * NARROW), nn.Linear(NARROW, dim)
+        self.say_roles, self.say_token = nn.Linear(width, len(ROLES) * narrow), nn.Linear(narrow, dim)
         self.more = nn.Linear(width, 1)
         self.log_scale = nn.Parameter(torch.tensor(FIRST_SCALE).log())
         self._start(width)

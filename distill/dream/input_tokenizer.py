@@ -17,7 +17,8 @@ from distill.backbone.model import rotate
 from distill.dream.record import ROLES
 from distill.errors import BadInput
 
-WIDTH = 256
+WIDTH, LEAST_WIDTH = 256, 128
+"""Of all that the engine keeps of a place or a path: as wide as the backbone that it reads, between these."""
 HEADS = 8
 LAYERS = 1
 
@@ -29,6 +30,11 @@ class Encoded:
     triplet: Tensor
     memory: Tensor
     real: Tensor
+
+
+def width_for(hidden: int) -> int:
+    """W for a backbone of this hidden size: what drafts for a small student must not take longer than the student."""
+    return min(max(hidden - hidden % (2 * HEADS), LEAST_WIDTH), WIDTH)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -256,7 +256,8 @@ class DreamingReasoningLLM:
 
     def _finish(self, dreaming: Dreaming, answer: str, asked: Asked) -> DreamRecord:
         """The whole record, given to those who collect dreams."""
-        record = dataclasses.replace(dreaming.record, answer=answer)
+        cut = asked.mode != "image" and dreaming.speaker.peek() != self.parts.tokenizer.eos_id
+        record = dataclasses.replace(dreaming.record, answer=answer, cut=cut)
         if self._replies is not None and asked.mode != "image":
             self._replies.note(dreaming, dreaming.record.prompt if asked.prompt is None else asked.prompt)
         if asked.attention and answer and record.read:

@@ -7,7 +7,7 @@ import codecs
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,17 @@ class Sampling:
     seed: int = 0
 
 
+class _Place(NamedTuple):
+    """After one of the ids that were read ahead: logits (1, V), the grammar's state (1,), what is drawn there, and the
+    probability of that."""
+
+    id: int
+    logits: Tensor
+    state: Tensor
+    drawn: int
+    probability: float
+
+
 class Speaker:
     """Draws one token after another from a session of one row: those that `stream` draws for the same seed.
 
@@ -62,13 +73,15 @@ class Speaker:
         self._drawn = 0
         self.ids: list[int] = []
         """All that was read."""
-        self._ahead: list[tuple[int, Tensor]] = []
+        self._ahead: list[_Place] = []
+        self._found: _Place | None = None
         self._instead: Instead | None = None
         self._hits = self._misses = 0
 
     def obey(self, grammar: Grammar) -> None:
         """From here on, what is drawn is held to a grammar; what is read counts as if it had been drawn."""
-        self._grammar, self._next = grammar, None
+        self._forget()
+        self._grammar, self._next, self._found = grammar, None, None
         self._states.fill_(grammar.start)
 
     def read(self, ids: Sequence[int], last: bool = False, as_drawn: bool = False) -> Tensor:
@@ -87,20 +100,38 @@ class Speaker:
         a token and compare is to accept the guess with the probability that it has."""
         self._instead, self._hits, self._misses = instead, 0, 0
         if ids := ids[: self.room]:
+            self.peek()
             self._read_ahead(torch.tensor([ids], device=self.session.model.cos.device), ids)
 
     def _read_ahead(self, tokens: Tensor, ids: Sequence[int]) -> None:
-        """Read tokens (1, T) of which the last, `ids`, may not come."""
-        states, _ = self.session.append(tokens)
-        first = tokens.shape[1] - len(ids)
-        logits = list(torch.mm(states[0, max(first - 1, 0) :], self.session.weights.head).split(1))
-        if first:
-            self._logits = logits.pop(0)
-        self._ahead = list(zip(ids, logits, strict=True))
+        """Read tokens (1, T), of which the last, `ids`, may not come: what is drawn after each is found out at once."""
+        _, logits = self.session.append(tokens, every=True)
+        came, state = tokens.shape[1] - len(ids), self._states
+        states = [state] * came
+        for column in range(came, tokens.shape[1]):
+            state = state if self._grammar is None else self._grammar.advance(state, tokens[:, column])
+            states.append(state)
+        drawn = self._draw(logits, torch.cat(states))
+        sure = logits.float().softmax(-1).gather(1, drawn.unsqueeze(1)).squeeze(1)
+        read: list[int] = tokens[0].tolist()
+        self._ahead = list(map(_Place, read, logits.split(1), states, drawn.tolist(), sure.tolist()))
+        for _ in range(came):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """To the next of the places that were found out."""
+        self._found, self._next = self._ahead.pop(0), None
+        self._logits, self._states = self._found.logits, self._found.state
+
+    def _draw(self, logits: Tensor, states: Tensor) -> Tensor:
+        """(T,) of logits (T, V): what comes at these places, which follow each other."""
+        drawn = slice(self._drawn, self._drawn + len(logits))
+        uniform = None if self._uniforms is None else self._uniforms[0, drawn, None].to(logits.device)
+        return self.sampler.choose(self._grammar.mask(logits, states) if self._grammar else logits, uniform)
 
     def _forget(self) -> list[int]:
         """What was read ahead, now unread."""
-        ids = [id for id, _ in self._ahead]
+        ids = [place.id for place in self._ahead]
         self.session.forget(len(ids))
         self._ahead = []
         return ids
@@ -111,7 +142,7 @@ class Speaker:
         if self._grammar is not None:
             for column in range(len(ids)):
                 self._states = self._grammar.advance(self._states, tokens[:, column])
-        self._next = None
+        self._next = self._found = None
         self.ids += ids
         return tokens
 
@@ -124,24 +155,23 @@ class Speaker:
         """The token that comes next."""
         if self._next is None:
             assert self._logits is not None, "nothing was read yet"
-            drawn = slice(self._drawn, self._drawn + 1)
-            uniform = None if self._uniforms is None else self._uniforms[:, drawn].to(self._logits.device)
-            logits = self._grammar.mask(self._logits, self._states) if self._grammar else self._logits
-            self._next = int(self.sampler.choose(logits, uniform))
+            self._next = self._found.drawn if self._found else int(self._draw(self._logits, self._states))
             self._drawn += 1
         return self._next
 
     def probability(self, token: int) -> float:
         """Of a token to come next, at temperature 1, among all that there are: the grammar aside."""
+        if self._found and token == self._found.drawn:
+            return self._found.probability
         assert self._logits is not None, "nothing was read yet"
         return float(self._logits[0].float().softmax(-1)[token])
 
     def take(self) -> int:
         """The token that comes next; now it is read."""
         token = self.peek()
-        if self._ahead and self._ahead[0][0] == token:
-            self._come([token])
-            _, self._logits = self._ahead.pop(0)
+        if self._ahead and self._ahead[0].id == token:
+            self.ids.append(token)
+            self._go_on()
             self._hits += 1
         elif self._ahead and self._instead:
             expected, later = self._forget(), list[int]()

@@ -90,6 +90,7 @@ class DreamRecord:
 
     dreamer: who dreamed; "given" where a user wrote the dream. words: of the answer, where its attention was noted.
     pictures: those that were asked about, small, as base64 of JPEGs. lenses: in the order that the backbone reads.
+    cut: the answer didn't end by itself.
     """
 
     prompt: str
@@ -101,6 +102,7 @@ class DreamRecord:
     words: list[Word] = field(default_factory=list[Word])
     pictures: list[str] = field(default_factory=list[str])
     lenses: list[str] = field(default_factory=lambda: [*LENSES])
+    cut: bool = False
 
     @property
     def lanes(self) -> list[tuple[int, Branch]]:
