@@ -143,6 +143,27 @@ def test_steps_that_no_path_lives_to_are_spared_and_change_nothing(states: tuple
     assert {1, T} < lengths, "some end between"
 
 
+@pytest.mark.parametrize("width", [128, 256])
+def test_a_guess_is_the_generators_dream(width: int) -> None:
+    """The tables and folded norms of one prompt's draft, beside the generator itself; norms that aren't new."""
+    engine = DreamEngine.new(DreamingConfig(), HIDDEN, some_codebook(), seed=5, width=width).eval()
+    for i, part in enumerate(engine.modules()):
+        if isinstance(part, torch.nn.LayerNorm):
+            part.weight.data, part.bias.data = 1 + draw(len(part.bias), seed=i) / 4, draw(len(part.bias), seed=-i) / 4
+    engine.generator.more.weight.data.copy_(draw(1, width, seed=1) / width**0.5)
+    lengths: set[int] = set()
+    for seed, bias in enumerate((-9.0, *np.linspace(-0.9, 0.9, 13), 9.0)):
+        engine.eval().generator.more.bias.data.fill_(float(bias))
+        states = draw(1, PROMPT, HIDDEN, seed=seed)
+        with torch.inference_mode():
+            dreams = engine(states, None).dreams
+        sizes = dreams.live()[0].sum(-1).tolist()
+        whole = [path[:size] for path, size in zip(dreams.codes()[0].tolist(), sizes, strict=True)]
+        assert [[list(step) for step in path] for path in engine.guess(states)] == whole
+        lengths.update(sizes)
+    assert {0, T} < lengths, "some end between"
+
+
 def test_a_prompt_dreams_the_same_in_any_company(engine: DreamEngine, states: tuple[Tensor, Tensor]) -> None:
     together = engine(*states).dreams
     for row, length in enumerate(states[1].sum(1).tolist()):

@@ -63,16 +63,6 @@ def instead(tokenizer: StudentTokenizer) -> Instead:
 
 
 @torch.inference_mode()
-def guess(parts: Parts, states: Tensor) -> Dream:
-    """The first path of each lens that the engine dreams of a prompt's states (1, P, H); its graph isn't asked."""
-    engine = parts.engine
-    assert engine is not None
-    dreams: Dreams = engine.generator(engine.input_tokenizer(states.float(), None), whole=False)
-    found = zip(LENSES, dreams.codes()[0].tolist(), dreams.live()[0].sum(-1).tolist(), strict=False)
-    return {lens: [(what, action, result) for what, action, result in path[:size]] for lens, path, size in found}
-
-
-@torch.inference_mode()
 def draft(
     parts: Parts,
     states: Tensor,

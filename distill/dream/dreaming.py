@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from torch import Tensor
 
 from distill.backbone.session import Session
-from distill.dream.dreamers import Dreamt, Watch, Written, decode, decode_guided, draft, guess, instead, read_dream
+from distill.dream.dreamers import Dreamt, Watch, Written, decode, decode_guided, draft, instead, read_dream
 from distill.dream.output_decoder import Speaker, is_sure
 from distill.dream.pretrained import Parts
 from distill.dream.prompting import Asked, image_words
@@ -20,6 +20,7 @@ from distill.dream.record import Branch, DreamRecord
 from distill.dream.view.lanes import LiveLanes
 from distill.errors import BadInput
 from distill.knowledge.retrieval import Labels
+from distill.mining.triplets import LENSES
 from distill.tokens.chat import Dream, dream_ids, prompt_ids, think_ids, with_context, with_steps
 
 DREAM_ROOM = 96
@@ -136,7 +137,10 @@ def _dreamt(parts: Parts, speaker: Speaker, states: Tensor, asked: Asked, watch:
         return partial(read_dream, parts, decode_guided(parts, speaker, asked.guide, watch), states, "guided backbone")
     source = "backbone"
     if asked.dreamer == "checked":
-        speaker.expect(think_ids(parts.tokenizer, guess(parts, states)), instead(parts.tokenizer))
+        assert parts.engine is not None
+        # The first path of each lens.
+        guessed: Dream = dict(zip(LENSES, parts.engine.guess(states.float()), strict=False))
+        speaker.expect(think_ids(parts.tokenizer, guessed), instead(parts.tokenizer))
         source = "checked engine"
     return partial(read_dream, parts, decode(parts, speaker, watch), states, source)
 

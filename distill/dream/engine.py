@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from distill.backbone.model import Backbone
 from distill.config import DreamingConfig
+from distill.dream.drafter import Drafter
 from distill.dream.generator import DreamGenerator, Dreams
 from distill.dream.graph_reasoner import DreamGraphReasoner, Reasoned
 from distill.dream.input_tokenizer import WIDTH, Encoded, InputTokenizer, width_for
@@ -27,7 +28,7 @@ from distill.dream.output_decoder import OutputDecoder
 from distill.errors import BadInput, CorruptFile, RunMismatch
 from distill.mining.triplets import LENSES
 from distill.run import write_atomic
-from distill.tokens.chat import Dream
+from distill.tokens.chat import Dream, Triple
 from distill.tokens.image_tokens import Codebook
 
 WEIGHTS, ABOUT = "engine.safetensors", "engine.json"
@@ -57,6 +58,7 @@ class DreamEngine(nn.Module):
         self.generator = DreamGenerator(config, centroids, dim, self.width)
         self.reasoner = DreamGraphReasoner(dim, hops=config.graph_reasoning_hops)
         self.decoder = OutputDecoder(dim)
+        self._drafter: Drafter | None = None
 
     @classmethod
     def new(cls, config: DreamingConfig, hidden: int, codebook: Codebook, seed: int, width: int = 0) -> "DreamEngine":
@@ -83,6 +85,18 @@ class DreamEngine(nn.Module):
         dreams: Dreams = self.generator(encoded, guide, on_step, whole)
         reasoned = self.reasoner(dreams.quantized(), dreams.live(), encoded.triplet)
         return Drafted(dreams, reasoned, encoded)
+
+    def train(self, mode: bool = True) -> "DreamEngine":
+        self._drafter = None  # weights are about to change, or have changed
+        return super().train(mode)
+
+    @torch.inference_mode()
+    def guess(self, states: Tensor) -> list[list[Triple]]:
+        """The steps of each path that it dreams of one prompt's states (1, P, H); the graph isn't asked. Once that was
+        done, its weights must stay until `train` or `eval` is called."""
+        if self._drafter is None or self._drafter.places.device != states.device:
+            self._drafter = Drafter(self.generator)
+        return self._drafter(self.input_tokenizer(states, None))
 
     def save(self, folder: Path) -> None:
         """Write engine.safetensors (float32) and engine.json, which names the codebook that it was trained with."""

@@ -158,7 +158,7 @@ class DreamGenerator(nn.Module):
         if guide is not None:
             triplet = torch.cat((self.centroids[guide].expand(len(triplet), -1, -1), triplet[:, len(guide) :]), 1)
         batch = len(triplet)
-        start = self._read(triplet.unsqueeze(1))  # (B, 1, W)
+        start = self.read(triplet.unsqueeze(1))  # (B, 1, W)
         state = (start + self.offsets).tanh()
         gates = self.gate(start + self.offsets).softmax(-1)
         keys, values = (split_heads(f(encoded.memory), HEADS) for f in (self.memory_keys, self.memory_values))
@@ -172,7 +172,7 @@ class DreamGenerator(nn.Module):
             x = self._look_around(fed + state + places[t], keys, values, seen)
             state = self.transitions(self.input_norm(x + self.feed(x)), state, gates)
             steps.append(self._speak(state, codes, guide if t == 0 else None))
-            fed = self._read(steps[-1][3])
+            fed = self.read(steps[-1][3])
             if on_step is not None:
                 on_step(t, self._dreams(steps, gates))
             lives = lives & (steps[-1][2] > 0)
@@ -181,7 +181,7 @@ class DreamGenerator(nn.Module):
                 break
         return self._dreams(steps, gates)
 
-    def _read(self, tokens: Tensor) -> Tensor:
+    def read(self, tokens: Tensor) -> Tensor:
         """(B, S, 3, D) → (B, S, W)."""
         return self.read_roles(self.read_token(tokens).flatten(2))
 

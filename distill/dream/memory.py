@@ -15,6 +15,7 @@ from distill.run import sha256_file
 
 REMEDY = "name another graph; `dream mine --force` writes a run's anew"
 """Where a graph can't be read."""
+NO_GRAPH = "there is no knowledge graph; give a run that has one (`dream mine` makes it) or its bundle, or retrieve nothing"
 
 
 class Memory:
@@ -50,7 +51,7 @@ class Memory:
     def _settled(self) -> Retriever:
         graph = self.graph()
         if graph is None:
-            raise BadInput("there is no knowledge graph; open one with `remember(path)`")
+            raise BadInput(NO_GRAPH)
         return Retriever(graph)
 
     @property

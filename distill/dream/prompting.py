@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.dream.editor import image_phrases
+from distill.dream.memory import NO_GRAPH
 from distill.dream.output_decoder import Sampling
 from distill.dream.pretrained import Parts
 from distill.dream.record import DREAMERS, Dreamer, DreamRecord
@@ -102,7 +103,7 @@ def check(
     if sampling.max_tokens < 1:
         raise BadInput(f"max_length={sampling.max_tokens}: must be at least 1")
     if how and not knows:
-        raise BadInput(f"retrieve={how!r}: there is no knowledge graph; open one with `remember(path)`")
+        raise BadInput(f"retrieve={how!r}: {NO_GRAPH}")
     codes = parts.editor.replacements(replace)
     if given is not None and codes:
         given, codes = parts.editor.replaced(given, codes), {}

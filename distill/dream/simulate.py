@@ -3,7 +3,8 @@
 A rollout takes facts from the knowledge graph, dreams and answers. The first takes the graph's likeliest facts, the
 others draw theirs; each draws its own dream. Scores are from 0 to 1:
 
-likelihood  of its answer's tokens after its facts and its dream, the geometric mean of their probabilities
+likelihood  of its answer's tokens after its facts and its dream, the geometric mean of their probabilities; the token
+            that ends it counts too, where it came to an end
 agreement   with the other answers: words in common, 2·|a ∩ b| / (|a| + |b|), the mean over the others
 support     share of its dream's steps that the graph knows
 
@@ -78,7 +79,8 @@ class Simulation:
         return told | {"branches": branches}
 
     def lines(self, number: int) -> list[str]:
-        """What is told of a branch: its scores, its facts, the steps of its dream and which of them are known."""
+        """What is told of a branch: its scores, whether its answer was cut, its facts, the steps of its dream and which
+        of them are known."""
         one = self.rollouts[number]
         shares = {"likelihood": one.likelihood, "agreement": one.agreement, "support": one.support}
         told = ", ".join(f"{name} {'–' if share is None else f'{share:.2f}'}" for name, share in shares.items())
@@ -89,7 +91,8 @@ class Simulation:
             for step in one.steps
         ]
         head = f"{mark} branch {number + 1}, {one.score:.2f} ({told}): {one.record.answer.strip()}"
-        return [head, f"facts: {facts}", *(dream or ["no dream"])]
+        cut = ["cut: it didn't end within its tokens, or within the context"] if one.record.cut else []
+        return [head, *cut, f"facts: {facts}", *(dream or ["no dream"])]
 
 
 def simulate(
@@ -152,8 +155,11 @@ def _likelihood(model: DreamingReasoningLLM, read: str, record: DreamRecord) -> 
     parts = model.parts
     dream = parts.editor.written(record.dream)
     context = [*prompt_ids(parts.tokenizer, read, system=parts.system), *think_ids(parts.tokenizer, dream)]
-    answer = parts.tokenizer.encode(record.answer)[: parts.model.config.context + 1 - len(context)]
-    return float(np.exp(log_likelihood(parts.model, [context], [answer])[0].mean())) if answer else 0.0
+    if not (answer := parts.tokenizer.encode(record.answer)):
+        return 0.0
+    answer += [] if record.cut else [parts.tokenizer.eos_id]
+    answer = answer[: parts.model.config.context + 1 - len(context)]
+    return float(np.exp(log_likelihood(parts.model, [context], [answer])[0].mean()))
 
 
 def _alike(one: Counter[str], other: Counter[str]) -> float:
