@@ -91,10 +91,10 @@ def _reference(model: Backbone) -> Callable[[Tensor, int], list[list[int]]]:
     return write
 
 
-def bench_dreams(watch: Stopwatch, model: DreamingReasoningLLM, prompt: str = QUESTION) -> BenchResult:
-    """Seconds from a prompt to the answer's first token, greedily: with no dream, an engine's, the backbone's own, and
-    that drafted by the engine, each as long as its weights make it. Raises BadInput where it has no engine, or a prompt
-    doesn't fit its context."""
+def bench_dreams(watch: Stopwatch, model: DreamingReasoningLLM, prompts: Sequence[str] = (QUESTION,)) -> BenchResult:
+    """Seconds from a prompt to the answer's first token, greedily, mean of the prompts: with no dream, an engine's, the
+    backbone's own, and that drafted by the engine, each as long as its weights make it. Raises BadInput where it has no
+    engine, or a prompt doesn't fit its context."""
     parts = model.parts
     if parts.engine is None:
         raise BadInput("bench: this student has no dream engine; train one (`dream train --phase all`)")
@@ -106,11 +106,14 @@ def bench_dreams(watch: Stopwatch, model: DreamingReasoningLLM, prompt: str = QU
     }
 
     def first(dreamer: str) -> None:
-        next(model.generate(prompt, stream=True, max_length=1, temperature=0.0, dreamer=dreamer), None)
+        for prompt in prompts:
+            next(model.generate(prompt, stream=True, max_length=1, temperature=0.0, dreamer=dreamer), None)
 
     jobs = {f"first token, {name}": partial(first, dreamer) for name, dreamer in names.items()}
-    seconds = watch.seconds(jobs, "bench dreams", str(parts.device))
+    taken = watch.seconds(jobs, "bench dreams", str(parts.device))
+    seconds = {name: [each / len(prompts) for each in rounds] for name, rounds in taken.items()}
     settings = {
+        "prompts": len(prompts),
         "parameters": count_parameters(parts.model),
         "engine_parameters": count_parameters(parts.engine),
         "paths": parts.config.num_dream_sequences,

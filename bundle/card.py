@@ -30,7 +30,7 @@ transformers:
 
     tokenizer = AutoTokenizer.from_pretrained(".")
     model = AutoModelForCausalLM.from_pretrained(".")
-    chat = [{{"role": "user", "content": "{question}"}}]
+    chat = [{{"role": "user", "content": {question}}}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     print(tokenizer.decode(model.generate(**inputs, max_new_tokens=128)[0]))
 
@@ -113,7 +113,7 @@ def render_card(
         name=fitting_name(manifest.name),
         teacher=teacher,
         folder="" if source.get("importable", True) else FOLDER,
-        question=question.replace("\\", "\\\\").replace('"', '\\"'),
+        question=json.dumps(question, ensure_ascii=False),
         facts="\n".join(f"- {key}: {value}" for key, value in facts.items() if value),
         evaluation=markdown_table(table) if table else "It was not evaluated.",
         context=config.context,

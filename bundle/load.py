@@ -18,7 +18,7 @@ from distill.dream.output_decoder import OutputDecoder, Part, Sampling, Speaker,
 from distill.errors import BadInput, MissingStage
 from distill.events import Listener, silent
 from distill.run import Run
-from distill.student.grammar import DreamGrammar, dream_size, longest_path
+from distill.student.grammar import HEAD, ROOM, DreamGrammar, dream_size, longest_path, reply_room
 from distill.student.made_with import made_with
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import PICTURE, Dream, Message, picture_ids, render, think_ids, with_context, with_steps
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from distill.dream.model import DreamingReasoningLLM
     from distill.vision.codebook import PictureCodebook
     from distill.vision.pictures import Picture
-
-HEAD = 3
-"""Tokens around a dream that `dream_size` leaves out: `<think>` with its line break, and the last one's."""
-ROOM = 32
-"""Tokens of the context that a long conversation leaves for the answer; older turns are forgotten for it."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +156,8 @@ class Student:
         whole: bool = False,
         note: Callable[[str], None] = unheard,
     ) -> list[int]:
-        """Ids of a conversation; the oldest turns are left out where all don't fit the context (0: the model's), but
-        for `whole`. note: gets a line on those."""
+        """Ids of a conversation; the oldest turns are left out where all don't fit the context (0: the model's) beside
+        a dream and the beginning of an answer, but for `whole`. note: gets a line on those."""
         head: list[Message] = [message for message in messages[:1] if message["role"] == "system"]
         turns = list(messages[len(head) :])
         if not head and self.system:
@@ -171,16 +166,19 @@ class Student:
         if self.pictures and asked >= 0:
             turns[asked] = {**turns[asked], "content": PICTURE * len(self.pictures) + turns[asked]["content"]}
 
+        size = context or self.model.config.context
+        dreams = think is not False and messages[-1]["role"] != "assistant"
+        room = max(ROOM, min(reply_room(self.steps, dreams), size // 2))  # half of a small context is for what was said
+
         def ids(start: int) -> list[int]:
             return picture_ids(self.tokenizer, render([*head, *turns[start:]], think), self.pictures)
 
         def fits(start: int) -> bool:
-            return whole or len(ids(start)) + ROOM <= (context or self.model.config.context)
+            return whole or len(ids(start)) + room <= size
 
         last = asked if asked >= 0 else len(turns) - 1  # the question stays, whatever was begun to say to it
         starts = [*range(0, last, 2), last]  # a question goes with its answer
         if left := starts[bisect_left(starts[:-1], True, key=fits)]:
-            size = context or self.model.config.context
             note(f"the first {left} messages are left out: all don't fit a context of {size} tokens")
         return ids(left)
 

@@ -34,14 +34,15 @@ def push(
     host, quantize, force: as `install` takes them, which is how the model comes into Ollama first.
     public: of a new repository of the hub, which is private otherwise; Ollama's are always public.
     dry_run: say what would be sent, and send nothing.
-    Returns to, files (name → bytes), bytes, license, and url where something was sent. Raises BadInput, CorruptFile,
-    DistillError (refused by the hub, or unreachable), and what `install` raises.
+    Returns to, files (name → bytes, before Ollama quantizes them), bytes, license, quantize where it does, and url
+    where something was sent. Raises BadInput, CorruptFile, DistillError (refused by the hub, or unreachable), and what
+    `install` raises.
     """
     place, name = next(((kind, to[len(kind) :]) for kind in (HUB, OLLAMA) if to.startswith(kind)), ("", to))
     if not place or not OWNED.fullmatch(name) or (place == HUB and ":" in name):
         raise BadInput(f"{to}: give hf:USER/NAME or ollama:USER/NAME[:TAG]")
-    if place == HUB and (host or quantize):
-        raise BadInput(f"{to}: --host and --quantize are of ollama:USER/NAME alone")
+    if place == HUB and (host or quantize or force):
+        raise BadInput(f"{to}: --host, --quantize and --force are of ollama:USER/NAME alone")
     if place == OLLAMA and public:
         raise BadInput(f"{to}: --public is of hf:USER/NAME alone; what ollama.com gets is public always")
     manifest = read_manifest(bundle_dir)
@@ -57,6 +58,7 @@ def push(
             Event("push", "note", "nobody says which licence its weights are under; find out before others see them")
         )
     result: dict[str, Any] = {"to": to, "files": files, "bytes": sum(files.values()), "license": str(license)}
+    result |= {"quantize": quantize} if quantize else {}
     if dry_run:
         return {**result, "sent": False}
     listen(Event("push", "start", f"{manifest.name} to {to}"))

@@ -144,13 +144,20 @@ def _fail(message: str, code: int = 1) -> NoReturn:
 
 
 def _interrupted(args: list[str], code: int) -> NoReturn:
-    """Ctrl-C, or SIGTERM: every stage keeps what it finished, so the same command, less --force, goes on."""
+    """Ctrl-C, or SIGTERM: every stage keeps what it finished, so the same command, less --force, goes on. Learning from
+    feedback keeps nothing before its end."""
     from cli.output import command_line
 
     again = command_line(*(arg for arg in args if arg != "--force"))
-    resumes = args and args[0] in (*STAGES, *RESUMED)
-    rest = " What --force hadn't come to stays as it was." if "--force" in args else ""
-    _fail(f"\nStopped. Nothing is lost; `{again}` goes on from here.{rest}" if resumes else "\nStopped.", code)
+    if not args or args[0] not in (*STAGES, *RESUMED):
+        text = ""
+    elif args[0] == "learn" and not any(arg.startswith(("--from", "--follow")) for arg in args):
+        text = f" The student is as it was; `{command_line(*args)}` begins anew."
+    elif "--force" in args:
+        text = f" `{again}` goes on from here; what --force hadn't come to stays as it was, and needs it again."
+    else:
+        text = f" Nothing is lost; `{again}` goes on from here."
+    _fail(f"\nStopped.{text}", code)
 
 
 def _open_closed() -> None:

@@ -41,9 +41,10 @@ HELP = """\
 class Chat:
     """A conversation and how it is held. `seed` grows by one a turn, so that a session can be repeated.
 
-    dream: the last turn's, as text; what is answered again keeps the turn's seed. feedback: the file that keeps what is
-    said of answers, None where nothing learns from it. recall: puts after a prompt what is known of it, by a seed.
-    notes: what was left out or cut in the last turn.
+    dream: the last turn's, as text; what is answered again keeps the turn's seed. cut: its answer didn't end by itself.
+    stopped: an answer was begun since, and is forgotten. feedback: the file that keeps what is said of answers, None
+    where nothing learns from it. recall: puts after a prompt what is known of it, by a seed. notes: what was left out
+    or cut in the last turn.
     """
 
     student: "Student"
@@ -55,6 +56,8 @@ class Chat:
     seed: int = 0
     messages: "list[Message]" = field(default_factory=list[Any])
     dream: str = ""
+    cut: bool = False
+    stopped: bool = False
     feedback: Path | None = None
     recall: Callable[[str, int], str] = lambda prompt, _seed: prompt
     notes: list[str] = field(default_factory=list[str])
@@ -77,11 +80,13 @@ class Chat:
         how: dict[str, Any] = {"think": self.think, "temperature": self.temperature, "max_tokens": self.max_tokens}
         self.notes = []
         for kind, text in self.student.chat([*before, turn], **how, seed=seed, note=self.notes.append, **given):
+            self.stopped = True  # until it is whole
             said[kind] += text
             yield kind, text
         # The dream of a turn is not part of what the next turn sees.
         answer: Message = {"role": "assistant", "content": said["content"].strip()}
-        self.messages, self.dream = [*before, turn, answer], said["thinking"]
+        self.messages, self.dream, self.stopped = [*before, turn, answer], said["thinking"], False
+        self.cut = any(note.startswith("cut:") for note in self.notes)
 
     def command(self, line: str) -> str | Iterator[Piece] | None:
         """Carry out a /command; what to say of it, an answer, or None to leave. Raises BadInput."""
@@ -115,11 +120,13 @@ class Chat:
             raise BadInput(f"/{verdict}: only a run keeps feedback, and a bundle is none")
         if not self.messages:
             raise BadInput(f"/{verdict}: nothing was answered yet")
+        if self.stopped:
+            raise BadInput(f"/{verdict}: the last answer was stopped, and is forgotten; ask again")
         if (verdict == "better") != bool(better):
             raise BadInput("/better: say what it should have said" if not better else f"/{verdict} takes nothing more")
         system: list[Message] = [{"role": "system", "content": self.student.system}] if self.student.system else []
         answer = self.messages[-1]["content"]
-        keep(self.feedback, Feedback([*system, *self.messages[:-1]], self.dream, answer, verdict, better))
+        keep(self.feedback, Feedback([*system, *self.messages[:-1]], self.dream, answer, verdict, better, self.cut))
         return f"kept; `dream learn {self.feedback.parent}` learns from it"
 
     def _numbered(self) -> str:

@@ -153,9 +153,9 @@ def test_a_saved_student_is_measured(run: Run, tmp_path: Path, monkeypatch: pyte
     with pytest.warns(UserWarning, match="untrained"):
         model = DreamingReasoningLLM(seed=3, device="cpu")
     model.save_pretrained(tmp_path / "student")
-    code, out, err = run("dreams", tmp_path / "student", "--repeat", 1, "--prompt", "Why?")
+    code, out, err = run("dreams", tmp_path / "student", "--repeat", 1, "--prompt", "Why?", "--prompt", "How?")
     assert code == 0, err
-    for words in ("engine's dream", "backbone's dream", "ratio", "paths 4, steps 5"):
+    for words in ("engine's dream", "backbone's dream", "ratio", "prompts 2", "paths 4, steps 5"):
         assert words in out
     student = SimpleNamespace(model=model.parts.model, name="small")
     monkeypatch.setattr("bundle.load.load_student", lambda path: student)
@@ -169,7 +169,7 @@ def test_benches_refuse_what_they_cannot_measure(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="untrained"):
         student = DreamingReasoningLLM(seed=3, device="cpu")
     with pytest.raises(BadInput, match="context"):
-        bench_dreams(Stopwatch(1, 0), student, prompt="word " * 5000)
+        bench_dreams(Stopwatch(1, 0), student, ["word " * 5000])
     student.parts.engine = None
     with pytest.raises(BadInput, match="no dream engine"):
         bench_dreams(Stopwatch(1, 0), student)

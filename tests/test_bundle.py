@@ -1,5 +1,6 @@
 """A bundle in its three worlds: transformers, llama.cpp and ourselves give the same ids and the same answers."""
 
+import ast
 import json
 import shutil
 from copy import deepcopy
@@ -37,6 +38,7 @@ from distill.dream.output_decoder import Splitter
 from distill.errors import BadInput, CorruptFile, MissingStage, ParityError, RunMismatch
 from distill.events import Event
 from distill.run import Run, sha256_file
+from distill.student.grammar import dream_size
 from distill.teacher.licenses import License
 from distill.teacher.llama_cpp import LlamaCpp
 from distill.teacher.protocol import TeacherInfo
@@ -570,9 +572,9 @@ def test_inherited_weights_carry_their_licence(published: Path) -> None:
     assert read_manifest(published).provenance["license"]["name"] == "apache-2.0"
 
 
-def card_of(license: License, architecture: str = "llama", **provenance: Any) -> str:
+def card_of(license: License, architecture: str = "llama", asked: str = "", **provenance: Any) -> str:
     about = {"teacher": {"name": "t", "is_model": True}, **provenance, "license": license.to_json()}
-    manifest = Manifest("tiny", "f16", {}, about, [])
+    manifest = Manifest("tiny", "f16", {}, about, [asked] if asked else [])
     sizes: dict[str, Any] = {
         "vocab_size": 64,
         "hidden": 8,
@@ -588,6 +590,12 @@ def card_of(license: License, architecture: str = "llama", **provenance: Any) ->
 def test_the_card_names_the_architecture() -> None:
     for kind, name in (("llama", "Llama"), ("qwen2", "Qwen2"), ("qwen3", "Qwen3")):
         assert f"1 × 8 ({name} architecture)" in card_of(License(), kind)
+
+
+@pytest.mark.parametrize("asked", ['Sum up:\n"a\tball" \\ falls', "Ein Ball fällt 🙂\u2028Was dann?", "{a}"])
+def test_the_cards_example_is_python_whatever_is_asked(asked: str) -> None:
+    (line,) = (line for line in card_of(License(), asked=asked).split("\n") if line.startswith("    chat = "))
+    assert ast.literal_eval(line.partition(" = ")[2]) == [{"role": "user", "content": asked}]
 
 
 def test_the_card_tells_unknown_terms_odd_ones_and_a_beginning_from_chance() -> None:
@@ -758,6 +766,20 @@ def test_half_a_character_at_the_end_is_dropped(tokenizer: StudentTokenizer) -> 
     ids = tokenizer.encode("fine 🙂")
     assert len(ids) > 3
     assert split(tokenizer, ids[:-1])[0]["content"] == "fine"
+
+
+def test_a_long_conversation_leaves_room_for_an_answer_after_a_dream(student: Student) -> None:
+    messages: list[Any] = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "It falls."}] * 20
+    context, question = student.model.config.context, [{"role": "user", "content": "And then?"}]
+    alone = student.prompt_ids(question, None)
+    turn = len(student.prompt_ids([*messages[:2], *question], None)) - len(alone)
+    for think, room in ((None, 3 + dream_size(student.steps) + 32), (True, 101), (False, 32)):
+        left = context - len(student.prompt_ids([*messages, *question], think))
+        assert room <= left < room + turn, think
+    begun = [*question, {"role": "assistant", "content": "It"}]
+    assert context - len(student.prompt_ids([*messages, *begun], None)) < 32 + turn, "its dream is written already"
+    small = student.prompt_ids([*messages, *question], None, 110)
+    assert len(alone) < len(small) <= 55, "half of a small context is for what was said before"
 
 
 def test_a_long_conversation_forgets_its_oldest_turns(student: Student) -> None:

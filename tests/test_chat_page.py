@@ -97,6 +97,10 @@ def test_what_is_said_of_answers_is_kept_as_a_chat_keeps_it(app: Starlette, kept
     assert post(app, "/feedback", said("better", odd)).status_code == 200
     wanted.append(Feedback(turns, DREAM, ANSWER, "better", odd))
     assert read_feedback(kept) == wanted, "a line break of Unicode is none of a file's"
+    for reason in ("length", "stop"):
+        assert post(app, "/feedback", said("good", done_reason=reason)).status_code == 200
+        wanted.append(Feedback(turns, DREAM, ANSWER, "good", cut=reason == "length"))
+    assert read_feedback(kept) == wanted
     wrong: list[tuple[dict[str, Any], int, str]] = [
         (said("fine"), 400, "'fine' is none of good, bad, better"),
         (said("better", " "), 400, "better is empty"),
@@ -222,6 +226,15 @@ def test_what_it_should_have_said_and_dropped_steps(browser: Browser, app: Starl
         assert page.errors == []
 
 
+def test_what_is_left_out_is_told(browser: Browser, app: Starlette) -> None:
+    with listening(app) as url:
+        page = opened(browser, url)
+        ask(page, "the ball " * 300)
+        (told,) = texts(page, ".reply .facts")
+        assert re.search(r" s.*; the first \d+ tokens, with any system message, are left out: ", told)
+        assert page.errors == []
+
+
 def test_a_verdict_is_kept_with_what_the_answer_was_told(browser: Browser, app: Starlette, kept: Path) -> None:
     """An earlier answer that was written anew since was not there when it was said."""
     kept.unlink(missing_ok=True)
@@ -230,11 +243,13 @@ def test_a_verdict_is_kept_with_what_the_answer_was_told(browser: Browser, app: 
         ask(page)
         ask(page, "And then?")
         page.eval("turns[0].replies[0].answer = 'Another.'")  # as a changed dream's may be
+        page.eval("turns[1].replies[0].ended.done_reason = 'length'")
         page.click(".turn:last-child .actions button")
         page.wait("!!document.querySelector('.actions [aria-pressed=true]')")
         (line,) = read_feedback(kept)
         turns = [*ASKED, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": "And then?"}]
         assert line.messages == [{"role": "system", "content": "Be brief."}, *turns]
+        assert line.cut
         assert page.errors == []
 
 

@@ -27,6 +27,7 @@ from distill.config import Settings
 from distill.documented import documented_yaml
 from distill.errors import BadInput
 from distill.events import Event, Listener
+from distill.learning.feedback import FEEDBACK, read_feedback
 from distill.run import Run
 from distill.settings import load_settings
 from distill.shipped import shipped
@@ -496,9 +497,12 @@ def test_interrupt_names_the_command_that_goes_on(call, monkeypatch: pytest.Monk
     monkeypatch.setattr(entry.dream, "invoke", interrupted)
     code, out, err = call("train", "my run", "--force", "--set", "seed=1")
     assert (code, out) == (130, "")
-    stopped = "Stopped. Nothing is lost; `dream train 'my run' --set seed=1` goes on from here."
-    assert err.strip() == f"{stopped} What --force hadn't come to stays as it was."
-    assert call("train", "my run", "--set", "seed=1")[2].strip() == stopped
+    on = "`dream train 'my run' --set seed=1` goes on from here"
+    assert err.strip() == f"Stopped. {on}; what --force hadn't come to stays as it was, and needs it again."
+    assert call("train", "my run", "--set", "seed=1")[2].strip() == f"Stopped. Nothing is lost; {on}."
+    assert "Nothing is lost; " in call("learn", "x", "--from", "new.jsonl")[2]
+    anew = "Stopped. The student is as it was; `dream learn x --force` begins anew."
+    assert call("learn", "x", "--force")[2].strip() == anew, "feedback is kept when all of it is learned"
 
 
 def test_commands_to_paste_are_called_as_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -879,9 +883,11 @@ def test_chat_answers_again_from_a_changed_dream(
 
 
 def test_chat_survives_ctrl_c_and_what_is_too_long(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stopped(Parrot):
+        system = ""
+
         def chat(self, messages, **options):  # type: ignore[no-untyped-def]
             if len(messages[-1]["content"]) > 5:
                 raise BadInput("no room")
@@ -889,14 +895,17 @@ def test_chat_survives_ctrl_c_and_what_is_too_long(
             if messages[-1]["content"] == "stop":
                 raise KeyboardInterrupt
 
-    lines = iter(["stop", "far too long", "go", "/quit"])
+    lines = iter(["stop", "far too long", "go", "far too long", "/good", "stop", "/bad", "on", "/bad", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
-    chat = Chat(Stopped())
+    chat = Chat(Stopped(), feedback=tmp_path / FEEDBACK)
     converse(chat)
-    assert [message["content"] for message in chat.messages] == ["go", "half"]
-    err = capsys.readouterr().err
-    assert "forgotten" in err
-    assert err.endswith("Error: no room\n")
+    assert [message["content"] for message in chat.messages] == ["go", "half", "on", "half"]
+    stopped, room, _, again, other = filter(None, capsys.readouterr().err.splitlines())
+    assert stopped == again == "(stopped; this turn is forgotten)"
+    assert room == "Error: no room"
+    assert other == "Error: /bad: the last answer was stopped, and is forgotten; ask again"
+    kept = read_feedback(tmp_path / FEEDBACK)
+    assert [(line.messages[-1]["content"], line.verdict) for line in kept] == [("go", "good"), ("on", "bad")]
 
 
 def test_stage_commands_report_and_skip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

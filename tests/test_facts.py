@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.ablation_run import small_world
 from support.disturbed import WANTED, disturb
+from support.gone_on import went_on
 from support.small_student import enlarge
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -313,6 +314,32 @@ def test_new_facts_are_learned_and_taken_back(world: Run, tmp_path: Path) -> Non
         undone = CliRunner().invoke(dream, ["learn", str(run.path), "--undo", "--json"])
         assert json.loads(undone.stdout)["deleted"] == 1
     assert (checkpoint.best(run) / "model.safetensors").read_bytes() == before
+
+
+def test_facts_under_rewards_are_not_taken_back(world: Run, tmp_path: Path) -> None:
+    run = of(world, tmp_path / "run")
+    went_on(run, "facts", **{"from": checkpoint.best(run).name})
+    went_on(run, "reward")
+    before = checkpoint.list_checkpoints(run)
+    refused = CliRunner().invoke(dream, ["learn", str(run.path), "--undo"])
+    assert isinstance(refused.exception, RunMismatch)
+    assert "learned by rewards, the work of `dream reward`" in str(refused.exception)
+    assert checkpoint.list_checkpoints(run) == before
+    for stage, left in (("reward", before[:-1]), ("learn", before[:-2])):
+        undone = CliRunner().invoke(dream, [stage, str(run.path), "--undo", "--json"])
+        assert json.loads(undone.stdout)["deleted"] == 1
+        assert checkpoint.list_checkpoints(run) == left
+
+
+def test_what_is_learned_is_not_told_as_held_out_and_what_does_not_fit_is_told(world: Run, tmp_path: Path) -> None:
+    run, source = of(world, tmp_path / "run"), new_file(tmp_path / "new.jsonl", size=3, held_out=0)
+    with source.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": "so " * 2000, "answer": "It is long.", "held_out": False}) + "\n")
+    heard: list[Event] = []
+    summary = learn_facts(run, heard.append, source=source, epochs=1, keeping=Keeping(memory=20), measure=2)
+    assert (summary["answers"], summary["held_out"]) == (3, 0)
+    (warning,) = [event.message for event in heard if event.kind == "warning"]
+    assert warning.startswith("1 new prompts fill the context of")
 
 
 def test_what_began_as_another_model_learns_gently_though_its_start_is_gone(

@@ -388,15 +388,22 @@ def test_the_likelihood_of_a_branch_is_the_backbones_own(world: Path) -> None:
     from distill.tokens.chat import prompt_ids, think_ids
 
     model = load_dreaming(world)
-    (one,) = simulate(model, PROMPT, 1, max_length=6, seed=2).rollouts
     parts = model.parts
-    read = prompt_ids(parts.tokenizer, PROMPT, system=parts.system)
-    read = [*read, *think_ids(parts.tokenizer, parts.editor.written(one.record.dream))]
-    answer = parts.tokenizer.encode(one.record.answer)
-    with torch.inference_mode():
-        logits = parts.model(torch.tensor([[*read, *answer]])).double().log_softmax(-1)[0]
-    nats = [float(logits[len(read) + i - 1, token]) for i, token in enumerate(answer)]
-    assert one.likelihood == pytest.approx(math.exp(np.mean(nats)), rel=1e-3)
+    asked = prompt_ids(parts.tokenizer, PROMPT, system=parts.system)
+    cut = simulate(model, PROMPT, 1, max_length=6, seed=2)
+    wild: dict[str, Any] = {"max_length": 80, "temperature": 5.0, "top_k": 0, "top_p": 1.0}
+    drawn = (simulate(model, PROMPT, 1, seed=seed, **wild) for seed in range(11, 40))
+    ended = next(found for found in drawn if not found.rollouts[0].record.cut)
+    for found, end in ((cut, []), (ended, [parts.tokenizer.eos_id])):
+        (one,) = found.rollouts
+        read = [*asked, *think_ids(parts.tokenizer, parts.editor.written(one.record.dream))]
+        answer = parts.tokenizer.encode(one.record.answer) + end
+        with torch.inference_mode():
+            logits = parts.model(torch.tensor([[*read, *answer]])).double().log_softmax(-1)[0]
+        nats = [float(logits[len(read) + i - 1, token]) for i, token in enumerate(answer)]
+        assert one.likelihood == pytest.approx(math.exp(np.mean(nats)), rel=1e-3)
+        told = "cut: it didn't end within its tokens, or within the context" in found.lines(0)
+        assert told != bool(end), "a branch that was cut is told"
     with pytest.raises(BadInput, match="branches=0"):
         simulate(model, PROMPT, 0)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import ollama
 import pytest
 import torch
+from click.testing import CliRunner
 from support.fake_ollama import FakeOllama, Reply, Request, engine, error, reply, serve
 from support.small_student import ANSWER, DREAM, dreaming_model, small_model, small_tokenizer
 
@@ -22,6 +23,7 @@ from bundle.load import Student, load_student
 from bundle.manifest import read_manifest, write_manifest
 from bundle.push import push
 from bundle.verify import verify
+from cli import main as entry
 from distill.config import ExportSettings
 from distill.errors import BadInput, CorruptFile, DistillError, TeacherError, TeacherUnavailable
 from distill.events import Event
@@ -277,6 +279,9 @@ def test_what_the_hub_refuses_is_one_line(copy: Path, hub: Hub, monkeypatch: pyt
     for wrong in ("ada/tiny", "hf:tiny", "hf:ada/tiny:1", "ollama:tiny"):
         with pytest.raises(BadInput, match="hf:USER/NAME"):
             push(copy, wrong)
+    for how in ({"force": True}, {"quantize": "q8_0"}, {"host": "http://127.0.0.1:9"}):
+        with pytest.raises(BadInput, match=r"--host, --quantize and --force are of ollama:USER/NAME alone"):
+            push(copy, "hf:ada/tiny", **how)
     (copy / "model.gguf").write_bytes(b"no GGUF")
     with pytest.raises(CorruptFile, match=r"model\.gguf"):
         push(copy, "hf:ada/tiny")
@@ -287,6 +292,12 @@ def test_ollama_pushes_what_was_installed_under_that_name(published: Path, serve
     events: list[Event] = []
     dry = push(published, "ollama:ada/tiny", dry_run=True)
     assert dry["files"] == {"model.gguf": (published / "model.gguf").stat().st_size}
+    assert "quantize" not in dry
+    smaller = push(published, "ollama:ada/tiny", quantize="q8_0", dry_run=True)
+    assert smaller == {**dry, "quantize": "q8_0"}, "of what size it will be is known to Ollama alone"
+    how = ("--quantize", "q8_0", "--dry-run")
+    told = CliRunner().invoke(entry.dream, ["push", str(published), "ollama:ada/tiny", *how])
+    assert "MB before Ollama makes it q8_0\n" in told.output
     done = push(published, "ollama:ada/tiny", host=server.url, listen=events.append)
     assert done["url"] == "https://ollama.com/ada/tiny"
     size = (published / "model.gguf").stat().st_size

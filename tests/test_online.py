@@ -19,7 +19,7 @@ from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.events import Event
 from distill.knowledge.graph import build_graph, load_graph, save_graph
-from distill.learning import online
+from distill.learning import facts, online
 from distill.learning.continuous_learning import HELD_OUT, IncrementalLearner, OnlineLearningLoop
 from distill.learning.facts import learn_facts
 from distill.learning.keeping import Keeping
@@ -257,16 +257,73 @@ def test_feedback_is_learned_as_it_comes(world: Run, tmp_path: Path) -> None:
     assert entry["read"] == {"feedback.jsonl": 3}
     moved = Run(run.path.rename(tmp_path / "moved"), run.settings)
     assert follow(moved, None, bound=10.0, **how) == [entry], "learned again where it was moved"
+    facts.undo(moved)
+    assert follow(moved, None, bound=10.0, **how) == [entry, entry], "taken back, and not learned again"
 
 
-def test_a_file_that_was_begun_anew_is_read_from_its_first_line(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(line(1), encoding="utf-8")
-    heard: list[Event] = []
-    found = list(islice(arriving(tmp_path / "a.jsonl", {str(tmp_path / "a.jsonl"): 3}, 0.0, heard.append, 0.0), 2))
-    assert [each and each[1] for each in found] == [1, None]
-    assert [event.message for event in heard] == [
-        f"{tmp_path / 'a.jsonl'}: has fewer lines than before; read from its first again"
-    ]
+@pytest.mark.parametrize(("lines", "read"), [([1], [1]), ([0, 2, 3], [1, 2, 3]), ([0, 5, 2, 3], [1, 2, 3, 4])])
+def test_a_file_that_is_not_what_it_was_is_read_from_its_first_line(
+    lines: list[int], read: list[int], tmp_path: Path
+) -> None:
+    """Fewer lines, one less and one more, one changed: before it was begun again, or while it is followed."""
+    file, heard = tmp_path / "a.jsonl", list[Event]()
+    file.write_text("".join(map(line, range(3))), encoding="utf-8")
+    following = arriving(file, {}, 0.0, heard.append, 0.0)
+    *_, last = [each for each in islice(following, 4) if each]
+    done = {str(file): (last[1], last[2])}
+    assert list(islice(arriving(file, done, 0.0, heard.append, 0.0), 1)) == [None]
+    assert heard == []
+    file.write_text("".join(map(line, lines)), encoding="utf-8")
+    for again in (following, arriving(file, done, 0.0, heard.append, 0.0)):
+        found = list(islice(again, len(read) + 2))
+        assert [each and each[1] for each in found] == [*read, None, None]
+    text = f"{file}: lines that were read before are gone or changed; read from its first again"
+    assert [event.message for event in heard] == [text] * 2
+
+
+def test_what_was_read_before_digests_were_kept_still_counts(tmp_path: Path) -> None:
+    file, heard = tmp_path / "a.jsonl", list[Event]()
+    file.write_text("".join(map(line, range(3))), encoding="utf-8")
+    found = list(islice(arriving(file, {str(file): (2, "")}, 0.0, heard.append, 0.0), 2))
+    assert [each and each[1] for each in found] == [3, None]
+    assert heard == []
+
+
+def test_what_the_student_does_not_know_any_more_is_learned_again(
+    world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was taken back, and what another training left behind; where a journal of before says less, it counts."""
+    run, said = Run(shutil.copytree(world.path, tmp_path / "run"), world.settings), list[Event]()
+    journal, stream = run.path / "online.jsonl", tmp_path / "a.jsonl"
+    stream.write_text(line(1) + line(2), encoding="utf-8")
+    sources: list[str] = []
+
+    def keeps(learner: RunLearner, examples: Any) -> dict[str, float]:
+        learner.learned = new_lines(run, examples)
+        sources.append(learner.learned.digest)
+        return {"watched_before": 1.0, "watched": 1.0, "held_out": 0.0, "lines": 1.0}
+
+    monkeypatch.setattr(RunLearner, "learn", keeps)
+    monkeypatch.setattr(checkpoint, "of_stage", lambda *_: [Path(each) for each in sources])
+    monkeypatch.setattr(facts, "source_of", lambda path: path.name)
+
+    def learned(*without: str, **other: str) -> tuple[int, bool]:
+        """Lines that are learned where the journal is without these, and has others; and whether it says so."""
+        entries = [json.loads(each) for each in journal.read_text(encoding="utf-8").splitlines()]
+        entries = [{name: it for name, it in each.items() if name not in without} | other for each in entries]
+        journal.write_text("".join(json.dumps(each) + "\n" for each in entries), encoding="utf-8")
+        said.clear()
+        after = follow(run, stream, said.append, keeping=Keeping(), together=1, bound=10.0, patience=0.0, once=True)
+        return len(after) - len(entries), any("is learned again" in event.message for event in said)
+
+    journal.touch()
+    assert learned() == (2, False)
+    assert learned() == (0, False)
+    sources.pop()
+    assert learned() == (1, True), "the last of both"
+    assert learned() == (0, False)
+    assert learned("learned", "base", "digests") == (0, False)
+    assert learned(base="another") == (2, True)
 
 
 def test_the_command_says_what_was_learned(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +358,10 @@ def test_feedback_of_a_conversation_and_after_a_system_message_is_learned_too() 
         assert messages(found["prompt"], before) == [message, *turns], "asked as it was"
     assert spoken(good | {"messages": [asked], "answer": ""}) is None
     assert spoken(good | {"messages": [asked], "verdict": "bad"}) is None
-    for wrong in ("hi", ["hi"], 3):
+    cut = good | {"messages": [asked], "cut": True}
+    assert spoken(cut) == {"prompt": "Why?", "answer": "So.", "done_reason": "length"}, "no end is learned"
+    assert spoken(cut | {"verdict": "better", "better": "It is."}) == {"prompt": "Why?", "answer": "It is."}
+    for wrong in ("hi", ["hi"], 3, [{"content": "Why?"}]):
         with pytest.raises(ValueError, match="messages must be a conversation"):
             spoken(good | {"messages": wrong})
 

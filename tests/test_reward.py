@@ -167,7 +167,9 @@ def test_json_is_held_to_its_schema(run: Run, tmp_path: Path) -> None:
     path.write_text('{"$ref": "http://localhost:1/schema.json"}', encoding="utf-8")
     with pytest.raises(BadInput, match="refers to what isn't in it"):
         open_judge(f"schema:{path}", run)[0]([reply("{}")])
-    for text, reason in (("{", "is no JSON schema"), ('{"type": "thing"}', "is no JSON schema: 'thing'")):
+    none = "is no JSON schema: one is an object, true or false"
+    odd = [(text, none) for text in ("null", "5", '["$schema"]')] + [('{"$schema": [1]}', "is no JSON schema")]
+    for text, reason in (("{", "is no JSON schema"), ('{"type": "thing"}', "is no JSON schema: 'thing'"), *odd):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(BadInput, match=reason):
             open_judge(f"schema:{path}", run)
@@ -279,6 +281,12 @@ def test_thumbs_become_pairs(tmp_path: Path) -> None:
     texts = [(TOKENIZER.decode(pair.better[:-1]), TOKENIZER.decode(pair.worse[:-1])) for pair in pairs[9:]]
     assert len(pairs) == 13
     assert set(texts) == {(better, worse) for better in ("Short.", "Right.") for worse in ("Long, long.", "Wrong.")}
+    assert {ids[-1] for pair in pairs for ids in (pair.better, pair.worse)} == {TOKENIZER.eos_id}
+    keep(path, Feedback(asked, "", "So it", "better", "So it is. " * 200, cut=True))
+    heard: list[Event] = []
+    cut = [pair.worse for pair in read_pairs(path, TOKENIZER, "", 256, heard.append) if pair not in pairs]
+    assert cut == [TOKENIZER.encode("So it")] * 2, "an answer that was cut has no end"
+    assert [event.message for event in heard] == ["3 pairs don't fit the context of 256 tokens: left out"]
     with pytest.raises(BadInput, match="needs at least 10"):
         read_pairs(path, TOKENIZER, "", 40)
     file = tmp_path / "pairs.jsonl"
@@ -516,7 +524,20 @@ def test_one_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp_path: P
     for by, reason in ((f"pairs:{path}", "needs at least 10"), ("json:loads", "json:loads: TypeError")):
         with pytest.raises(BadInput, match=reason):
             reinforce(cut, **{**how, "by": by}, force=True)
-    assert (weights_of(cut), cut.records()["reward"].summary) == (before, more), "what is no reward undoes none"
+
+    def at_once(event: Event) -> None:
+        if (event.stage, event.kind) == ("reward", "start"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reinforce(cut, at_once, **how, force=True)
+    kept = checkpoint.of_stage(cut, "reward")
+    assert (weights_of(cut), cut.records()["reward"].summary) == (before, more), "nothing took its place"
+    about = cut.path / "reward" / "reward.json"
+    told_of = json.loads(about.read_text(encoding="utf-8"))
+    about.write_text(json.dumps(told_of | {"pairs": 0}), encoding="utf-8")
+    assert reinforce(cut, **{**how, "rounds": 0}, force=True)["pairs"] == 12, "fitted once more"
+    assert (weights_of(cut), checkpoint.of_stage(cut, "reward")) == (before, kept)
     anew = reinforce(cut, **{**how, "rounds": 1}, force=True)
     same = ("reward_before", "sampled_reward_before")
     assert [anew[name] for name in ("rounds", *same)] == [1, *(told[name] for name in same)]

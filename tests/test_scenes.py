@@ -681,6 +681,14 @@ def _learns_to_see(run: Run, model: Any, tokenizer: Any, folder: Path, monkeypat
     found = export(run)
     assert found["pictures_identical"] == found["pictures"] == 6
     assert seeing.measure(run, "picture") == seeing.measure(run, "llama.cpp")
+    heard: list[Event] = []
+    monkeypatch.setattr(see, "MOST", 2)
+    seeing_on = see.Seeing(run, {}, heard.append)
+    seeing_on.asked[0] = seeing_on.asked[0]._replace(prompt="so " * 2000 + seeing_on.asked[0].prompt)
+    seeing_on._rows("tokens")  # pyright: ignore[reportPrivateUsage]
+    many, left_out = [event.message for event in heard if event.kind == "warning"]
+    assert "only the first 2 are looked at" in many
+    assert left_out.startswith("1 prompts, read by tokens, fill the context of")
     undone = CliRunner().invoke(dream, ["see", str(run.path), "--undo"])
     assert undone.stdout == "see: 1 checkpoints deleted\n"
     assert load_student(run.path).sight is None

@@ -46,6 +46,7 @@ from distill.serve.reply import Options
 from distill.serve.scheduler import Scheduler, Wrote
 from distill.serve.shelf import Shelf
 from distill.serve.student import Offer
+from distill.student.grammar import dream_size
 from distill.teacher.open_source import open_source
 from distill.tokens.bpe import StudentTokenizer
 
@@ -271,6 +272,30 @@ def test_limits_stops_raw_prompts_and_context(app: Starlette) -> None:
     assert post(app, "/api/chat", {**turns, **how}).json()["prompt_eval_count"] < 256
     assert "exceed" in post(app, "/api/chat", {**turns, **how, "truncate": False}).json()["error"]
     assert ask(prompt="the ball " * 5000, options={"num_predict": 2})["eval_count"] <= 2
+
+
+def test_what_is_left_out_is_told_and_leaves_room_for_an_answer_after_a_dream(app: Starlette) -> None:
+    def ask(messages: list[Any], **how: Any) -> dict[str, Any]:
+        body = {"model": "proto", "messages": messages, "stream": False, "options": {"temperature": 0.0}, **how}
+        return post(app, "/api/chat", body).json()
+
+    turn, question = {"role": "user", "content": "the ball " * 20}, {"role": "user", "content": QUESTION}
+    assert "notes" not in ask([question])
+    long = ask([turn, {**turn, "role": "assistant"}] * 8 + [question])
+    room = 3 + dream_size(5) + 32
+    assert long["prompt_eval_count"] <= 256 - room
+    (note,) = long["notes"]
+    assert re.fullmatch(r"the first \d+ messages are left out: all don't fit a context of 256 tokens", note)
+    for think, left in ((True, room), (False, 32)):
+        begins = {"role": "system", "content": "Be brief."}
+        told = ask([begins, {"role": "user", "content": "the ball " * 300}], think=think)
+        assert told["prompt_eval_count"] == 256 - left
+        (note,) = told["notes"]
+        count = int(re.match(r"the first (\d+) tokens, with any system message, are left out: ", note)[1])  # pyright: ignore
+        assert count > 300
+    body = {"model": "proto", "prompt": "the ball " * 300, "options": {"num_predict": 1}}
+    *_, last = map(json.loads, post(app, "/api/generate", body).text.splitlines())
+    assert last["notes"]
 
 
 @given(

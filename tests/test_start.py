@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from support.gone_on import went_on
 from support.small_student import dreaming_model, small_tokenizer
 
 import bench.dreams
@@ -29,13 +30,13 @@ from distill.backbone.model import count_parameters, load_backbone
 from distill.config import CaptureSettings, Settings, StudentSettings, TeacherSettings, TokenizeSettings, TrainSettings
 from distill.corpus.capture import capture
 from distill.corpus.pack_targets import pack_targets
-from distill.errors import BadInput, DistillError, MissingStage, RunMismatch
+from distill.errors import BadInput, DistillError, MissingStage, RunMismatch, TeacherError
 from distill.events import Event
 from distill.exam.baselines import train_child
 from distill.knowledge.mine import mine
 from distill.learning.consult import JOURNAL, Consultation, early
 from distill.learning.feedback import FEEDBACK, Feedback, keep, read_feedback
-from distill.learning.learn import Judged, learn, preference_loss
+from distill.learning.learn import Judged, Learning, learn, preference_loss
 from distill.learning.polish import judged, polish
 from distill.run import Run
 from distill.student.image_rows import KIND, SHIFT, across, begin_image_rows, direction
@@ -443,6 +444,44 @@ def test_a_polishing_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp
     assert (checkpoint.best(cut) / PROJECTOR).read_bytes() == b"what reads pictures", "it goes on from one that is gone"
 
 
+def test_a_polishing_stays_until_another_can_take_its_place(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = to_polish(trained, tmp_path / "run", rounds=1, answers=2)
+    polished, journal = went_on(run, "polish"), run.checkpoints / JOURNAL
+    journal.write_text(json.dumps({"how": {}, "weights": ""}) + "\n", encoding="utf-8")
+
+    def left() -> tuple[list[Path], str]:
+        return checkpoint.list_checkpoints(run), journal.read_text(encoding="utf-8")
+
+    def gone(*_: object, **_more: object) -> None:
+        raise TeacherError("it is gone")
+
+    before = left()
+    for through, what in (
+        ("server", "distill.learning.consult.opened"),
+        ("weights", "distill.learning.polish.transplant"),
+        ("weights", "distill.learning.polish.Polishing._round"),
+    ):
+        run.settings.polish.through = through
+        with monkeypatch.context() as patch:
+            patch.setattr(what, gone)
+            with pytest.raises(TeacherError, match="it is gone"):
+                polish(run, force=True)
+        assert left() == before, what
+    learned = went_on(run, "facts")
+    before = left()
+    with pytest.raises(RunMismatch, match=r"learned new facts, the work of `dream learn`; `dream learn .* --undo`"):
+        polish(run, force=True)
+    assert left() == before
+    checkpoint.delete(learned)
+    assert polish(run, force=True)["rounds"] == 1
+    (kept,) = checkpoint.of_stage(run, "polish")
+    assert checkpoint.read_loop(kept).settings["polish"]["round"] == 1
+    assert kept == polished or not polished.exists()
+    assert not journal.exists()
+
+
 def test_the_teachers_answers_alone_are_what_polishing_is_compared_with(trained: Run, tmp_path: Path) -> None:
     run, events = to_polish(trained, tmp_path / "run", teachers_share=1.0), []
     summary = polish(run, events.append)
@@ -470,6 +509,11 @@ def test_a_student_that_cuts_words_otherwise_asks_its_teacher(answered: Run, tmp
     assert len(begun) == 12
     assert any(begun)
     assert any(line["targets"] for line in lines if "place" in line)
+    run.settings.polish.rounds = 1
+    assert polish(run, force=True)["answers"] == 6
+    assert len(checkpoint.of_stage(run, "polish")) == 1
+    lines = [json.loads(line) for line in (run.checkpoints / JOURNAL).read_text(encoding="utf-8").splitlines()]
+    assert [line["round"] for line in lines if "begun" in line] == [0]
 
 
 def test_what_a_teacher_goes_on_with_ends_before_a_token_that_the_student_lacks(answered: Run) -> None:
@@ -611,6 +655,22 @@ def test_feedback_from_the_chat_teaches_and_can_be_taken_back(trained: Run, tmp_
     assert len(read_feedback(run.path / FEEDBACK)) == len(QUESTIONS) + 1
 
 
+def test_an_answer_that_was_cut_is_learned_without_an_end(trained: Run, tmp_path: Path) -> None:
+    run = of(trained, tmp_path / "run")
+    talk = Chat(load_student(run.path), temperature=0, max_tokens=1, feedback=run.path / FEEDBACK)
+    list(talk.pieces(QUESTIONS[0]))
+    talk.command("/good")
+    list(talk.pieces(QUESTIONS[0]))
+    talk.command("/better It falls up")
+    keep(run.path / FEEDBACK, Feedback([{"role": "user", "content": QUESTIONS[0]}], "", "It falls", "good"))
+    lines = read_feedback(run.path / FEEDBACK)
+    assert [line.cut for line in lines] == [True, True, False]
+    lines = [replace(line, dream="") for line in lines]
+    learning = Learning(run, lines, 1e-5)
+    ended = [[judged.answer[-1] == learning.tokenizer.eos_id for judged in group] for group in learning.groups]
+    assert ended == [[False], [True, False], [True]]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -623,6 +683,11 @@ def test_feedback_from_the_chat_teaches_and_can_be_taken_back(trained: Run, tmp_
         (
             '{"messages": [{"role": "user", "content": "q"}], "dream": "", "answer": "a", "verdict": "better"}',
             "better is empty",
+        ),
+        (
+            '{"messages": [{"content": "p"}, {"role": "user", "content": "q"}], "dream": "", "answer": "a", '
+            '"verdict": "good"}',
+            r"line 2: is no feedback \(messages must be a conversation",
         ),
     ],
 )

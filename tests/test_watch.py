@@ -15,14 +15,17 @@ import pytest
 from PIL import Image
 from support.disturbed import start
 
+from bundle.load import recalling
 from cli import main as entry
 from distill.config import DreamingConfig
 from distill.dream.record import DreamRecord
 from distill.dream.view.lanes import LiveLanes
 from distill.dream.view.records import winner
 from distill.dream.view.viewer import DreamViewer
+from distill.errors import BadInput
 
 PROMPT = "What happens when you drop a ball?"
+CUT = "(cut: it didn't end within {} tokens, or within the context)\n"
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -55,7 +58,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 def test_into_a_pipe_go_lines_then_the_answer(call: Call, student: Path) -> None:
     code, out, err = call(student, PROMPT, "--max-tokens", 8, "--temperature", 0)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, CUT.format(8))
     assert "\x1b" not in out
     dream, _, answer = out.partition("\n\n")
     lines = dream.splitlines()
@@ -77,7 +80,7 @@ def test_into_a_pipe_go_lines_then_the_answer(call: Call, student: Path) -> None
 def test_quiet_is_the_answer_alone_and_a_seed_repeats_it(call: Call, student: Path) -> None:
     def answer(seed: int) -> str:
         code, out, err = call(student, PROMPT, "--quiet", "--max-tokens", 12, "--temperature", 1, "--seed", seed)
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, CUT.format(12))
         assert not out.startswith(PROMPT)
         return out
 
@@ -155,7 +158,9 @@ def test_what_the_graph_knows_is_retrieved(call: Call, student: Path, tmp_path: 
         assert told != call(student, PROMPT, *how)
     code, _, err = call(student, PROMPT, "--retrieve", "walk")
     assert code == 1
-    assert "no knowledge graph" in err
+    assert "retrieve='walk': there is no knowledge graph; give a run that has one" in err
+    with pytest.raises(BadInput, match=r"^there is no knowledge graph; give a run .* or retrieve nothing$"):
+        recalling(student, "walk")
 
 
 def test_dreams_are_exported(call: Call, student: Path, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def push(
         folder = bundle_to_ship(target, listen)
         result = push_bundle(folder, to, host, quantize, listen, public=public, dry_run=dry_run, force=force)
     sizes = [[name, megabytes(size)] for name, size in result["files"].items()]
-    told = {"licence": result["license"], "in all": megabytes(result["bytes"])}
+    smaller = f" before Ollama makes it {quantize}" if quantize else ""
+    told = {"licence": result["license"], "in all": megabytes(result["bytes"]) + smaller}
     end = f"Sent: {result['url']}" if result["sent"] else "Nothing was sent (dry run)."
     answer(as_json, result, "\n".join([table(sizes), table(facts(told)), end]))

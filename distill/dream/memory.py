@@ -15,7 +15,9 @@ from distill.run import sha256_file
 
 REMEDY = "name another graph; `dream mine --force` writes a run's anew"
 """Where a graph can't be read."""
-NO_GRAPH = "there is no knowledge graph; give a run that has one (`dream mine` makes it) or its bundle, or retrieve nothing"
+NO_GRAPH = (
+    "there is no knowledge graph; give a run that has one (`dream mine` makes it) or its bundle, or retrieve nothing"
+)
 
 
 class Memory:

@@ -91,12 +91,13 @@ def _is_text(spelled: bytes) -> bool:
 
 @contextlib.contextmanager
 def consulting(
-    run: Run, tokenizer: StudentTokenizer, how: Mapping[str, Any], listen: Listener
+    run: Run, tokenizer: StudentTokenizer, how: Mapping[str, Any], listen: Listener, force: bool = False
 ) -> Generator["Consultation"]:
     """The run's teacher, asked while the student learns.
 
-    how: of the polishing. Raises BadInput where no teacher could be asked, TeacherError where it can't go on with an
-    answer or tells no logprobs, RunMismatch where it is another than gave the answers, or `how` isn't what was begun.
+    how: of the polishing. force: once the teacher has answered, the journal begins again. Raises BadInput where no
+    teacher could be asked, TeacherError where it can't go on with an answer or tells no logprobs, RunMismatch where it
+    is another than gave the answers, or `how` isn't what was begun.
     """
     capture = made_with(run).capture
     with TraceStore(run.traces, readonly=True) as store:
@@ -108,16 +109,14 @@ def consulting(
     sums = checkpoint.latest(run, "polish") / "checksums.json"
     header = {"how": dict(how), "weights": json.loads(sums.read_text(encoding="utf-8"))["model.safetensors"]}
     context = room_for((capture.system + text for text in asked), capture.max_tokens + ON)
-    path = run.checkpoints / JOURNAL
-    with Journal(path) as journal:
-        there = (journal.lines or [header])[0]
+    path, there = run.checkpoints / JOURNAL, header
+    if not force:
+        with Journal(path) as journal:  # which is there from now on: it was begun so
+            there = (journal.lines or [header])[0]
     if there["how"] != header["how"]:
         raise RunMismatch(f"{path}: polished with other settings; --force begins again where training ended")
     who = replace(run.settings.teacher, engine="llama.cpp")  # what an embedded one goes on with
-    # Where the weights differ, the student that began those answers has been trained on.
-    with Journal(path, force=there != header) as journal, opened(who, listen, context, run.settings.runtime) as those:
-        if not journal.lines:
-            journal.append(header)
+    with opened(who, listen, context, run.settings.runtime) as those:
         fixed = run.settings.teacher.in_flight
         crew: Crew[_Job, Response] = Crew(those, _ask, stage="polish", listen=listen, fixed=fixed, service=_service)
         if (crew.info.digest, crew.info.template_digest) != (teacher.digest, teacher.template_digest):
@@ -125,14 +124,18 @@ def consulting(
         check(crew.first.teacher, next((text for text in asked if not is_conversation(text)), asked[0]), options)
         options = replace(options, seed=run.settings.seed)
         aligner = Aligner(tokenizer, Vocabulary(words).bytes_of if words else None)
-        consultation = Consultation(journal, crew, asked, options, tokenizer, aligner)
-        thread = threading.Thread(target=consultation.work, daemon=True)
-        thread.start()
-        try:
-            yield consultation
-        finally:
-            consultation.stop()
-            thread.join(10 * TICK)
+        # Where the weights differ, the student that began those answers has been trained on.
+        with Journal(path, force=force or there != header) as journal:
+            if not journal.lines:
+                journal.append(header)
+            consultation = Consultation(journal, crew, asked, options, tokenizer, aligner)
+            thread = threading.Thread(target=consultation.work, daemon=True)
+            thread.start()
+            try:
+                yield consultation
+            finally:
+                consultation.stop()
+                thread.join(10 * TICK)
 
 
 def _ask(teacher: Teacher, job: _Job) -> Response:

@@ -86,8 +86,11 @@ def learn_facts(
 
 
 def undo(run: Run) -> int:
-    """Go back to the student before the last learning; returns how many checkpoints went."""
+    """Go back to the student before the last learning; returns how many checkpoints went. Raises RunMismatch where the
+    student has gone on from there."""
     found = checkpoint.of_stage(run, "facts")
+    if found:
+        checkpoint.refuse(run, "facts")
     gone = of_learning(run, checkpoint.read_loop(found[-1]).settings["facts"]["from"]) if found else []
     for path in reversed(gone):
         checkpoint.delete(path)
@@ -149,7 +152,11 @@ class Facts(Onward):
         """All steps that are left, the last of them kept; the summary."""
         self.told.setdefault("before", self.measured())
         steps, every = list(self.plan()), self.run.settings.train.checkpoint_every
-        listen(Event("facts", "start", f"{len(self.new)} new answers, {len(self.keeper.memory)} old ones remembered"))
+        if left_out := self.own.left_out:
+            text = f"{left_out} new prompts fill the context of {self.own.length} tokens: left out"
+            listen(Event("facts", "warning", text))
+        answers = len(self.own.usable)
+        listen(Event("facts", "start", f"{answers} new answers, {len(self.keeper.memory)} old ones remembered"))
         with self.board("facts", self.base.step + self.told["steps"]) as board:
             while (number := self.told["steps"]) < len(steps):
                 started = time.monotonic()
@@ -169,7 +176,8 @@ class Facts(Onward):
             now = self.measured()
             rate = 1 - now["new_bits_per_byte"] / max(self.told["before"]["new_bits_per_byte"], 1e-9)
             board.add_scalar("adaptation_rate", rate, self.base.step + len(steps))
-        summary = {"answers": len(self.new), "steps": len(steps), "held_out": len(self.held["new"])}
+        held_out = 0 if self.held["new"] is self.new else len(self.held["new"])
+        summary = {"answers": answers, "steps": len(steps), "held_out": held_out}
         summary |= {f"{name}_before": value for name, value in self.told["before"].items()} | now
         return summary
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from distill.errors import BadInput
 from distill.journal import append_line
+from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Message
 from distill.written import whole
 
@@ -19,7 +20,7 @@ class Feedback:
     """An answer and what was thought of it.
 
     messages: the conversation up to it, a system message among them where there was one. dream: as text, "" for none.
-    better: with the verdict "better", what should have been said.
+    better: with the verdict "better", what should have been said. cut: the answer didn't end by itself.
     """
 
     messages: list[Message]
@@ -27,6 +28,7 @@ class Feedback:
     answer: str
     verdict: Literal["good", "bad", "better"]
     better: str = ""
+    cut: bool = False
 
 
 def keep(path: Path, feedback: Feedback) -> None:
@@ -34,10 +36,12 @@ def keep(path: Path, feedback: Feedback) -> None:
     append_line(path, asdict(feedback))
 
 
-def keep_said(path: Path, messages: list[Message], dream: str, answer: str, verdict: Any, better: str = "") -> None:
+def keep_said(
+    path: Path, messages: list[Message], dream: str, answer: str, verdict: Any, better: str = "", cut: bool = False
+) -> None:
     """The same, of what came from elsewhere. Raises BadInput where it is no feedback."""
     try:
-        keep(path, _checked(Feedback(messages, dream, answer, verdict, better)))
+        keep(path, _checked(Feedback(messages, dream, answer, verdict, better, cut)))
     except ValueError as error:
         raise BadInput(f"no feedback: {error}") from error
 
@@ -56,21 +60,28 @@ def read_feedback(path: Path) -> list[Feedback]:
     return found
 
 
+def answer_ids(tokenizer: StudentTokenizer, text: str, cut: bool = False) -> list[int]:
+    """Ids of an answer, its end among them but for one that was cut."""
+    ids = tokenizer.encode(text)
+    return ids if cut and ids else [*ids, tokenizer.eos_id]
+
+
 def _feedback(path: Path, number: int, line: str) -> Feedback:
     try:
         content: dict[str, Any] = json.loads(line)
         return _checked(Feedback(**content))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}, line {number}: is no feedback ({error}); mend or delete it") from error
 
 
 def _checked(feedback: Feedback) -> Feedback:
     """It. Raises ValueError, or what its fields raise that aren't what they should be."""
-    texts = [feedback.dream, feedback.answer, feedback.better, *(m["content"] for m in feedback.messages)]
+    turns: list[Any] = [m.get(part) for m in feedback.messages for part in ("role", "content")]
+    texts: list[Any] = [feedback.dream, feedback.answer, feedback.better, *turns]
     if feedback.verdict not in VERDICTS:
         raise ValueError(f"verdict {feedback.verdict!r} is none of {', '.join(VERDICTS)}")
-    if not feedback.messages or feedback.messages[-1]["role"] != "user" or not all(map(_is_text, texts)):
-        raise ValueError("messages must be a conversation that ends with a question, all else text")
+    if not turns or turns[-2] != "user" or not all(map(_is_text, texts)) or feedback.cut not in (False, True):
+        raise ValueError("messages must be a conversation that ends with a question, all else text, cut true or false")
     for text in texts:
         whole(text)
     if feedback.verdict == "better" and not feedback.better.strip():

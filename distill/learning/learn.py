@@ -27,7 +27,7 @@ from distill.backbone.model import Backbone
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
-from distill.learning.feedback import FEEDBACK, Feedback, read_feedback
+from distill.learning.feedback import FEEDBACK, Feedback, answer_ids, read_feedback
 from distill.learning.onward import Onward
 from distill.run import Run, sha256_file
 from distill.tokens.chat import render, think_block
@@ -51,7 +51,8 @@ NUMBERS = ("answer_tokens", "answers_that_end", "bits_per_byte")
 
 @dataclass(frozen=True)
 class Judged:
-    """An answer (its ids, the end among them) after a context. sign: 1 liked, −1 not. was: log π₀(answer)."""
+    """An answer (its ids, the end among them where it had one) after a context. sign: 1 liked, −1 not.
+    was: log π₀(answer)."""
 
     context: list[int]
     answer: list[int]
@@ -119,9 +120,7 @@ class Learning(Onward):
         for line in feedback:
             prompt = self.tokenizer.encode(render(line.messages), special=True)
             dream = self.tokenizer.encode(line.dream.strip(), special=True)
-            said, better = (
-                [*self.tokenizer.encode(text), self.tokenizer.eos_id] for text in (line.answer, line.better)
-            )
+            said, better = answer_ids(self.tokenizer, line.answer, line.cut), answer_ids(self.tokenizer, line.better)
             judged = (
                 [(better, 1), (said, -1)] if line.verdict == "better" else [(said, 1 if line.verdict == "good" else -1)]
             )

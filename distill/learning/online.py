@@ -1,10 +1,12 @@
 """Learning from lines as they come: `dream learn RUN --follow`."""
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ BOUND = 0.05
 """Bits per byte of held-out old answers: worse by more than that than they were at best, and it steps back."""
 PATIENCE = 10.0
 """Seconds without a new line after which fewer than TOGETHER are learned."""
+
+Read = tuple[int, str]
+"""Lines of a file that were read, and their SHA-256: "" where it wasn't written down."""
 
 
 class RunLearner:
@@ -56,7 +61,7 @@ class RunLearner:
             checkpoint.delete(path)
         self.learned = new
         watched = {"watched_before": told["old_bits_per_byte_before"], "watched": told["old_bits_per_byte"]}
-        return {**watched, "held_out": 0.0, "bits_per_byte": told["new_bits_per_byte"], "lines": len(new.traces)}
+        return {**watched, "held_out": 0.0, "bits_per_byte": told["new_bits_per_byte"], "lines": told["answers"]}
 
     def step_back(self) -> None:
         facts.undo(self.run)
@@ -87,7 +92,7 @@ def follow(
 ) -> list[dict[str, Any]]:
     """Learn from lines as they come: of a file, of all .jsonl files of a folder, or of the run's feedback (None), until
     it is interrupted, or (`once`) nothing more has come for `patience` seconds. What was learned is in
-    RUN/online.jsonl: begun again, it goes on after that. Returns those entries.
+    RUN/online.jsonl: begun again, it goes on after what the student still knows of that. Returns its entries.
 
     Raises BadInput for a line that is none, and as `learn_facts` does.
     """
@@ -95,12 +100,18 @@ def follow(
     system = made_with(run).capture.system
     base = checkpoint.weights_of(checkpoint.best(run, "facts"))
     with Journal(run.path / "online.jsonl") as journal:
-        kept = [entry for entry in journal.lines if entry.get("base") == base and not entry["stepped_back"]]
+        known = _known(journal.lines, base, {facts.source_of(path) for path in checkpoint.of_stage(run, "facts")})
+        if journal.lines[-1:] != known[-1:]:
+            text = "what an earlier student learned, or what was taken back, is learned again"
+            listen(Event("online", "note", text))
+        kept = [entry for entry in known if not entry["stepped_back"]]
         best = min((min(entry["watched_before"], entry["watched"]) for entry in kept), default=math.inf)
         loop = OnlineLearningLoop(learner, together=together, bound=bound, best=best, listen=listen)
-        done: dict[str, int] = {}
-        for entry in journal.lines:
-            done |= {str(root / name): count for name, count in entry["read"].items()}
+        last: dict[str, Any] = known[-1] if known else {"read": {}}
+        digests: dict[str, str] = last.get("digests", {})
+        done: dict[str, Read] = {
+            str(root / name): (count, digests.get(name, "")) for name, count in last["read"].items()
+        }
         ours = {entry.get("learned") for entry in journal.lines}
         learner.before = {path for path in learner.before if facts.source_of(path) not in ours}
         read = dict(done)
@@ -109,8 +120,8 @@ def follow(
             if place is None:
                 found = loop.flush()
             else:
-                file, number, line = place
-                read[str(file)] = number
+                file, number, digest, line = place
+                read[str(file)] = number, digest
                 try:
                     line = spoken(line, system)
                 except ValueError as error:
@@ -118,14 +129,26 @@ def follow(
                 if line is not None:
                     found = loop.step((f"{file}, line {number}", line))
             if found:
-                known = {_name(Path(file), root): count for file, count in read.items()}
-                entry = {"read": known, "base": base, "learned": learner.learned.digest, **found}
+                named = {_name(Path(file), root): each for file, each in read.items()}
+                entry = {"read": {name: count for name, (count, _) in named.items()}}
+                entry |= {"digests": {name: digest for name, (_, digest) in named.items() if digest}}
+                entry |= {"base": base, "learned": learner.learned.digest, **found}
                 journal.append(entry)
                 text = f"{found['lines']} lines, held-out {found['watched']:.3f} bits a byte"
                 listen(Event("online", "note", text, data=entry))
             if place is None and once:
                 break
         return journal.lines
+
+
+def _known(entries: Sequence[dict[str, Any]], base: str, sources: Collection[str | None]) -> list[dict[str, Any]]:
+    """Entries up to the last whose lines the student still knows, and those after it that it stepped back from; each
+    says all that was read by then. base: the student before any. sources: what the run's checkpoints learned. What an
+    entry doesn't say is taken to be so."""
+    entries = [entry for entry in entries if entry.get("base", base) == base]
+    held = [not entry["stepped_back"] and entry.get("learned") in {*sources, None} for entry in entries]
+    end = max((place for place, holds in enumerate(held, 1) if holds), default=0)
+    return [*entries[:end], *takewhile(lambda entry: entry["stepped_back"], entries[end:])]
 
 
 def _name(file: Path, root: Path) -> str:
@@ -141,22 +164,25 @@ def spoken(line: dict[str, Any], system: str = "") -> dict[str, Any] | None:
     if "verdict" not in line:
         return line
     said, asked = line.get("better") or line.get("answer"), line.get("messages") or []
-    if not isinstance(asked, list) or not all(isinstance(each, dict) for each in asked):
+    parts = {"role", "content"}
+    if not isinstance(asked, list) or not all(isinstance(each, dict) and parts <= each.keys() for each in asked):
         raise ValueError("messages must be a conversation")
-    turns = [(str(message.get("role")), str(message.get("content"))) for message in asked]
+    turns = [(str(message["role"]), str(message["content"])) for message in asked]
     if system and turns[:1] == [(SYSTEM, system)]:
         del turns[0]
     if line["verdict"] == "bad" or not turns or said == "":
         return None
-    return {"prompt": joined(turns), "answer": said}
+    found = {"prompt": joined(turns), "answer": said}
+    return found | ({"done_reason": "length"} if line.get("cut") and line["verdict"] == "good" else {})
 
 
 def arriving(
-    source: Path, done: Mapping[str, int], patience: float, listen: Listener = silent, wait: float = 0.5
-) -> Iterator[tuple[Path, int, dict[str, Any]] | None]:
-    """Whole lines that are there or will be, each with its file and number; None each time that none came for
-    `patience` seconds. done: lines of each file that are known already; of one that has fewer now, all are new."""
-    read: dict[Path, int] = {}
+    source: Path, done: Mapping[str, Read], patience: float, listen: Listener = silent, wait: float = 0.5
+) -> Iterator[tuple[Path, int, str, dict[str, Any]] | None]:
+    """Whole lines that are there or will be, each with its file, its number and the SHA-256 of all up to it; None each
+    time that none came for `patience` seconds. done: lines of each file that are known already; where they aren't what
+    they were, all are new."""
+    read: dict[Path, Read] = {}
     idle = time.monotonic()
     while True:
         for file in sorted(source.glob("*.jsonl")) if source.is_dir() else [source]:
@@ -164,15 +190,19 @@ def arriving(
                 lines = file.read_bytes().split(b"\n")[:-1]
             except FileNotFoundError:
                 continue
-            start = read.get(file, done.get(str(file), 0))
-            if len(lines) < start:
-                listen(Event("online", "warning", f"{file}: has fewer lines than before; read from its first again"))
-                start = read[file] = 0
+            start, digest = read.get(file) or done.get(str(file), (0, ""))
+            sha256 = hashlib.sha256(b"\n".join([*lines[:start], b""]))
+            if len(lines) < start or digest not in ("", sha256.hexdigest()):
+                text = "lines that were read before are gone or changed; read from its first again"
+                listen(Event("online", "warning", f"{file}: {text}"))
+                start, sha256 = 0, hashlib.sha256()
+            read[file] = start, sha256.hexdigest()
             for number, line in enumerate(lines[start:], start + 1):
-                read[file] = number
+                sha256.update(line + b"\n")
+                read[file] = number, sha256.hexdigest()
                 idle = time.monotonic()
                 if line.strip():
-                    yield file, number, _parsed(file, number, line)
+                    yield file, *read[file], _parsed(file, number, line)
         if time.monotonic() - idle >= patience:
             yield None
             idle = time.monotonic()

@@ -40,7 +40,7 @@ class Onward:
     """
 
     def __init__(self, run: Run, lr: float, precision: str = "float32", anew: str = "") -> None:
-        self.run, self.precision, train = run, precision, run.settings.train
+        self.run, self.precision, self.anew, train = run, precision, anew, run.settings.train
         self.tokenizer = StudentTokenizer.load(run.tokenizer)
         self.begun = checkpoint.best(run, anew)
         checkpoint.verify_checkpoint(self.begun)
@@ -102,6 +102,8 @@ class Onward:
     ) -> None:
         """`save` in the place of what the stage left before, or of these checkpoints."""
         before = checkpoint.of_stage(self.run, stage) if before is None else before
+        if self.anew:  # the record is of what goes now
+            self.run.forget(stage)
         saved = self.save(base, steps, stage, told)
         for path in before:
             if path != saved:

@@ -61,7 +61,8 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
 
     Raises MissingStage before a training, BadInput where the teacher's weights can't be read and it can't be asked,
     what becomes of a teacher that is asked (what it said is kept, and not asked again), RunMismatch where a polishing
-    with other settings is there (with `force` it is undone).
+    with other settings is there (with `force` it goes once the teacher has answered, or the first round by its weights
+    is done), or the student has learned more since.
     """
     settings = run.settings.polish
     run.require("train")
@@ -74,27 +75,25 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     if force:  # as it will be once the teacher was found
         begun = asked = False
     asks = settings.through == "server" or (settings.through == "auto" and asked)
-    if not force:
-        if (record := run.fresh("polish", _how(run, asks))) is not None:
-            listen(Event("polish", "done", "nothing changed: kept", data=record.summary))
-            return record.summary
-        checkpoint.refuse(run, "polish")
+    if not force and (record := run.fresh("polish", _how(run, asks))) is not None:
+        listen(Event("polish", "done", "nothing changed: kept", data=record.summary))
+        return record.summary
+    checkpoint.refuse(run, "polish")
     source = "it was begun so" if asked else f"polish.through={settings.through}" if asks else _readable(run, listen)
     if isinstance(source, str) and not asks:
         if begun or settings.through == "weights":
             raise BadInput(f"{run.path}: {source}")
         asks = True
-    if force:
-        undo(run)
-        checkpoint.refuse(run, "polish")
     how = _how(run, asks)
-    polishing = Polishing(run, how, listen)
+    polishing = Polishing(run, how, listen, force)
     if not isinstance(source, str):
         polishing.read(source)
         summary = polishing.perform()
     else:
         listen(Event("polish", "note", f"asking the teacher to go on with what the student begins ({source})"))
-        with consulting(run, polishing.tokenizer, polishing.told["how"], listen) as consultation:
+        with consulting(run, polishing.tokenizer, polishing.told["how"], listen, force) as consultation:
+            if force:  # its journal has gone by now
+                take_back(run, "polish")
             polishing.consultation = consultation
             summary = polishing.perform()
     polishing.record("polish", how, summary, polishing.told["seconds"])
@@ -129,16 +128,16 @@ def undo(run: Run) -> int:
 
 class Polishing(Onward):
     """One polishing of a run, by its teacher's weights (`read`) or by a consultation. told: what its checkpoints know
-    of it."""
+    of it. anew: it begins with the student before any polishing."""
 
     teacher: Backbone
     consultation: Consultation | None = None
 
-    def __init__(self, run: Run, how: Mapping[str, Any], listen: Listener) -> None:
+    def __init__(self, run: Run, how: Mapping[str, Any], listen: Listener, anew: bool = False) -> None:
         self.listen, self.settings, self.seed = listen, run.settings.polish, run.settings.seed
         pack(run, listen)
         kept = numerics.load(run.checkpoints / "numerics.json")
-        super().__init__(run, self.settings.lr, kept.precision if kept else "float32")
+        super().__init__(run, self.settings.lr, kept.precision if kept else "float32", "polish" if anew else "")
         same = {key: value for key, value in how.items() if key not in ("rounds", "minutes")}
         self.told: dict[str, Any] = {"how": same, "round": 0, "steps": 0, "answers": 0, "seconds": 0.0, "kl": []}
         if checkpoint.stage_of(self.begun) == "polish":
@@ -177,6 +176,8 @@ class Polishing(Onward):
                     board.add_scalar("kl", kl, self.told["round"])
                 self.told["seconds"] = round(self.told["seconds"] + time.monotonic() - started, 1)
                 self.keep(self.base, self.told["steps"], "polish", self.told)
+                if self.consultation is None:  # what an earlier polishing asked goes with its checkpoints
+                    (self.run.checkpoints / JOURNAL).unlink(missing_ok=True)
                 self._tell(kl=kl, answers=self.told["answers"])
         told, (first, *_, last) = self.told, (self.told["kl"] * 2 or [0.0, 0.0])
         bits = {"bits_per_byte_before": told["before"], "bits_per_byte": self.bits_per_byte()}

@@ -22,7 +22,7 @@ from distill.backbone.reinforce import Rollout, advantages, note_logprobs, polic
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, RunMismatch
 from distill.events import Event, Listener, silent
-from distill.learning.onward import Onward, take_back
+from distill.learning.onward import Onward
 from distill.learning.reward_model import RewardModel, answer_features, calibration_error, read_pairs
 from distill.learning.rewards import Judge, Reply, learned_from, open_judge
 from distill.run import Run, sha256_file
@@ -56,7 +56,8 @@ def reinforce(
     Returns what it changed: the reward of its likeliest replies to validation prompts, before and after.
 
     by: `exact`, `feedback`, `pairs:FILE`, `schema:FILE` or `MODULE:FUNCTION`. Raises MissingStage before a training,
-    BadInput for what is no reward, RunMismatch where a learning by another one is there (with `force` it is undone).
+    BadInput for what is no reward, RunMismatch where a learning by another one is there (with `force` it goes once the
+    first round is done).
     """
     run.require("train")
     pairs = learned_from(by, run)
@@ -73,8 +74,6 @@ def reinforce(
     learning.judge = judge or learning.by_model
     if rounds and "before" not in learning.told:
         learning.told["before"] = learning.measured()
-    if force:  # not before pairs were read, and the judge has judged
-        take_back(run, "reward")
     if rounds:
         summary |= learning.perform(rounds)
     learning.record("reward", how, summary, learning.told["seconds"])
@@ -116,17 +115,17 @@ class Reinforcing(Onward):
 
     def learn_reward(self, path: Path) -> dict[str, Any]:
         """Fit a reward model to the pairs in a file and keep it in RUN/reward, or take it up again where it is of these
-        and this student; how right it is on pairs held out."""
+        and this student, and nothing begins anew; how right it is on pairs held out."""
         folder, device = self.run.path / "reward", self.model.cos.device
         of = {"student": sha256_file(self.run.checkpoints / self.told["begun"] / "model.safetensors")}
         of["source"] = self.how["source"]
-        if folder.is_dir():
+        if folder.is_dir() and not self.anew:
             kept, about = RewardModel.load(folder)
             if of.items() <= about.items():
                 self.model_of_rewards = kept.to(device)
                 return {name: value for name, value in about.items() if name not in of}
         system = made_with(self.run).capture.system
-        pairs = read_pairs(path, self.tokenizer, system, self.model.config.context)
+        pairs = read_pairs(path, self.tokenizer, system, self.model.config.context, self.listen)
         questions = [pair.question for pair in pairs]
         better, worse = (
             answer_features(self.before, questions, answers).double().cpu().numpy()

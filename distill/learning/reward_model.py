@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from distill.backbone.generate import states_before
 from distill.backbone.model import Backbone
 from distill.errors import BadInput, CorruptFile
-from distill.learning.feedback import FEEDBACK, read_feedback
+from distill.events import Event, Listener, silent
+from distill.learning.feedback import FEEDBACK, answer_ids, read_feedback
 from distill.run import publish_folder
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import prompt_ids, render, think_block
@@ -131,41 +132,44 @@ def calibration_error(chances: Floats) -> float:
     return sum(abs(float((right - sure)[bins == one].sum())) for one in range(BINS)) / len(chances)
 
 
-def read_pairs(path: Path, tokenizer: StudentTokenizer, system: str, context: int) -> list[Pair]:
+def read_pairs(
+    path: Path, tokenizer: StudentTokenizer, system: str, context: int, listen: Listener = silent
+) -> list[Pair]:
     """Of a file of lines {"prompt", "better", "worse"}, or of what was said in chats: /better makes a pair, and so do a
-    good and a bad answer to the same question. What doesn't fit the context is left out.
+    good and a bad answer to the same question. What doesn't fit the context is left out, which
+    is said.
 
     Raises BadInput, naming file and line.
     """
     none = think_block(tokenizer, [])
-    pairs = [
-        Pair([*question, *none], *([*tokenizer.encode(text), tokenizer.eos_id] for text in both))
-        for question, *both in (_of_chats if path.name == FEEDBACK else _of_file)(path, tokenizer, system)
-    ]
+    found = (_of_chats if path.name == FEEDBACK else _of_file)(path, tokenizer, system)
+    pairs = [Pair([*question, *none], *both) for question, *both in found]
     pairs = [pair for pair in pairs if len(pair.question) + max(len(pair.better), len(pair.worse)) < context]
+    if left_out := len(found) - len(pairs):
+        listen(Event("reward", "warning", f"{left_out} pairs don't fit the context of {context} tokens: left out"))
     if (count := len({tuple(pair.question) for pair in pairs})) < LEAST:
         text = f"{count} prompts with a better and a worse answer that fit the student's context"
         raise BadInput(f"{path}: {text}; a reward model needs at least {LEAST}")
     return pairs
 
 
-def _of_chats(path: Path, tokenizer: StudentTokenizer, _system: str) -> list[tuple[list[int], str, str]]:
-    thumbs: dict[str, dict[str, list[str]]] = {}
+def _of_chats(path: Path, tokenizer: StudentTokenizer, _system: str) -> list[tuple[list[int], list[int], list[int]]]:
+    thumbs: dict[str, dict[str, list[tuple[str, bool]]]] = {}
     for line in read_feedback(path):
         said = thumbs.setdefault(render(line.messages), {"good": [], "bad": [], "better": []})
-        said[line.verdict].append(line.answer if line.verdict != "better" else line.better)
+        said[line.verdict].append((line.better, False) if line.verdict == "better" else (line.answer, line.cut))
         if line.verdict == "better":
-            said["bad"].append(line.answer)
+            said["bad"].append((line.answer, line.cut))
     return [
-        (tokenizer.encode(question, special=True), better, worse)
+        (tokenizer.encode(question, special=True), answer_ids(tokenizer, *better), answer_ids(tokenizer, *worse))
         for question, said in thumbs.items()
         for better, worse in product([*said["good"], *said["better"]], said["bad"])
-        if better.strip() != worse.strip()
+        if better[0].strip() != worse[0].strip()
     ]
 
 
-def _of_file(path: Path, tokenizer: StudentTokenizer, system: str) -> list[tuple[list[int], str, str]]:
-    found: list[tuple[list[int], str, str]] = []
+def _of_file(path: Path, tokenizer: StudentTokenizer, system: str) -> list[tuple[list[int], list[int], list[int]]]:
+    found: list[tuple[list[int], list[int], list[int]]] = []
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if not line.strip():
@@ -177,7 +181,8 @@ def _of_file(path: Path, tokenizer: StudentTokenizer, system: str) -> list[tuple
                 texts = [whole(text) for text in texts]
             except (ValueError, TypeError, KeyError) as error:
                 raise BadInput(f'{path}:{number}: is no {{"prompt", "better", "worse"}} ({error})') from error
-            found.append((prompt_ids(tokenizer, texts[0], system=system), texts[1], texts[2]))
+            better, worse = (answer_ids(tokenizer, text) for text in texts[1:])
+            found.append((prompt_ids(tokenizer, texts[0], system=system), better, worse))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: can't be read: {error}") from error
     return found

@@ -81,9 +81,11 @@ def _schema(path: Path) -> Judge:
         raise BadInput("--by schema: needs a package more: pip install jsonschema") from error
     try:
         schema: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(schema, dict | bool):
+            raise TypeError("one is an object, true or false")
         kind: Any = validators.validator_for(schema)
         kind.check_schema(schema)
-    except (OSError, ValueError, SchemaError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, SchemaError) as error:
         raise BadInput(f"{path}: is no JSON schema: {str(error).splitlines()[0]}") from error
     validator = kind(schema, registry=REGISTRY)  # what it refers to is its own, or a standard: nothing is fetched
 

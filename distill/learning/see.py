@@ -143,6 +143,9 @@ class Seeing(Onward):
         pictures = dict.fromkeys(path for trace in self.asked for path in NAMED.findall(trace.prompt))
         if not pictures or not self.held:
             raise BadInput(f"{run.path}: its questions name no pictures; see `dream run --config emoji-scenes`")
+        if len(pictures) > MOST:
+            text = f"of {len(pictures)} pictures only the first {MOST} are looked at, of the others the tokens are read"
+            listen(Event("see", "warning", text))
         self.places = {path: place for place, path in enumerate(list(pictures)[:MOST])}
         self.features = self._features()
         self.sight.projector = self._named()
@@ -176,6 +179,9 @@ class Seeing(Onward):
         ids, ends = np.concatenate(prompts), np.cumsum([len(prompt) for prompt in prompts])
         train, size = self.run.settings.train, self.run.settings.train.batch_rows
         own = self.batches(replace(documents, prompt_ids=ids, prompt_ends=ends), Mixture.of(train), train.soft_weight)
+        if own.left_out:
+            text = f"{own.left_out} prompts, read by {kind}, fill the context of {own.length} tokens: left out"
+            self.listen(Event("see", "warning", text))
         rows = chain.from_iterable(own.epoch(epoch) for epoch in count())
         return (own.assemble(list(islice(rows, size))) for _ in count())
 

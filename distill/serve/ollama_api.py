@@ -65,6 +65,7 @@ class Shape:
             **({"context": reply.context} if context else {}),
             **reply.durations,
             **({"logprobs": logprobs} if logprobs else {}),
+            **({"notes": reply.notes} if reply.notes else {}),
         }
 
 

@@ -230,7 +230,8 @@ function show(reply) {
 
 function facts(ended) {
   const [seconds, cut] = [(ended.prompt_eval_duration + ended.eval_duration) / 1e9, ended.done_reason === "length"];
-  return `${ended.eval_count} tokens in ${seconds.toFixed(2)} s${cut ? ", then there was no more room" : ""}`;
+  const told = `${ended.eval_count} tokens in ${seconds.toFixed(2)} s${cut ? ", then there was no more room" : ""}`;
+  return [told, ...(ended.notes || [])].join("; ");
 }
 
 // The words of `now`, those marked that are not of the longest common subsequence with `was`.
@@ -271,7 +272,7 @@ async function keep(reply, verdict, better, button) {
   all("[role]", bar).forEach((old) => old.remove());
   bar.append(told);
   try {
-    const said = { thinking: written(reply.dream), content: reply.answer, verdict, better };
+    const said = { thinking: written(reply.dream), content: reply.answer, done_reason: reply.ended.done_reason, verdict, better };
     await call("feedback", { model: reply.name, messages: reply.asked, ...said });
     all("button", bar).slice(0, 3).forEach((each) => each.toggleAttribute("disabled", true));
     button.setAttribute("aria-pressed", "true");

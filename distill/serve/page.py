@@ -41,8 +41,8 @@ async def file(request: Request) -> Response:
 
 
 async def feedback(request: Request) -> Response:
-    """What is thought of an answer: the body of /api/chat up to it, `thinking` and `content` of what was said, a
-    `verdict`, and with "better" what should have been said."""
+    """What is thought of an answer: the body of /api/chat up to it, `thinking`, `content` and `done_reason` of what was
+    said, a `verdict`, and with "better" what should have been said."""
     body = await body_of(request)
     served = shelf_of(request).find(named(body))
     if served.offer.keep is None:
@@ -53,8 +53,9 @@ async def feedback(request: Request) -> Response:
         read = await asyncio.to_thread(as_read, loaded.student, messages, pictures)
         system: list[Message] = [{"role": "system", "content": served.system}] if served.system else []
         turns: list[Message] = [{"role": turn["role"], "content": turn["content"]} for turn in [*system, *read]]
-        said = (body.text(name) for name in ("thinking", "content", "verdict", "better"))
-        await asyncio.to_thread(served.offer.keep, turns, *said)
+        thinking, content, verdict, better = map(body.text, ("thinking", "content", "verdict", "better"))
+        cut = body.text("done_reason") == "length"
+        await asyncio.to_thread(served.offer.keep, turns, thinking, content, verdict, better, cut)
     except BadInput as error:
         raise ApiError(400, str(error)) from error
     finally:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import Receive
@@ -16,12 +16,11 @@ from distill.serve.pieces import Piece, Pieces
 from distill.serve.scheduler import Job, Wrote
 from distill.serve.shelf import Served
 from distill.serve.student import Loaded, Student
+from distill.student.grammar import reply_room
 from distill.student.sure import LONGEST, Trial
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
 from distill.tokens.chat import STOP, Message
 
-ROOM = 32
-"""Tokens of the context that a prompt which doesn't fit leaves for the answer."""
 LONG = 20_000
 """Characters of a prompt that are split into tokens beside the loop: others are served meanwhile."""
 
@@ -93,12 +92,14 @@ class Asked:
 
 
 class Reply:
-    """Whoever begins it closes it. tokens: what was written so far. reason: why it ended, once it has."""
+    """Whoever begins it closes it. tokens: what was written so far. reason: why it ended, once it has. notes: what of
+    the prompt was left out."""
 
     def __init__(self, served: Served, loaded: Loaded, prompt: list[int], job: Job | None, pieces: Pieces) -> None:
         self.served, self.prompt, self.tokens, self.reason = served, prompt, list[int](), ""
         self._job, self._pieces, self._stops = job, pieces, {loaded.student.tokenizer.eos_id}
         self.started = self.ready = self.ended = time.monotonic()
+        self.notes = list[str]()
         self._released = False
 
     @classmethod
@@ -111,15 +112,16 @@ class Reply:
             tokenizer = loaded.student.tokenizer
             context = min(options.context or served.context, served.context)
             dreams = asked.raw is None and asked.think and asked.messages[-1]["role"] != "assistant"
-            prompt = fitted(await _prompt_ids(loaded, asked, dreams, context), context, asked.truncate, options.limit)
+            how, notes = (context, options.limit), list[str]()
+            prompt = await _prompt_ids(loaded, asked, dreams, *how, notes.append)
             if any(not 0 <= id < tokenizer.vocab_size for id in prompt):
                 raise ApiError(400, "context: holds no tokens of this model")
             if dreams and loaded.student.sure < 1 and options.schema is None:
-                ids = await _prompt_ids(loaded, asked, False, context)
-                silent = fitted(ids, context, asked.truncate, options.limit)
+                less = list[str]()
+                silent = await _prompt_ids(loaded, asked, False, *how, less.append)
                 room, sure = min(LONGEST, context - len(silent)), loaded.student.sure
                 if await attempt(served, loaded, silent, room, options, sure):
-                    prompt, dreams = silent, False
+                    prompt, dreams, notes = silent, False, less
             room = context - len(prompt) if options.limit is None else min(options.limit, context - len(prompt))
             state = None if asked.raw is not None else (loaded.grammar if dreams else loaded.grammar.answering).start
             form = None if options.schema is None else await asyncio.to_thread(_form, loaded, options.schema)
@@ -127,7 +129,7 @@ class Reply:
             job = Job(prompt, room, options, state, form=form, stop_ids=end) if room > 0 else None
             pieces = Pieces(tokenizer, options.stop, dreams, options.top_logprobs if options.logprobs else None)
             reply = cls(served, loaded, prompt, job, pieces)
-            reply.started, reply.ready = started, ready
+            reply.started, reply.ready, reply.notes = started, ready, notes
             if job is None:
                 reply.reason, reply.ended = "length", time.monotonic()
             else:
@@ -240,20 +242,32 @@ def _ns(seconds: float) -> int:
     return max(1, int(seconds * 1e9))
 
 
-async def _prompt_ids(loaded: Loaded, asked: Asked, dreams: bool, context: int) -> list[int]:
-    """All tokens up to where the student goes on, however many; where turns may be left out, of those that fit."""
+async def _prompt_ids(
+    loaded: Loaded, asked: Asked, dreams: bool, context: int, limit: int | None, note: Callable[[str], None]
+) -> list[int]:
+    """Tokens up to where the student goes on, as many as fit. note: gets a line on what is left out. Raises ApiError
+    400 where nothing may be, and all doesn't fit."""
     student = loaded.student
 
     def split() -> list[int]:
         if asked.raw is not None:
             return student.tokenizer.encode(asked.raw, special=True)
         turns = as_read(student, asked.messages, asked.pictures)
-        return student.prompt_ids(turns, None if dreams else False, context, whole=not asked.truncate)
+        return student.prompt_ids(turns, None if dreams else False, context, not asked.truncate, note)
 
     pictures = any(asked.pictures)
     characters = len(asked.raw or "") + sum(len(message["content"]) for message in asked.messages)
     ids = await asyncio.to_thread(split) if pictures or characters + 40 * len(asked.messages) > LONG else split()
-    return [*asked.before, *ids] or [student.tokenizer.newline_id]
+    ids = [*asked.before, *ids] or [student.tokenizer.newline_id]
+    if len(ids) < context:
+        return ids
+    if not asked.truncate:
+        raise ApiError(400, f"the prompt's {len(ids)} tokens exceed the context length of {context}")
+    room = reply_room(student.steps, dreams)
+    kept = max(context - min(room, context // 2, max(limit or room, 1)), 1)
+    left = f"the first {len(ids) - kept} tokens, with any system message, are left out"
+    note(f"{left}: all don't fit a context of {context} tokens")
+    return ids[-kept:]
 
 
 def as_read(student: Student, messages: Sequence[Message], pictures: Sequence[Sequence[bytes]]) -> Sequence[Message]:
@@ -267,13 +281,3 @@ def as_read(student: Student, messages: Sequence[Message], pictures: Sequence[Se
         return [{**message, "content": student.asked(message["content"], own)} for message, own in pairs]
     except BadInput as error:
         raise ApiError(400, f"images: {error}") from error
-
-
-def fitted(ids: list[int], context: int, truncate: bool, limit: int | None) -> list[int]:
-    """A prompt cut at its beginning, so that it leaves room for an answer. Raises ApiError 400 where it mustn't be."""
-    if len(ids) < context:
-        return ids
-    if not truncate:
-        raise ApiError(400, f"the prompt's {len(ids)} tokens exceed the context length of {context}")
-    room = min(ROOM, context // 2, max(limit or ROOM, 1))
-    return ids[-max(context - room, 1) :]

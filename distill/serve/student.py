@@ -38,12 +38,18 @@ class Student(Protocol):
     def sees(self) -> bool: ...
     def asked(self, prompt: str, images: Sequence[bytes]) -> str: ...
     def prompt_ids(
-        self, messages: Sequence[Message], think: bool | None, context: int = 0, whole: bool = False
+        self,
+        messages: Sequence[Message],
+        think: bool | None,
+        context: int = 0,
+        whole: bool = False,
+        note: Callable[[str], None] = ...,
     ) -> list[int]: ...
 
 
-Keep = Callable[[list[Message], str, str, str, str], None]
-"""Keeps messages, dream, answer, verdict, and what was better. Raises BadInput for a verdict that is none."""
+Keep = Callable[[list[Message], str, str, str, str, bool], None]
+"""Keeps messages, dream, answer, verdict, what was better, and whether the answer was cut. Raises BadInput for a
+verdict that is none."""
 
 
 @dataclass(frozen=True)

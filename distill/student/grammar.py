@@ -25,6 +25,11 @@ from distill.tokens.utf8 import NOWHERE, STATES, WHOLE, Leads, leads
 AROUND = 2
 """Tokens of a full dream besides its lenses and triplets: its line break and closing tag."""
 
+HEAD = 3
+"""Tokens around a dream that `dream_size` leaves out: `<think>` with its line break, and the last one's."""
+ROOM = 32
+"""Tokens of the context that what doesn't fit in it leaves for the answer."""
+
 KINDS = WORD, NEWLINE, IMAGE, THINK, END_THINK, EOS, NEVER, FIRST_LENS = range(8)
 FIRST_PART = FIRST_LENS + len(LENSES)
 """Of tokens; the lenses follow each other from FIRST_LENS on, then whatever is a part of a character, told apart by
@@ -40,6 +45,12 @@ for each lens, that none has any yet."""
 def dream_size(steps: int) -> int:
     """Tokens of the longest dream with `steps` triplets a lens, its line break and closing tag among them."""
     return len(LENSES) * (1 + 3 * steps) + AROUND
+
+
+def reply_room(steps: int, dreams: bool) -> int:
+    """Tokens of the context that what doesn't fit in it leaves for a reply: the answer, and before it the longest dream
+    with `steps` triplets a lens, where it dreams."""
+    return ROOM + (HEAD + dream_size(steps) if dreams else 0)
 
 
 def steps_within(tokens: int) -> int:

@@ -59,9 +59,9 @@ class Backbone(nn.Module):
 
 
 class Pretrained(Backbone):
-    """A vision model of transformers, frozen, read from safetensors alone."""
+    """A vision model of transformers, frozen, read from safetensors alone. setting: that says its image size."""
 
-    def __init__(self, kind: str, source: str, image_size: int) -> None:
+    def __init__(self, kind: str, source: str, image_size: int, setting: str = "vision.image_size") -> None:
         super().__init__()
         import transformers
         from transformers.utils.hub import cached_file
@@ -88,7 +88,7 @@ class Pretrained(Backbone):
             reason = f"preprocessor_config.json can't be read ({one_line(error)})"
             raise CorruptFile(f"{source}: its {reason}; download the model again") from error
         if self.patch_size and self.preparation.size % self.patch_size:
-            raise BadInput(f"vision.image_size={self.preparation.size}: not a multiple of {self.patch_size}, its patch")
+            raise BadInput(f"{setting}={self.preparation.size}: not a multiple of {self.patch_size}, its patch")
         self.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Sight:
         the weights are, where they aren't DINOv2-S/14. share: of the blocks, the first ones; after fewer than all the
         norm is a plain one.
         Raises BadInput for a size that its patches don't divide, CorruptFile."""
-        model = Pretrained("dinov2", source, size).model
+        model = Pretrained("dinov2", source, size, "see.image_size").model
         state, config = model.state_dict(), model.config
         if config.use_swiglu_ffn:
             raise BadInput(

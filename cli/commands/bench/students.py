@@ -8,6 +8,7 @@ import click
 from cli.commands.bench.group import bench, counts_option, measured
 from cli.options import Function, runs_dir_option
 from cli.runs import RunName
+from distill.errors import BadInput
 
 if TYPE_CHECKING:
     from bench.result import BenchResult
@@ -93,21 +94,37 @@ def generate(target: Path | None, watch: "Stopwatch", **asked: Any) -> "BenchRes
 @bench.command()
 @click.argument("target", type=RunName())
 @runs_dir_option
-@click.option("--prompt", default=None, help="What is asked [What happens when you drop a ball?].")
+@click.option("--prompt", "prompts", multiple=True, help="Is asked; repeatable [What happens when you drop a ball?].")
+@click.option("--split", help="Asked are 24 of the run's held-out prompts of this split, such as combination.")
 @measured(repeat=11)
-def dreams(target: Path, prompt: str | None, watch: "Stopwatch") -> "BenchResult":
+def dreams(target: Path, prompts: tuple[str, ...], split: str | None, watch: "Stopwatch") -> "BenchResult":
     """Time a dream up to the answer's first token: drafted by the engine, and decoded by the backbone.
 
-    TARGET is a run, checkpoint or bundle with a dream engine.
+    TARGET is a run, checkpoint or bundle with a dream engine. Times are means of all prompts.
 
     \b
-    Example:
+    Examples:
       dream bench dreams runs/first
+      dream bench dreams runs/world --split combination
     """
     from bench.generation import QUESTION, bench_dreams
     from bundle.load import load_dreaming
 
-    return bench_dreams(watch, load_dreaming(target), prompt or QUESTION)
+    if split is not None:
+        prompts = (*prompts, *_held_out(target, split))
+    return bench_dreams(watch, load_dreaming(target), prompts or (QUESTION,))
+
+
+def _held_out(target: Path, split: str, most: int = 24) -> list[str]:
+    """The first held-out prompts of a split, as an exam would ask them. Raises BadInput where there are none."""
+    from distill.exam.questions import load_exam
+    from distill.run import Run
+
+    known = [(one.truth.split, one.prompt) for one in load_exam(Run.open(target), 0).questions if one.truth]
+    if not (found := [prompt for name, prompt in known if name == split]):
+        there = ", ".join(sorted({name for name, _ in known})) or "none"
+        raise BadInput(f"--split {split}: {target} has no held-out prompt of it; its splits: {there}")
+    return found[:most]
 
 
 @bench.command()
