@@ -80,7 +80,6 @@ class Chat:
         how: dict[str, Any] = {"think": self.think, "temperature": self.temperature, "max_tokens": self.max_tokens}
         self.notes = []
         for kind, text in self.student.chat([*before, turn], **how, seed=seed, note=self.notes.append, **given):
-            self.stopped = True  # until it is whole
             said[kind] += text
             yield kind, text
         # The dream of a turn is not part of what the next turn sees.
@@ -181,6 +180,7 @@ def converse(chat: Chat) -> None:
         except Terminated:
             raise
         except KeyboardInterrupt:
+            chat.stopped = True
             click.echo("\n(stopped; this turn is forgotten)", err=True)
         except DistillError as error:  # such as a message that is longer than the context
             click.echo(f"Error: {error}", err=True)

@@ -891,19 +891,22 @@ def test_chat_survives_ctrl_c_and_what_is_too_long(
         def chat(self, messages, **options):  # type: ignore[no-untyped-def]
             if len(messages[-1]["content"]) > 5:
                 raise BadInput("no room")
+            if messages[-1]["content"] == "mute":
+                raise KeyboardInterrupt
             yield "content", "half"
             if messages[-1]["content"] == "stop":
                 raise KeyboardInterrupt
 
-    lines = iter(["stop", "far too long", "go", "far too long", "/good", "stop", "/bad", "on", "/bad", "/quit"])
+    lines = iter(["stop", "far too long", "go", "far too long", "/good", "stop", "/bad", "on", "/bad"])
+    lines = itertools.chain(lines, ["mute", "/bad", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _prompt: next(lines))
     chat = Chat(Stopped(), feedback=tmp_path / FEEDBACK)
     converse(chat)
     assert [message["content"] for message in chat.messages] == ["go", "half", "on", "half"]
-    stopped, room, _, again, other = filter(None, capsys.readouterr().err.splitlines())
-    assert stopped == again == "(stopped; this turn is forgotten)"
+    stopped, room, _, again, other, mute, last = filter(None, capsys.readouterr().err.splitlines())
+    assert stopped == again == mute == "(stopped; this turn is forgotten)"
     assert room == "Error: no room"
-    assert other == "Error: /bad: the last answer was stopped, and is forgotten; ask again"
+    assert other == last == "Error: /bad: the last answer was stopped, and is forgotten; ask again"
     kept = read_feedback(tmp_path / FEEDBACK)
     assert [(line.messages[-1]["content"], line.verdict) for line in kept] == [("go", "good"), ("on", "bad")]
 

@@ -316,9 +316,10 @@ def test_new_facts_are_learned_and_taken_back(world: Run, tmp_path: Path) -> Non
     assert (checkpoint.best(run) / "model.safetensors").read_bytes() == before
 
 
-def test_facts_under_rewards_are_not_taken_back(world: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["facts", "learn"])
+def test_what_was_learned_under_rewards_is_not_taken_back(stage: str, world: Run, tmp_path: Path) -> None:
     run = of(world, tmp_path / "run")
-    went_on(run, "facts", **{"from": checkpoint.best(run).name})
+    went_on(run, stage, **{"from": checkpoint.best(run).name})
     went_on(run, "reward")
     before = checkpoint.list_checkpoints(run)
     refused = CliRunner().invoke(dream, ["learn", str(run.path), "--undo"])

@@ -359,7 +359,7 @@ def test_feedback_of_a_conversation_and_after_a_system_message_is_learned_too() 
     assert spoken(good | {"messages": [asked], "answer": ""}) is None
     assert spoken(good | {"messages": [asked], "verdict": "bad"}) is None
     cut = good | {"messages": [asked], "cut": True}
-    assert spoken(cut) == {"prompt": "Why?", "answer": "So.", "done_reason": "length"}, "no end is learned"
+    assert spoken(cut) == {"prompt": "Why?", "answer": "So.", "done_reason": "length"}, "up to its last whole sentence"
     assert spoken(cut | {"verdict": "better", "better": "It is."}) == {"prompt": "Why?", "answer": "It is."}
     for wrong in ("hi", ["hi"], 3, [{"content": "Why?"}]):
         with pytest.raises(ValueError, match="messages must be a conversation"):

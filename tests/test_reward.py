@@ -270,6 +270,14 @@ def test_the_calibration_error_is_the_mean_gap_of_its_bins() -> None:
     assert calibration_error(np.zeros(3)) == 1
 
 
+def test_an_answer_that_was_cut_before_its_first_word_is_no_feedback(tmp_path: Path) -> None:
+    path, asked = tmp_path / FEEDBACK, json.loads('[{"role": "user", "content": "Why?"}]')
+    for verdict, better in (("good", ""), ("bad", ""), ("better", "So.")):
+        with pytest.raises(BadInput, match="cut before its first word"):
+            keep(path, Feedback(asked, "", " ", verdict, better, cut=True))
+    assert not path.exists()
+
+
 def test_thumbs_become_pairs(tmp_path: Path) -> None:
     path = tmp_path / FEEDBACK
     for i in range(10):

@@ -278,8 +278,11 @@ def _learn_facts(
 def _undo(run: "Run", stage: str, as_json: bool) -> None:
     from distill.learning import facts, polish, see
     from distill.learning.onward import take_back
+    from distill.training import checkpoint
 
     with run.working():
+        if stage == "learn":
+            checkpoint.refuse(run, stage)
         own = {"see": see, "polish": polish}.get(stage)
         count = own.undo(run) if own else take_back(run, stage)
         if stage == "learn" and not count:

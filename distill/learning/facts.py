@@ -86,11 +86,8 @@ def learn_facts(
 
 
 def undo(run: Run) -> int:
-    """Go back to the student before the last learning; returns how many checkpoints went. Raises RunMismatch where the
-    student has gone on from there."""
+    """Go back to the student before the last learning; returns how many checkpoints went."""
     found = checkpoint.of_stage(run, "facts")
-    if found:
-        checkpoint.refuse(run, "facts")
     gone = of_learning(run, checkpoint.read_loop(found[-1]).settings["facts"]["from"]) if found else []
     for path in reversed(gone):
         checkpoint.delete(path)
@@ -245,6 +242,11 @@ def source_of(path: Path) -> str | None:
     """The digest of what a checkpoint learned last; None where that were no facts."""
     facts = checkpoint.read_loop(path).settings.get("facts")
     return facts["how"]["source"] if facts else None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether what a checkpoint learned last was learned to its end."""
+    return checkpoint.read_loop(path).settings["facts"]["done"]
 
 
 def of_learning(run: Run, base: str) -> list[Path]:

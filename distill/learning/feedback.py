@@ -32,7 +32,10 @@ class Feedback:
 
 
 def keep(path: Path, feedback: Feedback) -> None:
-    """Append a line; it is on disk when this returns. Raises DistillError where it can't be."""
+    """Append a line; it is on disk when this returns. Raises DistillError where it can't be, BadInput for an answer
+    that was cut before its first word: there is nothing to learn from."""
+    if feedback.cut and not feedback.answer.strip():
+        raise BadInput("the answer was cut before its first word; let it have more tokens, and say then what you think")
     append_line(path, asdict(feedback))
 
 

@@ -100,7 +100,8 @@ def follow(
     system = made_with(run).capture.system
     base = checkpoint.weights_of(checkpoint.best(run, "facts"))
     with Journal(run.path / "online.jsonl") as journal:
-        known = _known(journal.lines, base, {facts.source_of(path) for path in checkpoint.of_stage(run, "facts")})
+        learned = [path for path in checkpoint.of_stage(run, "facts") if facts.is_whole(path)]
+        known = _known(journal.lines, base, {facts.source_of(path) for path in learned})
         if journal.lines[-1:] != known[-1:]:
             text = "what an earlier student learned, or what was taken back, is learned again"
             listen(Event("online", "note", text))
