@@ -81,7 +81,7 @@ def narrow() -> Generator[None]:
 
             class Narrow(kind):
                 def __init__(self, *args: Any, **options: Any) -> None:
-                    super().__init__(*args, **options, width=64)
+                    super().__init__(*args, **{**options, "width": 64})
 
             patch.setattr(dream_engine, part, Narrow)
         yield

@@ -54,8 +54,8 @@ class DreamEngine(nn.Module):
         self.codes, self.codebook = len(codebook), codebook_digest(codebook)
         centroids = torch.from_numpy(codebook.centroids)
         dim = centroids.shape[-1]
-        self.input_tokenizer = InputTokenizer(hidden, dim, self.width)
-        self.generator = DreamGenerator(config, centroids, dim, self.width)
+        self.input_tokenizer = InputTokenizer(hidden, dim, width=self.width)
+        self.generator = DreamGenerator(config, centroids, dim, width=self.width)
         self.reasoner = DreamGraphReasoner(dim, hops=config.graph_reasoning_hops)
         self.decoder = OutputDecoder(dim)
         self._drafter: Drafter | None = None
