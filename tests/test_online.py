@@ -296,7 +296,7 @@ def test_what_the_student_does_not_know_any_more_is_learned_again(
     run, said = Run(shutil.copytree(world.path, tmp_path / "run"), world.settings), list[Event]()
     journal, stream = run.path / "online.jsonl", tmp_path / "a.jsonl"
     stream.write_text(line(1) + line(2), encoding="utf-8")
-    sources: list[str] = []
+    sources, half = list[str](), list[str]()
 
     def keeps(learner: RunLearner, examples: Any) -> dict[str, float]:
         learner.learned = new_lines(run, examples)
@@ -306,6 +306,7 @@ def test_what_the_student_does_not_know_any_more_is_learned_again(
     monkeypatch.setattr(RunLearner, "learn", keeps)
     monkeypatch.setattr(checkpoint, "of_stage", lambda *_: [Path(each) for each in sources])
     monkeypatch.setattr(facts, "source_of", lambda path: path.name)
+    monkeypatch.setattr(facts, "is_whole", lambda path: path.name not in half)
 
     def learned(*without: str, **other: str) -> tuple[int, bool]:
         """Lines that are learned where the journal is without these, and has others; and whether it says so."""
@@ -319,7 +320,10 @@ def test_what_the_student_does_not_know_any_more_is_learned_again(
     journal.touch()
     assert learned() == (2, False)
     assert learned() == (0, False)
-    sources.pop()
+    half.append(sources[-1])  # a kill left it so
+    assert learned() == (1, True)
+    half.clear()
+    del sources[1:]
     assert learned() == (1, True), "the last of both"
     assert learned() == (0, False)
     assert learned("learned", "base", "digests") == (0, False)
