@@ -15,10 +15,11 @@ from distill.backbone.session import Session
 from distill.config import DreamingConfig, Settings
 from distill.dream.editor import DreamEditor
 from distill.dream.output_decoder import OutputDecoder, Part, Sampling, Speaker, Splitter, is_sure
+from distill.dream.record import CUT
 from distill.errors import BadInput, MissingStage
 from distill.events import Listener, silent
 from distill.run import Run
-from distill.student.grammar import HEAD, ROOM, DreamGrammar, dream_size, longest_path, reply_room
+from distill.student.grammar import ROOM, DreamGrammar, longest_path, reply_room, think_size
 from distill.student.made_with import made_with
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import PICTURE, Dream, Message, picture_ids, render, think_ids, with_context, with_steps
@@ -127,8 +128,7 @@ class Student:
             sampling = Sampling(max_tokens, temperature, top_k, top_p, seed)
             yield from self._answer_to(self.prompt_ids(messages, None, note=note), with_steps(dream), sampling, note)
             return
-        # A turn of its own that is gone on with has had its dream.
-        dreams = think is not False and messages[-1]["role"] != "assistant"
+        dreams = _dreams(messages, think)
         if dreams and self.sure < 1:
             drawn = Sampling(max_tokens, temperature, top_k, top_p, seed)
             how = drawn, self._grammar.answering, self.tokenizer.eos_id, self.sure
@@ -167,8 +167,8 @@ class Student:
             turns[asked] = {**turns[asked], "content": PICTURE * len(self.pictures) + turns[asked]["content"]}
 
         size = context or self.model.config.context
-        dreams = think is not False and messages[-1]["role"] != "assistant"
-        room = max(ROOM, min(reply_room(self.steps, dreams), size // 2))  # half of a small context is for what was said
+        # Half of a small context is for what was said.
+        room = max(ROOM, min(reply_room(self.steps, _dreams(messages, think)), size // 2))
 
         def ids(start: int) -> list[int]:
             return picture_ids(self.tokenizer, render([*head, *turns[start:]], think), self.pictures)
@@ -199,14 +199,14 @@ class Student:
     def _cut(self, last: int, note: Callable[[str], None]) -> None:
         """Say so where an answer whose last token this is didn't end by itself."""
         if last != self.tokenizer.eos_id:
-            note("cut: it didn't end within its tokens, or within the context")
+            note(CUT)
 
     def _tokens(self, ids: list[int], dreams: bool, max_tokens: int, **sampling: Any) -> Iterator[int]:
         """Up to `max_tokens` of the answer; those of the dream and its tags come besides."""
         written = stream(
             self.model,
             ids,
-            max_tokens=max_tokens + (HEAD + dream_size(self.steps) if dreams else 0),
+            max_tokens=max_tokens + (think_size(self.steps) if dreams else 0),
             stop_ids=[self.tokenizer.eos_id],
             grammar=self._grammar if dreams else self._grammar.answering,
             **sampling,
@@ -218,6 +218,11 @@ class Student:
                     break
             yield from islice(written, 1)  # the tag's line break
         yield from islice(written, max_tokens)
+
+
+def _dreams(messages: Sequence[Message], think: bool | None) -> bool:
+    """Whether a dream comes first: a turn of its own that is gone on with has had its dream."""
+    return think is not False and messages[-1]["role"] != "assistant"
 
 
 def load_student(path: Path) -> Student:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cli.options import as_text
+from distill.dream.record import CUT
 from distill.errors import BadInput, DistillError
 from distill.learning.feedback import VERDICTS, Feedback, keep
 from distill.stopping import Terminated
@@ -85,7 +86,7 @@ class Chat:
         # The dream of a turn is not part of what the next turn sees.
         answer: Message = {"role": "assistant", "content": said["content"].strip()}
         self.messages, self.dream, self.stopped = [*before, turn, answer], said["thinking"], False
-        self.cut = any(note.startswith("cut:") for note in self.notes)
+        self.cut = CUT in self.notes
 
     def command(self, line: str) -> str | Iterator[Piece] | None:
         """Carry out a /command; what to say of it, an answer, or None to leave. Raises BadInput."""

@@ -7,6 +7,8 @@ and how near each token is to what a state says (its length, which changes no or
 Shape legend: M memory positions, S paths, W width, N narrow, C codes, E experts, 3 roles.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,16 +40,12 @@ class Drafter:
     def __init__(self, generator: DreamGenerator) -> None:
         self.generator, parts = generator, generator.transitions
         width, narrow = generator.offsets.shape[1], generator.read_token.out_features
-        up, down = generator.feed[1], generator.feed[3]
-        assert isinstance(up, nn.Linear)
-        assert isinstance(down, nn.Linear)
+        norm, up, _, down = cast("tuple[nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear]", tuple(generator.feed))
         keys, values = generator.memory_keys, generator.memory_values
         self.memory = _folded(torch.cat((keys.weight, values.weight)), torch.cat((keys.bias, values.bias)))
         self.look = _folded(generator.look.weight, generator.look.bias, generator.look_norm)
         self.mix = _folded(generator.mix.weight, generator.mix.bias)
-        first = generator.feed[0]
-        assert isinstance(first, nn.LayerNorm)
-        self.up, self.down = _folded(up.weight, up.bias, first), _folded(down.weight, down.bias)
+        self.up, self.down = _folded(up.weight, up.bias, norm), _folded(down.weight, down.bias)
         # Of a step's input: its share in the gates of the state, and what the experts propose.
         shares = parts.reset_keep.weight.split(width, 1)
         weight = torch.cat((shares[0], parts.from_input.weight))

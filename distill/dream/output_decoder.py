@@ -115,7 +115,7 @@ class Speaker:
         sure = logits.float().softmax(-1).gather(1, drawn.unsqueeze(1)).squeeze(1)
         read: list[int] = tokens[0].tolist()
         self._ahead = list(map(_Place, read, logits.split(1), states, drawn.tolist(), sure.tolist()))
-        for _ in range(came):
+        if came:
             self._go_on()
 
     def _go_on(self) -> None:

@@ -84,6 +84,10 @@ class Word:
         return [sum(self.tokens[i : i + 3]) for i in range(0, len(self.tokens), 3)]
 
 
+CUT = "cut: it didn't end within its tokens, or within the context"
+"""Told of an answer that didn't end by itself."""
+
+
 @dataclass(frozen=True)
 class DreamRecord:
     """One prompt's dreaming. A record may be partial: the viewer gets one after each step that forms.

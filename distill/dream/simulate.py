@@ -20,7 +20,7 @@ import numpy as np
 
 from distill.backbone.generate import log_likelihood
 from distill.dream.model import DreamingReasoningLLM
-from distill.dream.record import DreamRecord
+from distill.dream.record import CUT, DreamRecord
 from distill.errors import BadInput
 from distill.knowledge.retrieval import Chain, Labels, Retriever
 from distill.mining.inflect import content_stems
@@ -91,7 +91,7 @@ class Simulation:
             for step in one.steps
         ]
         head = f"{mark} branch {number + 1}, {one.score:.2f} ({told}): {one.record.answer.strip()}"
-        cut = ["cut: it didn't end within its tokens, or within the context"] if one.record.cut else []
+        cut = [CUT] if one.record.cut else []
         return [head, *cut, f"facts: {facts}", *(dream or ["no dream"])]
 
 

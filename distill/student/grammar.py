@@ -47,10 +47,15 @@ def dream_size(steps: int) -> int:
     return len(LENSES) * (1 + 3 * steps) + AROUND
 
 
+def think_size(steps: int) -> int:
+    """Tokens of the longest dream with `steps` triplets a lens, and of all that stands around it."""
+    return HEAD + dream_size(steps)
+
+
 def reply_room(steps: int, dreams: bool) -> int:
     """Tokens of the context that what doesn't fit in it leaves for a reply: the answer, and before it the longest dream
     with `steps` triplets a lens, where it dreams."""
-    return ROOM + (HEAD + dream_size(steps) if dreams else 0)
+    return ROOM + (think_size(steps) if dreams else 0)
 
 
 def steps_within(tokens: int) -> int:
