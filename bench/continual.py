@@ -257,7 +257,7 @@ class FewExamples:
             prompts.append(ids)
         ends = np.cumsum([len(ids) for ids in prompts])
         asked = replace(asked, prompt_ids=np.concatenate(prompts), prompt_ends=ends)
-        dreams = dream_on(learner.model, asked, learner.tokenizer, learner.longest, 0, range(len(asked)), 0.0)
+        dreams = dream_on(learner.model, asked.prompt, learner.tokenizer, learner.longest, 0, range(len(asked)), 0.0)
         return learner.right(asked, dreams), None
 
 

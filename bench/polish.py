@@ -29,7 +29,7 @@ from distill.exam.metrics.statistics import HierarchicalBootstrap, Ratio
 from distill.exam.metrics.text import chrf, repeated
 from distill.exam.questions import load_exam
 from distill.learning.consult import consulting
-from distill.learning.polish import Polishing, judged
+from distill.learning.polish import Polishing, further_prompts, judged
 from distill.run import Run
 from distill.tokens.chat import prompt_ids, think_block
 from distill.tokens.packing import Documents
@@ -42,6 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
     TRAINED: {},
     LONGER: {"teachers_share": 1.0},
     "its own, by its teacher's weights": {},
+    "its own to further prompts, too": {"prompts": ["everyday"]},
     "its own, its teacher is asked": {"through": "server"},
 }
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -75,13 +76,14 @@ def polished(run: Run, way: str, minutes: float) -> dict[str, Any]:
 def _polished(copy: Run, way: str, minutes: float) -> dict[str, Any]:
     how = WAYS[way]
     copy.settings.polish = PolishSettings(minutes=minutes, **how)
-    polishing, source = Timed(copy, {}, tell), teachers_source(copy, tell)
+    further, source = further_prompts(copy, tell), teachers_source(copy, tell)
+    polishing = Timed(copy, {}, tell, further=further)
     if isinstance(source, str):
         raise BadInput(f"{copy.path}: {source}")
     polishing.read(source)
     polishing.told["before"] = 0.0
     if how.get("through") == "server":
-        with consulting(copy, polishing.tokenizer, {}, tell) as consultation:
+        with consulting(copy, polishing.tokenizer, {}, tell, further=further) as consultation:
             polishing.consultation = consultation
             told = polishing.perform()
     elif way != TRAINED:
@@ -112,7 +114,7 @@ def measured(polishing: Polishing, teacher: Backbone) -> dict[str, list[list[flo
     sums["bits"][:] = bits(judged(polishing.model, tokenizer, prompts, references))
     for sample in range(SAMPLES):
         seed = 1000 * (1 + sample)
-        dreams = dream_on(polishing.model, documents, tokenizer, polishing.steps, seed, range(len(prompts)))
+        dreams = dream_on(polishing.model, documents.prompt, tokenizer, polishing.steps, seed, range(len(prompts)))
         polishing.model.eval()
         contexts = [[*prompt, *think_block(tokenizer, dreams.get(i, []))] for i, prompt in enumerate(prompts)]
         answers = generate(

@@ -291,6 +291,8 @@ class PolishSettings:
     beta: float = 0.5
     """Of the divergence to its teacher: 0 is forward KL, 0.5 Jensen-Shannon's, 1 reverse KL."""
     lr: float = 1e-4
+    prompts: list[str] = field(default_factory=list[str])
+    """Sets and files whose prompts it answers beside those of training: nobody has to have answered them."""
     through: str = "auto"
     """The teacher's `weights`, its `server` (any teacher that can be asked), or `auto`: its weights where they are."""
 

@@ -281,7 +281,7 @@ def test_chats_and_dreaming_models_keep_to_it(model: Backbone, temperature: floa
 
 
 def test_drafts_are_whole_dreams(model: Backbone) -> None:
-    drafts = dream_on(model, synthetic_documents(TOKENIZER.vocab_size), TOKENIZER, STEPS, 0, range(0, 512, 8))
+    drafts = dream_on(model, synthetic_documents(TOKENIZER.vocab_size).prompt, TOKENIZER, STEPS, 0, range(0, 512, 8))
     assert drafts
     for ids in drafts.values():
         reply = [TOKENIZER.think_id, TOKENIZER.newline_id, *ids, *think_ids(TOKENIZER, {})[-3:], 65]

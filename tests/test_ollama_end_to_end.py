@@ -143,6 +143,17 @@ def test_a_teacher_that_only_answers_polishes(polishing: Run, server: FakeOllama
     assert not (polishing.checkpoints / JOURNAL).exists()
 
 
+def test_a_teacher_goes_on_with_what_is_begun_of_prompts_that_it_never_answered(
+    polishing: Run, tmp_path: Path, server: FakeOllama
+) -> None:
+    file = tmp_path / "further.txt"
+    file.write_text("\n".join(f"What happens to ball {number}?" for number in range(60)), encoding="utf-8")
+    settings = polishing.settings.polish
+    settings.prompts, settings.rounds, settings.answers = [str(file)], 1, 6
+    assert polish(polishing)["answers"] == 6
+    assert len([text for text in raw(server) if "What happens to ball" in text]) > 2
+
+
 @pytest.mark.timeout(3600)  # with DREAM_MOMENTS; else it takes seconds
 def test_a_polishing_that_is_killed_asks_nothing_twice_and_learns_from_all(polishing: Run, server: FakeOllama) -> None:
     """What was in flight when it was killed aside: that was never heard. Then all of it once more, undisturbed and out

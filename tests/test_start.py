@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from distill.backbone.model import count_parameters, load_backbone
 from distill.config import CaptureSettings, Settings, StudentSettings, TeacherSettings, TokenizeSettings, TrainSettings
 from distill.corpus.capture import capture
 from distill.corpus.pack_targets import pack_targets
+from distill.corpus.prompts import is_held_out
 from distill.errors import BadInput, DistillError, MissingStage, RunMismatch, TeacherError
 from distill.events import Event
 from distill.exam.baselines import train_child
@@ -49,7 +50,7 @@ from distill.tokens.aligner import Aligned, Aligner
 from distill.tokens.bpe import USER_TOKENS, StudentTokenizer
 from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids
-from distill.tokens.packing import Documents, pack
+from distill.tokens.packing import Documents, is_validation, pack
 from distill.training import checkpoint, plan, trainer
 from distill.training.loop import train
 from distill.training.sizes import measure_sizes
@@ -555,6 +556,40 @@ def test_answers_are_not_drawn_by_their_dreams_numbers(
     polish(to_polish(trained, tmp_path / "run", rounds=2))
     answers, dreams = drawn.values()
     assert len({*answers, *dreams}) == len(answers) + len(dreams) > 16
+
+
+def test_prompts_that_nobody_answered_are_answered_too(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But those of an exam."""
+    new = [f"What happens when you drop a ball {number} times?" for number in range(40)]
+    file = tmp_path / "further.txt"
+    file.write_text("\n".join([*QUESTIONS, *new]), encoding="utf-8")
+    run, events = to_polish(trained, tmp_path / "run", rounds=1, answers=99, prompts=[str(file)]), []
+    asked: list[list[int]] = []
+
+    def noted(model: Any, tokenizer: Any, prompts: Sequence[list[int]], answers: Any) -> Documents:
+        asked.extend(prompts)
+        return judged(model, tokenizer, prompts, answers)
+
+    monkeypatch.setattr("distill.learning.polish.judged", noted)
+    summary = polish(run, events.append)
+    further = [text for text in new if not is_held_out(text, run.settings.capture.held_out) and not is_validation(text)]
+    assert 0 < len(further) < len(new)
+    tokenizer, given = StudentTokenizer.load(run.tokenizer), Documents.load(run.data / "train")
+    system = run.settings.capture.system
+    expected = [*map(list, map(given.prompt, range(len(given))))]
+    expected += [prompt_ids(tokenizer, text, system=system) for text in further]
+    assert sorted(asked) == sorted(expected)
+    assert summary["answers"] == len(expected)
+    assert any(f"{len(further)} of {len(new) + len(QUESTIONS)} further prompts" in event.message for event in events)
+    assert polish(run) == summary
+    file.write_text("\n".join([*QUESTIONS, *new[:20]]), encoding="utf-8")
+    with pytest.raises(RunMismatch, match="polished with other settings"):
+        polish(run)
+    run.settings.train.retrieve = "walk"
+    with pytest.raises(BadInput, match=r"^polish\.prompts: .*not with train\.retrieve"):
+        polish(run)
 
 
 def test_an_answer_is_cut_off_early_and_before_a_word(answered: Run) -> None:

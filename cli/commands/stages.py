@@ -118,6 +118,7 @@ def see(run: "Run", undo: bool, force: bool, as_json: bool, quiet: bool) -> None
 @click.command()
 @setting("--minutes", "polish.minutes", "Stop after so long.", type=click.FloatRange(0), metavar="M")
 @setting("--rounds", "polish.rounds", "Stop after so many rounds instead.", type=click.IntRange(1), metavar="N")
+@setting("--prompts", "polish.prompts", "Further ones that it answers; repeatable.", multiple=True, metavar="FILE|SET")
 @setting("--through", "polish.through", "How the teacher is consulted.", type=click.Choice(WAYS))
 @click.option("--undo", is_flag=True, help="Go back to what training left.")
 @stage_options()

@@ -55,9 +55,9 @@ OTHERWISE = "polish with its weights: --teacher-weights FILE|DIR"
 
 @dataclass(frozen=True)
 class Begun:
-    """An answer that the student began: to the prompt of that training document, after that dream; ids."""
+    """An answer that the student began: to the prompt of that number, after that dream; ids."""
 
-    document: int
+    prompt: int
     dream: list[int]
     words: list[int]
 
@@ -91,18 +91,24 @@ def _is_text(spelled: bytes) -> bool:
 
 @contextlib.contextmanager
 def consulting(
-    run: Run, tokenizer: StudentTokenizer, how: Mapping[str, Any], listen: Listener, force: bool = False
+    run: Run,
+    tokenizer: StudentTokenizer,
+    how: Mapping[str, Any],
+    listen: Listener,
+    force: bool = False,
+    further: Sequence[str] = (),
 ) -> Generator["Consultation"]:
     """The run's teacher, asked while the student learns.
 
-    how: of the polishing. force: once the teacher has answered, the journal begins again. Raises BadInput where no
+    how: of the polishing. force: once the teacher has answered, the journal begins again. further: prompts asked beside
+    those of training. Raises BadInput where no
     teacher could be asked, TeacherError where it can't go on with an answer or tells no logprobs, RunMismatch where it
     is another than gave the answers, or `how` isn't what was begun.
     """
     capture = made_with(run).capture
     with TraceStore(run.traces, readonly=True) as store:
         teacher, words = store.teacher(), store.tokenizer()
-        asked = [trace.prompt for trace in split_traces(store)[0]]
+        asked = [*(trace.prompt for trace in split_traces(store)[0]), *further]
     if teacher.is_dataset or teacher.is_given:
         raise BadInput(f"{run.path}: {teacher.spec} gave the answers, and no model; there is no teacher to polish by")
     options = GenerateOptions(ON, capture.temperature, capture.top_k, capture.top_p, system=capture.system)
@@ -173,7 +179,7 @@ def _apart(one: TokenTargets, two: TokenTargets) -> float:
 class Consultation:
     """What the student began and what its teacher said, by round.
 
-    asked: the prompts of the training documents. waited: seconds that the student waited for its teacher.
+    asked: the prompts of training documents, and further ones. waited: seconds that the student waited for its teacher.
     """
 
     def __init__(
@@ -241,7 +247,7 @@ class Consultation:
         begun, seed = self._begun[number], self.options.seed
         spelled = [b"".join(map(self.tokenizer.token_bytes, each.words)).decode() for each in begun]
         return [
-            _Job(number, i, self.asked[each.document], text, replace(self.options, seed=seed + number * len(begun) + i))
+            _Job(number, i, self.asked[each.prompt], text, replace(self.options, seed=seed + number * len(begun) + i))
             for i, (each, text) in enumerate(zip(begun, spelled, strict=True))
             if i not in self._said[number]
         ]
@@ -252,12 +258,12 @@ class Consultation:
         number: int,
         rounds: int,
         begin: Callable[[int], list[Begun]],
-        given: Documents,
+        prompt: Callable[[int], list[int]],
         tell: Callable[..., None],
     ) -> tuple[Documents, dict[int, list[int]]]:
         """Documents of a round's answers, and the dreams that some were given after; the next one is begun before.
 
-        rounds: how many there will be, 0 where nobody knows. given: the training documents. tell: what is waited for.
+        rounds: how many there will be, 0 where nobody knows. prompt: its ids, by number. tell: what is waited for.
         Raises what became of the teacher; what it had said is kept.
         """
         for n in range(number, min(number + AHEAD, rounds or number + AHEAD)):
@@ -274,10 +280,10 @@ class Consultation:
                 tell(answered=f"{len(said)} of {len(begun)}")
                 self._news.wait(TICK)
         self.waited += time.monotonic() - started
-        return self._documents(begun, [said[place] for place in range(len(begun))], given)
+        return self._documents(begun, [said[place] for place in range(len(begun))], prompt)
 
     def _documents(
-        self, begun: Sequence[Begun], said: Sequence[Mapping[str, Any]], given: Documents
+        self, begun: Sequence[Begun], said: Sequence[Mapping[str, Any]], prompt: Callable[[int], list[int]]
     ) -> tuple[Documents, dict[int, list[int]]]:
         on = [self._aligned(line) for line in said]
         those = [i for i, each in enumerate(on) if len(each.ids)]
@@ -285,7 +291,7 @@ class Consultation:
             raise TeacherError(f"the teacher goes on with no answer: {said[0].get('why', 'it says nothing')}")
         documents = documents_of(
             self.tokenizer,
-            [given.prompt(begun[i].document).tolist() for i in those],
+            [prompt(begun[i].prompt) for i in those],
             [[] for _ in those],
             [_after(begun[i].words, on[i]) for i in those],
             np.array([len(begun[i].words) for i in those]),

@@ -135,7 +135,7 @@ class Facts(Onward):
         if not train.dreams or train.pause:
             return {}
         chosen = [i for i in range(len(documents)) if not len(documents.dream(i)) and len(documents.prompt(i)) < room]
-        return dream_on(model, documents, self.tokenizer, self.longest, self.seed, chosen, temperature)
+        return dream_on(model, documents.prompt, self.tokenizer, self.longest, self.seed, chosen, temperature)
 
     def plan(self) -> Iterator[list[Row]]:
         """The new rows of each step. Every epoch has another draw of what is read after no dream."""

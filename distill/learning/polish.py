@@ -24,20 +24,23 @@ from numpy.typing import NDArray
 
 from distill.backbone.generate import generate, states_before
 from distill.backbone.model import Backbone
+from distill.corpus.prompts import load_prompts
 from distill.corpus.teachers_source import teachers_source
+from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.learning.consult import EARLY, JOURNAL, ON, Begun, Consultation, consulting, early
 from distill.learning.divergence import divergence
 from distill.learning.onward import Onward, take_back
-from distill.run import Run
+from distill.run import Run, fingerprint_of
 from distill.student.grammar import longest_path
 from distill.student.initialize import transplant
+from distill.student.made_with import made_with
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
 from distill.teacher.source import Source
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.chat import think_block
-from distill.tokens.packing import Documents, pack, spelled_bytes
+from distill.tokens.chat import prompt_ids, think_block
+from distill.tokens.packing import Documents, is_validation, pack, spelled_bytes
 from distill.training import checkpoint, numerics
 from distill.training.batches import Batch, Batches, Row
 from distill.training.drafts import dream_on
@@ -75,7 +78,8 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     if force:  # as it will be once the teacher was found
         begun = asked = False
     asks = settings.through == "server" or (settings.through == "auto" and asked)
-    if not force and (record := run.fresh("polish", _how(run, asks))) is not None:
+    further = further_prompts(run, listen)
+    if not force and (record := run.fresh("polish", _how(run, asks, further))) is not None:
         listen(Event("polish", "done", "nothing changed: kept", data=record.summary))
         return record.summary
     checkpoint.refuse(run, "polish")
@@ -84,14 +88,14 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
         if begun or settings.through == "weights":
             raise BadInput(f"{run.path}: {source}")
         asks = True
-    how = _how(run, asks)
-    polishing = Polishing(run, how, listen, force)
+    how = _how(run, asks, further)
+    polishing = Polishing(run, how, listen, force, further)
     if not isinstance(source, str):
         polishing.read(source)
         summary = polishing.perform()
     else:
         listen(Event("polish", "note", f"asking the teacher to go on with what the student begins ({source})"))
-        with consulting(run, polishing.tokenizer, polishing.told["how"], listen, force) as consultation:
+        with consulting(run, polishing.tokenizer, polishing.told["how"], listen, force, further) as consultation:
             if force:  # its journal has gone by now
                 take_back(run, "polish")
             polishing.consultation = consultation
@@ -101,10 +105,25 @@ def polish(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     return summary
 
 
-def _how(run: Run, asks: bool) -> dict[str, Any]:
+def further_prompts(run: Run, listen: Listener = silent) -> list[str]:
+    """Those of `polish.prompts` that training neither read nor kept back, nor an exam asks. Raises BadInput."""
+    if not run.settings.polish.prompts:
+        return []
+    if run.settings.train.retrieve:
+        raise BadInput("polish.prompts: what the graph knows of them is in no prompt; not with train.retrieve")
+    found = load_prompts(run.settings.polish.prompts, made_with(run).capture.held_out, listen=listen)
+    with TraceStore(run.traces, readonly=True) as store:
+        known = {prompt for held_out in (False, True) for _, prompt, _ in store.answers(held_out=held_out)}
+    further = [p.text for p in found if not (p.held_out or is_validation(p.text) or p.text in known)]
+    listen(Event("polish", "note", f"{len(further):,} of {len(found):,} further prompts are answered, too"))
+    return further
+
+
+def _how(run: Run, asks: bool, further: Sequence[str]) -> dict[str, Any]:
     """All that a polishing of that way depends on."""
     settings = asdict(run.settings.polish)
     del settings["through"]
+    settings.update({"prompts": fingerprint_of(further)} if settings.pop("prompts") else {})
     return {**settings, "seed": run.settings.seed, "version": VERSION, **({"asked": [EARLY, ON]} if asks else {})}
 
 
@@ -128,12 +147,19 @@ def undo(run: Run) -> int:
 
 class Polishing(Onward):
     """One polishing of a run, by its teacher's weights (`read`) or by a consultation. told: what its checkpoints know
-    of it. anew: it begins with the student before any polishing."""
+    of it. anew: it begins with the student before any polishing. further: prompts beside those of training."""
 
     teacher: Backbone
     consultation: Consultation | None = None
 
-    def __init__(self, run: Run, how: Mapping[str, Any], listen: Listener, anew: bool = False) -> None:
+    def __init__(
+        self,
+        run: Run,
+        how: Mapping[str, Any],
+        listen: Listener,
+        anew: bool = False,
+        further: Sequence[str] = (),
+    ) -> None:
         self.listen, self.settings, self.seed = listen, run.settings.polish, run.settings.seed
         pack(run, listen)
         kept = numerics.load(run.checkpoints / "numerics.json")
@@ -148,6 +174,7 @@ class Polishing(Onward):
             checkpoint.load_optimizer(self.begun, self.model, self.optimizer)
         self.base = checkpoint.read_loop(checkpoint.latest(run, "polish"))
         self.steps = longest_path(run.settings)
+        self.further = [prompt_ids(self.tokenizer, text, system=run.settings.capture.system) for text in further]
         self.kernel = divergence(self.settings.beta)
         if self.settings.beta and self.tokenizer.kind != "aligned":
             listen(Event("polish", "note", "by forward KL: polish.beta is for a student with its teacher's tokens"))
@@ -222,18 +249,21 @@ class Polishing(Onward):
         if self.consultation is None:
             documents, dreams = self.own_answers(number, random)
         else:
-            how = (self.settings.rounds, self.begin, self.given.documents, self._tell)
+            how = (self.settings.rounds, self.begin, self.prompt, self._tell)
             documents, dreams = self.consultation.answers(number, *how)
         self.told["answers"] += len(documents)
         own = self.batches(documents, Mixture(dreams=True, empty=0.0, drafts=1.0), soft=1.0)
         return own, own.drafted(0, own.epoch(0), 0, dreams)
 
+    def prompt(self, i: int) -> list[int]:
+        """Ids of a training document's, or of one of those after them."""
+        given = self.given.documents
+        return given.prompt(i).tolist() if i < len(given) else self.further[i - len(given)]
+
     def own_answers(self, number: int, random: np.random.Generator) -> tuple[Documents, dict[int, list[int]]]:
         """Documents of the student's answers with its teacher's targets, and the dreams that some were given after."""
         chosen, dreamed, answers = self._said(number, random, self.run.settings.capture.max_tokens)
-        documents = judged(
-            self.teacher, self.tokenizer, [self.given.documents.prompt(i).tolist() for i in chosen], answers
-        )
+        documents = judged(self.teacher, self.tokenizer, [self.prompt(i) for i in chosen], answers)
         return documents, {place: dreamed[i] for place, i in enumerate(chosen) if i in dreamed}
 
     def begin(self, number: int) -> list[Begun]:
@@ -248,22 +278,23 @@ class Polishing(Onward):
     def _said(
         self, number: int, random: np.random.Generator, most: int
     ) -> tuple[list[int], dict[int, list[int]], list[list[int]]]:
-        """Training documents, the dreams that some were answered after, and the student's answers to all of them."""
-        run, asked = self.run.settings, self.given.documents
-        fit = self.fitting(asked)
+        """Prompts, the dreams that some were answered after, and the student's answers to all of them."""
+        run, given, room = self.run.settings, self.given.documents, self.model.config.context // 2
+        count = len(given) + len(self.further)
+        fit = [*self.fitting(given), *(i for i in range(len(given), count) if len(self.prompt(i)) < room)]
         chosen = [int(i) for i in random.choice(fit, min(self.settings.answers, len(fit)), replace=False)]
-        seed = self.seed + 2 * number * len(asked)
+        seed = self.seed + 2 * number * count
         dreaming = [i for i in chosen if run.train.dreams and random.random() >= run.train.empty_dreams]
-        how = (asked, self.tokenizer, self.steps, seed, dreaming, self.settings.temperature)
+        how = (self.prompt, self.tokenizer, self.steps, seed, dreaming, self.settings.temperature)
         dreamed = dream_on(self.model, *how)
-        contexts = [[*asked.prompt(i).tolist(), *think_block(self.tokenizer, dreamed.get(i, []))] for i in chosen]
+        contexts = [[*self.prompt(i), *think_block(self.tokenizer, dreamed.get(i, []))] for i in chosen]
         self.model.eval()
         answers = generate(
             self.model,
             contexts,
             max_tokens=most,
             temperature=self.settings.temperature,
-            seed=[seed + len(asked) + i for i in chosen],  # not its dream's numbers once more
+            seed=[seed + count + i for i in chosen],  # not its dream's numbers once more
             stop_ids=[self.tokenizer.eos_id],
             batch_rows=64,
             grammar=self.grammar.answering,

@@ -4,7 +4,7 @@ A mined dream tells what the answer says; a student's own may be wrong. Late in 
 drafts, so that the answer learns how far to trust its dream.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from distill.backbone.generate import generate
 from distill.backbone.model import Backbone
 from distill.student.grammar import DreamGrammar, dream_size
 from distill.tokens.bpe import StudentTokenizer
-from distill.tokens.packing import Documents
 from distill.training.distributed import World
 
 TOGETHER = 256
@@ -26,19 +25,20 @@ Drafts = dict[str, Tensor]
 
 def dream_on(
     model: Backbone,
-    documents: Documents,
+    prompt: Callable[[int], Iterable[int]],
     tokenizer: StudentTokenizer,
     steps: int,
     seed: int,
     chosen: Sequence[int],
     temperature: float = TEMPERATURE,
 ) -> dict[int, list[int]]:
-    """Dreams of at most `steps` triplets a lens, for some documents. One that is empty, or cut off, is left out."""
+    """Dreams of at most `steps` triplets a lens, for some documents, by number. One that is empty, or cut off, is left
+    out."""
     head = [tokenizer.think_id, tokenizer.newline_id]
     model.eval()
     written = generate(
         model,
-        [[*map(int, documents.prompt(i)), *head] for i in chosen],
+        [[*map(int, prompt(i)), *head] for i in chosen],
         max_tokens=dream_size(steps),
         temperature=temperature,
         seed=[seed + i for i in chosen],

@@ -132,7 +132,7 @@ class Part:
         dreams = {i: [self.documents.dream(i).tolist()] for i in chosen}
         for sample in range(settings.samples):
             seed = self.seed + sample * len(self.documents)
-            made = dream_on(self.model, self.documents, self.tokenizer, self.steps, seed, chosen, TEMPERATURE)
+            made = dream_on(self.model, self.documents.prompt, self.tokenizer, self.steps, seed, chosen, TEMPERATURE)
             for i, ids in made.items():
                 if ids not in dreams[i] and any(parse_dream(self.tokenizer, ids).values()):
                     dreams[i].append(ids)

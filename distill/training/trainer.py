@@ -288,7 +288,7 @@ class Trainer:
             model = sharding.whole(self.model, self.device)
 
             def dream(some: Sequence[int]) -> dict[int, list[int]]:
-                return drafts.dream_on(model, documents, self.tokenizer, run.mine.steps, seed, some)
+                return drafts.dream_on(model, documents.prompt, self.tokenizer, run.mine.steps, seed, some)
 
             return drafts.share_out(chosen, dream, self.world, self.device, self._stopped)
 
