@@ -38,12 +38,14 @@ from distill.training.drafts import dream_on
 LOG = logging.getLogger(__name__)
 SAMPLES, RESAMPLES = 2, 2000
 TRAINED, LONGER = "as trained", "its teacher's answers for as long"
+FRESH = "new ones of its teacher's to further prompts, too"
 WAYS: dict[str, dict[str, Any]] = {
     TRAINED: {},
     LONGER: {"teachers_share": 1.0},
     "its own, by its teacher's weights": {},
     "its own to further prompts, too": {"prompts": ["everyday"]},
     "its own, its teacher is asked": {"through": "server"},
+    FRESH: {"prompts": ["everyday"]},
 }
 COLUMNS: dict[str, dict[str, Any]] = {
     "bits": {"label": "bits per byte of the teacher's answers ↓", "digits": 3},
@@ -66,6 +68,20 @@ class Timed(Polishing):
         return (now - self.started) / (60 * self.settings.minutes)
 
 
+class Fresh(Timed):
+    """Learns from answers that its teacher's weights give meanwhile, after no dream, in the place of its own."""
+
+    def _said(
+        self, number: int, random: np.random.Generator, most: int
+    ) -> tuple[list[int], dict[int, list[int]], list[list[int]]]:
+        student, train = self.model, self.run.settings.train
+        self.model, train.dreams, dreams = self.teacher, False, train.dreams
+        try:
+            return super()._said(number, random, most)
+        finally:
+            self.model, train.dreams = student, dreams
+
+
 def polished(run: Run, way: str, minutes: float) -> dict[str, Any]:
     """What a copy of the run is worth when it has learned so: steps, rounds, and for each metric what is summed over a
     held-out prompt's answers, and by what that is divided."""
@@ -77,7 +93,7 @@ def _polished(copy: Run, way: str, minutes: float) -> dict[str, Any]:
     how = WAYS[way]
     copy.settings.polish = PolishSettings(minutes=minutes, **how)
     further, source = further_prompts(copy, tell), teachers_source(copy, tell)
-    polishing = Timed(copy, {}, tell, further=further)
+    polishing = (Fresh if way == FRESH else Timed)(copy, {}, tell, further=further)
     if isinstance(source, str):
         raise BadInput(f"{copy.path}: {source}")
     polishing.read(source)
