@@ -41,7 +41,7 @@ from distill.run import Run
 from distill.sweep.cells import best_source
 from distill.teacher.crew import TRIES
 from distill.teacher.in_flight import InFlight
-from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo
+from distill.teacher.protocol import GenerateOptions, Response, TeacherInfo, TeacherTokenizer
 from distill.tokens import packing
 from distill.tokens.packing import split_traces
 from tests.support.stub_teacher import StubTeacher
@@ -445,6 +445,60 @@ def test_a_host_that_lost_the_model_is_asked_again_once_it_has_it(tmp_path: Path
     assert Counter(prompt for host in hosts for prompt, _ in host.answered).most_common(1)[0][1] == 1
 
 
+def test_a_host_that_has_another_model_is_asked_anew_who_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("distill.teacher.crew.LONGEST_REST", 0.05)
+
+    class Swapped(StubTeacher):
+        """Knows what it said of itself until it shall forget it, as one in Ollama."""
+
+        said: TeacherInfo | None = None
+        digests = iter(["d" * 64, "e" * 64, "d" * 64])
+
+        def describe(self) -> TeacherInfo:
+            if self.said is None:
+                self.digest = next(self.digests)
+                self.said = super().describe()
+            return self.said
+
+        def forget(self) -> None:
+            self.said = None
+
+        def generate(self, prompt: str, options: GenerateOptions) -> Response:
+            if len(self.asked) == 5:
+                self.forget()
+                self.asked.append(prompt)
+                raise ModelNotFound("http://x: has no model 'y'")
+            return super().generate(prompt, options)
+
+    swapped = Swapped(1, 0.002, known=True)
+    summary = capture(make_run(tmp_path, 80), teachers=[StubTeacher(1, 0.01, known=True), swapped])
+    assert (summary["responses"], summary["failed"]) == (80, 0)
+    assert len(swapped.answered) > 10
+    assert not [*swapped.digests], "nor is it taken for what it was since it answers what was in flight then"
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("then", ["gone", "another"])
+def test_a_host_that_lost_the_model_meanwhile_spoils_no_complete_capture(tmp_path: Path, place: int, then: str):
+    class Lost(StubTeacher):
+        def describe(self) -> TeacherInfo:
+            if len(self.asked) >= 5 and then == "gone":
+                raise ModelNotFound("http://x: has no model 'y'")
+            self.digest = "d" * 64 if len(self.asked) < 5 else "e" * 64
+            return super().describe()
+
+        def tokenizer(self) -> TeacherTokenizer | None:
+            self.describe()
+            return super().tokenizer()
+
+    lost = Lost(2, fail=lambda _: ModelNotFound("http://x: has no model 'y'") if len(lost.asked) >= 5 else None)
+    hosts = [StubTeacher(2, 0.002), lost] if place else [lost, StubTeacher(2, 0.002)]
+    run = make_run(tmp_path, 40)
+    summary = capture(run, teachers=list(hosts))
+    assert (summary["responses"], summary["answered_by"]) == (40, ["1", "1"])
+    assert run.require("capture").outputs == {"traces.db": digest(run)}
+
+
 def test_one_teacher_per_run(tmp_path: Path):
     run = make_run(tmp_path, 5)
     capture(run, teachers=[StubTeacher()])
@@ -603,7 +657,11 @@ def test_what_a_context_cut_is_asked_again_in_a_larger_one(tmp_path: Path):
     assert (summary["done_reasons"], summary["responses"]) == ({"length": 1, "stop": 19}, 20)
     assert sorted(teacher.asked) == ["What is number 3?", "What is number 4?"]
     assert capture(run, teachers=[teacher]) == summary
-    assert len(teacher.asked) == 2
+    capture(run, force=True, teachers=[teacher])
+    assert len(teacher.asked) == 2, "in the same context it would be cut again"
+    run.settings.teacher.context, teacher.cut = 0, ()
+    assert capture(run, teachers=[teacher])["done_reasons"] == {"stop": 20}
+    assert teacher.asked[2:] == ["What is number 3?"]
 
 
 def test_many_answers_cut_short_are_warned_of_once(tmp_path: Path):
@@ -693,6 +751,20 @@ def test_answers_without_targets_are_asked_again_where_there_may_be_some_now(tmp
     again = StubTeacher()
     capture(run, force=True, teachers=[again])
     assert again.asked == []
+
+
+def test_targets_that_are_asked_for_in_vain_are_not_asked_for_again(tmp_path: Path):
+    class Hard(StubTeacher):
+        """Tells logprobs as far as anybody knows, and none with its answers."""
+
+        def generate(self, prompt: str, options: GenerateOptions) -> Response:
+            return replace(super().generate(prompt, options), tokens=None)
+
+    run, failing = make_run(tmp_path, 20), TeacherUnavailable("http://x: no answer")
+    assert capture(run, teachers=[Hard(fail=lambda p: failing if "number 7?" in p else None)])["failed"] == 1
+    again = Hard()
+    assert capture(run, teachers=[again])["responses"] == 20
+    assert again.asked == ["What is number 7?"]
 
 
 def test_a_capture_that_fails_leaves_what_the_record_tells_of(tmp_path: Path):

@@ -105,6 +105,9 @@ def test_ollamas_blob_is_found_where_it_runs(server: FakeOllama, tiny: Path) -> 
     assert not server.requests, "what is kept with the answers is enough"
     old = replace(answered, details={})  # traces of before the blob was kept
     assert find_weights(settings, old, tokenizer).path == found.path
+    elsewhere = f"/usr/share/ollama/.ollama/models/blobs/{found.path.name}"  # told by another host
+    theirs = replace(answered, details={**answered.details, "blob": elsewhere})
+    assert find_weights(settings, theirs, tokenizer).path == found.path
     other = find_weights(settings, replace(old, digest="f" * 64), tokenizer)
     assert "another model has that name" in other.reason
 

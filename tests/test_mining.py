@@ -1,12 +1,14 @@
 """Triplets: gold sentences, real answers, the file format, the teacher miner and the stage."""
 
 import contextlib
+import errno
 import io
 import json
 import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.answers_run import answers, captured_run, texts, traces
+from torch import nn
 
 from distill import spread
 from distill.config import Settings
@@ -26,6 +29,7 @@ from distill.errors import (
     MissingStage,
     PromptRefused,
     TeacherError,
+    unwritable,
 )
 from distill.events import Event, silent
 from distill.knowledge.graph import load_graph
@@ -49,6 +53,7 @@ from distill.mining.triplets import (
 )
 from distill.run import Run
 from distill.teacher.crew import MANY_LISTED
+from distill.teacher.gguf_tokenizer import read_tokenizer
 from distill.teacher.open_source import open_source
 from distill.teacher.protocol import GenerateOptions, TeacherInfo
 
@@ -274,6 +279,27 @@ def test_likelihood_keeps_what_makes_an_answer_likelier_until_its_time_is_over(
     ((contexts, continuations),) = read
     assert all(ids[0] == 7 for ids in contexts)
     assert all(7 not in ids for ids in continuations), "an answer goes on; BOS is no part of it"
+
+
+def test_a_folder_of_weights_is_asked_through_its_own_template(smollm2: Path, tmp_path: Path) -> None:
+    source: Any = SimpleNamespace(path=tmp_path, tokenizer=read_tokenizer(smollm2), backbone=lambda _: nn.Identity())
+
+    def rendered(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return likelihood.Judge(source, "")._prompts.render("Why?")  # pyright: ignore[reportPrivateUsage]
+
+    config, listed = "tokenizer_config.json", [{"name": "tools", "template": "x"}, {"name": "default", "template": "B"}]
+    with pytest.raises(BadInput, match=r"has no chat template to ask with; take mine\.choose=rarity"):
+        rendered(config, "{}")
+    with pytest.raises(CorruptFile, match="its chat template can't be read"):
+        rendered(config, "{")
+    assert rendered(config, json.dumps({"chat_template": "A {{ messages[0].content }}"})) == "A Why?"
+    assert rendered(config, json.dumps({"chat_template": listed})) == "B"
+    assert rendered("chat_template.jinja", "C") == "C", "a file of its own comes first"
+    with pytest.raises(TeacherError, match=r"template fails \(no\); take mine\.choose=rarity"):
+        rendered("chat_template.jinja", "{{ raise_exception('no') }}")
+    with pytest.raises(BadInput, match=r"template can't be read .*; take mine\.choose=rarity"):
+        rendered("chat_template.jinja", "{% for %}")
 
 
 def test_no_english_model_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,6 +562,36 @@ def test_an_interrupted_mining_asks_only_the_rest(monkeypatch: pytest.MonkeyPatc
     assert len(teacher.asked) == len(stored) - 4
     assert sum(f"Question: {t.prompt}\n" in asked[0] for t in stored[:5] for asked in teacher.asked) == 1
     assert not partial.exists()
+
+
+def test_a_full_disk_is_no_hosts_fault_and_ends_the_mining(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path, written = tmp_path / "partial.jsonl", list[str]()
+
+    def full(path: Path, line: dict[str, Any]) -> None:
+        written.append(line["key"])
+        raise unwritable(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(teacher_miner, "append_line", full)
+    hosts: list[Any] = [JsonTeacher(NOTHING), JsonTeacher(NOTHING)]
+    events: list[Event] = []
+    mined = teacher_miner.mine_traces(traces(), Settings(), events.append, hosts, teacher_miner.PartialMine(path, {}))
+    with pytest.raises(DistillError, match=r"partial\.jsonl: can't write it: No space left on device"):
+        list(mined)
+    assert len(written) <= 2
+    assert not any("asking another host" in event.message for event in events)
+
+
+def test_what_came_before_a_stop_is_kept(tmp_path: Path) -> None:
+    path, teacher = tmp_path / "partial.jsonl", JsonTeacher(NOTHING)
+    mined = teacher_miner.mine_traces(
+        traces(), Settings(), silent, cast("Any", [teacher]), teacher_miner.PartialMine(path, {})
+    )
+    next(mined)
+    while len(teacher.asked) < len(traces()):
+        time.sleep(0.001)
+    time.sleep(0.02)
+    cast("Any", mined).close()
+    assert len(path.read_bytes().splitlines()) >= len(traces()) - teacher.slots - 1, "all but what was in flight"
 
 
 def test_what_was_mined_otherwise_is_not_taken_up(tmp_path: Path) -> None:

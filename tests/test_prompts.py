@@ -150,6 +150,9 @@ def test_tables_and_their_columns(tmp_path: Path):
         assert [prompt.text for prompt in load_prompts([f"{file}:said"], 0.0)] == ["a\tb, c", "there"]
         with pytest.raises(BadInput, match=r"a\.[ct]sv:3: holds no column 'none'; its columns are id, question, said"):
             load_prompts([f"{file}:none"], 0.0)
+    for text in ("id;prompt\n1;Why, and how?\n", '"id";"prompt"\n1;"Why, and how?"\n', "id\tprompt\n1\tWhy, and how?"):
+        assert read_prompts(write(tmp_path / "c.csv", text)) == ["Why, and how?"]
+    assert read_prompts(write(tmp_path / "c.csv", "prompt\nWhy; how?\n")) == ["Why; how?"]
     alpaca = {"instruction": "Sum up.", "input": "A long text.", "output": "Text."}
     assert read_prompts(write(tmp_path / "b.json", json.dumps([alpaca]))) == ["Sum up.\n\nA long text."]
 
@@ -189,6 +192,9 @@ def test_conversations_are_asked_with_the_turns_before(tmp_path: Path):
         (last, "Weight cancels."),
     ]
     assert [prompt.answer for prompt in load_prompts([str(file)], 0.0, how=Reading(given=True))] == ["Weight cancels."]
+    with (tmp_path / "b.csv").open("w", encoding="utf-8", newline="") as table:  # which holds text only
+        csv.writer(table).writerows([["id", "messages"], ["1", json.dumps(TALK, indent=1)], ["2", "Why?"]])
+    assert [turns(text) for text in read_prompts(tmp_path / "b.csv")] == [last, [("user", "Why?")]]
 
 
 @given(st.integers(0, 10**9), st.floats(0, 1))
@@ -244,6 +250,15 @@ def test_answers_that_are_there(tmp_path: Path):
         for file in (tmp_path / f"{name}.parquet", write(tmp_path / f"{name}.jsonl", json.dumps(row))):
             assert [p.text for p in load_prompts([str(file)], 0.0)] == [row["question"]]
             assert [p.answer for p in load_prompts([str(file)], 0.0, how=Reading(given=True))] == [said]
+    # A question beside the conversation in which it is answered.
+    talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    for row, said in (
+        ({"prompt": "Why?", "messages": talk}, "So."),
+        ({"prompt": "Why?", "messages": talk, "answer": "A"}, "A"),
+    ):
+        file = write(tmp_path / "h.jsonl", json.dumps(row))
+        found = load_prompts([str(file)], 0.0, how=Reading(given=True))
+        assert [(prompt.text, prompt.answer) for prompt in found] == [("Why?", said)]
     with (tmp_path / "g.csv").open("w", encoding="utf-8", newline="") as table:
         csv.writer(table).writerows([["prompt", "answer"], ["Why?", "So. " * 50_000]])
     [long] = load_prompts([str(tmp_path / "g.csv")], 0.0, how=Reading(given=True))
@@ -415,6 +430,7 @@ def test_yaml_slots_are_combined_and_words_stay_words(tmp_path: Path):
         ("a.csv", "id,prompt\n1,fine\n2\n", "a.csv:3: 1 cells, and the first line names 2"),
         ("a.csv", "id,prompt\n1,\n", "a.csv:2: holds no prompt"),
         ("a.csv", 'prompt\n"fine\n', "a.csv:2: is no table"),
+        ("a.csv", "messages\n[{'role': 'user'}]\n", "a.csv:2: holds messages that are not JSON"),
         ("a.csv", "a,a\n", "a.csv:1: two columns have the same name"),
         ("a.parquet", "x", "a.parquet: is no Parquet file"),
         ("a.yaml", "groups:\n  - templates: [x\n", "a.yaml:3: is not YAML"),

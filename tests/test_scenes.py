@@ -812,6 +812,12 @@ def test_files_that_are_none_are_one_line(brought: dict[str, Path], tmp_path: Pa
             list(module(name).questions(4, 1, 0))
         with pytest.raises(BadInput, match=rf"empty: is not there, so there is no \*?{pattern}"):
             list(module(name).questions(4, 1, 0, str(tmp_path / "empty")))
+    archive = tmp_path / "zipped" / "relationships.json.zip"
+    archive.parent.mkdir()
+    archive.write_bytes(b"PK")
+    for files in (archive, archive.parent):
+        with pytest.raises(BadInput, match=r"relationships\.json\.zip: is an archive; unpack it"):
+            list(module("visual-genome").questions(4, 1, 0, str(files)))
     csv = tmp_path / "assertions.csv"
     for text, match in [("a\tb\n", r"assertions\.csv:1: not a row"), ("", "no English facts")]:
         csv.write_text(text, encoding="utf-8")

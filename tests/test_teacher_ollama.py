@@ -482,6 +482,9 @@ def test_a_host_that_lost_its_model_is_asked_who_it_is_again(
         with pytest.raises(ModelNotFound):
             asker.generate("p", OPTIONS)
     assert asker.describe().digest == "e" * 64
+    monkeypatch.setattr(client, "models", models)
+    asker.forget()
+    assert asker.describe() == before
 
 
 def test_lines_end_at_line_feeds_alone() -> None:

@@ -417,8 +417,9 @@ def test_what_lies_on_read_only_media_can_be_read() -> None:
 
 
 def test_export_refuses_other_formats(tmp_path: Path):
-    with pytest.raises(BadInput, match="parquet or jsonl"):
-        export_traces(tmp_path / "traces.db", tmp_path / "x", "csv")
+    for format in ("csv", ""):
+        with pytest.raises(BadInput, match=r"x: traces are exported to files that end in \.parquet or \.jsonl"):
+            export_traces(tmp_path / "traces.db", tmp_path / "x", format)
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")

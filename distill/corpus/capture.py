@@ -19,7 +19,7 @@ from distill.corpus.traces import Trace, TraceStore
 from distill.errors import BadInput, DistillError, PromptRefused, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import Run, StageRecord, write_json_lines
-from distill.teacher.crew import MANY_LISTED, TICK, Crew, Outcome
+from distill.teacher.crew import MANY_LISTED, TICK, Crew, Host, Outcome
 from distill.teacher.protocol import MAX_TOP_LOGPROBS, GenerateOptions, Response, Teacher, TeacherInfo
 from distill.teacher.thinking import how_to_think
 
@@ -41,11 +41,12 @@ class _Job:
 class _Capture:
     """One session of asking: hands out jobs, collects answers. Only its own thread touches the store.
 
-    unit: what is counted. missing: job → why it has no answer. failed: those that may be answered another time.
+    unit: what is counted. how: kept with each answer. missing: job → why it has no answer. failed: those that may be
+    answered another time.
     """
 
-    def __init__(self, store: TraceStore, crew: Crew[_Job, Response], unit: str) -> None:
-        self.store, self.crew, self.unit = store, crew, unit
+    def __init__(self, store: TraceStore, crew: Crew[_Job, Response], unit: str, how: dict[str, Any]) -> None:
+        self.store, self.crew, self.unit, self.how = store, crew, unit, how
         self.missing: dict[_Job, str] = {}
         self.failed = self.refused = self.empty = self.thought = self.stored = self.tokens = 0
         self.started, self.limit = time.monotonic(), math.inf
@@ -71,7 +72,7 @@ class _Capture:
         if response is not None and response.text.strip():
             self.thought += bool(response.thinking)
             text, held_out, teacher = job.prompt.text, job.prompt.held_out, self.crew.info.digest
-            self.store.put(Trace(job.key, text, held_out, response, job.options, teacher, job.sample))
+            self.store.put(Trace(job.key, text, held_out, response, job.options, teacher, job.sample), **self.how)
             self.stored += 1
             self.tokens += 0 if response.tokens is None else len(response.tokens)
             return
@@ -178,8 +179,7 @@ def _ask_all(
             fixed=run.settings.teacher.in_flight,
             service=lambda response: response.timings.get("service", 0.0),
         )
-        info, first = crew.info, crew.first.teacher
-        tokenizer = first.tokenizer()
+        info, tokenizer = crew.info, crew.first.teacher.tokenizer()
         if run.settings.teacher.weights:  # refused now, not after hours of asking
             from distill.teacher.find_weights import find_weights
 
@@ -191,12 +191,12 @@ def _ask_all(
         store.select({job.key: job.prompt.held_out for job in jobs})
         if others := store.left_out():
             listen(Event(STAGE, "note", f"{others} answers are kept, but left out: these settings don't ask for them"))
-        # What the context cut is asked again where another may be set now.
-        limit = settings.max_tokens if run.settings.teacher.context and not done else 0
+        limit = 0 if done else settings.max_tokens  # what another context cut is asked again
         soft = bool(settings.top_logprobs and info.logprobs and tokenizer)
-        left = [job for job in jobs if not store.has(job.key, limit, soft)]
+        how: dict[str, Any] = {"context": run.settings.teacher.context, "soft": soft}
+        left = [job for job in jobs if not store.has(job.key, limit, **how)]
         before = len(jobs) - len(left)
-        session = _Capture(store, crew, "prompts" if settings.samples == 1 else "answers")
+        session = _Capture(store, crew, "prompts" if settings.samples == 1 else "answers", how)
         listen(Event(STAGE, "start", f"asking {info.spec}", done=before, total=len(jobs), unit=session.unit))
         try:
             _run_session(session, left, before, run, listen)
@@ -206,7 +206,7 @@ def _ask_all(
             session.lose(left, str(error))
             listen(Event(STAGE, "warning", f"going on with what was answered: {error}"))
         if session.stored:
-            store.put_teacher(first.describe(), first.tokenizer())  # which engine answered is known by now
+            store.put_teacher(_who(crew.first), tokenizer)  # which engine answered is known by now
         _tell_missing(session, run, listen)
         if unasked := len(left) - session.stored - len(session.missing):
             over = f"capture.minutes={settings.minutes:g} were over before {unasked:,} of {len(jobs):,} {session.unit}"
@@ -380,6 +380,15 @@ def _summary(session: _Capture, prompts: int, samples: int, seconds: float) -> d
         "tokens_per_second": round(session.tokens / asking, 1) if session.tokens else 0.0,
         "slots": [host.bound.slots for host in session.crew.hosts],
         "in_flight": [host.bound.limit for host in session.crew.hosts],
-        "answered_by": [host.teacher.describe().version for host in session.crew.hosts if host.info],
+        "answered_by": [_who(host).version for host in session.crew.hosts if host.info],
         "seconds": round(seconds, 2),
     }
+
+
+def _who(host: Host) -> TeacherInfo:
+    """As it says by now, or said before it went or got another model. It has said so."""
+    assert host.info is not None
+    with contextlib.suppress(TeacherError):
+        now = host.teacher.describe()
+        return now if now.digest == host.info.digest else host.info
+    return host.info

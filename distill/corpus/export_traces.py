@@ -35,7 +35,7 @@ def export_traces(path: Path, out: Path, format: str, listen: Listener = silent,
     Alternatives that are absent are left out. Raises BadInput for another format, DistillError for a full disk.
     """
     if format not in FORMATS:
-        raise BadInput(f"{format}: traces are exported as {' or '.join(FORMATS)}")
+        raise BadInput(f"{out}: traces are exported to files that end in .{' or .'.join(FORMATS)}")
     write = _write_parquet if format == "parquet" else _write_jsonl
     names = [f"{out.stem}-{n:05d}-of-{shards:05d}{out.suffix}" for n in range(shards)] if shards > 1 else [out.name]
     with TraceStore(path, readonly=True) as store, ExitStack() as stack:

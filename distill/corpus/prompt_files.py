@@ -214,9 +214,11 @@ class _Pieces:
         return bool(piece)
 
 
-def _table(path: Path, separator: str) -> Iterator[Row]:
+def _table(path: Path, usual: str) -> Iterator[Row]:
     with text_of(path) as file:
-        cells = csv.reader(file, delimiter=separator, strict=True)
+        first = file.readline()
+        separator = _separator(first, usual)
+        cells = csv.reader(itertools.chain([first], file), delimiter=separator, strict=True)
         try:
             names = [name.strip() for name in next(cells, [])]
             if len(set(names)) < len(names):
@@ -232,6 +234,12 @@ def _table(path: Path, separator: str) -> Iterator[Row]:
         except csv.Error as error:
             problem = f"is no table with {separator!r} between cells: {error}"
             raise BadInput(f"{path}:{cells.line_num}: {problem}") from error
+
+
+def _separator(first: str, usual: str) -> str:
+    """What parts the names in a table's first line: in many countries spreadsheets write semicolons."""
+    found = (each for each in (usual, ";", "\t") if len(next(csv.reader([first], delimiter=each), [])) > 1)
+    return next(found, usual)
 
 
 def _columnar(path: Path, columns: Columns) -> Iterator[Row]:

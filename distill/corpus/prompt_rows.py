@@ -5,6 +5,8 @@ A row is a string, a list of turns, or has a column that holds either: a questio
 them. Turns before the one that is asked are its context (distill/turns.py).
 """
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from distill.written import whole
 
 ASKS = ("prompt", "messages", "conversations", "conversation", "instruction", "question", "query", "input", "problem")
 """Columns where a prompt is looked for, in this order."""
+TALKS = ("messages", "conversations", "conversation")
+"""Those of conversations, which tables hold as JSON text."""
 ANSWERS = ("answer", "response", "output", "completion", "reply", "chosen", "solution")
 """Columns where its answer is."""
 MORE = {"instruction": ("input", "context")}
@@ -41,6 +45,9 @@ HOPELESS = 100
 LISTED = 20
 """Bad rows that are told one by one."""
 OFTEN = 20_000
+
+LIST = re.compile(r"\s*\[\s*\{")
+"""How a list of turns begins as text."""
 
 Turn = tuple[str, str]
 
@@ -126,24 +133,29 @@ class Rows:
         if not isinstance(row, dict):
             return self._said(row)
         fields = cast("dict[str, Any]", row)
-        name = self._asks or next((name for name in ASKS if fields.get(name)), "")
+        names = [self._asks] if self._asks else [name for name in ASKS if fields.get(name)] or [""]
+        name = names[0]
         if name not in fields:
             known = ", ".join(map(str, fields)) or "none"
             problem = f"no column {name!r}" if name else "no prompt"
             raise ValueError(f"holds {problem}; its columns are {known}: name one as in {self._files[0].name}:COLUMN")
+        value, answer = _value(fields, name), self._answer(fields, name)
+        if self._how.given and not answer and not isinstance(value, list):
+            talks = ((talk, _value(fields, talk)) for talk in TALKS if talk in names)
+            name, value = next((talk for talk in talks if isinstance(talk[1], list)), (name, value))
         self._read[name] = None
-        turns = self._said(fields[name])
+        turns = self._said(value)
         if turns[-1][0] == ASSISTANT:
             self._answered[name] = None
         more = next(
             (text for key in MORE.get(name, ()) if isinstance(text := fields.get(key), str) and text.strip()), ""
         )
-        if more and not isinstance(fields[name], list):
+        if more and not isinstance(value, list):
             turns = [(USER, f"{turns[0][1]}\n\n{more.strip()}")]
         system = next((text for key in SYSTEMS if isinstance(text := fields.get(key), str) and text.strip()), "")
         if system and turns[0][0] != SYSTEM:
             turns.insert(0, (SYSTEM, system.strip()))
-        return turns + self._answer(fields, name)
+        return turns + answer
 
     def _answer(self, fields: dict[str, Any], asks: str) -> list[Turn]:
         """What stands in a column of its own."""
@@ -204,6 +216,17 @@ class Rows:
                 who = "an assistant that calls a tool" if role == ASSISTANT else f"a turn of {role!r}"
                 raise ValueError(f"holds {who} before the question: students learn from what people and assistants say")
         return whole(joined(context)), whole(turns[end + 1][1]) if self._how.given else ""
+
+
+def _value(fields: dict[str, Any], name: str) -> Any:
+    """What stands in a column; a conversation that is told as JSON text as a list. Raises ValueError."""
+    value = fields[name]
+    if name not in TALKS or not isinstance(value, str) or not LIST.match(value):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"holds {name} that are not JSON: {error}") from error
 
 
 def _turn(turn: object) -> Turn:

@@ -40,7 +40,7 @@ CREATE TABLE responses (
     soft INTEGER NOT NULL,      -- tokens with soft targets
     targets BLOB,               -- pack_targets.py; NULL where there are none
     checksum INTEGER NOT NULL,  -- CRC-32 of prompt, text, done_reason, options and targets
-    timings TEXT NOT NULL,      -- seconds, and which `model` answered; JSON, no part of the content
+    timings TEXT NOT NULL,      -- seconds, which `model` answered, and HOW; JSON, no part of the content
     sample INTEGER NOT NULL DEFAULT 0  -- which of the prompt's answers; the options' seed tells them apart
 );
 """
@@ -53,6 +53,8 @@ thinking (                      -- apart, so that a store without it is one of t
     thought_checksum INTEGER NOT NULL
 )
 """
+HOW = ("context", "soft")
+"""How a response was asked for, where not as usual: in `teacher.context` tokens; with targets that could be read."""
 _SAYS = "TRIM(text, CHAR(9, 10, 13, 32)) <> ''"
 _SELECTED = "SELECT 1 FROM responses WHERE key = ? AND held_out IS NOT NULL"
 _OF_THINKING = "thinking, thought, thought_checksum"
@@ -225,21 +227,24 @@ class TraceStore:
         what = [info.digest, info.template_digest, prompt, options.spelled()]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
-    def has(self, key: str, limit: int = 0, soft: bool = False) -> bool:
+    def has(self, key: str, limit: int = 0, soft: bool = False, context: int = 0) -> bool:
         """Whether there is a response with a text, selected or not. limit: tokens that it might have had: then one that
-        ended before them, though not by itself, is none; where its tokens aren't known it is one. soft: one without
-        targets is none."""
+        ended before them, though not by itself, in another context, is none; where its tokens aren't known it is one.
+        soft: one without targets is none, unless they were asked for in vain."""
         cut = "done_reason = 'length' AND tokens BETWEEN 1 AND ? - 1"
-        told = f"{_SAYS} AND NOT ({cut}) {'AND targets IS NOT NULL' if soft else ''}"
+        told = f"{_SAYS} AND NOT ({cut} AND IFNULL(json_extract(timings, '$.context'), 0) <> ?)"
+        told += " AND (targets IS NOT NULL OR json_extract(timings, '$.soft'))" if soft else ""
         with self._errors():
-            asked = self._db.execute(f"SELECT 1 FROM responses WHERE key = ? AND {told}", (key, limit))
+            asked = self._db.execute(f"SELECT 1 FROM responses WHERE key = ? AND {told}", (key, limit, context))
             return asked.fetchone() is not None
 
-    def put(self, trace: Trace, chosen: bool = True) -> None:
-        """Store a response and select it if `chosen`, else leave what is selected; it survives a kill from then on."""
+    def put(self, trace: Trace, chosen: bool = True, context: int = 0, soft: bool = False) -> None:
+        """Store a response and select it if `chosen`, else leave what is selected; it survives a kill from then on.
+        context, soft: `HOW`."""
         response = trace.response
         options = json.dumps(trace.options.spelled(), sort_keys=True)
         packed, thought = (None if t is None else pack_targets(t) for t in (response.tokens, response.thought))
+        how = {"model": response.model, "context": context, "soft": soft}
         row = (
             trace.key,
             trace.prompt,
@@ -251,7 +256,7 @@ class TraceStore:
             0 if response.tokens is None else int(response.tokens.soft.sum()),
             packed,
             _checksum(trace.prompt, response.text, response.done_reason, options, packed=packed),
-            json.dumps(response.timings | ({"model": response.model} if response.model else {})),
+            json.dumps(response.timings | {name: value for name, value in how.items() if value}),
             trace.sample,
         )
         checksum = _checksum(response.thinking, packed=thought)
@@ -352,7 +357,7 @@ class TraceStore:
             text = f"{self.path}: response {key[:12]}: {error}; delete the file and capture again"
             raise CorruptFile(text) from error
         seconds = json.loads(timings)
-        model = seconds.pop("model", "")
+        model, *_ = (seconds.pop(name, "") for name in ("model", *HOW))
         response = Response(text, tokens, done_reason, seconds, thinking or "", thought, model)
         asked = GenerateOptions(**json.loads(options))
         return Trace(key, prompt, bool(held_out), response, asked, self.teacher().digest, sample)

@@ -8,12 +8,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from distill.backbone.generate import log_likelihood
+from distill.errors import BadInput
 from distill.events import Event, Listener, silent
 from distill.mining.clauses import Candidate
 from distill.teacher.gguf_file import read_metadata
 from distill.teacher.prompt_ids import PromptIds
 from distill.teacher.source import Source
+from distill.teacher.source_folder import chat_template
 
+ELSE = "take mine.choose=rarity"
+"""What helps where the teacher can't be asked."""
 ANSWER_TOKENS = 192
 """Of an answer, from its beginning, that are scored."""
 PROMPT_TOKENS = 512
@@ -22,11 +26,17 @@ MOST = 12
 
 
 class Judge:
-    """The teacher's weights in float32 and how it is asked. Raises as `Source.backbone` and `PromptIds` do."""
+    """The teacher's weights in float32 and how it is asked. Raises as `Source.backbone` and `PromptIds` do, and
+    BadInput for a folder without a chat template."""
 
     def __init__(self, source: Source, system: str) -> None:
-        fields = {} if source.path.is_dir() else read_metadata(source.path)
-        self._prompts, self._system = PromptIds(fields, source.tokenizer, str(source.path)), system
+        if source.path.is_dir():
+            fields = {"tokenizer.chat_template": chat_template(source.path)}
+            if not fields["tokenizer.chat_template"]:
+                raise BadInput(f"{source.path}: has no chat template to ask with; {ELSE}")
+        else:
+            fields = read_metadata(source.path)
+        self._prompts, self._system = PromptIds(fields, source.tokenizer, str(source.path), ELSE), system
         self._model = source.backbone(PROMPT_TOKENS + ANSWER_TOKENS).eval()
 
     def gains(self, prompt: str, answer: str, candidates: Sequence[Candidate]) -> list[float] | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from distill.config import Settings
 from distill.corpus.traces import Trace
-from distill.errors import PromptRefused
+from distill.errors import DistillError, PromptRefused
 from distill.events import Event, Listener, silent
 from distill.journal import append_line
 from distill.mining.inflect import content_stems, grounded
@@ -79,14 +78,13 @@ def ask(teacher: Teacher, trace: Trace, steps: int, seed: int) -> Mined:
 
 
 class PartialMine:
-    """What an unfinished mining has found, one response a line, appended as it comes. Thread-safe.
+    """What an unfinished mining has found, one response a line, appended as it comes.
 
     A response is known again by its text and by all that its mining depends on, so other settings find nothing.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path, self.settings = path, dict(settings)
-        self._lock = threading.Lock()
         self._found: dict[str, Mined] = {}
         with contextlib.suppress(FileNotFoundError):
             for line in path.read_bytes().split(b"\n"):
@@ -105,8 +103,7 @@ class PartialMine:
 
     def put(self, trace: Trace, mined: Mined) -> None:
         """Append, and reach the disk. Raises DistillError where it can't be written."""
-        with self._lock:
-            append_line(self.path, {"key": self._key(trace), **asdict(mined)})
+        append_line(self.path, {"key": self._key(trace), **asdict(mined)})
 
 
 def mine_traces(
@@ -145,21 +142,20 @@ def _ask_all(
     """In order, as soon as all before it are there."""
 
     def work(teacher: Teacher, i: int) -> Mined:
-        found = ask(teacher, traces[i], settings.mine.steps, settings.seed)
-        if partial:
-            partial.put(traces[i], found)
-        return found
+        return ask(teacher, traces[i], settings.mine.steps, settings.seed)
+
+    def keep(outcome: Outcome[int, Mined]) -> Mined:
+        mined = outcome.answer or lost(outcome)
+        if partial and not mined.failed:
+            partial.put(traces[outcome.what], mined)
+        return mined
 
     def lost(outcome: Outcome[int, Mined]) -> Mined:
         nonlocal told
         trace, told = traces[outcome.what], told + 1
         if told <= MANY_LISTED:
             listen(Event("mine", "warning", f"nothing mined from the answer to {trace.prompt!r}: {outcome.problem}"))
-        refused = isinstance(outcome.problem, PromptRefused)
-        mined = Mined([], 0, 0, broken=True, failed=not refused)
-        if partial and refused:
-            partial.put(trace, mined)
-        return mined
+        return Mined([], 0, 0, broken=True, failed=not isinstance(outcome.problem, PromptRefused))
 
     told = 0
     crew = Crew(teachers, work, stage="mine", listen=listen, fixed=settings.teacher.in_flight, at_once=AT_ONCE)
@@ -169,12 +165,15 @@ def _ask_all(
     try:
         for outcome in crew.run(missing, some=len(missing) < len(known)):
             if outcome is not None:
-                found[outcome.what] = outcome.answer or lost(outcome)
+                found[outcome.what] = keep(outcome)
             while ready < len(found) and (mined := found[ready]) is not None:
                 ready += 1
                 yield mined
     finally:
         crew.stop()
+        with contextlib.suppress(DistillError):
+            for outcome in crew.rescue():
+                keep(outcome)
     if told > MANY_LISTED:
         listen(Event("mine", "warning", f"nothing mined from {told} answers in all"))
     for mined in found[ready:]:

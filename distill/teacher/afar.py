@@ -1,5 +1,6 @@
 """A teacher that is asked from other machines: a helper on one of them asks its host, and hands on what it says."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ class Asker:
         self._teacher = opened(settings, self._said.append, *how)[number]
 
     def ask(self, method: str, *arguments: Any) -> tuple[Any, list[Event]]:
-        found = getattr(self._teacher, method)
+        found = getattr(self._teacher, method, None)  # not each can `forget`
         answer = found(*arguments) if callable(found) else found
         said, self._said[:] = list(self._said), []
         return answer, said
@@ -60,6 +61,12 @@ class Afar:
         info = self._of_itself("describe")
         self._of_itself("slots")
         return info
+
+    def forget(self) -> None:
+        """As `OllamaTeacher.forget`, where it is one."""
+        self._known.pop("describe", None)
+        with contextlib.suppress(TeacherUnavailable):
+            self._ask("forget")
 
     def tokenizer(self) -> TeacherTokenizer | None:
         return self._of_itself("tokenizer")

@@ -46,7 +46,7 @@ R = TypeVar("R")
 class Host:
     """One teacher, and how it fares. `info` is None where it hasn't said who it is; `until` is when it is asked again;
     `rests` counts how often it was given up since its last answer, `given_up` how often in all. `gone`: it hasn't the
-    model, as it said last."""
+    model, as it said last; what it was asked before that and answers now says nothing else."""
 
     teacher: Teacher
     name: str
@@ -65,7 +65,6 @@ class Host:
 
     def answered(self) -> None:
         self.failures = self.rests = 0
-        self.gone = False
 
     def failed(self, lasting: bool) -> str:
         """What to say of it. What was in flight when it was given up doesn't count again. lasting: whether many in a
@@ -219,6 +218,7 @@ class Crew(Generic[T, R]):
 
     def _check(self, host: Host, info: TeacherInfo) -> None:
         if (info.digest, info.template_digest) != (self.info.digest, self.info.template_digest):
+            getattr(host.teacher, "forget", lambda: None)()  # it may have the right one by the next time
             raise RunMismatch(
                 f"{host.name}: has another {self.info.name} (digest {info.digest[:12]}) than {self.first.name} "
                 f"({self.info.digest[:12]}); pull the same model on all hosts"
@@ -313,11 +313,12 @@ class Crew(Generic[T, R]):
             started = time.monotonic()
             answer, problem = None, None
             try:
-                if host.info is None or host.gone:
+                if said := host.info is None or host.gone:
                     info = host.teacher.describe()
                     self._check(host, info)
                     host.info = info
                 answer = self._ask(host.teacher, job.what)
+                host.gone = host.gone and not said
             except BaseException as error:  # carried to the thread that runs, bugs too
                 problem = error
             note = self._note(host, job, problem, started, 0.0 if answer is None else self._service(answer))

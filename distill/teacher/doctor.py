@@ -137,7 +137,7 @@ def _torch() -> Finding:
     import torch
 
     if torch.cuda.is_available():
-        device, bf16 = torch.cuda.get_device_name(0), torch.cuda.is_bf16_supported()
+        device, bf16 = torch.cuda.get_device_name(0), torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         device, bf16 = f"CPU, {torch.get_num_threads()} threads", _cpu_has_bf16()
     return Finding(

@@ -1,6 +1,7 @@
 """Where a teacher's own weights lie, for a student to begin with: a GGUF or a folder of safetensors."""
 
 import contextlib
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from distill.address import Address, default_host
 from distill.config import Settings, TeacherSettings
-from distill.errors import BadInput, DistillError
+from distill.errors import BadInput, DistillError, TeacherError
 from distill.events import Event, Listener, silent
 from distill.run import sha256_file
 from distill.teacher.gguf_file import read_metadata
@@ -136,6 +137,10 @@ def _blob(settings: TeacherSettings, model: str, answered: TeacherInfo | None) -
     blob = answered.details.get("blob") if answered else None
     if blob is None:  # traces of before it was kept, or none yet
         blob = _asked(settings, model, host, answered)
+    elif not os.access(blob, os.F_OK) and (name := BLOB.search(blob)):  # another host may have told its own
+        with contextlib.suppress(TeacherError):
+            told = _asked(settings, model, host, answered)
+            blob = told if told.endswith(name[0]) else blob
     path = Path(blob)
     if not BLOB.fullmatch(path.name):
         raise BadInput(f"{settings.model}: {blob or 'what Ollama names'} is no whole model (an adapter over one?)")

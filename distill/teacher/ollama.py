@@ -107,6 +107,13 @@ class OllamaTeacher:
             )
         return info
 
+    def forget(self) -> None:
+        """Who it is: the model is asked for anew. Who comes in its place is somebody else."""
+        with self._lock:
+            self._info = self._show = self._words = None
+        with self._framing:
+            self._frames.clear()
+
     def _check_same(self) -> None:
         """Raises RunMismatch where another model has taken the place of the one that `describe` told of."""
         with self._lock:
@@ -262,10 +269,7 @@ class OllamaTeacher:
                 return self._client.post("/api/generate", body)
             answer = self._client.post("/api/chat", body)
         except ModelNotFound:
-            with self._lock:  # who comes in its place is somebody else
-                self._info = self._show = self._words = None
-            with self._framing:
-                self._frames.clear()
+            self.forget()
             raise
         except TeacherError as error:
             if body.get("think") not in LEVELS or "think value" not in str(error):

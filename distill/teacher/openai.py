@@ -163,7 +163,8 @@ class OpenAITeacher:
         if self._vocabulary is None or not self._weights.is_file():
             text = f"openai:{self.model}: nobody knows its chat template; name its GGUF with --teacher-weights"
             raise BadInput(text)
-        words = PromptIds(read_metadata(self._weights), self._vocabulary.tokenizer, str(self._weights))
+        remedy = "name another GGUF of it with --teacher-weights"
+        words = PromptIds(read_metadata(self._weights), self._vocabulary.tokenizer, str(self._weights), remedy)
         return partial(words.render, bare=False)
 
     def _top(self, options: GenerateOptions) -> int:

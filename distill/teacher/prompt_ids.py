@@ -28,21 +28,27 @@ CHATML = (
 class PromptIds:
     """Renders and tokenizes for one model file. Thread-safe.
 
-    metadata: the GGUF's. Raises BadInput, beginning with `where`, for a tokenizer that can't be reproduced exactly or
-    a template that is none.
+    metadata: the GGUF's. remedy: what helps where its template fails. Raises BadInput, beginning with `where`, for a
+    tokenizer that can't be reproduced exactly or a template that is none.
     """
 
-    def __init__(self, metadata: Mapping[str, Any], tokenizer: TeacherTokenizer, where: str) -> None:
+    def __init__(
+        self,
+        metadata: Mapping[str, Any],
+        tokenizer: TeacherTokenizer,
+        where: str,
+        remedy: str = "use teacher.engine=llama.cpp",
+    ) -> None:
         if reason := why_unknown(tokenizer):
             raise BadInput(f"{where}: {reason}")
         if metadata.get("tokenizer.ggml.add_eos_token"):
             raise BadInput(f"{where}: its tokenizer ends every prompt, which only llama.cpp does")
         self._teacher = tokenizer
-        self._where = where
+        self._where, self._remedy = where, remedy
         # llama.cpp's own default: with the tokenizers of Llama 3's kind, prompts begin with BOS.
         begins = metadata.get("tokenizer.ggml.add_bos_token", PRE_TOKENIZATIONS[tokenizer.pre].ignore_merges)
         self._begin = tokenizer.bos_id if begins else None
-        self._template = _compile(str(metadata.get("tokenizer.chat_template") or CHATML), where)
+        self._template = _compile(str(metadata.get("tokenizer.chat_template") or CHATML), where, remedy)
 
     def render(self, prompt: str, system: str = "", think: bool = False, bare: bool = True) -> str:
         """The text that the model continues when it is asked one question.
@@ -60,9 +66,7 @@ class PromptIds:
                 eos_token=self._spelled(self._teacher.eos_id),
             )
         except Exception as error:  # whatever a template's own code may raise
-            raise TeacherError(
-                f"{self._where}: its chat template fails ({error}); use teacher.engine=llama.cpp"
-            ) from error
+            raise TeacherError(f"{self._where}: its chat template fails ({error}); {self._remedy}") from error
         if self._begin is not None and begin:
             text = text.removeprefix(begin)  # `encode` puts it in front
         return text if asked[0]["role"] == SYSTEM or not bare else DEFAULT_SYSTEM.sub("", text, count=1)
@@ -86,7 +90,7 @@ class PromptIds:
         return tokenizer
 
 
-def _compile(source: str, where: str) -> Callable[..., str]:
+def _compile(source: str, where: str, remedy: str) -> Callable[..., str]:
     """A chat template with what transformers and llama.cpp give it to work with."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -100,7 +104,7 @@ def _compile(source: str, where: str) -> Callable[..., str]:
     try:
         return environment.from_string(source).render
     except TemplateError as error:
-        raise BadInput(f"{where}: its chat template can't be read ({error}); use teacher.engine=llama.cpp") from error
+        raise BadInput(f"{where}: its chat template can't be read ({error}); {remedy}") from error
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

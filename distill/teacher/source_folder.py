@@ -61,6 +61,21 @@ def folder_tokenizer(folder: Path, config: BackboneConfig) -> TeacherTokenizer:
     return replace(tokenizer, pre=pre, extra_stop_ids=tuple(sorted(more)))
 
 
+def chat_template(folder: Path) -> str:
+    """As transformers finds it, in a file of its own or in tokenizer_config.json; "" where there is none. Raises
+    CorruptFile."""
+    own, path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    try:
+        if own.is_file():
+            return own.read_text(encoding="utf-8")
+        found: Any = _json(path).get("chat_template") or ""
+        if isinstance(found, list):  # by name
+            found = {each["name"]: each["template"] for each in found}.get("default", "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptFile(f"{folder}: its chat template can't be read ({error}); download the model again") from error
+    return str(found)
+
+
 def _fields(content: dict[str, Any], size: int) -> dict[str, Any]:
     """`tokenizer.ggml.*`: as many tokens as the embedding has rows (size), those that no text makes UNUSED."""
     model: dict[str, Any] = content["model"]

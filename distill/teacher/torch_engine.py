@@ -177,10 +177,10 @@ class TorchEngine:
 
 @cache
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster than in float32: on a GPU they are. A processor that has units for them
-    is tried: without AMX it may be slower by them. Elsewhere they are emulated."""
+    """Whether products in bfloat16 are faster than in float32: on a GPU that has it they are. A processor with units
+    for them is tried: without AMX it may be slower by them. Elsewhere they are emulated."""
     if device.type != "cpu":
-        return True
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     told: Any = torch.cpu
     if not any(bool(getattr(told, name, bool)()) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")):
         return False

@@ -39,12 +39,15 @@ def find(files: str, dataset: str, pattern: str, source: str, listen: Listener =
 
 
 def find_all(files: str, dataset: str, pattern: str, source: str) -> list[Path]:
-    """All of them, one at least. Raises BadInput."""
+    """All of them, one at least, and no archives. Raises BadInput."""
     remedy = f"download it from {source} and name its folder in capture.dataset_files"
     if not files:
         raise BadInput(f"capture.dataset={dataset}: needs {pattern}; {remedy}")
     path = Path(files).expanduser()
-    found = [path] if path.is_file() else sorted(path.rglob(pattern))
+    there = [path] if path.is_file() else sorted(path.rglob(pattern))
+    found = [file for file in there if file.suffix != ".zip"]
+    if there and not found:
+        raise BadInput(f"{there[0]}: is an archive; unpack it, and name its folder in capture.dataset_files")
     if not found:
         raise BadInput(f"{path}: {'holds' if path.is_dir() else 'is not there, so there is'} no {pattern}; {remedy}")
     return found
