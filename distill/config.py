@@ -243,10 +243,11 @@ class TrainSettings:
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     checkpoint_every: int = 200
+    """Steps between checkpoints, of which the best on validation answers is shipped."""
     keep_last: int = 2
     """Newest checkpoints that stay, beside the best and the first."""
     validate_every: int = 100
-    """Steps between measurements on validation answers; the best of them is shipped."""
+    """Steps between measurements on validation answers, beside those of checkpoints."""
     log_every: int = 10
     processes: int = 1
     """Processes that train together (torch.distributed): each reads its share of a batch's rows."""

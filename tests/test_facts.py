@@ -297,6 +297,11 @@ def test_new_facts_are_learned_and_taken_back(world: Run, tmp_path: Path) -> Non
     assert (summary["answers"], summary["held_out"]) == (12, 4)
     memory = Memory.load(checkpoint.best(run) / MEMORY)
     assert np.bincount(memory.learned).tolist() == [18, 12]
+    new = read_new(run, source).documents(run, held_out=False)
+    remembered = np.flatnonzero(memory.learned == 1).tolist()
+    came_with = {i: new.dream(place).tolist() for place, i in enumerate(remembered) if len(new.dream(place))}
+    assert len(came_with) == 6
+    assert {i: memory.documents.dream(i).tolist() for i in came_with} == came_with
     assert (checkpoint.best(run) / FISHER).is_file()
     board = EventAccumulator(str(run.path / "tensorboard" / "facts"))
     board.Reload()
@@ -414,6 +419,11 @@ def test_what_does_not_fit_is_never_drawn(world: Run) -> None:
     assert all(map(np.isfinite, found.values()))
     drawn += [p.document for row in memory.draw(keeper.batches, 8, np.random.default_rng(0), 0.5) for p in row]
     assert {*drawn} == {1, 2, 3}
+
+
+def test_what_goes_on_recomputes_as_its_training_is_set_to(world: Run) -> None:
+    settings = replace(world.settings, train=replace(world.settings.train, recompute=True))
+    assert Onward(Run(world.path, settings), 1e-3).model.recompute
 
 
 def test_what_is_learned_of_a_best_that_was_not_the_last_is_the_best(world: Run, tmp_path: Path) -> None:

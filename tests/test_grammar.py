@@ -178,6 +178,9 @@ def test_training_is_told_what_a_mask_would_forbid() -> None:
     for id, row in zip(reply, grammar.rows(reply), strict=True):
         assert torch.equal(grammar.forbidden[row], grammar.mask(logits, state)[0])
         state = grammar.advance(state, torch.tensor([id]))
+    with torch.profiler.profile() as profile:  # no tensor: each of its elements would take far longer than a token
+        grammar.rows(reply)
+    assert not profile.key_averages()
 
 
 def test_what_is_forbidden_changes_no_state_but_a_closing_tag() -> None:

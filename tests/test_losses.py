@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from distill.learning.divergence import LEAST, divergence
 from distill.training import losses
@@ -141,6 +142,16 @@ def test_chunks_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(whole, parts)
     torch.testing.assert_close(kl, kl_parts)
     torch.testing.assert_close(ce, ce_parts)
+
+
+def test_what_learns_nothing_makes_no_gradient() -> None:
+    targets = make_targets(50, 6, 1, strict=1.0)
+    hidden, projection = torch.randn(50, D), torch.randn(V, D, requires_grad=True)
+    expected = fused_distillation(hidden, projection, targets)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        found = fused_distillation(hidden, projection, targets)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert counted.get_total_flops() == 2 * 50 * V * D, "the logits alone"
 
 
 @pytest.mark.parametrize("positions", [1, 511, 512, 2048, 5 * 512, 40_000])

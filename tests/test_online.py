@@ -25,6 +25,7 @@ from distill.learning.facts import learn_facts
 from distill.learning.keeping import Keeping
 from distill.learning.new_lines import new_lines
 from distill.learning.online import RunLearner, arriving, follow, spoken
+from distill.learning.rl_learning import RLContinuousLearner
 from distill.mining.triplets import Triplet
 from distill.run import Run
 from distill.training import checkpoint
@@ -160,6 +161,18 @@ def test_what_a_picture_shows_hangs_on_itself_alone() -> None:
     encoder, shown = IncrementalLearner(fresh).encoder, torch.rand(3, 4, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(encoder(*shown)[:1], encoder(*shown[:, :1]), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_learned_lies_where_the_encoder_does() -> None:
+    """Without a GPU the device "meta" has to do, which holds no numbers."""
+    encoder = TripletEncoder(ImageTokenizerConfig(embedding_dim=64, patch_size=16, image_size=32)).to("meta")
+    learner = IncrementalLearner(encoder)
+    with pytest.raises(NotImplementedError):
+        learner.learn([cast(Any, (*torch.rand(3, 3, 32, 32), ("a", "b", "c")))])
+    walker = RLContinuousLearner(encoder)
+    parameters = [*walker.policy_network.parameters(), *walker.reward_model.parameters()]
+    assert {own.device.type for own in (*learner.phrases.values(), *parameters)} == {"meta"}
+    assert len(learner.phrases) == 3
 
 
 @pytest.fixture(scope="module")

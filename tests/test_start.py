@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -32,13 +32,13 @@ from distill.corpus.capture import capture
 from distill.corpus.pack_targets import pack_targets
 from distill.corpus.prompts import is_held_out
 from distill.errors import BadInput, DistillError, MissingStage, RunMismatch, TeacherError
-from distill.events import Event
+from distill.events import Event, silent
 from distill.exam.baselines import train_child
 from distill.knowledge.mine import mine
 from distill.learning.consult import JOURNAL, Consultation, early
 from distill.learning.feedback import FEEDBACK, Feedback, keep, read_feedback
 from distill.learning.learn import Judged, Learning, learn, preference_loss
-from distill.learning.polish import judged, polish
+from distill.learning.polish import Polishing, judged, polish
 from distill.run import Run
 from distill.student.image_rows import KIND, SHIFT, across, begin_image_rows, direction
 from distill.student.initialize import new_student, rows_of, transplant
@@ -52,7 +52,10 @@ from distill.tokens.build import build_tokenizer
 from distill.tokens.chat import prompt_ids
 from distill.tokens.packing import Documents, is_validation, pack
 from distill.training import checkpoint, plan, trainer
+from distill.training.batches import Batches
+from distill.training.features import Features
 from distill.training.loop import train
+from distill.training.mixture import Mixture
 from distill.training.sizes import measure_sizes
 from distill.training.start import action_shares, begin, default_ffn, is_inherited, samples, start_settings
 from distill.vision import PROJECTOR
@@ -268,6 +271,14 @@ def test_without_readable_weights_it_begins_by_chance_and_says_so(answered: Run,
     assert "--teacher-weights" in warning
     assert "\n" not in warning
     assert not is_inherited(run)
+    train(run)
+    run.settings.teacher = answered.settings.teacher  # which can be read now
+    run.settings.train.steps = 3
+    assert train(run, events.append)["steps"] == 3
+    assert any(event.message.startswith("the student began from chance, and goes on so") for event in events)
+    assert not is_inherited(run)
+    train(run, force=True)
+    assert is_inherited(run)
 
 
 def test_chance_is_chance(answered: Run, tmp_path: Path) -> None:
@@ -303,6 +314,21 @@ def test_hidden_states_are_drawn_to_the_teachers(answered: Run, tmp_path: Path) 
     chance.settings.train.match = 1.0
     with pytest.raises(BadInput, match=r"train\.match: only a student that begins as its teacher"):
         train(chance)
+
+
+@torch.no_grad()
+def test_a_batch_that_both_have_read_alike_nowhere_draws_to_nothing(answered: Run) -> None:
+    pack(answered)
+    documents, tokenizer = Documents.load(answered.data / "train"), StudentTokenizer.load(answered.tokenizer)
+    batches = Batches(documents, tokenizer, 96, Mixture(True, 0.0, 0.0), 0, 0.8)
+    batch = batches.assemble(batches.epoch(0)[:1])
+    model = new_student(StudentSettings(init="chance", context=96), tokenizer, 0)
+    states: list[torch.Tensor] = []
+    model.hidden(batch.ids, batch.positions, batch.spans, states=states)
+    features = Features(new_student(StudentSettings(init="chance", context=96), tokenizer, 1), range(len(states)))
+    assert float(features.distance(batch, states)) > 0
+    batch.alike.zero_()
+    assert float(features.distance(batch, states)) == 0
 
 
 def test_trainings_that_are_compared_begin_alike(answered: Run, tmp_path: Path) -> None:
@@ -418,6 +444,19 @@ def test_polishing_brings_own_answers_nearer_to_the_teacher_and_can_be_undone(tr
     assert weights_of(run) == before
     assert run.records() == records
     assert not (run.path / "tensorboard" / "polish").exists()
+
+
+@pytest.mark.parametrize("gaps", [0.0, 1.0])
+def test_own_answers_have_gaps_as_the_teachers_do(gaps: float, trained: Run, tmp_path: Path) -> None:
+    run = to_polish(trained, tmp_path / "run")
+    run.settings.train.gaps = gaps
+    polishing = Polishing(run, {}, silent)
+    asked = types.SimpleNamespace(answers=lambda *how: (polishing.given.documents, {}))
+    polishing.consultation = cast("Consultation", asked)
+    own, rows = polishing._own(0, np.random.default_rng(0))  # pyright: ignore[reportPrivateUsage]
+    batch = own.assemble(rows)
+    apart = [(batch.positions[row, a + 1 : b] - batch.positions[row, a : b - 1]) for row, a, b in batch.spans.spans]
+    assert bool((torch.cat(apart) > 1).any()) == (gaps > 0)
 
 
 def test_a_polishing_that_was_stopped_ends_as_one_that_was_not(trained: Run, tmp_path: Path) -> None:
@@ -749,7 +788,7 @@ def test_the_tables_of_what_is_learned_on_are_measured(
     monkeypatch.setattr(bench.feedback, "sentences", str.split)  # this teacher knows one
     before = checkpoint.list_checkpoints(run)
     polish = functools.partial(bench.polish.main, "polish", "0.001")
-    for measure, file, rows in ((polish, "polish", 7), (bench.feedback.main, "learn", 2)):
+    for measure, file, rows in ((polish, "polish", 11), (bench.feedback.main, "learn", 2)):
         measure(str(run.path), str(run.path))
         found = json.loads((tmp_path / f"{file}.json").read_text(encoding="utf-8"))
         assert len(found["rows"]) == rows

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from support.small_student import TEXTS, small_model, small_tokenizer
 from support.tiny_gguf import write_tiny_gguf
 
 from bundle.gguf import write_gguf
-from distill.config import TeacherSettings
+from distill.config import TeacherSettings, TrainSettings
 from distill.corpus.traces import TraceStore
 from distill.errors import BadInput, PromptRefused, TeacherUnavailable
 from distill.events import Event
-from distill.teacher import open_teacher, room_for, torch_engine
+from distill.teacher import doctor, open_teacher, room_for, torch_engine
 from distill.teacher.batching import Batcher
 from distill.teacher.choice import ENOUGH, MeasuredEngine
 from distill.teacher.embedded import EmbeddedTeacher
@@ -30,6 +31,7 @@ from distill.teacher.protocol import GenerateOptions, Response
 from distill.teacher.targets import is_cut
 from distill.teacher.torch_engine import TorchEngine
 from distill.tokens.bpe import GgufVocabulary
+from distill.training.numerics import precisions
 from distill.turns import joined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -395,7 +397,15 @@ def test_room_is_enough_for_any_script(text: str, smollm2: Path) -> None:
 
 
 def test_bfloat16_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert TRIED(torch.device("cuda"))
+    for major in (7, 8):  # before 8.0 it is emulated
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, major=major: SimpleNamespace(major=major))
+        assert TRIED(torch.device("cuda")) == (major == 8)
+        assert precisions(TrainSettings(), "cuda") == ["bfloat16" if major == 8 else "float32"]
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+        told = doctor._torch().detail  # pyright: ignore[reportPrivateUsage]
+        assert ("bfloat16 fast" in told) == (major == 8)
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
     assert not TRIED(torch.device("cpu"))

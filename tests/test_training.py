@@ -36,7 +36,7 @@ from distill.training import redream as redreaming
 from distill.training.ahead import Ahead
 from distill.training.batches import Batch, Row
 from distill.training.checkpoint import LoopState
-from distill.training.distributed import ALONE
+from distill.training.distributed import ALONE, World
 from distill.training.loop import train
 from distill.training.plan import data_fingerprint, schedule, unread
 
@@ -115,6 +115,22 @@ def test_training_learns_and_leaves_its_records(trained: Run) -> None:
     assert checkpoint.best(trained) == checkpoint.folder_of(trained, state.best_step)
     assert list((trained.path / "tensorboard").iterdir())
     checkpoint.verify_checkpoint(checkpoint.latest(trained))
+
+
+def test_what_is_validated_for_the_log_is_not_validated_again_for_the_checkpoint(
+    prepared: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, validate = list[float](), trainer.validate
+
+    def counted(*args: Any) -> dict[str, float]:
+        found = validate(*args)
+        measured.append(found["validation_loss"])
+        return found
+
+    monkeypatch.setattr(trainer, "validate", counted)
+    summary = train(fork(prepared, tmp_path / "run", steps=4, validate_every=2, drafts_from=1.0))
+    assert len(measured) == 2
+    assert summary["validation_loss"] == pytest.approx(measured[-1], abs=1e-6)
 
 
 def test_checksums_that_know_no_weights_are_told(tmp_path: Path) -> None:
@@ -229,6 +245,18 @@ def test_more_steps_go_on_from_the_last_checkpoint(trained: Run, tmp_path: Path)
     optimizer = "optimizer.safetensors"
     ours = (checkpoint.latest(run) / optimizer).read_bytes()
     assert ours == (checkpoint.latest(trained) / optimizer).read_bytes()
+
+
+def test_the_time_of_all_sessions_is_told(trained: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(trained.path, tmp_path / "run"), copy.deepcopy(trained.settings))
+    newest = checkpoint.latest(run)
+    loop = json.loads((newest / "loop.json").read_text(encoding="utf-8"))
+    (newest / "loop.json").write_text(json.dumps(loop | {"seconds": 3600.0}), encoding="utf-8")
+    (newest / "checksums.json").unlink()
+    checkpoint.write_checksums(newest)
+    run.settings.train.log_every += 1
+    train(run)
+    assert 3600 < run.require("train").seconds < 3700
 
 
 def test_muon_and_a_mean_of_weights_go_on_to_the_same_bits(prepared: Run, tmp_path: Path) -> None:
@@ -414,6 +442,22 @@ def assert_alike(run: Run, other: Run, rel: float) -> None:
     told = ("step", "loss", "gradient_norm", "validation_loss", "validation_bits_per_byte")
     ours, theirs = ([{name: row[name] for name in told if name in row} for row in rows(r)] for r in (run, other))
     assert ours == [pytest.approx(row, rel=rel) for row in theirs]
+
+
+def test_several_processes_need_a_gpu_each_unless_they_compute_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, joined = list[int](), list[str]()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, timeout: joined.append(backend))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    for place, device in (("0", "auto"), ("1", "cpu")):
+        monkeypatch.setenv("LOCAL_RANK", place)
+        assert World.join(device) == World(1, 2)
+    assert (chosen, joined) == ([0], ["cpu:gloo,cuda:nccl", "gloo"])
+    with pytest.raises(BadInput, match=r"train\.processes: process 2 of this machine finds 1 GPU; .*device=cpu"):
+        World.join("cuda")
 
 
 def test_what_two_processes_sharded_goes_on_after_a_kill_in_one_two_or_four(prepared: Run, tmp_path: Path) -> None:
@@ -710,6 +754,8 @@ def test_a_student_starts_from_another_checkpoint(trained: Run, prepared: Run, t
     said: list[Event] = []
     train(run, said.append)
     assert any("student.layers: isn't used: the student begins as" in event.message for event in said)
+    train(run, said.append)
+    assert sum("begin as their words, and learn no quicker" in event.message for event in said) == 1, "when it begins"
     start = load_backbone(checkpoint.folder_of(run, 0))
     for name, tensor in model.state_dict().items():
         assert torch.equal(start.state_dict()[name], tensor), name

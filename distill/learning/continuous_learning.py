@@ -166,7 +166,8 @@ class IncrementalLearner:
             else:
                 new.append(one)
         for _, label in shown:
-            self.phrases |= {phrase: direction(phrase, self.encoder.vision.dim) for phrase in label}
+            new_phrases = {phrase: direction(phrase, self.encoder.vision.dim) for phrase in label}
+            self.phrases |= {phrase: own.to(self.encoder.role.device) for phrase, own in new_phrases.items()}
         right = float(
             np.mean([tuple(told) == label for told, (_, label) in zip(self._told(shown), shown, strict=True)])
         )

@@ -167,7 +167,8 @@ class Facts(Onward):
                 listen(Event("facts", "progress", done=number + 1, total=len(steps), unit="steps", data=losses))
             if not self.told["done"]:
                 self.told["done"] = True
-                learned = with_dreams(self.new, self.dreams)
+                read = {i: self.new.dream(i).tolist() or self.dreams.get(i, []) for i in range(len(self.new))}
+                learned = with_dreams(self.new, read)
                 self.keeper.memory = self.keeper.memory.with_new(learned, self.keeper.keeping.memory, self.seed)
                 self._keep()
             now = self.measured()

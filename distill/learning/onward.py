@@ -46,6 +46,7 @@ class Onward:
         checkpoint.verify_checkpoint(self.begun)
         self._newest = self.begun
         self.model = load_backbone(self.begun).to(pick_device(train.device, "train.device"))
+        self.model.recompute = train.recompute
         self.optimizer = make_optimizer(self.model, lr, (train.betas[0], train.betas[1]), train.weight_decay)
         self.grammar, self.charged = (
             DreamGrammar(self.tokenizer, longest_path(run.settings), whole) for whole in (True, False)

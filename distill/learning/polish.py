@@ -123,7 +123,7 @@ def _how(run: Run, asks: bool, further: Sequence[str]) -> dict[str, Any]:
     """All that a polishing of that way depends on."""
     settings = asdict(run.settings.polish)
     del settings["through"]
-    settings.update({"prompts": fingerprint_of(further)} if settings.pop("prompts") else {})
+    settings.update({"texts": fingerprint_of(further)} if settings.pop("prompts") else {})
     return {**settings, "seed": run.settings.seed, "version": VERSION, **({"asked": [EARLY, ON]} if asks else {})}
 
 
@@ -252,7 +252,8 @@ class Polishing(Onward):
             how = (self.settings.rounds, self.begin, self.prompt, self._tell)
             documents, dreams = self.consultation.answers(number, *how)
         self.told["answers"] += len(documents)
-        own = self.batches(documents, Mixture(dreams=True, empty=0.0, drafts=1.0), soft=1.0)
+        mixture = Mixture(dreams=True, empty=0.0, drafts=1.0, gaps=self.run.settings.train.gaps)
+        own = self.batches(documents, mixture, soft=1.0)
         return own, own.drafted(0, own.epoch(0), 0, dreams)
 
     def prompt(self, i: int) -> list[int]:

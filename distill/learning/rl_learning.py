@@ -38,8 +38,8 @@ class RLContinuousLearner:
     ) -> None:
         dim = encoder.vision.dim
         self.encoder, self.graph_rag = encoder.eval(), graph_rag
-        self.reward_model = reward_model or RewardModel(2 * dim)
-        self.policy_network = policy_network or PolicyNetwork(dim)
+        self.reward_model = (reward_model or RewardModel(2 * dim)).to(encoder.role.device)
+        self.policy_network = (policy_network or PolicyNetwork(dim)).to(encoder.role.device)
         learns = [*self.reward_model.parameters(), *self.policy_network.parameters()]
         self.optimizer = torch.optim.AdamW(learns, lr, weight_decay=0.0)
         self.known: dict[Label, Tensor] = {}

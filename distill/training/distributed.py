@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distill.errors import DistillError
+from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener
 from distill.stopping import terminable
 
@@ -41,16 +41,21 @@ class World:
     size: int = 1
 
     @classmethod
-    def join(cls) -> "World":
-        """The world that the environment describes (torchrun's variables), or a world of one."""
+    def join(cls, device: str = "auto") -> "World":
+        """The world that the environment describes (torchrun's variables), or a world of one. device: `train.device`.
+        Raises BadInput where there is no GPU for this process."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
         if not dist.is_initialized():
-            if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            # What is trained on the CPU all the same (train.device) shares its tensors there.
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            backend = "gloo"
+            if device != "cpu" and torch.cuda.is_available():
+                place, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+                if place >= count:
+                    text = f"process {place + 1} of this machine finds {count} GPU{'s' if count > 1 else ''}"
+                    raise BadInput(f"train.processes: {text}; take as many processes at most, or train.device=cpu")
+                torch.cuda.set_device(place)
+                backend = "cpu:gloo,cuda:nccl"
             dist.init_process_group(backend, timeout=PATIENCE)
         return cls(dist.get_rank(), size)
 

@@ -39,12 +39,14 @@ class Features:
 
     def distance(self, batch: Batch, states: Sequence[Tensor]) -> Tensor:
         """Mean over layers and positions of ‖s − t‖² / ‖t‖² (a scalar), where both have read the same: questions, and
-        answers without a dream. states: (B, T, D) that leave each of the student's layers."""
+        answers without a dream; 0 if they have nowhere. states: (B, T, D) that leave each of the student's layers."""
+        places = batch.alike.flatten().nonzero().squeeze(1)
+        total = states[0].new_zeros((), dtype=torch.float32)
+        if not len(places):
+            return total
         theirs: list[Tensor] = []
         with torch.no_grad():
             self.teacher.hidden(batch.ids, batch.positions, batch.spans, states=theirs)
-        places = batch.alike.flatten().nonzero().squeeze(1)
-        total = states[0].new_zeros((), dtype=torch.float32)
         for own, layer in zip(states, self.layers, strict=True):
             target = theirs[layer].flatten(0, 1)[places].float()
             apart = (own.flatten(0, 1)[places].float() - target).square().sum(1)

@@ -51,7 +51,7 @@ def _train_path(path: Path, listen: Listener, force: bool) -> dict[str, Any]:
 
 def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
     started = time.monotonic()
-    world = World.join()
+    world = World.join(run.settings.train.device)
     if world.first:
         if force:
             _delete_checkpoints(run)
@@ -60,13 +60,14 @@ def _train(run: Run, listen: Listener, force: bool) -> dict[str, Any]:
         listen(Event("train", "start", f"{counts['train']['documents']} documents", data=counts))
     world.wait()
     trainer = Trainer(run, world, listen if world.first else silent)
+    earlier = trainer.state.seconds
     summary = trainer.fit()
     if world.first:
         best = checkpoint.best(run)
         outputs = {
             str((best / name).relative_to(run.path)): sha256_file(best / name) for name in ("model.safetensors",)
         }
-        run.record("train", train_settings(run), outputs, summary, time.monotonic() - started)
+        run.record("train", train_settings(run), outputs, summary, earlier + time.monotonic() - started)
         listen(Event("train", "done", f"{summary['tokens']:,} tokens", data=summary))
     world.wait()
     return summary

@@ -163,14 +163,14 @@ def tail_kernel(
 
 
 class FusedDistillation(torch.autograd.Function):
-    """Sum over positions of weight · (a·KL + (1 − a)·CE), with both gradients made on the way forward."""
+    """Sum over positions of weight · (a·KL + (1 − a)·CE), with both gradients made on the way forward where it
+    `learns`."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, projection: Tensor, targets: Targets, kernel: Kernel
+        ctx: Any, hidden: Tensor, projection: Tensor, targets: Targets, kernel: Kernel, learns: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        grad_hidden = torch.empty_like(hidden)
-        grad_projection = torch.zeros_like(projection, dtype=torch.float32)
+        gradients = (torch.empty_like(hidden), torch.zeros_like(projection, dtype=torch.float32)) if learns else ()
         w = projection.detach().to(hidden.dtype)
         kls: list[Tensor] = []
         ces: list[Tensor] = []
@@ -178,22 +178,23 @@ class FusedDistillation(torch.autograd.Function):
         for part in chunks(len(hidden), len(projection), hidden.device):
             h = hidden[part].detach()
             kl, ce, dz, strict = chunk_terms(h, w, targets, part, kernel)
-            grad_hidden[part] = dz @ w
-            grad_projection += dz.t() @ h
+            if gradients:
+                gradients[0][part] = dz @ w
+                gradients[1].add_(dz.t() @ h)
             kls.append(kl)
             ces.append(ce)
             paid += strict
         kl, ce = torch.cat(kls), torch.cat(ces)
-        ctx.save_for_backward(grad_hidden, grad_projection)
+        ctx.save_for_backward(*gradients)
         a = targets.soft_weight
         loss = (targets.weight * (torch.where(a > 0, a * kl, 0.0) + (1 - a) * ce)).sum() + paid
         ctx.mark_non_differentiable(kl, ce)
         return loss, kl, ce
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_hidden, grad_projection = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_projection * grads[0], None, None
+        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_projection * grads[0], None, None, None
 
 
 def fused_distillation(
@@ -203,7 +204,8 @@ def fused_distillation(
 
     `kernel` is `tail_kernel`, perhaps compiled. Where it is compiled, M should be a multiple of CHUNK.
     """
-    return FusedDistillation.apply(hidden, projection, targets, kernel)  # pyright: ignore[reportReturnType]
+    learns = torch.is_grad_enabled()  # within forward it never is
+    return FusedDistillation.apply(hidden, projection, targets, kernel, learns)  # pyright: ignore[reportReturnType]
 
 
 @dataclass

@@ -159,7 +159,7 @@ def precisions(settings: TrainSettings, device: str, kept: Numerics | None = Non
     if kept is not None and kept.device in ("", device):
         return [kept.precision]
     if device == "cuda":
-        return ["bfloat16"] if torch.cuda.is_bf16_supported() else ["float32"]
+        return ["bfloat16"] if torch.cuda.is_bf16_supported(including_emulation=False) else ["float32"]
     return ["float32", "bfloat16"]
 
 

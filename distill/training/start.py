@@ -71,12 +71,18 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
         if settings.model and (named := [n for n in SIZES if getattr(settings, n)]):
             text = f"student.{named[0]}: isn't used: the student begins as {settings.init}, as large as that is"
             listen(Event("start", "warning", text))
+        if settings.model and (force or not checkpoint.list_checkpoints(run)):
+            text = "tags and image tokens that it lacks begin as their words, and learn no quicker than the rest"
+            listen(Event("train", "note", f"the student begins as {settings.init}: {text}"))
         return None
     record = None if force else run.fresh("start", start_settings(run))
     if record is not None and record.outputs:
         return run.start
     if not force and record is None:
         _check_goes_on(run)
+    if not force and (before := _before(run)) and before.get("start") is None:
+        listen(Event("train", "note", "the student began from chance, and goes on so; --force begins it anew"))
+        return None
     started = time.monotonic()
     source = teachers_source(run, listen)
     if isinstance(source, str):
@@ -98,12 +104,8 @@ def begin(run: Run, listen: Listener = silent, force: bool = False) -> Path | No
 
 def _check_goes_on(run: Run) -> None:
     """Before another start takes the place of the one that was trained on. Raises RunMismatch."""
-    if not (found := checkpoint.list_checkpoints(run)):
-        return
     checkpoint.refuse(run, "train")
-    pack(run)
-    before = checkpoint.read_loop(found[-1]).settings
-    if before.get("data") != data_fingerprint(run):  # then it is set aside
+    if (before := _before(run)) is None:
         return
     run.check_same(
         "train", fixed_settings(run), {key: value for key, value in before.items() if key not in ("data", "start")}
@@ -111,6 +113,15 @@ def _check_goes_on(run: Run) -> None:
     if (record := run.records().get("start")) is not None:
         weights, was = run.settings.teacher.weights, str(record.settings.get("weights") or "")
         run.check_same("teacher", {"weights": Path(weights).name}, {"weights": Path(was).name})  # it may have moved
+
+
+def _before(run: Run) -> dict[str, Any] | None:
+    """What the training that would go on was begun with; None where there is none: one of other data is set aside."""
+    if not (found := checkpoint.list_checkpoints(run)):
+        return None
+    pack(run)
+    before = checkpoint.read_loop(found[-1]).settings
+    return before if before.get("data") == data_fingerprint(run) else None
 
 
 def begin_alike(run: Run) -> None:

@@ -115,6 +115,7 @@ class Trainer:
         if self.state.drafts:
             self.rows = self.batches.drafted(self.state.epoch, self.rows, self.state.drafts_row, self.drafts)
         self.kernel: Any = None
+        self.validated = -1, dict[str, float]()
         self.features = Features.of(run, self.tokenizer, self.device, listen) if settings.match else None
 
     def _fixed(self) -> dict[str, Any]:
@@ -295,10 +296,13 @@ class Trainer:
     # Measuring.
     @torch.compiler.set_stance("force_eager")  # batches of another size would each compile anew
     def validate(self) -> dict[str, float]:
-        """Loss and cross-entropies on the validation documents: nats a token; bits per byte of the answers."""
-        with self.average.shipped():
-            rows, how = self.settings.batch_rows, (self.numerics.precision, self.kernel, self.world)
-            return validate(self.model, self.validation, rows, *how)
+        """Loss and cross-entropies on the validation documents: nats a token; bits per byte of the answers. Measured
+        once at a step."""
+        if self.validated[0] != self.state.step:
+            with self.average.shipped():
+                rows, how = self.settings.batch_rows, (self.numerics.precision, self.kernel, self.world)
+                self.validated = self.state.step, validate(self.model, self.validation, rows, *how)
+        return self.validated[1]
 
     def _choose_numerics(self, kept: numerics.Numerics | None) -> numerics.Numerics:
         settings = self.settings
