@@ -176,7 +176,7 @@ class Student:
         def fits(start: int) -> bool:
             return whole or len(ids(start)) + room <= size
 
-        last = asked if asked >= 0 else len(turns) - 1  # the question stays, whatever was begun to say to it
+        last = asked if asked >= 0 else max(0, len(turns) - 1)  # the question stays, whatever was begun to say to it
         starts = [*range(0, last, 2), last]  # a question goes with its answer
         if left := starts[bisect_left(starts[:-1], True, key=fits)]:
             note(f"the first {left} messages are left out: all don't fit a context of {size} tokens")

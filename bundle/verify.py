@@ -18,6 +18,7 @@ from distill.backbone.model import count_parameters
 from distill.errors import CorruptFile, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
 from distill.teacher.llama_cpp import LlamaCpp
+from distill.teacher.names import fitting_name
 from distill.tokens.chat import prompt_ids
 from distill.vision import PROJECTOR
 
@@ -163,7 +164,7 @@ class _Verification:
             self._pictures()
         self._progress(4)
         if model is not None or ollama_host is not None:
-            self._ollama(ollama_host, model or self.manifest.name, ours)
+            self._ollama(ollama_host, model or fitting_name(self.manifest.name), ours)
         report.numbers |= {"prompts": len(self.asked), "max_tokens": self.max_tokens}
 
     def _progress(self, done: int) -> None:

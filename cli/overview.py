@@ -4,7 +4,7 @@ from typing import Any
 
 from cli.output import command_line, facts, table
 from cli.progress import duration, shown
-from cli.stages import stages_of
+from cli.stages import ASKED_FOR, stages_of
 from distill.run import COMMANDS, UPSTREAM, Run
 
 HEADLINES: dict[str, tuple[str, ...]] = {
@@ -25,7 +25,7 @@ def overview(run: Run) -> dict[str, Any]:
 
     records = run.records()
     stages: dict[str, Any] = {}
-    for stage in stages_of(run):
+    for stage in sorted({*stages_of(run), *(ASKED_FOR.keys() & records.keys())}, key=[*UPSTREAM].index):
         if stage not in records:
             stages[stage] = {"state": "missing"}
             continue

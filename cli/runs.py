@@ -120,9 +120,10 @@ def make_absolute(settings: "Settings", base: "Settings") -> None:
         path, column = file_and_column(name)
         return str(path.absolute()) + (column and f":{column}") if name and path.exists() else name
 
-    if settings.capture.prompts != base.capture.prompts:
-        sets = prompt_sets()
-        settings.capture.prompts = [name if name in sets else absolute(name) for name in settings.capture.prompts]
+    for given, known in ((settings.capture, base.capture), (settings.polish, base.polish)):
+        if given.prompts != known.prompts:
+            sets = prompt_sets()
+            given.prompts = [name if name in sets else absolute(name) for name in given.prompts]
     for name, before in FILES.items():
         section, key = name.split(".")
         there, now = (getattr(getattr(each, section), key) for each in (base, settings))

@@ -35,11 +35,11 @@ def find(spec: str, host: str = "") -> "Target":
     """The target of one name; runs are looked up in --runs-dir. Raises BadInput."""
     from distill.exam.targets import find_target
 
-    if spec.startswith(("ollama:", "embedded:")) or Path(spec).exists():
+    if spec.startswith(("ollama:", "embedded:")):
         return find_target(spec, None, host)
     folder = runs_dir(click.get_current_context())
-    # A run's name, or NAME/bundle/model.gguf, NAME/checkpoints/step-000100.
-    for path in (resolve(spec, folder), folder / spec):
+    # A run's name, a path, or NAME/bundle/model.gguf, NAME/checkpoints/step-000100.
+    for path in (resolve(spec, folder), Path(spec), folder / spec):
         if path.exists():
             return find_target(spec, path, host)
     near = nearest_run(folder / spec)

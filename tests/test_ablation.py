@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from support.ablation_run import STEPS, small_world
+from support.gone_on import went_on
 
 import bench.dreams
 from bench import figures
@@ -143,6 +144,12 @@ def test_other_settings_of_dreaming_train_the_engine_anew(copied: Run) -> None:
     assert child.require("engine").summary["steps"]["dream"] == 2
     notes = [event.message for event in events if event.kind == "note" and event.stage == "seed 0, dreams, engine"]
     assert "the settings of dreaming changed: training the engine anew" in notes
+
+
+def test_what_an_arm_learned_since_is_not_measured(copied: Run) -> None:
+    went_on(Run.open(copied.path / "ablation" / "seed-0" / "dreams"), "polish", rounds=1)
+    told = ablate(copied, seeds=1, arms=["backbone", "nodream"])["systems"]["backbone"]["trained_on"]
+    assert (told["steps"], told["onward"]) == (STEPS, "")
 
 
 def test_a_report_names_no_servers(world: Run) -> None:
@@ -513,6 +520,9 @@ def test_what_cannot_be_ablated_says_so(world: Run, tmp_path: Path) -> None:
         ablate(world, seeds=0)
     with pytest.raises(MissingStage, match="dream capture"):
         ablate(Run.create(tmp_path / "empty", world.settings))
+    none = Run(world.path, replace(world.settings, dreaming=replace(world.settings.dreaming, dream_steps=0)))
+    with pytest.raises(BadInput, match=r"arms: none of them can be measured: dreaming\.dream_steps=0 trains no engine"):
+        ablate(none, arms=["engine"])
     shutil.copytree(world.path, tmp_path / "copy")
     copy = Run.open(tmp_path / "copy")
     copy.settings.evaluate.prompts = 1

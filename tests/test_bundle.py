@@ -715,6 +715,7 @@ def test_what_was_cut_or_left_out_is_noted(published: Path) -> None:
     turns = [question, {"role": "assistant", "content": "word " * 100}] * 3
     left = f"the first 6 messages are left out: all don't fit a context of {student.model.config.context} tokens"
     assert noted([*turns, question], max_tokens=2)[1][0] == left
+    assert noted([{"role": "system", "content": "Be kind."}], max_tokens=2)[1] in ([], [cut])
     mute = deepcopy(student.model)  # whose every answer ends at once
     ids = torch.tensor([student.prompt_ids([question], False)])
     states = [mute.hidden(ids)[0, -1], mute.hidden(torch.cat((ids, ids[:, -1:]), 1))[0, -1]]

@@ -101,6 +101,10 @@ def test_what_is_said_of_answers_is_kept_as_a_chat_keeps_it(app: Starlette, kept
         assert post(app, "/feedback", said("good", done_reason=reason)).status_code == 200
         wanted.append(Feedback(turns, DREAM, ANSWER, "good", cut=reason == "length"))
     assert read_feedback(kept) == wanted
+    own: Any = [{"role": "system", "content": "Talk like a pirate."}, *ASKED]
+    assert post(app, "/feedback", said("good", messages=own)).status_code == 200
+    wanted.append(Feedback(own, DREAM, ANSWER, "good"))
+    assert read_feedback(kept) == wanted, "a conversation with a system message of its own reads no other"
     wrong: list[tuple[dict[str, Any], int, str]] = [
         (said("fine"), 400, "'fine' is none of good, bad, better"),
         (said("better", " "), 400, "better is empty"),

@@ -329,11 +329,12 @@ def test_files_are_found_from_another_folder(call, folder: Path) -> None:
     run = new_run(folder / "runs" / "one")
     for name in ("mine.txt", "teacher.gguf", "teacher"):
         (folder / name).write_text("What is rain?\n", encoding="utf-8")
-    prompts = "capture.prompts=[everyday,mine.txt,nowhere.txt]"
-    sets = [prompts, "teacher.model=embedded:teacher.gguf", "capture.dataset_files=runs", "vision.weights=a/hub"]
+    prompts = [f"{stage}.prompts=[everyday,mine.txt,nowhere.txt]" for stage in ("capture", "polish")]
+    sets = [*prompts, "teacher.model=embedded:teacher.gguf", "capture.dataset_files=runs", "vision.weights=a/hub"]
     call("train", "one", "--init", "runs", *(f"--set={each}" for each in [*sets, "tokenize.encoder=clip:runs"]))
     settings = load_settings(run.path / "config.yaml")
     assert settings.capture.prompts == ["everyday", str(folder / "mine.txt"), "nowhere.txt"]
+    assert settings.polish.prompts == settings.capture.prompts
     assert settings.student.init == str(folder / "runs")
     assert settings.teacher.model == f"embedded:{folder / 'teacher.gguf'}"
     assert settings.capture.dataset_files == str(folder / "runs")
@@ -404,6 +405,19 @@ def test_status_says_what_is_stale_and_why(call, folder: Path) -> None:
     assert states()["export"] == ("stale", ["an earlier stage has run again"])
     change("teacher.model=ollama:other")
     assert states()["capture"] == ("stale", ["teacher.model was 'embedded:smollm2', is 'ollama:other'"])
+
+
+def test_status_tells_of_stages_that_were_asked_for(call, folder: Path) -> None:
+    run = new_run(folder / "runs" / "one")
+    run.settings.polish.prompts = ["everyday"]
+    Run.create(run.path, run.settings)
+    for stage in ("redream", "polish", "reward"):
+        run.record(stage, {"prompts": "a digest"} if stage == "polish" else {}, {}, {"answers": 7}, 1.0)
+    found = json.loads(call("status", "one", "--json")[1])["stages"]
+    asked = [(stage, state["state"]) for stage, state in found.items() if state["state"] != "missing"]
+    assert asked == [("redream", "done"), ("polish", "done"), ("reward", "done")]
+    assert [*found][:5] == ["capture", "mine", "tokenize", "redream", "train"]
+    assert "answers 7" in call("status", "one")[1]
 
 
 # Environments.

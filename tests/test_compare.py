@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -14,11 +15,14 @@ from support.fake_ollama import serve
 from support.recorded import Replay, exchange
 
 from cli.main import dream
+from cli.runs import RUNS_DIR
+from cli.targets import find
 from distill.config import Settings
 from distill.errors import CorruptFile, TeacherError
 from distill.events import silent
 from distill.exam.baselines import train_child
 from distill.exam.questions import load_exam
+from distill.exam.targets import common_run, find_target
 from distill.report import measure as measurement
 from distill.report.measure import read_results
 from distill.run import Run
@@ -288,6 +292,24 @@ def test_a_part_of_a_run_is_found_by_its_name_and_fewer_prompts_have_a_folder_of
         for name, entry in system["metrics"].items():
             if entry["low"] is not None and name != "length_ratio" and not name.startswith("concept_similarity"):
                 assert entry["low"] >= 0, name
+
+
+def test_a_folder_of_its_name_hides_no_run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "soft0").mkdir()
+    shutil.copytree(runs / "soft1" / "checkpoints", tmp_path / "mine" / "checkpoints")
+    step = f"mine/checkpoints/{best(Run.open(runs / 'soft1')).name}"
+    with click.Context(dream) as ctx:
+        ctx.meta[RUNS_DIR] = str(runs)
+        assert find("soft0").path == best(Run.open(runs / "soft0"))
+        assert find(step).path == Path(step)
+
+
+def test_whose_prompts_are_asked_is_found_without_triplets(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be hundreds of thousands, and they are read once the exam is."""
+    monkeypatch.setattr("distill.exam.questions.read_triplets", lambda *_: pytest.fail("read in vain"))
+    targets = [find_target(str(runs / name)) for name in ("soft0", "hard0")]
+    assert common_run(targets).path == common_run(targets[:1]).path == runs / "soft0"
 
 
 def test_two_held_out_sets_are_refused_and_one_can_be_chosen(runs: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.comparison_sample import HOSTILE, bare, big, small
 
 from distill.exam.metrics.catalogue import metric_of
-from distill.report.doubts import cautions
+from distill.report.doubts import cautions, doubts
 from distill.report.findings import dream_lines, fell, findings, headlines, minus, missing_reasons, verdict
 from distill.report.page import render_markdown
 from distill.report.tables import (
@@ -204,6 +204,9 @@ def test_the_judge_is_told_with_its_nonsense_and_its_orders() -> None:
     text = render_markdown(results)
     assert "no usable verdict on some prompts, which count for nobody: 10 (hard)" in text
     assert "is one of those that it judges: ollama:llama3.2:1b" in text
+    for judge, own in (("ollama:library/Llama3.2:1b", True), ("ollama:llama3.2", False)):
+        results["judge"]["model"] = judge
+        assert any("is one of those that it judges" in line for line in cautions(results)) == own
     assert len(tables(text)["Judge"]) == 5
     assert "## Judge" not in render_markdown(small())
 
@@ -215,6 +218,17 @@ def test_what_differs_between_trainings_stands_first() -> None:
     assert rows["train.soft_weight"][0] < rows["steps"][0]
     assert rows["steps"][1] == ["120"] * 4 + ["not known"]
     assert rows["packed tokens"][0] < rows["steps"][0]
+
+
+def test_what_went_on_from_trainings_is_told_where_it_differs() -> None:
+    results = big()
+    assert not any("go on" in text for text in doubts(results["systems"], 200))
+    results["systems"]["soft"]["trained_on"]["onward"] = "polish, reward"
+    rows = {row[0]: row[1:] for row in training_rows(results)}
+    assert rows["gone on by"] == ["polish, reward", "–", "–", "–", "not known"]
+    (told,) = (text for text in doubts(results["systems"], 200) if "go on" in text)
+    assert "soft by polish, reward" in told
+    assert "hard by nothing" in told
 
 
 def test_how_it_was_asked() -> None:

@@ -10,6 +10,7 @@ import pytest
 from distill.config import Settings
 from distill.exam.targets import Target, find_target
 from distill.exam.trained_on import trained_on
+from distill.report.doubts import mixed
 from distill.run import Run
 from distill.training.checkpoint import LoopState
 
@@ -61,6 +62,19 @@ def test_settings_are_those_of_the_training_whatever_was_set_since(run: Run) -> 
     assert told is not None
     kept = {name: told["settings"].get(name) for name in ("train.lr", "seed", "student.layers", "train.steps")}
     assert kept == {"train.lr": 0.003, "seed": 5, "student.layers": 3, "train.steps": 40}
+
+
+def test_what_went_on_from_a_training_is_told(run: Run) -> None:
+    target = find_target(str(run.path / "checkpoints/step-000040"))
+    abouts = [trained_on(target)]
+    file = run.checkpoints / "step-000040" / "loop.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    state["settings"] = {"reward": {}, "polish": {"round": 3}}
+    file.write_text(json.dumps(state), encoding="utf-8")
+    abouts.append(trained_on(target))
+    assert [told and told["onward"] for told in abouts] == ["", "polish, reward"]
+    (told,) = mixed("soft", abouts)
+    assert told.startswith("soft: its trainings differ in what they went on by, not in the seed alone")
 
 
 def test_a_bundle_is_credited_with_the_checkpoint_that_it_was_made_of(run: Run) -> None:

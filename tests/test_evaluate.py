@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.evaluation_run import STEPS, trained_run
 from support.examples import Example, load_examples
+from support.gone_on import went_on
 
 from distill.backbone.generate import log_likelihood
 from distill.backbone.model import Backbone, load_backbone
@@ -254,6 +255,11 @@ def test_baselines_get_equal_steps_on_the_same_data(copied: Run) -> None:
     trained = children["hard"].records()["train"].finished, latest(children["hard"]).stat().st_mtime_ns
     evaluate(copied, force=True)
     assert trained == (children["hard"].records()["train"].finished, latest(children["hard"]).stat().st_mtime_ns)
+    # What one learned since is not measured.
+    went_on(children["hard"], "polish", rounds=1)
+    evaluate(copied, force=True)
+    about = results_of(copied)["systems"]["hard"]["trained_on"]
+    assert (about["steps"], about["onward"]) == (hard["trained_on"]["steps"], "")
 
 
 def test_settings_of_the_measurement_train_no_baseline_anew(copied: Run) -> None:

@@ -98,6 +98,14 @@ def test_an_installed_student_dreams_and_is_told_not_to(published: Path, server:
     ]
 
 
+def test_a_bundle_is_asked_for_by_a_name_that_ollama_takes(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_manifest(copy, replace(read_manifest(copy), name="my run"))
+    asked: list[str] = []
+    monkeypatch.setattr("bundle.verify._Verification._ollama", lambda _, host, model, ours: asked.append(model))
+    assert verify(copy, prompts=PROMPTS[:1], ollama_host="nowhere").ok
+    assert asked == ["my-run"]
+
+
 def test_prompts_that_an_ollama_reads_with_other_ids_are_told(
     published: Path, server: FakeOllama, tokenizer: StudentTokenizer, copy: Path
 ) -> None:

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 from support.ablation_run import STEPS, small_world
 from support.disturbed import start
+from support.gone_on import went_on
 
 from cli.main import dream
 from distill.config import Settings
@@ -452,6 +453,17 @@ def test_other_settings_under_the_same_name_need_force(copied: Path, world: Run,
     assert weights(copied, "soft-seed0") != before
 
 
+def test_how_a_training_runs_may_change(copied: Path, world: Run, tmp_path: Path) -> None:
+    how = {"train.keep_last": 3, "train.micro_rows": 1, "train.log_every": 5, "mine.processes": 1}
+    content = VARIANTS | {"variants": {"soft": None}, "seeds": 1}
+    before, events = weights(copied, "soft-seed0"), list[Event]()
+    plan = plan_of(tmp_path, content | {"settings": VARIANTS["settings"] | how}, world)
+    assert sweep(plan, copied, events.append)["cells"]["soft-seed0"]["state"] == "trained"
+    assert (weights(copied, "soft-seed0"), trained_anew(events)) == (before, set())
+    kept = plan_of(tmp_path, content, world)
+    assert sweep_cells.data_key(plan.cells[0].data) == sweep_cells.data_key(kept.cells[0].data)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -533,6 +545,8 @@ def test_a_dry_run_writes_nothing(world: Run, tmp_path: Path) -> None:
     }
     assert "nodream-seed1" in call("sweep", file, "--runs-dir", tmp_path, "--dry-run").stdout
     assert sorted(path for path in tmp_path.rglob("*")) == before
+    planned = overview(plan_of(tmp_path, VARIANTS | {"engine": True}, world), tmp_path / "lenses")
+    assert {(*cell["runs"],) for cell in planned["cells"]} == {("train", "engine")}
 
 
 # What comes out.
@@ -564,6 +578,22 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.setattr("distill.exam.examine.open_examinee", lambda *_: pytest.fail("opened in vain"))
     again = whole_sweep(plan_of(tmp_path, VARIANTS, world), swept[0])
     assert again == json.loads(json.dumps(swept[1]))
+
+
+def test_what_a_cell_learned_since_is_not_measured(copied: Path, world: Run, tmp_path: Path) -> None:
+    """A recipe is measured as its settings say, whatever became of one of its students."""
+    went_on(Run.open(copied / "cells" / "soft-seed0"), "polish", rounds=1)
+    whole_sweep(plan_of(tmp_path, VARIANTS, world), copied)
+    told = json.loads((copied / "results.json").read_text(encoding="utf-8"))["systems"]["soft"]["trained_on"]
+    assert (told["steps"], told["onward"]) == (STEPS, "")
+
+
+def test_where_nothing_is_compared_no_report_is_named(copied: Path, world: Run, tmp_path: Path) -> None:
+    content = VARIANTS | {"variants": {"soft": None}, "seeds": 1}
+    result = call("sweep", write(tmp_path, content, world), "--runs-dir", tmp_path, "--quiet")
+    assert result.exception is None, result.output
+    assert "Report:" not in result.stdout
+    assert "compared_with" not in json.loads((copied / "sweep.json").read_text(encoding="utf-8"))
 
 
 def test_a_failed_baseline_is_replaced_aloud(world: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def sweep(
         heading, *cells = rows(state)
         click.echo(table(cells, heading))
         click.echo(f"\nSweep: {place / 'summary.md'}")
-        if compare and (place / "report.html").is_file():
+        if "compared_with" in state:
             click.echo(f"Report: {place / 'report.html'}")
         for name in failed:
             click.echo(f"Failed: {name}: {state['cells'][name]['error']}", err=True)

@@ -140,18 +140,18 @@ class Exam:
         return Codebook.load(self.run.tokenizer, self.run.settings.teacher)
 
 
-def load_exam(run: Run, limit: int | None = None) -> Exam:
+def load_exam(run: Run, limit: int | None = None, mined: bool = True) -> Exam:
     """The first `limit` held-out prompts in the order of their keys (None: evaluate.prompts; 0: all).
 
     Of several answers to a prompt the first is asked for, so that each prompt counts once; another is its sibling.
     Where the dataset has splits, as many of each as there are. Every target is told of pictures what the student
-    reads: their image tokens. Empty answers are no questions. Raises MissingStage
-    before capture, BadInput where no held-out prompt has an answer.
+    reads: their image tokens. Empty answers are no questions. mined: with triplets, and so with
+    siblings. Raises MissingStage before capture, BadInput where no held-out prompt has an answer.
     """
     run.require("capture")
     limit = run.settings.evaluate.prompts if limit is None else limit
     truths, shown, system = read_truths(run), load_shown(run.tokenizer), made_with(run).capture.system
-    mined = by_trace(read_triplets(run.triplets)) if run.triplets.exists() else {}
+    triplets = by_trace(read_triplets(run.triplets)) if mined and run.triplets.exists() else {}
     questions: list[Question] = []
     with TraceStore(run.traces, readonly=True) as store:
         teacher, vocabulary = store.teacher(), store.tokenizer()
@@ -165,7 +165,7 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
                 break
             if text := trace.response.text:
                 others = (
-                    Sibling(said, tuple(mined.get(key, ()))) for key, said in answers[trace.prompt] if said != text
+                    Sibling(said, tuple(triplets.get(key, ()))) for key, said in answers[trace.prompt] if said != text
                 )
                 sibling = next((other for other in others if other.triplets), None)
                 paths = (run.path / name for name in NAMED.findall(trace.prompt))
@@ -177,7 +177,7 @@ def load_exam(run: Run, limit: int | None = None) -> Exam:
                         text,
                         trace.response.done_reason,
                         trace.response.tokens,
-                        tuple(mined.get(trace.key, ())),
+                        tuple(triplets.get(trace.key, ())),
                         truths.get(trace.key),
                         sibling,
                         tuple(path for path in paths if path.is_file()),

@@ -215,9 +215,11 @@ def common_run(targets: Sequence[Target]) -> Run:
             "with --on RUN, or a prompt file with --prompts FILE"
         )
     (spec, first), *others = found.values()
-    exam = load_exam(first, 0)
+    if not others:
+        return first
+    exam = load_exam(first, 0, mined=False)
     for other_spec, run in others:
-        other = load_exam(run, 0)
+        other = load_exam(run, 0, mined=False)
         if other.answers_digest != exam.answers_digest:
             shared = {q.prompt for q in exam.questions} & {q.prompt for q in other.questions}
             raise BadInput(

@@ -11,13 +11,14 @@ from distill.config import Settings
 from distill.errors import CorruptFile
 from distill.exam.provenance import changed_settings
 from distill.exam.targets import Target, read_object
-from distill.training.checkpoint import LoopState, read_loop
+from distill.training.checkpoint import ONWARD, LoopState, read_loop
 
 
 def trained_on(target: Target) -> dict[str, Any] | None:
     """Teacher, data, tokens and settings of a training, up to what is examined; None where its run isn't here.
 
-    What can't be read is None. seconds: of the whole training, so of its last checkpoint alone.
+    What can't be read is None. seconds: of the whole training, so of its last checkpoint alone. onward: the stages that
+    went on from the training, "" for none.
     """
     run = target.trained_in
     if run is None:
@@ -33,6 +34,7 @@ def trained_on(target: Target) -> dict[str, Any] | None:
         "tokens": loop.tokens if loop else None,
         "steps": loop.step if loop else None,
         "epochs": loop.epoch if loop else None,
+        "onward": ", ".join(stage for stage in ONWARD if stage in loop.settings) if loop else None,
         "seconds": records["train"].seconds if ended else None,
         "numerics": train.get("numerics"),
         "parameters": train.get("parameters"),

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from distill.teacher.names import name_key
+
 FEW = 20
 """Prompts below which a report warns that intervals are wide and tests weak."""
 
@@ -39,6 +41,10 @@ def doubts(entries: Entries, prompts: int) -> list[str]:
     if len(set(filter(None, tokens.values()))) > 1:
         told = ", ".join(f"{name} {count:,}" for name, count in tokens.items() if count)
         warnings.append(f"They were not trained for as many tokens: {told}.")
+    onward = {name: entry["trained_on"].get("onward") or "nothing" for name, entry in entries.items() if tokens[name]}
+    if len(set(onward.values())) > 1:
+        told = "; ".join(f"{name} by {stages}" for name, stages in onward.items())
+        warnings.append(f"They did not go on from their training alike: {told}.")
     return warnings
 
 
@@ -50,7 +56,7 @@ def mixed(name: str, abouts: Sequence[Mapping[str, Any] | None]) -> list[str]:
     # Their settings tell how long they were trained: that the best checkpoint of one is earlier is the seed's doing.
     known = [
         {key: value for key, value in about["settings"].items() if not key.startswith(("evaluate.", "export.", "seed"))}
-        | {"data": about["data"]}
+        | {"data": about["data"], "what they went on by": about["onward"]}
         for about in abouts
         if about is not None
     ]
@@ -76,11 +82,16 @@ def cautions(results: Mapping[str, Any]) -> list[str]:
         lines += _of(systems, lambda system, note=note: note and system["card"].get("note") == note, note)
     lines += [f"{spec} failed: {reason}" for spec, reason in results.get("failed", {}).items()]
     if judge := results["judge"]:
-        own = [name for name, system in systems.items() if judge["model"] in system["targets"]]
+        own = [name for name, system in systems.items() if _key(judge["model"]) in map(_key, system["targets"])]
         lines += [f"The judge, {judge['model']}, is one of those that it judges: {name}." for name in own]
         if told := ", ".join(f"{pair['nonsense']} ({pair['system']})" for pair in judge["pairs"] if pair["nonsense"]):
             lines.append(f"The judge gave no usable verdict on some prompts, which count for nobody: {told}.")
     return list(dict.fromkeys(lines))
+
+
+def _key(spec: str) -> object:
+    """Equal for specs that name one model of Ollama."""
+    return name_key(spec.removeprefix("ollama:")) if spec.startswith("ollama:") else spec
 
 
 def _of(entries: Entries, holds: Callable[[Any], object], told: str) -> Iterable[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from distill.config import EvaluateSettings
 from distill.events import Event, Listener, silent
-from distill.exam.baselines import check_baselines, train_baseline
+from distill.exam.baselines import as_trained, check_baselines, train_baseline
 from distill.exam.examine import VERSION as EXAMINATION
 from distill.exam.examine import teacher_measured
 from distill.exam.measured import Measured
@@ -112,7 +112,7 @@ def _systems(run: Run, chosen: Path, listen: Listener) -> dict[str, list[Target]
         systems["start"] = [Target("start", "checkpoint", start, run=run)]
     for name in run.settings.evaluate.baselines:
         child = train_baseline(run, name, trained_steps(run), listen)
-        systems[name] = [Target(name, "run", best(child), run=child)]
+        systems[name] = [Target(name, "run", as_trained(child), run=child)]
     return systems
 
 

@@ -37,6 +37,7 @@ FIELDS = {
     "tokens": "packed tokens",
     "steps": "steps",
     "epochs": "epochs",
+    "onward": "gone on by",
     "parameters": "parameters",
     "numerics": "numerics",
     "seconds": "seconds of training",

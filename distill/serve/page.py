@@ -51,8 +51,9 @@ async def feedback(request: Request) -> Response:
     loaded = await served.acquire()
     try:
         read = await asyncio.to_thread(as_read, loaded.student, messages, pictures)
-        system: list[Message] = [{"role": "system", "content": served.system}] if served.system else []
-        turns: list[Message] = [{"role": turn["role"], "content": turn["content"]} for turn in [*system, *read]]
+        turns: list[Message] = [{"role": turn["role"], "content": turn["content"]} for turn in read]
+        if served.system and not any(turn["role"] == "system" for turn in turns[:1]):
+            turns.insert(0, {"role": "system", "content": served.system})
         thinking, content, verdict, better = map(body.text, ("thinking", "content", "verdict", "better"))
         cut = body.text("done_reason") == "length"
         await asyncio.to_thread(served.offer.keep, turns, thinking, content, verdict, better, cut)

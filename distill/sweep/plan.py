@@ -47,8 +47,11 @@ class Cell:
 
     def depends(self, engine: bool) -> Changes:
         """All settings that its training, and its engine's, depends on."""
+        from distill.training.plan import FREE
+
         sections = ("seed", "capture", "mine", "tokenize", "student", "train", *(["dreaming"] if engine else []))
-        wanted = [key for key in default_settings() if key.partition(".")[0] in sections]
+        free = {"mine.processes", *(f"train.{name}" for name in FREE - {"steps", "minutes"})}
+        wanted = [key for key in default_settings() if key.partition(".")[0] in sections and key not in free]
         return {key: attrgetter(key)(self.settings) for key in [*wanted, "teacher.model"]}
 
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 from distill.config import Settings
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
-from distill.exam.baselines import SHARED_STAGES
+from distill.exam.baselines import SHARED_STAGES, as_trained
 from distill.exam.metrics.catalogue import metric_of
 from distill.exam.questions import load_exam
-from distill.exam.targets import find_target
+from distill.exam.targets import Target
 from distill.report.compare import compare as compare_systems
 from distill.report.measure import Measurement
 from distill.report.tables import markdown_table
@@ -32,7 +32,8 @@ VERSION = 1
 def sweep(
     plan: Plan, folder: Path, listen: Listener = silent, *, compare: bool = True, force: bool = False
 ) -> dict[str, Any]:
-    """Train all cells of the plan that are not trained yet, then compare them; returns sweep.json's content.
+    """Train all cells of the plan that are not trained yet, then compare them; returns sweep.json's content, with
+    `compared_with` where they were compared.
 
     compare: False only trains, and writes the table. force: train cells anew whose settings changed, and measure again.
     A cell that fails is written down and the others go on. Raises BadInput and RunMismatch before anything is begun,
@@ -48,11 +49,13 @@ def overview(plan: Plan, folder: Path) -> dict[str, Any]:
     cells: list[dict[str, Any]] = []
     for cell in plan.cells:
         source, shared = best_source([*self.base, *made], cell.data)
-        trained = "train" in Run(self.path_of(cell), cell.settings).records()
+        done = Run(self.path_of(cell), cell.settings).records()
+        learned = ["train", *(["engine"] if plan.engine else [])]
         planned: dict[str, Any] = {"cell": cell.name, "system": cell.system, "seed": cell.seed, "changes": cell.changes}
         planned["state"] = self.state["cells"].get(cell.name, {}).get("state", "new")
         planned |= {"data": str(source.path) if source is not None else "", "shared": shared}
-        planned["runs"] = [stage for stage in SHARED_STAGES if stage not in shared] + ["train"] * (not trained)
+        planned["runs"] = [stage for stage in SHARED_STAGES if stage not in shared]
+        planned["runs"] += [stage for stage in learned if stage not in done]
         cells.append(planned | {"steps": cell.settings.train.steps, "differs": self.differences(cell)})
     return {"folder": str(folder), "cells": cells}
 
@@ -135,6 +138,7 @@ class Sweep:
         plan = self.plan
         about = {"name": plan.name, "file": plan.file.name, "metric": plan.metric, "baseline": plan.baseline}
         self.state |= {"version": VERSION, **about, "base": str(plan.base.path) if plan.base else ""}
+        self.state.pop("compared_with", None)  # what is trained now, nothing was compared with yet
         for cell in plan.cells:
             before = dict(self.state["cells"].get(cell.name, {}))
             before.pop("error", None)
@@ -211,7 +215,7 @@ class Sweep:
         baseline = self.plan.baseline if self.plan.baseline in trained else next(iter(trained))
         warnings = self._incomplete(trained, baseline)
         exam = load_exam(self._exam_run(trained[baseline][0]))
-        systems = {name: [find_target(str(self.path_of(cell))) for cell in cells] for name, cells in trained.items()}
+        systems = {name: [self._target(cell) for cell in cells] for name, cells in trained.items()}
         targets = [target for each in systems.values() for target in each]
         measurement = Measurement.of(exam, common, targets, self.listen, force)
         results = compare_systems(measurement, systems, self.folder, baseline=baseline, warnings=warnings, strict=False)
@@ -222,6 +226,10 @@ class Sweep:
         for name, entry in results["systems"].items():
             entry["sweep_seeds"] = [cell.seed for cell in trained[name] if states[cell.name]["state"] == "trained"]
         return results
+
+    def _target(self, cell: Cell) -> Target:
+        path = self.path_of(cell)
+        return Target(str(path), "run", as_trained(run := Run.open(path)), run=run)
 
     def _incomplete(self, trained: Mapping[str, list[Cell]], baseline: str) -> list[str]:
         """What failed cells change of the comparison; told, and handed on to its reports."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
-from distill.exam.baselines import SHARED_STAGES, renamed
+from distill.exam.baselines import SHARED_STAGES, as_trained, renamed
 from distill.exam.examine import examine
 from distill.exam.measured import NO_SIBLINGS, Measured
 from distill.exam.metrics.steering import steering
@@ -30,7 +30,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
 from distill.tokens.packing import pack
-from distill.training.checkpoint import best, list_checkpoints, trained_steps
+from distill.training.checkpoint import list_checkpoints, trained_steps
 
 VERSION = 3
 """Raised when an arm or a metric changes, so that kept measurements are made anew."""
@@ -97,8 +97,11 @@ class Ablation:
             raise BadInput(f"{run.triplets}: no held-out prompt has a dream: nothing to ablate; mine another run")
         lacking = {"engine": "dreaming.dream_steps=0 trains no engine"} if run.settings.dreaming.dream_steps < 1 else {}
         lacking |= {} if self.exam.has_siblings else {"sibling": NO_SIBLINGS}
-        for arm in lacking.keys() & {*arms}:
-            listen(Event("ablate", "warning", f"{ARMS[arm].label} left out: {lacking[arm]}"))
+        lacking = {arm: why for arm, why in lacking.items() if arm in arms}
+        if lacking and len(lacking) == len(arms):
+            raise BadInput(f"arms: none of them can be measured: {'; '.join(lacking.values())}")
+        for arm, why in lacking.items():
+            listen(Event("ablate", "warning", f"{ARMS[arm].label} left out: {why}"))
             arms.remove(arm)
 
     def _mined(self, question: Question) -> list[int]:
@@ -133,7 +136,7 @@ class Ablation:
                 trained[arm].append(child)
                 measured[arm].append(found)
         systems = {
-            arm: [Target(f"seed-{run.settings.seed}/{arm}", "checkpoint", best(run), run=run) for run in runs]
+            arm: [Target(f"seed-{run.settings.seed}/{arm}", "checkpoint", as_trained(run), run=run) for run in runs]
             for arm, runs in trained.items()
         }
         asked = replace(self.run.settings, evaluate=replace(self.run.settings.evaluate, **DECODING))
@@ -169,7 +172,7 @@ class Ablation:
             engine = [child.require("engine").outputs, child.settings.dreaming.keep_above] if arm == "engine" else None
             engine = self.run.settings.dreaming.sure if arm == "sure" else engine
             found = examine(
-                Target(arm, "checkpoint", best(child), run=child),
+                Target(arm, "checkpoint", as_trained(child), run=child),
                 replace(self.exam, folder=self.folder / f"seed-{cell.seed}" / "arms" / arm),
                 replace(self.run.settings.evaluate, **DECODING),
                 self.run.settings.seed,
