@@ -46,6 +46,7 @@ from distill.mining.triplets import (
     MAX_WORDS,
     Mined,
     Triplet,
+    by_trace,
     clean_phrase,
     fits,
     read_triplets,
@@ -365,6 +366,17 @@ def test_any_triplets_survive_the_file(tmp_path_factory: pytest.TempPathFactory,
     path = tmp_path_factory.getbasetemp() / "triplets.jsonl"
     write_triplets(path, triplets)
     assert read_triplets(path) == triplets
+    for trace, group in by_trace(triplets).items():
+        assert by_trace(read_triplets(path, {trace.encode()}))[trace] == group
+
+
+def test_lines_of_other_traces_are_not_parsed(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "triplets.jsonl", Triplet("a", "b", "c", "causal", 0, "t", 0, "syntax")
+    write_triplets(path, [wanted])
+    path.write_bytes(b'{"what": 3, "trace": "other"}\n' + path.read_bytes())
+    assert read_triplets(path, {b"t"}) == [wanted]
+    with pytest.raises(CorruptFile, match=r"triplets\.jsonl:1: "):
+        read_triplets(path)
 
 
 @pytest.mark.parametrize(

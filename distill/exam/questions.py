@@ -145,19 +145,20 @@ def load_exam(run: Run, limit: int | None = None, mined: bool = True) -> Exam:
 
     Of several answers to a prompt the first is asked for, so that each prompt counts once; another is its sibling.
     Where the dataset has splits, as many of each as there are. Every target is told of pictures what the student
-    reads: their image tokens. Empty answers are no questions. mined: with triplets, and so with
-    siblings. Raises MissingStage before capture, BadInput where no held-out prompt has an answer.
+    reads: their image tokens. Empty answers are no questions. mined: with triplets, and so with siblings. Raises
+    MissingStage before capture, BadInput where no held-out prompt has an answer.
     """
     run.require("capture")
     limit = run.settings.evaluate.prompts if limit is None else limit
     truths, shown, system = read_truths(run), load_shown(run.tokenizer), made_with(run).capture.system
-    triplets = by_trace(read_triplets(run.triplets)) if mined and run.triplets.exists() else {}
     questions: list[Question] = []
     with TraceStore(run.traces, readonly=True) as store:
         teacher, vocabulary = store.teacher(), store.tokenizer()
         answers: dict[str, list[tuple[str, str]]] = {}
         for key, prompt, text in store.answers(held_out=True):
             answers.setdefault(prompt, []).append((key, text))
+        keys = {key.encode() for group in answers.values() for key, _ in group}
+        triplets = by_trace(read_triplets(run.triplets, keys)) if mined and run.triplets.exists() else {}
         # Without splits they are read one by one, as far as they are wanted.
         first = partial(store.traces, held_out=True, first=True)
         for trace in spread(list(first()), truths) if truths else first():

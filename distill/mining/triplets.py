@@ -6,8 +6,9 @@ was found: the trace, the sentence and the miner.
 
 import hashlib
 import json
+import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Triplet:
 
 
 _TYPES = {field.name: field.type for field in fields(Triplet)}
+_TRACE = re.compile(rb'"trace": "([^"\\]*)"')
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,10 @@ def write_triplets(path: Path, triplets: Iterable[Triplet]) -> None:
     write_json_lines(path, (asdict(triplet) for triplet in triplets))
 
 
-def read_triplets(path: Path) -> list[Triplet]:
-    """All triplets of a file. Raises BadInput where there is none and CorruptFile with the broken line's number."""
-    return list(each_triplet(path))
+def read_triplets(path: Path, traces: Container[bytes] | None = None) -> list[Triplet]:
+    """All triplets of a file, or those of some traces: the other lines are looked at, not parsed. Raises BadInput where
+    there is no file, and CorruptFile with the broken line's number."""
+    return [triplet for _, triplet in _placed(path, traces)]
 
 
 def each_triplet(path: Path) -> Iterator[Triplet]:
@@ -94,7 +97,7 @@ def each_triplet(path: Path) -> Iterator[Triplet]:
     return (triplet for _, triplet in _placed(path))
 
 
-def _placed(path: Path) -> Iterator[tuple[int, Triplet]]:
+def _placed(path: Path, traces: Container[bytes] | None = None) -> Iterator[tuple[int, Triplet]]:
     """Each triplet, and the byte that it begins at."""
     place = 0
     try:
@@ -103,7 +106,8 @@ def _placed(path: Path) -> Iterator[tuple[int, Triplet]]:
         raise BadInput(f"{path}: no such file; `dream mine` writes it") from error
     with file:
         for number, line in enumerate(file, 1):
-            if line.strip():
+            others = traces is not None and (named := _TRACE.search(line)) is not None and named[1] not in traces
+            if line.strip() and not others:
                 yield place, _parse(line, f"{path}:{number}")
             place += len(line)
 
