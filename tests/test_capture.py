@@ -765,6 +765,9 @@ def test_targets_that_are_asked_for_in_vain_are_not_asked_for_again(tmp_path: Pa
     again = Hard()
     assert capture(run, teachers=[again])["responses"] == 20
     assert again.asked == ["What is number 7?"]
+    told = StubTeacher()  # by a server that was mended
+    assert capture(run, force=True, teachers=[told])["soft_share"] > 0
+    assert len(told.asked) == 20
 
 
 def test_a_capture_that_fails_leaves_what_the_record_tells_of(tmp_path: Path):

@@ -412,7 +412,7 @@ def test_status_tells_of_stages_that_were_asked_for(call, folder: Path) -> None:
     run.settings.polish.prompts = ["everyday"]
     Run.create(run.path, run.settings)
     for stage in ("redream", "polish", "reward"):
-        run.record(stage, {"prompts": "a digest"} if stage == "polish" else {}, {}, {"answers": 7}, 1.0)
+        run.record(stage, {"texts": "a digest"} if stage == "polish" else {}, {}, {"answers": 7}, 1.0)
     found = json.loads(call("status", "one", "--json")[1])["stages"]
     asked = [(stage, state["state"]) for stage, state in found.items() if state["state"] != "missing"]
     assert asked == [("redream", "done"), ("polish", "done"), ("reward", "done")]

@@ -179,6 +179,10 @@ def test_each_target_is_checked_against_its_own_run(tmp_path: Path) -> None:
     learned = of_target(Target("own", "run", loop.parent, run=own), exam)
     assert learned.checked
     assert "what it learned after its training" in learned.reason
+    for how, told in (({}, False), ({"texts": "a digest"}, True)):
+        loop.write_text(json.dumps({"step": 1, "settings": {"polish": {"how": how}}}), encoding="utf-8")
+        polished = of_target(Target("own", "run", loop.parent, run=own), exam)
+        assert ("dream polish --prompts" in polished.reason) == told
     checkpoint = Target("c", "checkpoint", other.checkpoints / "step-000001", run=other)
     other.record("capture", {}, {"traces.db": "before"}, {}, 0.0)
     other.record("train", {}, {}, {}, 0.0)

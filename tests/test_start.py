@@ -260,7 +260,7 @@ def test_image_tokens_are_told_apart_from_words(answered: Run, teacher: Path) ->
         assert moved.config.tie_embeddings == (kind == "apart")
 
 
-def test_without_readable_weights_it_begins_by_chance_and_says_so(answered: Run, tmp_path: Path) -> None:
+def test_without_readable_weights_it_begins_by_chance_and_says_so(answered: Run, teacher: Path, tmp_path: Path) -> None:
     run = of(answered, tmp_path / "run")
     run.settings.teacher.model = "ollama:somewhere"
     run.settings.teacher.hosts = ["http://192.0.2.1:11434"]
@@ -276,6 +276,9 @@ def test_without_readable_weights_it_begins_by_chance_and_says_so(answered: Run,
     run.settings.train.steps = 3
     assert train(run, events.append)["steps"] == 3
     assert any(event.message.startswith("the student began from chance, and goes on so") for event in events)
+    run.settings.teacher = replace(run.settings.teacher, weights=str(teacher))
+    run.settings.train.steps = 4
+    assert train(run)["steps"] == 4
     assert not is_inherited(run)
     train(run, force=True)
     assert is_inherited(run)

@@ -462,6 +462,9 @@ def test_how_a_training_runs_may_change(copied: Path, world: Run, tmp_path: Path
     assert (weights(copied, "soft-seed0"), trained_anew(events)) == (before, set())
     kept = plan_of(tmp_path, content, world)
     assert sweep_cells.data_key(plan.cells[0].data) == sweep_cells.data_key(kept.cells[0].data)
+    varied = plan_of(tmp_path, content | {"variants": {"soft": {"train.precision": "bfloat16"}}}, world)
+    with pytest.raises(RunMismatch, match=r"train\.precision was 'float32', is 'bfloat16'"):
+        sweep(varied, copied)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def _ask_all(
         limit = 0 if done else settings.max_tokens  # what another context cut is asked again
         soft = bool(settings.top_logprobs and info.logprobs and tokenizer)
         how: dict[str, Any] = {"context": run.settings.teacher.context, "soft": soft}
-        left = [job for job in jobs if not store.has(job.key, limit, **how)]
+        left = [job for job in jobs if not store.has(job.key, limit, **how, again=force)]
         before = len(jobs) - len(left)
         session = _Capture(store, crew, "prompts" if settings.samples == 1 else "answers", how)
         listen(Event(STAGE, "start", f"asking {info.spec}", done=before, total=len(jobs), unit=session.unit))

@@ -227,13 +227,14 @@ class TraceStore:
         what = [info.digest, info.template_digest, prompt, options.spelled()]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
-    def has(self, key: str, limit: int = 0, soft: bool = False, context: int = 0) -> bool:
+    def has(self, key: str, limit: int = 0, soft: bool = False, context: int = 0, again: bool = False) -> bool:
         """Whether there is a response with a text, selected or not. limit: tokens that it might have had: then one that
         ended before them, though not by itself, in another context, is none; where its tokens aren't known it is one.
-        soft: one without targets is none, unless they were asked for in vain."""
+        soft: one without targets is none, unless they were asked for in vain, and aren't to be asked for again."""
         cut = "done_reason = 'length' AND tokens BETWEEN 1 AND ? - 1"
         told = f"{_SAYS} AND NOT ({cut} AND IFNULL(json_extract(timings, '$.context'), 0) <> ?)"
-        told += " AND (targets IS NOT NULL OR json_extract(timings, '$.soft'))" if soft else ""
+        in_vain = "" if again else " OR json_extract(timings, '$.soft')"
+        told += f" AND (targets IS NOT NULL{in_vain})" if soft else ""
         with self._errors():
             asked = self._db.execute(f"SELECT 1 FROM responses WHERE key = ? AND {told}", (key, limit, context))
             return asked.fetchone() is not None

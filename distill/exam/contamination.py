@@ -25,7 +25,7 @@ from distill.exam.questions import Exam
 from distill.exam.targets import Target
 from distill.run import Run
 from distill.tokens.shown import load_shown, show
-from distill.training.checkpoint import read_loop
+from distill.training.checkpoint import LoopState, read_loop
 from distill.training.start import began_as
 
 NEAR = 0.7
@@ -153,6 +153,11 @@ def selects_what_it_read(run: Run) -> bool:
     return record is None or record.fingerprint == run.fingerprint("train", record.settings)
 
 
+def _learned_of_others(loop: LoopState) -> bool:
+    further = loop.settings.get("polish", {}).get("how", {}).get("texts")
+    return bool(further or LATER & loop.settings.keys())
+
+
 def of_target(target: Target, exam: Exam) -> Contamination:
     """The exam against the training traces of the run that the target came out of, whoever's exam it is.
 
@@ -171,8 +176,9 @@ def of_target(target: Target, exam: Exam) -> Contamination:
         if began := began_as(run, checkpoint or run.checkpoints):
             start = "its teacher" if began == "teacher" else Path(began).name
             reasons.append(f"what {start}, its start, was trained on is not known")
-        if checkpoint and (checkpoint / "loop.json").is_file() and LATER & read_loop(checkpoint).settings.keys():
-            reasons.append("what it learned after its training (`dream learn`, `dream reward`) wasn't looked at")
+        if checkpoint and (checkpoint / "loop.json").is_file() and _learned_of_others(read_loop(checkpoint)):
+            later = "(`dream learn`, `dream reward`, `dream polish --prompts`)"
+            reasons.append(f"what it learned after its training {later} wasn't looked at")
         return replace(found, reason="; ".join(reasons))
     if folder is not None:
         hashes = (folder.parent if target.kind == "gguf" else folder) / HASHES

@@ -48,7 +48,8 @@ def stage_settings(run: Run) -> dict[str, Any]:
         used["seed"] = settings.seed
     elif settings.mine.choose == "likelihood":
         used["teacher"] = {"model": settings.teacher.model, "weights": settings.teacher.weights}
-        used["judge"] = 2  # to the first one answers began with BOS
+        # To the first one answers began with BOS, to the second a folder's template was ChatML.
+        used["judge"] = 3 if Path(settings.teacher.weights).is_dir() and settings.teacher.weights else 2
     return used
 
 

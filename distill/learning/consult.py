@@ -101,9 +101,8 @@ def consulting(
     """The run's teacher, asked while the student learns.
 
     how: of the polishing. force: once the teacher has answered, the journal begins again. further: prompts asked beside
-    those of training. Raises BadInput where no
-    teacher could be asked, TeacherError where it can't go on with an answer or tells no logprobs, RunMismatch where it
-    is another than gave the answers, or `how` isn't what was begun.
+    those of training. Raises BadInput where no teacher could be asked, TeacherError where it can't go on with an answer
+    or tells no logprobs, RunMismatch where it is another than gave the answers, or `how` isn't what was begun.
     """
     capture = made_with(run).capture
     with TraceStore(run.traces, readonly=True) as store:

@@ -35,7 +35,6 @@ from distill.learning.onward import Onward, take_back
 from distill.run import Run, fingerprint_of
 from distill.student.grammar import longest_path
 from distill.student.initialize import transplant
-from distill.student.made_with import made_with
 from distill.teacher.protocol import MAX_TOP_LOGPROBS
 from distill.teacher.source import Source
 from distill.tokens.bpe import StudentTokenizer
@@ -111,9 +110,9 @@ def further_prompts(run: Run, listen: Listener = silent) -> list[str]:
         return []
     if run.settings.train.retrieve:
         raise BadInput("polish.prompts: what the graph knows of them is in no prompt; not with train.retrieve")
-    found = load_prompts(run.settings.polish.prompts, made_with(run).capture.held_out, listen=listen)
+    found = load_prompts(run.settings.polish.prompts, run.settings.capture.held_out, listen=listen)
     with TraceStore(run.traces, readonly=True) as store:
-        known = {prompt for held_out in (False, True) for _, prompt, _ in store.answers(held_out=held_out)}
+        known = {prompt for _, prompt, _ in store.answers()}
     further = [p.text for p in found if not (p.held_out or is_validation(p.text) or p.text in known)]
     listen(Event("polish", "note", f"{len(further):,} of {len(found):,} further prompts are answered, too"))
     return further

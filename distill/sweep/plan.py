@@ -50,7 +50,7 @@ class Cell:
         from distill.training.plan import FREE
 
         sections = ("seed", "capture", "mine", "tokenize", "student", "train", *(["dreaming"] if engine else []))
-        free = {"mine.processes", *(f"train.{name}" for name in FREE - {"steps", "minutes"})}
+        free = {"mine.processes", *(f"train.{name}" for name in FREE - {"steps", "minutes"})} - self.changes.keys()
         wanted = [key for key in default_settings() if key.partition(".")[0] in sections and key not in free]
         return {key: attrgetter(key)(self.settings) for key in [*wanted, "teacher.model"]}
 

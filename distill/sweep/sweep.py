@@ -45,10 +45,9 @@ def sweep(
 def overview(plan: Plan, folder: Path) -> dict[str, Any]:
     """What a sweep would do, as JSON; writes nothing."""
     self = Sweep(plan, folder, silent)
-    made = [Run.open(path.parent) for path in sorted((folder / "data").glob("*/config.yaml"))]
     cells: list[dict[str, Any]] = []
     for cell in plan.cells:
-        source, shared = best_source([*self.base, *made], cell.data)
+        source, shared = best_source(self.known, cell.data)
         done = Run(self.path_of(cell), cell.settings).records()
         learned = ["train", *(["engine"] if plan.engine else [])]
         planned: dict[str, Any] = {"cell": cell.name, "system": cell.system, "seed": cell.seed, "changes": cell.changes}
@@ -69,7 +68,8 @@ class Sweep:
         if not (folder / "sweep.json").exists() and any(not path.name.startswith(".") for path in found):
             raise BadInput(f"{folder}: is not empty and holds no sweep; choose another name: in {plan.file}")
         self.state = self._read()
-        self.base = [plan.base] if plan.base is not None else []
+        self.known = [plan.base] if plan.base is not None else []
+        self.known += [Run.open(path.parent) for path in sorted(folder.glob("data/*/config.yaml"))]
         self.sources: dict[str, Run] = {}
 
     def path_of(self, cell: Cell) -> Path:
@@ -101,7 +101,7 @@ class Sweep:
         failed = self.state["cells"].get(cell.name, {}).get("state") == "failed"  # there is nothing to lose
         if failed or not (path / "config.yaml").exists():
             return []
-        there = Cell(cell.system, cell.seed, {}, Run.open(path).settings, cell.data)
+        there = Cell(cell.system, cell.seed, cell.changes, Run.open(path).settings, cell.data)
         was, now = (other.depends(self.plan.engine) for other in (there, cell))
         return [f"{key} was {was[key]!r}, is {now[key]!r}" for key in now if was[key] != now[key]]
 
@@ -154,7 +154,7 @@ class Sweep:
             stage = f"cell {number} of {len(self.plan.cells)}, {cell.name}"
             key = data_key(cell.data)
             if key not in made:
-                sources = [*self.base, *(run for run in made.values() if isinstance(run, Run))]
+                sources = [*self.known, *(run for run in made.values() if isinstance(run, Run))]
                 try:
                     made[key] = prepare_data(self.folder / "data" / key, cell.data, sources, self.listen)
                 except DistillError as error:

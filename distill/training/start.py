@@ -110,7 +110,7 @@ def _check_goes_on(run: Run) -> None:
     run.check_same(
         "train", fixed_settings(run), {key: value for key, value in before.items() if key not in ("data", "start")}
     )
-    if (record := run.records().get("start")) is not None:
+    if before.get("start") and (record := run.records().get("start")) is not None:
         weights, was = run.settings.teacher.weights, str(record.settings.get("weights") or "")
         run.check_same("teacher", {"weights": Path(weights).name}, {"weights": Path(was).name})  # it may have moved
 
