@@ -1,10 +1,11 @@
 """What polishing is worth beside learning from the teacher's answers for as long. Writes docs/results/TABLE.json.
 
-    python -m bench.polish TABLE MINUTES RUN…
+    python -m bench.polish TABLE MINUTES WAY,… RUN…
 
-RUN: trained by a seed each, of one teacher whose weights can be read; they stay as they are. What was measured is kept
-in RUN/continual.json, and not measured again. Each way has MINUTES of the processor, for answers, their targets and its
-steps, and for the teacher too where it runs here. Intervals are over seeds and held-out prompts, all of them.
+WAY: of NAMES; each is compared with reading the teacher's answers for longer. RUN: trained by a seed each, of one
+teacher whose weights can be read; they stay as they are. What was measured is kept in RUN/continual.json, and not
+measured again. Each way has MINUTES of the processor, for answers, their targets and its steps, and for the teacher too
+where it runs here. Intervals are over seeds and held-out prompts, all of them.
 """
 
 import logging
@@ -47,6 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "its own, its teacher is asked": {"through": "server"},
     FRESH: {"prompts": ["everyday"]},
 }
+NAMES = dict(zip(("trained", "longer", "own", "further", "asked", "new"), WAYS, strict=True))
 COLUMNS: dict[str, dict[str, Any]] = {
     "bits": {"label": "bits per byte of the teacher's answers ↓", "digits": 3},
     "chrf": {"label": "chrF2 of its own ↑", "digits": 1},
@@ -174,23 +176,26 @@ def rows_of(way: str, own: Sequence[dict[str, Any]], control: Sequence[dict[str,
     return [row] if own is control else [row, less]
 
 
-def main(table: str, minutes: str, *paths: str) -> None:
+def main(table: str, minutes: str, ways: str, *paths: str) -> None:
     runs = [Run.open(Path(path)) for path in paths]
+    chosen = {NAMES[name] for name in ways.split(",")} | {LONGER}
     found = {
         way: [
             kept(run, f"polish {minutes} minutes, {way}", lambda run=run, way=way: polished(run, way, float(minutes)))
             for run in runs
         ]
         for way in WAYS
+        if way in chosen
     }
     rows = [row for way, own in found.items() for row in rows_of(way, own, found[LONGER])]
     columns = {"name": {"label": "what it learned from"}, "steps": {"label": "steps", "digits": 0}, **COLUMNS}
-    count = len(found[TRAINED][0]["sums"]["chrf"][0])
+    count = len(found[LONGER][0]["sums"]["chrf"][0])
     machine = (
         f"1 core of a busy machine; students of {len(runs)} seeds; {minutes} minutes of the processor each; "
         f"{SAMPLES} answers to each of {count} held-out prompts"
     )
-    write_table(table, f"python -m bench.polish {table} {minutes} RUN (one of each seed)", machine, columns, rows)
+    command = f"python -m bench.polish {table} {minutes} {ways} RUN (one of each seed)"
+    write_table(table, command, machine, columns, rows)
 
 
 if __name__ == "__main__":

@@ -790,7 +790,7 @@ def test_the_tables_of_what_is_learned_on_are_measured(
     monkeypatch.setattr(bench.feedback, "EPOCHS", 1)
     monkeypatch.setattr(bench.feedback, "sentences", str.split)  # this teacher knows one
     before = checkpoint.list_checkpoints(run)
-    polish = functools.partial(bench.polish.main, "polish", "0.001")
+    polish = functools.partial(bench.polish.main, "polish", "0.001", ",".join(bench.polish.NAMES))
     for measure, file, rows in ((polish, "polish", 11), (bench.feedback.main, "learn", 2)):
         measure(str(run.path), str(run.path))
         found = json.loads((tmp_path / f"{file}.json").read_text(encoding="utf-8"))
