@@ -92,10 +92,11 @@ def test_verify_asks_ollama_too(folder: Path, server: FakeOllama) -> None:
 
 
 @pytest.fixture
-def polishing(folder: Path, tmp_path: Path, server: FakeOllama) -> Run:
+def polishing(folder: Path, tmp_path: Path, server: FakeOllama, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A copy of the run, to be polished in rounds of 2 answers, without the teacher's file."""
     copy = Path(shutil.copytree(folder / "runs" / "mine", tmp_path / "runs" / "mine"))
     run = Run.open(copy)
+    monkeypatch.setattr(server, "afar", True)
     with TraceStore(run.traces, readonly=True) as store:
         Path(store.teacher().details["blob"]).unlink(missing_ok=True)
     settings = run.settings.polish

@@ -99,8 +99,9 @@ class Engine:
             return error(404, f"model '{name}' not found")
         model = self.models[name]
         blob = self.blob(f"sha256:{model.digest}")
+        afar = self.state is not None and self.state.afar
         with self.lock:
-            if not blob.exists():
+            if not blob.exists() and not afar:
                 blob.symlink_to(model.path.resolve())
         return reply(show(name, model, blob, verbose=bool(asked.get("verbose"))))
 

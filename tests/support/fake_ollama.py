@@ -83,6 +83,8 @@ class FakeOllama:
     requests: list[Request] = field(default_factory=list[Request])
     old: bool = False
     """Behave as Ollama 0.12.10, which ignores `logprobs`."""
+    afar: bool = False
+    """Name files that aren't on this machine."""
     failures: list[Failure] = field(default_factory=list[Failure])
     in_flight: int = 0
     most_in_flight: int = 0
