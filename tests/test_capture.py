@@ -772,7 +772,7 @@ def test_targets_that_are_asked_for_in_vain_are_not_asked_for_again(tmp_path: Pa
 
 def test_a_capture_that_fails_leaves_what_the_record_tells_of(tmp_path: Path):
     """Its settings are put back: the next stages read what was captured with them."""
-    run = make_run(tmp_path, 40)
+    run = make_run(tmp_path, 80)
     capture(run, teachers=[StubTeacher()])
 
     def selected() -> tuple[int, str]:
@@ -785,8 +785,8 @@ def test_a_capture_that_fails_leaves_what_the_record_tells_of(tmp_path: Path):
         capture(run, teachers=[StubTeacher(fail=lambda _: TeacherUnavailable("gone") if next(count) > 10 else None)])
     assert (selected(), run.require("capture")) == (before, record)
     rest = StubTeacher()
-    assert capture(run, teachers=[rest])["responses"] == 40
-    assert len(rest.asked) < 40, "what it had said is kept all the same"
+    assert capture(run, teachers=[rest])["responses"] == 80
+    assert len(rest.asked) < 80, "what it had said is kept all the same"
 
 
 def test_a_record_does_not_outlive_what_was_selected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
