@@ -313,11 +313,12 @@ class Crew(Generic[T, R]):
             started = time.monotonic()
             answer, problem = None, None
             try:
-                if host.info is None or host.gone:
+                if said := host.info is None or host.gone:
                     info = host.teacher.describe()
                     self._check(host, info)
-                    host.info, host.gone = info, False
+                    host.info = info
                 answer = self._ask(host.teacher, job.what)
+                host.gone = host.gone and not said  # not before: it may tell who it is, and have no such model
             except BaseException as error:  # carried to the thread that runs, bugs too
                 problem = error
             note = self._note(host, job, problem, started, 0.0 if answer is None else self._service(answer))
