@@ -15,7 +15,7 @@ from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener
 from distill.run import Run, StageRecord, beside, publish_folder, write_atomic
 from distill.settings import settings_yaml
-from distill.training.checkpoint import ONWARD, best, of_stage
+from distill.training.checkpoint import of_stage
 from distill.training.engine.plan import engine_settings, untouched
 from distill.training.plan import FREE, train_settings
 from distill.training.start import begin_alike, start_settings
@@ -60,11 +60,6 @@ def make_child(run: Run, folder: Path, settings: Settings, steps: int, listen: L
     child = _child(run, folder, settings, listen)
     begin_alike(child)
     return child
-
-
-def as_trained(child: Run) -> Path:
-    """Its best checkpoint of the training alone, whatever it learned since: it is compared as what its settings say."""
-    return best(child, next(iter(ONWARD)))
 
 
 def renamed(listen: Listener, stage: str) -> Listener:

@@ -166,8 +166,8 @@ class IncrementalLearner:
             else:
                 new.append(one)
         for _, label in shown:
-            new_phrases = {phrase: direction(phrase, self.encoder.vision.dim) for phrase in label}
-            self.phrases |= {phrase: own.to(self.encoder.role.device) for phrase, own in new_phrases.items()}
+            dim, device = self.encoder.vision.dim, self.encoder.role.device
+            self.phrases |= {phrase: direction(phrase, dim).to(device) for phrase in label}
         right = float(
             np.mean([tuple(told) == label for told, (_, label) in zip(self._told(shown), shown, strict=True)])
         )

@@ -69,10 +69,12 @@ class Onward:
         found = validate(self.model, self.validation, rows, self.precision, tail_kernel)
         return round(found["validation_bits_per_byte"], 4)
 
-    def fitting(self, documents: Documents) -> list[int]:
-        """Those whose prompts leave room for a reply. Raises BadInput where none does."""
+    def fitting(self, documents: Documents, further: Sequence[Sequence[int]] = ()) -> list[int]:
+        """Those whose prompts leave room for a reply; further prompts have the numbers after theirs. Raises BadInput
+        where none does."""
         context = self.model.config.context
-        fit = np.flatnonzero(np.diff(documents.prompt_ends, prepend=0) < context // 2)
+        lengths = [np.diff(documents.prompt_ends, prepend=0), np.array([len(ids) for ids in further], np.int64)]
+        fit = np.flatnonzero(np.concatenate(lengths) < context // 2)
         if not len(fit):
             raise BadInput(f"student.context={context}: no prompt fits into half of it; raise it")
         return fit.tolist()

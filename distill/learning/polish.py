@@ -279,9 +279,8 @@ class Polishing(Onward):
         self, number: int, random: np.random.Generator, most: int
     ) -> tuple[list[int], dict[int, list[int]], list[list[int]]]:
         """Prompts, the dreams that some were answered after, and the student's answers to all of them."""
-        run, given, room = self.run.settings, self.given.documents, self.model.config.context // 2
-        count = len(given) + len(self.further)
-        fit = [*self.fitting(given), *(i for i in range(len(given), count) if len(self.prompt(i)) < room)]
+        run, given = self.run.settings, self.given.documents
+        count, fit = len(given) + len(self.further), self.fitting(given, self.further)
         chosen = [int(i) for i in random.choice(fit, min(self.settings.answers, len(fit)), replace=False)]
         seed = self.seed + 2 * number * count
         dreaming = [i for i in chosen if run.train.dreams and random.random() >= run.train.empty_dreams]

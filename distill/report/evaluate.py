@@ -9,7 +9,7 @@ from typing import Any
 
 from distill.config import EvaluateSettings
 from distill.events import Event, Listener, silent
-from distill.exam.baselines import as_trained, check_baselines, train_baseline
+from distill.exam.baselines import check_baselines, train_baseline
 from distill.exam.examine import VERSION as EXAMINATION
 from distill.exam.examine import teacher_measured
 from distill.exam.measured import Measured
@@ -19,7 +19,15 @@ from distill.exam.targets import Kind, Target
 from distill.report.measure import VERSION, Measurement, keep, samples_of
 from distill.run import Run, fingerprint, sha256_file
 from distill.tokens.bpe import StudentTokenizer
-from distill.training.checkpoint import best, folder_of, read_loop, trained_steps, verify_checkpoint, weights_of
+from distill.training.checkpoint import (
+    as_trained,
+    best,
+    folder_of,
+    read_loop,
+    trained_steps,
+    verify_checkpoint,
+    weights_of,
+)
 
 TIMES = ("finished", "machine", "cost", "tokens_per_second", "seconds")
 """Keys of results that say how fast it went, and when and where: two evaluations of one checkpoint are equal in all

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from distill.config import Settings
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.events import Event, Listener, silent
-from distill.exam.baselines import SHARED_STAGES, as_trained
+from distill.exam.baselines import SHARED_STAGES
 from distill.exam.metrics.catalogue import metric_of
 from distill.exam.questions import load_exam
 from distill.exam.targets import Target
@@ -25,6 +25,7 @@ from distill.run import Run, write_atomic
 from distill.sweep.cells import Job, best_source, data_key, prepare_data, train_cell
 from distill.sweep.plan import Cell, Plan, by_system, told
 from distill.sweep.table import rows, values_of
+from distill.training.checkpoint import as_trained
 
 VERSION = 1
 

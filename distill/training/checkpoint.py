@@ -152,6 +152,11 @@ def best(run: Run, before: str = "") -> Path:
     return path if path.is_dir() and (loop.best_step or not loop.stopped) else newest
 
 
+def as_trained(run: Run) -> Path:
+    """The best of the training alone, whatever was learned since. Raises MissingStage."""
+    return best(run, next(iter(ONWARD)))
+
+
 def read_loop(folder: Path) -> LoopState:
     """The loop's state. Raises CorruptFile."""
     path = folder / "loop.json"

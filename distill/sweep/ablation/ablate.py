@@ -12,7 +12,7 @@ from typing import Any
 
 from distill.errors import BadInput
 from distill.events import Event, Listener, silent
-from distill.exam.baselines import SHARED_STAGES, as_trained, renamed
+from distill.exam.baselines import SHARED_STAGES, renamed
 from distill.exam.examine import examine
 from distill.exam.measured import NO_SIBLINGS, Measured
 from distill.exam.metrics.steering import steering
@@ -30,7 +30,7 @@ from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import dream_ids, prompt_ids
 from distill.tokens.image_tokens import Codebook, dream_of, load_codes
 from distill.tokens.packing import pack
-from distill.training.checkpoint import list_checkpoints, trained_steps
+from distill.training.checkpoint import as_trained, list_checkpoints, trained_steps
 
 VERSION = 3
 """Raised when an arm or a metric changes, so that kept measurements are made anew."""
