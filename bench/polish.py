@@ -48,7 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "its own, its teacher is asked": {"through": "server"},
     FRESH: {"prompts": ["everyday"]},
 }
-NAMES = dict(zip(("trained", "longer", "own", "further", "asked", "new"), WAYS, strict=True))
+NAMES: dict[str, str] = dict(zip(("trained", "longer", "own", "further", "asked", "new"), WAYS, strict=True))
 COLUMNS: dict[str, dict[str, Any]] = {
     "bits": {"label": "bits per byte of the teacher's answers ↓", "digits": 3},
     "chrf": {"label": "chrF2 of its own ↑", "digits": 1},
