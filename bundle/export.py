@@ -35,7 +35,7 @@ from distill.knowledge.graph_rag import RETRIEVAL
 from distill.ranges import check_choice
 from distill.run import Run, beside, publish_folder, sha256_file, write_atomic
 from distill.student.grammar import longest_path
-from distill.student.made_with import made_with
+from distill.student.made_with import made_with, taught_to_dream
 from distill.teacher.find_weights import license_of
 from distill.teacher.gguf_file import read_metadata
 from distill.teacher.licenses import License
@@ -70,6 +70,8 @@ class Origin:
 
 MADE = {*NATIVE, GGUF, LICENSE, HASHES, "generation_config.json", "Modelfile", "README.md"}
 """What `write_bundle` makes anew; what else there is comes with the student."""
+EDITED = ("README.md", "Modelfile", LICENSE)
+"""What people edit of a bundle."""
 PICTURES = "pictures"
 
 
@@ -85,7 +87,7 @@ def export(run: Run, listen: Listener = silent, force: bool = False) -> dict[str
     run.require("train")
     source, made = best(run), made_with(run)
     system = system_message(made)
-    marks = {**asdict(run.settings.export), "system_message": system, "checkpoint": source.name, "version": 3}
+    marks = {**asdict(run.settings.export), "system_message": system, "checkpoint": source.name, "version": 4}
     marks["weights"] = weights_of(source)
     marks |= {"sure": made.dreaming.sure, "dream_steps": longest_path(made), "facts": made.train.retrieve_limit}
     for name in (run.knowledge, run.path / RETRIEVAL):
@@ -118,7 +120,7 @@ def write_bundle(
     final: Path, student: Student, settings: ExportSettings, origin: Origin, listen: Listener = silent
 ) -> dict[str, Any]:
     """Fill a folder aside, verify it there and put it in place of `final`; what that held and it didn't list, such as
-    somebody's notes, is kept beside it. Raises ParityError."""
+    somebody's notes, or a card that was edited, is kept beside it. Raises ParityError."""
 
     def verifying(event: Event) -> None:
         if event.kind == "progress":
@@ -148,9 +150,14 @@ def write_bundle(
 
 
 def _keep_unlisted(final: Path, listen: Listener) -> None:
-    """Hidden ones too. Of a folder without a manifest that can be read nobody knows what was whose: all of it."""
+    """Hidden ones too, and those of EDITED that were. Of a folder without a manifest that can be read nobody knows what
+    was whose: all of it."""
+    edited = set[str]()
     try:
-        listed = {*read_manifest(final).files, NAME}
+        files = read_manifest(final).files
+        there = (name for name in EDITED if name in files and (final / name).is_file())
+        edited = {name for name in there if sha256_file(final / name) != files[name]["sha256"]}
+        listed = {*files, NAME} - edited
     except (BadInput, CorruptFile):
         listed = set[str]()
     names = sorted(path.relative_to(final) for path in final.rglob("*") if path.is_file())
@@ -161,8 +168,8 @@ def _keep_unlisted(final: Path, listen: Listener) -> None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, kept)
         more = f" and {len(moved) - 1} more in its folder" if len(moved) > 1 else ""
-        text = f"{moved[0][0]}{more}: none of the bundle's files; kept in {moved[0][1]}"
-        listen(Event("export", "warning", text))
+        why = "was edited" if moved[0][0].name in edited else "none of the bundle's files"
+        listen(Event("export", "warning", f"{moved[0][0]}{more}: {why}; kept in {moved[0][1]}"))
 
 
 def _free(path: Path) -> Path:
@@ -287,6 +294,7 @@ def describe_run(run: Run, checkpoint: Path) -> Origin:
         "checkpoint": checkpoint.name,
         "weights": sha256_file(checkpoint / "model.safetensors"),
         "seed": run.settings.seed,
+        "dreams": taught_to_dream(made),
         "dream_steps": longest_path(made),
         "sure": run.settings.dreaming.sure,
         "facts": made.train.retrieve_limit,

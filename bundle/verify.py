@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +55,7 @@ QUESTIONS = (
     "Why do plants need light?",
     "How do you boil an egg?",
 )
-"""Asked where a bundle names no held-out prompts."""
+"""Asked where a bundle names no held-out prompts, or none that leaves room for an answer."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,19 @@ class _Verification:
         context = student.model.config.context
         fit = [prompt for prompt in (*prompts, *ODD) if len(self._ids(prompt, False)) < context]
         self.conversations = [(student.system, prompt, think) for prompt in fit for think in (True, False)]
-        self.asked = [self._ids(prompt, True) for prompt in prompts if prompt in fit]
+        self.asked = self._roomy(prompts) or self._roomy(QUESTIONS)
+        if not self.asked:
+            self.asked = sorted((self._ids(prompt, True) for prompt in fit), key=len)[:1]
         self.max_tokens = min(MAX_TOKENS, context - max(map(len, self.asked), default=0))
 
     def _ids(self, prompt: str, think: bool) -> list[int]:
         return prompt_ids(self.student.tokenizer, prompt, think, self.student.system)
+
+    def _roomy(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Of those that leave the context room for all tokens that are compared: one without would shorten them for
+        every prompt."""
+        ids = (self._ids(prompt, True) for prompt in prompts)
+        return [one for one in ids if len(one) + MAX_TOKENS <= self.student.model.config.context]
 
     def run(self, ollama_host: str | None, model: str | None) -> None:
         student, report = self.student, self.report

@@ -32,7 +32,7 @@ from distill.backbone.architecture import BackboneConfig
 from distill.backbone.generate import generate
 from distill.backbone.gguf_names import interleave
 from distill.backbone.model import rotary_tables, rotate, save_backbone
-from distill.config import CaptureSettings, ExportSettings, Settings
+from distill.config import CaptureSettings, DreamingConfig, ExportSettings, Settings
 from distill.corpus.traces import TraceStore
 from distill.dream.output_decoder import Splitter
 from distill.errors import BadInput, CorruptFile, MissingStage, ParityError, RunMismatch
@@ -156,6 +156,21 @@ def test_verify_blesses_it(published: Path) -> None:
     assert "prompt ids, transformers" in names
     assert {"greedy tokens, shipped f16", "prompt ids, shipped f16"} <= {*names}
     assert read_manifest(published).parity["identical"] == len(PROMPTS)
+
+
+def test_prompts_that_leave_no_room_shorten_nothing(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none leaves any, other questions are asked; where these leave none either, the shortest of all."""
+    found = list[tuple[int, bool]]()
+    monkeypatch.setattr(
+        "bundle.verify._Verification.run", lambda self, *_: found.append((len(self.asked), self.max_tokens == 48))
+    )
+    long, none = "rain " * 90, "rain " * 200
+    for prompts in ([PROMPTS[0], long], [long], [none]):
+        verify(published, prompts=prompts)
+    monkeypatch.setattr("bundle.verify.QUESTIONS", (none,))
+    monkeypatch.setattr("bundle.verify.ODD", ())
+    verify(published, prompts=[long, f"{long} rain"])
+    assert found == [(1, True), (4, True), (4, True), (1, False)]
 
 
 def test_bits_per_byte_are_those_of_transformers(published: Path, student: Student) -> None:
@@ -450,6 +465,19 @@ def test_settings_that_cannot_be_shipped(change: dict[str, Any], words: str, stu
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_is_asked_as_its_run(student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(capture=CaptureSettings(system="Be brief."), dreaming=DreamingConfig(sure=0.9))
+    settings.mine.steps = 9
+    run = Run.create(tmp_path / "run", settings)
+    checkpoint = write_checkpoint(run.checkpoints / "step-000007", student.model, student.tokenizer)
+    monkeypatch.chdir(run.checkpoints)
+    for path in (checkpoint, Path("step-000007")):
+        found = load_student(path)
+        assert (found.name, found.system, found.steps, found.sure) == ("step-000007", "Be brief.", 9, 0.9)
+    alone = load_student(Path(shutil.copytree(checkpoint, tmp_path / "alone")))
+    assert (alone.system, alone.steps, alone.sure) == ("", student.steps, 1.0)
+
+
 # The export stage.
 
 
@@ -466,10 +494,11 @@ def test_a_run_is_exported_and_exported_again_only_when_it_changed(
     write_checksums(checkpoint)
     run.record("capture", {"system": "Be brief."}, {}, {}, 1.0)
     run.record("mine", {"steps": run.settings.mine.steps}, {}, {}, 1.0)
-    run.record("train", {"retrieve_limit": 3}, {"checkpoints/step-000007": "0"}, {}, 1.0)
+    run.record("train", {"retrieve_limit": 3, "pause": True}, {"checkpoints/step-000007": "0"}, {}, 1.0)
     summary = export(run)
     assert summary["checkpoint"] == "step-000007"
-    assert read_manifest(run.bundle).provenance["facts"] == 3
+    told_of_it = read_manifest(run.bundle).provenance
+    assert (told_of_it["facts"], told_of_it["dreams"]) == (3, False)
     # As a command leaves them that was stopped before it made such a student.
     run.settings.capture.system, run.settings.mine.steps, run.settings.train.retrieve_limit = "Be long.", 9, 5
     Run.create(run.path, run.settings)
@@ -535,12 +564,16 @@ def test_what_is_not_the_bundles_is_kept_hidden_or_not(student: Student, tmp_pat
     for number in range(3):
         (final / ".git").mkdir(exist_ok=True)
         (final / ".git" / f"{number}").write_text("mine", encoding="utf-8")
+    for name in ("README.md", "model.gguf"):  # a card, one edits; weights, no
+        (final / name).write_text("mine", encoding="utf-8")
     said.clear()
     write_bundle(final, student, *how)
     assert sorted(path.name for path in (kept / ".git").iterdir()) == ["0", "1", "2"]
-    (told,) = [event.message for event in said if event.kind == "warning"]
+    told, edited = [event.message for event in said if event.kind == "warning"]
     assert ".git/0 and 2 more in its folder: none of the bundle's files; kept in" in told
-    assert {path.name for path in kept.iterdir()} == {"notes", ".git"}, "nothing of the bundle's own"
+    assert edited == f"{final / 'README.md'}: was edited; kept in {kept / 'README.md'}"
+    assert (kept / "README.md").read_text(encoding="utf-8") == "mine"
+    assert {path.name for path in kept.iterdir()} == {"notes", ".git", "README.md"}, "nothing of the bundle's own"
 
 
 def test_modelfile_holds_the_template_and_the_parameters(published: Path) -> None:

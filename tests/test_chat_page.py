@@ -76,7 +76,7 @@ def test_browsers_get_the_page_and_programs_what_ollama_says(app: Starlette) -> 
 
 
 def test_the_page_is_open_where_the_rest_wants_a_token(shelf: Shelf) -> None:
-    app = create_app(shelf, Allowed("secret", local=False))
+    app = create_app(shelf, Allowed("secret"))
     assert all(get(app, path, **BROWSER).status_code == 200 for path in FILES)
     assert post(app, "/feedback", {"model": "run"}).status_code == 401
 

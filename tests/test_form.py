@@ -92,6 +92,18 @@ def test_objects_are_closed_unless_they_say_otherwise() -> None:
         assert closed(kept) == kept
 
 
+def test_choices_beside_properties_can_be_held_to(tokenizer: StudentTokenizer) -> None:
+    one, other, third = ({"properties": {name: {"type": "string"}}, "required": [name]} for name in "abc")
+    choice = {"type": "object", **one, "anyOf": [other, third]}
+    assert closed(choice) == choice
+    assert not Forms(tokenizer).of(choice).error
+    inner = {"properties": {"b": one}, "oneOf": [{"properties": {"c": one}}]}
+    shut = one | {"additionalProperties": False}
+    assert closed(inner) == {"properties": {"b": shut}, "oneOf": [{"properties": {"c": shut}}]}
+    names = {"properties": {}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}
+    assert closed(names) == names | {"additionalProperties": False}, "these name no others"
+
+
 def test_json_begins_an_object_and_only_room_can_cut_it(app: Starlette) -> None:
     for seed in range(4):
         told = ask(app, seed=seed, format="json", think=False)

@@ -6,10 +6,12 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,17 +21,20 @@ import ollama
 import openai
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from support.disturbed import start
 from support.recorded import recorded
 from support.served import asking, coloured, listening, post, seeing
-from support.small_student import ANSWER, DREAM, TEXTS, small_tokenizer, write_checkpoint
+from support.small_student import ANSWER, DREAM, TEXTS, small_model, small_tokenizer, write_checkpoint
 
 from bench import soak
 from bundle.load import Student, load_checkpoint
+from bundle.manifest import Manifest, write_manifest
 from bundle.serving import offer
+from cli.main import dream
 from distill.backbone.model import Backbone
 from distill.config import ExportSettings, Settings, TrainSettings
 from distill.errors import BadInput, MissingStage
@@ -386,6 +391,42 @@ def test_a_keep_alive_holds_until_another_is_said_or_it_is_unloaded(offers: list
     shelf.close()
 
 
+def test_a_keep_alive_counts_from_the_start(offers: list[Offer]) -> None:
+    shelf = Shelf(offers[:1], keep=0.05)
+    app, served = create_app(shelf), shelf.find("proto")
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            assert served.is_loaded
+            await until(lambda: not served.is_loaded)
+            assert (await served.acquire()).student.name == "proto"
+            served.release(None)
+
+    asyncio.run(run())
+
+
+def test_what_is_told_of_a_student_is_of_the_one_that_was_read(
+    offers: list[Offer], tokenizer: StudentTokenizer
+) -> None:
+    config = small_model(tokenizer).config
+    other = Student("proto", Backbone(replace(config, context=32)), tokenizer, "Be brief.")
+    made = iter((offers[0].load(), other))
+    shelf = Shelf([Offer(lambda: next(made), True, 0.0)])
+    served = shelf.find("proto")
+    before = served.about
+
+    async def run() -> None:
+        served.unload()
+        assert served.about == before
+        await served.acquire()
+        served.release(None)
+
+    asyncio.run(run())
+    assert served.about.digest != before.digest
+    assert (served.context, served.about.details["context_length"], served.system) == (32, 32, "Be brief.")
+    shelf.close()
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("5m", 300), ("1h30m", 5400), ("-1", FOREVER), ("0", 0), ("2.5", 2.5), ("-1m", FOREVER)]
 )
@@ -511,7 +552,7 @@ def test_what_goes_wrong_in_a_step_is_told_and_the_next_is_served(
 
 def test_who_may_ask(offers: list[Offer]) -> None:
     shelf = Shelf(offers)
-    ours, open_ = create_app(shelf), create_app(shelf, Allowed("secret", ("https://chat.example",), local=False))
+    ours, open_ = create_app(shelf), create_app(shelf, Allowed("secret", ("https://chat.example",)))
 
     def status(app: Starlette, path: str = "/api/tags", **headers: str) -> int:
         return asking(app, lambda asked: asked.get(path, headers=headers)).status_code
@@ -537,6 +578,27 @@ def test_who_may_ask(offers: list[Offer]) -> None:
     shelf.close()
 
 
+def test_a_token_is_one_that_requests_can_carry(app: Starlette) -> None:
+    ours = create_app(app.state.shelf, Allowed("abc\n"))  # as a file holds it
+    told = asking(ours, lambda asked: asked.get("/api/tags", headers={"authorization": "Bearer abc"}))
+    assert told.status_code == 200
+    assert Allowed(" \n").local
+    for token in ("pässwort", "a\nb"):
+        with pytest.raises(BadInput, match=r"--token \(or \$DREAM_TOKEN\): requests carry printable ASCII alone"):
+            Allowed(token)
+    done = CliRunner().invoke(dream, ["serve", "nothing", "--host", "0.0.0.0", "--token", " "])
+    assert "others could ask there" in str(done.exception), "blanks are no token"
+
+
+def test_an_origin_is_one_that_browsers_send() -> None:
+    known = "https://Chat.Example:443/", "http://[::1]:3000", "app://obsidian.md", "tauri://localhost", "null"
+    sent = ("https://chat.example", *known[1:])
+    assert Allowed(origins=known).origins == sent
+    for site in ("*", "chat.example", "https://*.example", "https://chat.example/page", "https://bücher.example", ""):
+        with pytest.raises(BadInput, match=re.escape(f"--origin {site}: give SCHEME://HOST[:PORT]")):
+            Allowed(origins=(site,))
+
+
 def test_where_it_listens() -> None:
     with bind("127.0.0.1", 0, False) as taken:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url_of(taken))
@@ -550,11 +612,20 @@ def test_where_it_listens() -> None:
 
 
 def test_what_can_be_offered(tmp_path: Path, offers: list[Offer]) -> None:
-    with pytest.raises(BadInput, match="proto:latest: two students of this name"):
-        Shelf([offers[0], offers[1], offers[0]])
+    with pytest.raises(BadInput, match="proto:latest: two students of this name, here and there; serve one at another"):
+        Shelf([replace(offers[0], source="here"), offers[1], replace(offers[0], source="there")])
     settings = Settings(train=TrainSettings(dreams=False), export=ExportSettings(temperature=0.1))
-    told = offer(Run.create(tmp_path / "run", settings).path)
-    assert (told.dreams, told.temperature) == (False, 0.1)
+    run = Run.create(tmp_path / "run", settings)
+    told = offer(run.path)
+    assert (told.dreams, told.temperature, told.source) == (False, 0.1, str(run.path))
+    assert not offer(run.checkpoints / "step-000001").dreams
+    run.record("train", {"dreams": True}, {}, {}, 1.0)  # a command that would have made another was stopped
+    assert offer(run.path).dreams
+    for provenance in ({}, {"dreams": True}, {"dreams": False}):
+        run.bundle.mkdir(exist_ok=True)
+        write_manifest(run.bundle, Manifest("small", "f16", {}, provenance, []))
+        assert offer(run.bundle).dreams == provenance.get("dreams", True)
+    shutil.rmtree(run.bundle)
     with pytest.raises(MissingStage):
         Shelf([told])
     with pytest.raises(BadInput, match="no such run"):

@@ -79,7 +79,8 @@ def gather(
 
     flags = {name.replace("__", "."): value for name, value in values.items() if value}
     flags = {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items()}
-    with bind(host, port, bool(token)) as listening, undone_on_failure(run_path), Progress() as listen:
+    allowed = Allowed(token, origins)
+    with bind(host, port, bool(allowed.token)) as listening, undone_on_failure(run_path), Progress() as listen:
         run = open_run(run_path, config, list(overrides), {**flags, "capture.gathered": True}, create=True)
         upstream, model = _whose(run, url_of(listening))
         text = CONSENT.format(model=model, url=url_of(listening), upstream=upstream, traces=run.traces, run=run.path)
@@ -92,7 +93,7 @@ def gather(
             cascade = None if student is None else _cascade(student, agreement, run)
             click.echo("Gathering (Ctrl-C ends).", err=True)
             try:
-                serve(Relay(upstream, keeper, Allowed(token, origins, local=not token), cascade).app(), listening)
+                serve(Relay(upstream, keeper, allowed, cascade).app(), listening)
             finally:  # a signal that ended it goes on from here
                 _tell(run, keeper)
                 if cascade is not None:

@@ -47,9 +47,10 @@ def serve(
     from distill.serve.listen import bind, serve, url_of
     from distill.serve.shelf import Shelf
 
-    listening = bind(host, port, bool(token))
+    allowed = Allowed(token, origins)
+    listening = bind(host, port, bool(allowed.token))
     with listening:
         shelf = Shelf([offer(target) for target in targets], slots, queue, keep_alive_of(keep_alive))
         names = ", ".join(served.name for served in shelf.students.values())
         click.echo(f"{names}: at {url_of(listening)} (Ctrl-C ends)", err=True)
-        serve(create_app(shelf, Allowed(token, origins, local=not token)), listening)
+        serve(create_app(shelf, allowed), listening)

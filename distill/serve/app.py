@@ -62,6 +62,8 @@ def create_app(shelf: Shelf, allowed: Allowed | None = None) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:
+        for served in shelf.students.values():
+            served.begin()
         yield
         shelf.close()
 

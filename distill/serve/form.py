@@ -34,24 +34,29 @@ def schema_of(value: object) -> Schema | None:
     return value
 
 
-MAPS, LISTS = ("properties", "$defs", "definitions"), ("anyOf", "oneOf", "prefixItems")
+CHOICES = ("anyOf", "oneOf")
+MAPS, LISTS = ("properties", "$defs", "definitions"), (*CHOICES, "prefixItems")
 OPEN = {"additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "$ref"}
 
 
-def closed(schema: Any) -> Any:
+def closed(schema: Any, part: bool = False) -> Any:
     """Objects have the properties that are named and no others, unless it says otherwise: as in Ollama, and unlike the
-    letter of JSON Schema, by which a small model would invent them without end."""
+    letter of JSON Schema, by which a small model would invent them without end. part: the object has properties beside
+    these, and stays open, as what names them."""
     if not isinstance(schema, dict):
         return schema
     found: Schema = dict(schema)
+    choices = (one for name in CHOICES if isinstance(schema.get(name), list) for one in schema[name])
+    part = part or ("properties" in schema and any(isinstance(one, dict) and "properties" in one for one in choices))
     for name, value in schema.items():
         if name in MAPS and isinstance(value, dict):
             found[name] = {key: closed(one) for key, one in value.items()}
         elif name in LISTS and isinstance(value, list):
-            found[name] = [closed(one) for one in value]
+            found[name] = [closed(one, part and name in CHOICES) for one in value]
         elif name == "items":
             found[name] = closed(value)
-    return found | {"additionalProperties": False} if "properties" in found and not OPEN & found.keys() else found
+    whole = "properties" in found and not part and not OPEN & found.keys()
+    return found | {"additionalProperties": False} if whole else found
 
 
 class Form:

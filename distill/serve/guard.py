@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -10,21 +11,34 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from distill.errors import BadInput
 from distill.serve.http import answer
+
+ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+")
+"""How browsers name a site; `null` those that have no name, such as a file's page."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """token: asked of everybody; "" of nobody. origins: sites whose pages may ask, besides our own. local: requests
-    must name this machine, so that no name of another can be made to lead here (DNS rebinding)."""
+    """token: asked of everybody; "" of nobody. origins: sites whose pages may ask, besides our own. Raises BadInput for
+    what no request could carry."""
 
     token: str = ""
     origins: tuple[str, ...] = ()
-    local: bool = True
 
     def __post_init__(self) -> None:
-        # A browser names a site without the slash that its address may end with.
-        object.__setattr__(self, "origins", tuple(origin.rstrip("/") for origin in self.origins))
+        token = self.token.strip()  # a file that holds one ends in a line break
+        if not (token.isascii() and token.isprintable()):
+            raise BadInput(
+                "--token (or $DREAM_TOKEN): requests carry printable ASCII alone, and it has other characters"
+            )
+        object.__setattr__(self, "token", token)
+        object.__setattr__(self, "origins", tuple(map(origin_of, self.origins)))
+
+    @property
+    def local(self) -> bool:
+        """Requests must name this machine, so that no name of another can be made to lead here (DNS rebinding)."""
+        return not self.token
 
 
 class Guard:
@@ -48,6 +62,15 @@ class Guard:
             if kind.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self.allowed.token.encode()):
                 return answer({"error": "unauthorized: send the server's token, `Authorization: Bearer TOKEN`"}, 401)
         return None
+
+
+def origin_of(site: str) -> str:
+    """As a browser names it: in small letters, without the slash or the usual port that its address may end with."""
+    origin = site.strip().rstrip("/").lower()
+    if not ORIGIN.fullmatch(origin):
+        raise BadInput(f"--origin {site}: give SCHEME://HOST[:PORT] of each site, such as https://chat.example")
+    usual = {"http": ":80", "https": ":443"}
+    return origin.removesuffix(usual.get(origin.partition(":")[0], ""))
 
 
 def urlsplit_host(url: str) -> str:

@@ -29,15 +29,13 @@ class Served:
         self.offer, self.scheduler, self.keep = offer, scheduler, keep
         self._kept = keep
         self.name = tagged(fitting_name(student.name))
-        self.about, self.context = About.of(student, offer), student.model.config.context
-        self.system, self.words = student.system, student.tokenizer
         self.expires = FOREVER
         self._loaded: Loaded | None = None
         self._users = 0
         self._loading = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._place = place
-        self._hold(Loaded(student, *place))
+        self._hold(Loaded(student, *place), About.of(student, offer))
 
     @property
     def sees(self) -> bool:
@@ -53,7 +51,7 @@ class Served:
         try:
             async with self._loading:
                 if self._loaded is None:
-                    self._hold(await asyncio.to_thread(lambda: Loaded(self.offer.load(), *self._place)))
+                    self._hold(*await asyncio.to_thread(self._read))
                 assert self._loaded is not None
                 return self._loaded
         except BaseException:
@@ -73,13 +71,25 @@ class Served:
         elif keep != FOREVER:
             self._timer = asyncio.get_running_loop().call_later(keep, self._rest)
 
+    def begin(self) -> None:
+        """Nobody has asked yet: it stays as long as after a request."""
+        self._users += 1
+        self.release(None)
+
     def unload(self) -> None:
         """Out of memory at once, or when the last who uses it is done."""
         self._users += 1
         self.release(0)
 
-    def _hold(self, loaded: Loaded) -> None:
-        self._loaded = loaded
+    def _read(self) -> tuple[Loaded, About]:
+        student = self.offer.load()
+        return Loaded(student, *self._place), About.of(student, self.offer)
+
+    def _hold(self, loaded: Loaded, about: About) -> None:
+        """What is told of it is of the weights that are there: since it left, another may have been made."""
+        student = loaded.student
+        self._loaded, self.about, self.context = loaded, about, student.model.config.context
+        self.system, self.words = student.system, student.tokenizer
         self.scheduler.lanes = [*self.scheduler.lanes, loaded.lane]
 
     def _rest(self) -> None:
@@ -106,7 +116,9 @@ class Shelf:
             for offer in offers:
                 served = Served(offer, offer.load(), self.scheduler, (slots, len(offers)), keep)
                 if (key := name_key(served.name)) in self.students:
-                    raise BadInput(f"{served.name}: two students of this name; rename the folder of one")
+                    two = f"{self.students[key].offer.source} and {offer.source}"
+                    remedy = "serve one at another --port, or rename a run's folder (its bundle: and export it again)"
+                    raise BadInput(f"{served.name}: two students of this name, {two}; {remedy}")
                 self.students[key] = served
         except BaseException:
             self.close()

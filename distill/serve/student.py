@@ -55,13 +55,15 @@ verdict that is none."""
 @dataclass(frozen=True)
 class Offer:
     """A student to be served. load: reads it. dreams: it was taught to. temperature: where a request says none.
-    modified: when it was made, seconds since 1970. keep: what its users say of answers; None: nobody learns from it."""
+    modified: when it was made, seconds since 1970. keep: what its users say of answers; None: nobody learns from it.
+    source: where it lies."""
 
     load: Callable[[], Student]
     dreams: bool = True
     temperature: float = 0.7
     modified: float = 0.0
     keep: Keep | None = None
+    source: str = ""
 
 
 class Loaded:

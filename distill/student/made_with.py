@@ -23,6 +23,11 @@ def made_with(run: Run) -> Settings:
     return settings
 
 
+def taught_to_dream(settings: Settings) -> bool:
+    """Whether a student of these settings dreams; pauses are no dreams."""
+    return settings.train.dreams and not settings.train.pause
+
+
 def _packed(run: Run) -> dict[str, Any]:
     """Of the data that is there, or nothing."""
     try:
