@@ -40,6 +40,11 @@ class Journal:
     def __exit__(self, *_error: object) -> None:
         self._file.close()
 
+    def clear(self) -> None:
+        """Begin anew."""
+        self._file.truncate(0)
+        self.lines.clear()
+
     def append(self, line: dict[str, Any]) -> None:
         """One more line, on disk when this returns."""
         try:

@@ -35,8 +35,9 @@ from distill.errors import (
     TeacherUnavailable,
 )
 from distill.events import Event
+from distill.exam import questions as exam_questions
 from distill.exam.questions import load_exam
-from distill.mining.triplets import Triplet, write_triplets
+from distill.mining.triplets import Triplet, read_triplets, write_triplets
 from distill.run import Run
 from distill.sweep.cells import best_source
 from distill.teacher.crew import TRIES
@@ -551,7 +552,13 @@ def check_sides(run: Run, traces: list[Trace], monkeypatch: pytest.MonkeyPatch) 
         assert question.sibling is not None
         assert question.sibling.text == last[question.prompt].response.text, "one that something was mined from"
         assert question.after_sibling.triplets[0].trace == last[question.prompt].key
-    assert len(load_exam(run, 2).questions) == 2
+    read = list[set[bytes]]()
+    monkeypatch.setattr(
+        exam_questions, "read_triplets", lambda path, keys: read.append(keys) or read_triplets(path, keys)
+    )
+    assert [(q.key, q.sibling) for q in load_exam(run, 2).questions] == [(q.key, q.sibling) for q in questions[:2]]
+    two = {question.prompt for question in questions[:2]}
+    assert read == [{trace.key.encode() for trace in traces if trace.prompt in two}], "of no others"
 
 
 def test_several_answers_a_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

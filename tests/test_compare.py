@@ -20,8 +20,9 @@ from cli.targets import find
 from distill.config import Settings
 from distill.errors import CorruptFile, TeacherError
 from distill.events import silent
+from distill.exam import contamination
 from distill.exam.baselines import train_child
-from distill.exam.questions import load_exam
+from distill.exam.questions import Exam, load_exam
 from distill.exam.targets import common_run, find_target
 from distill.report import measure as measurement
 from distill.report.measure import read_results
@@ -172,11 +173,18 @@ def test_what_it_was_trained_on_may_be_unreadable(runs: Path, monkeypatch: pytes
     assert results["systems"]["hard0"]["trained_on"] is None
 
 
-def test_the_same_weights_as_run_checkpoint_and_bundle_differ_in_nothing(runs: Path) -> None:
-    """Three ways to the same student: no difference, and no claim of one."""
+def test_the_same_weights_as_run_checkpoint_and_bundle_differ_in_nothing(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three ways to the same student: no difference, and no claim of one. Their training set is searched once."""
+    searches = list[Exam]()
+    own = contamination.check
+    monkeypatch.setattr(contamination, "check", lambda exam, *rest: searches.append(exam) or own(exam, *rest))
     checkpoint = best(Run.open(runs / "base"))
     results = json.loads(invoke(runs, "base", str(checkpoint), "--json", "--no-cost").stdout)
     first, second = results["systems"].values()
+    assert len(searches) == 1
+    assert first["contamination"] == second["contamination"]
     assert first["metrics"] == second["metrics"]
     for difference in results["differences"]:
         assert difference["value"] == 0

@@ -14,6 +14,7 @@ from distill.report.doubts import cautions, doubts
 from distill.report.findings import dream_lines, fell, findings, headlines, minus, missing_reasons, verdict
 from distill.report.page import render_markdown
 from distill.report.tables import (
+    _three,
     asked_rows,
     cost_rows,
     difference_rows,
@@ -282,10 +283,20 @@ def test_a_dream_has_a_line_for_each_lens_whatever_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(None, "–"), (0, "0 B"), (999, "999 B"), (16_800_000, "16.8 MB"), (1_321_098_329, "1.32 GB")]
+    ("count", "text"),
+    [
+        *((None, "–"), (0, "0 B"), (999, "999 B"), (16_800_000, "16.8 MB"), (1_321_098_329, "1.32 GB")),
+        *((999_499, "999 kB"), (999_600, "1 MB"), (999_960_000, "1 GB"), (1_234_000_000_000, "1.23 TB")),
+        (1_234_000_000_000_000, "1,234 TB"),
+    ],
 )
 def test_sizes(count: int | None, text: str) -> None:
     assert size(count) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.00003, "0.00003"), (0.0, "0"), (3.14159, "3.14"), (99.96, "100")])
+def test_three_digits_are_no_power_of_ten(value: float, text: str) -> None:
+    assert _three(value) == text
 
 
 @pytest.mark.parametrize(("text", "expected"), [("-0.50", "−0.50"), ("-0.00", "0.00"), ("+0.0 %", "0.0 %"), ("–", "–")])

@@ -15,6 +15,7 @@ from bundle.export import describe_run, write_bundle
 from bundle.load import load_checkpoint
 from distill.config import ExportSettings, Settings, StudentSettings
 from distill.corpus.traces import Trace, TraceStore
+from distill.events import Event
 from distill.exam import contamination
 from distill.exam.contamination import HASHES, Contamination, check, hashes_json, of_target, prompt_hash
 from distill.exam.questions import Exam, Question, exam_of_prompts, load_exam
@@ -140,6 +141,17 @@ def test_nothing_is_found_where_there_is_nothing() -> None:
     assert check(exam_of(["What is ice?"]), []) == Contamination(True, prompts=1)
 
 
+def test_what_all_questions_have_in_common_is_not_looked_at() -> None:
+    texts = [f"what happens when you drop the {thing} on {thing}" for thing in ("ball", "cup", "egg", "pen")]
+    search = contamination._Search(texts)
+    for text in texts:
+        assert search._ranks.keys() >= contamination.shingles(slow_words(text))
+    looked = {shingle for shingle, rank in search._ranks.items() if rank in search._holding}
+    assert not looked & contamination.shingles(["what", "happens", "when"]), "rarer ones would do"
+    search.read("what happens when you drop the ball on ball again")
+    assert [found and found.kind for found in search.found] == ["near", None, None, None]
+
+
 # What a target was trained on.
 
 INFO = TeacherInfo("stub:x", "x", "d" * 64, "t" * 64, "1", True)
@@ -201,6 +213,32 @@ def test_each_target_is_checked_against_its_own_run(tmp_path: Path) -> None:
     gone = of_target(checkpoint, exam)
     assert (gone.checked, gone.prompts) == (False, 1)
     assert str(other.traces) in gone.reason
+
+
+def test_targets_of_the_same_training_set_are_searched_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "What is a leaf?"
+    run = make_run(tmp_path / "run", [(asked, "Green.", False), ("What is snow?", "Cold.", False)])
+    run.record("capture", {}, {"traces.db": "one"}, {}, 0.0)
+    monkeypatch.setattr(contamination, "TOLD", 1)
+    events, searched = list[Event](), dict[str, Contamination]()
+
+    def found() -> Contamination:
+        return of_target(Target("c", "checkpoint", run.checkpoints, run=run), exam, events.append, searched)
+
+    exam = exam_of([asked])
+    assert found().exact == found().exact == 1
+    assert [(event.kind, event.done, event.unit) for event in events] == [
+        ("progress", 1, "training prompts"),
+        ("progress", 2, "training prompts"),
+    ]
+    exam = exam_of(["What is rain?"])
+    assert found().exact == 0, "other questions"
+    run.traces.unlink()
+    make_run(run.path, [("What is rain?", "Wet.", False)])
+    run.record("capture", {}, {"traces.db": "another"}, {}, 0.0)
+    assert found().exact == 1, "captured anew"
 
 
 def test_a_start_is_known_by_the_checkpoint(tmp_path: Path) -> None:

@@ -274,6 +274,18 @@ def test_the_prompt_that_warms_up_is_not_timed(monkeypatch: pytest.MonkeyPatch, 
         assert asked == want
 
 
+def test_no_first_token_where_none_came(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Silent(FakeExaminee):
+        def begin(self, question: Question) -> bool:
+            return False
+
+    monkeypatch.setattr(cost, "open_examinee", lambda target, how: Silent())
+    exam = Exam("prompts", tmp_path, [Question(str(i), "?") for i in range(3)])
+    found = measure_cost(Target("ollama:x", "ollama", model="x"), exam, EvaluateSettings(), How())
+    assert found["tokens_per_second"] is not None
+    assert found["first_token_seconds"] is None
+
+
 def test_what_was_dropped_took_its_time_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Dropping(FakeExaminee):
         def answer(self, questions: Any, **how: Any) -> Any:
@@ -337,4 +349,6 @@ def test_median_and_range_over_prompts() -> None:
     assert found["tokens_per_second"] == {"median": 5.0, "low": 2.0, "high": 10.0}
     assert found["first_token_seconds"] == {"median": 2.0, "low": 1.0, "high": 3.0}
     assert found["prompts"] == 3
+    assert summarize([Timed(None, 10, 2.0), Timed(3.0, 30, 3.0)])["first_token_seconds"]["low"] == 3.0
+    assert summarize([Timed(None, 10, 2.0)])["first_token_seconds"] is None, "no answer came"
     assert summarize([Timed(0.0, 0, 0.0)])["tokens_per_second"] is None

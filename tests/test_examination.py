@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fake_examinee import FakeExaminee, Killed, fake_exam, score_of
 
-from distill.config import EvaluateSettings, MineSettings, Settings
+from distill.config import EvaluateSettings, MineSettings, Settings, TeacherSettings
 from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event
 from distill.exam import examine as examination
@@ -26,6 +26,7 @@ from distill.exam.examine import (
     safe_name,
     teacher_measured,
 )
+from distill.exam.examinees.protocol import PASSING
 from distill.exam.measured import IN_WORDS, KNOWN, Measured, spread_over
 from distill.exam.metrics.catalogue import METRICS
 from distill.exam.metrics.statistics import Ratio
@@ -33,7 +34,10 @@ from distill.exam.metrics.text import chrf
 from distill.exam.questions import Exam
 from distill.exam.targets import Target
 from distill.journal import Journal
+from distill.report.doubts import cut_short
+from distill.report.measure import Measurement
 from distill.run import Run
+from distill.teacher.protocol import TeacherTokenizer, TokenTargets
 
 SETTINGS = EvaluateSettings(dreams=2, max_tokens=8, temperature=0.7)
 Seat = Callable[..., FakeExaminee]
@@ -322,10 +326,73 @@ def test_one_that_thinks_in_words_has_no_dreams_to_measure(tmp_path: Path, targe
             measured = examine(target, fake_exam(tmp_path / f"exam-{codebook}"), SETTINGS)
         found = {name for name in measured.metrics if name.startswith("dream_")}
         why = {reason for name, reason in measured.missing.items() if name.startswith(("dream_", "malformed_"))}
+        assert measured.cut_thinking == 0
         if codebook:  # it could have: that it did not is a result
             assert measured.metrics["dream_recall"].value == 0
         else:
             assert (found, why) == (set(), {IN_WORDS})
+
+
+def test_who_was_cut_while_it_thought_is_told_of(tmp_path: Path, target: Target) -> None:
+    class Cut(FakeExaminee):
+        dream = "Let me think."
+
+        def answer(self, questions: Any, **how: Any) -> Any:
+            first, *others = (replace(said, dream=self.dream) for said in super().answer(questions, **how))
+            form = replace(first.form, ended=False)
+            return [replace(first, answer="", closed=False, form=form), *others]
+
+    class Ours(Cut):
+        dream = "⟨spatial⟩⟨a ball⟩"
+
+    with pytest.MonkeyPatch.context() as patch:
+        found: list[Measured] = []
+        for kind in (Cut, Ours):
+            patch.setattr(examination, "open_examinee", lambda *_, kind=kind: kind(codebook=False))
+            found.append(examine(target, fake_exam(tmp_path / kind.__name__), SETTINGS))
+    assert [each.cut_thinking for each in found] == [1, 0]
+    (told,) = cut_short("thinker", found[:1])
+    assert told.startswith("thinker: 1 of 7 answers are empty, for it was still thinking")
+    assert cut_short("ours", found[1:]) == []
+
+
+def test_a_model_of_ollama_is_asked_anew_with_other_room_to_think(
+    tmp_path: Path, target: Target, seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Target, "digest", lambda self: "d")
+    for asked, anew in ((Target("ollama:x", "ollama", model="x"), True), (target, False)):
+        exam = fake_exam(tmp_path / asked.kind)
+        seat()
+        examine(asked, exam, SETTINGS)
+        again = seat()
+        examine(asked, exam, SETTINGS, thinking_tokens=9)
+        assert bool(again.calls) == anew
+    assert Measurement.of(exam, Settings(teacher=TeacherSettings(thinking_tokens=9))).thinking_tokens == 9
+
+
+def test_what_a_server_kept_from_it_is_measured_once_it_can_be(tmp_path: Path, target: Target, seat: Seat) -> None:
+    exam, away = fake_exam(tmp_path / "exam"), {"mined": f"{PASSING}: no Ollama answers there"}
+    seat(cannot=away)
+    assert "no Ollama" in examine(target, exam, SETTINGS).missing["bits_per_byte_oracle"]
+    still = seat(cannot=away)
+    examine(target, exam, SETTINGS)
+    assert not still.calls, "nothing is lost while it is away"
+    back = seat()
+    found = plain(examine(target, exam, SETTINGS))
+    assert len(back.calls) == 6 * 3
+    assert found == plain(examine(target, fake_exam(tmp_path / "other"), SETTINGS))
+
+
+def test_soft_targets_that_came_later_are_measured(tmp_path: Path, target: Target, seat: Seat) -> None:
+    words = TeacherTokenizer("gpt2", "default", ["a"], [], [1], 0)
+    tokens = TokenTargets(*(np.zeros(shape) for shape in (1, 1, (1, 1), (1, 1), 1)))  # type: ignore[arg-type]
+    soft = replace(fake_exam(tmp_path / "exam"), vocabulary=words)
+    soft = replace(soft, questions=[replace(question, tokens=tokens) for question in soft.questions])
+    hard = replace(soft, questions=[replace(soft.questions[0], tokens=None), *soft.questions[1:]])
+    for exam, anew in ((hard, True), (soft, True), (soft, False)):
+        examinee = seat()
+        examine(target, exam, SETTINGS)
+        assert bool(examinee.calls) == anew
 
 
 def test_what_does_not_fit_is_undefined_in_every_metric(tmp_path: Path, target: Target, seat: Seat) -> None:
@@ -372,6 +439,8 @@ def test_all_have_the_limit_of_the_longest_dreams(tmp_path: Path) -> None:
     assert dream_tokens_of(None) == dream_tokens_of(None, [stranger]) == 66
     assert dream_tokens_of(short) == dream_tokens_of(short, [stranger, targets[0]]) == 4 * 7 + 2
     assert dream_tokens_of(short, targets) == dream_tokens_of(None, targets) == 4 * 22 + 2
+    long.record("mine", {"steps": 2}, {}, {}, 0.0)
+    assert dream_tokens_of(long) == 4 * 7 + 2, "as it was made, whatever was set since"
 
 
 @pytest.mark.parametrize("line", ['{"a": 1}', '{"phase": "score-none", "chunk": 0, "records": []}'])

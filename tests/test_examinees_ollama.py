@@ -23,6 +23,8 @@ from distill.turns import joined
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPT = "What happens when you drop a ball?"
+STUDENT = {"/api/show": exchange("show_thinking_model")["response"]["json"]}
+"""One that thinks, whose vocabulary isn't told."""
 QUESTIONS = [Question("a", PROMPT), Question("b", "How do plants grow?"), Question("c", PROMPT, system="Be short.")]
 
 
@@ -152,13 +154,29 @@ def test_the_first_token_of_an_answer_ends_the_request() -> None:
             yield {"message": {"role": "assistant", "content": "", kind: text}, "done": False}
 
     said = {"/api/chat": Reply(stream=parts())}
-    with serve(Told(said, ["tags", "version", "show_thinking_model"])) as server:
+    with serve(Told(STUDENT | said, ["tags", "version"])) as server:
         examinee = opened(server, "proto")
-        examinee.begin(QUESTIONS[0])
+        assert examinee.begin(QUESTIONS[0])
         asked = server.asked("/api/chat")[-1]
         examinee.close()
     assert (asked["stream"], asked["options"]["num_predict"], asked["options"]["temperature"]) == (True, 67, 0.0)
     assert 3 <= len(read) < 9999
+
+
+def test_one_that_thinks_in_words_has_room_for_it() -> None:
+    show: dict[str, Any] = STUDENT["/api/show"]
+    thought = {"message": {"role": "assistant", "content": "", "thinking": "Hm"}, "done": True, "done_reason": "length"}
+    for words, room in ((["Hm", "⟨spatial⟩"], 66), (["Hm", "It"], 1024), (None, 66)):
+        shown = {**show, "model_info": {**show["model_info"], "tokenizer.ggml.tokens": words}}
+        said = {"/api/show": shown, "/api/chat": lambda body: Reply(stream=[thought]) if body["stream"] else thought}
+        with serve(Told(said, ["tags", "version"])) as server:
+            examinee = opened(server, "proto")
+            [spoken] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=40, draw=0)
+            assert not examinee.begin(QUESTIONS[0]), "no answer came"
+            examinee.close()
+            assert [body["options"]["num_predict"] for body in server.asked("/api/chat")] == [room + 40, room + 1]
+        assert examinee.card.note == ("it thinks in words, in at most 1,024 tokens" if room > 66 else "")
+        assert (spoken.closed, spoken.answer, spoken.form.ended) == (False, "", False)
 
 
 def test_a_model_without_thinking_is_not_told_to_think(server: FakeOllama) -> None:
@@ -194,12 +212,14 @@ def test_cards_of_recorded_models() -> None:
         assert card.note == ""
         assert _card("x", {}, {"system": "Be brief."}, False).note == OWN_SYSTEM
         examinee.close()
+    with serve(Told(STUDENT, ["tags", "version"])) as server:
         proto = opened(server, "proto")
         assert proto.card.dreams
         assert (proto.card.parameters, proto.card.bytes, proto.card.context) == (3535872, 7128393, 1024)
         assert proto.card.quantization == "float16"
         assert "dreams" not in proto.cannot
         proto.close()
+    with replay() as server:
         assert model_digest("smollm2:135m", server.url).startswith("fd5f44c0b5af")
         assert model_digest("proto", server.url).startswith("9b0277d182ab")
         with pytest.raises(ModelNotFound, match="smollm2:135m"):
@@ -224,6 +244,10 @@ def test_the_recorded_dream_is_read(server: FakeOllama) -> None:
         ({"thinking": ""}, Form(dream=None, clean=True, whole=True, ended=True)),
         ({"thinking": DREAM.replace("⟨release⟩", "")}, Form(dream=False, clean=True, whole=True, ended=True)),
         ({"content": ""}, Form(dream=False, clean=True, whole=True, ended=True)),
+        (
+            {"content": "", "logprobs": [{"token": "\n"}, {"token": "</think>\n"}]},
+            Form(dream=True, clean=True, whole=True, ended=True),
+        ),
         ({"content": "It ⟨falls⟩."}, Form(dream=True, clean=False, whole=True, ended=True)),
         ({"content": "It falls.</think>"}, Form(dream=True, clean=False, whole=True, ended=True)),
         ({"content": "<think>\nso\n</think>\nIt"}, Form(dream=True, clean=False, whole=True, ended=True)),
@@ -245,7 +269,7 @@ def test_texts_alone_tell_how_a_reply_was_spelled(change: dict[str, Any], form: 
 @pytest.mark.parametrize("change", [{"done": False}, {"done_reason": ""}, {"done_reason": None}])
 def test_a_reply_that_breaks_off_is_no_answer(change: dict[str, Any]) -> None:
     whole = exchange("chat_think_true")["response"]["json"]
-    with serve(Told({"/api/chat": {**whole, **change}}, ["tags", "version", "show_thinking_model"])) as server:
+    with serve(Told(STUDENT | {"/api/chat": {**whole, **change}}, ["tags", "version"])) as server:
         examinee = opened(server, "proto")
         [spoken] = examinee.answer(QUESTIONS[:1], think=True, temperature=0, max_tokens=40, draw=0)
         examinee.close()

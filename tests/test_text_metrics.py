@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from distill.corpus.truth import Truth
 from distill.exam.metrics.catalogue import METRICS, in_order, metric_of, shown
 from distill.exam.metrics.dreams import chance_recalled, dream_metrics, labels_of, recalled
 from distill.exam.metrics.text import chrf, distinct, exact_match, repeated, rouge_l, text_metrics
 from distill.mining.triplets import LENSES
+
+PACKAGE = RougeScorer(["rougeL"], use_stemmer=False)
 
 
 def own_chrf(answer: str, reference: str, beta: float = 2.0) -> float:
@@ -81,6 +84,13 @@ def test_rouge_l_equals_its_definition(answer: str, reference: str) -> None:
         assert found == pytest.approx(own_rouge_l(answer, reference), abs=1e-12)
     else:
         assert math.isnan(found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("ab c.É9-\n", max_size=60), st.text("ab c.É9-\n", max_size=60))
+def test_rouge_l_is_that_of_its_package_to_the_last_digit(answer: str, reference: str) -> None:
+    if ascii_words(reference):
+        assert rouge_l(answer, reference) == PACKAGE.score(reference, answer)["rougeL"].fmeasure
 
 
 REFERENCE = "When you release it, the ball falls to the floor and rolls under the table."
@@ -153,9 +163,12 @@ def test_exact_match_by_split() -> None:
 
 
 def test_scores_cost_nothing_before_they_are_wanted() -> None:
-    code = "import sys, distill.exam.metrics.text; print({'nltk', 'rouge_score', 'sacrebleu'} & set(sys.modules))"
+    code = (
+        "import sys, distill.exam.metrics.text as text; loaded = {'nltk', 'rouge_score', 'sacrebleu'}\n"
+        "print(loaded & set(sys.modules)); text.rouge_l('a b', 'a'); print(loaded & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=120)
-    assert done.stdout.strip() == "set()", done.stderr
+    assert done.stdout.split("\n")[:2] == ["set()", "{'rouge_score'}"], done.stderr
 
 
 # Dreams.

@@ -308,7 +308,8 @@ class TraceStore:
         chosen = "" if held_out is None else f"AND held_out = {int(held_out)}"
         chosen += " AND key BETWEEN ? AND ?" if between else ""
         if first:  # SQLite takes a bare column from the row that holds the least
-            least = f"SELECT key, MIN({self._sample}) FROM responses WHERE held_out IS NOT NULL GROUP BY prompt"
+            side = "IS NOT NULL" if held_out is None else f"= {int(held_out)}"  # a prompt is on one side alone
+            least = f"SELECT key, MIN({self._sample}) FROM responses WHERE held_out {side} GROUP BY prompt"
             chosen += f" AND key IN (SELECT key FROM ({least}))"
         for row in self._rows(chosen, between):
             yield self._trace(row, soft)

@@ -12,18 +12,20 @@ near        a training prompt resembles it: Jaccard similarity of their shingles
 
 import hashlib
 import json
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from distill.corpus.traces import TraceStore
+from distill.events import Event, Listener, silent
 from distill.exam.questions import Exam
 from distill.exam.targets import Target
-from distill.run import Run
+from distill.run import Run, fingerprint
 from distill.tokens.shown import load_shown, show
 from distill.training.checkpoint import LoopState, read_loop
 from distill.training.start import began_as
@@ -32,6 +34,8 @@ NEAR = 0.7
 ORDER = 3
 """Words of a shingle."""
 EXAMPLES = 10
+TOLD = 5_000
+"""Training prompts between two events of progress."""
 HASHES = "training_prompts.json"
 """In a bundle: hashes of the prompts that it was trained on. Exact copies can be found with them, near ones cannot."""
 HASHES_VERSION = 2
@@ -91,11 +95,14 @@ def shingles(found: Sequence[str]) -> frozenset[Shingle]:
     return frozenset(zip(*(padded[i:] for i in range(ORDER)), strict=False))
 
 
-def check(exam: Exam, training: Iterable[str]) -> Contamination:
+def check(exam: Exam, training: Iterable[str], listen: Listener = silent) -> Contamination:
     """The exam's prompts against training prompts; read once, in order, none kept."""
     search = _Search([question.prompt for question in exam.questions])
-    for prompt in training:
+    for done, prompt in enumerate(training, 1):
         search.read(prompt)
+        if done % TOLD == 0:
+            told = {"phase": "contamination"}
+            listen(Event("evaluate", "progress", done=done, unit="training prompts", data=told))
     return _summary(exam, search.found)
 
 
@@ -117,27 +124,42 @@ def _summary(exam: Exam, findings: Sequence[Finding | None], reason: str = "") -
 
 
 class _Search:
-    """Looks for all prompts at once, so that each training text is read once. found: a finding a prompt, or None."""
+    """Looks for all prompts at once, so that each training text is read once. found: a finding a prompt, or None.
+
+    A text that is near to a prompt has at least NEAR of its shingles, and so one of any of them that are more than the
+    rest: only where it has one of the prompt's rarest is it compared (prefix filtering: Chaudhuri et al. 2006,
+    doi:10.1109/ICDE.2006.9).
+    """
 
     def __init__(self, prompts: Sequence[str]) -> None:
         self._words = [words(prompt) for prompt in prompts]
-        self._shingles = [shingles(own) for own in self._words]
+        theirs = [shingles(own) for own in self._words]
+        often = Counter(shingle for own in theirs for shingle in own)
+        self._ranks = {
+            shingle: rank for rank, shingle in enumerate(sorted(often, key=lambda each: (often[each], each)))
+        }
+        """All of their shingles, the rarest first; tuples don't keep their hashes, as numbers do."""
+        self._shingles = [{self._ranks[shingle] for shingle in own} for own in theirs]
         self.found: list[Finding | None] = [None] * len(prompts)
-        self._holding = defaultdict[Shingle, list[int]](list)
-        """Which prompts hold this shingle?"""
+        self._holding = defaultdict[int, list[int]](list)
+        """Which prompts have this shingle among their rarest?"""
         for i, own in enumerate(self._shingles):
-            for shingle in own:
-                self._holding[shingle].append(i)
+            least = math.ceil(NEAR * len(own) - 1e-9)  # of them that a near text has
+            for rank in sorted(own)[: len(own) - least + 1]:
+                self._holding[rank].append(i)
 
     def read(self, prompt: str) -> None:
         own = words(prompt)
         there = shingles(own)
-        for i, shared in Counter(i for shingle in there for i in self._holding.get(shingle, ())).items():
-            same = own == self._words[i]
+        known = {self._ranks[shingle] for shingle in there if shingle in self._ranks}
+        for i in {i for rank in known if rank in self._holding for i in self._holding[rank]}:
+            shared = len(known & self._shingles[i])
             similarity = shared / (len(there) + len(self._shingles[i]) - shared)
-            found = Finding(similarity, same, "exact" if same else "near", prompt)
-            if similarity >= NEAR and found[:2] > (self.found[i] or (0.0, False))[:2]:
-                self.found[i] = found
+            if similarity >= NEAR:
+                same = own == self._words[i]
+                found = Finding(similarity, same, "exact" if same else "near", prompt)
+                if found[:2] > (self.found[i] or (0.0, False))[:2]:
+                    self.found[i] = found
 
 
 # What a target was trained on.
@@ -158,20 +180,22 @@ def _learned_of_others(loop: LoopState) -> bool:
     return bool(further or LATER & loop.settings.keys())
 
 
-def of_target(target: Target, exam: Exam) -> Contamination:
+Searched = MutableMapping[str, Contamination]
+
+
+def of_target(target: Target, exam: Exam, listen: Listener = silent, searched: Searched | None = None) -> Contamination:
     """The exam against the training traces of the run that the target came out of, whoever's exam it is.
 
-    A bundle without its run, or whose run was trained anew, knows the hashes of its training prompts. Raises what the
-    trace store raises where it is broken.
+    A bundle without its run, or whose run was trained anew, knows the hashes of its training prompts. searched: what
+    was found in each training set, read and written here: targets may share one. Raises what the trace store raises
+    where it is broken.
     """
     run, folder, checkpoint = target.trained_in, target.path, target.checkpoint
     if run is not None and not selects_what_it_read(run):
         why = f"the data of {run.name} was made anew since its training; `dream train {run.path}`"
         return Contamination(False, why, prompts=len(exam.questions))
     if run is not None and run.traces.exists():
-        with TraceStore(run.traces, readonly=True) as store:
-            shown = load_shown(run.tokenizer)  # as the exam's pictures are
-            found = check(exam, (show(prompt, shown) for _, prompt, _ in store.answers(held_out=False)))
+        found = _in_traces(run, exam, listen, {} if searched is None else searched)
         reasons: list[str] = []
         if began := began_as(run, checkpoint or run.checkpoints):
             start = "its teacher" if began == "teacher" else Path(began).name
@@ -190,6 +214,17 @@ def of_target(target: Target, exam: Exam) -> Contamination:
     elif target.kind == "bundle":
         why = f"the bundle has no {HASHES}; export it again"
     return Contamination(False, why, prompts=len(exam.questions))
+
+
+def _in_traces(run: Run, exam: Exam, listen: Listener, searched: Searched) -> Contamination:
+    shown, record = load_shown(run.tokenizer), run.records().get("capture")  # shown as the exam's pictures are
+    selected = str(run.traces) if record is None else record.outputs
+    mark = fingerprint([selected, shown, exam.digest])
+    if mark not in searched:
+        with TraceStore(run.traces, readonly=True) as store:
+            prompts = (show(prompt, shown) for _, prompt, _ in store.answers(held_out=False))
+            searched[mark] = check(exam, prompts, listen)
+    return searched[mark]
 
 
 # Hashes of prompts.

@@ -33,10 +33,10 @@ NOTE = "one prompt at a time, greedily, after another to warm up; seconds hold t
 
 @dataclass(frozen=True)
 class Timed:
-    """One prompt. first: seconds until the answer's first token was there, its dream before it included. tokens: all
-    that were written in `seconds`."""
+    """One prompt. first: seconds until the answer's first token was there, its dream before it included; None where
+    none came. tokens: all that were written in `seconds`."""
 
-    first: float
+    first: float | None
     tokens: int
     seconds: float
 
@@ -48,7 +48,7 @@ def kept_cost(
 
     What is kept is of this target on this exam, on this machine with as many threads, or of this server.
     """
-    asked = [settings.max_tokens, how.dream_tokens, place_of(target, how.device)]
+    asked = [settings.max_tokens, *how.limits_of(target), place_of(target, how.device)]
     about = [VERSION, target.kind, target.digest(), exam.digest, *asked]
     path = exam.folder / "costs" / f"{fingerprint(about)[:24]}.json"
     if not force and path.is_file():
@@ -91,10 +91,10 @@ def measure_cost(target: Target, exam: Exam, settings: EvaluateSettings, how: Ho
 def _timed(examinee: Examinee, question: Question, max_tokens: int) -> Timed:
     """Two calls: one that ends with the answer's first token, one that is timed whole."""
     started = time.perf_counter()
-    examinee.begin(question)
+    begun = examinee.begin(question)
     first = time.perf_counter()
     (spoken,) = examinee.answer([question], think=True, temperature=0.0, max_tokens=max_tokens, draw=0)
-    return Timed(first - started, spoken.written, time.perf_counter() - first)
+    return Timed(first - started if begun else None, spoken.written, time.perf_counter() - first)
 
 
 def _not_measured(reason: str) -> dict[str, Any]:
@@ -106,9 +106,10 @@ def summarize(timed: Sequence[Timed]) -> dict[str, Any]:
     answered = [each for each in timed if each.tokens and each.seconds > 0]
     if not answered:
         return _not_measured("it answered nothing")
+    begun = [each.first for each in answered if each.first is not None]
     return {
         "tokens_per_second": _spread([each.tokens / each.seconds for each in answered]),
-        "first_token_seconds": _spread([each.first for each in answered]),
+        "first_token_seconds": _spread(begun) if begun else None,
         "prompts": len(timed),
         "note": NOTE,
     }

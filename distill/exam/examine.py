@@ -17,7 +17,7 @@ from distill.errors import CorruptFile, NothingHeldOut
 from distill.events import Event, Listener, silent
 from distill.exam.cost import place_of
 from distill.exam.examinees.opening import open_examinee
-from distill.exam.examinees.protocol import Card, Dreamt, Examinee
+from distill.exam.examinees.protocol import PASSING, Card, Dreamt, Examinee
 from distill.exam.measured import ANSWERS, GREEDY, STEERED, Measured, Scored, Sheet, assemble, spread_over
 from distill.exam.metrics.statistics import Ratio
 from distill.exam.metrics.text import text_metrics
@@ -43,7 +43,7 @@ def dream_tokens_of(run: Run | None, targets: Sequence[Target] = ()) -> int:
     the exam's run and theirs; where no run is known, it is the default, of 5 steps.
     """
     runs = [known for known in (run, *(target.run for target in targets)) if known is not None]
-    return max((dream_size(known.settings.mine.steps) for known in runs), default=How.dream_tokens)
+    return max((dream_size(made_with(known).mine.steps) for known in runs), default=How.dream_tokens)
 
 
 def examine(
@@ -54,6 +54,7 @@ def examine(
     listen: Listener = silent,
     *,
     dream_tokens: int = How.dream_tokens,
+    thinking_tokens: int = How.thinking_tokens,
     device: str = "auto",
     force: bool = False,
     only: Sequence[str] = (),
@@ -62,12 +63,12 @@ def examine(
 ) -> Measured:
     """Everything that can be measured of `target` on `exam`.
 
-    dream_tokens: a dream has at most so many. force: ask anew. only: some of the phases alone ("score-none", …; see
+    dream_tokens, thinking_tokens: see `How`. force: ask anew. only: some of the phases alone ("score-none", …; see
     `phases`). opened: makes who sits the exam, not the target's kind; also: what the numbers depend on then.
     Raises BadInput where no question fits the target's context, and what the target's kind raises when it is opened or
     asked (TeacherError, CorruptFile, RunMismatch).
     """
-    how = How(seed, dream_tokens, device, vocabulary=exam.vocabulary)
+    how = How(seed, dream_tokens, thinking_tokens, device, vocabulary=exam.vocabulary)
     mark = _mark(target, exam, settings, how, also)
     folder = exam.folder / f"{safe_name(target.name)}-{mark[:12]}"
     with Journal(folder / "journal.jsonl", force) as journal, ExitStack() as stack:
@@ -92,10 +93,12 @@ def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How, also
         settings.temperature,
         settings.max_tokens,
         how.seed,
-        how.dream_tokens,
+        *how.limits_of(target),
         device_of(target, how.device),
     ]
     kept = [VERSION, target.kind, target.digest(), exam.digest, exam.vocabulary is not None, asked, retrieved]
+    if exam.vocabulary is not None and (hard := sum(bool(q.text) and q.tokens is None for q in exam.questions)):
+        kept.append(hard)  # `dream capture` asks for their soft targets again, and the answers stay what they are
     return fingerprint(kept if also is None else [*kept, also])
 
 
@@ -118,6 +121,10 @@ def phases(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> list[str]:
         if steered:
             found.append("score-sibling")
     return [*found, ANSWERS, *([GREEDY] if exam.has_truths else []), *(STEERED if steered else [])]
+
+
+def _may_pass(cannot: Mapping[Any, str]) -> bool:
+    return any(reason.startswith(PASSING) for reason in cannot.values())
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,11 @@ class _Examination:
         return CorruptFile(f"{self.journal.path}: can't be read ({why}); delete it to examine anew")
 
     def _sheet(self) -> Sheet:
-        """Who is asked what: from the journal's first line, which is written where there is none."""
+        """Who is asked what: from the journal's first line, which is written where there is none. Where what it lacked
+        was its server's doing and it lacks it no more, all is asked anew."""
+        known = next(iter(self.journal.lines), {}).get("cannot", {})
+        if _may_pass(known) and not _may_pass(self.examinee().cannot):
+            self.journal.clear()
         if not self.journal.lines:
             examinee = self.examinee()
             unfit = [q.key for q in self.exam.questions if not examinee.fits(q, self.how.dream_tokens)]

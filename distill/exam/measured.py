@@ -112,6 +112,8 @@ class Measured:
     card: Card
     answer_tokens: int | None = None
     """Of the teacher's answers in the target's own tokens, where it scored them."""
+    cut_thinking: int = 0
+    """Answers that are empty since the limit came while it thought in words."""
 
     def at(self, metric: str, i: int) -> float | None:
         """One question's value; None where it is not defined."""
@@ -154,6 +156,7 @@ def assemble(exam: Exam, sheet: Sheet, settings: EvaluateSettings) -> Measured:
         tokens_per_second=tokens / seconds if seconds else None,
         card=sheet.card,
         answer_tokens=None if scored is None else sum(score.tokens for score in scored),
+        cut_thinking=sum(map(_is_cut, sheet.answers)) if _in_words(sheet.answers) else 0,
     )
 
 
@@ -218,6 +221,10 @@ def _in_words(answers: Sequence[Spoken]) -> bool:
     """Whether one that ships no codebook dreams, and in none of its dreams of an image token."""
     dreams = [said.dream for said in answers if said.mined is None]
     return any(dream.strip() for dream in dreams) and not any(labels_of(dream) for dream in dreams)
+
+
+def _is_cut(said: Spoken) -> bool:
+    return not (said.closed or said.answer or said.form.ended)
 
 
 def _mined_labels(exam: Exam, sheet: Sheet, asked: Sequence[Question]) -> list[list[str]] | None:

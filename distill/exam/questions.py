@@ -7,7 +7,8 @@ them, true answers. A file of prompts comes with nothing: then only what a targe
 import hashlib
 import math
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -154,36 +155,35 @@ def load_exam(run: Run, limit: int | None = None, mined: bool = True) -> Exam:
     questions: list[Question] = []
     with TraceStore(run.traces, readonly=True) as store:
         teacher, vocabulary = store.teacher(), store.tokenizer()
-        answers: dict[str, list[tuple[str, str]]] = {}
-        for key, prompt, text in store.answers(held_out=True):
-            answers.setdefault(prompt, []).append((key, text))
-        keys = {key.encode() for group in answers.values() for key, _ in group}
-        triplets = by_trace(read_triplets(run.triplets, keys)) if mined and run.triplets.exists() else {}
         # Without splits they are read one by one, as far as they are wanted.
-        first = partial(store.traces, held_out=True, first=True)
-        for trace in spread(list(first()), truths) if truths else first():
-            if limit and len(questions) == limit:
-                break
-            if text := trace.response.text:
-                others = (
-                    Sibling(said, tuple(triplets.get(key, ()))) for key, said in answers[trace.prompt] if said != text
-                )
-                sibling = next((other for other in others if other.triplets), None)
-                paths = (run.path / name for name in NAMED.findall(trace.prompt))
-                questions.append(
-                    Question(
-                        trace.key,
-                        show(trace.prompt, shown),
-                        system,
-                        text,
-                        trace.response.done_reason,
-                        trace.response.tokens,
-                        tuple(triplets.get(trace.key, ())),
-                        truths.get(trace.key),
-                        sibling,
-                        tuple(path for path in paths if path.is_file()),
-                    )
-                )
+        first = store.traces(held_out=True, first=True)
+        answered = (trace for trace in (spread(list(first), truths) if truths else first) if trace.response.text)
+        chosen = list(islice(answered, limit or None))
+        answers: dict[str, list[tuple[str, str]]] = {trace.prompt: [] for trace in chosen}
+        for key, prompt, text in store.answers(held_out=True):
+            if prompt in answers:
+                answers[prompt].append((key, text))
+    keys = {key.encode() for group in answers.values() for key, _ in group}
+    triplets = by_trace(read_triplets(run.triplets, keys)) if mined and run.triplets.exists() else {}
+    for trace in chosen:
+        text = trace.response.text
+        others = (Sibling(said, tuple(triplets.get(key, ()))) for key, said in answers[trace.prompt] if said != text)
+        sibling = next((other for other in others if other.triplets), None)
+        paths = (run.path / name for name in NAMED.findall(trace.prompt))
+        questions.append(
+            Question(
+                trace.key,
+                show(trace.prompt, shown),
+                system,
+                text,
+                trace.response.done_reason,
+                trace.response.tokens,
+                tuple(triplets.get(trace.key, ())),
+                truths.get(trace.key),
+                sibling,
+                tuple(path for path in paths if path.is_file()),
+            )
+        )
     if not questions:
         raise NothingHeldOut(
             f"{run.traces}: no usable answer to a held-out prompt; ask more prompts (capture.limit) or raise "

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from distill.exam.measured import Measured
 from distill.teacher.names import name_key
 
 FEW = 20
@@ -64,6 +65,13 @@ def mixed(name: str, abouts: Sequence[Mapping[str, Any] | None]) -> list[str]:
     other = [key for key in keys if any(one.get(key) != known[0].get(key) for one in known)]
     told = f"{name}: its trainings differ in {', '.join(other)}, not in the seed alone; better name them apart."
     return [told] if other else []
+
+
+def cut_short(name: str, found: Sequence[Measured]) -> list[str]:
+    """One that thought up to the limit has said nothing: its numbers are those of empty answers."""
+    cut, answers = sum(each.cut_thinking for each in found), sum(len(each.answers) for each in found)
+    told = f"{name}: {cut} of {answers} answers are empty, for it was still thinking when its tokens were spent"
+    return [f"{told}; raise teacher.thinking_tokens."] if cut else []
 
 
 def cautions(results: Mapping[str, Any]) -> list[str]:

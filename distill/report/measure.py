@@ -15,7 +15,7 @@ from typing import Any, Self
 from distill.config import EvaluateSettings, Settings
 from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener, silent
-from distill.exam.contamination import of_target
+from distill.exam.contamination import Contamination, of_target
 from distill.exam.cost import kept_cost
 from distill.exam.examine import dream_tokens_of, examine
 from distill.exam.measured import Measured
@@ -24,7 +24,7 @@ from distill.exam.provenance import machine, versions
 from distill.exam.questions import Exam
 from distill.exam.targets import How, Target
 from distill.exam.trained_on import trained_on
-from distill.report.doubts import doubts, mixed
+from distill.report.doubts import cut_short, doubts, mixed
 from distill.report.numbers import compare_numbers
 from distill.report.page import render_html, render_markdown
 from distill.run import write_atomic, write_json_lines
@@ -40,13 +40,14 @@ Systems = Mapping[str, Sequence[Target]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is asked, and how. dream_tokens: a dream has at most so many; force: measure everything again."""
+    """What is asked, and how. dream_tokens, thinking_tokens: see `How`; force: measure everything again."""
 
     exam: Exam
     settings: EvaluateSettings
     listen: Listener = silent
     seed: int = 0
     dream_tokens: int = How.dream_tokens
+    thinking_tokens: int = How.thinking_tokens
     device: str = "auto"
     force: bool = False
 
@@ -60,8 +61,8 @@ class Measurement:
         force: bool = False,
     ) -> Self:
         """As a run's settings have it; dreams are as long as the longest of the exam's run and of the targets."""
-        longest = dream_tokens_of(exam.run, targets)
-        return cls(exam, settings.evaluate, listen, settings.seed, longest, settings.train.device, force)
+        tokens = dream_tokens_of(exam.run, targets), settings.teacher.thinking_tokens
+        return cls(exam, settings.evaluate, listen, settings.seed, *tokens, settings.train.device, force)
 
     def measure(
         self, systems: Systems, only: Mapping[str, Sequence[str]] | None = None
@@ -83,6 +84,7 @@ class Measurement:
                         self.seed,
                         self.listen,
                         dream_tokens=self.dream_tokens,
+                        thinking_tokens=self.thinking_tokens,
                         device=self.device,
                         force=self.force,
                         only=(only or {}).get(name, ()),
@@ -105,14 +107,14 @@ class Measurement:
     ) -> dict[str, Any]:
         """The content of results.json. measured: may hold more than `systems`, as the teacher, who is no target.
         pairs, by_seed: see `compare_numbers`."""
-        exam, settings, warnings = self.exam, self.settings, list[str]()
+        exam, settings, warnings, searched = self.exam, self.settings, list[str](), dict[str, Contamination]()
         entries: dict[str, Any] = {}
         for name, found in measured.items():
             targets = systems.get(name, ())
-            entries[name] = self._entry(targets, found, cost)
+            entries[name] = self._entry(targets, found, cost, searched)
             abouts = [self._tried(trained_on, target)[0] for target in targets]
             entries[name]["trained_on"] = abouts[0] if abouts else None
-            warnings += mixed(name, abouts)
+            warnings += mixed(name, abouts) + cut_short(name, found)
         numbers = compare_numbers(
             measured,
             baseline,
@@ -157,10 +159,16 @@ class Measurement:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
 
-    def _entry(self, targets: Sequence[Target], found: Sequence[Measured], cost: bool) -> dict[str, Any]:
+    def _entry(
+        self, targets: Sequence[Target], found: Sequence[Measured], cost: bool, searched: dict[str, Contamination]
+    ) -> dict[str, Any]:
         """Of one system, its numbers apart. Trainings of one recipe share their data: the first stands for all."""
+
+        def contamination(target: Target) -> dict[str, Any]:
+            return asdict(of_target(target, self.exam, self.listen, searched))
+
         first = targets[0] if targets else None
-        seen, reason = self._tried(lambda target: asdict(of_target(target, self.exam)), first) if first else (None, "")
+        seen, reason = self._tried(contamination, first) if first else (None, "")
         return {
             "targets": [target.spec for target in targets],
             "kind": first.kind if first else found[0].card.kind,
@@ -176,7 +184,7 @@ class Measurement:
 
     def _cost(self, target: Target) -> dict[str, Any]:
         self.listen(Event("evaluate", "note", f"{target.spec}: speed, one prompt at a time"))
-        how = How(self.seed, self.dream_tokens, self.device)
+        how = How(self.seed, self.dream_tokens, self.thinking_tokens, self.device)
         return kept_cost(target, self.exam, self.settings, how, force=self.force)
 
     def _tried(

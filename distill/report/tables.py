@@ -3,6 +3,7 @@
 All are functions of results.json; those for a run's card and summary also take that of an older evaluation.
 """
 
+from decimal import Decimal
 from typing import Any
 
 from distill.exam.metrics.catalogue import in_order, metric_of
@@ -242,8 +243,10 @@ def size(count: int | None) -> str:
     """Bytes in decimal units."""
     if count is None:
         return "–"
-    power = min(3, (len(str(count)) - 1) // 3)
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
+    power = 0
+    while power < 4 and float(f"{count / 1000**power:.3g}") >= 1000:
+        power += 1
+    return f"{_three(count / 1000**power)} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def count(value: int | None) -> str:
@@ -260,7 +263,7 @@ def _three(value: float | None) -> str:
     """Three digits, never as a power of ten."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{Decimal(f'{value:.3g}'):f}"
 
 
 def _value(key: str, value: Any) -> str:

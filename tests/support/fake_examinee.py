@@ -66,8 +66,9 @@ class FakeExaminee:
             spoken.append(Spoken(dream, " ".join(words), closed, 12 + len(words), 0.25, form))
         return spoken
 
-    def begin(self, question: Question) -> None:
+    def begin(self, question: Question) -> bool:
         self.answer([question], think=True, temperature=0.0, max_tokens=1, draw=0)
+        return True
 
     def labels(self, triplets: Sequence[Triplet]) -> list[str] | None:
         return [phrase for triplet in triplets for phrase in triplet.phrases] if self.codebook else None

@@ -163,8 +163,9 @@ class TokenExaminee(ABC):
             spoken += [self._spoken(dream, ids, share) for dream, ids in zip(dreams, answers, strict=True)]
         return spoken
 
-    def begin(self, question: Question) -> None:
+    def begin(self, question: Question) -> bool:
         self.answer([question], think=True, temperature=0.0, max_tokens=1, draw=0)
+        return True  # its dream has a limit of its own
 
     def _dreamed(self, questions: Sequence[Question], temperature: float, draw: int) -> list[OwnDream]:
         """Dreams of its own; what isn't closed within `dream_tokens` is closed."""

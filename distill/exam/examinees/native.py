@@ -9,7 +9,7 @@ from distill.backbone.model import count_parameters
 from distill.dream.pretrained import load_parts
 from distill.errors import TeacherError
 from distill.exam.examinees.common import OwnDream, TokenExaminee, check_finite
-from distill.exam.examinees.protocol import AnswerScore, Card
+from distill.exam.examinees.protocol import PASSING, AnswerScore, Card
 from distill.exam.metrics.likelihood import SoftTargets
 from distill.exam.questions import Question
 from distill.exam.scoring import score_answers
@@ -80,7 +80,7 @@ class NativeExaminee(TokenExaminee):
             try:
                 self.codebook.encoder.encode(["a probe"])
             except TeacherError as error:
-                self.cannot["mined"] = f"its codebook can't place phrases here: {error}"
+                self.cannot["mined"] = f"{PASSING}: {error}"
         return not reason
 
     def encode(self, text: str) -> list[int]:

@@ -10,12 +10,13 @@ from distill.address import default_host
 from distill.errors import AnswerBroken, PromptRefused
 from distill.exam.examinees.common import STORED, engine_seed, without_thought
 from distill.exam.examinees.protocol import Ability, AnswerScore, Card, Dreamt, Spoken, Thinks
-from distill.exam.metrics.speech import Form, is_clean, is_printed_dream, is_whole, letters_of
+from distill.exam.metrics.speech import OPENS, Form, is_clean, is_printed_dream, is_whole, letters_of
 from distill.exam.questions import Question
 from distill.exam.targets import How, Target
 from distill.mining.triplets import Triplet
 from distill.teacher.ollama import OllamaTeacher
 from distill.teacher.ollama_client import OllamaClient
+from distill.tokens.chat import END_THINK
 from distill.turns import messages
 
 IN_FLIGHT = 4
@@ -33,11 +34,12 @@ OWN_SYSTEM = "where a prompt comes without a system prompt, Ollama puts its Mode
 class OllamaExaminee:
     """`ollama:NAME`. Where it has the capability "thinking", what it thinks is its dream.
 
-    Ollama has one limit for dream and answer: it gets the sum of both. A dream that needs more than `dream_tokens`
-    takes it from the answer; where it needs less, the answer is cut at its own limit, by the tokens that /api/chat
-    lists with `logprobs` (since Ollama 0.12.11; an older one's answer may be longer by what the dream left). A model's
-    own stop strings stay in force, its other parameters (temperature, top-k …) do not. A reply that breaks off, as it
-    does where the model writes bytes that are no UTF-8, and a prompt longer than the context, is no answer.
+    Ollama has one limit for dream and answer: it gets the sum of both, with `thinking_tokens` for the dream of one that
+    thinks in words. A dream that needs more than its limit takes it from the answer; where it needs less, the answer
+    is cut at its own limit, by the tokens that /api/chat lists with `logprobs` (since Ollama 0.12.11; an older one's
+    answer may be longer by what the dream left). A model's own stop strings stay in force, its other parameters
+    (temperature, top-k …) do not. A reply that breaks off, as it does where the model writes bytes that are no UTF-8,
+    and a prompt longer than the context, is no answer.
     """
 
     def __init__(self, target: Target, how: How) -> None:
@@ -53,7 +55,10 @@ class OllamaExaminee:
         self._client = OllamaClient(host, timeout=how.timeout)
         self._thinks = info.can_think
         entry = next((entry for entry in self._client.models() if entry["name"] == info.name), {})
-        self.card = _card(target.name, entry, self._client.show(self.model), self._thinks)
+        show = self._client.show(self.model, verbose=self._thinks)
+        in_words = how.thinking_tokens if self._thinks and _in_words(show) else 0
+        self._room = max(how.dream_tokens, in_words)
+        self.card = _card(target.name, entry, show, self._thinks, in_words)
         self.cannot: dict[Ability, str] = dict.fromkeys(("likelihood", "targets", "kl", "mined"), NO_LIKELIHOOD)
         if not self._thinks:
             self.cannot["dreams"] = 'it has no capability "thinking" in Ollama'
@@ -88,7 +93,7 @@ class OllamaExaminee:
         with contextlib.suppress(AnswerBroken, PromptRefused):
             return self._client.post("/api/chat", body)
 
-    def begin(self, question: Question) -> None:
+    def begin(self, question: Question) -> bool:
         """The request ends when the answer begins: a limit for dream and answer together can't say that."""
         body = self._body(question, True, 0.0, 1, 0)
         with (
@@ -96,7 +101,8 @@ class OllamaExaminee:
             self._client.reading("/api/chat"),
             contextlib.closing(self._client.stream("/api/chat", body)) as parts,
         ):
-            next((part for part in parts if part["message"].get("content")), None)
+            return any(part["message"].get("content") for part in parts)
+        return False
 
     def _body(self, question: Question, think: bool, temperature: float, max_tokens: int, draw: int) -> dict[str, Any]:
         thinks = think and self._thinks
@@ -108,7 +114,7 @@ class OllamaExaminee:
                 **FREE,
                 "temperature": temperature,
                 "seed": engine_seed(question.seed(self._how.seed, draw)),
-                "num_predict": max_tokens + (self._how.dream_tokens if thinks else 0),
+                "num_predict": max_tokens + (self._room if thinks else 0),
             },
             **({"think": think} if self._thinks else {}),
             **({"logprobs": True} if thinks else {}),
@@ -126,13 +132,13 @@ def _spoken(answer: dict[str, Any], thinks: bool, max_tokens: int, seconds: floa
     message = cast("dict[str, Any]", answer.get("message") or {})
     dream, content = str(message.get("thinking") or "").strip(), str(message.get("content") or "")
     tokens = int(answer.get("eval_count") or 0) - (answer.get("done_reason") == "stop")
-    said, ended, dropped = content, answer.get("done_reason") == "stop", 0
+    said, ended, dropped, told = content, answer.get("done_reason") == "stop", 0, list[str]()
     if thinks:
-        entries = cast("list[dict[str, Any]]", answer.get("logprobs") or [])
-        said, dropped = cut(content, [str(entry["token"]) for entry in entries], max_tokens)
+        told = [str(entry["token"]) for entry in cast("list[dict[str, Any]]", answer.get("logprobs") or [])]
+        said, dropped = cut(content, told, max_tokens)
         tokens -= dropped
         ended = ended and not dropped
-    closed = not dream or bool(content)
+    closed = not dream or bool(content) or any(token.strip() == END_THINK for token in told)
     form = Form(
         dream=closed and is_printed_dream(dream, steps) if dream else None,
         clean=is_clean(letters_of(said)),
@@ -158,7 +164,14 @@ def cut(content: str, tokens: Sequence[str], limit: int) -> tuple[str, int]:
     return "".join(tokens[len(tokens) - count : len(tokens) - count + limit])[skipped:], count - limit
 
 
-def _card(name: str, entry: dict[str, Any], show: dict[str, Any], dreams: bool) -> Card:
+def _in_words(show: dict[str, Any]) -> bool:
+    """Whether one that thinks does so in words: all students of ours have lenses in their vocabulary. False where none
+    is told."""
+    words = (show.get("model_info") or {}).get("tokenizer.ggml.tokens") or []
+    return bool(words) and OPENS[0] not in words
+
+
+def _card(name: str, entry: dict[str, Any], show: dict[str, Any], dreams: bool, in_words: int = 0) -> Card:
     info = cast("dict[str, Any]", show.get("model_info") or {})
     details = cast("dict[str, Any]", entry.get("details") or show.get("details") or {})
     context = info.get(f"{info.get('general.architecture')}.context_length") or details.get("context_length")
@@ -171,7 +184,10 @@ def _card(name: str, entry: dict[str, Any], show: dict[str, Any], dreams: bool) 
         context=_number(context),
         quantization=STORED.get(stored, stored),
         dreams=dreams,
-        note=OWN_SYSTEM if show.get("system") else "",
+        note="; ".join(
+            [f"it thinks in words, in at most {in_words:,} tokens"] * bool(in_words)
+            + [OWN_SYSTEM] * bool(show.get("system"))
+        ),
     )
 
 

@@ -22,6 +22,8 @@ Thinks = bool | Literal["mined"]
 Ability = Literal["likelihood", "targets", "kl", "dreams", "mined"]
 """What a target may lack: likelihoods of given answers · the soft targets' tokens in its vocabulary (KL, agreement) ·
 the probabilities of all of these (KL) · dreams of its own before an answer that is scored · the mined dream there."""
+PASSING = "its codebook can't place phrases here"
+"""How a reason begins that is one only while a server is away."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ class Examinee(Protocol):
         answers are scored. The dream has a limit of its own, `dream_tokens`."""
         ...
 
-    def begin(self, question: Question) -> None:
-        """Its dream and its answer's first token, greedily, and no more: so long a user waits."""
+    def begin(self, question: Question) -> bool:
+        """Its dream and its answer's first token, greedily, and no more: so long a user waits. Whether it came."""
         ...
 
     def labels(self, triplets: Sequence[Triplet]) -> list[str] | None:
