@@ -125,7 +125,7 @@ def resident(pid: int) -> float:
 
 def main(target: str, seconds: float = 600.0) -> None:
     rows, problems = list[dict[str, Any]](), list[str]()
-    command = [sys.executable, "-m", "cli.main", "serve", target, "--port", "0"]
+    command = [sys.executable, "-P", "-m", "cli.main", "serve", target, "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8") as server:
         try:
             assert server.stderr is not None

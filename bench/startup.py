@@ -16,7 +16,7 @@ PROGRAMS = {
 def bench_startup(watch: Stopwatch) -> BenchResult:
     """Seconds of whole processes and their ratio. The warm-up fills the file cache."""
     jobs = {
-        name: partial(subprocess.run, [sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        name: partial(subprocess.run, [sys.executable, "-P", "-c", code], check=True, stdout=subprocess.DEVNULL)
         for name, code in PROGRAMS.items()
     }
     seconds = watch.seconds(jobs, "bench startup")

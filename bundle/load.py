@@ -65,12 +65,15 @@ class Student:
 
     def shown(self, images: "Sequence[Picture]") -> "Student":
         """It, with these images before its eyes: one that reads pictures themselves reads them before the last question
-        that it is asked. Raises BadInput for one that can't be read."""
+        that it is asked. Raises BadInput for one that can't be read, and for more than its context holds."""
         if not images or self.sight is None:
             return self
         from distill.vision.sight import Sight, showing
 
-        sight, first = Sight.load(self.sight), self.model.config.vocab_size
+        sight, first, context = Sight.load(self.sight), self.model.config.vocab_size, self.model.config.context
+        if (size := len(images) * sight.patches) + ROOM >= context:
+            count = f"{len(images)} picture{'s take' if len(images) > 1 else ' takes'} {size} tokens"
+            raise BadInput(f"--image: {count} of a context of {context}; show fewer, or train with a longer context")
         ends = [first + place * sight.patches for place in range(len(images) + 1)]
         pictures = tuple(range(start, end) for start, end in pairwise(ends))
         return replace(self, model=showing(self.model, sight.rows(images)), pictures=pictures)
@@ -186,7 +189,8 @@ class Student:
         self, prompt: list[int], dream: Dream | None, sampling: Sampling, note: Callable[[str], None]
     ) -> Iterator[tuple[Part, str]]:
         """A given dream, and the answer to a prompt's ids from it."""
-        speaker = Speaker(Session(self.model, 1), sampling)
+        length = min(self.model.config.context, len(prompt) + think_size(self.steps) + sampling.max_tokens)
+        speaker = Speaker(Session(self.model, 1, length), sampling)
         speaker.read(prompt)
         speaker.read(think_ids(self.tokenizer, dream), as_drawn=dream is not None)
         speaker.obey(self._grammar.answering)
@@ -233,13 +237,12 @@ def load_student(path: Path) -> Student:
     """
     kind = _kind(path)
     if kind == "folder":
-        return load_checkpoint(path)
+        run = run_of(path)
+        return load_checkpoint(path) if run is None else _load_of_run(run, path, path.name)
     if kind == "run":
         run = Run.open(path)
         if (checkpoint := _best(run)) is not None:
-            settings = made_with(run)
-            how = system_message(settings), longest_path(settings)
-            return replace(load_checkpoint(checkpoint, run.name, *how), sure=run.settings.dreaming.sure)
+            return _load_of_run(run, checkpoint, run.name)
         path = run.bundle
     manifest = read_manifest(path)
     for name in NATIVE:
@@ -247,6 +250,19 @@ def load_student(path: Path) -> Student:
     steps = manifest.provenance.get("dream_steps", DreamingConfig.dream_length)
     student = _assemble(path, StudentTokenizer.load(path), manifest.name, manifest.ollama.get("system", ""), steps)
     return replace(student, sure=manifest.provenance.get("sure", 1.0))
+
+
+def run_of(checkpoint: Path) -> Run | None:
+    """The run that a checkpoint lies in, and is asked as; None where it lies elsewhere."""
+    folder = checkpoint.resolve().parent
+    is_its = folder.name == "checkpoints" and (folder.parent / KINDS["run"]).is_file()
+    return Run.open(folder.parent) if is_its else None
+
+
+def _load_of_run(run: Run, checkpoint: Path, name: str) -> Student:
+    settings = made_with(run)
+    how = system_message(settings), longest_path(settings)
+    return replace(load_checkpoint(checkpoint, name, *how), sure=settings.dreaming.sure)
 
 
 def _best(run: Run) -> Path | None:
@@ -282,7 +298,16 @@ def load_dreaming(
         for name in READ:
             if name in NATIVE or (path / name).exists():
                 check_file(path, manifest, name)
-    model = DreamingReasoningLLM.load_pretrained(path, device, enable_dream_viewer=enable_dream_viewer)
+    made = made_with(run) if kind == "folder" and (run := run_of(path)) is not None else None
+    model = DreamingReasoningLLM.load_pretrained(
+        path,
+        device,
+        config=made and made.dreaming,
+        enable_dream_viewer=enable_dream_viewer,
+        system=made and system_message(made),
+    )
+    if made is not None:
+        return _as_trained(model, made.dreaming.sure, longest_path(made), made.train.retrieve_limit)
     if kind != "bundle":
         return model
     told = read_manifest(path).provenance

@@ -29,6 +29,8 @@ TICK = 0.2
 """Seconds between two looks at what is told meanwhile."""
 GRACE = 0.5
 """Seconds after a death in which others are taken for the same."""
+PATIENCE = 60.0
+"""Seconds without a machine that could do a task any more: then tasks fail."""
 TRIES = 4
 """Workers that may die of a task: then it is the task's fault."""
 AT_ONCE = 264
@@ -171,9 +173,13 @@ class Cluster:
         perform = self.ray.remote(_perform).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
         flying: list[_Flight[T]] = []
         waiting, begun = iter(tasks), itertools.count()
+        lacks = _Lack(self, cpus, gpus)
 
         def begin(flight: _Flight[T]) -> None:
             flight.number = next(begun)
+            if lacks.over:
+                flight.result = (lacks.error,)
+                return
             try:
                 flight.ref = perform.remote(function, sent(flight.task), flight.number, ears, _version())
             except Exception as error:  # a bug is this task's, as one where it is done
@@ -194,6 +200,11 @@ class Cluster:
                 self._hear(ears, {flight.number: flight.task for flight in flying}, heard)
             for flight in lost:
                 begin(flight)
+            lacks.look()
+            for flight in flying if lacks.over else ():
+                if flight.result is None:
+                    self.ray.cancel(flight.ref)
+                    flight.result = (lacks.error,)
             while done := next((flight for flight in flying[: 1 if ordered else None] if flight.result), None):
                 flying.remove(done)
                 assert done.result
@@ -236,6 +247,30 @@ class Cluster:
     def tell_death(self, count: int, what: str) -> None:
         several = f"its {count} {what}s are" if count > 1 else f"its {what} is"
         self.listen(Event("cluster", "warning", f"a worker died; {several} done again"))
+
+
+class _Lack:
+    """Whether all machines with so many cores and GPUs have gone: Ray would wait for one, in silence."""
+
+    def __init__(self, cluster: Cluster, cpus: int, gpus: int) -> None:
+        self._cluster, self._wanted = cluster, {"CPU": cpus, "GPU": gpus}
+        what = f"{cpus} core{'s' * (cpus > 1)}" + (f" and {gpus} GPU{'s' * (gpus > 1)}" if gpus else "")
+        self._told = f"no machine of the cluster has {what} any more"
+        self.error = DistillError(f"{self._told}; start one, and the same command goes on")
+        self.over = False
+        """It has been so for long."""
+        self._there, self._since = False, 0.0
+
+    def look(self) -> None:
+        """When it begins, that is told. A cluster that never had one may yet grow."""
+        nodes = [node["Resources"] for node in self._cluster.nodes()]
+        if any(all(node.get(kind, 0) >= count for kind, count in self._wanted.items()) for node in nodes):
+            self._there, self._since = True, 0.0
+        elif self._there and not self._since:
+            self._since = time.monotonic()
+            told = f"{self._told}; waiting {PATIENCE:g} s for one"
+            self._cluster.listen(Event("cluster", "warning", told))
+        self.over = self._since > 0 and time.monotonic() - self._since >= PATIENCE
 
 
 class Helper:

@@ -102,7 +102,7 @@ class Worker:
         self._told = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the process
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "BLIS", "RAYON")}
         self._process: Any = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM],
+            [sys.executable, "-P", "-c", _PROGRAM],  # -P: not the current folder's modules
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._told,

@@ -484,8 +484,11 @@ def test_a_corpus_that_needs_too_many_tokens_keeps_the_commonest_and_says_what_i
 
 
 def test_two_processes_write_what_one_writes_and_half_of_nothing(
-    mined_run: Run, monkeypatch: pytest.MonkeyPatch
+    mined_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("random.py").write_text("raise SystemExit('the current folder was searched')", encoding="utf-8")
     monkeypatch.setattr("distill.tokens.build.AT_ONCE", 6)
     monkeypatch.setattr("distill.tokens.packing.TOGETHER", 6)
     monkeypatch.setattr(spread, "WORTH", 1)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,11 @@ from support.fake_ollama import timed
 from support.small_capture import captured_small
 
 from distill.address import Address
-from distill.cluster import QUIET, _connected, _perform, open_cluster
+from distill.cluster import QUIET, Cluster, _connected, _perform, open_cluster
 from distill.config import CaptureSettings, Settings, TeacherSettings
 from distill.corpus.capture import capture
 from distill.corpus.traces import TraceStore
-from distill.errors import BadInput, MissingDependency
+from distill.errors import BadInput, DistillError, MissingDependency
 from distill.events import Event, Listener, silent
 from distill.exam.baselines import make_child, train_child
 from distill.knowledge.mine import mine
@@ -34,7 +35,7 @@ from distill.training.checkpoint import best, list_checkpoints
 
 ray = pytest.importorskip("ray", reason="Ray has no wheel for this machine")
 from ray._private.state import available_resources_per_node  # noqa: E402
-from ray.cluster_utils import Cluster  # noqa: E402
+from ray.cluster_utils import Cluster as RayCluster  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 STORE = 100 * 2**20
@@ -98,7 +99,7 @@ def cluster() -> Generator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
             patch.setenv(name, value)
-        made = Cluster(
+        made = RayCluster(
             head_node_args={"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False},
             initialize_head=True,
         )
@@ -125,6 +126,55 @@ def test_what_is_no_cluster_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependency, match=r"pip install 'dreaming-student\[cluster\]'"):
         open_cluster("local", silent)
+
+
+class Unequal:
+    """Of Ray what hands tasks out: the machine with two cores dies, and is back once somebody waited for it."""
+
+    def __init__(self, comes_back: bool) -> None:
+        self.exceptions = SimpleNamespace(RayError=KeyError, RayTaskError=IndexError)
+        self.looks, self.comes_back, self.cancelled = 0, comes_back, list[str]()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        self.looks += 1
+        there = self.looks == 1 or (self.comes_back and self.looks > 4)
+        cores = [{"CPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]
+        return [{"Alive": there or own["CPU"] < 2, "NodeManagerAddress": "", "Resources": own} for own in cores]
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0, "GPU": 1.0}
+
+    def remote(self, *_: Any, **how: Any) -> Any:
+        return SimpleNamespace(options=self.remote, remote=lambda _, task, *rest: task)
+
+    def wait(self, open: list[str], **how: Any) -> tuple[list[str], list[str]]:
+        return (open if self.looks > 4 and self.comes_back else []), []
+
+    def get(self, ref: str) -> str:
+        return ref
+
+    def cancel(self, ref: str) -> None:
+        self.cancelled.append(ref)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+@pytest.mark.parametrize(("gpus", "what"), [(0, "2 cores"), (1, "2 cores and 1 GPU")])
+def test_tasks_that_no_machine_can_do_any_more_are_told_and_fail(
+    comes_back: bool, gpus: int, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.cluster.PATIENCE", 60 if comes_back else 0.01)
+    unequal, events = Unequal(comes_back), list[Event]()
+    cluster = Cluster(unequal)
+    cluster.listen = events.append
+    found = list(cluster.results(str, ["a", "b"], cpus=2, gpus=gpus))
+    (told,) = [event.message for event in events]
+    assert f"no machine of the cluster has {what} any more; waiting" in told
+    if comes_back:
+        assert found == [("a", "a"), ("b", "b")]
+    else:
+        assert [task for task, _ in found] == ["a", "b"]
+        assert all(isinstance(error, DistillError) and "the same command goes on" in str(error) for _, error in found)
+        assert unequal.cancelled == ["a"], "the other was never begun"
 
 
 def test_what_a_task_raises_is_what_it_raises_here(nodes: Nodes) -> None:

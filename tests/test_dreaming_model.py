@@ -35,6 +35,7 @@ from distill.dream.record import Branch, DreamRecord
 from distill.dream.starter import starter_tokenizer
 from distill.errors import BadInput, CorruptFile, DistillError, RunMismatch
 from distill.knowledge.graph import load_graph
+from distill.knowledge.graph_rag import RETRIEVAL
 from distill.knowledge.retrieval import Retriever
 from distill.mining.triplets import LENSES
 from distill.run import Run, sha256_file
@@ -593,6 +594,20 @@ def test_what_cannot_be_done_is_one_line(model: DreamingReasoningLLM, how: dict[
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "how",
+    [{"dreamer": "engine"}, {"dreamer": "backbone", "guide": GUIDE}, {"dream": "⟨causal⟩" + "⟨a cup⟩" * 15}],
+)
+def test_a_dream_that_does_not_fit_is_not_called_the_prompt(model: DreamingReasoningLLM, how: dict[str, Any]) -> None:
+    tokenizer, context = model.parts.tokenizer, model.parts.model.config.context
+    prompt = "A cup"
+    while len(prompt_ids(tokenizer, f"{prompt} cup")) < context - 10:
+        prompt += " cup"
+    with pytest.raises(BadInput, match=f"with its dream it fills a context of {context}, and leaves no room"):
+        model.generate(prompt, **how)
+    assert model.generate(prompt, dreamer="none", max_length=1) is not None
+
+
 def test_what_a_student_lacks_is_said() -> None:
     bare = make(engine=None, codebook=None)
     for how, message in (
@@ -790,7 +805,9 @@ def test_a_run_loads_with_its_engine_and_system_message(tmp_path: Path) -> None:
     Run.create(run.path, run.settings)
     longer = load_dreaming(run.path, device="cpu")
     longer.save_pretrained(tmp_path / "saved")
-    for each in (longer, DreamingReasoningLLM.load_pretrained(tmp_path / "saved", "cpu")):
+    checkpoint = load_dreaming(run.checkpoints / "step-000001", device="cpu")
+    assert (checkpoint.config, checkpoint.parts.system) == (KEEP_ALL, "Be brief.")
+    for each in (longer, checkpoint, DreamingReasoningLLM.load_pretrained(tmp_path / "saved", "cpu")):
         assert each.parts.longest == 9, "it may dream as long as it learned, and not as long as an engine drafts"
         assert each.parts.facts == 2
 
@@ -852,6 +869,14 @@ def test_what_a_graph_knows_stands_after_the_prompt(tmp_path: Path) -> None:
     assert loaded.generate(prompt, retrieve="walk", seed=5, **how) == model.generate(
         prompt, retrieve="walk", seed=5, **how
     )
+    grown = tmp_path / "other" / "grown.graphml"
+    (tmp_path / RETRIEVAL).write_bytes(b"of the graph that was mined")
+    with pytest.warns(UserWarning, match=r"grown\.graphml: .* no more from .*graph\.graphml, which stays"):
+        model.remember(grown)
+    assert model.memory.recall(model.parts, prompt, "walk", 5) == []
+    model.save_pretrained(tmp_path / "student")
+    assert load_graph(tmp_path / "student" / "knowledge.graphml").nodes == load_graph(path).nodes
+    assert (tmp_path / "student" / RETRIEVAL).read_bytes() == (tmp_path / RETRIEVAL).read_bytes()
     (tmp_path / "broken.graphml").write_text("<graphml><node>", encoding="utf-8")
     with pytest.raises(CorruptFile, match=r"broken\.graphml.*; name another graph"):
         make().know(tmp_path / "broken.graphml").generate(prompt, retrieve="walk")

@@ -147,6 +147,13 @@ def test_only_what_may_be_drawn_is(
     assert exact(np.array(logits), temperature, top_k, min(1.0, top_p * (1 + 1e-9)))[int(chosen)] > 0
 
 
+def test_a_temperature_near_zero_is_greedy() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    for top_k, top_p in ((0, 1.0), (2, 0.9), (0, 0.5)):
+        drawn = Sampler(1e-310, top_k, top_p).choose(logits, torch.tensor([[0.9]], dtype=torch.float64))
+        assert drawn.tolist() == [1]
+
+
 def test_sampling_refuses_nonsense(model: Backbone) -> None:
     for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}):
         with pytest.raises(BadInput, match="sampling"):

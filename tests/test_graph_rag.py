@@ -21,7 +21,7 @@ from distill.config import CaptureSettings, ImageTokenizerConfig, Settings
 from distill.corpus.datasets import hearsay_world
 from distill.corpus.datasets.causal_world import THINGS
 from distill.corpus.datasets.stage import capture_dataset
-from distill.errors import BadInput, CorruptFile, MissingDependency
+from distill.errors import BadInput, CorruptFile, DistillError, MissingDependency
 from distill.events import Event, silent
 from distill.knowledge.graph import build_graph
 from distill.knowledge.graph_rag import RETRIEVAL, GraphAttention, GraphRAGEnhanced, segment_softmax
@@ -226,6 +226,10 @@ def test_a_store_by_itself(tmp_path: Path, graph: Any) -> None:
         GraphRAGEnhanced(width=16, heads=3)
 
 
+def test_prompts_without_words_teach_too(graph: Any) -> None:
+    assert GraphRAGEnhanced(width=16).fit(Retriever(graph), {"?!": told(0)}, steps=1) == 1
+
+
 @pytest.mark.parametrize(("asked", "steps"), [(None, 60), (2000, 2000)])
 def test_few_prompts_bound_the_steps_that_nobody_asked_for(graph: Any, asked: int | None, steps: int) -> None:
     def once(event: Event) -> NoReturn:
@@ -310,6 +314,15 @@ def test_a_run_keeps_what_it_learned_and_learns_anew_where_answers_changed(world
     first = (run.path / RETRIEVAL).read_bytes()
     learned_retrieval(run)
     assert (run.path / RETRIEVAL).read_bytes() != first
+    (run.path / RETRIEVAL).unlink()
+    (run.path / RETRIEVAL).mkdir()  # where nothing can be kept
+    events: list[Event] = []
+    assert learned_retrieval(run, events.append) is not None
+    assert events[-1].kind == "warning"
+    assert events[-1].message.endswith("; it is learned anew next time")
+    (run.data / "data.json").unlink()
+    with pytest.raises(DistillError, match="can't write it"):
+        pack(run)
 
 
 def test_chat_and_watch_read_what_attention_finds(world: Path, call: Call) -> None:
@@ -369,6 +382,8 @@ def test_branches_are_scored_and_the_best_is_chosen(world: Path, call: Call, tmp
             assert (step["times"] > 0) == bool(step["nodes"])
         if branch["steps"]:
             assert branch["support"] == pytest.approx(np.mean([step["times"] > 0 for step in branch["steps"]]))
+    code, out, _ = call("simulate", world, PROMPT, "--branches", 3, *how, "--json", "--html", "/dev/null/x.html")
+    assert (code, json.loads(out)["answer"]) == (1, found["answer"]), "told before it is written"
     page = tmp_path / "branches.html"
     code, out, _ = call("simulate", world, PROMPT, "--branches", 2, *how, "--html", page)
     assert code == 0

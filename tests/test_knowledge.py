@@ -321,6 +321,15 @@ def test_an_importance_that_is_no_number_is_named(tmp_path: Path) -> None:
         graph.save()
 
 
+@pytest.mark.parametrize("phrase", ["a\x0bb", "a\ud800", "a\uffff"])
+def test_what_no_file_could_hold_is_refused(tmp_path: Path, phrase: str) -> None:
+    graph = KnowledgeGraph(tmp_path / "k")
+    with pytest.raises(BadInput, match="characters that can't be printed"):
+        graph.add([Chain("causal", [("ball", phrase, "down")])])
+    graph.save()
+    assert len(KnowledgeGraph(tmp_path / "k")) == 0
+
+
 def test_one_that_holds_the_graph_goes_on_from_what_others_wrote(tmp_path: Path) -> None:
     path = tmp_path / "k"
     ours, theirs = KnowledgeGraph(path), KnowledgeGraph(path)

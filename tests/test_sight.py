@@ -173,6 +173,15 @@ def test_a_student_reads_what_is_shown_before_the_question(published: Path) -> N
     assert asked[: asked.index(size)] == student.prompt_ids([*messages, {"role": "user", "content": ""}], True)[:-6]
 
 
+def test_more_pictures_than_the_context_holds_are_counted_as_pictures(published: Path) -> None:
+    student = load_student(published)
+    context = student.model.config.context
+    with pytest.raises(
+        BadInput, match=f"--image: {context // 16} pictures take {context // 16 * 16} tokens of a context"
+    ):
+        student.shown(pictures(context // 16))
+
+
 def test_an_altered_projector_is_found(published: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(published, tmp_path / "copy"))
     (copy / "mmproj.gguf").write_bytes((copy / "model.gguf").read_bytes())

@@ -21,8 +21,11 @@ from support.small_student import ANSWER, DREAM, write_checkpoint
 from bundle.load import Student, load_dreaming, load_student
 from bundle.manifest import Manifest, write_manifest
 from cli.main import dream
+from distill.backbone.session import Session
 from distill.config import DreamingConfig
 from distill.dream.model import DreamingReasoningLLM
+from distill.dream.output_decoder import Sampling, is_sure
+from distill.dream.simulate import simulate
 from distill.errors import BadInput
 from distill.exam.examinees.native import NativeExaminee
 from distill.exam.questions import Question
@@ -114,6 +117,25 @@ def test_python_dreams_where_it_is_not_sure_or_a_dream_is_wanted(asked: tuple[fl
     for how in (*wanted, {"on_dream": lambda _: None}, {"replace": {1: "⟨water⟩"}}):
         if not drafts or "replace" not in how:
             assert made.generate(PROMPT, temperature=0, return_dreams=True, **how)["record"].read, how
+    assert simulate(made, PROMPT, 1, temperature=0).rollouts[0].record.read, "a branch dreams"
+
+
+def test_no_cache_is_copied_at_each_token(sureness: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    grown: list[bool] = []
+    reserve = Session.reserve
+
+    def noted(session: Session, columns: int) -> None:
+        grown.append(session.end + columns > session.cache.shape[4])
+        reserve(session, columns)
+
+    monkeypatch.setattr(Session, "reserve", noted)
+    model, tokenizer, _ = parts()
+    student = Student("small", model, tokenizer, sure=0.999 * sureness)
+    ids = student.prompt_ids([{"role": "user", "content": PROMPT}], False)
+    assert is_sure(model, ids, Sampling(), student._grammar.answering, tokenizer.eos_id, student.sure)
+    assert student.answer(PROMPT, temperature=0.0, dream=student.editor.written(DREAM)).text
+    assert len(grown) > 2 * len(tokenizer.encode(ANSWER))
+    assert not any(grown)
 
 
 def test_servers_dream_where_they_are_not_sure(asked: tuple[float, bool]) -> None:

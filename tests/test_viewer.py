@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 from support.browser import Browser, Page
 from support.dream_samples import HOSTILE, as_it_forms, backbone_record, engine_record, hostile_record
 
 from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step, Word
-from distill.dream.view.heatmap import MATTERS, SURE, heatmap
+from distill.dream.view.heatmap import MATTERS, SURE, _font, heatmap
 from distill.dream.view.lanes import LiveLanes, clip, visible, width
 from distill.dream.view.page import page
 from distill.dream.view.records import winner
@@ -215,6 +215,27 @@ def test_the_heatmap_shows_likeness_where_there_are_vectors(tmp_path: Path) -> N
     sizes = [Image.open(tmp_path / name).size for name in ("without.png", "with.png")]
     assert sizes[1][0] >= sizes[0][0] + 17 * 24  # a square of the 17 steps that there are
     assert sizes[1][1] > 1.8 * sizes[0][1]
+
+
+class Drawn:
+    """A font of some characters."""
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+
+    def getmask(self, text: str) -> bytes:
+        return text.encode() if text in self.characters else b"box"
+
+
+def test_characters_have_the_font_that_draws_them_or_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [Drawn("мяч"), Drawn("球落下мяч")]
+    monkeypatch.setattr("distill.dream.view.heatmap._fonts", lambda size: both)
+    assert [both.index(_font(16, text)) for text in ("ball", "мяч", "球", "球 мяч")] == [0, 0, 1, 1]
+    monkeypatch.setattr("distill.dream.view.heatmap._fonts", lambda size: [ImageFont.load_default(size)])
+    slot = Slot("球", 0, 0.5)
+    record = DreamRecord("ball 落下", "engine", [Branch("causal", [Step(slot, slot, slot, 0.5)], 0.5, True, "x")])
+    with pytest.warns(UserWarning, match="the picture has boxes for 下球落, of which no font is here"):
+        heatmap([record])
 
 
 def test_the_heatmap_stays_a_picture() -> None:

@@ -22,7 +22,7 @@ from distill.dream.record import DreamRecord
 from distill.dream.view.lanes import LiveLanes
 from distill.dream.view.records import winner
 from distill.dream.view.viewer import DreamViewer
-from distill.errors import BadInput
+from distill.errors import BadInput, DistillError
 
 PROMPT = "What happens when you drop a ball?"
 CUT = "(cut: it didn't end within {} tokens, or within the context)\n"
@@ -175,6 +175,22 @@ def test_dreams_are_exported(call: Call, student: Path, tmp_path: Path) -> None:
     page = (tmp_path / "dream.html").read_text(encoding="utf-8")
     assert page.count('class="node"') == sum(len(branch.steps) for branch in record.branches)
     assert Image.open(tmp_path / "dream.png").format == "PNG"
+
+
+def test_a_picture_that_fails_takes_nothing_else_along(
+    call: Call, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DistillError("the disk is full")
+
+    monkeypatch.setattr("distill.dream.model.canvas", lambda path, *_: Path(path))
+    monkeypatch.setattr("distill.dream.model.draw", fail)
+    files = ("--export", tmp_path / "dream.json", "--picture", tmp_path / "x.png")
+    code, out, err = call(student, PROMPT, "--max-tokens", 4, "--json", *files)
+    assert code == 1
+    assert err.splitlines() == [f"wrote {tmp_path / 'dream.json'}", "Error: the disk is full"]
+    (record,) = DreamViewer.load(tmp_path / "dream.json").records
+    assert record == DreamRecord.from_json(json.loads(out))
 
 
 def test_what_cannot_be_done_is_one_line(call: Call, student: Path, tmp_path: Path) -> None:

@@ -49,9 +49,10 @@ def simulate(target: Path, prompt: str, retrieve: str | None, html: Path | None,
         model = load_dreaming(target, listen=listen)
         found = roll_out(model, prompt, retrieve=retrieve or "", **how)
     numbers = range(len(found.rollouts))
+    told = [f"{line if place == 0 else f'    {line}'}" for n in numbers for place, line in enumerate(found.lines(n))]
+    answer(as_json, found.to_json(), "\n".join([*told, "", found.rollouts[found.chosen].record.answer.strip()]))
     if html is not None:
         notes = ["\n".join(found.lines(number)) for number in numbers]
         write_atomic(html, page([one.record for one in found.rollouts], notes))
-    told = [f"{line if place == 0 else f'    {line}'}" for n in numbers for place, line in enumerate(found.lines(n))]
-    where = [f"\nwrote {html}"] if html is not None and not as_json else []
-    answer(as_json, found.to_json(), "\n".join([*told, "", found.rollouts[found.chosen].record.answer.strip(), *where]))
+        if not as_json:
+            click.echo(f"\nwrote {html}")

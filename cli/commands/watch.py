@@ -10,6 +10,7 @@ import click
 from cli.options import FILE, Function, Text, image_option, json_option, retrieve_option, runs_dir_option
 from cli.output import emit_json
 from cli.runs import RunName
+from distill.errors import DistillError
 
 if TYPE_CHECKING:
     from distill.dream.record import DreamRecord
@@ -91,34 +92,41 @@ def watch(
         if lanes is not None:
             lanes.draw(record)
 
-    for piece in model.generate(
-        prompt,
-        images=list(images) or None,
-        output_mode="text",
-        stream=True,
-        replace=replaced,
-        attention=bool(lanes or as_json or exports),
-        retrieve=retrieve or "",
-        max_length=max_tokens,
-        picture=picture,
-        on_dream=drawn,
-        **how,
-    ):
-        if lanes is not None and dreamed:  # the answer begins
-            lanes.finish(dreamed.pop())
-            click.echo()
-        click.echo("" if as_json else piece, nl=False)
+    viewer, failed = model.get_dream_viewer(), None
+    try:
+        for piece in model.generate(
+            prompt,
+            images=list(images) or None,
+            output_mode="text",
+            stream=True,
+            replace=replaced,
+            attention=bool(lanes or as_json or exports),
+            retrieve=retrieve or "",
+            max_length=max_tokens,
+            picture=picture,
+            on_dream=drawn,
+            **how,
+        ):
+            if lanes is not None and dreamed:  # the answer begins
+                lanes.finish(dreamed.pop())
+                click.echo()
+            click.echo("" if as_json else piece, nl=False)
+    except DistillError as error:
+        if not viewer.records:
+            raise
+        failed = error  # of the picture: the rest is there
     if lanes is not None and dreamed:  # there was none
         lanes.finish(dreamed.pop())
     click.echo("" if as_json else "\n", nl=False)
-    viewer = model.get_dream_viewer()
     if viewer.records and viewer.records[-1].cut and not as_json:
         click.echo(f"(cut: it didn't end within {max_tokens} tokens, or within the context)", err=True)
     if lanes is not None:
         lanes.words(viewer.records[-1])
     for path in exports:
         viewer.export(path)
-    for path in (*exports, *([picture] if picture else [])):
+    for path in (*exports, *([picture] if picture and not failed else [])):
         click.echo(f"wrote {path}", err=True)
     if as_json:
         emit_json(viewer.records[-1].to_json())
+    if failed is not None:
+        raise failed

@@ -117,7 +117,7 @@ class Sampler:
         """Token ids (B,) for logits (B, V), by inverse transform at uniform (B, 1)."""
         if uniform is None:
             return logits.argmax(-1)
-        values, ids = logits.double() / self.temperature, None
+        values, ids = logits.double() / max(self.temperature, 1e-6), None
         if self.top_k and self.top_k < logits.shape[-1]:
             values, ids = values.topk(self.top_k)
         elif self.top_p < 1:

@@ -21,6 +21,7 @@ from distill.dream.output_decoder import Instead, Speaker
 from distill.dream.policy import Choice
 from distill.dream.pretrained import Parts
 from distill.dream.record import ROLES, Branch, DreamRecord, Edge
+from distill.errors import BadInput
 from distill.mining.triplets import LENSES
 from distill.tokens.bpe import StudentTokenizer
 from distill.tokens.chat import Dream, Triple, dream_places
@@ -161,17 +162,27 @@ def decode(parts: Parts, speaker: Speaker, watch: Watch | None = None) -> Writte
     return written
 
 
+def check_room(parts: Parts, speaker: Speaker, count: int) -> None:
+    """Raises BadInput where so many tokens of a dream leave none for an answer."""
+    if speaker.room <= count:
+        text = f"with its dream it fills a context of {parts.model.config.context}, and leaves no room for an answer"
+        raise BadInput(f"prompt: {text}; shorten it")
+
+
 def decode_guided(parts: Parts, speaker: Speaker, guide: Sequence[int], watch: Watch | None = None) -> Written:
     """A backbone's dream whose every path begins with `guide` (codes), the lenses opened for it in their order.
 
-    A path ends where the backbone would go on with anything but an image token, or is full.
+    A path ends where the backbone would go on with anything but an image token, or is full. Raises BadInput where it
+    leaves no room for an answer.
     """
     tokenizer = parts.tokenizer
     forced = [int(tokenizer.image_ids[code]) for code in guide]
-    speaker.read([tokenizer.think_id, tokenizer.newline_id])
-    written = Written()
+    written, around = Written(), [tokenizer.think_id, tokenizer.newline_id]
+    check_room(parts, speaker, len(around))
+    speaker.read(around)
     for lens_id in tokenizer.lens_ids:
         head = [lens_id, *forced]
+        check_room(parts, speaker, len(head) + WAKING - 1)
         speaker.read(head)
         for id in head:
             written.add(id, 1.0)
@@ -179,6 +190,7 @@ def decode_guided(parts: Parts, speaker: Speaker, guide: Sequence[int], watch: W
             token = speaker.peek()
             if tokenizer.image_code(token) is None:
                 break
+            check_room(parts, speaker, WAKING)
             written.add(token, speaker.probability(token))
             speaker.take()
             _show(parts, written, watch, "guided backbone")

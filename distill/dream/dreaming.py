@@ -12,7 +12,17 @@ from functools import cached_property, partial
 from torch import Tensor
 
 from distill.backbone.session import Session
-from distill.dream.dreamers import Dreamt, Watch, Written, decode, decode_guided, draft, instead, read_dream
+from distill.dream.dreamers import (
+    Dreamt,
+    Watch,
+    Written,
+    check_room,
+    decode,
+    decode_guided,
+    draft,
+    instead,
+    read_dream,
+)
 from distill.dream.output_decoder import Speaker, is_sure
 from distill.dream.pretrained import Parts
 from distill.dream.prompting import Asked, image_words
@@ -58,8 +68,8 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
     """
     started = time.monotonic()
     asked = _spared(parts, prompt, images, asked, known)
-    ids, context = _prompt(parts, prompt, images, asked, known), parts.model.config.context
-    length = min(context, len(ids) + DREAM_ROOM + asked.sampling.max_tokens)
+    ids = _prompt(parts, prompt, images, asked, known)
+    length = min(parts.model.config.context, len(ids) + DREAM_ROOM + asked.sampling.max_tokens)
     speaker = Speaker(Session(parts.model, 1, length), asked.sampling)
     states = speaker.read(ids)
     lanes = LiveLanes.on(sys.stdout) if asked.watch else None
@@ -85,10 +95,7 @@ def dream(parts: Parts, prompt: str, images: Tensor | None, asked: Asked, known:
     if asked.replace:
         given = parts.editor.replaced(find().dream or {}, asked.replace)
         return dream(parts, prompt, images, replace(asked, dream=given, replace={}), known)
-    if speaker.room < 1:
-        raise BadInput(
-            f"prompt: with its dream it fills a context of {context}, and leaves no room for an answer; shorten it"
-        )
+    check_room(parts, speaker, 0)
     tell = partial(record, seconds=time.monotonic() - started)
     dreaming = Dreaming(speaker, started, len(ids), len(speaker.ids), find, tell)
     if asked.on_dream is not None:
@@ -129,7 +136,7 @@ def _dreamt(parts: Parts, speaker: Speaker, states: Tensor, asked: Asked, watch:
         return Dreamt
     if asked.dreamer == "engine":
         dreamt = draft(parts, states, asked.guide, watch, asked.sampling.seed if asked.explore else None)
-        speaker.read(think_ids(parts.tokenizer, dreamt.dream), last=True)
+        _read(parts, speaker, dreamt.dream)
         speaker.obey(parts.grammar.answering)
         return lambda: dreamt
     speaker.obey(parts.grammar)
@@ -145,11 +152,17 @@ def _dreamt(parts: Parts, speaker: Speaker, states: Tensor, asked: Asked, watch:
     return partial(read_dream, parts, decode(parts, speaker, watch), states, source)
 
 
+def _read(parts: Parts, speaker: Speaker, dream: Dream | None, as_drawn: bool = False) -> None:
+    ids = think_ids(parts.tokenizer, dream)
+    check_room(parts, speaker, len(ids))
+    speaker.read(ids, last=True, as_drawn=as_drawn)
+
+
 def _given(parts: Parts, speaker: Speaker, states: Tensor, given: Dream, as_drawn: bool) -> Callable[[], Dreamt]:
     """A user's dream, read as it is. as_drawn: the answer is drawn as after a dream of the backbone's own, so that it
     differs by the dream alone."""
     within = with_steps(given)
-    speaker.read(think_ids(parts.tokenizer, within), last=True, as_drawn=as_drawn and within is not None)
+    _read(parts, speaker, within, as_drawn and within is not None)
     speaker.obey(parts.grammar.answering)
     ids = dream_ids(parts.tokenizer, given)
     return partial(read_dream, parts, Written(ids, [1.0] * len(ids)), states, "given")

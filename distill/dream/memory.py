@@ -22,7 +22,7 @@ NO_GRAPH = (
 
 class Memory:
     """The knowledge graph that a model retrieves from: one that grows, or else a file that stays as it is and is read
-    when first needed.
+    when first needed. A file is what is saved with the student, as the other has its own.
 
     learn: gives what retrieves by attention; by default the file beside the graph is read.
     """
@@ -39,11 +39,19 @@ class Memory:
         """Whether there is a graph."""
         return self.grown is not None or self.source is not None
 
+    def grow(self, graph: KnowledgeGraph) -> None:
+        """From now on retrieve from this one."""
+        if self.source is not None:
+            told = f"what is retrieved comes from it alone, and no more from {self.source}, which stays as it is"
+            warnings.warn(f"{graph.path}: {told}", stacklevel=3)
+        self.grown = graph
+
     def graph(self) -> Graph | None:
-        """A copy of it, None where there is none. Raises BadInput, CorruptFile."""
-        if self.grown is not None:
-            return self.grown.graph()
-        return None if self.source is None else load_graph(self.source, remedy=REMEDY)
+        """What is saved with the student, beside `file`: a copy, None where there is none. Raises BadInput,
+        CorruptFile."""
+        if self.source is not None:
+            return load_graph(self.source, remedy=REMEDY)
+        return None if self.grown is None else self.grown.graph()
 
     def retriever(self) -> Retriever:
         """Of what the graph holds now."""

@@ -324,9 +324,9 @@ class DreamingReasoningLLM:
         """Keep what is dreamed from now on in a knowledge graph of at most `max_nodes`, in the GraphML file `path`.
 
         It goes on from the file where there is one, and is saved after each call of `generate`.
-        Raises BadInput, CorruptFile.
+        Warns where what is retrieved came from another. Raises BadInput, CorruptFile.
         """
-        self.memory.grown = KnowledgeGraph(Path(path), max_nodes)
+        self.memory.grow(KnowledgeGraph(Path(path), max_nodes))
         return self
 
     def know(self, path: str | Path, learn: Callable[[], Attention] | None = None) -> "DreamingReasoningLLM":
@@ -345,7 +345,8 @@ class DreamingReasoningLLM:
     # Folders.
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Publish a folder that `load_pretrained` reads, whole or not at all. Raises BadInput, DistillError."""
+        """Publish a folder that `load_pretrained` reads, whole or not at all, with the graph of `know`, else that of
+        `remember`. Raises BadInput, DistillError."""
         save_parts(self.parts, Path(folder), self.memory.graph(), self.memory.file)
         return Path(folder)
 

@@ -196,7 +196,8 @@ class Speaker:
 
 def is_sure(model: Backbone, ids: Sequence[int], sampling: Sampling, grammar: Grammar, end: int, sure: float) -> bool:
     """Whether the answer to ids that end in an empty dream can stand. grammar: of answers; end: what ends them."""
-    speaker, trial = Speaker(Session(model, 1), sampling), Trial(sure)
+    length = min(model.config.context, len(ids) + LONGEST)
+    speaker, trial = Speaker(Session(model, 1, length), sampling), Trial(sure)
     speaker.read(ids, last=True)
     speaker.obey(grammar)
     for token in speaker.tokens(LONGEST, [end]):

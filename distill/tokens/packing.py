@@ -177,7 +177,7 @@ def pack(run: Run, listen: Listener = silent) -> dict[str, Any]:
         if content["fingerprint"] == key:
             return content["counts"]
     if how.retrieve == ATTENTION:
-        learned_retrieval(run, listen)
+        learned_retrieval(run, listen, keep=True)  # other processes read it
     with TraceStore(run.traces, readonly=True) as store, publish_folder(run.data) as folder:
         counts = _write(run, store, folder, listen)
         asked = {"system": run.settings.capture.system, "steps": run.settings.mine.steps}
@@ -280,18 +280,21 @@ def chosen_dreams(run: Run) -> dict[str, str]:
     return {line["trace"]: line["dream"] for line in lines}
 
 
-def recall_of(run: Run, codes: Mapping[str, int], labels: Sequence[str], listen: Listener = silent) -> Recall:
+def recall_of(
+    run: Run, codes: Mapping[str, int], labels: Sequence[str], listen: Listener = silent, keep: bool = True
+) -> Recall:
     """`training_recall` of a run that is mined."""
     with closing(TraceStore(run.traces, readonly=True)) as store:
         train = split_traces(store)[0]
     with closing(TripletFile(run.triplets)) as triplets:
-        return training_recall(run, train, triplets, codes, labels, listen)
+        return training_recall(run, train, triplets, codes, labels, listen, keep)
 
 
-def learned_retrieval(run: Run, listen: Listener = silent) -> Attention:
-    """The run's retrieval by attention; learned now where it is missing, or where answers or triplets changed since."""
+def learned_retrieval(run: Run, listen: Listener = silent, keep: bool = False) -> Attention:
+    """The run's retrieval by attention; learned now where it is missing, or where answers or triplets changed since.
+    keep: raise DistillError where it can't be written, and don't only warn of it."""
     how = replace(run.settings, train=replace(run.settings.train, retrieve=ATTENTION))
-    found = kept_attention(run) or recall_of(Run(run.path, how), {}, [], listen).retriever.attention
+    found = kept_attention(run) or recall_of(Run(run.path, how), {}, [], listen, keep).retriever.attention
     assert found is not None, "it is retrieved by"
     return found
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from distill.config import TrainSettings
-from distill.errors import BadInput, CorruptFile
+from distill.errors import BadInput, CorruptFile, DistillError
 from distill.events import Event, Listener, silent
 from distill.knowledge.graph import build_graph
 from distill.knowledge.retrieval import ATTENTION, Labels, Retriever
@@ -61,9 +61,11 @@ def training_recall(
     codes: Mapping[str, int],
     labels: Sequence[str],
     listen: Listener = silent,
+    keep: bool = True,
 ) -> Recall:
     """What is known from training traces alone (of each its key and prompt), and facts: neither held-out ones nor those
-    of validation are in its graph. Attention is learned where it has to be: see `kept_attention`."""
+    of validation are in its graph. Attention is learned where it has to be: see `kept_attention`.
+    keep: raise DistillError where it can't be written, and don't only warn of it."""
     if not run.settings.train.retrieve:
         return Recall(run.settings.train, run.settings.seed, {}, codes, labels)
     known: dict[str, list[Triplet]] = {}
@@ -72,7 +74,7 @@ def training_recall(
     facts = {trace: group for trace, group in triplets.items() if trace.startswith(FACT)}
     recall = Recall(run.settings.train, run.settings.seed, {**known, **facts}, codes, labels)
     if recall.how == ATTENTION:
-        recall.retriever.attention = kept_attention(run) or _learned(run, recall.retriever, known, listen)
+        recall.retriever.attention = kept_attention(run) or _learned(run, recall.retriever, known, listen, keep)
     return recall
 
 
@@ -94,7 +96,7 @@ def _learned_from(run: Run) -> str:
 
 
 def _learned(
-    run: Run, retriever: Retriever, known: Mapping[str, Sequence[Triplet]], listen: Listener
+    run: Run, retriever: Retriever, known: Mapping[str, Sequence[Triplet]], listen: Listener, keep: bool
 ) -> "GraphRAGEnhanced":
     """Learn it from the training prompts, and keep it."""
     from distill.knowledge.graph_rag import RETRIEVAL, GraphRAGEnhanced
@@ -103,6 +105,12 @@ def _learned(
     listen(Event("retrieval", "start", f"learning what {len(known):,} answers need of the graph"))
     taught = attention.fit(retriever, known, seed=run.settings.seed, listen=listen)
     graph = run.require("mine").outputs[run.knowledge.name]
-    attention.save(run.path / RETRIEVAL, {"learned": _learned_from(run), "graph": graph})
+    try:
+        attention.save(run.path / RETRIEVAL, {"learned": _learned_from(run), "graph": graph})
+    except DistillError as error:
+        if keep:
+            raise
+        listen(Event("retrieval", "warning", f"{error}; it is learned anew next time"))
+        return attention
     listen(Event("retrieval", "done", f"{run.path / RETRIEVAL}: learned from {taught:,} answers"))
     return attention

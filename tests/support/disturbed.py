@@ -39,7 +39,7 @@ distributed.PRELOADED += [  # one process to fork from, for those that training 
     "transformers.models.auto.tokenization_auto",
 ]
 # It is told no sys.path, and leaves out in silence what it can't import.
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
 CLOCKED = re.compile(
     r"seconds|tokens?_(per|a)_second|finished|exported|asked_now|fingerprint|bytes|(bundle/)?README\.md|"
     r"tokens a second|in_flight|ms_|latency"

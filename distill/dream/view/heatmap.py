@@ -7,9 +7,11 @@ attention was noted, what each word of the answer read stands below.
 Shape legend: S paths, T steps, N = S·T steps that were dreamed, D 512.
 """
 
+import contextlib
 import io
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -34,6 +36,13 @@ INK, SOFT, GROUND, EMPTY = "#1d2129", "#5c6370", "#fdfcfa", "#eceae4"
 SURE = ("#f4f1e6", "#bfe0cf", "#69b9b5", "#2a7f9e", "#1d3f74")
 """Probability 0 to 1: light to dark, so that it is read in grey too."""
 MATTERS = ("#faf3ea", "#f6cf9a", "#e58b4f", "#a8323e")
+FONTS = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"),
+    *("NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc"),
+)
+"""Of many scripts, the first that draw a text; then those of Chinese, Japanese and Korean."""
+NOWHERE = "\U0010fffd"
+"""Of no script: it is drawn as what a font lacks."""
 LENS_INK = {"spatial": "#0b7285", "temporal": "#a15c00", "causal": "#b3264b", "abstract": "#5f3dc4"}
 
 Colour = tuple[int, int, int]
@@ -44,6 +53,7 @@ def heatmap(records: Sequence[DreamRecord], vectors: Sequence[NDArray[Any] | Non
     held = list(vectors) if vectors else [None] * len(records)
     shown = list(zip(records, held, strict=True))[-SHOWN:]
     parts = [_Picture(record, vector) for record, vector in shown]
+    _warn_of_boxes(record for record, _ in shown)
     wide = max((part.width for part in parts), default=640)
     legend = 56
     image = Image.new("RGB", (wide, legend + sum(part.height for part in parts)), GROUND)
@@ -77,7 +87,7 @@ class _Picture:
     def draw(self, draw: ImageDraw.ImageDraw, top: int) -> None:
         draw.line([(EDGE, top), (self.width - EDGE, top)], fill="#dfdcd4")
         room = self.width - 2 * EDGE
-        draw.text((EDGE, top + 14), _fit(self.record.prompt, 22, room), fill=INK, font=_font(22))
+        draw.text((EDGE, top + 14), _fit(self.record.prompt, 22, room), fill=INK, font=_font(22, self.record.prompt))
         for t in range(self.steps):
             draw.text((LEFT + t * CELL + 6, top + 64), f"step {t + 1}", fill=SOFT, font=_font(14))
         best = winner(self.record)
@@ -125,7 +135,9 @@ class _Picture:
                 _cell(draw, (x, y, x + wide - 2, y + THIN - 2), word.steps[s], "", SURE, 12)
         for row, word in enumerate(self.words):
             y = top + 50 + row * THIN + THIN // 2
-            draw.text((LEFT - 8, y), _fit(word.text, 14, LEFT - EDGE - 8), fill=INK, font=_font(14), anchor="rm")
+            draw.text(
+                (LEFT - 8, y), _fit(word.text, 14, LEFT - EDGE - 8), fill=INK, font=_font(14, word.text), anchor="rm"
+            )
 
     def _square(self, draw: ImageDraw.ImageDraw, top: int) -> None:
         """Cosine of each step to each, −1 to 1 drawn as 0 to 1; a bar of its lens's colour before each row."""
@@ -170,7 +182,7 @@ def _cell(
     middle = (box[1] + box[3]) // 2
     number = f"{100 * value:.0f}" if ramp is SURE else f"{value:.2f}"
     draw.text((box[2] - 6, middle), number, fill=ink, font=_font(12), anchor="rm")
-    draw.text((box[0] + 7, middle), _fit(label, size, CELL - 44), fill=ink, font=_font(size), anchor="lm")
+    draw.text((box[0] + 7, middle), _fit(label, size, CELL - 44), fill=ink, font=_font(size, label), anchor="lm")
 
 
 def _legend(draw: ImageDraw.ImageDraw, more: int) -> None:
@@ -194,20 +206,46 @@ def _shade(value: float, ramp: Sequence[str]) -> Colour:
 
 
 @cache
-def _font(size: int) -> Any:
-    """A system's font with many scripts where it has one, else the Latin one that Pillow brings."""
-    for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return ImageFont.load_default(size)
+def _fonts(size: int) -> list[Any]:
+    """The system's fonts of FONTS, else the Latin one that Pillow brings."""
+    found: list[Any] = []
+    for name in FONTS:
+        with contextlib.suppress(OSError):
+            found.append(ImageFont.truetype(name, size))
+    return found or [ImageFont.load_default(size)]
+
+
+def _font(size: int, text: str = "") -> Any:
+    """The font that draws most of a text, of equals the first."""
+    return min(_fonts(size), key=lambda font: len(_lacking(font, text)))
+
+
+def _lacking(font: Any, text: str) -> set[str]:
+    """The characters for which a font has but its empty box."""
+    return {c for c in set(text) if c.isprintable() and not c.isascii() and not _has(font, c)}
+
+
+@cache
+def _has(font: Any, character: str) -> bool:
+    return bytes(font.getmask(character)) != bytes(font.getmask(NOWHERE))
+
+
+def _warn_of_boxes(records: Iterable[DreamRecord]) -> None:
+    """Say which characters no font has."""
+    texts: list[str] = []
+    for record in records:
+        slots = (slot for branch in record.branches for step in branch.steps for slot in step.slots)
+        texts += [record.prompt, *(slot.label for slot in slots), *(word.text for word in record.words)]
+    text = "".join(texts)
+    if lacking := set[str].intersection(*(_lacking(font, text) for font in _fonts(16))):
+        told = "".join(sorted(lacking)[:20]) + ("…" if len(lacking) > 20 else "")
+        warnings.warn(f"the picture has boxes for {told}, of which no font is here; export .html", stacklevel=4)
 
 
 def _fit(text: str, size: int, room: int) -> str:
     """As much of the text, on one line, as `room` pixels hold."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    font = _font(size)
+    font = _font(size, text)
     if font.getlength(text) <= room:
         return text
     while text and font.getlength(f"{text}…") > room:
