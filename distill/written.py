@@ -1,11 +1,14 @@
 """What people write by hand, YAML and text: read as it is written, and refused in one line where it can't be."""
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
 from distill.errors import BadInput
 
+SMALL = 10_000
+"""Characters of YAML that is remembered once it was read."""
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -27,11 +30,12 @@ def repaired(text: str) -> str:
 
 
 def compose(text: str, where: str) -> Any:
-    """The YAML node at the root, None where there is none. Raises BadInput with the line; `where` names the text."""
+    """The YAML node at the root, None where there is none: don't alter it. Raises BadInput with the line; `where` names
+    the text."""
     import yaml
 
     try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        return (_composed if len(text) < SMALL else _composed.__wrapped__)(text)
     except RecursionError as error:
         raise BadInput(f"{where}: is not YAML: brackets are nested too deeply") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two: an escape that is no character
@@ -39,6 +43,14 @@ def compose(text: str, where: str) -> Any:
         line = f":{mark.line + 1}" if isinstance(mark, yaml.Mark) else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise BadInput(f"{where}{line}: is not YAML: {reason}") from error
+
+
+@lru_cache(64)
+def _composed(text: str) -> Any:
+    """Runs are opened again and again, and many hold the same settings, which take 12 ms to read."""
+    import yaml
+
+    return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def read_yaml(text: str, where: str) -> Any:
