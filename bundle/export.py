@@ -130,8 +130,7 @@ def write_bundle(
     with publish_folder(final) as folder:
         manifest = _fill(folder, student, settings, origin, listen)
         large = count_parameters(student.model) > ONE_THREAD
-        prompts = origin.verification_prompts[:FEWER] if large else []
-        report = verify(folder, verifying, prompts)
+        report = verify(folder, verifying, most=FEWER if large else None)
         if not report.ok:
             raise ParityError(f"{final}: not published: {report.summary.replace(str(folder), 'the bundle')}")
         checks = {name: f"{verdict}: {detail}" for name, verdict, detail in report.rows()}
@@ -168,7 +167,7 @@ def _keep_unlisted(final: Path, listen: Listener) -> None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, kept)
         more = f" and {len(moved) - 1} more in its folder" if len(moved) > 1 else ""
-        why = "was edited" if moved[0][0].name in edited else "none of the bundle's files"
+        why = "was edited" if moved[0][0].relative_to(final).as_posix() in edited else "none of the bundle's files"
         listen(Event("export", "warning", f"{moved[0][0]}{more}: {why}; kept in {moved[0][1]}"))
 
 

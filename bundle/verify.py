@@ -23,6 +23,8 @@ from distill.tokens.chat import prompt_ids
 from distill.vision import PROJECTOR
 
 MAX_TOKENS = 48
+LEAST_ROOM = 16
+"""Tokens that the context has left after a prompt, at least, where none leaves MAX_TOKENS."""
 MAX_DIFFERENCE = 1e-3
 """Log-probabilities of the float32 GGUF may differ so much from the native ones."""
 
@@ -55,7 +57,7 @@ QUESTIONS = (
     "Why do plants need light?",
     "How do you boil an egg?",
 )
-"""Asked where a bundle names no held-out prompts, or none that leaves room for an answer."""
+"""Asked where a bundle names no held-out prompts, or none that leaves LEAST_ROOM."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,13 @@ def verify(
     prompts: list[str] | None = None,
     ollama_host: str | None = None,
     model: str | None = None,
+    most: int | None = None,
 ) -> VerifyReport:
     """Check a bundle's files, prompt ids, greedy tokens and probabilities.
 
-    prompts: instead of the bundle's own held-out ones. With `model` (or `ollama_host`) the model of that name in
-    Ollama is asked too. What is wrong with the bundle stands in the report; raises BadInput where there is none.
+    prompts: instead of the bundle's own held-out ones. most: how many are answered at most. With `model` (or
+    `ollama_host`) the model of that name in Ollama is asked too. What is wrong with the bundle stands in the report;
+    raises BadInput where there is none.
     """
     manifest = read_manifest(bundle_dir)
     report = VerifyReport(str(bundle_dir))
@@ -119,7 +123,7 @@ def verify(
     else:
         report.add("files", True, f"{len(manifest.files)} files as bundle.json lists them (SHA-256)")
         chosen = prompts or manifest.verification_prompts or list(QUESTIONS)
-        _Verification(bundle_dir, manifest, student, chosen, report, listen).run(ollama_host, model)
+        _Verification(bundle_dir, manifest, student, chosen, report, listen, most).run(ollama_host, model)
     listen(Event("verify", "done", report.summary, data=report.numbers))
     return report
 
@@ -135,24 +139,25 @@ class _Verification:
         prompts: list[str],
         report: VerifyReport,
         listen: Listener,
+        most: int | None,
     ) -> None:
         self.folder, self.manifest, self.student, self.report, self.listen = folder, manifest, student, report, listen
         context = student.model.config.context
         fit = [prompt for prompt in (*prompts, *ODD) if len(self._ids(prompt, False)) < context]
         self.conversations = [(student.system, prompt, think) for prompt in fit for think in (True, False)]
-        self.asked = self._roomy(prompts) or self._roomy(QUESTIONS)
-        if not self.asked:
-            self.asked = sorted((self._ids(prompt, True) for prompt in fit), key=len)[:1]
+        held_out = self._roomy(prompts, MAX_TOKENS) or self._roomy(prompts, LEAST_ROOM)
+        asked = held_out or self._roomy(QUESTIONS, MAX_TOKENS) or self._roomy((*prompts, *QUESTIONS), 1)
+        self.asked = asked[:most]
         self.max_tokens = min(MAX_TOKENS, context - max(map(len, self.asked), default=0))
 
     def _ids(self, prompt: str, think: bool) -> list[int]:
         return prompt_ids(self.student.tokenizer, prompt, think, self.student.system)
 
-    def _roomy(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Of those that leave the context room for all tokens that are compared: one without would shorten them for
-        every prompt."""
+    def _roomy(self, prompts: Sequence[str], tokens: int) -> list[list[int]]:
+        """Of those that leave the context room for so many: one without would shorten what is compared of every
+        prompt."""
         ids = (self._ids(prompt, True) for prompt in prompts)
-        return [one for one in ids if len(one) + MAX_TOKENS <= self.student.model.config.context]
+        return [one for one in ids if len(one) + tokens <= self.student.model.config.context]
 
     def run(self, ollama_host: str | None, model: str | None) -> None:
         student, report = self.student, self.report

@@ -29,8 +29,10 @@ TICK = 0.2
 """Seconds between two looks at what is told meanwhile."""
 GRACE = 0.5
 """Seconds after a death in which others are taken for the same."""
-PATIENCE = 60.0
-"""Seconds without a machine that could do a task any more: then tasks fail."""
+PATIENCE = 900.0
+"""Seconds without a machine that could do a task any more: then tasks fail. Cloud machines need minutes to start."""
+REMINDED = 180.0
+"""Seconds between two warnings of it."""
 TRIES = 4
 """Workers that may die of a task: then it is the task's fault."""
 AT_ONCE = 264
@@ -180,6 +182,7 @@ class Cluster:
             if lacks.over:
                 flight.result = (lacks.error,)
                 return
+            lacks.since = 0.0  # whoever was idle may have been taken away: it is asked for only now
             try:
                 flight.ref = perform.remote(function, sent(flight.task), flight.number, ears, _version())
             except Exception as error:  # a bug is this task's, as one where it is done
@@ -259,18 +262,21 @@ class _Lack:
         self.error = DistillError(f"{self._told}; start one, and the same command goes on")
         self.over = False
         """It has been so for long."""
-        self._there, self._since = False, 0.0
+        self._there, self.since, self._next = False, 0.0, 0.0
+        self.look()
 
     def look(self) -> None:
-        """When it begins, that is told. A cluster that never had one may yet grow."""
-        nodes = [node["Resources"] for node in self._cluster.nodes()]
+        """While it is so, that is told. A cluster that never had one may yet grow."""
+        nodes, now = [node["Resources"] for node in self._cluster.nodes()], time.monotonic()
         if any(all(node.get(kind, 0) >= count for kind, count in self._wanted.items()) for node in nodes):
-            self._there, self._since = True, 0.0
-        elif self._there and not self._since:
-            self._since = time.monotonic()
-            told = f"{self._told}; waiting {PATIENCE:g} s for one"
-            self._cluster.listen(Event("cluster", "warning", told))
-        self.over = self._since > 0 and time.monotonic() - self._since >= PATIENCE
+            self._there, self.since, self._next, self.over = True, 0.0, 0.0, False
+        elif self._there:
+            self.since = self.since or now
+            left = PATIENCE - (now - self.since)
+            self.over = left <= 0
+            if now >= self._next and not self.over:
+                self._next = now + REMINDED
+                self._cluster.listen(Event("cluster", "warning", f"{self._told}; waiting {left / 60:.0f} min for one"))
 
 
 class Helper:

@@ -159,18 +159,26 @@ def test_verify_blesses_it(published: Path) -> None:
 
 
 def test_prompts_that_leave_no_room_shorten_nothing(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where none leaves any, other questions are asked; where these leave none either, the shortest of all."""
-    found = list[tuple[int, bool]]()
+    """Where none leaves all, those that leave some are asked, and other questions where none does; where these leave
+    nothing either, all that fit."""
+    found = list[tuple[int, int]]()
     monkeypatch.setattr(
-        "bundle.verify._Verification.run", lambda self, *_: found.append((len(self.asked), self.max_tokens == 48))
+        "bundle.verify._Verification.run", lambda self, *_: found.append((len(self.asked), self.max_tokens))
     )
-    long, none = "rain " * 90, "rain " * 200
-    for prompts in ([PROMPTS[0], long], [long], [none]):
+    student = load_student(published)
+    around = len(prompt_ids(student.tokenizer, "", True, student.system))
+
+    def leaving(room: int) -> str:
+        word = len(student.tokenizer.encode(" rain"))
+        return " rain" * ((student.model.config.context - around - room) // word)
+
+    some, less, none = leaving(30), leaving(8), leaving(0) + " rain"
+    for prompts in ([PROMPTS[0], some], [some] * 10, [some, less], [less], [none]):
         verify(published, prompts=prompts)
+    verify(published, prompts=[none, *PROMPTS, some], most=2)
     monkeypatch.setattr("bundle.verify.QUESTIONS", (none,))
-    monkeypatch.setattr("bundle.verify.ODD", ())
-    verify(published, prompts=[long, f"{long} rain"])
-    assert found == [(1, True), (4, True), (4, True), (1, False)]
+    verify(published, prompts=[less, less, none])
+    assert found == [(1, 48), (10, 30), (1, 30), (4, 48), (4, 48), (2, 48), (2, 8)]
 
 
 def test_bits_per_byte_are_those_of_transformers(published: Path, student: Student) -> None:
@@ -564,15 +572,17 @@ def test_what_is_not_the_bundles_is_kept_hidden_or_not(student: Student, tmp_pat
     for number in range(3):
         (final / ".git").mkdir(exist_ok=True)
         (final / ".git" / f"{number}").write_text("mine", encoding="utf-8")
-    for name in ("README.md", "model.gguf"):  # a card, one edits; weights, no
+    for name in ("README.md", "notes/README.md", "model.gguf"):  # a card, one edits; weights, no
+        (final / name).parent.mkdir(exist_ok=True)
         (final / name).write_text("mine", encoding="utf-8")
     said.clear()
     write_bundle(final, student, *how)
     assert sorted(path.name for path in (kept / ".git").iterdir()) == ["0", "1", "2"]
-    told, edited = [event.message for event in said if event.kind == "warning"]
+    told, edited, other = [event.message for event in said if event.kind == "warning"]
     assert ".git/0 and 2 more in its folder: none of the bundle's files; kept in" in told
     assert edited == f"{final / 'README.md'}: was edited; kept in {kept / 'README.md'}"
     assert (kept / "README.md").read_text(encoding="utf-8") == "mine"
+    assert "notes/README.md: none of the bundle's files; kept in" in other
     assert {path.name for path in kept.iterdir()} == {"notes", ".git", "README.md"}, "nothing of the bundle's own"
 
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import copy
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,16 +130,27 @@ def test_what_is_no_cluster_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch)
 
 
 class Unequal:
-    """Of Ray what hands tasks out: the machine with two cores dies, and is back once somebody waited for it."""
+    """Of Ray what hands tasks out, a minute a wait: the machine with two cores goes when it has nothing to do, and
+    may be back ten minutes after a task began."""
 
     def __init__(self, comes_back: bool) -> None:
         self.exceptions = SimpleNamespace(RayError=KeyError, RayTaskError=IndexError)
-        self.looks, self.comes_back, self.cancelled = 0, comes_back, list[str]()
+        self.now, self.back, self.cancelled = 1.0, 0.0, list[str]()
+        self.away = 600 if comes_back else math.inf
+
+    def tasks(self) -> Iterator[str]:
+        """Made for an hour each."""
+        for task in ("a", "b"):
+            self.now += 3600
+            self.back = self.now + self.away
+            yield task
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
     def nodes(self) -> list[dict[str, Any]]:
-        self.looks += 1
-        there = self.looks == 1 or (self.comes_back and self.looks > 4)
         cores = [{"CPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]
+        there = self.now >= self.back
         return [{"Alive": there or own["CPU"] < 2, "NodeManagerAddress": "", "Resources": own} for own in cores]
 
     def cluster_resources(self) -> dict[str, float]:
@@ -148,9 +160,11 @@ class Unequal:
         return SimpleNamespace(options=self.remote, remote=lambda _, task, *rest: task)
 
     def wait(self, open: list[str], **how: Any) -> tuple[list[str], list[str]]:
-        return (open if self.looks > 4 and self.comes_back else []), []
+        self.now += 60 * bool(how["timeout"])
+        return (open if self.now >= self.back else []), []
 
     def get(self, ref: str) -> str:
+        self.back = math.inf
         return ref
 
     def cancel(self, ref: str) -> None:
@@ -162,16 +176,19 @@ class Unequal:
 def test_tasks_that_no_machine_can_do_any_more_are_told_and_fail(
     comes_back: bool, gpus: int, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.cluster.PATIENCE", 60 if comes_back else 0.01)
     unequal, events = Unequal(comes_back), list[Event]()
+    monkeypatch.setattr("distill.cluster.time", SimpleNamespace(monotonic=lambda: unequal.now, sleep=unequal.sleep))
     cluster = Cluster(unequal)
     cluster.listen = events.append
-    found = list(cluster.results(str, ["a", "b"], cpus=2, gpus=gpus))
-    (told,) = [event.message for event in events]
-    assert f"no machine of the cluster has {what} any more; waiting" in told
+    found = list(cluster.results(str, unequal.tasks(), cpus=2, gpus=gpus))
+    told = [event.message.split("; ") for event in events]
+    assert {lack for lack, _ in told} == {f"no machine of the cluster has {what} any more"}
+    left = [int(wait.split()[1]) for _, wait in told]
     if comes_back:
         assert found == [("a", "a"), ("b", "b")]
+        assert left == [15, 12, 9, 6] * 2
     else:
+        assert left == [15, 12, 9, 6, 3]
         assert [task for task, _ in found] == ["a", "b"]
         assert all(isinstance(error, DistillError) and "the same command goes on" in str(error) for _, error in found)
         assert unequal.cancelled == ["a"], "the other was never begun"

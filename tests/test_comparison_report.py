@@ -1,6 +1,7 @@
 """The report of a comparison in Markdown: it says what results.json holds, no more, and nothing becomes markup."""
 
 import copy
+import math
 import re
 from typing import Any
 
@@ -294,7 +295,9 @@ def test_sizes(count: int | None, text: str) -> None:
     assert size(count) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.00003, "0.00003"), (0.0, "0"), (3.14159, "3.14"), (99.96, "100")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.00003, "0.00003"), (0.0, "0"), (3.14159, "3.14"), (99.96, "100"), (math.nan, "nan")]
+)
 def test_three_digits_are_no_power_of_ten(value: float, text: str) -> None:
     assert _three(value) == text
 

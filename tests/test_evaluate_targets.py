@@ -308,6 +308,7 @@ def test_kept_costs_are_of_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(cost, "measure_cost", measure)
     monkeypatch.setattr(Target, "digest", lambda self: "d")
+    monkeypatch.setattr("distill.exam.examinees.ollama.thinks_in_words", lambda *_: False)
     exam, settings = fake_exam(tmp_path), EvaluateSettings()
     student, model = Target("x", "checkpoint", tmp_path), Target("ollama:x", "ollama", model="x")
 

@@ -32,7 +32,7 @@ from distill.exam.metrics.catalogue import METRICS
 from distill.exam.metrics.statistics import Ratio
 from distill.exam.metrics.text import chrf
 from distill.exam.questions import Exam
-from distill.exam.targets import Target
+from distill.exam.targets import How, Target
 from distill.journal import Journal
 from distill.report.doubts import cut_short
 from distill.report.measure import Measurement
@@ -352,7 +352,9 @@ def test_who_was_cut_while_it_thought_is_told_of(tmp_path: Path, target: Target)
             found.append(examine(target, fake_exam(tmp_path / kind.__name__), SETTINGS))
     assert [each.cut_thinking for each in found] == [1, 0]
     (told,) = cut_short("thinker", found[:1])
-    assert told.startswith("thinker: 1 of 7 answers are empty, for it was still thinking")
+    assert told == "thinker: 1 of 7 answers are empty, for it was still thinking when its tokens were spent."
+    (told,) = cut_short("thinker", [replace(found[0], card=replace(found[0].card, kind="ollama"))])
+    assert told.endswith("; raise teacher.thinking_tokens.")
     assert cut_short("ours", found[1:]) == []
 
 
@@ -360,14 +362,30 @@ def test_a_model_of_ollama_is_asked_anew_with_other_room_to_think(
     tmp_path: Path, target: Target, seat: Seat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Target, "digest", lambda self: "d")
-    for asked, anew in ((Target("ollama:x", "ollama", model="x"), True), (target, False)):
-        exam = fake_exam(tmp_path / asked.kind)
+    monkeypatch.setattr("distill.exam.examinees.ollama.thinks_in_words", lambda target, _: target.model == "x")
+    thinker, other = (Target(f"ollama:{name}", "ollama", model=name) for name in "xy")
+    for asked, anew in ((thinker, True), (other, False), (target, False)):
+        exam = fake_exam(tmp_path / f"exam-{asked.name}")
         seat()
         examine(asked, exam, SETTINGS)
         again = seat()
         examine(asked, exam, SETTINGS, thinking_tokens=9)
         assert bool(again.calls) == anew
-    assert Measurement.of(exam, Settings(teacher=TeacherSettings(thinking_tokens=9))).thinking_tokens == 9
+
+
+def test_evaluations_take_the_teachers_room_and_patience(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hows: list[How] = []
+    monkeypatch.setattr(examination, "open_examinee", lambda _, how: hows.append(how) or FakeExaminee())
+    monkeypatch.setattr(
+        "distill.report.measure.kept_cost", lambda _target, _exam, _settings, how, **_: hows.append(how)
+    )
+    settings = Settings(teacher=TeacherSettings(thinking_tokens=9, timeout=7))
+    measurement = Measurement.of(fake_exam(tmp_path / "exam"), settings)
+    measured, _ = measurement.measure({"s": [target]})
+    measurement.results({"s": [target]}, measured, "s", cost=True)
+    assert [(how.thinking_tokens, how.timeout) for how in hows] == [(9, 7)] * 2
 
 
 def test_what_a_server_kept_from_it_is_measured_once_it_can_be(tmp_path: Path, target: Target, seat: Seat) -> None:

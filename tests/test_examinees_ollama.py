@@ -13,6 +13,7 @@ from support.small_student import ANSWER, DREAM
 
 from distill.errors import ModelNotFound, PromptRefused, TeacherUnavailable
 from distill.exam.examinees.ollama import OWN_SYSTEM, OllamaExaminee, _card, cut
+from distill.exam.examinees.opening import limits_of
 from distill.exam.metrics.speech import Form
 from distill.exam.questions import Question
 from distill.exam.targets import How, Target
@@ -23,8 +24,16 @@ from distill.turns import joined
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPT = "What happens when you drop a ball?"
-STUDENT = {"/api/show": exchange("show_thinking_model")["response"]["json"]}
+SHOWN: dict[str, Any] = exchange("show_thinking_model")["response"]["json"]
 """One that thinks, whose vocabulary isn't told."""
+
+
+def telling(*words: str) -> dict[str, Any]:
+    """It, with this vocabulary."""
+    return {**SHOWN, "model_info": {**SHOWN["model_info"], "tokenizer.ggml.tokens": list(words)}}
+
+
+STUDENT = {"/api/show": telling("Hm", "⟨spatial⟩")}
 QUESTIONS = [Question("a", PROMPT), Question("b", "How do plants grow?"), Question("c", PROMPT, system="Be short.")]
 
 
@@ -164,10 +173,8 @@ def test_the_first_token_of_an_answer_ends_the_request() -> None:
 
 
 def test_one_that_thinks_in_words_has_room_for_it() -> None:
-    show: dict[str, Any] = STUDENT["/api/show"]
     thought = {"message": {"role": "assistant", "content": "", "thinking": "Hm"}, "done": True, "done_reason": "length"}
-    for words, room in ((["Hm", "⟨spatial⟩"], 66), (["Hm", "It"], 1024), (None, 66)):
-        shown = {**show, "model_info": {**show["model_info"], "tokenizer.ggml.tokens": words}}
+    for shown, room in ((telling("Hm", "⟨spatial⟩"), 66), (telling("Hm", "It"), 1024), (SHOWN, 1024)):
         said = {"/api/show": shown, "/api/chat": lambda body: Reply(stream=[thought]) if body["stream"] else thought}
         with serve(Told(said, ["tags", "version"])) as server:
             examinee = opened(server, "proto")
@@ -177,6 +184,13 @@ def test_one_that_thinks_in_words_has_room_for_it() -> None:
             assert [body["options"]["num_predict"] for body in server.asked("/api/chat")] == [room + 40, room + 1]
         assert examinee.card.note == ("it thinks in words, in at most 1,024 tokens" if room > 66 else "")
         assert (spoken.closed, spoken.answer, spoken.form.ended) == (False, "", False)
+
+
+def test_room_to_think_bounds_only_who_thinks_in_words() -> None:
+    plain = {**telling("Hm", "It"), "capabilities": ["completion"]}
+    for shown, limits in ((STUDENT["/api/show"], [66]), (plain, [66]), (SHOWN, [66, 1024])):
+        with serve(Told({"/api/show": shown}, ["tags", "version"])) as server:
+            assert limits_of(Target("ollama:proto", "ollama", model="proto", host=server.url), How()) == limits
 
 
 def test_a_model_without_thinking_is_not_told_to_think(server: FakeOllama) -> None:

@@ -321,13 +321,22 @@ def test_an_importance_that_is_no_number_is_named(tmp_path: Path) -> None:
         graph.save()
 
 
-@pytest.mark.parametrize("phrase", ["a\x0bb", "a\ud800", "a\uffff"])
+@pytest.mark.parametrize("phrase", ["a\x0bb", "a\rb", "a\ud800", "a\uffff"])
 def test_what_no_file_could_hold_is_refused(tmp_path: Path, phrase: str) -> None:
     graph = KnowledgeGraph(tmp_path / "k")
-    with pytest.raises(BadInput, match="characters that can't be printed"):
-        graph.add([Chain("causal", [("ball", phrase, "down")])])
+    with pytest.raises(BadInput, match="characters that a graph's file can't hold"):
+        graph.add([Chain("causal", [("ball", "falls", "down")]), Chain("causal", [("ball", phrase, "down")])])
+    assert len(graph) == 0, "nor is what came before it added"
     graph.save()
     assert len(KnowledgeGraph(tmp_path / "k")) == 0
+
+
+@pytest.mark.parametrize("phrase", ["نمی\u200cخواهم", "👩\u200d🚀", "10\xa0km", "a\xadb", "a\tb", "\U0001fae9"])
+def test_what_a_file_holds_is_added(tmp_path: Path, phrase: str) -> None:
+    graph = KnowledgeGraph(tmp_path / "k")
+    graph.add(iter([Chain("causal", [("ball", phrase, "down")])]))
+    graph.save()
+    assert phrase in {data["label"] for _, data in load_graph(tmp_path / "k").nodes(data=True)}
 
 
 def test_one_that_holds_the_graph_goes_on_from_what_others_wrote(tmp_path: Path) -> None:

@@ -409,22 +409,61 @@ def test_what_is_told_of_a_student_is_of_the_one_that_was_read(
     offers: list[Offer], tokenizer: StudentTokenizer
 ) -> None:
     config = small_model(tokenizer).config
-    other = Student("proto", Backbone(replace(config, context=32)), tokenizer, "Be brief.")
+    other = Student("proto", Backbone(replace(config, context=96)), tokenizer, "Be brief.")
     made = iter((offers[0].load(), other))
-    shelf = Shelf([Offer(lambda: next(made), True, 0.0)])
+    renewed = Offer(lambda: replace(other, name="another"), False, 0.5, 9.0)
+    shelf = Shelf([Offer(lambda: next(made), True, 0.0, renew=lambda: renewed)])
     served = shelf.find("proto")
     before = served.about
+    body = {"model": "proto", "prompt": QUESTION, "options": {"num_predict": 4, "temperature": 0}, "stream": False}
+    said: list[Any] = [{"role": "user", "content": QUESTION}]
+    silent, dreaming = (len(other.prompt_ids(said, think)) for think in (False, None))
+
+    async def ask(asked: httpx.AsyncClient) -> None:
+        first = await served.acquire()  # who uses it keeps it
+        assert (await served.acquire()) is first
+        assert (served.about, served.offer.dreams) == (before, True)
+        served.release(None)
+        served.release(0)
+        assert served.about == before
+        told = (await asked.post("/api/generate", json=body)).json()
+        assert told["prompt_eval_count"] == silent != dreaming, "it was taught not to dream"
+        assert (await asked.post("/api/generate", json=body | {"think": True})).status_code == 400
+
+    asking(create_app(shelf), ask)
+    assert served.about.digest != before.digest
+    assert (served.context, served.about.details["context_length"], served.system) == (96, 96, "Be brief.")
+    assert (served.name, served.offer.temperature, served.about.modified) == ("proto:latest", 0.5, 9.0)
+    assert served.about.capabilities == ["completion"]
+    shelf.close()
+
+
+def test_a_digest_is_computed_again_when_its_files_change(offers: list[Offer], tokenizer: StudentTokenizer) -> None:
+    other = Student("proto", small_model(tokenizer), tokenizer)
+    same, changed = (Offer(lambda: other, stamp=(("model.safetensors", 1, time),)) for time in (1, 2))
+    renewed = iter((replace(same, renew=lambda: changed), changed))
+    shelf = Shelf([replace(same, load=offers[0].load, renew=lambda: next(renewed))])
+    served, digests = shelf.find("proto"), list[str]()
 
     async def run() -> None:
-        served.unload()
-        assert served.about == before
-        await served.acquire()
-        served.release(None)
+        for _ in range(3):
+            await served.acquire()
+            digests.append(served.about.digest)
+            served.release(0)
 
     asyncio.run(run())
-    assert served.about.digest != before.digest
-    assert (served.context, served.about.details["context_length"], served.system) == (32, 32, "Be brief.")
+    assert digests[0] == digests[1] != digests[2]
     shelf.close()
+
+
+def test_a_stamp_is_of_what_is_read(tmp_path: Path, model: Backbone, tokenizer: StudentTokenizer) -> None:
+    folder = write_checkpoint(tmp_path / "small", model, tokenizer)
+    before = offer(folder)
+    assert before.renew is not None
+    assert before.stamp == before.renew().stamp != ()
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    assert before.renew().stamp != before.stamp
+    assert not offer(tmp_path).stamp
 
 
 @pytest.mark.parametrize(
@@ -595,8 +634,9 @@ def test_an_origin_is_one_that_browsers_send() -> None:
     sent = ("https://chat.example", *known[1:])
     assert Allowed(origins=known).origins == sent
     for site in ("*", "chat.example", "https://*.example", "https://chat.example/page", "https://bücher.example", ""):
-        with pytest.raises(BadInput, match=re.escape(f"--origin {site}: give SCHEME://HOST[:PORT]")):
+        with pytest.raises(BadInput, match=re.escape(f"--origin {site}: give SCHEME://HOST[:PORT]")) as refused:
             Allowed(origins=(site,))
+        assert ("xn--" in str(refused.value)) == ("ü" in site)
 
 
 def test_where_it_listens() -> None:
@@ -612,13 +652,17 @@ def test_where_it_listens() -> None:
 
 
 def test_what_can_be_offered(tmp_path: Path, offers: list[Offer]) -> None:
-    with pytest.raises(BadInput, match="proto:latest: two students of this name, here and there; serve one at another"):
-        Shelf([replace(offers[0], source="here"), offers[1], replace(offers[0], source="there")])
+    here, there = (replace(offers[0], source=source) for source in ("here", "there"))
+    told = "proto:latest: two students of this name, here and there; serve one at another --port"
+    for last, remedy in ((there, ""), (replace(there, rename="rename there"), ", or rename there")):
+        with pytest.raises(BadInput, match=f"^{re.escape(told + remedy)}$"):
+            Shelf([here, offers[1], last])
     settings = Settings(train=TrainSettings(dreams=False), export=ExportSettings(temperature=0.1))
     run = Run.create(tmp_path / "run", settings)
     told = offer(run.path)
     assert (told.dreams, told.temperature, told.source) == (False, 0.1, str(run.path))
-    assert not offer(run.checkpoints / "step-000001").dreams
+    checkpoint = offer(run.checkpoints / "step-000001")
+    assert (checkpoint.dreams, checkpoint.rename, told.rename) == (False, "", f"rename {run.path}")
     run.record("train", {"dreams": True}, {}, {}, 1.0)  # a command that would have made another was stopped
     assert offer(run.path).dreams
     for provenance in ({}, {"dreams": True}, {"dreams": False}):

@@ -18,7 +18,7 @@ from support.browser import Browser, Page
 from support.dream_samples import HOSTILE, as_it_forms, backbone_record, engine_record, hostile_record
 
 from distill.dream.record import Branch, DreamRecord, Edge, Slot, Step, Word
-from distill.dream.view.heatmap import MATTERS, SURE, _font, heatmap
+from distill.dream.view.heatmap import MATTERS, SURE, _font, _warn_of_boxes, heatmap
 from distill.dream.view.lanes import LiveLanes, clip, visible, width
 from distill.dream.view.page import page
 from distill.dream.view.records import winner
@@ -231,11 +231,16 @@ def test_characters_have_the_font_that_draws_them_or_are_told(monkeypatch: pytes
     both = [Drawn("мяч"), Drawn("球落下мяч")]
     monkeypatch.setattr("distill.dream.view.heatmap._fonts", lambda size: both)
     assert [both.index(_font(16, text)) for text in ("ball", "мяч", "球", "球 мяч")] == [0, 0, 1, 1]
-    monkeypatch.setattr("distill.dream.view.heatmap._fonts", lambda size: [ImageFont.load_default(size)])
+    latin = [ImageFont.load_default(16)]
+    monkeypatch.setattr("distill.dream.view.heatmap._fonts", lambda size: latin)
     slot = Slot("球", 0, 0.5)
     record = DreamRecord("ball 落下", "engine", [Branch("causal", [Step(slot, slot, slot, 0.5)], 0.5, True, "x")])
-    with pytest.warns(UserWarning, match="the picture has boxes for 下球落, of which no font is here"):
+    with pytest.warns(UserWarning, match="the picture has boxes for 下球落, which no font here has"):
         heatmap([record])
+    both = [Drawn("мяч"), Drawn("球落下")]
+    monkeypatch.setattr("distill.dream.view.heatmap._fonts", lambda size: both)
+    with pytest.warns(UserWarning, match="boxes for 下球落, which"):
+        _warn_of_boxes([DreamRecord("球落下 мяч", "none"), DreamRecord("мяч", "none")])
 
 
 def test_the_heatmap_stays_a_picture() -> None:

@@ -175,6 +175,10 @@ def test_dreams_are_exported(call: Call, student: Path, tmp_path: Path) -> None:
     page = (tmp_path / "dream.html").read_text(encoding="utf-8")
     assert page.count('class="node"') == sum(len(branch.steps) for branch in record.branches)
     assert Image.open(tmp_path / "dream.png").format == "PNG"
+    (tmp_path / "file").touch()
+    code, out, _ = call(student, PROMPT, "--max-tokens", 4, "--json", "--export", tmp_path / "file" / "dream.json")
+    assert code == 1
+    assert DreamRecord.from_json(json.loads(out)).prompt == PROMPT, "it is printed before"
 
 
 def test_a_picture_that_fails_takes_nothing_else_along(

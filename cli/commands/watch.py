@@ -122,11 +122,11 @@ def watch(
         click.echo(f"(cut: it didn't end within {max_tokens} tokens, or within the context)", err=True)
     if lanes is not None:
         lanes.words(viewer.records[-1])
+    if as_json:
+        emit_json(viewer.records[-1].to_json())
     for path in exports:
         viewer.export(path)
     for path in (*exports, *([picture] if picture and not failed else [])):
         click.echo(f"wrote {path}", err=True)
-    if as_json:
-        emit_json(viewer.records[-1].to_json())
     if failed is not None:
         raise failed

@@ -15,7 +15,7 @@ import numpy as np
 from distill.address import default_host
 from distill.config import EvaluateSettings
 from distill.errors import DistillError
-from distill.exam.examinees.opening import open_examinee
+from distill.exam.examinees.opening import limits_of, open_examinee
 from distill.exam.examinees.protocol import Examinee
 from distill.exam.provenance import machine
 from distill.exam.questions import Exam, Question
@@ -48,7 +48,7 @@ def kept_cost(
 
     What is kept is of this target on this exam, on this machine with as many threads, or of this server.
     """
-    asked = [settings.max_tokens, *how.limits_of(target), place_of(target, how.device)]
+    asked = [settings.max_tokens, *limits_of(target, how), place_of(target, how.device)]
     about = [VERSION, target.kind, target.digest(), exam.digest, *asked]
     path = exam.folder / "costs" / f"{fingerprint(about)[:24]}.json"
     if not force and path.is_file():

@@ -16,7 +16,7 @@ from distill.config import EvaluateSettings
 from distill.errors import CorruptFile, NothingHeldOut
 from distill.events import Event, Listener, silent
 from distill.exam.cost import place_of
-from distill.exam.examinees.opening import open_examinee
+from distill.exam.examinees.opening import limits_of, open_examinee
 from distill.exam.examinees.protocol import PASSING, Card, Dreamt, Examinee
 from distill.exam.measured import ANSWERS, GREEDY, STEERED, Measured, Scored, Sheet, assemble, spread_over
 from distill.exam.metrics.statistics import Ratio
@@ -55,6 +55,7 @@ def examine(
     *,
     dream_tokens: int = How.dream_tokens,
     thinking_tokens: int = How.thinking_tokens,
+    timeout: float = How.timeout,
     device: str = "auto",
     force: bool = False,
     only: Sequence[str] = (),
@@ -63,12 +64,12 @@ def examine(
 ) -> Measured:
     """Everything that can be measured of `target` on `exam`.
 
-    dream_tokens, thinking_tokens: see `How`. force: ask anew. only: some of the phases alone ("score-none", …; see
-    `phases`). opened: makes who sits the exam, not the target's kind; also: what the numbers depend on then.
+    dream_tokens, thinking_tokens, timeout: see `How`. force: ask anew. only: some of the phases alone ("score-none", …;
+    see `phases`). opened: makes who sits the exam, not the target's kind; also: what the numbers depend on then.
     Raises BadInput where no question fits the target's context, and what the target's kind raises when it is opened or
     asked (TeacherError, CorruptFile, RunMismatch).
     """
-    how = How(seed, dream_tokens, thinking_tokens, device, vocabulary=exam.vocabulary)
+    how = How(seed, dream_tokens, thinking_tokens, device, timeout, exam.vocabulary)
     mark = _mark(target, exam, settings, how, also)
     folder = exam.folder / f"{safe_name(target.name)}-{mark[:12]}"
     with Journal(folder / "journal.jsonl", force) as journal, ExitStack() as stack:
@@ -93,7 +94,7 @@ def _mark(target: Target, exam: Exam, settings: EvaluateSettings, how: How, also
         settings.temperature,
         settings.max_tokens,
         how.seed,
-        *how.limits_of(target),
+        *limits_of(target, how),
         device_of(target, how.device),
     ]
     kept = [VERSION, target.kind, target.digest(), exam.digest, exam.vocabulary is not None, asked, retrieved]

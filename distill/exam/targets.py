@@ -137,8 +137,8 @@ NOT_READ = (
 @dataclass(frozen=True)
 class How:
     """How examinees are opened. seed: of all samples. dream_tokens: a dream has at most so many; thinking_tokens: room
-    for the thoughts in words of a model of Ollama. device: of torch. vocabulary: what the ids of the exam's soft
-    targets mean, None where it has none."""
+    for the thoughts in words of a model of Ollama. device: of torch. timeout: seconds for each request to a server.
+    vocabulary: what the ids of the exam's soft targets mean, None where it has none."""
 
     seed: int = 0
     dream_tokens: int = 66
@@ -151,10 +151,6 @@ class How:
     def steps(self) -> int:
         """Triplets that a lens has at most in a dream of that length."""
         return steps_within(self.dream_tokens)
-
-    def limits_of(self, target: Target) -> list[int]:
-        """All that bounds what it writes before its answers."""
-        return [self.dream_tokens, *([self.thinking_tokens] if target.kind == "ollama" else [])]
 
 
 def find_target(spec: str, path: Path | None = None, host: str = "") -> Target:

@@ -6,6 +6,7 @@ the next pruning starts anew when it comes back, as in lossy counting: the bound
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ EDGES = 64
 """Edges that lead away from one node, the most counted."""
 MILLION = 10**6
 """Attention is summed in millionths, as whole numbers: the order of adding and merging then changes nothing."""
+
+# What XML can't hold, and a carriage return, which would come back as a line feed.
+_NOT_HELD = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Kind = tuple[str, str, str]
 """Type, lens and, of a `yields` edge, the action that it is by."""
@@ -236,13 +240,15 @@ class KnowledgeGraph:
 
     def add(self, chains: Iterable[Chain]) -> None:
         """Grow by the chains of dreams. Raises BadInput for a lens that there isn't, or a phrase that no
-        file could hold."""
+        file could hold; then none is added."""
+        chains = list(chains)
         for chain in chains:
             if chain.lens not in LENSES:
                 raise BadInput(f"{chain.lens!r} is no lens; a dream has {', '.join(LENSES)}")
             for phrase in (phrase for step in chain.steps for phrase in step):
-                if not phrase.isprintable():
-                    raise BadInput(f"{phrase!r}: has characters that can't be printed; leave them out")
+                if _NOT_HELD.search(phrase):
+                    raise BadInput(f"{phrase!r}: has characters that a graph's file can't hold; leave them out")
+        for chain in chains:
             self._tally.add(chain)
 
     def merge(self, graph: Graph) -> None:

@@ -71,7 +71,8 @@ def cut_short(name: str, found: Sequence[Measured]) -> list[str]:
     """One that thought up to the limit has said nothing: its numbers are those of empty answers."""
     cut, answers = sum(each.cut_thinking for each in found), sum(len(each.answers) for each in found)
     told = f"{name}: {cut} of {answers} answers are empty, for it was still thinking when its tokens were spent"
-    return [f"{told}; raise teacher.thinking_tokens."] if cut else []
+    remedy = "; raise teacher.thinking_tokens" * (found[0].card.kind == "ollama")  # for others it is no room
+    return [f"{told}{remedy}."] if cut else []
 
 
 def cautions(results: Mapping[str, Any]) -> list[str]:

@@ -40,7 +40,7 @@ Systems = Mapping[str, Sequence[Target]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is asked, and how. dream_tokens, thinking_tokens: see `How`; force: measure everything again."""
+    """What is asked, and how. dream_tokens, thinking_tokens, timeout: see `How`; force: measure everything again."""
 
     exam: Exam
     settings: EvaluateSettings
@@ -48,6 +48,7 @@ class Measurement:
     seed: int = 0
     dream_tokens: int = How.dream_tokens
     thinking_tokens: int = How.thinking_tokens
+    timeout: float = How.timeout
     device: str = "auto"
     force: bool = False
 
@@ -61,8 +62,9 @@ class Measurement:
         force: bool = False,
     ) -> Self:
         """As a run's settings have it; dreams are as long as the longest of the exam's run and of the targets."""
-        tokens = dream_tokens_of(exam.run, targets), settings.teacher.thinking_tokens
-        return cls(exam, settings.evaluate, listen, settings.seed, *tokens, settings.train.device, force)
+        teacher = settings.teacher
+        limits = dream_tokens_of(exam.run, targets), teacher.thinking_tokens, teacher.timeout
+        return cls(exam, settings.evaluate, listen, settings.seed, *limits, settings.train.device, force)
 
     def measure(
         self, systems: Systems, only: Mapping[str, Sequence[str]] | None = None
@@ -85,6 +87,7 @@ class Measurement:
                         self.listen,
                         dream_tokens=self.dream_tokens,
                         thinking_tokens=self.thinking_tokens,
+                        timeout=self.timeout,
                         device=self.device,
                         force=self.force,
                         only=(only or {}).get(name, ()),
@@ -184,7 +187,7 @@ class Measurement:
 
     def _cost(self, target: Target) -> dict[str, Any]:
         self.listen(Event("evaluate", "note", f"{target.spec}: speed, one prompt at a time"))
-        how = How(self.seed, self.dream_tokens, self.thinking_tokens, self.device)
+        how = How(self.seed, self.dream_tokens, self.thinking_tokens, self.device, self.timeout)
         return kept_cost(target, self.exam, self.settings, how, force=self.force)
 
     def _tried(

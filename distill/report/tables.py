@@ -263,7 +263,7 @@ def _three(value: float | None) -> str:
     """Three digits, never as a power of ten."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{Decimal(f'{value:.3g}'):f}"
+    return f"{Decimal(f'{value:.3g}'):f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def _value(key: str, value: Any) -> str:

@@ -37,18 +37,21 @@ class About:
     modelfile: str
 
     @classmethod
-    def of(cls, student: Student, offer: Offer) -> "About":
-        config, digest, size, count = student.model.config, hashlib.sha256(), 0, 0
+    def of(cls, student: Student, offer: Offer, known: str = "") -> "About":
+        """known: its digest, which isn't computed again then."""
+        config, hashed, size, count = student.model.config, hashlib.sha256(), 0, 0
         tensors: list[dict[str, Any]] = []
         for name, weight in student.model.state_dict().items():
             if name == "lm_head.weight" and config.tie_embeddings:
                 continue
             flat = weight.detach().float().cpu().contiguous()
-            digest.update(name.encode())
-            digest.update(memoryview(flat.numpy()).cast("B"))
+            if not known:
+                hashed.update(name.encode())
+                hashed.update(memoryview(flat.numpy()).cast("B"))
             size, count = size + flat.nbytes, count + flat.numel()
             tensors.append({"name": tensor_name(name), "type": "F32", "shape": [*reversed(flat.shape)]})
-        digest.update(student.tokenizer.hf.to_str().encode())
+        hashed.update(student.tokenizer.hf.to_str().encode())
+        digest = known or hashed.hexdigest()
         details = {
             "parent_model": "",
             "format": "safetensors",
@@ -61,7 +64,7 @@ class About:
         }
         settings = [*(("stop", quoted(stop)) for stop in STOP), ("temperature", f"{offer.temperature:g}")]
         return cls(
-            digest.hexdigest(),
+            digest,
             size,
             offer.modified,
             details,
@@ -69,7 +72,7 @@ class About:
             model_info(student, count),
             tensors,
             "\n".join(f"{name:<30} {value}" for name, value in settings),
-            modelfile(digest.hexdigest(), student.system, settings),
+            modelfile(digest, student.system, settings),
         )
 
     def tag(self, name: str) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def origin_of(site: str) -> str:
     """As a browser names it: in small letters, without the slash or the usual port that its address may end with."""
     origin = site.strip().rstrip("/").lower()
     if not ORIGIN.fullmatch(origin):
-        raise BadInput(f"--origin {site}: give SCHEME://HOST[:PORT] of each site, such as https://chat.example")
+        how = "such as https://chat.example" if origin.isascii() else "a host in ASCII (xn--…), as browsers send it"
+        raise BadInput(f"--origin {site}: give SCHEME://HOST[:PORT] of each site, {how}")
     usual = {"http": ":80", "https": ":443"}
     return origin.removesuffix(usual.get(origin.partition(":")[0], ""))
 

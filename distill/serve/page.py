@@ -47,9 +47,9 @@ async def feedback(request: Request) -> Response:
     served = shelf_of(request).find(named(body))
     if served.offer.keep is None:
         raise ApiError(400, f"{served.name}: only a run keeps feedback, and a bundle is none")
-    messages, pictures = turns_of(body, served)
     loaded = await served.acquire()
     try:
+        messages, pictures = turns_of(body, served)
         read = await asyncio.to_thread(as_read, loaded.student, messages, pictures)
         turns: list[Message] = [{"role": turn["role"], "content": turn["content"]} for turn in read]
         if served.system and not any(turn["role"] == "system" for turn in turns[:1]):

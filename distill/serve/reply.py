@@ -111,7 +111,9 @@ class Reply:
             ready = time.monotonic()
             tokenizer = loaded.student.tokenizer
             context = min(options.context or served.context, served.context)
-            dreams = asked.raw is None and asked.think and asked.messages[-1]["role"] != "assistant"
+            # Another may have been read than there was when `think` was.
+            dreams = asked.raw is None and asked.think and served.offer.dreams
+            dreams = dreams and asked.messages[-1]["role"] != "assistant"
             how, notes = (context, options.limit), list[str]()
             prompt = await _prompt_ids(loaded, asked, dreams, *how, notes.append)
             if any(not 0 <= id < tokenizer.vocab_size for id in prompt):

@@ -26,7 +26,7 @@ class Served:
         self, offer: Offer, student: Student, scheduler: Scheduler, place: tuple[int, int], keep: float
     ) -> None:
         """place: how many answers are written at once at most, and how many students there are."""
-        self.offer, self.scheduler, self.keep = offer, scheduler, keep
+        self.scheduler, self.keep = scheduler, keep
         self._kept = keep
         self.name = tagged(fitting_name(student.name))
         self.expires = FOREVER
@@ -35,7 +35,7 @@ class Served:
         self._loading = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._place = place
-        self._hold(Loaded(student, *place), About.of(student, offer))
+        self._hold(offer, Loaded(student, *place), About.of(student, offer))
 
     @property
     def sees(self) -> bool:
@@ -81,13 +81,15 @@ class Served:
         self._users += 1
         self.release(0)
 
-    def _read(self) -> tuple[Loaded, About]:
-        student = self.offer.load()
-        return Loaded(student, *self._place), About.of(student, self.offer)
+    def _read(self) -> tuple[Offer, Loaded, About]:
+        offer = self.offer if self.offer.renew is None else self.offer.renew()
+        known = self.about.digest if offer.stamp and offer.stamp == self.offer.stamp else ""
+        student = offer.load()
+        return offer, Loaded(student, *self._place), About.of(student, offer, known)
 
-    def _hold(self, loaded: Loaded, about: About) -> None:
-        """What is told of it is of the weights that are there: since it left, another may have been made."""
-        student = loaded.student
+    def _hold(self, offer: Offer, loaded: Loaded, about: About) -> None:
+        """It is told of and asked as what is there: since it left, another may have been made. Its name stays."""
+        self.offer, student = offer, loaded.student
         self._loaded, self.about, self.context = loaded, about, student.model.config.context
         self.system, self.words = student.system, student.tokenizer
         self.scheduler.lanes = [*self.scheduler.lanes, loaded.lane]
@@ -116,8 +118,9 @@ class Shelf:
             for offer in offers:
                 served = Served(offer, offer.load(), self.scheduler, (slots, len(offers)), keep)
                 if (key := name_key(served.name)) in self.students:
-                    two = f"{self.students[key].offer.source} and {offer.source}"
-                    remedy = "serve one at another --port, or rename a run's folder (its bundle: and export it again)"
+                    other = self.students[key].offer
+                    two, rename = f"{other.source} and {offer.source}", other.rename or offer.rename
+                    remedy = f"serve one at another --port{rename and f', or {rename}'}"
                     raise BadInput(f"{served.name}: two students of this name, {two}; {remedy}")
                 self.students[key] = served
         except BaseException:

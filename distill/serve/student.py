@@ -56,7 +56,8 @@ verdict that is none."""
 class Offer:
     """A student to be served. load: reads it. dreams: it was taught to. temperature: where a request says none.
     modified: when it was made, seconds since 1970. keep: what its users say of answers; None: nobody learns from it.
-    source: where it lies."""
+    source: where it lies. rename: how it gets another name, if it can. stamp: path, size and time (ns) of files
+    that `load` reads; while it is the same, so is the digest. renew: the offer as it is then, when it is read again."""
 
     load: Callable[[], Student]
     dreams: bool = True
@@ -64,6 +65,9 @@ class Offer:
     modified: float = 0.0
     keep: Keep | None = None
     source: str = ""
+    rename: str = ""
+    stamp: tuple[tuple[str, int, int], ...] = ()
+    renew: "Callable[[], Offer] | None" = None
 
 
 class Loaded:

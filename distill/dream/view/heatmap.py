@@ -231,15 +231,15 @@ def _has(font: Any, character: str) -> bool:
 
 
 def _warn_of_boxes(records: Iterable[DreamRecord]) -> None:
-    """Say which characters no font has."""
+    """Say which characters are drawn as boxes: each text is drawn with one font."""
     texts: list[str] = []
     for record in records:
         slots = (slot for branch in record.branches for step in branch.steps for slot in step.slots)
         texts += [record.prompt, *(slot.label for slot in slots), *(word.text for word in record.words)]
-    text = "".join(texts)
-    if lacking := set[str].intersection(*(_lacking(font, text) for font in _fonts(16))):
+    if lacking := set[str]().union(*(_lacking(_font(16, text), text) for text in texts)):
         told = "".join(sorted(lacking)[:20]) + ("…" if len(lacking) > 20 else "")
-        warnings.warn(f"the picture has boxes for {told}, of which no font is here; export .html", stacklevel=4)
+        why = "which no font here has with the rest of their text"
+        warnings.warn(f"the picture has boxes for {told}, {why}; export .html", stacklevel=4)
 
 
 def _fit(text: str, size: int, room: int) -> str:

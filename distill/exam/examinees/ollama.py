@@ -164,11 +164,20 @@ def cut(content: str, tokens: Sequence[str], limit: int) -> tuple[str, int]:
     return "".join(tokens[len(tokens) - count : len(tokens) - count + limit])[skipped:], count - limit
 
 
+def thinks_in_words(target: Target, timeout: float) -> bool:
+    """Raises TeacherError where its server doesn't tell."""
+    client = OllamaClient(target.host or default_host(), timeout=timeout)
+    try:
+        with client.reading("/api/show"):
+            thinks = "thinking" in (client.show(target.model).get("capabilities") or [])
+            return thinks and _in_words(client.show(target.model, verbose=True))
+    finally:
+        client.close()
+
+
 def _in_words(show: dict[str, Any]) -> bool:
-    """Whether one that thinks does so in words: all students of ours have lenses in their vocabulary. False where none
-    is told."""
-    words = (show.get("model_info") or {}).get("tokenizer.ggml.tokens") or []
-    return bool(words) and OPENS[0] not in words
+    """Whether one that thinks does so in words: all students of ours tell a vocabulary, and have lenses in it."""
+    return OPENS[0] not in ((show.get("model_info") or {}).get("tokenizer.ggml.tokens") or [])
 
 
 def _card(name: str, entry: dict[str, Any], show: dict[str, Any], dreams: bool, in_words: int = 0) -> Card:

@@ -21,3 +21,13 @@ def open_examinee(target: Target, how: How) -> Examinee:
     from distill.exam.examinees.native import NativeExaminee
 
     return NativeExaminee(target, how)
+
+
+def limits_of(target: Target, how: How) -> list[int]:
+    """All that bounds what it writes before its answers. Raises TeacherError where a server doesn't tell."""
+    if target.kind == "ollama":
+        from distill.exam.examinees.ollama import thinks_in_words
+
+        if thinks_in_words(target, how.timeout):
+            return [how.dream_tokens, how.thinking_tokens]
+    return [how.dream_tokens]
