@@ -220,7 +220,6 @@ def test_targets_of_the_same_training_set_are_searched_for_once(
 ) -> None:
     asked = "What is a leaf?"
     run = make_run(tmp_path / "run", [(asked, "Green.", False), ("What is snow?", "Cold.", False)])
-    run.record("capture", {}, {"traces.db": "one"}, {}, 0.0)
     monkeypatch.setattr(contamination, "TOLD", 1)
     events, searched = list[Event](), dict[str, Contamination]()
 
@@ -237,7 +236,6 @@ def test_targets_of_the_same_training_set_are_searched_for_once(
     assert found().exact == 0, "other questions"
     run.traces.unlink()
     make_run(run.path, [("What is rain?", "Wet.", False)])
-    run.record("capture", {}, {"traces.db": "another"}, {}, 0.0)
     assert found().exact == 1, "captured anew"
 
 

@@ -217,11 +217,12 @@ def of_target(target: Target, exam: Exam, listen: Listener = silent, searched: S
 
 
 def _in_traces(run: Run, exam: Exam, listen: Listener, searched: Searched) -> Contamination:
-    shown, record = load_shown(run.tokenizer), run.records().get("capture")  # shown as the exam's pictures are
-    selected = str(run.traces) if record is None else record.outputs
-    mark = fingerprint([selected, shown, exam.digest])
-    if mark not in searched:
-        with TraceStore(run.traces, readonly=True) as store:
+    shown = load_shown(run.tokenizer)  # as the exam's pictures are
+    with TraceStore(run.traces, readonly=True) as store:
+        # A key is of its prompt, too.
+        learned = sorted(key for key, held_out in store.selected().items() if not held_out)
+        mark = fingerprint([learned, shown, exam.digest])
+        if mark not in searched:
             prompts = (show(prompt, shown) for _, prompt, _ in store.answers(held_out=False))
             searched[mark] = check(exam, prompts, listen)
     return searched[mark]
