@@ -25,6 +25,7 @@ from distill.learning.onward import Onward
 from distill.learning.replay import Memory, with_dreams
 from distill.run import Run
 from distill.student.grammar import longest_path
+from distill.student.made_with import taught_to_dream
 from distill.tokens.chat import think_block
 from distill.tokens.packing import Documents, pack
 from distill.training import checkpoint
@@ -131,9 +132,9 @@ class Facts(Onward):
 
     def own_dreams(self, model: Backbone, documents: Documents, temperature: float) -> dict[int, list[int]]:
         """Of documents that have none, where the student dreams."""
-        train, room = self.run.settings.train, model.config.context // 2
-        if not train.dreams or train.pause:
+        if not taught_to_dream(self.run.settings):
             return {}
+        room = model.config.context // 2
         chosen = [i for i in range(len(documents)) if not len(documents.dream(i)) and len(documents.prompt(i)) < room]
         return dream_on(model, documents.prompt, self.tokenizer, self.longest, self.seed, chosen, temperature)
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from distill.config import EvaluateSettings, Settings
 from distill.errors import BadInput, DistillError
 from distill.events import Event, Listener, silent
-from distill.exam.contamination import Contamination, of_target
+from distill.exam.contamination import Searched, of_target
 from distill.exam.cost import kept_cost
 from distill.exam.examine import dream_tokens_of, examine
 from distill.exam.measured import Measured
@@ -110,7 +110,8 @@ class Measurement:
     ) -> dict[str, Any]:
         """The content of results.json. measured: may hold more than `systems`, as the teacher, who is no target.
         pairs, by_seed: see `compare_numbers`."""
-        exam, settings, warnings, searched = self.exam, self.settings, list[str](), dict[str, Contamination]()
+        exam, settings, warnings = self.exam, self.settings, list[str]()
+        searched: Searched = {}
         entries: dict[str, Any] = {}
         for name, found in measured.items():
             targets = systems.get(name, ())
@@ -163,7 +164,7 @@ class Measurement:
         }
 
     def _entry(
-        self, targets: Sequence[Target], found: Sequence[Measured], cost: bool, searched: dict[str, Contamination]
+        self, targets: Sequence[Target], found: Sequence[Measured], cost: bool, searched: Searched
     ) -> dict[str, Any]:
         """Of one system, its numbers apart. Trainings of one recipe share their data: the first stands for all."""
 
